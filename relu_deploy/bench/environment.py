@@ -1,0 +1,83 @@
+"""What a measurement was made on: processor, memory, clocks, load, versions and thread counts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import relu_deploy
+from relu_deploy.backends.base import default_threads
+
+__all__ = ["describe"]
+
+LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "pycocotools", "tensorrt", "tensorrt-rtx", "torch")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """Return the environment that results are quoted with. threads: what every backend was told to use."""
+    return {
+        "relu_deploy": relu_deploy.__version__,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": _cpu(),
+        "gpus": _gpus(),
+        "memory_bytes": _memory(),
+        "threads": threads,
+        "thread_variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
+    }
+
+
+def _cpu() -> dict[str, Any]:
+    text = _read(Path("/proc/cpuinfo"))
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines()) if value}
+    flags = fields.get("flags", "").split()
+    interesting = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
+    governor = _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")).strip()
+    return {
+        "model": fields.get("model name") or platform.processor() or platform.machine(),
+        "usable_cpus": default_threads(),
+        "mhz": float(fields["cpu MHz"]) if "cpu MHz" in fields else None,
+        "governor": governor or None,
+        "features": [name for name in interesting if name in flags],
+    }
+
+
+def _gpus() -> list[dict[str, str]]:
+    query = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit"
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [dict(zip(query.split(","), line.split(", "), strict=False)) for line in answer.stdout.strip().splitlines()]
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,132 @@
+"""One backend in a process of its own: loads a model, warms up and times runs when told to.
+
+A process each, because thread pools of two runtimes disturb one another, because peak memory is a property of a process,
+and because a crash then costs one row. Commands and answers are JSON, a line each, on stdin and stdout; whatever a
+runtime prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from relu_deploy.backends import load, probe
+from relu_deploy.bundle import Bundle
+from relu_deploy.data import load_dataset, sample_feeds
+from relu_deploy.errors import ReluDeployError
+from relu_deploy.tasks import score
+from relu_deploy.tensors import Feeds
+
+#: how many different inputs take turns, so that no cache sees the same picture twice in a row
+ROTATION = 4
+#: warm-up ends when two windows' medians agree this closely
+STABLE = 0.05
+
+
+class Worker:
+    """Answers commands about one session."""
+
+    def load(self, bundle: str, backend: str, threads: int, batch: int, seed: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        probe(backend)
+        imported = time.perf_counter()
+        self.bundle, self.batch = Bundle.open(bundle), batch
+        self.feeds = [sample_feeds(self.bundle, batch, seed + turn)[0] for turn in range(ROTATION)]
+        ready = time.perf_counter()
+        self.session = load(self.bundle, backend, threads=threads)
+        loaded = time.perf_counter()
+        self.session.run(self.feeds[0])
+        first = time.perf_counter()
+        return {
+            "import_seconds": imported - started,
+            "load_seconds": loaded - ready,
+            "first_run_seconds": first - loaded,
+            "facts": dict(self.session.facts),
+        }
+
+    def warm(self, seconds: float) -> dict[str, Any]:
+        """Run until two windows of a quarter of `seconds` have medians within 5%, for at most `seconds` after the first."""
+        deadline = time.perf_counter() + seconds
+        before = None
+        while True:
+            window = self._timed(seconds / 4)
+            median = float(np.median(window))
+            if before is not None and abs(median - before) <= STABLE * before:
+                return {"stable": True}
+            if time.perf_counter() >= deadline:
+                return {"stable": False}
+            before = median
+
+    def measure(self, seconds: float) -> dict[str, Any]:
+        return {"milliseconds": self._timed(seconds)}
+
+    def _timed(self, seconds: float) -> list[float]:
+        timings: list[float] = []
+        clock, run = time.perf_counter_ns, self.session.run
+        end = clock() + int(seconds * 1e9)
+        for feeds in self._rotating():
+            start = clock()
+            run(feeds)
+            stop = clock()
+            timings.append((stop - start) / 1e6)
+            if stop >= end:
+                break
+        return timings
+
+    def _rotating(self) -> Iterator[Feeds]:
+        while True:
+            yield from self.feeds
+
+    def outputs(self, feeds: str, results: str) -> dict[str, Any]:
+        """Run on the arrays in the file `feeds` and leave the outputs in the file `results`."""
+        with np.load(feeds) as archive:
+            np.savez(results, **self.session.run({name: archive[name] for name in archive.files}))
+        return {}
+
+    def memory(self) -> dict[str, Any]:
+        """Return the largest resident memory of this process so far, in bytes."""
+        try:
+            import resource
+        except ImportError:  # Windows
+            return {"peak_bytes": None}
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+
+    def accuracy(self) -> dict[str, Any]:
+        if not self.bundle.manifest.get("dataset"):
+            return {"accuracy": None}
+        dataset = load_dataset(self.bundle, self.bundle.manifest["dataset"])
+        metric = score(self.bundle.manifest, self.session.run, dataset, self.batch)
+        return {"accuracy": metric.to_json() if metric else None}
+
+
+def answer(worker: Worker, command: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer to one command; an error that was foreseen comes back as message, hint and exit code."""
+    arguments = {name: value for name, value in command.items() if name != "do"}
+    try:
+        reply: dict[str, Any] = getattr(worker, command["do"])(**arguments)
+    except ReluDeployError as error:
+        return {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
+    except Exception as error:  # a runtime may raise anything, and the other rows should still be measured
+        lines = str(error).strip().splitlines()
+        return {"error": f"{type(error).__name__}: {lines[0] if lines else ''}", "hint": "", "kind": "Unsupported"}
+    return reply
+
+
+def main() -> None:
+    # The pipe moves to a descriptor of its own, so that nothing a runtime prints can get between the answers.
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
+
+
+if __name__ == "__main__":
+    main()

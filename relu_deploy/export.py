@@ -1,0 +1,450 @@
+"""From a PyTorch module (or a finished ONNX file) to a bundle.
+
+    source                         what happens
+    zoo name                       built, with the zoo's weights, --weights FILE, or random ones
+    package.module:callable        imported and called; gives an nn.Module
+    FILE.pt2                       loaded with torch.export.load
+    FILE.onnx                      adopted: checked, shapes inferred, every node named; no PyTorch program travels along
+
+The graph is asserted after the fact: torch may silently keep a lower opset than it was asked for, and Relus must be
+found again in it, each with the PyTorch module it came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import relu_deploy
+from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, create_bundle, refuse_existing, seal, sha256
+from relu_deploy.errors import InputError, UsageError, missing_package, nearest
+from relu_deploy.graph import adopt, find_relus, io_specs, opset_of, save_model
+from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
+from relu_deploy.zoo import Recipe, build, load_weights, recipe, recipes, weights_file
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+    from torch import nn
+
+__all__ = ["DEFAULT_OPSET", "Exported", "export", "export_source"]
+
+DEFAULT_OPSET = 20
+DECODES = ("none", "boxes", "nms")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_source` made. nodes, relus: how many are in the graph; untrained: the weights are random."""
+
+    bundle: Bundle
+    opset: int
+    nodes: int
+    relus: int
+    seconds: float
+    untrained: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bundle": str(self.bundle.path),
+            "onnx": str(self.bundle.onnx),
+            "opset": self.opset,
+            "nodes": self.nodes,
+            "relus": self.relus,
+            "inputs": [spec.to_json() for spec in self.bundle.inputs],
+            "outputs": [spec.to_json() for spec in self.bundle.outputs],
+            "untrained": self.untrained,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def export(
+    source: nn.Module | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    inputs: Mapping[str, Sequence[int]] | None = None,
+    batch: int | str = "dynamic",
+    **options: Any,
+) -> Bundle:
+    """Return the bundle made from `source` at `out`.
+
+    source: an nn.Module, or anything the module's table lists. inputs: shape of each input, batch included; known for
+    zoo models. batch: "dynamic" or a fixed size. options: as for `export_source`.
+    Raises InputError or UsageError; nothing is written then.
+    """
+    return export_source(source, out, inputs=inputs, batch=batch, **options).bundle
+
+
+def export_source(
+    source: nn.Module | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    inputs: Mapping[str, Sequence[int]] | None = None,
+    batch: int | str = "dynamic",
+    opset: int = DEFAULT_OPSET,
+    weights: str | os.PathLike[str] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    embed_preprocess: bool = False,
+    pixels: Mapping[str, Any] | None = None,
+    decode: str | None = None,
+    seed: int = 0,
+    force: bool = False,
+    name: str | None = None,
+) -> Exported:
+    """Return the bundle made from `source`, with what is worth reporting about it.
+
+    weights: file to load into a zoo model or callable. arguments: for the zoo architecture or the callable.
+    embed_preprocess: take uint8 NHWC and normalise in the graph; `pixels` (scale, mean, std) says how, known for zoo models.
+    decode: for detectors, "none" gives raw head maps, "boxes" decoded boxes and scores, "nms" final detections.
+    seed: of random weights. Raises InputError or UsageError; nothing is written then.
+    """
+    out = Path(out)
+    refuse_existing(out, force)
+    if batch != "dynamic" and not (isinstance(batch, int) and batch >= 1):
+        raise UsageError(f"batch must be a positive number or 'dynamic', not {batch!r}", "for instance --batch 1")
+    if decode not in (None, *DECODES):
+        raise UsageError(f"there is no decoding called {decode!r}", f"one of: {', '.join(DECODES)}")
+    started = time.perf_counter()
+    if not isinstance(source, str | os.PathLike):
+        loaded = Loaded(source, "module", type(source).__name__)
+    else:
+        loaded = load_source(str(source), weights, arguments or {}, seed)
+    pixels = pixels or (loaded.recipe.preprocess if loaded.recipe else None)
+    with create_bundle(out, force=force) as folder:
+        if loaded.module is None:
+            for given, what in ((embed_preprocess, "--embed-preprocess"), (weights, "--weights"), (inputs, "--input"), (decode, "--decode")):
+                if given:
+                    raise UsageError(f"{what} needs a PyTorch source; {source} is a finished ONNX graph", f"leave {what} out")
+            model = adopt(Path(str(source)))
+        else:
+            module = _with_steps(loaded, embed_preprocess, pixels, decode)
+            shapes = _input_shapes(loaded, inputs, embed_preprocess)
+            names = _output_names(loaded.recipe, decode)
+            model = _to_onnx(module, shapes, batch, opset, embed_preprocess, names, folder)
+        save_model(model, folder / MODEL)
+        specs_in, specs_out = io_specs(model)
+        manifest = {
+            "schema": SCHEMA,
+            "name": name or loaded.name,
+            "made_by": _versions(),
+            "source": {"kind": loaded.kind, "spec": loaded.spec, "weights": loaded.weights},
+            "opset": opset_of(model),
+            "inputs": [spec.to_json() for spec in specs_in],
+            "outputs": [spec.to_json() for spec in specs_out],
+            **_knowledge(loaded.recipe, embed_preprocess, pixels, decode),
+            "variants": {},
+        }
+        seal(folder, manifest)
+    return Exported(
+        Bundle.open(out),
+        opset_of(model),
+        len(model.graph),
+        len(find_relus(model)),
+        time.perf_counter() - started,
+        loaded.recipe is not None and loaded.weights is None,
+    )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A source, loaded. module: None for an ONNX file; program: a `.pt2` that is already exported."""
+
+    module: nn.Module | None
+    kind: str
+    spec: str
+    weights: dict[str, str] | None = None
+    recipe: Recipe | None = None
+    shapes: Mapping[str, Sequence[int]] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name if self.recipe else Path(self.spec).stem if self.kind in ("pt2", "onnx") else self.spec.split(":")[-1]
+
+
+def load_source(spec: str, weights: str | os.PathLike[str] | None, arguments: Mapping[str, Any], seed: int) -> Loaded:
+    """Return what `spec` names: a zoo model, a callable's module, an exported program, or an ONNX file."""
+    path = Path(spec)
+    if path.suffix in (".onnx", ".pt2"):
+        if not path.is_file():
+            raise InputError(f"there is no file {spec}", "check the path")
+        return Loaded(None, "onnx", path.name) if path.suffix == ".onnx" else _load_pt2(path)
+    if ":" in spec:
+        module = _call(spec, arguments)
+        if weights is not None:
+            load_weights(module, Path(weights), spec)
+        return Loaded(module, "callable", spec, _weights_facts(weights))
+    if path.is_dir() or path.suffix in (".pth", ".safetensors", ".pt"):
+        raise UsageError(
+            f"{spec} is not something that can be exported by itself",
+            "give the architecture, and the file with --weights: relu-deploy export resnet50 --weights FILE",
+        )
+    if spec not in recipes():
+        raise UsageError(f"there is no zoo model called {spec!r}", f"{nearest(spec, recipes())} other models: package.module:callable")
+    known = recipe(spec)
+    # A changed architecture (say, another number of classes) cannot hold the zoo's own weights.
+    if weights is None and known.weights is not None and not arguments:
+        weights = weights_file(known)
+    return Loaded(build(spec, weights, seed=seed, **arguments), "zoo", spec, _weights_facts(weights), known)
+
+
+def _weights_facts(weights: str | os.PathLike[str] | None) -> dict[str, str] | None:
+    return None if weights is None else {"name": Path(weights).name, "sha256": sha256(Path(weights))}
+
+
+def _load_pt2(path: Path) -> Loaded:
+    torch = _torch()
+    try:
+        program = torch.export.load(str(path))
+    except Exception as error:  # torch.export raises whatever a broken archive leads to
+        raise InputError(f"{path} is not an exported PyTorch program: {error}", "save it with torch.export.save") from error
+    names = program.graph_signature.user_inputs
+    placeholders = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    shapes = {name: [dim if isinstance(dim, int) else 2 for dim in placeholders[name].shape] for name in names}
+    return Loaded(program.module(check_guards=False), "pt2", path.name, shapes=shapes)
+
+
+def _call(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
+    torch = _torch()
+    where, _, what = spec.partition(":")
+    # As `python -m` does: a model in the current folder can be named without installing it.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        target: Any = importlib.import_module(where)
+        for part in what.split("."):
+            target = getattr(target, part)
+    except ModuleNotFoundError as error:
+        raise InputError(f"cannot import {where!r}: {error}", f"install it, or run from the folder that holds {where}.py") from error
+    except AttributeError as error:
+        raise InputError(f"{where!r} has nothing called {what!r}", "write package.module:callable") from error
+    except Exception as error:  # the user's module may raise anything
+        raise InputError(f"importing {where!r} failed: {type(error).__name__}: {error}", "import it in Python to see why") from error
+    try:
+        module = target if isinstance(target, torch.nn.Module) else target(**arguments)
+    except Exception as error:  # the user's callable may raise anything
+        raise InputError(f"calling {spec} failed: {type(error).__name__}: {error}", "give its arguments with --arg key=value") from error
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"{spec} gave a {type(module).__name__}, not a torch.nn.Module", "name a callable that returns the model")
+    return module
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_package("torch", "torch") from error
+    return torch
+
+
+def _with_steps(loaded: Loaded, embed: bool, pixels: Mapping[str, Any] | None, decode: str | None) -> nn.Module:
+    """Return the loaded module, in eval mode, with decoding behind it and normalisation before it where asked for."""
+    from relu_deploy.nn.preprocess import PixelsIn
+
+    module = loaded.module
+    assert module is not None
+    if loaded.kind != "pt2":
+        module.eval()
+    is_detector = loaded.recipe is not None and loaded.recipe.task == "detection"
+    if decode not in (None, "none") and not is_detector:
+        raise UsageError(f"--decode {decode}: {loaded.name} is not a detector of the zoo", "leave --decode out")
+    if is_detector and decode != "none":
+        from relu_deploy.nn.detection import Detector, NonMaxSuppression
+
+        assert loaded.recipe is not None
+        _, height, width = loaded.recipe.shape
+        limits = dict(loaded.recipe.postprocess or {})
+        nms = NonMaxSuppression(**limits) if decode == "nms" else None
+        module = Detector(module, module.decoder(height, width), nms)  # type: ignore[operator]
+    if embed:
+        if pixels is None:
+            raise UsageError("--embed-preprocess needs to know the normalisation", "give it with --mean and --std, for instance --mean 0.5 --std 0.25")
+        module = PixelsIn(module, pixels["scale"], pixels["mean"], pixels["std"])
+    return module
+
+
+def _input_shapes(loaded: Loaded, inputs: Mapping[str, Sequence[int]] | None, embed: bool) -> dict[str, tuple[int, ...]]:
+    given = {name: tuple(shape) for name, shape in (inputs or {}).items()}
+    known = loaded.shapes or ({loaded.recipe.input_name: (1, *loaded.recipe.shape)} if loaded.recipe else None)
+    if not given and known is None:
+        raise UsageError(f"the input shape of {loaded.spec} is not known", "give it, for instance --input x=1x3x224x224")
+    shapes = given or {name: tuple(shape) for name, shape in (known or {}).items()}
+    if embed:
+        if len(shapes) != 1 or len(next(iter(shapes.values()))) != 4:
+            raise UsageError("--embed-preprocess needs a model with one NCHW picture input", "leave it out for this model")
+        shapes = {name: (n, h, w, c) for name, (n, c, h, w) in shapes.items()}
+    return shapes
+
+
+def _output_names(known: Recipe | None, decode: str | None) -> list[str] | None:
+    if known is None or known.task != "detection":
+        return None
+    if decode == "none":
+        return ["cls_logits", "bbox_regression", "bbox_ctrness"]
+    return ["boxes", "scores", "labels", "image"] if decode == "nms" else ["boxes", "scores"]
+
+
+def _to_onnx(
+    module: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    batch: int | str,
+    opset: int,
+    embed: bool,
+    names: list[str] | None,
+    folder: Path,
+) -> ir.Model:
+    """Return the checked graph of `module`, and leave the exported program in `folder`."""
+    torch = _torch()
+    dynamic = batch == "dynamic"
+    # torch specialises a dimension whose example is 1, so a varying batch is traced with 2.
+    rows = 2 if dynamic else int(batch)
+    dtype = torch.uint8 if embed else torch.float32
+    examples = tuple(torch.zeros((rows, *shape[1:]), dtype=dtype) for shape in shapes.values())
+    with _quiet_torch(), torch.no_grad():
+        program = _traced(module, examples, dynamic)
+        torch.export.save(program, str(folder / SOURCE))
+        count = len([value for value in program.graph_signature.user_outputs if value is not None])
+        outputs = names[:count] if names else ["y"] if count == 1 else [f"y{index}" for index in range(count)]
+        from relu_deploy.nn.detection import ONNX_TRANSLATIONS
+
+        try:
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(shapes),
+                output_names=outputs,
+                custom_translation_table=ONNX_TRANSLATIONS(),
+                verbose=False,
+            )
+        except Exception as error:  # the exporter's errors are many and wrap each other
+            raise InputError(
+                f"torch cannot write this model as ONNX: {_reason(error)}", "see the operator it names; --debug shows everything"
+            ) from error
+    model = converted.model
+    _annotate(model, program)
+    raw = folder / MODEL
+    save_model(model, raw)
+    model = adopt(raw)
+    for leftover in folder.glob(f"{MODEL}*"):
+        leftover.unlink()
+    if opset_of(model) != opset:
+        raise InputError(
+            f"torch could only write this model at opset {opset_of(model)}, not {opset}", f"export it with --opset {opset_of(model)}"
+        )
+    return model
+
+
+def _traced(module: nn.Module, examples: tuple[Any, ...], dynamic: bool) -> torch.export.ExportedProgram:
+    torch = _torch()
+    shapes = tuple({0: torch.export.Dim("batch", min=1)} for _ in examples) if dynamic else None
+    try:
+        module(*examples)
+    except Exception as error:  # the user's forward may raise anything
+        sizes = ", ".join("x".join(map(str, example.shape)) for example in examples)
+        raise InputError(
+            f"the model does not accept an input of shape {sizes}: {_reason(error)}", "give the right one with --input name=1x3x224x224"
+        ) from error
+    try:
+        return torch.export.export(module, examples, dynamic_shapes=shapes)
+    except Exception as error:  # TorchExportError, UserError, ConstraintViolationError and more
+        hint = "if the model fixes its batch, export it with --batch 1; if it branches on data, use torch.where or torch.cond"
+        raise InputError(f"torch cannot trace this model: {_reason(error)}", hint) from error
+
+
+#: aten operators that become a Relu or a Clip
+RELU_OPERATORS = ("relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_")
+
+
+def _annotate(model: ir.Model, program: torch.export.ExportedProgram) -> None:
+    """Keep on each Relu its PyTorch scope and its node in the program; drop the exporter's notes, which name local paths."""
+    candidates = [
+        (node.name, _scope(node))
+        for node in program.graph.nodes
+        if node.op == "call_function" and getattr(node.target, "_schema", None) and node.target._schema.name.split("::")[-1] in RELU_OPERATORS
+    ]
+    wanted = []
+    for node in model.graph:
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+        wanted.append((node.outputs[0].name, scopes.strip("[]").replace("'", "").split(", ")[-2:-1]))
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    scope_of = {output: scopes[0] if scopes else "" for output, scopes in wanted}
+    position = 0
+    for relu in find_relus(model):
+        scope = scope_of.get(relu.output, "")
+        # Both lists are in the program's order, so the first candidate of the same scope that is not yet taken is it.
+        for ahead in range(position, len(candidates)):
+            if candidates[ahead][1] == scope:
+                node = next(node for node in model.graph if node.name == relu.node)
+                node.metadata_props[SCOPE_KEY] = scope
+                node.metadata_props[TORCH_NODE_KEY] = candidates[ahead][0]
+                position = ahead + 1
+                break
+
+
+def _scope(node: Any) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _knowledge(known: Recipe | None, embed: bool, pixels: Mapping[str, Any] | None, decode: str | None) -> dict[str, Any]:
+    preprocess = None
+    if pixels is not None:
+        preprocess = {**pixels, "embedded": embed, "layout": "NHWC" if embed else "NCHW"}
+    if known is None:
+        return {"task": None, "labels": None, "preprocess": preprocess, "postprocess": None, "dataset": None}
+    postprocess = dict(known.postprocess or {}) or None
+    if known.task == "detection":
+        postprocess = {**(postprocess or {}), "decode": decode or "boxes"}
+    return {
+        "task": known.task,
+        "labels": list(known.labels) if known.labels else None,
+        "preprocess": preprocess,
+        "postprocess": postprocess,
+        "dataset": known.dataset,
+    }
+
+
+def _versions() -> dict[str, str]:
+    import onnx
+
+    made_by = {"relu_deploy": relu_deploy.__version__, "onnx": onnx.__version__}
+    if "torch" in sys.modules:
+        made_by["torch"] = str(sys.modules["torch"].__version__)
+    return made_by
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the innermost error, which is the one that says what happened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Silence what torch's exporter prints about itself; its errors still come as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,24 @@
+"""Pure ONNX, through onnx_ir: loading and checking, finding the Relus, counting the cost, tapping tensors.
+
+Nothing here imports torch or a runtime, so a graph can be read on a machine that has neither.
+"""
+
+from relu_deploy.graph.cost import Cost, count_cost
+from relu_deploy.graph.model import adopt, io_specs, load_model, name_nodes, opset_of, save_model, to_bytes
+from relu_deploy.graph.relus import Relu, find_relus
+from relu_deploy.graph.taps import with_taps
+
+__all__ = [
+    "Cost",
+    "Relu",
+    "adopt",
+    "count_cost",
+    "find_relus",
+    "io_specs",
+    "load_model",
+    "name_nodes",
+    "opset_of",
+    "save_model",
+    "to_bytes",
+    "with_taps",
+]

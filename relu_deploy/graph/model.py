@@ -1,0 +1,130 @@
+"""Loading, checking and saving ONNX graphs, with errors that a person can act on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relu_deploy.errors import InputError
+from relu_deploy.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["adopt", "io_specs", "load_model", "name_nodes", "opset_of", "save_model", "to_bytes"]
+
+#: protobuf cannot hold a message above 2 GiB; graph and attributes need a little room beside the weights
+SINGLE_FILE_LIMIT = 2**31 - 2**24
+
+
+def load_model(path: Path) -> ir.Model:
+    """Return the graph in the file `path`. Weights in external files are mapped, not read.
+
+    Raises InputError when the file is not a whole ONNX graph.
+    """
+    import onnx_ir as ir
+
+    not_onnx = f"{path} is not an ONNX model, or is cut short"
+    hint = "check that the file was copied whole: onnx.checker.check_model(path) should pass"
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty", hint)
+        model = ir.load(path)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}", "check the path and its permissions") from error
+    except Exception as error:  # protobuf and onnx_ir raise a dozen types for bytes that are not a graph
+        raise InputError(not_onnx, hint) from error
+    if len(model.graph) == 0 and not model.graph.outputs:
+        raise InputError(not_onnx, hint)
+    return model
+
+
+def adopt(path: Path) -> ir.Model:
+    """Return the graph in `path`, checked, with shapes inferred and every node named: what a bundle's model.onnx is.
+
+    Initializers that old files also list as inputs are no longer inputs: nobody feeds weights by hand.
+    Raises InputError when the ONNX checker or shape inference refuses it.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    model = load_model(path)
+    try:
+        onnx.checker.check_model(path)
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"{path} is not a valid ONNX graph: {_first_line(error)}", "repair the graph where it was made") from error
+    if not any(model.graph.initializers) or _weights_bytes(model) < SINGLE_FILE_LIMIT:
+        try:
+            proto = onnx.shape_inference.infer_shapes(ir.to_proto(model), check_type=True, strict_mode=True)
+        except onnx.shape_inference.InferenceError as error:
+            raise InputError(f"{path}: shapes do not fit: {_first_line(error)}", "repair the graph where it was made") from error
+        model = ir.from_proto(proto)
+    initializers = set(model.graph.initializers)
+    for value in [value for value in model.graph.inputs if value.name in initializers]:
+        model.graph.inputs.remove(value)
+    outputs = {value.name for value in model.graph.outputs}
+    for name in [name for name, value in model.graph.initializers.items() if not value.uses() and name not in outputs]:
+        # ONNX Runtime refuses a weight that nothing reads and that is no input any more.
+        del model.graph.initializers[name]
+    name_nodes(model)
+    return model
+
+
+def name_nodes(model: ir.Model) -> None:
+    """Give every node of the top graph that has no name, or another's name, one made of its type and position."""
+    seen: set[str] = set()
+    for position, node in enumerate(model.graph):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{position}"
+        seen.add(node.name)
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Write `model` to `path`: one file, or with the weights beside it (`<name>.data`) above protobuf's 2 GiB."""
+    import onnx_ir as ir
+
+    external = f"{path.name}.data" if _weights_bytes(model) >= SINGLE_FILE_LIMIT else None
+    ir.save(model, path, external_data=external)
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """Return the serialized graph. Raises InputError when it is too large for one message."""
+    import onnx_ir as ir
+
+    if _weights_bytes(model) >= SINGLE_FILE_LIMIT:
+        raise InputError("the graph's weights exceed 2 GiB and cannot be held in one message", "use the file itself")
+    return bytes(ir.to_proto(model).SerializeToString())
+
+
+def opset_of(model: ir.Model) -> int:
+    """Return the version of the default ONNX operator set that `model` imports."""
+    return int(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)))
+
+
+def io_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the specs of what must be fed (initializers are not) and of what comes out.
+
+    Raises InputError when an input has no type or rank.
+    """
+    initializers = set(model.graph.initializers)
+    inputs = tuple(_spec(value, "input") for value in model.graph.inputs if value.name not in initializers)
+    return inputs, tuple(_spec(value, "output") for value in model.graph.outputs)
+
+
+def _spec(value: ir.Value, role: str) -> TensorSpec:
+    if value.dtype is None or (value.shape is None and role == "input"):
+        raise InputError(f"the graph's {role} {value.name!r} has no type or shape", "export the model with typed inputs")
+    dims = [] if value.shape is None else list(value.shape)
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value or f"{value.name}_{axis}") for axis, dim in enumerate(dims))
+    return TensorSpec(str(value.name), value.dtype.numpy().name, shape)
+
+
+def _weights_bytes(model: ir.Model) -> int:
+    values = [value.const_value for value in model.graph.initializers.values()]
+    return sum(int(tensor.nbytes) for tensor in values if tensor is not None)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

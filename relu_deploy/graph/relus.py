@@ -1,0 +1,135 @@
+"""Finding the Relus of a graph, whatever they are written as.
+
+Rules:
+
+1. `Relu` is a Relu.
+2. `Clip` whose lower bound is the constant 0 is one too: with upper bound 6 a ReLU6, with any other upper bound a
+   clipped Relu, with none a plain Relu.
+3. `Max` of a tensor and the constant 0 is a Relu.
+4. A Relu is `fused_with` the nodes that runtimes merge it into: the Conv, Gemm, MatMul, BatchNormalization or Add chain
+   that feeds nothing but it.
+5. Order is the graph's own (topological) order; `index` counts from 0 in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["SCOPE_KEY", "TORCH_NODE_KEY", "Relu", "find_relus"]
+
+#: metadata keys under which export keeps where a Relu came from: PyTorch module path, and node in source.pt2
+SCOPE_KEY, TORCH_NODE_KEY = "relu_deploy.scope", "relu_deploy.torch_node"
+
+#: what may stand between a Relu and the kernel that absorbs it, in the order in which runtimes fuse them
+FUSED_FEEDERS = ("Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Relu:
+    """One Relu of a graph.
+
+    node, input, output: names of the node and of its two tensors. kind: "relu", "relu6" or "clip".
+    shape: of the output, ints and names of varying dimensions, None when not inferred.
+    scope: path of the PyTorch module it came from, "" where unknown. torch_node: its node in the exported program.
+    fused_with: names of the nodes that runtimes compute it together with, nearest first.
+    """
+
+    node: str
+    index: int
+    kind: str
+    input: str
+    output: str
+    shape: tuple[int | str, ...] | None
+    scope: str
+    torch_node: str
+    fused_with: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "node": self.node,
+            "index": self.index,
+            "kind": self.kind,
+            "shape": None if self.shape is None else list(self.shape),
+            "scope": self.scope,
+            "fused_with": list(self.fused_with),
+        }
+
+
+def find_relus(model: ir.Model) -> list[Relu]:
+    """Return the Relus of `model`'s top graph in topological order."""
+    relus: list[Relu] = []
+    for node in model.graph:
+        kind, source = _relu_kind(node)
+        if source is None:
+            continue
+        output = node.outputs[0]
+        shape = None
+        if output.shape is not None:
+            shape = tuple(dim if isinstance(dim, int) else str(dim.value or "?") for dim in output.shape)
+        relus.append(
+            Relu(
+                node=node.name or f"{node.op_type}_{len(relus)}",
+                index=len(relus),
+                kind=kind,
+                input=str(source.name),
+                output=str(output.name),
+                shape=shape,
+                scope=node.metadata_props.get(SCOPE_KEY, ""),
+                torch_node=node.metadata_props.get(TORCH_NODE_KEY, ""),
+                fused_with=tuple(_absorbed_by(source)),
+            )
+        )
+    return relus
+
+
+def _relu_kind(node: ir.Node) -> tuple[str, ir.Value | None]:
+    if node.domain not in ("", "ai.onnx"):
+        return "", None
+    if node.op_type == "Relu":
+        return "relu", node.inputs[0]
+    if node.op_type == "Clip" and _clip_bound(node, "min", 1) == 0:
+        upper = _clip_bound(node, "max", 2)
+        return ("relu" if upper is None else "relu6" if upper == 6 else "clip"), node.inputs[0]
+    if node.op_type == "Max" and len(node.inputs) == 2:
+        constants = [_scalar(value) for value in node.inputs]
+        for position, constant in enumerate(constants):
+            if constant == 0 and constants[1 - position] is None:
+                return "relu", node.inputs[1 - position]
+    return "", None
+
+
+def _clip_bound(node: ir.Node, attribute: str, position: int) -> float | None:
+    if attribute in node.attributes:  # opset 6
+        return float(node.attributes[attribute].as_float())
+    return _scalar(node.inputs[position]) if position < len(node.inputs) else None
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    if value is None:
+        return None
+    tensor = value.const_value
+    producer = value.producer()
+    if tensor is None and producer is not None and producer.op_type == "Constant":
+        attribute = producer.attributes.get("value")
+        tensor = attribute.as_tensor() if attribute is not None else None
+    return float(tensor.numpy().reshape(-1)[0]) if tensor is not None and tensor.size == 1 else None
+
+
+def _absorbed_by(value: ir.Value) -> list[str]:
+    absorbed: list[str] = []
+    position = 0
+    while (node := value.producer()) is not None and len(value.consumers()) == 1 and node.op_type in FUSED_FEEDERS[position:]:
+        absorbed.append(str(node.name))
+        position = FUSED_FEEDERS.index(node.op_type) + 1
+        if node.op_type in FUSED_FEEDERS[2:]:
+            break
+        # At a residual Add the kernel is the branch that has no other reader.
+        branches = [source for source in node.inputs if source is not None and source.producer() is not None]
+        value = next((branch for branch in branches if len(branch.consumers()) == 1), branches[0]) if branches else value
+        if not branches:
+            break
+    return absorbed

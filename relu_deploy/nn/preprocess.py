@@ -1,0 +1,32 @@
+"""Normalisation as part of the model, so that a served graph takes a picture's bytes as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["PixelsIn"]
+
+
+class PixelsIn(nn.Module):
+    """`model` behind (x * scale - mean) / std, taking uint8 NHWC and giving the model float32 NCHW.
+
+    mean, std: one number per channel, in units of the scaled pixels.
+    """
+
+    def __init__(self, model: nn.Module, scale: float, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        spread = torch.tensor(std, dtype=torch.float64).reshape(1, -1, 1, 1)
+        offset = torch.tensor(mean, dtype=torch.float64).reshape(1, -1, 1, 1)
+        # One product and one sum, each constant rounded once from float64.
+        self.register_buffer("factor", (scale / spread).float(), persistent=False)
+        self.register_buffer("shift", (-offset / spread).float(), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the model's output for `pixels`, uint8 (N, H, W, C)."""
+        planes = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        output: Tensor = self.model(planes * self.factor + self.shift)
+        return output

@@ -1,0 +1,59 @@
+"""VGG (Simonyan and Zisserman, "Very Deep Convolutional Networks", 2014), with torchvision's state dict."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["VGG", "vgg16", "vgg16_bn", "vgg_features"]
+
+#: output channels of each 3x3 convolution of VGG-16; 0 stands for a 2x2 max pooling
+VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
+
+
+def vgg_features(widths: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
+    """Return the convolutional part; its modules are numbered without gaps, as torchvision's are."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in widths:
+        if width == 0:
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers.append(nn.Conv2d(channels, width, 3, padding=1))
+        if batch_norm:
+            layers.append(nn.BatchNorm2d(width))
+        layers.append(nn.ReLU(inplace=True))
+        channels = width
+    return nn.Sequential(*layers)
+
+
+class VGG(nn.Module):
+    """Convolutions, then three linear layers. images: float32 (N, 3, H, W), H and W at least 32. Returns (N, num_classes)."""
+
+    def __init__(self, batch_norm: bool, num_classes: int) -> None:
+        super().__init__()
+        self.features = vgg_features(VGG16, batch_norm)
+        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        self.classifier = nn.Sequential(
+            nn.Linear(512 * 7 * 7, 4096),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(4096, 4096),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(4096, num_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
+        return logits
+
+
+def vgg16(num_classes: int = 1000) -> VGG:
+    """Return VGG-16 without batch norm, with random weights."""
+    return VGG(False, num_classes)
+
+
+def vgg16_bn(num_classes: int = 1000) -> VGG:
+    """Return VGG-16 with batch norm, with random weights."""
+    return VGG(True, num_classes)

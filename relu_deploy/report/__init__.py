@@ -1,0 +1,1 @@
+"""Results for people: tables for the terminal and self-contained pages. Takes plain results and never computes them."""

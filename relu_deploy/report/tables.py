@@ -1,0 +1,176 @@
+"""Tables for the terminal, from the same dictionaries that --json writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["print_bench", "print_doctor", "print_export", "print_inspect", "print_verify", "print_zoo"]
+
+Result = Mapping[str, Any]
+GOOD, BAD, DIM = "[green]yes[/]", "[bold red]NO[/]", "[dim]-[/]"
+
+
+def print_zoo(models: Sequence[Result]) -> None:
+    table = _table("model", "task", "activation", ">parameters", "input", "weights", "metric")
+    for model in models:
+        metric = model["metric"]
+        shown = f"{metric['name']} {metric['value']:.4f} on {metric['on']}" if metric else ""
+        size = "x".join(map(str, model["input"]["shape"]))
+        table.add_row(
+            model["name"], model["task"], model["activation"], f"{model['parameters']:,}", size, model["weights"] or "random", shown
+        )
+    _print(table)
+
+
+def print_export(result: Result) -> None:
+    inputs, outputs = (", ".join(_spec(spec) for spec in result[kind]) for kind in ("inputs", "outputs"))
+    _print(
+        f"[bold]{escape(result['bundle'])}[/]  opset {result['opset']}, {result['nodes']} nodes, {result['relus']} Relus, "
+        f"{result['seconds']:.1f} s\n  in   {escape(inputs)}\n  out  {escape(outputs)}"
+    )
+
+
+def print_inspect(result: Result) -> None:
+    table = _table(">#", "node", "kind", "shape", "scope", "fused with")
+    for relu in result["relus"]:
+        shape = "x".join(map(str, relu["shape"])) if relu["shape"] is not None else "?"
+        table.add_row(
+            str(relu["index"]), escape(relu["node"]), relu["kind"], shape, escape(relu["scope"]), escape(" ← ".join(relu["fused_with"]))
+        )
+    _print(table)
+    _print(
+        f"[bold]{escape(result['model'])}[/]  opset {result['opset']}, {result['nodes']} nodes, {len(result['relus'])} Relus\n"
+        f"batch {result['batch']}: {result['flops'] / 1e9:.3f} GFLOP, {result['bytes'] / 1e6:.1f} MB moved unfused, "
+        f"{result['parameters']:,} parameters"
+    )
+    if result["unknown"]:
+        _print(f"[yellow]not counted, shapes unknown: {escape(', '.join(result['unknown'][:8]))}[/]")
+
+
+def print_verify(result: Result) -> None:
+    inputs = result["inputs"]
+    _print(f"[bold]{escape(result['model'])}[/] against {escape(result['against'])} in float64, on {inputs['source']} input {inputs['shapes']}")
+    table = _table("backend", "tensor", "scope", ">max abs", ">max ulp", ">error ratio", "passed")
+    for backend in result["backends"]:
+        rows = [(relu["node"], relu["scope"], relu) for relu in backend["relus"]]
+        rows += [(f"output {output['name']}", "", output) for output in backend["outputs"]]
+        wrong = [row for row in rows if row[2]["passed"] is False]
+        # All that failed, else the Relu that came nearest to failing: 200 lines of "fine" tell nobody anything.
+        shown = wrong[:12] or [max(rows[: len(backend["relus"])], key=lambda row: row[2]["error_ratio"] or 0)] if backend["relus"] else []
+        for name, scope, fields in (*shown, *(row for row in rows[len(backend["relus"]) :] if row not in shown)):
+            table.add_row(
+                backend["name"],
+                escape(name),
+                escape(scope),
+                _number(fields["max_abs"]),
+                "" if fields["max_ulp"] is None else f"{fields['max_ulp']:,}",
+                _number(fields["error_ratio"]),
+                DIM if fields["passed"] is None else GOOD if fields["passed"] else f"{BAD} {escape(fields['reason'])}",
+            )
+    _print(table)
+    for backend in result["backends"]:
+        compared = [relu for relu in backend["relus"] if relu["passed"] is not None]
+        right = sum(relu["passed"] for relu in compared)
+        verdict = "[green]passed[/]" if backend["passed"] else f"[bold red]differs[/], first at {escape(str(backend['first_divergence']))}"
+        seen = {True: ", observed as deployed", False: ", [yellow]tapping changed the outputs[/]", None: ""}[backend["as_deployed"]]
+        note = f" ({escape(backend['note'])})" if backend["note"] else ""
+        _print(f"{backend['name']}: {verdict}: {right} of {len(compared)} Relus{seen}{note}")
+
+
+def print_bench(result: Result) -> None:
+    environment = result["environment"]
+    cpu = environment["cpu"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["libraries"].items())
+    _print(f"{escape(cpu['model'])}, {environment['threads']} threads of {cpu['usable_cpus']} CPUs, load {environment['load_average']}")
+    _print(f"[dim]{escape(versions)}[/]")
+    table = _table(
+        *("model", "backend", ">batch", ">p50 ms", ">p90", ">p99", ">mean ± 95%", ">images/s", ">speed-up", ">of limit", ">peak MB", ">load s"),
+        *("accuracy", "verified"),
+    )
+    ratios = {(ratio["model"], ratio["batch"], ratio["backend"]): ratio for ratio in result["ratios"]}
+    before = None
+    for run in result["runs"]:
+        if before not in (None, (run["model"], run["batch"])):
+            table.add_section()
+        before = (run["model"], run["batch"])
+        if run["latency_ms"] is None:
+            table.add_row(run["model"], run["backend"], str(run["batch"]), f"[red]{escape(run['error'])}[/]")
+            continue
+        latency = run["latency_ms"]
+        interval = f" ± {(latency['ci95'][1] - latency['ci95'][0]) / 2:.2g}" if latency["ci95"] else ""
+        roofline = run["roofline"]
+        table.add_row(
+            run["model"],
+            run["backend"] + ("" if run["warmed_up"] else " [yellow]*[/]"),
+            str(run["batch"]),
+            *(_number(latency[name]) for name in ("p50", "p90", "p99")),
+            f"{_number(latency['mean'])}{interval}",
+            _number(run["throughput"]),
+            _ratio(ratios.get((run["model"], run["batch"], run["backend"]))),
+            f"{roofline['share']:.0%}" if roofline else "",
+            f"{run['peak_bytes'] / 1e6:.0f}" if run["peak_bytes"] else "",
+            _number((run["load_seconds"] or 0) + (run["first_run_seconds"] or 0)),
+            _accuracy(run["accuracy"]),
+            GOOD if run["verified"] else BAD,
+        )
+    _print(table)
+    against = sorted({ratio["against"] for ratio in result["ratios"]})
+    if against:
+        _print(f"speed-up: against {', '.join(against)}, round by round; load: until the first answer; of limit: of the float32 matrix rate")
+    if any(run["warmed_up"] is False for run in result["runs"]):
+        _print("[yellow]*[/] did not settle while warming up: the machine was busy, read its interval")
+    for name, reason in result["left_out"].items():
+        _print(f"[dim]not run: {name}: {escape(reason)}[/]")
+
+
+def print_doctor(probes: Sequence[Result]) -> None:
+    table = _table("backend", "usable", "version", "device", "why not", "fix")
+    for probe in probes:
+        table.add_row(
+            probe["name"],
+            GOOD if probe["usable"] else "[red]no[/]",
+            *(escape(probe[field]) for field in ("version", "device", "reason", "fix")),
+        )
+    _print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def _print(what: Any) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        # A pipe or a log has no width of its own: nothing is cut or wrapped there.
+        console = Console(highlight=False, width=220)
+    console.print(what)
+
+
+def _spec(spec: Result) -> str:
+    return f"{spec['name']}: {spec['dtype']}[{'x'.join(map(str, spec['shape']))}]"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _ratio(ratio: Result | None) -> str:
+    if ratio is None:
+        return "1"
+    interval = ratio["ci95"]
+    return f"{ratio['speedup']:.2f}x" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def _accuracy(metric: Result | None) -> str:
+    return "" if metric is None else f"{metric['name']} {metric['value']:.4f} ({metric['samples']})"

@@ -1,0 +1,142 @@
+"""When two tensors differ: noise or a fault? The rule, and why no tolerance has to be guessed.
+
+    truth        the graph in float64
+    yardstick    the error that correct float32 arithmetic makes on the same input, as the larger of three:
+                   computed   | float32 evaluation - truth |
+                   expected   | float64 evaluation with every weight and every result rounded at random - truth |
+                   least      | float32(truth) - truth |
+    error_ratio  RMS(backend - truth) / RMS(yardstick)
+
+Any correct float32 implementation sums the same products in some order, so its error is of the yardstick's size: the
+`computed` one catches what long sums lose, the `expected` one what the graph itself amplifies (cancellation, a Softmax
+of large numbers), the `least` one keeps tensors that happen to be exact from having a yardstick of zero. A fault of the
+kind that people ship is far above it: weights rounded to float16, or TF32 products, are 2^-11 against float32's 2^-24,
+three to four orders of magnitude; a wrong weight, channel or operator is larger still.
+
+A tensor passes when its error ratio is at most `LIMIT`, it has NaN and infinities exactly where the truth has them
+(a float64 truth beyond float32's range counts as infinite), and its shape and kind are right. `LIMIT` is 32, five bits
+lost to another order of summation: a dot product of n terms summed one after the other loses about sqrt(n) roundings
+against log2(n) when summed in pairs, and n is at most a few thousand in a convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from relu_deploy.tensors import Array
+
+__all__ = ["LIMIT", "Comparison", "compare", "error_ratio", "ulp_distance", "yardstick_error"]
+
+#: largest error ratio of a float32 tensor that is called noise; the module's docstring gives the reason
+LIMIT = 32.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one tensor of a backend compares with the truth.
+
+    max_abs: largest absolute error. max_ulp: largest distance in representable float32 numbers. reason: "" when passed.
+    """
+
+    passed: bool
+    max_abs: float
+    max_ulp: int
+    error_ratio: float
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        ratio, worst = (float(value) if np.isfinite(value) else None for value in (self.error_ratio, self.max_abs))
+        return {
+            "passed": self.passed,
+            "max_abs": worst,
+            "max_ulp": self.max_ulp,
+            "error_ratio": ratio,
+            "reason": self.reason,
+        }
+
+
+def compare(measured: Array, truth: Array, yardstick: float, limit: float = LIMIT) -> Comparison:
+    """Return the verdict on `measured`.
+
+    measured: what a backend gave. truth: float64, or integers, of the same shape. yardstick: as from `yardstick_error`.
+    """
+    if measured.shape != truth.shape:
+        return Comparison(False, np.inf, 0, np.inf, f"shape {measured.shape} instead of {truth.shape}")
+    if not np.issubdtype(truth.dtype, np.floating):
+        wrong = int(np.count_nonzero(measured != truth))
+        apart = float(np.max(np.abs(measured.astype(np.float64) - truth), initial=0))
+        return Comparison(wrong == 0, apart, 0, np.inf if wrong else 0.0, f"{wrong} of {truth.size} integers differ" if wrong else "")
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = truth.astype(np.float32)
+    finite = np.isfinite(rounded)
+    measured = measured.astype(np.float32) if measured.dtype != np.float32 else measured
+    if reason := _non_finite_difference(measured, rounded, finite):
+        return Comparison(False, np.inf, 0, np.inf, reason)
+    got, true = measured[finite], truth[finite]
+    error = got.astype(np.float64) - true
+    ratio = _rms(error) / yardstick if yardstick > 0 else (np.inf if np.any(error) else 0.0)
+    return Comparison(
+        ratio <= limit,
+        float(np.max(np.abs(error), initial=0)),
+        int(np.max(ulp_distance(got, rounded[finite]), initial=0)),
+        float(ratio),
+        "" if ratio <= limit else f"error is {ratio:.3g} times that of correct float32 arithmetic (limit {limit:g})",
+    )
+
+
+def error_ratio(measured: Array, truth: Array, yardstick: Array) -> float:
+    """Return how many times larger `measured`'s error is than `yardstick`'s.
+
+    measured, yardstick: float32, any shape; truth: float64, same shape. The ratio is of root-mean-square errors against
+    `truth`; 1.0 means "as good as plain float32". Raises ValueError on a shape mismatch.
+    """
+    if not measured.shape == truth.shape == yardstick.shape:
+        raise ValueError(f"shapes differ: {measured.shape}, {truth.shape}, {yardstick.shape}")
+    return float(_rms(measured - truth) / yardstick_error(truth, yardstick))
+
+
+def yardstick_error(truth: Array, *evaluations: Array) -> float:
+    """Return the RMS error that correct float32 arithmetic makes: the largest of `evaluations`, at least that of rounding.
+
+    truth: float64. evaluations: other evaluations of the same tensor, of its shape. Non-finite elements do not count.
+    The least value of all is that of a tensor whose every element is the smallest normal number.
+    """
+    if not np.issubdtype(truth.dtype, np.floating):
+        return 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = truth.astype(np.float32)
+    errors = [float(np.finfo(np.float32).tiny) * 2.0**-24]
+    for evaluation in (rounded, *evaluations):
+        finite = np.isfinite(rounded) & np.isfinite(evaluation)
+        errors.append(_rms(evaluation[finite].astype(np.float64) - truth[finite]))
+    return max(errors)
+
+
+def ulp_distance(a: Array, b: Array) -> Array:
+    """Return how many representable float32 numbers lie between `a` and `b`, element by element, as int64.
+
+    a, b: float32 of one shape, finite. The two zeros are the same number.
+    """
+    return np.abs(_ordinal(a) - _ordinal(b))
+
+
+def _ordinal(x: Array) -> Array:
+    bits = np.ascontiguousarray(x, np.float32).view(np.int32).astype(np.int64)
+    return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+
+def _rms(x: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
+
+
+def _non_finite_difference(measured: Array, rounded: Array, finite: Array) -> str:
+    spoiled = int(np.count_nonzero(~np.isfinite(measured[finite])))
+    if spoiled:
+        what = "NaN" if np.isnan(measured[finite]).any() else "infinite"
+        return f"{spoiled} of {rounded.size} elements are {what} where the truth is finite"
+    if not np.array_equal(measured[~finite], rounded[~finite], equal_nan=True):
+        return "NaN or infinity of the truth is missing"
+    return ""
