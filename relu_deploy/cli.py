@@ -203,14 +203,20 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("source", metavar="SOURCE", help="zoo name, package.module:callable, FILE.pt2 or FILE.onnx")
     verb.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="the bundle to make, for instance digits.rdb")
     verb.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or .pth state dict")
-    verb.add_argument("--input", action="append", default=[], type=_input, metavar="NAME=1x3x224x224", help="an input's shape; repeatable")
-    verb.add_argument("--arg", action="append", default=[], type=_argument, metavar="KEY=VALUE", help="argument of the architecture or callable")
+    verb.add_argument(
+        "--input", action="append", default=[], type=_input, metavar="NAME=1x3x224x224", help="an input's shape; repeatable"
+    )
+    verb.add_argument(
+        "--arg", action="append", default=[], type=_argument, metavar="KEY=VALUE", help="argument of the architecture or callable"
+    )
     verb.add_argument("--batch", default="dynamic", metavar="N|dynamic", help="fix the batch, or let it vary (default)")
     verb.add_argument("--opset", type=int, default=20, help="ONNX operator set (default 20)")
     verb.add_argument("--embed-preprocess", action="store_true", help="take uint8 NHWC pictures; normalise inside the graph")
     verb.add_argument("--mean", type=_floats, metavar="M[,M,M]", help="normalisation of pixels scaled to 0..1")
     verb.add_argument("--std", type=_floats, metavar="S[,S,S]", help="normalisation of pixels scaled to 0..1")
-    verb.add_argument("--decode", choices=("none", "boxes", "nms"), help="detectors: raw head maps, boxes and scores (default), or detections")
+    verb.add_argument(
+        "--decode", choices=("none", "boxes", "nms"), help="detectors: raw head maps, boxes and scores (default), or detections"
+    )
     _common(verb, "seed", "force")
 
     verb = _verb(verbs, "inspect", inspect, "show the Relus, what each fuses with, shapes and cost")
@@ -219,7 +225,9 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "verify", verify, "compare every Relu and every output with the truth")
     verb.add_argument("path", metavar="PATH")
-    verb.add_argument("--against", metavar="torch|reference|OTHER.onnx", help="the truth (default: torch where its program travels along)")
+    verb.add_argument(
+        "--against", metavar="torch|reference|OTHER.onnx", help="the truth (default: torch where its program travels along)"
+    )
     verb.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays named after the model's inputs")
     verb.add_argument("--samples", type=int, default=1, metavar="N", help="rows of data when no --inputs are given (default 1)")
     _common(verb, "backend", "seed", "threads")
@@ -247,7 +255,11 @@ def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int], 
 
 def _common(verb: argparse.ArgumentParser, *names: str) -> None:
     described: dict[str, dict[str, Any]] = {
-        "backend": {"action": "append", "metavar": "NAME", "help": "backend to run on; repeatable (relu-deploy doctor lists them)"},
+        "backend": {
+            "action": "append",
+            "metavar": "NAME",
+            "help": "backend to run on; repeatable (relu-deploy doctor lists them)",
+        },
         "seed": {"type": int, "default": 0, "help": "of everything random (default 0)"},
         "threads": {"type": int, "default": 0, "metavar": "N", "help": "CPU threads (default: every CPU this process may use)"},
         "force": {"action": "store_true", "help": "replace what exists"},
@@ -331,5 +343,3 @@ def _keep(bundle: Any, name: str, result: dict[str, Any]) -> None:
         bundle.add(name, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     except ReluDeployError as error:
         print(f"note: the report was not stored: {error.message}", file=sys.stderr)
-
-

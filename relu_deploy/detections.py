@@ -55,7 +55,9 @@ def postprocess(
 
     boxes: (N, A, 4) xyxy. scores: (N, A, K) in 0..1. max_detections: at most so many an image, and a class.
     """
-    rows = nms(boxes, np.ascontiguousarray(scores.transpose(0, 2, 1)), iou_threshold, score_threshold, max_per_class or max_detections)
+    rows = nms(
+        boxes, np.ascontiguousarray(scores.transpose(0, 2, 1)), iou_threshold, score_threshold, max_per_class or max_detections
+    )
     found = []
     for image in range(len(boxes)):
         _, labels, picked = rows[rows[:, 0] == image].T

@@ -13,7 +13,6 @@ found again in it, each with the PyTorch module it came from.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import logging
 import os
@@ -26,11 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import relu_deploy
-from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, create_bundle, refuse_existing, seal, sha256
-from relu_deploy.errors import InputError, UsageError, missing_package, nearest
-from relu_deploy.graph import adopt, find_relus, io_specs, opset_of, save_model
+from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, create_bundle, refuse_existing, seal
+from relu_deploy.errors import InputError, UsageError
+from relu_deploy.graph import adopt, find_relus, io_specs, name_nodes, opset_of, save_model
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
-from relu_deploy.zoo import Recipe, build, load_weights, recipe, recipes, weights_file
+from relu_deploy.sources import Loaded, import_torch, load_source, reason_of
+from relu_deploy.zoo import Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -122,7 +122,12 @@ def export_source(
     pixels = pixels or (loaded.recipe.preprocess if loaded.recipe else None)
     with create_bundle(out, force=force) as folder:
         if loaded.module is None:
-            for given, what in ((embed_preprocess, "--embed-preprocess"), (weights, "--weights"), (inputs, "--input"), (decode, "--decode")):
+            for given, what in (
+                (embed_preprocess, "--embed-preprocess"),
+                (weights, "--weights"),
+                (inputs, "--input"),
+                (decode, "--decode"),
+            ):
                 if given:
                     raise UsageError(f"{what} needs a PyTorch source; {source} is a finished ONNX graph", f"leave {what} out")
             model = adopt(Path(str(source)))
@@ -155,97 +160,6 @@ def export_source(
     )
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A source, loaded. module: None for an ONNX file; program: a `.pt2` that is already exported."""
-
-    module: nn.Module | None
-    kind: str
-    spec: str
-    weights: dict[str, str] | None = None
-    recipe: Recipe | None = None
-    shapes: Mapping[str, Sequence[int]] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.recipe.name if self.recipe else Path(self.spec).stem if self.kind in ("pt2", "onnx") else self.spec.split(":")[-1]
-
-
-def load_source(spec: str, weights: str | os.PathLike[str] | None, arguments: Mapping[str, Any], seed: int) -> Loaded:
-    """Return what `spec` names: a zoo model, a callable's module, an exported program, or an ONNX file."""
-    path = Path(spec)
-    if path.suffix in (".onnx", ".pt2"):
-        if not path.is_file():
-            raise InputError(f"there is no file {spec}", "check the path")
-        return Loaded(None, "onnx", path.name) if path.suffix == ".onnx" else _load_pt2(path)
-    if ":" in spec:
-        module = _call(spec, arguments)
-        if weights is not None:
-            load_weights(module, Path(weights), spec)
-        return Loaded(module, "callable", spec, _weights_facts(weights))
-    if path.is_dir() or path.suffix in (".pth", ".safetensors", ".pt"):
-        raise UsageError(
-            f"{spec} is not something that can be exported by itself",
-            "give the architecture, and the file with --weights: relu-deploy export resnet50 --weights FILE",
-        )
-    if spec not in recipes():
-        raise UsageError(f"there is no zoo model called {spec!r}", f"{nearest(spec, recipes())} other models: package.module:callable")
-    known = recipe(spec)
-    # A changed architecture (say, another number of classes) cannot hold the zoo's own weights.
-    if weights is None and known.weights is not None and not arguments:
-        weights = weights_file(known)
-    return Loaded(build(spec, weights, seed=seed, **arguments), "zoo", spec, _weights_facts(weights), known)
-
-
-def _weights_facts(weights: str | os.PathLike[str] | None) -> dict[str, str] | None:
-    return None if weights is None else {"name": Path(weights).name, "sha256": sha256(Path(weights))}
-
-
-def _load_pt2(path: Path) -> Loaded:
-    torch = _torch()
-    try:
-        program = torch.export.load(str(path))
-    except Exception as error:  # torch.export raises whatever a broken archive leads to
-        raise InputError(f"{path} is not an exported PyTorch program: {error}", "save it with torch.export.save") from error
-    names = program.graph_signature.user_inputs
-    placeholders = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    shapes = {name: [dim if isinstance(dim, int) else 2 for dim in placeholders[name].shape] for name in names}
-    return Loaded(program.module(check_guards=False), "pt2", path.name, shapes=shapes)
-
-
-def _call(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
-    torch = _torch()
-    where, _, what = spec.partition(":")
-    # As `python -m` does: a model in the current folder can be named without installing it.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        target: Any = importlib.import_module(where)
-        for part in what.split("."):
-            target = getattr(target, part)
-    except ModuleNotFoundError as error:
-        raise InputError(f"cannot import {where!r}: {error}", f"install it, or run from the folder that holds {where}.py") from error
-    except AttributeError as error:
-        raise InputError(f"{where!r} has nothing called {what!r}", "write package.module:callable") from error
-    except Exception as error:  # the user's module may raise anything
-        raise InputError(f"importing {where!r} failed: {type(error).__name__}: {error}", "import it in Python to see why") from error
-    try:
-        module = target if isinstance(target, torch.nn.Module) else target(**arguments)
-    except Exception as error:  # the user's callable may raise anything
-        raise InputError(f"calling {spec} failed: {type(error).__name__}: {error}", "give its arguments with --arg key=value") from error
-    if not isinstance(module, torch.nn.Module):
-        raise InputError(f"{spec} gave a {type(module).__name__}, not a torch.nn.Module", "name a callable that returns the model")
-    return module
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise missing_package("torch", "torch") from error
-    return torch
-
-
 def _with_steps(loaded: Loaded, embed: bool, pixels: Mapping[str, Any] | None, decode: str | None) -> nn.Module:
     """Return the loaded module, in eval mode, with decoding behind it and normalisation before it where asked for."""
     from relu_deploy.nn.preprocess import PixelsIn
@@ -267,7 +181,10 @@ def _with_steps(loaded: Loaded, embed: bool, pixels: Mapping[str, Any] | None, d
         module = Detector(module, module.decoder(height, width), nms)  # type: ignore[operator]
     if embed:
         if pixels is None:
-            raise UsageError("--embed-preprocess needs to know the normalisation", "give it with --mean and --std, for instance --mean 0.5 --std 0.25")
+            raise UsageError(
+                "--embed-preprocess needs to know the normalisation",
+                "give it with --mean and --std, for instance --mean 0.5 --std 0.25",
+            )
         module = PixelsIn(module, pixels["scale"], pixels["mean"], pixels["std"])
     return module
 
@@ -303,7 +220,7 @@ def _to_onnx(
     folder: Path,
 ) -> ir.Model:
     """Return the checked graph of `module`, and leave the exported program in `folder`."""
-    torch = _torch()
+    torch = import_torch()
     dynamic = batch == "dynamic"
     # torch specialises a dimension whose example is 1, so a varying batch is traced with 2.
     rows = 2 if dynamic else int(batch)
@@ -328,7 +245,8 @@ def _to_onnx(
             )
         except Exception as error:  # the exporter's errors are many and wrap each other
             raise InputError(
-                f"torch cannot write this model as ONNX: {_reason(error)}", "see the operator it names; --debug shows everything"
+                f"torch cannot write this model as ONNX: {reason_of(error)}",
+                "see the operator it names; --debug shows everything",
             ) from error
     model = converted.model
     _annotate(model, program)
@@ -339,26 +257,28 @@ def _to_onnx(
         leftover.unlink()
     if opset_of(model) != opset:
         raise InputError(
-            f"torch could only write this model at opset {opset_of(model)}, not {opset}", f"export it with --opset {opset_of(model)}"
+            f"torch could only write this model at opset {opset_of(model)}, not {opset}",
+            f"export it with --opset {opset_of(model)}",
         )
     return model
 
 
 def _traced(module: nn.Module, examples: tuple[Any, ...], dynamic: bool) -> torch.export.ExportedProgram:
-    torch = _torch()
+    torch = import_torch()
     shapes = tuple({0: torch.export.Dim("batch", min=1)} for _ in examples) if dynamic else None
     try:
         module(*examples)
     except Exception as error:  # the user's forward may raise anything
         sizes = ", ".join("x".join(map(str, example.shape)) for example in examples)
         raise InputError(
-            f"the model does not accept an input of shape {sizes}: {_reason(error)}", "give the right one with --input name=1x3x224x224"
+            f"the model does not accept an input of shape {sizes}: {reason_of(error)}",
+            "give the right one with --input name=1x3x224x224",
         ) from error
     try:
         return torch.export.export(module, examples, dynamic_shapes=shapes)
     except Exception as error:  # TorchExportError, UserError, ConstraintViolationError and more
         hint = "if the model fixes its batch, export it with --batch 1; if it branches on data, use torch.where or torch.cond"
-        raise InputError(f"torch cannot trace this model: {_reason(error)}", hint) from error
+        raise InputError(f"torch cannot trace this model: {reason_of(error)}", hint) from error
 
 
 #: aten operators that become a Relu or a Clip
@@ -366,21 +286,32 @@ RELU_OPERATORS = ("relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_", "
 
 
 def _annotate(model: ir.Model, program: torch.export.ExportedProgram) -> None:
-    """Keep on each Relu its PyTorch scope and its node in the program; drop the exporter's notes, which name local paths."""
+    """Keep on each Relu its PyTorch scope and its node in the program; drop the exporter's notes, which name local paths.
+
+    A varying batch is called "batch", whatever symbol torch gave it.
+    """
+    shape = model.graph.inputs[0].shape
+    if shape is not None and len(shape):
+        _rename_dim(model, shape[0], "batch")
     candidates = [
         (node.name, _scope(node))
         for node in program.graph.nodes
-        if node.op == "call_function" and getattr(node.target, "_schema", None) and node.target._schema.name.split("::")[-1] in RELU_OPERATORS
+        if node.op == "call_function"
+        and getattr(node.target, "_schema", None)
+        and node.target._schema.name.split("::")[-1] in RELU_OPERATORS
     ]
-    wanted = []
+    scope_of = {}
     for node in model.graph:
-        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-        wanted.append((node.outputs[0].name, scopes.strip("[]").replace("'", "").split(", ")[-2:-1]))
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "").strip("[]").replace("'", "").split(", ")
+        scope = scopes[-2] if len(scopes) > 1 else ""
+        scope_of[node.outputs[0].name] = scope
+        # The exporter's own names ("n4_3") tell nobody where a node is.
+        node.name = f"{scope}/{node.op_type}" if scope else None
         node.metadata_props.clear()
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
-    scope_of = {output: scopes[0] if scopes else "" for output, scopes in wanted}
+    name_nodes(model)
     position = 0
     for relu in find_relus(model):
         scope = scope_of.get(relu.output, "")
@@ -392,6 +323,17 @@ def _annotate(model: ir.Model, program: torch.export.ExportedProgram) -> None:
                 node.metadata_props[TORCH_NODE_KEY] = candidates[ahead][0]
                 position = ahead + 1
                 break
+
+
+def _rename_dim(model: ir.Model, old: Any, new: str) -> None:
+    if isinstance(old, int):
+        return
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    for value in values:
+        shape = value.shape
+        for axis, dim in enumerate(shape or ()):
+            if shape is not None and not isinstance(dim, int) and dim.value == old.value:
+                shape[axis] = new
 
 
 def _scope(node: Any) -> str:
@@ -424,14 +366,6 @@ def _versions() -> dict[str, str]:
     if "torch" in sys.modules:
         made_by["torch"] = str(sys.modules["torch"].__version__)
     return made_by
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of the innermost error, which is the one that says what happened."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -61,8 +61,9 @@ def relu(x: Any) -> Array:
     [0, 0, 0, 1, 2]
     """
     array = _checked(x, "relu")
-    # `array > 0` is False for NaN as well: the second condition is what keeps it.
-    return np.where((array > 0) | (array != array), array, np.zeros((), array.dtype))
+    # `array > 0` is False for NaN as well: the second condition is what keeps it. bfloat16 warns when NaN is compared.
+    with np.errstate(invalid="ignore"):
+        return np.where((array > 0) | (array != array), array, np.zeros((), array.dtype))
 
 
 def relu6(x: Any) -> Array:
@@ -73,7 +74,8 @@ def relu6(x: Any) -> Array:
     """
     positive = relu(_checked(x, "relu6"))
     six = np.asarray(6).astype(positive.dtype)
-    return np.where(positive > six, six, positive)
+    with np.errstate(invalid="ignore"):
+        return np.where(positive > six, six, positive)
 
 
 def relu_derivative(x: Any, at_zero: float = 1) -> Array:

@@ -60,10 +60,15 @@ def _runs(run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Any:
 
 
 def top1(logits: Array, labels: Array) -> Metric:
-    """Return the share of rows whose largest logit is at the label. logits: (N, classes); labels: (N,), -1 is left out."""
-    known = labels >= 0
-    right = logits.reshape(len(labels), -1).argmax(1)[known] == labels[known]
-    return Metric("top1", float(right.mean()) if known.any() else 0.0, int(known.sum()))
+    """Return the share of rows whose largest logit is at a right label.
+
+    logits: (N, classes), further dimensions of size 1 are ignored. labels: (N,) or (N, L), -1 stands for none; rows that
+    have none are left out.
+    """
+    right = labels.reshape(len(labels), -1)
+    known = (right >= 0).any(1)
+    hits = (logits.reshape(len(labels), -1).argmax(1)[:, None] == right).any(1)[known]
+    return Metric("top1", float(hits.mean()) if known.any() else 0.0, int(known.sum()))
 
 
 def coco_ap(found: list[dict[str, Array]], targets: Mapping[str, Array], images: int) -> dict[str, float]:

@@ -128,7 +128,9 @@ def _read_recipe(file: Path, known: Mapping[str, Recipe]) -> Recipe:
     labels = fields.get("labels", ())
     if isinstance(labels, str):
         labels = (file.parent / labels).read_text(encoding="utf-8").splitlines()
-    base = bare or Recipe(fields["name"], fields["task"], fields["parameters"], fields["activation"], tuple(fields["input"]["shape"]))
+    base = bare or Recipe(
+        fields["name"], fields["task"], fields["parameters"], fields["activation"], tuple(fields["input"]["shape"])
+    )
     return replace(
         base,
         name=fields["name"],

@@ -81,7 +81,9 @@ def _ground(generator: np.random.Generator) -> NDArray[np.float32]:
     angle = generator.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE - 0.5
     slope = (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(2) + 0.5
-    blotches = Image.fromarray(generator.uniform(-0.06, 0.06, (6, 6)).astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    blotches = Image.fromarray(generator.uniform(-0.06, 0.06, (6, 6)).astype(np.float32)).resize(
+        (SIDE, SIDE), Image.Resampling.BICUBIC
+    )
     return np.asarray(low + (high - low) * slope + np.asarray(blotches), np.float32).clip(0, 1)
 
 

@@ -25,7 +25,9 @@ def probe(name: str) -> Probe:
     installed = [flavour for flavour in FLAVOURS if _is_installed(flavour)]
     gpu = name != "onnxruntime-cpu"
     if not installed:
-        return Probe(name, False, reason="onnxruntime is not installed", fix=f"pip install 'relu-deploy[{'gpu' if gpu else 'cpu'}]'")
+        return Probe(
+            name, False, reason="onnxruntime is not installed", fix=f"pip install 'relu-deploy[{'gpu' if gpu else 'cpu'}]'"
+        )
     if len(installed) == 2:
         return Probe(
             name,

@@ -31,10 +31,16 @@ def probe(name: str) -> Probe:
         return Probe(name, False, reason="torch is not installed", fix="pip install 'relu-deploy[torch]'")
     if name.endswith("-cuda") and not torch.cuda.is_available():
         built = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no usable NVIDIA GPU or driver"
-        return Probe(name, False, version=torch.__version__, reason=built, fix="install a CUDA build of torch on a machine with a GPU")
+        return Probe(
+            name, False, version=torch.__version__, reason=built, fix="install a CUDA build of torch on a machine with a GPU"
+        )
     if name.startswith("torch-compile") and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         return Probe(
-            name, False, version=torch.__version__, reason="torch.compile needs a C++ compiler", fix="install g++ (Debian: apt install g++)"
+            name,
+            False,
+            version=torch.__version__,
+            reason="torch.compile needs a C++ compiler",
+            fix="install g++ (Debian: apt install g++)",
         )
     device = torch.cuda.get_device_name() if name.endswith("-cuda") else "CPU"
     return Probe(name, True, version=torch.__version__, device=device)

@@ -1,7 +1,12 @@
-"""Convolution, matrix product and pooling for the reference evaluator, as NumPy matrix products in any precision.
+"""Operators for the reference evaluator: those it is slow at, as matrix products, and those it gets wrong.
+
+Slow there: Conv, Gemm and the pools. Wrong there (onnx 1.23, found by disagreeing with every runtime): LRN sums over its
+window for the first channels only; BatchNormalization before opset 14 takes the batch's own statistics; Softmax before
+opset 13 does not flatten the axes behind its own.
 
 Shapes: x (N, C, *spatial), w (M, C/group, *kernel), one to three spatial dimensions. Padding, strides, dilations and
-groups follow the ONNX specification of Conv-22, MaxPool-22, AveragePool-22 and GlobalAveragePool-22.
+groups follow the ONNX specification of Conv-22, MaxPool-22, AveragePool-22 and GlobalAveragePool-22; the others that of
+LRN-13, BatchNormalization-15 and Softmax-1, -11 and -13.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ PATCHES = 2**24
 
 def fast_operators() -> Iterator[type[OpRun]]:
     """Yield the operators that replace the reference evaluator's own."""
-    yield from (Conv, Gemm, MaxPool, AveragePool, GlobalAveragePool)
+    yield from (Conv, Gemm, MaxPool, AveragePool, GlobalAveragePool, LRN, BatchNormalization, Softmax)
 
 
 class Conv(OpRun):  # type: ignore[misc]
@@ -90,6 +95,47 @@ class GlobalAveragePool(OpRun):  # type: ignore[misc]
         return (x.mean(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
+class LRN(OpRun):  # type: ignore[misc]
+    op_domain = ""
+
+    def _run(self, x, alpha=None, beta=None, bias=None, size=None):  # type: ignore[no-untyped-def]
+        before, behind = (size - 1) // 2, size // 2
+        sides = ((0, 0), (before, behind), *((0, 0) for _ in x.shape[2:]))
+        squares = np.pad(x * x, sides)
+        channels = x.shape[1]
+        total = sum(squares[:, offset : offset + channels] for offset in range(size))
+        return ((x / (bias + alpha / size * total) ** beta).astype(x.dtype),)
+
+
+class BatchNormalization(OpRun):  # type: ignore[misc]
+    op_domain = ""
+
+    def _run(  # type: ignore[no-untyped-def]
+        self, x, scale, bias, mean, variance, epsilon=None, momentum=None, training_mode=None, spatial=None
+    ):
+        if training_mode:
+            raise NotImplementedError("BatchNormalization in training mode")
+        spread = (1, -1, *(1,) * (x.ndim - 2))
+        factor = (scale / np.sqrt(variance + x.dtype.type(epsilon))).reshape(spread)
+        return ((x - mean.reshape(spread)) * factor + bias.reshape(spread),)
+
+
+class Softmax(OpRun):  # type: ignore[misc]
+    op_domain = ""
+
+    def _run(self, x, axis=None):  # type: ignore[no-untyped-def]
+        explicit = any(attribute.name == "axis" for attribute in self.onnx_node.attribute)
+        if self.run_params["opsets"][""] >= 13:
+            return (_softmax(x, -1 if not explicit else axis),)
+        start = axis % x.ndim if explicit else 1
+        return (_softmax(x.reshape(prod(x.shape[:start]), -1), 1).reshape(x.shape),)
+
+
+def _softmax(x: Array, axis: int) -> Array:
+    powers = np.exp(x - x.max(axis, keepdims=True))
+    return np.asarray(powers / powers.sum(axis, keepdims=True))
+
+
 def _padding(
     size: Sequence[int],
     kernel: Sequence[int],
@@ -143,9 +189,7 @@ def _windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations:
     """Yield, for each position in the kernel, the view of `x` that it meets at every step."""
     sizes = [(n - (k - 1) * d - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True)]
     for offset in product(*map(range, kernel)):
-        cut = [
-            slice(o * d, o * d + (n - 1) * s + 1, s) for o, d, n, s in zip(offset, dilations, sizes, strides, strict=True)
-        ]
+        cut = [slice(o * d, o * d + (n - 1) * s + 1, s) for o, d, n, s in zip(offset, dilations, sizes, strides, strict=True)]
         yield x[(slice(None), slice(None), *cut)]
 
 

@@ -7,6 +7,7 @@ turns in rounds whose order rotates, so that drift of the machine hits all alike
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -148,14 +149,21 @@ def bench(
     models = [Bundle.open(one) for one in ([bundles] if isinstance(bundles, Bundle | str | os.PathLike) else bundles)]
     batches = [batch] if isinstance(batch, int) else list(batch)
     if not models or not batches or min(batches) < 1 or seconds <= 0:
-        raise UsageError("bench needs a model, batch sizes of at least 1 and a positive number of seconds", "see relu-deploy bench --help")
+        raise UsageError(
+            "bench needs a model, batch sizes of at least 1 and a positive number of seconds", "see relu-deploy bench --help"
+        )
     threads = threads or default_threads()
     names, left_out = _choose(backends)
     if against is not None and against not in names:
         raise UsageError(f"--against {against} is not among the backends that run: {', '.join(names)}", "add it with --backend")
     progress("measuring the machine's limits")
     machine = calibrate(threads)
-    environment = {**describe(threads), "limits": machine.to_json() if machine else None, "seconds_per_row": seconds, "seed": seed}
+    environment = {
+        **describe(threads),
+        "limits": machine.to_json() if machine else None,
+        "seconds_per_row": seconds,
+        "seed": seed,
+    }
     runs: list[Run] = []
     ratios: list[Ratios] = []
     for bundle in models:
@@ -234,9 +242,9 @@ def _measure(
             progress(f"{what}: round {turn + 1} of {ROUNDS}")
             for name in (*order[turn % len(order) :], *order[: turn % len(order)]) if order else ():
                 timings[name].append(processes[name].ask("measure", seconds=seconds / ROUNDS)["milliseconds"])
-        for name in loaded:
+        for name, known in loaded.items():
             progress(f"{what}: checking the answers of {name}")
-            facts = loaded[name] | processes[name].ask("memory")
+            facts = known | processes[name].ask("memory")
             facts |= _checked(processes[name], feeds, truth) | processes[name].ask("accuracy")
             rows[name] = _row(bundle.name, name, batch, summarise(timings[name]), facts, cost, machine)
     finally:
@@ -245,7 +253,9 @@ def _measure(
     return [rows[name] for name in names if name in rows], timings
 
 
-def _row(model: str, name: str, batch: int, latency: Latency, facts: Mapping[str, Any], cost: Any, machine: Machine | None) -> Run:
+def _row(
+    model: str, name: str, batch: int, latency: Latency, facts: Mapping[str, Any], cost: Any, machine: Machine | None
+) -> Run:
     return Run(
         model=model,
         backend=name,
@@ -313,10 +323,8 @@ class Process:
         """End the worker, by force when it does not end by itself."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None and not stream.closed:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    pass
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:

@@ -15,7 +15,18 @@ from relu_deploy.backends.base import default_threads
 
 __all__ = ["describe"]
 
-LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "pycocotools", "tensorrt", "tensorrt-rtx", "torch")
+LIBRARIES = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxscript",
+    "pycocotools",
+    "tensorrt",
+    "tensorrt-rtx",
+    "torch",
+)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
 
 
@@ -55,7 +66,11 @@ def _gpus() -> list[dict[str, str]]:
     query = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit"
     try:
         answer = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=10, check=True
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return []

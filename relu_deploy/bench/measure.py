@@ -77,7 +77,15 @@ def summarise(rounds: Sequence[Sequence[float]]) -> Latency:
     p50, p90, p99 = np.percentile(everything, [50, 90, 99])
     mean, ci95 = mean_interval([fmean(one) for one in rounds])
     return Latency(
-        float(p50), float(p90), float(p99), mean, ci95, float(everything.min()), float(everything.max()), len(everything), len(rounds)
+        float(p50),
+        float(p90),
+        float(p99),
+        mean,
+        ci95,
+        float(everything.min()),
+        float(everything.max()),
+        len(everything),
+        len(rounds),
     )
 
 

@@ -20,8 +20,28 @@ if TYPE_CHECKING:
 __all__ = ["Cost", "count_cost"]
 
 FREE = frozenset(
-    "Constant ConstantOfShape Identity Reshape Flatten Squeeze Unsqueeze Transpose Shape Size Cast Concat Slice Split Gather "
-    "Expand Pad Dropout Range Tile".split()
+    [
+        "Constant",
+        "ConstantOfShape",
+        "Identity",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Shape",
+        "Size",
+        "Cast",
+        "Concat",
+        "Slice",
+        "Split",
+        "Gather",
+        "Expand",
+        "Pad",
+        "Dropout",
+        "Range",
+        "Tile",
+    ]
 )
 
 

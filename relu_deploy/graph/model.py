@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,9 @@ def adopt(path: Path) -> ir.Model:
     try:
         onnx.checker.check_model(path)
     except onnx.checker.ValidationError as error:
-        raise InputError(f"{path} is not a valid ONNX graph: {_first_line(error)}", "repair the graph where it was made") from error
+        raise InputError(
+            f"{path} is not a valid ONNX graph: {_first_line(error)}", "repair the graph where it was made"
+        ) from error
     if not any(model.graph.initializers) or _weights_bytes(model) < SINGLE_FILE_LIMIT:
         try:
             proto = onnx.shape_inference.infer_shapes(ir.to_proto(model), check_type=True, strict_mode=True)
@@ -73,12 +76,15 @@ def adopt(path: Path) -> ir.Model:
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Give every node of the top graph that has no name, or another's name, one made of its type and position."""
-    seen: set[str] = set()
+    """Give every node of the top graph a name of its own: its type and position where it has none, else a count added."""
+    seen: Counter[str] = Counter()
     for position, node in enumerate(model.graph):
-        if not node.name or node.name in seen:
-            node.name = f"{node.op_type}_{position}"
-        seen.add(node.name)
+        name = node.name or f"{node.op_type}_{position}"
+        seen[name] += 1
+        while seen[name] > 1:
+            name = f"{name}_{seen[name] - 1}"
+            seen[name] += 1
+        node.name = name
 
 
 def save_model(model: ir.Model, path: Path) -> None:

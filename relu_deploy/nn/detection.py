@@ -87,7 +87,12 @@ class AnchorDecoder(nn.Module):
     limit: Tensor
 
     def __init__(
-        self, anchors: Tensor, height: int, width: int, weights: tuple[float, float, float, float] = (1, 1, 1, 1), softmax: bool = False
+        self,
+        anchors: Tensor,
+        height: int,
+        width: int,
+        weights: tuple[float, float, float, float] = (1, 1, 1, 1),
+        softmax: bool = False,
     ) -> None:
         super().__init__()
         size = anchors[:, 2:] - anchors[:, :2]
@@ -184,7 +189,9 @@ class NonMaxSuppression(nn.Module):
 
         boxes: (N, A, 4). scores: (N, A, K). Detections come image by image, class by class, best first.
         """
-        rows = torch.ops.relu_deploy.nms(boxes, scores.transpose(1, 2), self.iou_threshold, self.score_threshold, self.max_detections)
+        rows = torch.ops.relu_deploy.nms(
+            boxes, scores.transpose(1, 2), self.iou_threshold, self.score_threshold, self.max_detections
+        )
         image, label, box = rows.unbind(1)
         return boxes[image, box], scores[image, box, label], label, image
 

@@ -44,7 +44,7 @@ class DigitNet(nn.Module):
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.stage1 = nn.Sequential(conv_bn_relu(1, 32), conv_bn_relu(32, 32), nn.MaxPool2d(2))
+        self.stage1 = nn.Sequential(conv_bn_relu(1, 16), conv_bn_relu(16, 32), nn.MaxPool2d(2))
         self.stage2 = nn.Sequential(conv_bn_relu(32, 64), conv_bn_relu(64, 64), nn.MaxPool2d(2))
         self.stage3 = nn.Sequential(conv_bn_relu(64, 96), conv_bn_relu(96, 96), nn.AdaptiveAvgPool2d(1))
         self.classify = nn.Linear(96, num_classes)

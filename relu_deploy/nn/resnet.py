@@ -73,7 +73,9 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
 class ResNet(nn.Module):
     """A stem, four stages of residual blocks, and a linear layer. images: float32 (N, 3, H, W). Returns (N, num_classes)."""
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, int, int, int], num_classes: int = 1000) -> None:
+    def __init__(
+        self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, int, int, int], num_classes: int = 1000
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)

@@ -23,7 +23,13 @@ def print_zoo(models: Sequence[Result]) -> None:
         shown = f"{metric['name']} {metric['value']:.4f} on {metric['on']}" if metric else ""
         size = "x".join(map(str, model["input"]["shape"]))
         table.add_row(
-            model["name"], model["task"], model["activation"], f"{model['parameters']:,}", size, model["weights"] or "random", shown
+            model["name"],
+            model["task"],
+            model["activation"],
+            f"{model['parameters']:,}",
+            size,
+            model["weights"] or "random",
+            shown,
         )
     _print(table)
 
@@ -41,7 +47,12 @@ def print_inspect(result: Result) -> None:
     for relu in result["relus"]:
         shape = "x".join(map(str, relu["shape"])) if relu["shape"] is not None else "?"
         table.add_row(
-            str(relu["index"]), escape(relu["node"]), relu["kind"], shape, escape(relu["scope"]), escape(" ← ".join(relu["fused_with"]))
+            str(relu["index"]),
+            escape(relu["node"]),
+            relu["kind"],
+            shape,
+            escape(relu["scope"]),
+            escape(" ← ".join(relu["fused_with"])),
         )
     _print(table)
     _print(
@@ -55,14 +66,20 @@ def print_inspect(result: Result) -> None:
 
 def print_verify(result: Result) -> None:
     inputs = result["inputs"]
-    _print(f"[bold]{escape(result['model'])}[/] against {escape(result['against'])} in float64, on {inputs['source']} input {inputs['shapes']}")
+    _print(
+        f"[bold]{escape(result['model'])}[/] against {escape(result['against'])} in float64, on {inputs['source']} input {inputs['shapes']}"
+    )
     table = _table("backend", "tensor", "scope", ">max abs", ">max ulp", ">error ratio", "passed")
     for backend in result["backends"]:
         rows = [(relu["node"], relu["scope"], relu) for relu in backend["relus"]]
         rows += [(f"output {output['name']}", "", output) for output in backend["outputs"]]
         wrong = [row for row in rows if row[2]["passed"] is False]
         # All that failed, else the Relu that came nearest to failing: 200 lines of "fine" tell nobody anything.
-        shown = wrong[:12] or [max(rows[: len(backend["relus"])], key=lambda row: row[2]["error_ratio"] or 0)] if backend["relus"] else []
+        shown = (
+            wrong[:12] or [max(rows[: len(backend["relus"])], key=lambda row: row[2]["error_ratio"] or 0)]
+            if backend["relus"]
+            else []
+        )
         for name, scope, fields in (*shown, *(row for row in rows[len(backend["relus"]) :] if row not in shown)):
             table.add_row(
                 backend["name"],
@@ -77,8 +94,14 @@ def print_verify(result: Result) -> None:
     for backend in result["backends"]:
         compared = [relu for relu in backend["relus"] if relu["passed"] is not None]
         right = sum(relu["passed"] for relu in compared)
-        verdict = "[green]passed[/]" if backend["passed"] else f"[bold red]differs[/], first at {escape(str(backend['first_divergence']))}"
-        seen = {True: ", observed as deployed", False: ", [yellow]tapping changed the outputs[/]", None: ""}[backend["as_deployed"]]
+        verdict = (
+            "[green]passed[/]"
+            if backend["passed"]
+            else f"[bold red]differs[/], first at {escape(str(backend['first_divergence']))}"
+        )
+        seen = {True: ", observed as deployed", False: ", [yellow]tapping changed the outputs[/]", None: ""}[
+            backend["as_deployed"]
+        ]
         note = f" ({escape(backend['note'])})" if backend["note"] else ""
         _print(f"{backend['name']}: {verdict}: {right} of {len(compared)} Relus{seen}{note}")
 
@@ -87,10 +110,25 @@ def print_bench(result: Result) -> None:
     environment = result["environment"]
     cpu = environment["cpu"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["libraries"].items())
-    _print(f"{escape(cpu['model'])}, {environment['threads']} threads of {cpu['usable_cpus']} CPUs, load {environment['load_average']}")
+    _print(
+        f"{escape(cpu['model'])}, {environment['threads']} threads of {cpu['usable_cpus']} CPUs, load {environment['load_average']}"
+    )
     _print(f"[dim]{escape(versions)}[/]")
     table = _table(
-        *("model", "backend", ">batch", ">p50 ms", ">p90", ">p99", ">mean ± 95%", ">images/s", ">speed-up", ">of limit", ">peak MB", ">load s"),
+        *(
+            "model",
+            "backend",
+            ">batch",
+            ">p50 ms",
+            ">p90",
+            ">p99",
+            ">mean ± 95%",
+            ">images/s",
+            ">speed-up",
+            ">of limit",
+            ">peak MB",
+            ">load s",
+        ),
         *("accuracy", "verified"),
     )
     ratios = {(ratio["model"], ratio["batch"], ratio["backend"]): ratio for ratio in result["ratios"]}
@@ -122,7 +160,9 @@ def print_bench(result: Result) -> None:
     _print(table)
     against = sorted({ratio["against"] for ratio in result["ratios"]})
     if against:
-        _print(f"speed-up: against {', '.join(against)}, round by round; load: until the first answer; of limit: of the float32 matrix rate")
+        _print(
+            f"speed-up: against {', '.join(against)}, round by round; load: until the first answer; of limit: of the float32 matrix rate"
+        )
     if any(run["warmed_up"] is False for run in result["runs"]):
         _print("[yellow]*[/] did not settle while warming up: the machine was busy, read its interval")
     for name, reason in result["left_out"].items():

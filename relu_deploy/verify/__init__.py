@@ -138,9 +138,7 @@ def verify(
     return VerifyReport(bundle.name, against, described, reports, time.perf_counter() - started)
 
 
-def _verify_backend(
-    bundle: Bundle, name: str, relus: Sequence[Relu], feeds: Feeds, truth: Truth, threads: int
-) -> BackendReport:
+def _verify_backend(bundle: Bundle, name: str, relus: Sequence[Relu], feeds: Feeds, truth: Truth, threads: int) -> BackendReport:
     session = load(bundle, name, threads=threads)
     shipped, facts = session.run(feeds), session.facts
     session.close()
@@ -161,7 +159,9 @@ def _verify_backend(
 
 def compare_outputs(results: Mapping[str, Any], truth: Truth) -> dict[str, Comparison]:
     """Return the verdict on each output in `results` (by name) that the truth knows."""
-    return {name: compare(value, truth.values[name], truth.yardstick[name]) for name, value in results.items() if name in truth.values}
+    return {
+        name: compare(value, truth.values[name], truth.yardstick[name]) for name, value in results.items() if name in truth.values
+    }
 
 
 def _compare(tensor: str, results: Mapping[str, Any], truth: Truth) -> Comparison | None:

@@ -47,7 +47,8 @@ def find_truth(bundle: Bundle, against: str, relus: Sequence[Relu], feeds: Feeds
     if against in ("torch", "reference"):
         if against == "torch" and bundle.source is None:
             raise UsageError(
-                f"{bundle.path} carries no PyTorch program to compare with", "verify --against reference, or export it from PyTorch"
+                f"{bundle.path} carries no PyTorch program to compare with",
+                "verify --against reference, or export it from PyTorch",
             )
         runner, names = bundle, None
         taps = tuple(relu for relu in relus if against == "reference" or relu.torch_node)
@@ -68,12 +69,16 @@ def find_truth(bundle: Bundle, against: str, relus: Sequence[Relu], feeds: Feeds
 def _other(bundle: Bundle, path: Path, relus: Sequence[Relu]) -> tuple[Bundle, tuple[Relu, ...], dict[str, str]]:
     """Return the other model, its Relus, and for each of its tensors the name of ours that it stands for."""
     if path.suffix != ".onnx" and not path.is_dir():
-        raise UsageError(f"cannot verify against {str(path)!r}", "one of: torch, reference, or the path of an .onnx file or bundle")
+        raise UsageError(
+            f"cannot verify against {str(path)!r}", "one of: torch, reference, or the path of an .onnx file or bundle"
+        )
     other = Bundle.open(path)
     if [spec.name for spec in other.inputs] != [spec.name for spec in bundle.inputs]:
         raise InputError(f"{path} has other inputs than {bundle.path}", "compare models with the same input names")
     if len(other.outputs) != len(bundle.outputs):
-        raise InputError(f"{path} has {len(other.outputs)} outputs, {bundle.path} has {len(bundle.outputs)}", "compare like with like")
+        raise InputError(
+            f"{path} has {len(other.outputs)} outputs, {bundle.path} has {len(bundle.outputs)}", "compare like with like"
+        )
     theirs = find_relus(load_model(other.onnx))
     names = dict(zip((spec.name for spec in other.outputs), (spec.name for spec in bundle.outputs), strict=True))
     if len(theirs) != len(relus):

@@ -68,7 +68,9 @@ def compare(measured: Array, truth: Array, yardstick: float, limit: float = LIMI
     if not np.issubdtype(truth.dtype, np.floating):
         wrong = int(np.count_nonzero(measured != truth))
         apart = float(np.max(np.abs(measured.astype(np.float64) - truth), initial=0))
-        return Comparison(wrong == 0, apart, 0, np.inf if wrong else 0.0, f"{wrong} of {truth.size} integers differ" if wrong else "")
+        return Comparison(
+            wrong == 0, apart, 0, np.inf if wrong else 0.0, f"{wrong} of {truth.size} integers differ" if wrong else ""
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = truth.astype(np.float32)
     finite = np.isfinite(rounded)

@@ -1,0 +1,161 @@
+"""Self-contained pages: one file, no script, nothing loaded from elsewhere; readable on a phone and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import groupby
+from typing import Any
+
+from relu_deploy.report.svg import Bar, bars, dots
+
+__all__ = ["bench_page", "page"]
+
+Result = Mapping[str, Any]
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--line:#d1d9e0;--paper:#fff;--panel:#f6f8fa;--bad:#b42318;--good:#1a7f37}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--line:#3d444d;--paper:#0d1117;--panel:#151b23;--bad:#ff7b72;--good:#3fb950}}
+*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+main{max-width:1080px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.6rem;margin:0 0 4px}h2{font-size:1.2rem;margin:40px 0 8px}
+p{margin:8px 0;max-width:75ch}.soft{color:var(--soft);font-size:.92rem}.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}th,td{padding:6px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
+th{color:var(--soft);font-weight:600}th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}.bad{color:var(--bad);font-weight:700}.good{color:var(--good)}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:16px}figure{margin:0;padding:12px;background:var(--panel);border:1px solid var(--line);border-radius:8px}
+figcaption{font-size:.92rem;font-weight:600;margin-bottom:6px}svg{width:100%;height:auto;display:block}svg text{font:13px system-ui,sans-serif;fill:var(--ink)}
+svg .name{text-anchor:end}svg .tick{text-anchor:middle;fill:var(--soft);font-size:11px}svg .unit{fill:var(--soft);font-size:11px}svg .grid{stroke:var(--line)}svg .whisker{stroke:var(--ink);fill:none;stroke-width:1.5}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:.9rem}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+@media print{figure{break-inside:avoid}}
+"""
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole HTML document."""
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
+def bench_page(result: Result) -> str:
+    """Return the page for what `bench --json` writes."""
+    environment = result["environment"]
+    cpu = environment["cpu"]
+    backends = list(dict.fromkeys(run["backend"] for run in result["runs"]))
+    verdict = (
+        '<span class="good">Every row gives the right answers.</span>'
+        if result["passed"]
+        else '<span class="bad">Not every row ran and gave the right answers.</span>'
+    )
+    body = [
+        "<h1>Benchmark</h1>",
+        f'<p class="soft">{escape(cpu["model"])}, {environment["threads"]} threads, {escape(environment["time"])}, '
+        f"relu_deploy {escape(environment['relu_deploy'])}</p>",
+        f"<p>{verdict} A timing is one call from arrays to arrays. Backends ran in processes of their own and took turns; whiskers "
+        "are 95% confidence intervals of the mean, from the rounds. Nothing was left out of any figure.</p>",
+    ]
+    for (model, batch), group in groupby(result["runs"], key=lambda run: (run["model"], run["batch"])):
+        rows = list(group)
+        body.append(f"<h2>{escape(model)}, batch {batch}</h2>")
+        body.append(_table(rows, result["ratios"]))
+        measured = [row for row in rows if row["latency_ms"]]
+        if measured:
+            body.append(f'<div class="charts">{_latency(model, measured, backends)}{_spread(model, measured, backends)}</div>')
+    body.append("<h2>Measured on</h2>" + _facts(environment))
+    if result["left_out"]:
+        missing = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>" for name, reason in result["left_out"].items())
+        body.append(f"<h2>Not run</h2><dl>{missing}</dl>")
+    return page("relu_deploy: benchmark", "".join(body))
+
+
+def _table(rows: Sequence[Result], ratios: Sequence[Result]) -> str:
+    head = (
+        "backend",
+        "precision",
+        "p50 ms",
+        "p90",
+        "p99",
+        "mean",
+        "images/s",
+        "speed-up",
+        "of limit",
+        "peak MB",
+        "load s",
+        "accuracy",
+        "right",
+    )
+    lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
+    for row in rows:
+        latency = row["latency_ms"]
+        if latency is None:
+            lines.append(
+                f'<tr><td>{escape(row["backend"])}</td><td class="bad" colspan="{len(head) - 1}">{escape(row["error"])}</td></tr>'
+            )
+            continue
+        same = (row["model"], row["batch"], row["backend"])
+        ratio = next((one for one in ratios if (one["model"], one["batch"], one["backend"]) == same), None)
+        speedup = "1" if ratio is None else f"{ratio['speedup']:.2f}×"
+        if ratio and ratio["ci95"]:
+            speedup += f" <span class='soft'>[{ratio['ci95'][0]:.2f}, {ratio['ci95'][1]:.2f}]</span>"
+        metric, roofline = row["accuracy"], row["roofline"]
+        cells = (
+            escape(row["backend"]) + ("" if row["warmed_up"] else " *"),
+            escape(row["precision"]),
+            *(f"{latency[name]:.3g}" for name in ("p50", "p90", "p99", "mean")),
+            f"{row['throughput']:,.1f}",
+            speedup,
+            f"{roofline['share']:.0%}" if roofline else "",
+            f"{row['peak_bytes'] / 1e6:,.0f}" if row["peak_bytes"] else "",
+            f"{row['load_seconds'] + row['first_run_seconds']:.2f}",
+            f"{metric['name']} {metric['value']:.4f} <span class='soft'>({metric['samples']})</span>" if metric else "",
+            '<span class="good">yes</span>' if row["verified"] else '<span class="bad">NO</span>',
+        )
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _latency(model: str, rows: Sequence[Result], backends: Sequence[str]) -> str:
+    entries = [
+        Bar(
+            row["backend"],
+            row["latency_ms"]["mean"],
+            tuple(row["latency_ms"]["ci95"]) if row["latency_ms"]["ci95"] else None,
+            backends.index(row["backend"]),
+            f"{row['backend']}: mean {row['latency_ms']['mean']:.4g} ms over {row['latency_ms']['runs']} runs",
+        )
+        for row in rows
+    ]
+    return f"<figure><figcaption>Mean latency, with its 95% interval</figcaption>{bars(f'Mean latency of {model}', 'ms', entries)}</figure>"
+
+
+def _spread(model: str, rows: Sequence[Result], backends: Sequence[str]) -> str:
+    marks = [
+        (
+            row["backend"],
+            [row["latency_ms"][name] for name in ("minimum", "p50", "p90", "p99", "maximum")],
+            backends.index(row["backend"]),
+        )
+        for row in rows
+    ]
+    caption = "From the fastest run to the slowest: minimum, p50, p90, p99, maximum (logarithmic)"
+    return f"<figure><figcaption>{caption}</figcaption>{dots(f'Latency distribution of {model}', 'ms', marks)}</figure>"
+
+
+def _facts(environment: Result) -> str:
+    cpu, limits = environment["cpu"], environment["limits"]
+    facts = {
+        "CPU": f"{cpu['model']}, {cpu['usable_cpus']} usable CPUs, {', '.join(cpu['features']) or 'no vector extensions known'}",
+        "clock": f"{cpu['mhz']:.0f} MHz when looked at, governor {cpu['governor'] or 'not readable'}"
+        if cpu["mhz"]
+        else "not readable",
+        "measured limits": f"{limits['float32_gflops']} GFLOP/s float32, copy {limits['copy_gb_per_s']} GB/s"
+        if limits
+        else "not measured",
+        "GPU": "; ".join(" ".join(gpu.values()) for gpu in environment["gpus"]) or "none",
+        "threads": str(environment["threads"]),
+        "load average": str(environment["load_average"]),
+        "system": f"{environment['os']}, Python {environment['python']}",
+        "libraries": ", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
+        "timed per row": f"{environment['seconds_per_row']} s, seed {environment['seed']}",
+    }
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items()) + "</dl>"
