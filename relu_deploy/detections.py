@@ -37,8 +37,9 @@ def _suppressed(boxes: Array, candidates: Array, iou_threshold: float, limit: in
         sides = np.minimum(high[best], high[candidates]) - np.maximum(low[best], low[candidates])
         overlap = sides.clip(0).prod(1)
         union = areas[best] + areas[candidates] - overlap
-        # Two boxes without area do not overlap, whatever 0/0 would say.
-        candidates = candidates[overlap <= iou_threshold * union]
+        # Divided, to agree with ONNX Runtime at the threshold itself. Of boxes without area, 0/0 is above nothing: they stay.
+        with np.errstate(invalid="ignore"):
+            candidates = candidates[~(overlap / union > iou_threshold)]
     return kept
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -209,10 +210,12 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
             return load_file(file)
         import torch
 
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and torch raise a dozen types for a file that is not weights
         raise InputError(
-            f"{file} is not a weights file that can be read safely: {str(error).splitlines()[0]}",
+            f"{file} is not a weights file that can be read safely: {str(error).splitlines()[0].split('. ')[0]}",
             "save a plain state dict, for instance with safetensors.torch.save_file(module.state_dict(), FILE)",
         ) from error
     for key in ("state_dict", "model"):

@@ -1,6 +1,7 @@
 """PyTorch architectures, one family a file, each readable from top to bottom; state dicts are torchvision's.
 
-A new architecture is one new file and one line in `ARCHITECTURES`.
+A new architecture is one new file and one line in `ARCHITECTURES`. Where weights are to be loaded anyway, drawing random
+ones can be saved: build under `torch.device("meta")`, then `load_state_dict(weights, assign=True)`.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ if TYPE_CHECKING:
 
 __all__ = ["ARCHITECTURES", "architecture"]
 
-#: name → module of this package that defines a function of the same name
-ARCHITECTURES = {
-    "resnet18": "resnet",
-    "resnet34": "resnet",
-    "resnet50": "resnet",
-    "resnet101": "resnet",
-    "vgg16": "vgg",
-    "vgg16_bn": "vgg",
-    "mobilenet_v2": "mobilenet",
-    "squeezenet1_1": "squeezenet",
-    "ssd300_vgg16": "ssd",
-    "fcos_resnet50_fpn": "fcos",
-    "retinanet_resnet50_fpn": "retinanet",
-    "digits": "digits",
-    "digit_detector": "digits",
+#: name → "module:function", the module being one of this package
+ARCHITECTURES: dict[str, str] = {
+    "resnet18": "resnet:resnet18",
+    "resnet34": "resnet:resnet34",
+    "resnet50": "resnet:resnet50",
+    "resnet101": "resnet:resnet101",
+    "vgg16": "vgg:vgg16",
+    "vgg16_bn": "vgg:vgg16_bn",
+    "mobilenet_v2": "mobilenet:mobilenet_v2",
+    "squeezenet1_1": "squeezenet:squeezenet1_1",
+    "ssd300_vgg16": "ssd:ssd300_vgg16",
+    "fcos_resnet50_fpn": "fcos:fcos_resnet50_fpn",
+    "retinanet_resnet50_fpn": "retinanet:retinanet_resnet50_fpn",
+    "digits": "digits:digits",
+    "digit_detector": "digits:digit_detector",
 }
 
 
 def architecture(name: str) -> Callable[..., nn.Module]:
     """Return the function that makes the architecture called `name`. Raises KeyError when there is none."""
-    module = import_module(f"relu_deploy.nn.{ARCHITECTURES[name]}")
-    builder: Callable[..., nn.Module] = getattr(module, name)
+    module, function = ARCHITECTURES[name].split(":")
+    builder: Callable[..., nn.Module] = getattr(import_module(f"relu_deploy.nn.{module}"), function)
     return builder

@@ -166,7 +166,7 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: floa
 
 
 def ONNX_TRANSLATIONS() -> dict[Callable[..., Any], Callable[..., Any]]:  # noqa: N802
-    """Return how torch.onnx writes the operators of this module: `custom_translation_table`."""
+    """Return how torch.onnx writes the operators of this module that it does not know: `custom_translation_table`."""
     from onnxscript import opset20 as op
 
     def write_nms(boxes: Any, scores: Any, iou_threshold: float, score_threshold: float, max_per_class: int) -> Any:
@@ -174,25 +174,48 @@ def ONNX_TRANSLATIONS() -> dict[Callable[..., Any], Callable[..., Any]]:  # noqa
         overlap, least = op.Constant(value_floats=[iou_threshold]), op.Constant(value_floats=[score_threshold])
         return op.NonMaxSuppression(boxes, scores, limit, overlap, least)
 
-    return {torch.ops.relu_deploy.nms.default: write_nms}
+    def write_stable_sort(values: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:  # noqa: ARG001
+        # TopK is stable by its definition: of equal values the one with the lower index comes first.
+        axis = dim % len(values.shape)
+        length = op.Shape(values, start=axis, end=axis + 1)
+        return op.TopK(values, length, axis=axis, largest=int(descending), sorted=1)
+
+    return {torch.ops.relu_deploy.nms.default: write_nms, torch.ops.aten.sort.stable: write_stable_sort}
 
 
 class NonMaxSuppression(nn.Module):
-    """Class by class suppression, as the ONNX operator of that name. max_detections: kept for each class of an image."""
+    """Class by class suppression, then the best of each image: `relu_deploy.detections.postprocess` inside the graph.
 
-    def __init__(self, score_threshold: float = 0.05, iou_threshold: float = 0.5, max_detections: int = 100) -> None:
+    max_detections: kept of an image. max_per_class: kept of each class of an image; as many as `max_detections` if None.
+    """
+
+    def __init__(
+        self,
+        score_threshold: float = 0.05,
+        iou_threshold: float = 0.5,
+        max_detections: int = 100,
+        max_per_class: int | None = None,
+    ) -> None:
         super().__init__()
         self.score_threshold, self.iou_threshold, self.max_detections = score_threshold, iou_threshold, max_detections
+        self.max_per_class = max_per_class or max_detections
 
     def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return boxes (D, 4), scores (D,), labels int64 (D,) and image int64 (D,), the row that each detection is of.
 
-        boxes: (N, A, 4). scores: (N, A, K). Detections come image by image, class by class, best first.
+        boxes: (N, A, 4). scores: (N, A, K). Detections come image by image, best first.
         """
         rows = torch.ops.relu_deploy.nms(
-            boxes, scores.transpose(1, 2), self.iou_threshold, self.score_threshold, self.max_detections
+            boxes, scores.transpose(1, 2), self.iou_threshold, self.score_threshold, self.max_per_class
         )
         image, label, box = rows.unbind(1)
+        order = scores[image, box, label].sort(descending=True, stable=True).indices
+        order = order[image[order].sort(stable=True).indices]
+        # Counted, not looked up, so that images without a detection and the empty batch of detections need no care.
+        images = torch.arange(boxes.shape[0], device=boxes.device)
+        begins = (image[:, None] < images).sum(0)
+        place = torch.arange(rows.shape[0], device=boxes.device) - begins[image[order]]
+        image, label, box = rows[order[place < self.max_detections]].unbind(1)
         return boxes[image, box], scores[image, box, label], label, image
 
 

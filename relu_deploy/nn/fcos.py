@@ -71,5 +71,5 @@ class FCOS(nn.Module):
 
 
 def fcos_resnet50_fpn(num_classes: int = 91) -> FCOS:
-    """Return FCOS with random weights. torchvision's own weights were made with batch norms of eps 0."""
+    """Return FCOS with random weights."""
     return FCOS(num_classes)

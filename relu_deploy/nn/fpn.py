@@ -23,6 +23,8 @@ class ExtraLevels(nn.Module):
         self.p6 = nn.Conv2d(width, width, 3, 2, padding=1)
         self.p7 = nn.Conv2d(width, width, 3, 2, padding=1)
         self.relu = nn.ReLU()
+        for conv in (self.p6, self.p7):
+            _keep_variance(conv)
 
     def forward(self, p5: Tensor) -> list[Tensor]:
         p6 = self.p6(p5)
@@ -37,6 +39,8 @@ class Pyramid(nn.Module):
         # A Sequential of one: torchvision's keys have that extra level.
         self.inner_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(channels, width, 1)) for channels in inputs)
         self.layer_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(width, width, 3, padding=1)) for _ in inputs)
+        for conv in (*self.inner_blocks, *self.layer_blocks):
+            _keep_variance(conv[0])
         self.extra_blocks = ExtraLevels(width)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
@@ -48,12 +52,24 @@ class Pyramid(nn.Module):
         return levels + self.extra_blocks(levels[-1])  # type: ignore[no-any-return]
 
 
-class ResNetPyramid(nn.Module):
-    """images: float32 (N, 3, H, W). Returns five maps (N, 256, H/stride, W/stride) at `STRIDES`."""
+def _keep_variance(conv: nn.Conv2d) -> None:
+    # a=1 is the slope of "no ReLU follows": nothing rectifies these maps.
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
-    def __init__(self, width: int = 256) -> None:
+
+class ResNetPyramid(nn.Module):
+    """images: float32 (N, 3, H, W). Returns five maps (N, 256, H/stride, W/stride) at `STRIDES`.
+
+    batch_norm_eps: what every batch norm of the body adds to the variance.
+    """
+
+    def __init__(self, width: int = 256, batch_norm_eps: float = 1e-5) -> None:
         super().__init__()
         self.body = Body()
+        for module in self.body.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = batch_norm_eps
         self.fpn = Pyramid((512, 1024, 2048), width)
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -47,9 +47,9 @@ class RegressionHead(nn.Module):
 class RetinaNet(nn.Module):
     """images: float32 (N, 3, H, W), normalised. Returns raw cls_logits (N, A, num_classes) and bbox_regression (N, A, 4)."""
 
-    def __init__(self, num_classes: int = 91) -> None:
+    def __init__(self, num_classes: int = 91, batch_norm_eps: float = 1e-5) -> None:
         super().__init__()
-        self.backbone = ResNetPyramid()
+        self.backbone = ResNetPyramid(batch_norm_eps=batch_norm_eps)
         self.head = nn.ModuleDict(
             {"classification_head": ClassificationHead(256, num_classes), "regression_head": RegressionHead(256)}
         )
@@ -63,6 +63,9 @@ class RetinaNet(nn.Module):
         return AnchorDecoder(grid_anchors(height, width, STRIDES, SIZES, RATIOS), height, width)
 
 
-def retinanet_resnet50_fpn(num_classes: int = 91) -> RetinaNet:
-    """Return RetinaNet with random weights. torchvision's own weights were made with batch norms of eps 0."""
-    return RetinaNet(num_classes)
+def retinanet_resnet50_fpn(num_classes: int = 91, batch_norm_eps: float = 1e-5) -> RetinaNet:
+    """Return RetinaNet with random weights.
+
+    batch_norm_eps: 0 for the weights that torchvision publishes (RetinaNet_ResNet50_FPN_Weights.COCO_V1), which it runs so.
+    """
+    return RetinaNet(num_classes, batch_norm_eps)

@@ -17,11 +17,11 @@ STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--line:#d1d9e0;--paper:#fff;--panel:#f6f8fa;--bad:#b42318;--good:#1a7f37}
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--line:#3d444d;--paper:#0d1117;--panel:#151b23;--bad:#ff7b72;--good:#3fb950}}
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.6rem;margin:0 0 4px}h2{font-size:1.2rem;margin:40px 0 8px}
+main{max-width:1240px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.6rem;margin:0 0 4px}h2{font-size:1.2rem;margin:40px 0 8px}
 p{margin:8px 0;max-width:75ch}.soft{color:var(--soft);font-size:.92rem}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}th,td{padding:6px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-th{color:var(--soft);font-weight:600}th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}.bad{color:var(--bad);font-weight:700}.good{color:var(--good)}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:16px}figure{margin:0;padding:12px;background:var(--panel);border:1px solid var(--line);border-radius:8px}
+th{color:var(--soft);font-weight:600}th:nth-child(-n+3),td:nth-child(-n+3){text-align:left}.bad{color:var(--bad);font-weight:700}.good{color:var(--good)}
+.charts{margin-top:14px;display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:16px}figure{margin:0;padding:12px;background:var(--panel);border:1px solid var(--line);border-radius:8px}
 figcaption{font-size:.92rem;font-weight:600;margin-bottom:6px}svg{width:100%;height:auto;display:block}svg text{font:13px system-ui,sans-serif;fill:var(--ink)}
 svg .name{text-anchor:end}svg .tick{text-anchor:middle;fill:var(--soft);font-size:11px}svg .unit{fill:var(--soft);font-size:11px}svg .grid{stroke:var(--line)}svg .whisker{stroke:var(--ink);fill:none;stroke-width:1.5}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:.9rem}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
@@ -52,7 +52,8 @@ def bench_page(result: Result) -> str:
         f'<p class="soft">{escape(cpu["model"])}, {environment["threads"]} threads, {escape(environment["time"])}, '
         f"relu_deploy {escape(environment['relu_deploy'])}</p>",
         f"<p>{verdict} A timing is one call from arrays to arrays. Backends ran in processes of their own and took turns; whiskers "
-        "are 95% confidence intervals of the mean, from the rounds. Nothing was left out of any figure.</p>",
+        "are 95% confidence intervals of the mean, from the rounds. Nothing was left out of any figure. Right: the answers agree with the float64 truth. Load: until the first "
+        "answer. Of limit: of the float32 matrix rate measured on this machine.</p>",
     ]
     for (model, batch), group in groupby(result["runs"], key=lambda run: (run["model"], run["batch"])):
         rows = list(group)
@@ -61,6 +62,8 @@ def bench_page(result: Result) -> str:
         measured = [row for row in rows if row["latency_ms"]]
         if measured:
             body.append(f'<div class="charts">{_latency(model, measured, backends)}{_spread(model, measured, backends)}</div>')
+    if any(run["warmed_up"] is False for run in result["runs"]):
+        body.append('<p class="soft">* did not settle while warming up: the machine was busy, read its interval.</p>')
     body.append("<h2>Measured on</h2>" + _facts(environment))
     if result["left_out"]:
         missing = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>" for name, reason in result["left_out"].items())
@@ -70,19 +73,8 @@ def bench_page(result: Result) -> str:
 
 def _table(rows: Sequence[Result], ratios: Sequence[Result]) -> str:
     head = (
-        "backend",
-        "precision",
-        "p50 ms",
-        "p90",
-        "p99",
-        "mean",
-        "images/s",
-        "speed-up",
-        "of limit",
-        "peak MB",
-        "load s",
-        "accuracy",
-        "right",
+        *("backend", "right", "accuracy", "precision", "p50 ms", "p90", "p99", "mean", "images/s", "speed-up", "of limit"),
+        *("peak MB", "load s"),
     )
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
     for row in rows:
@@ -100,6 +92,8 @@ def _table(rows: Sequence[Result], ratios: Sequence[Result]) -> str:
         metric, roofline = row["accuracy"], row["roofline"]
         cells = (
             escape(row["backend"]) + ("" if row["warmed_up"] else " *"),
+            '<span class="good">yes</span>' if row["verified"] else '<span class="bad">NO</span>',
+            f"{metric['name']} {metric['value']:.4f} <span class='soft'>({metric['samples']})</span>" if metric else "",
             escape(row["precision"]),
             *(f"{latency[name]:.3g}" for name in ("p50", "p90", "p99", "mean")),
             f"{row['throughput']:,.1f}",
@@ -107,8 +101,6 @@ def _table(rows: Sequence[Result], ratios: Sequence[Result]) -> str:
             f"{roofline['share']:.0%}" if roofline else "",
             f"{row['peak_bytes'] / 1e6:,.0f}" if row["peak_bytes"] else "",
             f"{row['load_seconds'] + row['first_run_seconds']:.2f}",
-            f"{metric['name']} {metric['value']:.4f} <span class='soft'>({metric['samples']})</span>" if metric else "",
-            '<span class="good">yes</span>' if row["verified"] else '<span class="bad">NO</span>',
         )
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'

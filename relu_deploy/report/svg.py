@@ -22,7 +22,7 @@ class Bar:
 def bars(title: str, unit: str, entries: Sequence[Bar]) -> str:
     """Return a horizontal bar chart that starts at zero. Values are in `unit` and must not be negative."""
     top = max((entry.interval[1] if entry.interval else entry.value for entry in entries), default=1.0) * 1.02 or 1.0
-    row, left, width, right = 30, 190, 460, 90
+    row, left, width, right = 30, 136, 250, 64
     height = row * len(entries) + 34
     parts = [
         f'<svg viewBox="0 0 {left + width + right} {height}" role="img" aria-label="{escape(title)}">',
@@ -63,14 +63,14 @@ def dots(title: str, unit: str, rows: Sequence[tuple[str, Sequence[float], int]]
     if not values:
         return ""
     low, high = math.log10(min(values)) - 0.03, math.log10(max(values)) + 0.03
-    row, left, width = 30, 190, 500
+    row, left, width = 30, 136, 270
     height = row * len(rows) + 34
 
     def at(value: float) -> float:
         return left + width * (math.log10(value) - low) / (high - low)
 
     parts = [
-        f'<svg viewBox="0 0 {left + width + 50} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+        f'<svg viewBox="0 0 {left + width + 44} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
     ]
     exponents = range(math.floor(low), math.ceil(high) + 1)
     for tick in (step * 10.0**exponent for exponent in exponents for step in (1, 2, 5)):

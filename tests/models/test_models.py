@@ -1,0 +1,101 @@
+"""What ships is what its card says: weights, slices, recipes, metrics."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from relu_deploy.bundle import sha256  # noqa: E402
+from relu_deploy.data import load_dataset  # noqa: E402
+from relu_deploy.export import export_source  # noqa: E402
+from relu_deploy.locate_models import models_folder  # noqa: E402
+from relu_deploy.tasks import score  # noqa: E402
+from relu_deploy.zoo import build, recipe, recipes, weights_file  # noqa: E402
+
+SHIPPED = [name for name, known in recipes().items() if known.weights == "shipped"]
+TRAINED = [name for name, known in recipes().items() if known.weights]
+
+
+def test_the_two_trained_models_and_mobilenet_are_there():
+    assert set(SHIPPED) == {"digits", "digit_detector"}
+    assert set(TRAINED) == {*SHIPPED, "mobilenet_v2"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_weights_are_small_and_those_of_the_recipe(name):
+    file = weights_file(recipe(name))
+    assert file.stat().st_size < 4_000_000
+    assert sha256(file) == recipe(name).weights_facts["sha256"]
+    build(name, weights="default")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_card_states_the_metric_of_the_recipe_and_the_size_of_the_network(name):
+    card = (models_folder() / name / "README.md").read_text()
+    metric = recipe(name).metric
+    assert f"{recipe(name).parameters:,} parameters" in card
+    if name in SHIPPED:
+        assert f"{metric['value']:.4f}".rstrip("0") in card
+    else:
+        assert f"{round(metric['value'] * 8)} of 8" in card
+
+
+def test_the_recipes_keep_the_promised_quality():
+    assert recipe("digits").metric["value"] >= 0.992
+    assert recipe("digit_detector").metric["value"] >= 0.75
+    assert recipe("digit_detector").metric["AP50"] >= 0.97
+
+
+@pytest.mark.parametrize(("name", "least"), [("digits", 0.992), ("digit_detector", 0.75), ("mobilenet_v2", 0.6)])
+def test_the_model_as_deployed_is_as_good_on_its_shipped_data(tmp_path, name, least):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    try:
+        weights_file(recipe(name))
+    except Exception as why:
+        pytest.skip(str(why))
+    bundle = export_source(name, tmp_path / "m.rdb").bundle
+    dataset = load_dataset(bundle, name)
+    metric = score(bundle.manifest, bundle.session("onnxruntime-cpu").run, dataset, batch=16)
+    assert metric.value >= least
+    assert metric.samples == {"digits": 1000, "digit_detector": 100, "mobilenet_v2": 8}[name]
+
+
+def test_the_slices_are_real_and_whole():
+    with np.load(models_folder() / "digits" / "test.npz") as digits:
+        assert digits["x"].shape == (1000, 28, 28, 1)
+        assert digits["x"].dtype == np.uint8
+        assert set(digits["labels"]) == set(range(10))
+    with np.load(models_folder() / "digit_detector" / "test.npz") as scenes:
+        assert scenes["x"].shape == (100, 128, 128, 1)
+        assert set(scenes["image"]) == set(range(100))
+        low, high = scenes["boxes"][:, :2], scenes["boxes"][:, 2:]
+        assert (low < high).all()
+        assert (low >= 0).all()
+        assert (high <= 128).all()
+
+
+def test_scenes_follow_from_their_seed_and_boxes_hold_the_ink(monkeypatch):
+    monkeypatch.syspath_prepend(str(models_folder() / "digit_detector"))
+    import scenes
+
+    with np.load(models_folder() / "digits" / "test.npz") as data:
+        digits = [image[scenes.ink_extent(image)] for image in data["x"][:100, ..., 0]]
+        labels = data["labels"][:100]
+    one, same, other = (scenes.make_scenes(digits, labels, 5, seed) for seed in (0, 0, 1))
+    for first, second in zip(one, same, strict=True):
+        np.testing.assert_array_equal(first.pixels, second.pixels)
+    assert any(not np.array_equal(a.pixels, b.pixels) for a, b in zip(one, other, strict=True))
+    for scene in one:
+        for left, top, right, bottom in scene.boxes.astype(int):
+            inside = scene.pixels[top:bottom, left:right]
+            assert inside.max() > 120
+            assert 16 * 0.7 <= bottom - top <= 48
+
+
+def test_every_recipe_is_valid_json_with_a_card_beside_it():
+    for file in models_folder().glob("*/recipe.json"):
+        assert json.loads(file.read_text())["name"] == file.parent.name
+        assert Path(file.with_name("README.md")).is_file()
