@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import relu_deploy
 from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, create_bundle, refuse_existing, seal
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.graph import adopt, find_relus, io_specs, name_nodes, opset_of, save_model
+from relu_deploy.graph import adopt, find_relus, io_specs, name_nodes, opset_of, save_model, settle
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
 from relu_deploy.sources import Loaded, import_torch, load_source, reason_of
 from relu_deploy.zoo import Recipe
@@ -250,11 +250,7 @@ def _to_onnx(
             ) from error
     model = converted.model
     _annotate(model, program)
-    raw = folder / MODEL
-    save_model(model, raw)
-    model = adopt(raw)
-    for leftover in folder.glob(f"{MODEL}*"):
-        leftover.unlink()
+    model = settle(model, "the exported graph")
     if opset_of(model) != opset:
         raise InputError(
             f"torch could only write this model at opset {opset_of(model)}, not {opset}",

@@ -16,7 +16,7 @@ from relu_deploy import export
 from relu_deploy.detections import postprocess
 
 HERE = Path(__file__).parent
-COLUMNS, ROWS, SCALE, GAP, SURE = 4, 2, 3, 12, 0.3
+COLUMNS, ROWS, SCALE, GAP, SURE = 4, 2, 3, 12, 0.5
 #: one colour a digit, told apart by lightness too
 COLOURS = ("#4fc3f7", "#ffb74d", "#81c784", "#ba68c8", "#fff176", "#e57373", "#4db6ac", "#f06292", "#aed581", "#90a4ae")
 
@@ -48,7 +48,9 @@ def main() -> None:
         bundle = export("digit_detector", Path(folder) / "d.rdb")
         pixels = data["x"][: COLUMNS * ROWS, ..., 0]
         results = bundle.session("onnxruntime-cpu").run({"x": ((pixels[:, None] / 255 - 0.25) / 0.25).astype(np.float32)})
-        found = postprocess(results["boxes"], results["scores"], score_threshold=SURE, iou_threshold=0.5)
+        # A digit has one name: only the best class of each box is drawn.
+        best = results["scores"] * (results["scores"] == results["scores"].max(-1, keepdims=True))
+        found = postprocess(results["boxes"], best, score_threshold=SURE, iou_threshold=0.5)
     side = pixels.shape[1] * SCALE
     sheet = Image.new("RGB", (COLUMNS * (side + GAP) - GAP, ROWS * (side + GAP) - GAP), "white")
     for index, (scene, one) in enumerate(zip(pixels, found, strict=True)):

@@ -4,7 +4,7 @@ Nothing here imports torch or a runtime, so a graph can be read on a machine tha
 """
 
 from relu_deploy.graph.cost import Cost, count_cost
-from relu_deploy.graph.model import adopt, io_specs, load_model, name_nodes, opset_of, save_model, to_bytes
+from relu_deploy.graph.model import adopt, io_specs, load_model, name_nodes, opset_of, save_model, settle, to_bytes
 from relu_deploy.graph.relus import Relu, find_relus
 from relu_deploy.graph.taps import with_taps
 
@@ -19,6 +19,7 @@ __all__ = [
     "name_nodes",
     "opset_of",
     "save_model",
+    "settle",
     "to_bytes",
     "with_taps",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from relu_deploy.tensors import TensorSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["adopt", "io_specs", "load_model", "name_nodes", "opset_of", "save_model", "to_bytes"]
+__all__ = ["adopt", "io_specs", "load_model", "name_nodes", "opset_of", "save_model", "settle", "to_bytes"]
 
 #: protobuf cannot hold a message above 2 GiB; graph and attributes need a little room beside the weights
 SINGLE_FILE_LIMIT = 2**31 - 2**24
@@ -43,27 +45,31 @@ def load_model(path: Path) -> ir.Model:
 
 
 def adopt(path: Path) -> ir.Model:
-    """Return the graph in `path`, checked, with shapes inferred and every node named: what a bundle's model.onnx is.
+    """Return the graph in `path` as `settle` leaves it. Raises InputError when the checker or shape inference refuses it."""
+    import onnx
 
-    Initializers that old files also list as inputs are no longer inputs: nobody feeds weights by hand.
-    Raises InputError when the ONNX checker or shape inference refuses it.
+    model = load_model(path)
+    if _weights_bytes(model) >= SINGLE_FILE_LIMIT:
+        # Too large for a message: the checker reads it from the file.
+        with _as_input_error(str(path)):
+            onnx.checker.check_model(path)
+    return settle(model, str(path))
+
+
+def settle(model: ir.Model, where: str) -> ir.Model:
+    """Return `model` checked, with shapes inferred and every node named: what a bundle's model.onnx is.
+
+    Initializers that old files also list as inputs are no longer inputs: nobody feeds weights by hand. where: what to
+    call the model in an error. Raises InputError when the ONNX checker or shape inference refuses it.
     """
     import onnx
     import onnx_ir as ir
 
-    model = load_model(path)
-    try:
-        onnx.checker.check_model(path)
-    except onnx.checker.ValidationError as error:
-        raise InputError(
-            f"{path} is not a valid ONNX graph: {_first_line(error)}", "repair the graph where it was made"
-        ) from error
-    if not any(model.graph.initializers) or _weights_bytes(model) < SINGLE_FILE_LIMIT:
-        try:
-            proto = onnx.shape_inference.infer_shapes(ir.to_proto(model), check_type=True, strict_mode=True)
-        except onnx.shape_inference.InferenceError as error:
-            raise InputError(f"{path}: shapes do not fit: {_first_line(error)}", "repair the graph where it was made") from error
-        model = ir.from_proto(proto)
+    if _weights_bytes(model) < SINGLE_FILE_LIMIT:
+        with _as_input_error(where):
+            proto = ir.to_proto(model)
+            onnx.checker.check_model(proto)
+            model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True))
     initializers = set(model.graph.initializers)
     for value in [value for value in model.graph.inputs if value.name in initializers]:
         model.graph.inputs.remove(value)
@@ -73,6 +79,19 @@ def adopt(path: Path) -> ir.Model:
         del model.graph.initializers[name]
     name_nodes(model)
     return model
+
+
+@contextmanager
+def _as_input_error(where: str) -> Iterator[None]:
+    import onnx
+
+    hint = "repair the graph where it was made"
+    try:
+        yield
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"{where} is not a valid ONNX graph: {_first_line(error)}", hint) from error
+    except onnx.shape_inference.InferenceError as error:
+        raise InputError(f"{where}: shapes do not fit: {_first_line(error)}", hint) from error
 
 
 def name_nodes(model: ir.Model) -> None:
