@@ -142,12 +142,17 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def bench(options: argparse.Namespace) -> int:
+    from relu_deploy.backends import require
     from relu_deploy.bench import bench as run
     from relu_deploy.bench.journey import bundles_for
     from relu_deploy.bundle import Bundle, refuse_existing, write_atomically
     from relu_deploy.report.progress import steps
     from relu_deploy.report.tables import print_bench
 
+    # What was asked for is checked before minutes are spent on exporting.
+    batches = _numbers(options.batch, "--batch")
+    for name in options.backend or ():
+        require(name)
     for target in (options.html, options.json):
         if target and str(target) != "-":
             refuse_existing(Path(target), options.force)
@@ -155,7 +160,7 @@ def bench(options: argparse.Namespace) -> int:
         report = run(
             paths,
             options.backend or None,
-            batch=_numbers(options.batch, "--batch"),
+            batch=batches,
             seconds=options.seconds,
             against=options.against,
             threads=options.threads,

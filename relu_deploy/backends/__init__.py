@@ -18,7 +18,7 @@ from relu_deploy.backends.base import Options, Probe, Session
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, UsageError, nearest
 
-__all__ = ["BACKENDS", "Options", "Probe", "Session", "load", "probe", "probe_all", "usable"]
+__all__ = ["BACKENDS", "Options", "Probe", "Session", "load", "probe", "probe_all", "require", "usable"]
 
 BACKENDS: dict[str, str] = {
     "reference": "reference",
@@ -49,6 +49,13 @@ def probe_all() -> list[Probe]:
     return [probe(name) for name in (*BACKENDS, *NOT_YET)]
 
 
+def require(name: str) -> None:
+    """Raise BackendUnavailable, with the reason and the fix, when the backend called `name` is not usable here."""
+    found = probe(name)
+    if not found.usable:
+        raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
+
+
 def usable(names: Iterable[str] = BACKENDS) -> list[str]:
     """Return those of `names` that are usable here."""
     return [name for name in names if probe(name).usable]
@@ -60,9 +67,7 @@ def load(bundle: Bundle | str | os.PathLike[str], name: str, **options: Any) -> 
     options: the fields of `Options`. Raises BackendUnavailable with the probe's reason and fix, Unsupported when the
     backend cannot run this model, UsageError for an unknown name.
     """
-    found = probe(name)
-    if not found.usable:
-        raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
+    require(name)
     session: Session = _module(name).load(name, Bundle.open(bundle), Options(**options))
     return session
 

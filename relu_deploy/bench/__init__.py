@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.backends import BACKENDS, probe, usable
+from relu_deploy.backends import BACKENDS, probe, require, usable
 from relu_deploy.backends.base import default_threads
 from relu_deploy.bench.environment import describe
 from relu_deploy.bench.measure import Latency, Ratio, ratio_of, summarise
 from relu_deploy.bench.roofline import Machine, calibrate, share_of_limit
 from relu_deploy.bundle import Bundle
 from relu_deploy.data import sample_feeds
-from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
+from relu_deploy.errors import InputError, Unsupported, UsageError
 from relu_deploy.graph import count_cost, load_model
 from relu_deploy.verify import compare_outputs
 from relu_deploy.verify.truth import Truth, choose_against, find_truth
@@ -186,9 +186,7 @@ def _choose(backends: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
         names = usable(candidates)
         return names, {name: probe(name).reason for name in candidates if name not in names}
     for name in backends:
-        found = probe(name)
-        if not found.usable:
-            raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
+        require(name)
     return list(dict.fromkeys(backends)), {}
 
 
