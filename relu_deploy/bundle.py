@@ -158,12 +158,13 @@ def create_bundle(target: str | os.PathLike[str], *, force: bool = False) -> Ite
         shutil.rmtree(workshop, ignore_errors=True)
 
 
-def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write `manifest` into `folder` with the hash of every file in it. Raises InputError when it breaks the schema."""
+def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `manifest` with the hash of every file in `folder`, as written there. Raises InputError when it breaks the schema."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
     complete = {**manifest, "files": {file.relative_to(folder).as_posix(): _facts(file) for file in files}}
     _validate(complete, folder / MANIFEST)
     write_atomically(folder / MANIFEST, _dump(complete))
+    return complete
 
 
 def refuse_existing(target: Path, force: bool) -> None:

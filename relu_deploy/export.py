@@ -13,6 +13,7 @@ found again in it, each with the PyTorch module it came from.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -149,9 +150,9 @@ def export_source(
             **_knowledge(loaded.recipe, embed_preprocess, pixels, decode),
             "variants": {},
         }
-        seal(folder, manifest)
+        manifest = seal(folder, manifest)
     return Exported(
-        Bundle.open(out),
+        Bundle(out, manifest),
         opset_of(model),
         len(model.graph),
         len(find_relus(model)),
@@ -226,7 +227,7 @@ def _to_onnx(
     rows = 2 if dynamic else int(batch)
     dtype = torch.uint8 if embed else torch.float32
     examples = tuple(torch.zeros((rows, *shape[1:]), dtype=dtype) for shape in shapes.values())
-    with _quiet_torch(), torch.no_grad():
+    with _quiet_torch(), _brisk_torch(), torch.no_grad():
         program = _traced(module, examples, dynamic)
         torch.export.save(program, str(folder / SOURCE))
         count = len([value for value in program.graph_signature.user_outputs if value is not None])
@@ -263,6 +264,16 @@ def _traced(module: nn.Module, examples: tuple[Any, ...], dynamic: bool) -> torc
     torch = import_torch()
     shapes = tuple({0: torch.export.Dim("batch", min=1)} for _ in examples) if dynamic else None
     try:
+        return torch.export.export(module, examples, dynamic_shapes=shapes)
+    except Exception as error:  # TorchExportError, UserError, ConstraintViolationError and more
+        _refuse_shapes(module, examples)
+        hint = "if the model fixes its batch, export it with --batch 1; if it branches on data, use torch.where or torch.cond"
+        raise InputError(f"torch cannot trace this model: {reason_of(error)}", hint) from error
+
+
+def _refuse_shapes(module: nn.Module, examples: tuple[Any, ...]) -> None:
+    """Raise InputError when it is plainly the shape that `module` does not accept."""
+    try:
         module(*examples)
     except Exception as error:  # the user's forward may raise anything
         sizes = ", ".join("x".join(map(str, example.shape)) for example in examples)
@@ -270,11 +281,6 @@ def _traced(module: nn.Module, examples: tuple[Any, ...], dynamic: bool) -> torc
             f"the model does not accept an input of shape {sizes}: {reason_of(error)}",
             "give the right one with --input name=1x3x224x224",
         ) from error
-    try:
-        return torch.export.export(module, examples, dynamic_shapes=shapes)
-    except Exception as error:  # TorchExportError, UserError, ConstraintViolationError and more
-        hint = "if the model fixes its batch, export it with --batch 1; if it branches on data, use torch.where or torch.cond"
-        raise InputError(f"torch cannot trace this model: {reason_of(error)}", hint) from error
 
 
 #: aten operators that become a Relu or a Clip
@@ -362,6 +368,24 @@ def _versions() -> dict[str, str]:
     if "torch" in sys.modules:
         made_by["torch"] = str(sys.modules["torch"].__version__)
     return made_by
+
+
+@contextlib.contextmanager
+def _brisk_torch() -> Iterator[None]:
+    """Spare the tracer two things that cost a quarter of an export: collecting garbage, and a stack trace for each node.
+
+    The traces would also carry the paths of the machine that exports into the bundle.
+    """
+    config = import_torch().fx.config
+    before, collecting = config.do_not_emit_stack_traces, gc.isenabled()
+    config.do_not_emit_stack_traces = True
+    gc.disable()
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
+        if collecting:
+            gc.enable()
 
 
 @contextlib.contextmanager

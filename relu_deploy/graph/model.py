@@ -46,14 +46,7 @@ def load_model(path: Path) -> ir.Model:
 
 def adopt(path: Path) -> ir.Model:
     """Return the graph in `path` as `settle` leaves it. Raises InputError when the checker or shape inference refuses it."""
-    import onnx
-
-    model = load_model(path)
-    if _weights_bytes(model) >= SINGLE_FILE_LIMIT:
-        # Too large for a message: the checker reads it from the file.
-        with _as_input_error(str(path)):
-            onnx.checker.check_model(path)
-    return settle(model, str(path))
+    return settle(load_model(path), str(path))
 
 
 def settle(model: ir.Model, where: str) -> ir.Model:
@@ -62,14 +55,12 @@ def settle(model: ir.Model, where: str) -> ir.Model:
     Initializers that old files also list as inputs are no longer inputs: nobody feeds weights by hand. where: what to
     call the model in an error. Raises InputError when the ONNX checker or shape inference refuses it.
     """
-    import onnx
-    import onnx_ir as ir
+    from onnx_ir.passes.common import CheckerPass, ShapeInferencePass
 
-    if _weights_bytes(model) < SINGLE_FILE_LIMIT:
-        with _as_input_error(where):
-            proto = ir.to_proto(model)
-            onnx.checker.check_model(proto)
-            model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True))
+    # Both see the graph without its large weights, so that one above protobuf's 2 GiB is checked like any other.
+    with _as_input_error(where):
+        CheckerPass(full_check=True)(model)
+    model = ShapeInferencePass()(model).model
     initializers = set(model.graph.initializers)
     for value in [value for value in model.graph.inputs if value.name in initializers]:
         model.graph.inputs.remove(value)
