@@ -212,17 +212,21 @@ def _measure(
 ) -> tuple[list[Run], dict[str, list[list[float]]]]:
     what = f"{bundle.name}, batch {batch}"
     progress(f"{what}: the right answers in float64")
-    feeds, _ = sample_feeds(bundle, batch, seed)
-    truth = find_truth(bundle, choose_against(bundle, None), (), feeds, threads)
-    cost = count_cost(load_model(bundle.onnx), batch)
-    processes: dict[str, Process] = {}
+    # The workers import their runtimes while the truth is worked out; nothing is timed yet.
+    processes = {name: Process(threads) for name in names}
     loaded: dict[str, dict[str, Any]] = {}
     rows: dict[str, Run] = {}
     timings: dict[str, list[list[float]]] = {}
     try:
+        for name, process in processes.items():
+            process.tell("prepare", backend=name)
+        feeds, _ = sample_feeds(bundle, batch, seed)
+        truth = find_truth(bundle, choose_against(bundle, None), (), feeds, threads)
+        cost = count_cost(load_model(bundle.onnx), batch)
         for name in names:
             progress(f"{what}: loading {name}")
-            process = processes[name] = Process(threads)
+            process = processes[name]
+            process.hear("prepare")
             reply = process.ask("load", bundle=str(bundle.path), backend=name, threads=threads, batch=batch, seed=seed)
             if "error" in reply:
                 if not may_skip:
@@ -233,13 +237,13 @@ def _measure(
             loaded[name] = reply
         for name in loaded:
             progress(f"{what}: warming up {name}")
-            loaded[name] |= processes[name].ask("warm", seconds=WARM_UP_SECONDS)
+            loaded[name] |= processes[name].get("warm", seconds=WARM_UP_SECONDS)
         timings = {name: [] for name in loaded}
         order = list(loaded)
         for turn in range(ROUNDS):
             progress(f"{what}: round {turn + 1} of {ROUNDS}")
             for name in (*order[turn % len(order) :], *order[: turn % len(order)]) if order else ():
-                timings[name].append(processes[name].ask("measure", seconds=seconds / ROUNDS)["milliseconds"])
+                timings[name].append(processes[name].get("measure", seconds=seconds / ROUNDS)["milliseconds"])
         for name, known in loaded.items():
             progress(f"{what}: checking the answers of {name}")
             facts = known | processes[name].ask("memory")
@@ -304,14 +308,27 @@ class Process:
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Return the worker's answer; a worker that died answers with an error."""
+        self.tell(command, **arguments)
+        return self.hear(command)
+
+    def get(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Return the worker's answer. Raises Unsupported when it is an error: nothing can be measured then."""
+        answer = self.ask(command, **arguments)
+        if "error" in answer:
+            raise Unsupported(f"a benchmark process failed: {answer['error']}", answer["hint"] or "leave that backend out")
+        return answer
+
+    def tell(self, command: str, **arguments: Any) -> None:
+        """Send a command whose answer `hear` will return."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # the missing answer will tell
             self._process.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def hear(self, command: str) -> dict[str, Any]:
+        """Return the answer to the oldest command that has none yet; `command` is what to call it in an error."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             return {"error": f"its process ended with exit code {self._process.wait(10)} during {command!r}", "hint": ""}
         answer: dict[str, Any] = json.loads(line)

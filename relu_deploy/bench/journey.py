@@ -23,7 +23,8 @@ def bundles_for(paths: Sequence[str], progress: Callable[[str], None]) -> Iterat
     Zoo names are exported into a temporary folder and every Relu is verified on ONNX Runtime before anything is timed.
     Raises InputError when a shipped model does not verify.
     """
-    names = list(paths) or [name for name, known in recipes().items() if known.weights]
+    trained = sorted((known for known in recipes().values() if known.weights), key=lambda known: known.parameters)
+    names = list(paths) or [known.name for known in trained]
     with tempfile.TemporaryDirectory(prefix="relu-deploy-") as workshop:
         bundles = []
         for name in names:

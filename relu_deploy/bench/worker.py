@@ -33,10 +33,14 @@ STABLE = 0.05
 class Worker:
     """Answers commands about one session."""
 
-    def load(self, bundle: str, backend: str, threads: int, batch: int, seed: int) -> dict[str, Any]:
+    def prepare(self, backend: str) -> dict[str, Any]:
+        """Import the backend's runtime, which several workers may do at the same time."""
         started = time.perf_counter()
         probe(backend)
-        imported = time.perf_counter()
+        return {"import_seconds": time.perf_counter() - started}
+
+    def load(self, bundle: str, backend: str, threads: int, batch: int, seed: int) -> dict[str, Any]:
+        """Load the model and answer once. Times are of loading alone and of the first run alone."""
         self.bundle, self.batch = Bundle.open(bundle), batch
         self.feeds = [sample_feeds(self.bundle, batch, seed + turn)[0] for turn in range(ROTATION)]
         ready = time.perf_counter()
@@ -45,7 +49,6 @@ class Worker:
         self.session.run(self.feeds[0])
         first = time.perf_counter()
         return {
-            "import_seconds": imported - started,
             "load_seconds": loaded - ready,
             "first_run_seconds": first - loaded,
             "facts": dict(self.session.facts),
