@@ -153,9 +153,8 @@ def bench(options: argparse.Namespace) -> int:
     batches = _numbers(options.batch, "--batch")
     for name in options.backend or ():
         require(name)
-    for target in (options.html, options.json):
-        if target and str(target) != "-":
-            refuse_existing(Path(target), options.force)
+    if options.html:
+        refuse_existing(options.html, options.force)
     with steps(options.quiet) as step, bundles_for(options.paths, step) as paths:
         report = run(
             paths,
@@ -174,7 +173,7 @@ def bench(options: argparse.Namespace) -> int:
     if options.html:
         from relu_deploy.report.html import bench_page
 
-        write_atomically(Path(options.html), bench_page(result))
+        write_atomically(options.html, bench_page(result))
     _finish(options, result, lambda: print_bench(result))
     if options.html and str(options.json) != "-":
         print(f"report: {options.html}")

@@ -187,3 +187,19 @@ def test_the_python_calls_of_the_contract_work(tmp_path):
     assert [run.batch for run in table.runs] == [1, 2]
     session = bundle.session("onnxruntime-cpu")
     assert session.run({"x": np.zeros((3, 3, 64, 64), np.float32)})["y"].shape == (3, 1000)
+
+
+@pytest.mark.parametrize("opset", [18, 24])
+def test_the_opset_is_the_one_that_was_asked_for(command, opset):
+    made = command("export", "digits", "-o", "m.rdb", "--opset", opset, "--json", "-")
+    assert made.code == 0, made.stderr
+    assert made.json["opset"] == opset
+    assert command("verify", "m.rdb", "--quiet").code == 0
+
+
+def test_a_page_is_not_overwritten_without_force(command, digits_bundle, tmp_path):
+    (tmp_path / "b.html").write_text("precious")
+    refused = command("bench", digits_bundle.path, "--html", "b.html")
+    assert refused.code == 2
+    assert "already exists" in refused.stderr
+    assert (tmp_path / "b.html").read_text() == "precious"
