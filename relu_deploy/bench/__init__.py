@@ -223,10 +223,11 @@ def _measure(
         feeds, _ = sample_feeds(bundle, batch, seed)
         truth = find_truth(bundle, choose_against(bundle, None), (), feeds, threads)
         cost = count_cost(load_model(bundle.onnx), batch)
+        for process in processes.values():
+            process.hear("prepare")
         for name in names:
             progress(f"{what}: loading {name}")
             process = processes[name]
-            process.hear("prepare")
             reply = process.ask("load", bundle=str(bundle.path), backend=name, threads=threads, batch=batch, seed=seed)
             if "error" in reply:
                 if not may_skip:
