@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import tempfile
-import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.bundle import sha256
 from relu_deploy.errors import InputError, UsageError, missing_package, nearest
 from relu_deploy.locate_models import models_folder
 
@@ -255,6 +253,8 @@ def weights_file(known: Recipe) -> Path:
 
 
 def _checked(file: Path, wanted: str) -> Path:
+    from relu_deploy.bundle import sha256
+
     if not file.is_file() or sha256(file) != wanted:
         raise InputError(f"{file} is not the weights file of the recipe (its sha256 differs)", "install it again")
     return file
@@ -275,6 +275,8 @@ def _cache_folder() -> Path:
 
 
 def _download(url: str, target: Path, wanted: str) -> bool:
+    import urllib.request
+
     try:
         with urllib.request.urlopen(url, timeout=10) as response, _temporary_beside(target) as stream:
             shutil.copyfileobj(response, stream)

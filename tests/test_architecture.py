@@ -116,6 +116,16 @@ def test_help_zoo_and_argument_errors_import_no_runtime(arguments):
     assert answer.stderr.rsplit("LOADED", 1)[1].split() == []
 
 
+@pytest.mark.parametrize("verb", ["--help", "zoo"])
+def test_what_must_answer_at_once_does_not_even_load_numpy(verb):
+    code = (
+        "import sys\nfrom relu_deploy.cli import main\n"
+        f"try:\n    main([{verb!r}])\nexcept SystemExit:\n    pass\n"
+        "sys.exit('numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
 def test_importing_the_package_loads_nothing_else():
     code = "import sys, relu_deploy; print([m for m in sys.modules if m.startswith('relu_deploy.')], 'numpy' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
