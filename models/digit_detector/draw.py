@@ -17,6 +17,10 @@ from relu_deploy.detections import postprocess
 
 HERE = Path(__file__).parent
 COLUMNS, ROWS, SCALE, GAP, SURE = 4, 2, 3, 12, 0.5
+#: height of a name, in pixels of the picture
+TAG = 19
+#: left, top, right, bottom
+Edges = tuple[float, float, float, float]
 #: one colour a digit, told apart by lightness too
 COLOURS = ("#4fc3f7", "#ffb74d", "#81c784", "#ba68c8", "#fff176", "#e57373", "#4db6ac", "#f06292", "#aed581", "#90a4ae")
 
@@ -27,17 +31,39 @@ def framed(pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np
     picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).convert("RGB")
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=15)
-    for box, label, score in zip(boxes * SCALE, labels, scores, strict=True):
-        left, top, right, bottom = map(float, box)
+    edges = [tuple(map(float, box)) for box in boxes * SCALE]
+    for box, label in zip(edges, labels, strict=True):
+        pen.rectangle(box, outline=COLOURS[label], width=2)
+    # Names come after all boxes, so that no box crosses a name.
+    tags: list[Edges] = []
+    for index, (label, score) in enumerate(zip(labels, scores, strict=True)):
         text = f"{label}  {score:.2f}"
-        width = pen.textlength(text, font=font) + 8
-        # The name stands above its box, or inside where the picture ends.
-        over = top - 19 if top >= 19 else top
-        start = min(left, side - width)
-        pen.rectangle((left, top, right, bottom), outline=COLOURS[label], width=2)
-        pen.rectangle((start, over, start + width, over + 19), fill=COLOURS[label])
-        pen.text((start + 4, over + 1), text, fill="#101418", font=font)
+        tag = free_place(edges, index, tags, pen.textlength(text, font=font) + 8, side)
+        pen.rectangle(tag, fill=COLOURS[label])
+        pen.text((tag[0] + 4, tag[1] + 1), text, fill="#101418", font=font)
+        tags.append(tag)
     return picture
+
+
+def free_place(boxes: list[Edges], index: int, tags: list[Edges], width: float, side: int) -> Edges:
+    """Return where the name of box `index` hides least: at a corner above or below it, or at its upper edge inside.
+
+    tags: the names that are placed already. width: of the name. side: of the picture. All in pixels of the picture.
+    """
+    left, top, right, bottom = boxes[index]
+    corners = [(x, y) for y in (top - TAG, bottom, top) for x in (left, right - width)]
+    places = []
+    for x, y in corners:
+        if -1 <= y <= side - TAG:
+            start = min(max(x, 0.0), side - width)
+            places.append((start, y, start + width, y + TAG))
+    # A hidden name is worse than a hidden piece of digit; of equal places the first one wins.
+    return min(places, key=lambda place: 10 * sum(shared(place, tag) for tag in tags) + sum(shared(place, box) for box in boxes))
+
+
+def shared(a: Edges, b: Edges) -> float:
+    """Return the area that two rectangles share, in pixels."""
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
 
 
 def main() -> None:

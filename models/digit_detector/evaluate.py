@@ -1,7 +1,7 @@
 """Measure the digit detector on scenes of MNIST's test digits, with COCO's own evaluator.
 
 python models/digit_detector/evaluate.py --data MNIST_FOLDER [--scenes 1000] [--json]
-python models/digit_detector/evaluate.py --slice test.npz          # (re)make the slice that ships: the first 100 scenes
+python models/digit_detector/evaluate.py --data MNIST_FOLDER --slice test.npz    # (re)make the slice that ships: 100 scenes
 """
 
 from __future__ import annotations

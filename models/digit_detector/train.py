@@ -76,7 +76,6 @@ def loss_of(logits: Tensor, distances: Tensor, labels: Tensor, boxes: Tensor, wh
     weight = torch.where(quality > 0, quality, 0.75 * certainty**2)
     count = positive.sum().clamp(min=1)
     naming = F.binary_cross_entropy_with_logits(logits, quality, weight, reduction="sum") / count
-    # A distance that the ReLU holds at 0 has no gradient through the box: pull on it directly.
     return naming + 2 * (1 - generalised).mean()
 
 
