@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from relu_deploy.relu import relu as relu
     from relu_deploy.relu import relu6 as relu6
     from relu_deploy.verify import verify as verify
+    from relu_deploy.verify.prove import prove as prove
     from relu_deploy.zoo import build as build
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ _HOME = {
     "bench": "bench",
     "build": "zoo",
     "export": "export",
+    "prove": "verify.prove",
     "relu": "relu",
     "relu6": "relu",
     "verify": "verify",

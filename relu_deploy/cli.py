@@ -141,6 +141,18 @@ def verify(options: argparse.Namespace) -> int:
     return EXIT_FINE if report.passed else EXIT_CHECK_FAILED
 
 
+def prove(options: argparse.Namespace) -> int:
+    from relu_deploy.report.progress import bar
+    from relu_deploy.report.tables import print_prove
+    from relu_deploy.verify.prove import prove as run
+
+    with bar(options.quiet, f"{options.backend}, {options.dtype}") as progress:
+        report = run(options.backend, options.dtype, threads=options.threads, strict=options.strict, progress=progress)
+    result = report.to_json()
+    _finish(options, result, lambda: print_prove(result))
+    return EXIT_FINE if report.passed else EXIT_CHECK_FAILED
+
+
 def bench(options: argparse.Namespace) -> int:
     from relu_deploy.backends import require
     from relu_deploy.bench import bench as run
@@ -235,6 +247,14 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays named after the model's inputs")
     verb.add_argument("--samples", type=int, default=1, metavar="N", help="rows of data when no --inputs are given (default 1)")
     _common(verb, "backend", "seed", "threads")
+
+    verb = _verb(verbs, "prove", prove, "run every bit pattern of a dtype through a backend's own Relu kernel")
+    verb.add_argument("--backend", default="onnxruntime-cpu", metavar="NAME", help="whose kernel (default onnxruntime-cpu)")
+    verb.add_argument(
+        "--dtype", default="float32", metavar="float32|float16|bfloat16|int8", help="default float32: all 2^32 of them"
+    )
+    verb.add_argument("--strict", action="store_true", help="fail for a zero of the other sign too, which ONNX leaves open")
+    _common(verb, "threads")
 
     verb = _verb(verbs, "bench", bench, "measure speed and accuracy; with no PATH, of the shipped models")
     verb.add_argument("paths", nargs="*", metavar="PATH", help="bundles, .onnx files or zoo names")

@@ -114,22 +114,37 @@ class TorchSession:
         import torch
 
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
-        tensors = [torch.from_numpy(_writable(arrays[spec.name])).to(self._device) for spec in self.inputs]
+        tensors = [_to_torch(arrays[spec.name]).to(self._device) for spec in self.inputs]
         seen: dict[str, Any] = {}
         with torch.inference_mode():
             run = _interpreter(self._module, self._taps, self._wide, self._seed, seen) if self._interpreted else self._module
             results = run(*tensors)
         results = results if isinstance(results, (tuple, list)) else [results]
         named = zip((spec.name for spec in self.outputs), results, strict=True)
-        return {name: value.cpu().numpy() for name, value in (*named, *seen.items())}
+        return {name: _to_numpy(value) for name, value in (*named, *seen.items())}
 
     def close(self) -> None:
         self._module = None
 
 
-def _writable(array: Any) -> Any:
+def _to_torch(array: Any) -> torch.Tensor:
+    import torch
+
     # torch shares the array's memory and warns about one that it must not write to; the program never writes to inputs.
-    return array if array.flags.writeable and array.flags.c_contiguous else np.array(array)
+    array = array if array.flags.writeable and array.flags.c_contiguous else np.array(array)
+    # NumPy's bfloat16 is a stranger to torch: its bits are not.
+    return (
+        torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if array.dtype.name == "bfloat16" else torch.from_numpy(array)
+    )
+
+
+def _to_numpy(tensor: torch.Tensor) -> Any:
+    import ml_dtypes
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return tensor.cpu().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.cpu().numpy()
 
 
 def _interpreter(

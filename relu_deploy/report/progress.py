@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["steps"]
+__all__ = ["bar", "steps"]
 
 
 @contextmanager
@@ -33,3 +33,29 @@ def steps(quiet: bool) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("")
         yield lambda line: progress.update(task, description=line)
+
+
+@contextmanager
+def bar(quiet: bool, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that draws a bar with the time that is left; a line every tenth where no terminal is."""
+    if quiet:
+        yield lambda *_: None
+        return
+    if not sys.stderr.isatty():
+        started, tenth = time.monotonic(), 0
+
+        def say(done: int, total: int) -> None:
+            nonlocal tenth
+            if 10 * done // total > tenth:
+                tenth = 10 * done // total
+                print(f"[{time.monotonic() - started:6.1f} s] {what}: {tenth * 10} %", file=sys.stderr, flush=True)
+
+        yield say
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

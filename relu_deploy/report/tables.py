@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["print_bench", "print_doctor", "print_export", "print_inspect", "print_verify", "print_zoo"]
+__all__ = ["print_bench", "print_doctor", "print_export", "print_inspect", "print_prove", "print_verify", "print_zoo"]
 
 Result = Mapping[str, Any]
 GOOD, BAD, DIM = "[green]yes[/]", "[bold red]NO[/]", "[dim]-[/]"
@@ -62,6 +62,28 @@ def print_inspect(result: Result) -> None:
     )
     if result["unknown"]:
         _print(f"[yellow]not counted, shapes unknown: {escape(', '.join(result['unknown'][:8]))}[/]")
+
+
+def print_prove(result: Result) -> None:
+    table = _table("kernel", "where", ">inputs", ">NaN", ">signed zero", ">subnormal", ">value", "for instance")
+    for kernel in result["kernels"]:
+        if kernel["left_out"]:
+            table.add_row(kernel["kernel"], kernel["where"], DIM, DIM, DIM, DIM, DIM, f"[dim]{escape(kernel['left_out'])}[/]")
+            continue
+        counts = [f"[bold red]{count:,}[/]" if count else "0" for count in kernel["mismatches"].values()]
+        first = kernel["examples"][0] if kernel["examples"] else None
+        example = f"{first['input']} → {first['got']}, not {first['expected']}" if first else ""
+        table.add_row(kernel["kernel"], kernel["where"], f"{kernel['inputs_tested']:,}", *counts, example)
+    _print(
+        f"[bold]{result['backend']}[/] {escape(result['version'])}, {result['dtype']}: differences from relu_deploy.relu, bit by bit"
+    )
+    _print(table)
+    for finding in result["findings"]:
+        _print(f"  {escape(finding)}")
+    policies = (("NaN", "nan_policy"), ("zero", "negative_zero_policy"), ("subnormals", "subnormals"))
+    _print(", ".join(f"{name}: {result[key]}" for name, key in policies if result[key]))
+    verdict = "[green]proven[/]" if result["passed"] else "[bold red]not proven[/]"
+    _print(f"{verdict}: {result['inputs_tested']:,} bit patterns through Relu in {result['seconds']:.1f} s")
 
 
 def print_verify(result: Result) -> None:
