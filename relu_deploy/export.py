@@ -283,30 +283,19 @@ def _refuse_shapes(module: nn.Module, examples: tuple[Any, ...]) -> None:
         ) from error
 
 
-#: aten operators that become a Relu or a Clip
-RELU_OPERATORS = ("relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_")
-
-
 def _annotate(model: ir.Model, program: torch.export.ExportedProgram) -> None:
-    """Keep on each Relu its PyTorch scope and its node in the program; drop the exporter's notes, which name local paths.
+    """Keep on each node its PyTorch scope and, where known, its node in the program; drop the exporter's notes (local paths).
 
     A varying batch is called "batch", whatever symbol torch gave it.
     """
     shape = model.graph.inputs[0].shape
     if shape is not None and len(shape):
         _rename_dim(model, shape[0], "batch")
-    candidates = [
-        (node.name, _scope(node))
-        for node in program.graph.nodes
-        if node.op == "call_function"
-        and getattr(node.target, "_schema", None)
-        and node.target._schema.name.split("::")[-1] in RELU_OPERATORS
-    ]
     scope_of = {}
     for node in model.graph:
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "").strip("[]").replace("'", "").split(", ")
         scope = scopes[-2] if len(scopes) > 1 else ""
-        scope_of[node.outputs[0].name] = scope
+        scope_of[node] = (scope, _family(scopes[-1]))
         # The exporter's own names ("n4_3") tell nobody where a node is.
         node.name = f"{scope}/{node.op_type}" if scope else None
         node.metadata_props.clear()
@@ -314,17 +303,45 @@ def _annotate(model: ir.Model, program: torch.export.ExportedProgram) -> None:
         for value in node.outputs:
             value.metadata_props.clear()
     name_nodes(model)
-    position = 0
-    for relu in find_relus(model):
-        scope = scope_of.get(relu.output, "")
-        # Both lists are in the program's order, so the first candidate of the same scope that is not yet taken is it.
-        for ahead in range(position, len(candidates)):
-            if candidates[ahead][1] == scope:
-                node = next(node for node in model.graph if node.name == relu.node)
-                node.metadata_props[SCOPE_KEY] = scope
-                node.metadata_props[TORCH_NODE_KEY] = candidates[ahead][0]
-                position = ahead + 1
-                break
+    for node, name in _origins(scope_of, program).items():
+        node.metadata_props[TORCH_NODE_KEY] = name
+    for node, (scope, _) in scope_of.items():
+        if scope:
+            node.metadata_props[SCOPE_KEY] = scope
+
+
+def _origins(scope_of: Mapping[ir.Node, tuple[str, str]], program: torch.export.ExportedProgram) -> dict[ir.Node, str]:
+    """Return for nodes of the graph the node of the program whose value they give.
+
+    The exporter decomposes and folds, so names differ. Within one scope both sides stand in the program's order: of
+    the k-th operator of a family (relu, add) the last ONNX node gives its value. A family that has another number of
+    operators on the two sides is left alone, but for a scope whose one program node ends in one ONNX node.
+    """
+    theirs: dict[tuple[str, str], list[str]] = {}
+    alone: dict[str, list[str]] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and getattr(node.target, "_schema", None):
+            theirs.setdefault((_scope(node), _family(node.target._schema.name.split("::")[-1])), []).append(node.name)
+            alone.setdefault(_scope(node), []).append(node.name)
+    ours: dict[tuple[str, str], list[ir.Node]] = {}
+    last: dict[str, ir.Node] = {}
+    for node, (scope, family) in scope_of.items():
+        ours.setdefault((scope, family), []).append(node)
+        last[scope] = node
+    origins: dict[ir.Node, str] = {}
+    for key, nodes in ours.items():
+        if len(nodes) == len(theirs.get(key, ())):
+            origins |= dict(zip(nodes, theirs[key], strict=True))
+    for scope, names in alone.items():
+        if len(names) == 1 and scope in last:
+            origins[last[scope]] = names[0]
+    return origins
+
+
+def _family(name: str) -> str:
+    """Return what kind of operator a name such as `add_828`, `hardtanh_` or `_native_batch_norm_legit_3` stands for."""
+    name = name.strip("_").rstrip("0123456789").strip("_")
+    return "batch_norm" if "batch_norm" in name else name
 
 
 def _rename_dim(model: ir.Model, old: Any, new: str) -> None:

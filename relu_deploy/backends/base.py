@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 from relu_deploy.graph.relus import Relu
 from relu_deploy.tensors import Feeds, TensorSpec
 
-__all__ = ["Options", "Probe", "Session", "default_threads", "rounding_noise"]
+__all__ = ["Executed", "Options", "Probe", "Rounding", "Seen", "Session", "TruthSession", "default_threads"]
 
 
 def default_threads() -> int:
@@ -50,38 +50,70 @@ class Options:
 
     threads: CPU threads inside one operator; 0 takes every CPU this process may use. device: index of the GPU.
     taps: Relus whose outputs `run` returns beside the model's own, under their tensors' names.
-    precision: of the arithmetic, "float32" or "float64"; only `reference` and `torch` know the latter.
-    rounding_seed: with float64, multiply every weight and every result by 1 + d, d uniform in ±2^-24: what rounding to
-        float32 does to this graph, whatever the order of summation (Monte Carlo arithmetic: D. Stott Parker, 1997).
     optimized: False turns off the runtime's own graph rewriting where it has a switch.
+    profile: let `Session.executed` say which kernels ran.
     """
 
     threads: int = 0
     device: int = 0
     taps: tuple[Relu, ...] = ()
-    precision: str = "float32"
-    rounding_seed: int | None = None
     optimized: bool = True
+    profile: bool = False
 
     @property
     def thread_count(self) -> int:
         return self.threads or default_threads()
 
 
-#: unit roundoff of float32, rounding to nearest
-FLOAT32_ROUNDOFF = 2.0**-24
+#: unit roundoff of rounding to nearest, by precision; float8 is E4M3's
+ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float8": 2.0**-4}
+#: operators whose operands are what int8 graphs quantise
+QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
 
 
-def rounding_noise(seed: int) -> Callable[[Any], Any]:
-    """Return a function that multiplies a float64 array by 1 + d, d uniform in ±2^-24, and passes on anything else."""
-    generator = np.random.default_rng(seed)
+class Rounding:
+    """What storing numbers in a precision does to a float64 evaluation, at random (Monte Carlo arithmetic, Parker 1997).
 
-    def noisy(value: Any) -> Any:
+    Floating-point precisions: every weight, operand and result is multiplied by 1 + d, d uniform in ±roundoff.
+    int8: float32's rounding everywhere, and on the operands of `QUANTISED` operators noise uniform in ±step / 2, with
+    the step of a symmetric quantisation to 127 levels a side: of each output channel for weights, else of the tensor.
+    """
+
+    def __init__(self, precision: str = "float32", seed: int = 0) -> None:
+        self.precision = precision
+        self._generator = np.random.default_rng(seed)
+        self._roundoff = ROUNDOFF.get(precision, ROUNDOFF["float32"])
+
+    def result(self, value: Any) -> Any:
+        """Return `value` rounded as a weight or result; anything but a float64 array is passed on."""
         if not isinstance(value, np.ndarray) or value.dtype != np.float64:
             return value
-        return value * (1 + generator.uniform(-FLOAT32_ROUNDOFF, FLOAT32_ROUNDOFF, value.shape))
+        return value * (1 + self._generator.uniform(-self._roundoff, self._roundoff, value.shape))
 
-    return noisy
+    def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
+        """Return the operands of one node as the precision stores them. weights: which of them are constants of the graph."""
+        if self.precision != "int8" or operator not in QUANTISED:
+            return list(values)
+        # A bias stays in float: it is added to the accumulator.
+        pairs = zip(values[:2], weights, strict=False)
+        return [self._quantised(value, weight) for value, weight in pairs] + list(values[2:])
+
+    def _quantised(self, value: Any, weight: bool) -> Any:
+        if not isinstance(value, np.ndarray) or value.dtype != np.float64 or not value.size:
+            return value
+        axes = tuple(range(1, value.ndim)) if weight and value.ndim > 2 else None
+        step = np.max(np.abs(value), axis=axes, keepdims=True) / 127
+        return value + step * self._generator.uniform(-0.5, 0.5, value.shape)
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One kernel that a runtime ran, as it says itself. precision: of its result, "" for integers."""
+
+    node: str
+    operator: str
+    provider: str
+    precision: str
 
 
 class Session(Protocol):
@@ -103,4 +135,26 @@ class Session(Protocol):
         """Return every output (and tap) for `feeds`. Raises InputError when the feeds do not fit `inputs`."""
         ...
 
+    def executed(self) -> Sequence[Executed]:
+        """Return the kernels of the runs so far, once, where the runtime tells and `Options.profile` asked it to; else nothing."""
+        ...
+
     def close(self) -> None: ...
+
+
+#: called with the name and value of every tensor as it is computed; what it returns is what the next nodes get
+Seen = Callable[[str, Any], Any]
+
+
+class TruthSession(Session, Protocol):
+    """A session that can evaluate its model in float64 and show every tensor: `reference` and `torch` have it."""
+
+    def evaluate(
+        self, feeds: Mapping[str, Any], *, wide: bool = True, rounding: Rounding | None = None, seen: Seen | None = None
+    ) -> Feeds:
+        """Return every output (and tap) for `feeds`.
+
+        wide: in float64, every weight, constant and cast widened; else as `run`. rounding: with `wide`, what a precision
+        does to each number. seen: see `Seen`; names are the graph's tensors (`reference`) or the program's nodes (`torch`).
+        """
+        ...

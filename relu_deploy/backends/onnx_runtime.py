@@ -6,11 +6,15 @@ provider but the CPU's, the fall-back is switched off and the session's own repo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from relu_deploy.backends.base import Options, Probe
+from relu_deploy.backends.base import Executed, Options, Probe
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph.model import load_model, to_bytes
@@ -51,8 +55,6 @@ def probe(name: str) -> Probe:
 def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     import onnxruntime
 
-    if options.precision != "float32":
-        raise Unsupported(f"{name} runs the graph in its own precision, not in {options.precision}", "use --backend reference")
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.thread_count
     settings.inter_op_num_threads = 1
@@ -60,6 +62,9 @@ def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if not options.optimized:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if options.profile:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(tempfile.mkdtemp(prefix="relu-deploy-profile-")) / "run")
     provider: str | tuple[str, dict[str, str]] = PROVIDERS[name]
     if name == "onnxruntime-cuda":
         onnxruntime.preload_dlls()
@@ -83,6 +88,7 @@ class OnnxRuntimeSession:
         self._bundle, self._session = bundle, session
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
+        self._profiled = options.profile
         self._names = [value.name for value in session.get_outputs()]
         placement = {
             assignment.ep_name: len(assignment.get_nodes()) for assignment in session.get_provider_graph_assignment_info()
@@ -104,8 +110,43 @@ class OnnxRuntimeSession:
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
         return dict(zip(self._names, self._session.run(self._names, arrays), strict=True))
 
+    def executed(self) -> Sequence[Executed]:
+        if not self._profiled:
+            return ()
+        self._profiled = False
+        file = Path(self._session.end_profiling())
+        events = json.loads(file.read_text(encoding="utf-8"))
+        shutil.rmtree(file.parent)
+        kernels = {
+            event["name"]: event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        }
+        return [
+            Executed(
+                name.removesuffix("_kernel_time"),
+                event["args"]["op_name"],
+                event["args"]["provider"],
+                _precision(event["args"]),
+            )
+            for name, event in kernels.items()
+        ]
+
     def close(self) -> None:
+        self.executed()
         self._session = None
+
+
+def _precision(arguments: Mapping[str, Any]) -> str:
+    """Return the precision of a kernel's first result, from the types that the profile names."""
+    types = [name for shapes in arguments.get("output_type_shape", ()) for name in shapes]
+    known = {
+        "float": "float32",
+        "double": "float64",
+        "float16": "float16",
+        "bfloat16": "bfloat16",
+        "int8": "int8",
+        "uint8": "int8",
+    }
+    return known.get(types[0], "") if types else ""
 
 
 def _is_installed(distribution: str) -> bool:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_deploy.backends.base import Options, Probe, rounding_noise
+from relu_deploy.backends.base import Executed, Options, Probe, Rounding, Seen
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
@@ -55,7 +57,7 @@ def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
             "export it from PyTorch with relu-deploy export, or use --backend reference",
         )
     compiled = name.startswith("torch-compile")
-    if compiled and (options.taps or options.precision != "float32"):
+    if compiled and options.taps:
         raise Unsupported(f"{name} cannot show the Relus inside a fused kernel", "verify --backend torch, or only the outputs")
     if name.endswith("-cuda") and options.device >= torch.cuda.device_count():
         raise Unsupported(f"there is no CUDA device {options.device}", f"devices 0 to {torch.cuda.device_count() - 1} exist")
@@ -94,34 +96,45 @@ class TorchSession:
         import torch
 
         self._bundle, self._device = bundle, device
-        self._wide, self._seed = options.precision == "float64", options.rounding_seed
         self._taps = {relu.torch_node: relu.output for relu in options.taps}
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self.facts: Mapping[str, Any] = {
             "device": str(device),
-            "precision": options.precision,
+            "precision": "float32",
             "threads": torch.get_num_threads(),
             "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
         }
         self._module: Any = torch.compile(module, dynamic=False) if compiled else module
-        self._interpreted = bool(self._taps) or self._wide
         known = {node.name for node in module.graph.nodes}
         if missing := [node for node in self._taps if node not in known]:
             raise InputError(f"{bundle.source} has no node {missing[0]!r}", "export the model again")
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
+        return self._run(feeds, None)
+
+    def evaluate(
+        self, feeds: Mapping[str, Any], *, wide: bool = True, rounding: Rounding | None = None, seen: Seen | None = None
+    ) -> Feeds:
+        """Return every output and tap; see `TruthSession`."""
+        return self._run(feeds, _Way(wide, rounding, seen))
+
+    def _run(self, feeds: Mapping[str, Any], way: _Way | None) -> Feeds:
         import torch
 
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
         tensors = [_to_torch(arrays[spec.name]).to(self._device) for spec in self.inputs]
-        seen: dict[str, Any] = {}
+        tapped: dict[str, Any] = {}
         with torch.inference_mode():
-            run = _interpreter(self._module, self._taps, self._wide, self._seed, seen) if self._interpreted else self._module
+            whole = way is None and not self._taps
+            run = self._module if whole else _interpreter(self._module, self._taps, way or _Way(), tapped).run
             results = run(*tensors)
         results = results if isinstance(results, (tuple, list)) else [results]
         named = zip((spec.name for spec in self.outputs), results, strict=True)
-        return {name: _to_numpy(value) for name, value in (*named, *seen.items())}
+        return {name: _to_numpy(value) for name, value in (*named, *tapped.items())}
+
+    def executed(self) -> Sequence[Executed]:
+        return ()
 
     def close(self) -> None:
         self._module = None
@@ -147,14 +160,25 @@ def _to_numpy(tensor: torch.Tensor) -> Any:
     return tensor.cpu().numpy()
 
 
-def _interpreter(
-    module: torch.fx.GraphModule, taps: Mapping[str, str], wide: bool, seed: int | None, seen: dict[str, Any]
-) -> Any:
-    """Return a callable that runs `module` node by node, copying the value of each tapped node into `seen`."""
+@dataclass(frozen=True)
+class _Way:
+    """How the program is interpreted: see `TruthSession.evaluate`."""
+
+    wide: bool = False
+    rounding: Rounding | None = None
+    seen: Seen | None = None
+
+
+#: aten operators whose operands int8 graphs quantise, by the name of the ONNX operator that they become
+_ONNX_NAME = {"conv": "Conv", "linear": "Gemm", "addmm": "Gemm", "matmul": "MatMul", "mm": "MatMul", "add": "Add"}
+
+
+def _interpreter(module: torch.fx.GraphModule, taps: Mapping[str, str], way: _Way, tapped: dict[str, Any]) -> Any:
+    """Return an interpreter that runs `module` node by node, copying the value of each tapped node into `tapped`."""
     import torch
     from torch.utils._pytree import tree_map
 
-    noisy = rounding_noise(seed) if seed is not None else None
+    rounding = way.rounding
 
     def widened(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -162,21 +186,37 @@ def _interpreter(
         return torch.float64 if value is torch.float32 else value
 
     def rounded(value: Any) -> Any:
-        return torch.from_numpy(noisy(value.numpy())) if noisy and isinstance(value, torch.Tensor) else value
+        return torch.from_numpy(rounding.result(value.numpy())) if rounding and isinstance(value, torch.Tensor) else value
 
-    class Tapping(torch.fx.Interpreter):  # type: ignore[misc]
+    class Stepping(torch.fx.Interpreter):  # type: ignore[misc]
         def run_node(self, n: torch.fx.Node) -> Any:
-            value = super().run_node(n)
-            if wide:
+            if n.op == "call_function" and way.wide:
+                args, kwargs = tree_map(widened, self.fetch_args_kwargs_from_env(n))
+                value = n.target(*self.stored(n, args), **kwargs)
+            else:
+                value = super().run_node(n)
+            if way.wide:
                 value = tree_map(rounded, tree_map(widened, value))
+            if way.seen and n.op == "call_function" and isinstance(value, torch.Tensor):
+                # A copy: in-place operators may overwrite the value later in the program.
+                shown = value.clone().numpy()
+                returned = way.seen(n.name, shown)
+                value = value if returned is shown else torch.from_numpy(np.array(returned))
             if n.name in taps:
-                # In-place operators may overwrite it later in the program.
-                seen[taps[n.name]] = value.clone()
+                tapped[taps[n.name]] = value.clone()
             return value
 
-        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-            if wide:
-                args, kwargs = tree_map(widened, (args, kwargs))
-            return super().call_function(target, args, kwargs)
+        def stored(self, n: torch.fx.Node, args: Any) -> Any:
+            """Return the operands of `n` as the precision stores them."""
+            family = re.sub(r"(\d+d)?_?$", "", getattr(n.target, "__name__", "").split(".")[0]) if rounding else ""
+            operator = _ONNX_NAME.get(family, "")
+            if rounding is None or not operator or not all(isinstance(value, torch.Tensor) for value in args[:2]):
+                return args
+            # addmm takes its bias first.
+            first = 1 if family == "addmm" else 0
+            pair = [value.numpy() for value in args[first : first + 2]]
+            weights = [getattr(node, "op", "") == "get_attr" for node in n.args[first : first + 2]]
+            noisy = [torch.from_numpy(value) for value in rounding.operands(operator, pair, weights)]
+            return (*args[:first], *noisy, *args[first + 2 :])
 
-    return Tapping(module).run
+    return Stepping(module)

@@ -7,14 +7,14 @@ every floating-point weight, constant and cast of the graph is widened first, so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_deploy.backends.base import Options, Probe, rounding_noise
+from relu_deploy.backends.base import Executed, Options, Probe, Rounding, Seen
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.errors import InputError, ReluDeployError, Unsupported
 from relu_deploy.graph.model import load_model
 from relu_deploy.graph.taps import with_taps
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
@@ -23,66 +23,101 @@ if TYPE_CHECKING:
     import onnx
 
 
+#: operators whose further operands are sizes, bounds and counts, which nobody rounds: 1.9999999 times 32 pixels are 63
+COUNTING = ("Clip", "NonMaxSuppression", "OneHot", "Pad", "Range", "Resize", "TopK", "Upsample")
+
+
 def probe(name: str) -> Probe:
     import onnx
 
     return Probe(name, True, version=f"onnx {onnx.__version__}, numpy {np.__version__}", device="CPU")
 
 
-def load(name: str, bundle: Bundle, options: Options) -> ReferenceSession:
+def load(_: str, bundle: Bundle, options: Options) -> ReferenceSession:
     import onnx_ir as ir
-    from onnx.reference import ReferenceEvaluator
 
-    from relu_deploy.backends.reference_ops import fast_operators
-
-    model = ir.to_proto(with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
-    if options.precision == "float64":
-        widen(model)
-    try:
-        evaluator = ReferenceEvaluator(model, new_ops=list(fast_operators()))
-    except Exception as error:  # the evaluator raises whatever a missing operator leads to
-        raise Unsupported(
-            f"{name} cannot run {bundle.name}: {type(error).__name__}: {error}", "use --backend onnxruntime-cpu"
-        ) from error
-    return ReferenceSession(bundle, evaluator, options)
+    return ReferenceSession(bundle, ir.to_proto(with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps])))
 
 
 class ReferenceSession:
     """A graph evaluated by NumPy, one operator after the other. Threads are the BLAS library's own."""
 
-    def __init__(self, bundle: Bundle, evaluator: Any, options: Options) -> None:
-        self._bundle, self._evaluator = bundle, evaluator
-        self._wide, self._seed = options.precision == "float64", options.rounding_seed
+    def __init__(self, bundle: Bundle, model: onnx.ModelProto) -> None:
+        self._bundle, self._model = bundle, model
+        self._evaluators: dict[bool, Any] = {}
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
-        self.facts: Mapping[str, Any] = {"precision": options.precision, "device": "CPU"}
+        self.facts: Mapping[str, Any] = {"precision": "float32", "device": "CPU"}
+        self._evaluator(wide=False)
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
+        return self.evaluate(feeds, wide=False)
+
+    def evaluate(
+        self, feeds: Mapping[str, Any], *, wide: bool = True, rounding: Rounding | None = None, seen: Seen | None = None
+    ) -> Feeds:
+        """Return every output and tap; see `TruthSession`."""
+        evaluator = self._evaluator(wide)
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
-        if self._wide:
+        if wide:
             arrays = {name: _wide(array) for name, array in arrays.items()}
-        noisy = _as_it_is if self._seed is None else rounding_noise(self._seed)
-        values: dict[str, Any] = {name: noisy(array) for name, array in self._evaluator.rt_inits_.items()} | arrays | {"": None}
+        exact = {name for node in evaluator.rt_nodes_ if node.op_type in COUNTING for name in node.input[1:]}
+
+        def rounded(name: str, value: Any) -> Any:
+            return value if rounding is None or name in exact else rounding.result(value)
+
+        constant = set(evaluator.rt_inits_)
+        values: dict[str, Any] = {name: rounded(name, array) for name, array in evaluator.rt_inits_.items()} | arrays | {"": None}
         try:
             # Overflow and 0/0 are values like any other here: they are compared, not warned about.
             with np.errstate(all="ignore"):
-                for node in self._evaluator.rt_nodes_:
+                for node in evaluator.rt_nodes_:
                     context = {"context": values} if node.need_context() else {}
-                    results = node.run(*(values[name] for name in node.input), **context)
-                    values.update(zip(node.output, map(noisy, results), strict=False))
+                    operands = [values[name] for name in node.input]
+                    if rounding:
+                        operands = rounding.operands(node.op_type, operands, [name in constant for name in node.input])
+                    results = {
+                        name: rounded(name, value)
+                        for name, value in zip(node.output, node.run(*operands, **context), strict=False)
+                    }
+                    values.update({name: seen(name, value) for name, value in results.items()} if seen else results)
+                    if all(name in constant for name in node.input if name):
+                        # A weight behind a DequantizeLinear or Transpose is still a weight.
+                        constant.update(node.output)
+        except ReluDeployError:
+            raise
         except Exception as error:
             raise InputError(
                 f"{self._bundle.name}: the reference evaluator failed: {type(error).__name__}: {error}",
                 "check the input shapes; if they are right, compare against another backend",
             ) from error
-        return {name: values[name] for name in self._evaluator.output_names}
+        return {name: values[name] for name in evaluator.output_names}
+
+    def executed(self) -> Sequence[Executed]:
+        return ()
 
     def close(self) -> None:
-        self._evaluator = None
+        self._evaluators.clear()
 
+    def _evaluator(self, wide: bool) -> Any:
+        if wide not in self._evaluators:
+            import onnx
+            from onnx.reference import ReferenceEvaluator
 
-def _as_it_is(value: Any) -> Any:
-    return value
+            from relu_deploy.backends.reference_ops import fast_operators
+
+            model = self._model
+            if wide:
+                model = onnx.ModelProto()
+                model.CopyFrom(self._model)
+                widen(model)
+            try:
+                self._evaluators[wide] = ReferenceEvaluator(model, new_ops=list(fast_operators()))
+            except Exception as error:  # the evaluator raises whatever a missing operator leads to
+                raise Unsupported(
+                    f"reference cannot run {self._bundle.name}: {type(error).__name__}: {error}", "use --backend onnxruntime-cpu"
+                ) from error
+        return self._evaluators[wide]
 
 
 def _wide(array: Any) -> Any:

@@ -28,9 +28,9 @@ from relu_deploy.bench.roofline import Machine, calibrate, share_of_limit
 from relu_deploy.bundle import Bundle
 from relu_deploy.data import sample_feeds
 from relu_deploy.errors import InputError, Unsupported, UsageError
-from relu_deploy.graph import count_cost, load_model
+from relu_deploy.graph import count_cost, load_model, precision_of
 from relu_deploy.verify import compare_outputs
-from relu_deploy.verify.truth import Truth, choose_against, find_truth
+from relu_deploy.verify.truth import Truth, choose_against, find_truth, open_source
 
 __all__ = ["BenchReport", "Ratios", "Run", "bench"]
 
@@ -221,7 +221,8 @@ def _measure(
         for name, process in processes.items():
             process.tell("prepare", backend=name)
         feeds, _ = sample_feeds(bundle, batch, seed)
-        truth = find_truth(bundle, choose_against(bundle, None), (), feeds, threads)
+        against = choose_against(bundle, None)
+        truth = find_truth(open_source(bundle, against, (), threads), against, feeds, precision_of(load_model(bundle.onnx)))
         cost = count_cost(load_model(bundle.onnx), batch)
         for process in processes.values():
             process.hear("prepare")

@@ -36,6 +36,7 @@ class Relu:
     shape: of the output, ints and names of varying dimensions, None when not inferred.
     scope: path of the PyTorch module it came from, "" where unknown. torch_node: its node in the exported program.
     fused_with: names of the nodes that runtimes compute it together with, nearest first.
+    upper: the bound of a ReLU6 or clipped Relu, None where there is none.
     """
 
     node: str
@@ -47,6 +48,7 @@ class Relu:
     scope: str
     torch_node: str
     fused_with: tuple[str, ...]
+    upper: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -63,7 +65,7 @@ def find_relus(model: ir.Model) -> list[Relu]:
     """Return the Relus of `model`'s top graph in topological order."""
     relus: list[Relu] = []
     for node in model.graph:
-        kind, source = _relu_kind(node)
+        kind, source, upper = _relu_kind(node)
         if source is None:
             continue
         output = node.outputs[0]
@@ -81,25 +83,26 @@ def find_relus(model: ir.Model) -> list[Relu]:
                 scope=node.metadata_props.get(SCOPE_KEY, ""),
                 torch_node=node.metadata_props.get(TORCH_NODE_KEY, ""),
                 fused_with=tuple(_absorbed_by(source)),
+                upper=upper,
             )
         )
     return relus
 
 
-def _relu_kind(node: ir.Node) -> tuple[str, ir.Value | None]:
+def _relu_kind(node: ir.Node) -> tuple[str, ir.Value | None, float | None]:
     if node.domain not in ("", "ai.onnx"):
-        return "", None
+        return "", None, None
     if node.op_type == "Relu":
-        return "relu", node.inputs[0]
+        return "relu", node.inputs[0], None
     if node.op_type == "Clip" and _clip_bound(node, "min", 1) == 0:
         upper = _clip_bound(node, "max", 2)
-        return ("relu" if upper is None else "relu6" if upper == 6 else "clip"), node.inputs[0]
+        return ("relu" if upper is None else "relu6" if upper == 6 else "clip"), node.inputs[0], upper
     if node.op_type == "Max" and len(node.inputs) == 2:
         constants = [_scalar(value) for value in node.inputs]
         for position, constant in enumerate(constants):
             if constant == 0 and constants[1 - position] is None:
-                return "relu", node.inputs[1 - position]
-    return "", None
+                return "relu", node.inputs[1 - position], None
+    return "", None, None
 
 
 def _clip_bound(node: ir.Node, attribute: str, position: int) -> float | None:

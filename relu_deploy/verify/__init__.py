@@ -1,66 +1,112 @@
 """Per-Relu and end-to-end comparison of backends with the truth.
 
-`verify` runs a model on each backend twice: as it ships, for the outputs, and with every Relu tapped. The verdict rule is
-in `verdict.py`, the truth in `truth.py`.
+`verify` runs a model on each backend twice: as it ships, for the outputs and the checks that need no reference, and with
+every Relu tapped. The rule is in `verdict.py`, the truth in `truth.py`, the node at fault in `locate.py`.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from relu_deploy.backends import load
 from relu_deploy.bundle import Bundle
-from relu_deploy.graph import Relu, find_relus, load_model
+from relu_deploy.graph import Relu, find_relus, load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
-from relu_deploy.verify.truth import Truth, choose_against, find_truth
-from relu_deploy.verify.verdict import Comparison, compare
+from relu_deploy.verify.checks import Check, Contract, check_contract, check_model, nan_is_kept, poisoned
+from relu_deploy.verify.delivered import Delivered, compare_with_request
+from relu_deploy.verify.locate import Fault, faults_of_graph, locate_on_backend
+from relu_deploy.verify.observe import observe
+from relu_deploy.verify.truth import Truth, choose_against, find_truth, open_source
+from relu_deploy.verify.verdict import LIMITS, Comparison, compare
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["BackendReport", "VerifyReport", "compare_outputs", "verify"]
 
 
 @dataclass(frozen=True)
 class ReluReport:
-    """One Relu on one backend. comparison is None when the truth has no such tensor to compare with."""
+    """One Relu on one backend. comparison is None when the truth has no such tensor to compare with.
+
+    as_deployed: it was seen while the outputs stayed those of the untapped session.
+    """
 
     relu: Relu
     comparison: Comparison | None
+    contract: Contract | None = None
+    as_deployed: bool = False
+
+    @property
+    def passed(self) -> bool | None:
+        if self.contract is not None and self.contract.broken:
+            return False
+        return None if self.comparison is None else self.comparison.passed
 
     def to_json(self) -> dict[str, Any]:
-        fields = {"node": self.relu.node, "index": self.relu.index, "scope": self.relu.scope, "kind": self.relu.kind}
-        if self.comparison is None:
-            return {**fields, "passed": None, "max_abs": None, "max_ulp": None, "error_ratio": None, "reason": "not compared"}
-        return {**fields, **self.comparison.to_json()}
+        fields: dict[str, Any] = {
+            "node": self.relu.node,
+            "index": self.relu.index,
+            "scope": self.relu.scope,
+            "kind": self.relu.kind,
+        }
+        nothing = {"max_abs": None, "max_ulp": None, "error_ratio": None, "reason": "not compared"}
+        fields |= {
+            "passed": self.passed,
+            **(self.comparison.to_json() if self.comparison else nothing),
+            "as_deployed": self.as_deployed,
+        }
+        if self.contract is not None:
+            fields["contract"] = self.contract.to_json()
+            fields["reason"] = fields["reason"] or self.contract.broken
+        return fields | {"passed": self.passed}
 
 
 @dataclass(frozen=True)
 class BackendReport:
-    """One backend's verdict. as_deployed: tapping the Relus left the outputs bit-identical, so they are those that ship."""
+    """One backend's verdict.
+
+    as_deployed: every Relu was seen while the outputs stayed bit-identical to those that ship; None when none was looked
+    at. faults: the nodes at fault, first one first. checks: those that need no reference. delivered: what the runtime ran.
+    """
 
     name: str
     outputs: Mapping[str, Comparison]
     relus: Sequence[ReluReport]
     as_deployed: bool | None
     facts: Mapping[str, Any]
-    first_divergence: str | None
+    faults: Sequence[Fault] = ()
+    checks: Sequence[Check] = ()
+    delivered: Delivered = field(default_factory=Delivered)
     note: str = ""
 
     @property
     def passed(self) -> bool:
-        relus = [report.comparison for report in self.relus if report.comparison is not None]
-        return all(comparison.passed for comparison in (*self.outputs.values(), *relus))
+        verdicts = [*(comparison.passed for comparison in self.outputs.values()), *(report.passed for report in self.relus)]
+        return not self.faults and all(verdict is not False for verdict in (*verdicts, *(check.passed for check in self.checks)))
+
+    @property
+    def first_divergence(self) -> str | None:
+        return self.faults[0].node if self.faults else None
+
+    def failing(self) -> list[str]:
+        """Return the tensors whose verdict was no: Relus in the graph's order, then outputs."""
+        relus = [report.relu.output for report in self.relus if report.passed is False]
+        return relus + [name for name, comparison in self.outputs.items() if not comparison.passed and name not in relus]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "passed": self.passed,
             "first_divergence": self.first_divergence,
+            "faults": [fault.to_json() for fault in self.faults],
             "as_deployed": self.as_deployed,
+            "delivered": self.delivered.to_json(),
+            "checks": [check.to_json() for check in self.checks],
             "facts": dict(self.facts),
             "note": self.note,
             "outputs": [{"name": name, **comparison.to_json()} for name, comparison in self.outputs.items()],
@@ -70,10 +116,11 @@ class BackendReport:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found. first_divergence: name of the first node whose tensor is at fault, None when all passed."""
+    """What `verify` found. first_divergence: name of the first node at fault, None when all passed."""
 
     model: str
     against: str
+    precision: str
     inputs: Mapping[str, Any]
     backends: Sequence[BackendReport]
     seconds: float
@@ -81,6 +128,11 @@ class VerifyReport:
     @property
     def passed(self) -> bool:
         return all(report.passed for report in self.backends)
+
+    @property
+    def as_requested(self) -> bool:
+        """Return whether every backend ran everything in the precision and on the execution provider that were asked for."""
+        return not any(report.delivered.differences for report in self.backends)
 
     @property
     def first_divergence(self) -> str | None:
@@ -91,12 +143,28 @@ class VerifyReport:
             "schema": "relu-deploy/verify/1",
             "model": self.model,
             "against": self.against,
+            "precision": self.precision,
+            "limit": LIMITS[self.precision],
             "passed": self.passed,
+            "as_requested": self.as_requested,
             "first_divergence": self.first_divergence,
             "inputs": dict(self.inputs),
             "backends": [report.to_json() for report in self.backends],
             "seconds": round(self.seconds, 3),
         }
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is verified on every backend alike."""
+
+    bundle: Bundle
+    model: ir.Model
+    relus: Sequence[Relu]
+    feeds: Feeds
+    truth: Truth
+    threads: int
+    seed: int
 
 
 def verify(
@@ -119,7 +187,8 @@ def verify(
     """
     started = time.perf_counter()
     bundle = Bundle.open(bundle)
-    relus = find_relus(load_model(bundle.onnx))
+    model = load_model(bundle.onnx)
+    relus, precision = find_relus(model), precision_of(model)
     against = choose_against(bundle, against)
     if feeds is None:
         from relu_deploy.data import sample_feeds
@@ -130,52 +199,79 @@ def verify(
     feeds = check_feeds(feeds, bundle.inputs, bundle.name)
     described = {**described, "shapes": {name: list(array.shape) for name, array in feeds.items()}}
     progress(f"truth in float64, against {against}")
-    truth = find_truth(bundle, against, relus, feeds, threads)
+    source = open_source(bundle, against, relus, threads)
+    task = _Task(bundle, model, relus, feeds, find_truth(source, against, feeds, precision), threads, seed)
+    source.session.close()
     reports = []
     for name in backends:
         progress(name)
-        reports.append(_verify_backend(bundle, name, relus, feeds, truth, threads))
-    return VerifyReport(bundle.name, against, described, reports, time.perf_counter() - started)
+        reports.append(_verify_backend(task, name))
+    # In float32 a graph whose Relus and outputs all agree has no fault. A coarser precision's noise could hide one.
+    if precision not in ("float32", "float64") or any(report.failing() for report in reports):
+        progress("looking for the node at fault")
+        reports = _located(task, reports)
+    return VerifyReport(bundle.name, against, precision, described, reports, time.perf_counter() - started)
 
 
-def _verify_backend(bundle: Bundle, name: str, relus: Sequence[Relu], feeds: Feeds, truth: Truth, threads: int) -> BackendReport:
-    session = load(bundle, name, threads=threads)
-    shipped, facts = session.run(feeds), session.facts
+def _verify_backend(task: _Task, name: str) -> BackendReport:
+    session = load(task.bundle, name, threads=task.threads, profile=True)
+    shipped, facts = session.run(task.feeds), session.facts
+    delivered = compare_with_request(task.model, session.executed(), facts.get("providers", [None])[0])
+    outputs = compare_outputs(shipped, task.truth)
+    yardstick, values = task.truth.yardstick, task.truth.values
+    compiled = name.startswith("torch-compile")
+    checks = check_model(task.bundle, session, task.feeds, yardstick, values, task.truth.precision, task.seed, not compiled)
     session.close()
-    outputs = compare_outputs(shipped, truth)
-    if name.startswith("torch-compile"):
+    if compiled:
         note = "a compiled graph does not show its Relus: outputs only"
-        return BackendReport(name, outputs, (), None, facts, _first(bundle, (), outputs), note)
-    taps = tuple(relu for relu in relus if name != "torch" or relu.torch_node)
-    session = load(bundle, name, threads=threads, taps=taps)
-    tapped = session.run(feeds)
-    session.close()
-    as_deployed = all(np.array_equal(shipped[key], tapped[key], equal_nan=shipped[key].dtype.kind == "f") for key in shipped)
-    reports = [ReluReport(relu, _compare(relu.output, tapped, truth)) for relu in relus]
+        return BackendReport(name, outputs, (), None, facts, (), checks, delivered, note)
+    taps = [relu for relu in task.relus if name != "torch" or relu.torch_node]
+    # Integers cannot hold a NaN, so a quantised graph has no policy for it.
+    nans = poisoned(task.feeds) if task.truth.precision != "int8" else {}
+    seen = observe(task.bundle, name, taps, task.feeds, shipped, nans, task.threads)
+    kept = nan_is_kept(task.model, taps, nans, seen.for_nan)
+    reports = []
+    for relu in task.relus:
+        got, true = seen.values.get(relu.output), values.get(relu.output)
+        if got is None:
+            reports.append(ReluReport(relu, None))
+            continue
+        noise = yardstick.get(relu.output, 0.0)
+        contract = check_contract(relu, got, true, noise, task.truth.precision, kept.get(relu.output))
+        comparison = None if true is None else compare(got, true, noise, LIMITS[task.truth.precision])
+        reports.append(ReluReport(relu, comparison, contract, relu.output in seen.as_deployed))
     blind = sum(report.comparison is None for report in reports)
-    note = f"{blind} of {len(relus)} Relus have no counterpart to compare with" if blind else ""
-    return BackendReport(name, outputs, reports, as_deployed, facts, _first(bundle, reports, outputs), note)
+    notes = [f"{blind} of {len(reports)} Relus have no counterpart to compare with"] if blind else []
+    if seen.sessions > 1:
+        notes.append(f"tapping all Relus at once changed the outputs: they were spread over {seen.sessions} sessions")
+    return BackendReport(
+        name, outputs, reports, len(seen.as_deployed) == len(taps), facts, (), checks, delivered, "; ".join(notes)
+    )
+
+
+def _located(task: _Task, reports: Sequence[BackendReport]) -> list[BackendReport]:
+    """Return the reports with the nodes at fault: the graph's, which every backend runs, else each backend's own."""
+    from dataclasses import replace
+
+    precision, against = task.truth.precision, task.truth.against
+    of_graph = faults_of_graph(task.bundle, against, task.feeds, precision, task.threads)
+    located = []
+    for report in reports:
+        faults: Sequence[Fault] = of_graph
+        if not faults and (failing := report.failing()):
+            args = (failing, task.truth.values, task.feeds, precision, task.threads)
+            fault = locate_on_backend(task.bundle, report.name, *args)
+            faults = [fault] if fault else []
+        # PyTorch runs the program that came with the graph, not the graph: its faults are not PyTorch's.
+        mine = faults if not report.name.startswith("torch") or report.failing() else ()
+        located.append(replace(report, faults=tuple(mine)))
+    return located
 
 
 def compare_outputs(results: Mapping[str, Any], truth: Truth) -> dict[str, Comparison]:
     """Return the verdict on each output in `results` (by name) that the truth knows."""
     return {
-        name: compare(value, truth.values[name], truth.yardstick[name]) for name, value in results.items() if name in truth.values
+        name: compare(value, truth.values[name], truth.yardstick[name], LIMITS[truth.precision])
+        for name, value in results.items()
+        if name in truth.values
     }
-
-
-def _compare(tensor: str, results: Mapping[str, Any], truth: Truth) -> Comparison | None:
-    if tensor not in results or tensor not in truth.values:
-        return None
-    return compare(results[tensor], truth.values[tensor], truth.yardstick[tensor])
-
-
-def _first(bundle: Bundle, relus: Iterable[ReluReport], outputs: Mapping[str, Comparison]) -> str | None:
-    for report in relus:
-        if report.comparison is not None and not report.comparison.passed:
-            return report.relu.node
-    wrong = [name for name, comparison in outputs.items() if not comparison.passed]
-    if not wrong:
-        return None
-    made_by = {value.name: node.name for node in load_model(bundle.onnx).graph for value in node.outputs}
-    return str(made_by.get(wrong[0], wrong[0]))

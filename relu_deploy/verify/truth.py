@@ -5,24 +5,52 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from relu_deploy.backends import load
+from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.graph import Relu, find_relus, load_model
+from relu_deploy.graph import TORCH_NODE_KEY, Relu, find_relus, load_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verify.verdict import yardstick_error
 
-__all__ = ["Truth", "choose_against", "find_truth"]
+__all__ = ["Source", "Truth", "choose_against", "find_truth", "open_source"]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """values: float64 by tensor name, outputs and Relus. yardstick: RMS error of correct float32, by the same names."""
+    """values: float64 by tensor name, outputs and Relus. yardstick: RMS error of correct arithmetic, by the same names."""
 
     against: str
     values: Mapping[str, Array]
     yardstick: Mapping[str, float]
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the truth comes from, loaded.
+
+    names: its outputs and taps → ours, where they differ. inner: what it computes on the way → the tensor of ours that it
+    stands for.
+    """
+
+    session: TruthSession
+    names: Mapping[str, str]
+    inner: Mapping[str, str]
+
+    def everything(self, feeds: Feeds) -> dict[str, Array]:
+        """Return every tensor that stands for one of ours, in float64, under our names."""
+        values: dict[str, Array] = {}
+
+        def keep(name: str, value: Array) -> Array:
+            if name in self.inner:
+                values[self.inner[name]] = value
+            return value
+
+        results = self.session.evaluate(feeds, seen=cast(Seen, keep))
+        return values | {self.names.get(name, name): value for name, value in results.items()}
 
 
 def choose_against(bundle: Bundle, against: str | None) -> str:
@@ -38,36 +66,61 @@ def choose_against(bundle: Bundle, against: str | None) -> str:
     return "torch"
 
 
-def find_truth(bundle: Bundle, against: str, relus: Sequence[Relu], feeds: Feeds, threads: int = 0) -> Truth:
-    """Return the truth for `feeds`: every output of `bundle` and every Relu of `relus`, under this bundle's names.
+def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: int = 0) -> Source:
+    """Return what the truth comes from: "torch", "reference", or the path of another bundle or ONNX file.
 
-    against: "torch", "reference", or the path of another bundle or ONNX file with the same inputs and outputs, whose
-    Relus are taken in order. Raises InputError or UsageError when there is nothing to compare with.
+    That one must have the same inputs and as many outputs, which are taken in order; its inner tensors are those of the
+    same name, and its Relus, where none has the name of one of ours and there are as many, are taken in order.
+    Raises InputError or UsageError when there is nothing to compare with.
     """
-    if against in ("torch", "reference"):
-        if against == "torch" and bundle.source is None:
+    if against == "torch":
+        if bundle.source is None:
             raise UsageError(
                 f"{bundle.path} carries no PyTorch program to compare with",
                 "verify --against reference, or export it from PyTorch",
             )
-        runner, names = bundle, None
-        taps = tuple(relu for relu in relus if against == "reference" or relu.torch_node)
-    else:
-        runner, taps, names = _other(bundle, Path(against), relus)
-    evaluations = []
-    for options in ({"precision": "float64"}, {"precision": "float64", "rounding_seed": 0}, {}):
-        backend = "torch" if against == "torch" else "reference"
-        session = load(runner, backend, taps=taps, threads=threads, **options)
-        results = session.run(feeds)
-        session.close()
-        evaluations.append({names[name]: value for name, value in results.items()} if names else results)
-    true, *others = evaluations
-    yardstick = {name: yardstick_error(value, *(other[name] for other in others)) for name, value in true.items()}
-    return Truth(against, true, yardstick)
+        session = load(bundle, "torch", taps=tuple(relu for relu in relus if relu.torch_node), threads=threads)
+        nodes = {
+            node.metadata_props[TORCH_NODE_KEY]: node
+            for node in load_model(bundle.onnx).graph
+            if TORCH_NODE_KEY in node.metadata_props
+        }
+        return Source(cast(TruthSession, session), {}, {name: str(node.outputs[0].name) for name, node in nodes.items()})
+    if against == "reference":
+        session = load(bundle, "reference", taps=tuple(relus), threads=threads)
+        return Source(cast(TruthSession, session), {}, {})
+    other = _other(bundle, Path(against))
+    theirs = find_relus(load_model(other.onnx))
+    made = {str(value.name) for node in load_model(other.onnx).graph for value in node.outputs}
+    ours = {str(value.name) for node in load_model(bundle.onnx).graph for value in node.outputs}
+    names = {name: name for name in made & ours}
+    mine = {relu.output for relu in relus}
+    if not mine & made and len(theirs) == len(relus):
+        names |= {them.output: us.output for them, us in zip(theirs, relus, strict=True)}
+    names |= dict(zip((spec.name for spec in other.outputs), (spec.name for spec in bundle.outputs), strict=True))
+    taps = tuple(relu for relu in theirs if names.get(relu.output) in mine)
+    return Source(cast(TruthSession, load(other, "reference", taps=taps, threads=threads)), names, names)
 
 
-def _other(bundle: Bundle, path: Path, relus: Sequence[Relu]) -> tuple[Bundle, tuple[Relu, ...], dict[str, str]]:
-    """Return the other model, its Relus, and for each of its tensors the name of ours that it stands for."""
+def find_truth(source: Source, against: str, feeds: Feeds, precision: str = "float32") -> Truth:
+    """Return the truth for `feeds`: every output and every Relu that `source` knows, under our names.
+
+    precision: of the graph under test, whose rounding the yardstick is made of.
+    """
+    session = source.session
+    evaluations = [
+        session.evaluate(feeds),
+        session.evaluate(feeds, rounding=Rounding(precision)),
+        session.evaluate(feeds, wide=False),
+    ]
+    true, *others = ({source.names.get(name, name): value for name, value in results.items()} for results in evaluations)
+    yardstick = {
+        name: yardstick_error(value, *(other[name] for other in others), precision=precision) for name, value in true.items()
+    }
+    return Truth(against, true, yardstick, precision)
+
+
+def _other(bundle: Bundle, path: Path) -> Bundle:
     if path.suffix != ".onnx" and not path.is_dir():
         raise UsageError(
             f"cannot verify against {str(path)!r}", "one of: torch, reference, or the path of an .onnx file or bundle"
@@ -79,9 +132,4 @@ def _other(bundle: Bundle, path: Path, relus: Sequence[Relu]) -> tuple[Bundle, t
         raise InputError(
             f"{path} has {len(other.outputs)} outputs, {bundle.path} has {len(bundle.outputs)}", "compare like with like"
         )
-    theirs = find_relus(load_model(other.onnx))
-    names = dict(zip((spec.name for spec in other.outputs), (spec.name for spec in bundle.outputs), strict=True))
-    if len(theirs) != len(relus):
-        # Without a one-to-one match only the outputs can be compared; the report says so.
-        return other, (), names
-    return other, tuple(theirs), names | {them.output: us.output for them, us in zip(theirs, relus, strict=True)}
+    return other

@@ -1,10 +1,10 @@
 """When two tensors differ: noise or a fault? The rule, and why no tolerance has to be guessed.
 
     truth        the graph in float64
-    yardstick    the error that correct float32 arithmetic makes on the same input, as the larger of three:
+    yardstick    the error that correct arithmetic makes on the same input, as the larger of three:
                    computed   | float32 evaluation - truth |
                    expected   | float64 evaluation with every weight and every result rounded at random - truth |
-                   least      | float32(truth) - truth |
+                   least      | truth rounded to the precision - truth |
     error_ratio  RMS(backend - truth) / RMS(yardstick)
 
 Any correct float32 implementation sums the same products in some order, so its error is of the yardstick's size: the
@@ -13,10 +13,21 @@ of large numbers), the `least` one keeps tensors that happen to be exact from ha
 kind that people ship is far above it: weights rounded to float16, or TF32 products, are 2^-11 against float32's 2^-24,
 three to four orders of magnitude; a wrong weight, channel or operator is larger still.
 
-A tensor passes when its error ratio is at most `LIMIT`, it has NaN and infinities exactly where the truth has them
-(a float64 truth beyond float32's range counts as infinite), and its shape and kind are right. `LIMIT` is 32, five bits
-lost to another order of summation: a dot product of n terms summed one after the other loses about sqrt(n) roundings
-against log2(n) when summed in pairs, and n is at most a few thousand in a convolution.
+A tensor passes when its error ratio is at most the limit of the graph's precision, it has NaN and infinities exactly
+where the truth has them (a float64 truth beyond float32's range counts as infinite), and its shape and kind are right.
+
+    precision   random rounding                               limit   why
+    float32     2^-24 of each weight and result               32      five bits, for another order of summation: n terms summed one
+                                                                      after the other lose about sqrt(n) roundings against log2(n)
+                                                                      in pairs, and n is at most a few thousand in a convolution
+    float16     2^-11                                         4       sums are kept in float32, so their order does not show: two
+    bfloat16    2^-8                                          4       bits, for rounding at other places (fused or not) and for one
+    float8      2^-4 (E4M3)                                   4       random draw standing for the real one
+    int8        half a step on operands of Conv, Gemm,        4       the same, and for a scale that was calibrated narrower or wider
+                MatMul and Add; step = max|x| / 127                   than the data at hand
+
+The precision is read from the graph under test (`graph.precision_of`), never from a wish. Overflow is not noise in any of
+them: an infinity where the truth is finite fails.
 """
 
 from __future__ import annotations
@@ -24,14 +35,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from relu_deploy.tensors import Array
 
-__all__ = ["LIMIT", "Comparison", "compare", "error_ratio", "ulp_distance", "yardstick_error"]
+__all__ = ["LIMIT", "LIMITS", "Comparison", "compare", "error_ratio", "rms", "ulp_distance", "yardstick_error"]
 
-#: largest error ratio of a float32 tensor that is called noise; the module's docstring gives the reason
-LIMIT = 32.0
+#: largest error ratio that is called noise, by precision; the module's docstring gives the reasons
+LIMITS = {"float64": 32.0, "float32": 32.0, "float16": 4.0, "bfloat16": 4.0, "float8": 4.0, "int8": 4.0}
+LIMIT = LIMITS["float32"]
+#: dtype in which each precision keeps a tensor between two kernels; int8's own steps are not those of a dtype
+STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8": ml_dtypes.float8_e4m3fn}
 
 
 @dataclass(frozen=True)
@@ -79,13 +94,13 @@ def compare(measured: Array, truth: Array, yardstick: float, limit: float = LIMI
         return Comparison(False, np.inf, 0, np.inf, reason)
     got, true = measured[finite], truth[finite]
     error = got.astype(np.float64) - true
-    ratio = _rms(error) / yardstick if yardstick > 0 else (np.inf if np.any(error) else 0.0)
+    ratio = rms(error) / yardstick if yardstick > 0 else (np.inf if np.any(error) else 0.0)
     return Comparison(
         ratio <= limit,
         float(np.max(np.abs(error), initial=0)),
         int(np.max(ulp_distance(got, rounded[finite]), initial=0)),
         float(ratio),
-        "" if ratio <= limit else f"error is {ratio:.3g} times that of correct float32 arithmetic (limit {limit:g})",
+        "" if ratio <= limit else f"error is {ratio:.3g} times that of correct arithmetic (limit {limit:g})",
     )
 
 
@@ -97,11 +112,11 @@ def error_ratio(measured: Array, truth: Array, yardstick: Array) -> float:
     """
     if not measured.shape == truth.shape == yardstick.shape:
         raise ValueError(f"shapes differ: {measured.shape}, {truth.shape}, {yardstick.shape}")
-    return float(_rms(measured - truth) / yardstick_error(truth, yardstick))
+    return float(rms(measured - truth) / yardstick_error(truth, yardstick))
 
 
-def yardstick_error(truth: Array, *evaluations: Array) -> float:
-    """Return the RMS error that correct float32 arithmetic makes: the largest of `evaluations`, at least that of rounding.
+def yardstick_error(truth: Array, *evaluations: Array, precision: str = "float32") -> float:
+    """Return the RMS error that correct arithmetic makes: the largest of `evaluations`, at least that of rounding to `precision`.
 
     truth: float64. evaluations: other evaluations of the same tensor, of its shape. Non-finite elements do not count.
     The least value of all is that of a tensor whose every element is the smallest normal number.
@@ -110,10 +125,11 @@ def yardstick_error(truth: Array, *evaluations: Array) -> float:
         return 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = truth.astype(np.float32)
+        stored = truth.astype(np.float32).astype(STORED.get(precision, np.float32)).astype(np.float32)
     errors = [float(np.finfo(np.float32).tiny) * 2.0**-24]
-    for evaluation in (rounded, *evaluations):
+    for evaluation in (rounded, stored, *evaluations):
         finite = np.isfinite(rounded) & np.isfinite(evaluation)
-        errors.append(_rms(evaluation[finite].astype(np.float64) - truth[finite]))
+        errors.append(rms(evaluation[finite].astype(np.float64) - truth[finite]))
     return max(errors)
 
 
@@ -130,7 +146,8 @@ def _ordinal(x: Array) -> Array:
     return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
-def _rms(x: Array) -> float:
+def rms(x: Array) -> float:
+    """Return the root mean square of `x`, 0 when it is empty."""
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
 
 

@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.backends import load
+from relu_deploy.backends.base import Rounding
 from relu_deploy.errors import Unsupported
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -83,7 +84,7 @@ def test_operator_agrees_with_onnxruntime(tmp_path, case):
     operator, x, weights, attributes, opset = CASES[case]
     path = model_file(tmp_path / "m.onnx", operator, x, weights, attributes, opset)
     expected = load(path, "onnxruntime-cpu").run({"x": x})["y"]
-    wide = load(path, "reference", precision="float64").run({"x": x})["y"]
+    wide = load(path, "reference").evaluate({"x": x})["y"]
     assert wide.dtype == np.float64
     assert load(path, "reference").run({"x": x})["y"].dtype == np.float32
     np.testing.assert_allclose(wide, expected, rtol=2e-5, atol=2e-5)
@@ -94,16 +95,16 @@ def test_large_convolutions_are_done_in_strips_with_the_same_result(tmp_path, mo
 
     operator, x, weights, attributes, opset = CASES["conv strided, padded, dilated"]
     path = model_file(tmp_path / "m.onnx", operator, x, weights, attributes, opset)
-    whole = load(path, "reference", precision="float64").run({"x": x})["y"]
+    whole = load(path, "reference").evaluate({"x": x})["y"]
     monkeypatch.setattr(reference_ops, "PATCHES", 1)
-    np.testing.assert_allclose(load(path, "reference", precision="float64").run({"x": x})["y"], whole, rtol=1e-13)
+    np.testing.assert_allclose(load(path, "reference").evaluate({"x": x})["y"], whole, rtol=1e-13)
 
 
 def test_rounding_noise_is_of_float32s_size_reproducible_and_only_where_asked(tmp_path):
     operator, x, weights, attributes, opset = CASES["gemm"]
     path = model_file(tmp_path / "m.onnx", operator, x, weights, attributes, opset)
-    options = [{}, {"rounding_seed": 0}, {"rounding_seed": 0}, {"rounding_seed": 1}]
-    true, one, same, other = (load(path, "reference", precision="float64", **more).run({"x": x})["y"] for more in options)
+    options = [{}, *({"rounding": Rounding("float32", seed)} for seed in (0, 0, 1))]
+    true, one, same, other = (load(path, "reference").evaluate({"x": x}, **more)["y"] for more in options)
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
     relative = np.sqrt(np.mean((one - true) ** 2) / np.mean(true**2))
@@ -124,7 +125,7 @@ def test_integers_pass_through_float64_untouched(tmp_path):
         helper.make_graph(nodes, "g", [x], outputs), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
     )
     onnx.save(model, tmp_path / "m.onnx")
-    results = load(tmp_path / "m.onnx", "reference", precision="float64").run({"x": np.zeros((2, 3), np.float32)})
+    results = load(tmp_path / "m.onnx", "reference").evaluate({"x": np.zeros((2, 3), np.float32)})
     assert results["s"].dtype == np.int64
     assert results["f"].dtype == np.float64
 

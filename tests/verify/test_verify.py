@@ -57,7 +57,7 @@ def test_the_compiled_program_is_compared_at_its_outputs(digits_bundle):
 
 
 @pytest.mark.parametrize("position", range(6))
-def test_weights_rounded_to_float16_are_found_at_their_own_relu(digits_bundle, tmp_path, position):
+def test_weights_rounded_to_float16_are_located_at_their_own_convolution(digits_bundle, tmp_path, position):
     def change(graph):
         tensor = weight_of(graph, position)
         replace(tensor, numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32))
@@ -67,7 +67,9 @@ def test_weights_rounded_to_float16_are_found_at_their_own_relu(digits_bundle, t
         path, against=str(digits_bundle.path), feeds={"x": np.random.default_rng(0).random((2, 1, 28, 28), np.float32)}
     )
     assert not report.passed
-    assert report.first_divergence == find_relus(load_model(path))[position].node
+    convolutions = [node.name for node in load_model(path).graph if node.op_type == "Conv"]
+    assert report.first_divergence == convolutions[position]
+    assert [fault.kind for fault in report.backends[0].faults] == ["precision"]
 
 
 def test_a_leaky_relu_in_place_of_a_relu_is_found(digits_bundle, tmp_path):
@@ -78,7 +80,8 @@ def test_a_leaky_relu_in_place_of_a_relu_is_found(digits_bundle, tmp_path):
     feeds = {"x": np.random.default_rng(0).random((1, 1, 28, 28), np.float32)}
     report = verify(damaged(digits_bundle, tmp_path, change), against=str(digits_bundle.path), feeds=feeds)
     assert not report.passed
-    assert report.first_divergence is not None
+    assert report.first_divergence == find_relus(load_model(digits_bundle.onnx))[2].node
+    assert report.backends[0].faults[0].kind == "sign"
 
 
 def test_a_plain_file_is_held_against_its_own_graph_in_float64(digits_bundle):

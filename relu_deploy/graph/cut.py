@@ -1,0 +1,74 @@
+"""Cutting a piece out of a graph, to run it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from relu_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["cut", "nodes_between"]
+
+
+def nodes_between(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> list[ir.Node]:
+    """Return the nodes that compute the tensors `outputs` from the tensors `inputs`, in the graph's order.
+
+    The walk also ends at the graph's own inputs and its weights. Raises InputError for an output that no node makes.
+    """
+    made = {value.name: node for node in model.graph for value in node.outputs}
+    if missing := [name for name in outputs if name not in made]:
+        raise InputError(f"no node of the graph makes a tensor called {missing[0]!r}", "relu-deploy inspect lists the Relus")
+    wanted, waiting = set(), [made[name] for name in outputs]
+    while waiting:
+        node = waiting.pop()
+        if node not in wanted:
+            wanted.add(node)
+            # Subgraphs (If, Loop) read outer tensors without naming them as inputs.
+            reads = [*node.inputs, *_outer_reads(node)]
+            waiting += [
+                made[value.name] for value in reads if value is not None and value.name in made and value.name not in inputs
+            ]
+    return [node for node in model.graph if node in wanted]
+
+
+def cut(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> ir.Model:
+    """Return a new model that computes the tensors `outputs` from those of `inputs` that it needs (and the graph's own inputs).
+
+    `inputs` that other nodes of the piece make are taken as inputs nevertheless. Weights are shared with `model`.
+    """
+    piece = model.clone()
+    keep = {node.name for node in nodes_between(piece, inputs, outputs)}
+    values = {value.name: value for node in piece.graph for value in node.outputs}
+    for name in inputs:
+        if name in values and name not in outputs:
+            _feed(piece, values[name])
+    piece.graph.outputs.clear()
+    piece.graph.outputs.extend(values[name] for name in outputs)
+    piece.graph.remove([node for node in reversed(list(piece.graph)) if node.name not in keep], safe=False)
+    read = {value.name for node in piece.graph for value in (*node.inputs, *_outer_reads(node)) if value is not None}
+    for value in [value for value in piece.graph.inputs if value.name not in read]:
+        piece.graph.inputs.remove(value)
+    for name in [name for name in piece.graph.initializers if name not in read]:
+        del piece.graph.initializers[name]
+    return piece
+
+
+def _feed(model: ir.Model, made: ir.Value) -> None:
+    """Let the readers of the tensor `made` read a new graph input of the same name, type and shape."""
+    import onnx_ir as ir
+
+    fed = ir.Value(name=made.name, type=made.type, shape=made.shape)
+    made.name = f"{made.name}/made"
+    for node, index in list(made.uses()):
+        node.replace_input_with(index, fed)
+    model.graph.inputs.append(fed)
+
+
+def _outer_reads(node: ir.Node) -> list[ir.Value]:
+    import onnx_ir as ir
+
+    graphs = [attribute.as_graph() for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH]
+    return [value for graph in graphs for inner in graph for value in (*inner.inputs, *_outer_reads(inner)) if value is not None]

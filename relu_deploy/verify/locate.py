@@ -1,0 +1,295 @@
+"""Which node is at fault: of the graph, or of the backend that runs it.
+
+In the graph. The graph under test is evaluated in float64 node by node, and every node is fed the truth's own tensors
+wherever the truth has them: a node's error is then its own and owes nothing to the nodes before it, on whatever branch
+they stand. Its noise is measured the same way, with the same inputs and its weights, operands and result rounded at
+random. A node (or a channel of it) whose error is more than the limit times its noise is at fault. Nothing here depends
+on a backend, and float32's rounding does not blur it.
+
+On the backend. Where the graph is right and a backend's numbers are not, the piece between two Relus is cut out and run
+alone on the truth's inputs; in the first piece that fails, each node is run alone, then each beginning of the piece.
+
+What has no counterpart in the truth (a node that a rewrite put in) is passed through: its error shows at the next tensor
+that has one, and the node is chosen among those between by what the truth has no equal of.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from relu_deploy.backends import load
+from relu_deploy.backends.base import Rounding, Seen, TruthSession
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import ReluDeployError
+from relu_deploy.graph import SCOPE_KEY, cut, load_model, nodes_between, save_model
+from relu_deploy.tensors import Array, Feeds
+from relu_deploy.verify.kinds import describe
+from relu_deploy.verify.truth import find_truth, open_source
+from relu_deploy.verify.verdict import LIMITS, compare, rms, yardstick_error
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["Fault", "faults_of_graph", "locate_on_backend"]
+
+#: elements that a channel must have before it is judged alone: fewer give no steady root mean square
+CHANNEL = 16
+#: how much more a single channel may differ than a whole tensor: it is the largest of many
+CHANNEL_SLACK = 1.5
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A node at fault. where: "graph" or the backend's name. kind, detail: how its output differs, in a word and in words.
+
+    error_ratio: of the node's own error, as far as it was measured. region: the nodes among which it was chosen, when the
+    truth has no tensor between them.
+    """
+
+    node: str
+    operator: str
+    scope: str
+    where: str
+    kind: str
+    detail: str
+    error_ratio: float | None
+    region: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        ratio = self.error_ratio if self.error_ratio is not None and np.isfinite(self.error_ratio) else None
+        return {
+            "node": self.node,
+            "operator": self.operator,
+            "scope": self.scope,
+            "where": self.where,
+            "kind": self.kind,
+            "detail": self.detail,
+            "error_ratio": ratio,
+            "region": list(self.region),
+        }
+
+
+# ---------------------------------------------------------------- in the graph
+
+
+def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str, threads: int = 0) -> list[Fault]:
+    """Return the nodes of `bundle`'s graph whose own output is not the truth's, in the graph's order.
+
+    against: as for `open_source`; held against itself a graph has none. precision: of the graph.
+    """
+    if against == "reference":
+        return []
+    model = load_model(bundle.onnx)
+    source = open_source(bundle, against, (), threads)
+    known = source.everything(feeds)
+    source.session.close()
+    session = cast(TruthSession, load(bundle, "reference", threads=threads))
+    own: dict[str, Array] = {}
+    noise: dict[str, Array] = {}
+
+    def fed_the_truth(kept: dict[str, Array]) -> Seen:
+        def seen(name: str, value: Array) -> Array:
+            true = known.get(name)
+            if true is None:
+                return value
+            kept[name] = value
+            return true if true.shape == value.shape else value
+
+        return seen
+
+    session.evaluate(feeds, seen=fed_the_truth(own))
+    session.evaluate(feeds, rounding=Rounding(precision), seen=fed_the_truth(noise))
+    theirs = _model_of(against)
+    faults = []
+    for node in model.graph:
+        for value in node.outputs:
+            name = str(value.name)
+            if name not in own or name not in noise:
+                continue
+            tensors = own[name], known[name], noise[name]
+            ratio = max(_own_error(*tensors, precision), _worst_channel(*tensors, precision))
+            if ratio > LIMITS[precision]:
+                region = nodes_between(model, known, [name])
+                culprit = _culprit(region, theirs, known, name) or node
+                between = tuple(str(one.name) for one in region) if len(region) > 1 else ()
+                kind, detail = describe(own[name], known[name])
+                faults.append(_fault(culprit, "graph", kind, detail, ratio, between))
+                break
+    return faults
+
+
+def _own_error(own: Array, true: Array, noise: Array, precision: str) -> float:
+    """Return the node's error in units of its noise, over the whole tensor."""
+    if own.shape != true.shape:
+        return np.inf
+    if not np.issubdtype(true.dtype, np.floating):
+        return 0.0 if np.array_equal(own, true) else np.inf
+    if not np.array_equal(np.isfinite(own), np.isfinite(true)):
+        return np.inf
+    finite = np.isfinite(true)
+    own, true, noise = own[finite], true[finite], noise[finite]
+    return rms(own - true) / yardstick_error(true, true + (noise - own), precision=precision)
+
+
+def _worst_channel(own: Array, true: Array, noise: Array, precision: str) -> float:
+    """Return the largest error of a single channel in units of that channel's noise: one wrong weight is lost in a tensor's mean."""
+    floating = np.issubdtype(true.dtype, np.floating)
+    if (
+        not floating
+        or true.ndim < 3
+        or own.shape != true.shape
+        or true.size < CHANNEL * true.shape[1]
+        or not np.isfinite(own - true).all()
+    ):
+        return 0.0
+    axes = tuple(axis for axis in range(true.ndim) if axis != 1)
+    error, blur = (np.sqrt(np.mean(np.square(array), axis=axes)) for array in (own - true, noise - own))
+    # A channel that happens to be almost silent must not make noise look like a fault.
+    floor = np.maximum(blur, yardstick_error(true, true + (noise - own), precision=precision) / 16)
+    return float(np.max(error / floor)) / CHANNEL_SLACK
+
+
+def _culprit(region: Sequence[ir.Node], theirs: ir.Model | None, known: Collection[str], tensor: str) -> ir.Node | None:
+    """Return the node of `region` that has no equal among the truth's own nodes before `tensor`, None when that is not told."""
+    if theirs is None or len(region) < 2:
+        return None
+    try:
+        equals = [_signature(node) for node in nodes_between(theirs, known, [tensor])]
+    except ReluDeployError:
+        return None
+    for node in region:
+        signature = _signature(node)
+        if signature in equals:
+            equals.remove(signature)
+        else:
+            return node
+    return None
+
+
+def _signature(node: ir.Node) -> tuple[Any, ...]:
+    weights = []
+    for value in node.inputs:
+        tensor = value.const_value if value is not None else None
+        weights.append(None if tensor is None else tensor.numpy().tobytes())
+    attributes = sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())
+    return (node.op_type, tuple(attributes), tuple(weights))
+
+
+def _model_of(against: str) -> ir.Model | None:
+    return None if against == "torch" else load_model(Bundle.open(against).onnx)
+
+
+# ---------------------------------------------------------------- on the backend
+
+
+def locate_on_backend(
+    bundle: Bundle,
+    backend: str,
+    failing: Sequence[str],
+    anchors: Mapping[str, Array],
+    feeds: Feeds,
+    precision: str,
+    threads: int = 0,
+) -> Fault | None:
+    """Return the node that `backend` computes wrongly, None when nothing fails.
+
+    failing: tensors of the graph whose verdict was no, in its order. anchors: the truth's tensors at which the graph is cut.
+    """
+    model = load_model(bundle.onnx)
+    made = {str(value.name): node for node in model.graph for value in node.outputs}
+    known = {**feeds, **anchors}
+    for tensor in failing:
+        if tensor not in made:
+            continue
+        inputs = [name for name in known if name != tensor]
+        piece = nodes_between(model, inputs, [tensor])
+        try:
+            if _alone(model, backend, known, inputs, tensor, precision, threads) is None:
+                continue
+            fault = _bisect(model, backend, piece, known, inputs, tensor, precision, threads)
+        except ReluDeployError as why:
+            # A backend that cannot run pieces (PyTorch runs its own program) still knows the first Relu that differs.
+            return _fault(made[tensor], backend, "values", f"the piece could not be run alone: {why.message}", None)
+        return fault
+    first = next((tensor for tensor in failing if tensor in made), None)
+    if first is None:
+        return None
+    return _fault(
+        made[first], backend, "accumulated", "each piece alone is within its noise: the error grows along the way", None
+    )
+
+
+def _bisect(
+    model: ir.Model,
+    backend: str,
+    piece: Sequence[ir.Node],
+    known: Mapping[str, Array],
+    inputs: Sequence[str],
+    tensor: str,
+    precision: str,
+    threads: int,
+) -> Fault:
+    inner = [str(value.name) for node in piece for value in node.outputs if value.name]
+    with _written(cut(model, inputs, [tensor, *(name for name in inner if name != tensor)])) as whole:
+        session = cast(TruthSession, load(whole, "reference", threads=threads))
+        true = {**known, **session.evaluate(_feeds_for(whole, known))}
+    for node in piece:
+        outputs = [str(value.name) for value in node.outputs if value.name]
+        others = [name for name in true if name not in outputs]
+        if (wrong := _alone(model, backend, true, others, outputs[0], precision, threads)) is not None:
+            return _fault(node, backend, *wrong)
+    for node in piece:
+        # No node alone: then it is what the runtime makes of several together.
+        if (wrong := _alone(model, backend, known, inputs, str(node.outputs[0].name), precision, threads)) is not None:
+            region = tuple(str(one.name) for one in nodes_between(model, inputs, [str(node.outputs[0].name)]))
+            kind, detail, ratio = wrong
+            return _fault(node, backend, kind, f"{detail}; only together with {', '.join(region[:-1])}", ratio, region)
+    return _fault(piece[-1], backend, "values", "differs only while the whole piece is run", None)
+
+
+def _alone(
+    model: ir.Model, backend: str, known: Mapping[str, Array], inputs: Sequence[str], tensor: str, precision: str, threads: int
+) -> tuple[str, str, float] | None:
+    """Return how `tensor` differs when its piece is run alone on the truth's inputs: kind, detail, error ratio; None when not."""
+    with _written(cut(model, inputs, [tensor])) as piece:
+        feeds = _feeds_for(piece, known)
+        source = open_source(piece, "reference", (), threads)
+        truth = find_truth(source, "reference", feeds, precision)
+        session = load(piece, backend, threads=threads)
+        got = session.run(feeds)[tensor]
+        session.close()
+    verdict = compare(got, truth.values[tensor], truth.yardstick[tensor], LIMITS[precision])
+    if verdict.passed:
+        return None
+    return (*describe(got, truth.values[tensor]), verdict.error_ratio)
+
+
+class _written:  # noqa: N801  # a context manager that reads as a word
+    """A piece of a graph as a file, for as long as the block lasts."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model, self._folder = model, tempfile.TemporaryDirectory(prefix="relu-deploy-piece-")
+
+    def __enter__(self) -> Bundle:
+        path = Path(self._folder.name) / "piece.onnx"
+        save_model(self._model, path)
+        return Bundle.open(path)
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+
+def _feeds_for(piece: Bundle, known: Mapping[str, Array]) -> Feeds:
+    with np.errstate(over="ignore"):
+        return {spec.name: np.ascontiguousarray(known[spec.name]).astype(spec.dtype) for spec in piece.inputs}
+
+
+def _fault(node: ir.Node, where: str, kind: str, detail: str, ratio: float | None, region: Iterable[str] = ()) -> Fault:
+    scope = node.metadata_props.get(SCOPE_KEY, "")
+    return Fault(str(node.name), node.op_type, scope, where, kind, detail, ratio, tuple(region))
