@@ -14,11 +14,23 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from relu_deploy.backends.base import Executed, Options, Probe, Session
+from relu_deploy.backends.base import OPTIMIZATIONS, Executed, Options, Probe, Session
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, UsageError, nearest
 
-__all__ = ["BACKENDS", "Executed", "Options", "Probe", "Session", "load", "probe", "probe_all", "require", "usable"]
+__all__ = [
+    "BACKENDS",
+    "OPTIMIZATIONS",
+    "Executed",
+    "Options",
+    "Probe",
+    "Session",
+    "load",
+    "probe",
+    "probe_all",
+    "require",
+    "usable",
+]
 
 BACKENDS: dict[str, str] = {
     "reference": "reference",

@@ -12,7 +12,7 @@ import numpy as np
 from relu_deploy.graph.relus import Relu
 from relu_deploy.tensors import Feeds, TensorSpec
 
-__all__ = ["Executed", "Options", "Probe", "Rounding", "Seen", "Session", "TruthSession", "default_threads"]
+__all__ = ["OPTIMIZATIONS", "Executed", "Options", "Probe", "Rounding", "Seen", "Session", "TruthSession", "default_threads"]
 
 
 def default_threads() -> int:
@@ -44,20 +44,24 @@ class Probe:
         }
 
 
+#: ONNX Runtime's levels of graph rewriting, from none to layout changes
+OPTIMIZATIONS = ("none", "basic", "extended", "all")
+
+
 @dataclass(frozen=True)
 class Options:
     """How to load a model.
 
     threads: CPU threads inside one operator; 0 takes every CPU this process may use. device: index of the GPU.
     taps: Relus whose outputs `run` returns beside the model's own, under their tensors' names.
-    optimized: False turns off the runtime's own graph rewriting where it has a switch.
+    optimization: how far the runtime may rewrite the graph, one of `OPTIMIZATIONS`, where it has such a switch.
     profile: let `Session.executed` say which kernels ran.
     """
 
     threads: int = 0
     device: int = 0
     taps: tuple[Relu, ...] = ()
-    optimized: bool = True
+    optimization: str = "all"
     profile: bool = False
 
     @property

@@ -60,8 +60,8 @@ def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if not options.optimized:
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    level = "DISABLE_ALL" if options.optimization == "none" else f"ENABLE_{options.optimization.upper()}"
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}")
     if options.profile:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(Path(tempfile.mkdtemp(prefix="relu-deploy-profile-")) / "run")

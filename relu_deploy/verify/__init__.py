@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.backends import load
+from relu_deploy.backends import OPTIMIZATIONS, load
 from relu_deploy.bundle import Bundle
-from relu_deploy.graph import Relu, find_relus, load_model, precision_of
+from relu_deploy.errors import UsageError
+from relu_deploy.graph import Relu, load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verify.checks import Check, Contract, check_contract, check_model, nan_is_kept, poisoned
 from relu_deploy.verify.delivered import Delivered, compare_with_request
 from relu_deploy.verify.locate import Fault, faults_of_graph, locate_on_backend
 from relu_deploy.verify.observe import observe
-from relu_deploy.verify.truth import Truth, choose_against, find_truth, open_source
+from relu_deploy.verify.truth import Truth, choose_against, find_truth, open_source, relus_to_compare
 from relu_deploy.verify.verdict import LIMITS, Comparison, compare
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class _Task:
     relus: Sequence[Relu]
     feeds: Feeds
     truth: Truth
-    threads: int
+    options: Mapping[str, Any]
     seed: int
 
 
@@ -176,20 +177,25 @@ def verify(
     samples: int = 1,
     seed: int = 0,
     threads: int = 0,
+    optimization: str = "all",
     progress: Callable[[str], None] = lambda _: None,
 ) -> VerifyReport:
     """Return the comparison of every Relu and every output on `backends` with the truth.
 
     feeds: arrays for the model's inputs; by default `samples` real ones of the model's own data set, or random ones from `seed`.
     against: "torch", "reference", another ONNX file or bundle; by default PyTorch's program where it travels along.
+    optimization: how far the runtime may rewrite the graph ("none", "basic", "extended", "all"), where it has such a switch.
     progress: called with a line about what happens next.
     Raises InputError, UsageError, BackendUnavailable or Unsupported; a difference is a result, not an error.
     """
     started = time.perf_counter()
+    if optimization not in OPTIMIZATIONS:
+        raise UsageError(f"there is no optimization level {optimization!r}", f"one of: {', '.join(OPTIMIZATIONS)}")
+    options = {"threads": threads, "optimization": optimization}
     bundle = Bundle.open(bundle)
     model = load_model(bundle.onnx)
-    relus, precision = find_relus(model), precision_of(model)
     against = choose_against(bundle, against)
+    relus, precision = relus_to_compare(model, against), precision_of(model)
     if feeds is None:
         from relu_deploy.data import sample_feeds
 
@@ -200,7 +206,7 @@ def verify(
     described = {**described, "shapes": {name: list(array.shape) for name, array in feeds.items()}}
     progress(f"truth in float64, against {against}")
     source = open_source(bundle, against, relus, threads)
-    task = _Task(bundle, model, relus, feeds, find_truth(source, against, feeds, precision), threads, seed)
+    task = _Task(bundle, model, relus, feeds, find_truth(source, against, feeds, precision), options, seed)
     source.session.close()
     reports = []
     for name in backends:
@@ -214,7 +220,7 @@ def verify(
 
 
 def _verify_backend(task: _Task, name: str) -> BackendReport:
-    session = load(task.bundle, name, threads=task.threads, profile=True)
+    session = load(task.bundle, name, **task.options, profile=True)
     shipped, facts = session.run(task.feeds), session.facts
     delivered = compare_with_request(task.model, session.executed(), facts.get("providers", [None])[0])
     outputs = compare_outputs(shipped, task.truth)
@@ -228,7 +234,7 @@ def _verify_backend(task: _Task, name: str) -> BackendReport:
     taps = [relu for relu in task.relus if name != "torch" or relu.torch_node]
     # Integers cannot hold a NaN, so a quantised graph has no policy for it.
     nans = poisoned(task.feeds) if task.truth.precision != "int8" else {}
-    seen = observe(task.bundle, name, taps, task.feeds, shipped, nans, task.threads)
+    seen = observe(task.bundle, name, taps, task.feeds, shipped, nans, task.options)
     kept = nan_is_kept(task.model, taps, nans, seen.for_nan)
     reports = []
     for relu in task.relus:
@@ -254,12 +260,12 @@ def _located(task: _Task, reports: Sequence[BackendReport]) -> list[BackendRepor
     from dataclasses import replace
 
     precision, against = task.truth.precision, task.truth.against
-    of_graph = faults_of_graph(task.bundle, against, task.feeds, precision, task.threads)
+    of_graph = faults_of_graph(task.bundle, against, task.feeds, precision)
     located = []
     for report in reports:
         faults: Sequence[Fault] = of_graph
         if not faults and (failing := report.failing()):
-            args = (failing, task.truth.values, task.feeds, precision, task.threads)
+            args = (failing, task.truth.values, task.feeds, precision, task.options)
             fault = locate_on_backend(task.bundle, report.name, *args)
             faults = [fault] if fault else []
         # PyTorch runs the program that came with the graph, not the graph: its faults are not PyTorch's.

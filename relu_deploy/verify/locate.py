@@ -78,7 +78,7 @@ class Fault:
 # ---------------------------------------------------------------- in the graph
 
 
-def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str, threads: int = 0) -> list[Fault]:
+def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) -> list[Fault]:
     """Return the nodes of `bundle`'s graph whose own output is not the truth's, in the graph's order.
 
     against: as for `open_source`; held against itself a graph has none. precision: of the graph.
@@ -86,10 +86,10 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str, 
     if against == "reference":
         return []
     model = load_model(bundle.onnx)
-    source = open_source(bundle, against, (), threads)
+    source = open_source(bundle, against, ())
     known = source.everything(feeds)
     source.session.close()
-    session = cast(TruthSession, load(bundle, "reference", threads=threads))
+    session = cast(TruthSession, load(bundle, "reference"))
     own: dict[str, Array] = {}
     noise: dict[str, Array] = {}
 
@@ -195,9 +195,9 @@ def locate_on_backend(
     anchors: Mapping[str, Array],
     feeds: Feeds,
     precision: str,
-    threads: int = 0,
+    options: Mapping[str, Any],
 ) -> Fault | None:
-    """Return the node that `backend` computes wrongly, None when nothing fails.
+    """Return the node that `backend`, loaded with `options`, computes wrongly, None when nothing fails.
 
     failing: tensors of the graph whose verdict was no, in its order. anchors: the truth's tensors at which the graph is cut.
     """
@@ -210,9 +210,9 @@ def locate_on_backend(
         inputs = [name for name in known if name != tensor]
         piece = nodes_between(model, inputs, [tensor])
         try:
-            if _alone(model, backend, known, inputs, tensor, precision, threads) is None:
+            if _alone(model, backend, known, inputs, tensor, precision, options) is None:
                 continue
-            fault = _bisect(model, backend, piece, known, inputs, tensor, precision, threads)
+            fault = _bisect(model, backend, piece, known, inputs, tensor, precision, options)
         except ReluDeployError as why:
             # A backend that cannot run pieces (PyTorch runs its own program) still knows the first Relu that differs.
             return _fault(made[tensor], backend, "values", f"the piece could not be run alone: {why.message}", None)
@@ -233,20 +233,20 @@ def _bisect(
     inputs: Sequence[str],
     tensor: str,
     precision: str,
-    threads: int,
+    options: Mapping[str, Any],
 ) -> Fault:
     inner = [str(value.name) for node in piece for value in node.outputs if value.name]
     with _written(cut(model, inputs, [tensor, *(name for name in inner if name != tensor)])) as whole:
-        session = cast(TruthSession, load(whole, "reference", threads=threads))
+        session = cast(TruthSession, load(whole, "reference"))
         true = {**known, **session.evaluate(_feeds_for(whole, known))}
     for node in piece:
         outputs = [str(value.name) for value in node.outputs if value.name]
         others = [name for name in true if name not in outputs]
-        if (wrong := _alone(model, backend, true, others, outputs[0], precision, threads)) is not None:
+        if (wrong := _alone(model, backend, true, others, outputs[0], precision, options)) is not None:
             return _fault(node, backend, *wrong)
     for node in piece:
         # No node alone: then it is what the runtime makes of several together.
-        if (wrong := _alone(model, backend, known, inputs, str(node.outputs[0].name), precision, threads)) is not None:
+        if (wrong := _alone(model, backend, known, inputs, str(node.outputs[0].name), precision, options)) is not None:
             region = tuple(str(one.name) for one in nodes_between(model, inputs, [str(node.outputs[0].name)]))
             kind, detail, ratio = wrong
             return _fault(node, backend, kind, f"{detail}; only together with {', '.join(region[:-1])}", ratio, region)
@@ -254,14 +254,20 @@ def _bisect(
 
 
 def _alone(
-    model: ir.Model, backend: str, known: Mapping[str, Array], inputs: Sequence[str], tensor: str, precision: str, threads: int
+    model: ir.Model,
+    backend: str,
+    known: Mapping[str, Array],
+    inputs: Sequence[str],
+    tensor: str,
+    precision: str,
+    options: Mapping[str, Any],
 ) -> tuple[str, str, float] | None:
     """Return how `tensor` differs when its piece is run alone on the truth's inputs: kind, detail, error ratio; None when not."""
     with _written(cut(model, inputs, [tensor])) as piece:
         feeds = _feeds_for(piece, known)
-        source = open_source(piece, "reference", (), threads)
+        source = open_source(piece, "reference", ())
         truth = find_truth(source, "reference", feeds, precision)
-        session = load(piece, backend, threads=threads)
+        session = load(piece, backend, **options)
         got = session.run(feeds)[tensor]
         session.close()
     verdict = compare(got, truth.values[tensor], truth.yardstick[tensor], LIMITS[precision])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,14 +32,20 @@ class Observed:
 
 
 def observe(
-    bundle: Bundle, backend: str, relus: Sequence[Relu], feeds: Feeds, shipped: Feeds, nan_feeds: Feeds, threads: int = 0
+    bundle: Bundle,
+    backend: str,
+    relus: Sequence[Relu],
+    feeds: Feeds,
+    shipped: Feeds,
+    nan_feeds: Feeds,
+    options: Mapping[str, Any],
 ) -> Observed:
     """Return what each of `relus` gives on `backend`.
 
     A tapped tensor has to be written to memory, which may keep the runtime from fusing the kernels around it. So the
     outputs are compared with those of the untapped session, `shipped`, bit by bit; where they differ the taps are spread
     over two sessions, neighbours apart, and so on until they no longer do or one tap is left.
-    nan_feeds: run through the same sessions; {} for none.
+    nan_feeds: run through the same sessions; {} for none. options: of the sessions, as for `load`.
     """
     values: Feeds = {}
     for_nan: Feeds = {}
@@ -46,7 +53,7 @@ def observe(
     waiting, sessions = [list(relus)] if relus else [], 0
     while waiting:
         group = waiting.pop()
-        session = load(bundle, backend, threads=threads, taps=tuple(group))
+        session = load(bundle, backend, taps=tuple(group), **options)
         results = session.run(feeds)
         poisoned = session.run(nan_feeds) if nan_feeds else {}
         session.close()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
@@ -15,7 +15,10 @@ from relu_deploy.graph import TORCH_NODE_KEY, Relu, find_relus, load_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verify.verdict import yardstick_error
 
-__all__ = ["Source", "Truth", "choose_against", "find_truth", "open_source"]
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["Source", "Truth", "choose_against", "find_truth", "open_source", "relus_to_compare"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,22 @@ def choose_against(bundle: Bundle, against: str | None) -> str:
     except ImportError:
         return "reference"
     return "torch"
+
+
+def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
+    """Return the Relus of `model`, and what stands in the place of the other graph's: tensors that a Relu makes there.
+
+    The second kind is what a rewrite merged (FusedConv) or a fault replaced (LeakyRelu). In the graph's order.
+    """
+    mine = find_relus(model)
+    if against in ("torch", "reference"):
+        return mine
+    made = {str(value.name): (place, node) for place, node in enumerate(model.graph) for value in node.outputs}
+    known = {relu.output for relu in mine}
+    replaced = [relu for relu in find_relus(load_model(_graph_file(against))) if relu.output in made and relu.output not in known]
+    stand_ins = [replace(relu, node=str(made[relu.output][1].name), torch_node="", fused_with=()) for relu in replaced]
+    ordered = sorted([*mine, *stand_ins], key=lambda relu: made[relu.output][0])
+    return [replace(relu, index=index) for index, relu in enumerate(ordered)]
 
 
 def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: int = 0) -> Source:
@@ -120,11 +139,14 @@ def find_truth(source: Source, against: str, feeds: Feeds, precision: str = "flo
     return Truth(against, true, yardstick, precision)
 
 
-def _other(bundle: Bundle, path: Path) -> Bundle:
+def _graph_file(against: str) -> Path:
+    path = Path(against)
     if path.suffix != ".onnx" and not path.is_dir():
-        raise UsageError(
-            f"cannot verify against {str(path)!r}", "one of: torch, reference, or the path of an .onnx file or bundle"
-        )
+        raise UsageError(f"cannot verify against {against!r}", "one of: torch, reference, or the path of an .onnx file or bundle")
+    return Bundle.open(path).onnx
+
+
+def _other(bundle: Bundle, path: Path) -> Bundle:
     other = Bundle.open(path)
     if [spec.name for spec in other.inputs] != [spec.name for spec in bundle.inputs]:
         raise InputError(f"{path} has other inputs than {bundle.path}", "compare models with the same input names")
