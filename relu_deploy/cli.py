@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from relu_deploy import __version__
-from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, ReluDeployError, UsageError
+from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, EXIT_UNUSABLE, ReluDeployError, UsageError
 
 __all__ = ["main"]
 
@@ -117,12 +117,15 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    from relu_deploy.bundle import Bundle
+    from relu_deploy.bundle import Bundle, refuse_existing, write_atomically
     from relu_deploy.data import load_npz
     from relu_deploy.report.progress import steps
     from relu_deploy.report.tables import print_verify
+    from relu_deploy.report.verify_page import verify_page
     from relu_deploy.verify import verify as run
 
+    if options.html:
+        refuse_existing(options.html, options.force)
     bundle = Bundle.open(options.path)
     with steps(options.quiet) as step:
         report = run(
@@ -133,12 +136,22 @@ def verify(options: argparse.Namespace) -> int:
             samples=options.samples,
             seed=options.seed,
             threads=options.threads,
+            optimization=options.optimization,
             progress=step,
         )
     result = report.to_json()
+    html = verify_page(result)
     _keep(bundle, "reports/verify.json", result)
+    _keep(bundle, "reports/verify.html", html)
+    if options.html:
+        write_atomically(options.html, html)
     _finish(options, result, lambda: print_verify(result))
-    return EXIT_FINE if report.passed else EXIT_CHECK_FAILED
+    if options.html and str(options.json) != "-":
+        print(f"report: {options.html}")
+    if not report.passed:
+        return EXIT_CHECK_FAILED
+    # Whoever names a backend asks for what the graph says, on that backend.
+    return EXIT_UNUSABLE if options.backend and not report.as_requested else EXIT_FINE
 
 
 def prove(options: argparse.Namespace) -> int:
@@ -246,7 +259,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays named after the model's inputs")
     verb.add_argument("--samples", type=int, default=1, metavar="N", help="rows of data when no --inputs are given (default 1)")
-    _common(verb, "backend", "seed", "threads")
+    verb.add_argument(
+        "--optimization",
+        default="all",
+        metavar="none|basic|extended|all",
+        help="how far the runtime may rewrite the graph, where it has such a switch (default all, as deployed)",
+    )
+    verb.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
+    _common(verb, "backend", "seed", "threads", "force")
 
     verb = _verb(verbs, "prove", prove, "run every bit pattern of a dtype through a backend's own Relu kernel")
     verb.add_argument("--backend", default="onnxruntime-cpu", metavar="NAME", help="whose kernel (default onnxruntime-cpu)")
@@ -359,11 +379,11 @@ def _finish(options: argparse.Namespace, result: dict[str, Any], render: Callabl
     return EXIT_FINE
 
 
-def _keep(bundle: Any, name: str, result: dict[str, Any]) -> None:
+def _keep(bundle: Any, name: str, result: dict[str, Any] | str) -> None:
     """Add a report to the bundle; a bundle that cannot be written keeps its result on the screen only, and says so."""
     if not bundle.is_folder:
         return
     try:
-        bundle.add(name, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        bundle.add(name, result if isinstance(result, str) else json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     except ReluDeployError as error:
         print(f"note: the report was not stored: {error.message}", file=sys.stderr)

@@ -33,6 +33,8 @@ def load_model(path: Path) -> ir.Model:
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty", hint)
         model = ir.load(path)
+        # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
+        model.graph.sort()
     except InputError:
         raise
     except OSError as error:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
-__all__ = ["Bar", "bars", "dots"]
+__all__ = ["Bar", "Column", "Line", "bars", "columns", "dots", "lines"]
 
 #: colours that differ in lightness too, so that they stay apart in grey print and for colour-blind readers (Okabe and Ito, 2008)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
@@ -91,6 +91,119 @@ def dots(title: str, unit: str, rows: Sequence[tuple[str, Sequence[float], int]]
             )
     parts.append("</svg>")
     return "".join(parts)
+
+
+class Line:
+    """One line: its name, a value for each position (None where there is none), its colour, and "guide" or "limit" for one to read by."""
+
+    def __init__(self, name: str, values: Sequence[float | None], colour: int, guide: str = "") -> None:
+        self.name, self.values, self.colour, self.guide = name, values, colour, guide
+
+
+def lines(title: str, across: str, entries: Sequence[Line], notes: Sequence[str], marked: int | None = None) -> str:
+    """Return a line chart on a logarithmic axis, positions 0, 1, … from left to right.
+
+    across: what the axis shows. notes: for each position what a pointer shows. marked: a position to point at.
+    Values must be positive; a zero is drawn at the lowest value of all.
+    """
+    values = [value for line in entries for value in line.values if value]
+    if not values:
+        return ""
+    low, high = math.floor(math.log10(min(values)) - 0.1), math.ceil(math.log10(max(values)) + 0.1)
+    left, top, width, height = 76, 14, 800, 250
+    count = max(len(line.values) for line in entries)
+
+    def x(position: int) -> float:
+        return left + width * (position + 0.5) / count
+
+    def y(value: float) -> float:
+        return top + height * (high - math.log10(max(value, 10.0**low))) / (high - low)
+
+    parts = [
+        f'<svg viewBox="0 0 {left + width + 14} {top + height + 66}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    ]
+    step = max(1, (high - low) // 6)
+    for exponent in range(low, high + 1, step):
+        at = y(10.0**exponent)
+        parts.append(f'<line class="grid" x1="{left}" x2="{left + width}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text class="name soft" x="{left - 8}" y="{at + 4:.1f}">1e{exponent}</text>')
+    parts += _positions(count, x, top + height)
+    if marked is not None:
+        parts.append(f'<line class="fault" x1="{x(marked):.1f}" x2="{x(marked):.1f}" y1="{top}" y2="{top + height}"/>')
+    for line in entries:
+        shade = COLOURS[line.colour % len(COLOURS)]
+        points = [(x(position), y(value)) for position, value in enumerate(line.values) if value is not None]
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+        style = f'class="{line.guide}"' if line.guide else f'stroke="{shade}" stroke-width="2"'
+        parts.append(f'<polyline fill="none" {style} points="{path}"/>')
+        parts += [] if line.guide else [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="{shade}"/>' for a, b in points]
+    for position, note in enumerate(notes):
+        # A wide invisible stripe is easier to point at than a dot.
+        parts.append(
+            f'<rect x="{left + width * position / count:.1f}" y="{top}" width="{width / count:.1f}" height="{height}" fill="transparent"><title>{escape(note)}</title></rect>'
+        )
+    parts.append(f'<text class="tick" x="{left + width / 2}" y="{top + height + 34}">{escape(across)}</text>')
+    at = left
+    for line in entries:
+        shade = "" if line.guide else f' stroke="{COLOURS[line.colour % len(COLOURS)]}" stroke-width="3"'
+        parts.append(
+            f'<line class="{line.guide}"{shade} x1="{at}" x2="{at + 22}" y1="{top + height + 54}" y2="{top + height + 54}"/>'
+        )
+        parts.append(f'<text x="{at + 28}" y="{top + height + 58}">{escape(line.name)}</text>')
+        at += 44 + round(7.2 * len(line.name))
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+class Column:
+    """One column: shares from the bottom up, each 0 to 1 of the whole height and drawn over the one before, and a note."""
+
+    def __init__(self, shares: Sequence[float], note: str) -> None:
+        self.shares, self.note = shares, note
+
+
+def columns(title: str, across: str, names: Sequence[str], entries: Sequence[Column]) -> str:
+    """Return a chart of columns from 0 to 100 %. names: what the shares are, in their order."""
+    left, top, width, height = 76, 14, 800, 170
+    count = max(1, len(entries))
+
+    def x(position: int) -> float:
+        return left + width * (position + 0.5) / count
+
+    parts = [
+        f'<svg viewBox="0 0 {left + width + 14} {top + height + 66}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    ]
+    for tick in (0, 25, 50, 75, 100):
+        at = top + height * (1 - tick / 100)
+        parts.append(f'<line class="grid" x1="{left}" x2="{left + width}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text class="name soft" x="{left - 8}" y="{at + 4:.1f}">{tick} %</text>')
+    thick = max(2.0, 0.72 * width / count)
+    for position, entry in enumerate(entries):
+        parts.append(f"<g><title>{escape(entry.note)}</title>")
+        for index, share in enumerate(entry.shares):
+            tall = height * min(1.0, max(0.0, share))
+            parts.append(
+                f'<rect x="{x(position) - thick / 2:.1f}" y="{top + height - tall:.1f}" width="{thick:.1f}" height="{tall:.1f}" fill="{SHARES[index]}"/>'
+            )
+        parts.append("</g>")
+    parts += _positions(count, x, top + height)
+    parts.append(f'<text class="tick" x="{left + width / 2}" y="{top + height + 34}">{escape(across)}</text>')
+    at = left
+    for index, name in enumerate(names):
+        parts.append(f'<rect x="{at}" y="{top + height + 47}" width="14" height="12" fill="{SHARES[index]}"/>')
+        parts.append(f'<text x="{at + 20}" y="{top + height + 58}">{escape(name)}</text>')
+        at += 40 + round(7.2 * len(name))
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+#: a pale and a strong colour for shares that lie one over the other
+SHARES = ("#8fbfe0", "#d55e00")
+
+
+def _positions(count: int, x: Callable[[int], float], bottom: float) -> list[str]:
+    step = max(1, math.ceil(count / 25))
+    return [f'<text class="tick" x="{x(position):.1f}" y="{bottom + 16}">{position}</text>' for position in range(0, count, step)]
 
 
 def _ticks(top: float) -> list[float]:

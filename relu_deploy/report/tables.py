@@ -13,6 +13,8 @@ from rich.table import Table
 __all__ = ["print_bench", "print_doctor", "print_export", "print_inspect", "print_prove", "print_verify", "print_zoo"]
 
 Result = Mapping[str, Any]
+#: failing tensors of a backend that the table shows: the first ones tell where, the rest is the same error carried on
+SHOWN = 4
 GOOD, BAD, DIM = "[green]yes[/]", "[bold red]NO[/]", "[dim]-[/]"
 
 
@@ -98,7 +100,7 @@ def print_verify(result: Result) -> None:
         wrong = [row for row in rows if row[2]["passed"] is False]
         # All that failed, else the Relu that came nearest to failing: 200 lines of "fine" tell nobody anything.
         shown = (
-            wrong[:12] or [max(rows[: len(backend["relus"])], key=lambda row: row[2]["error_ratio"] or 0)]
+            wrong[:SHOWN] or [max(rows[: len(backend["relus"])], key=lambda row: row[2]["error_ratio"] or 0)]
             if backend["relus"]
             else []
         )
@@ -112,20 +114,36 @@ def print_verify(result: Result) -> None:
                 _number(fields["error_ratio"]),
                 DIM if fields["passed"] is None else GOOD if fields["passed"] else f"{BAD} {escape(fields['reason'])}",
             )
+        if len(wrong) > SHOWN:
+            table.add_row(backend["name"], f"[dim]and {len(wrong) - SHOWN} more, in --json and --html[/]")
     _print(table)
     for backend in result["backends"]:
         compared = [relu for relu in backend["relus"] if relu["passed"] is not None]
         right = sum(relu["passed"] for relu in compared)
-        verdict = (
-            "[green]passed[/]"
-            if backend["passed"]
-            else f"[bold red]differs[/], first at {escape(str(backend['first_divergence']))}"
-        )
-        seen = {True: ", observed as deployed", False: ", [yellow]tapping changed the outputs[/]", None: ""}[
-            backend["as_deployed"]
-        ]
+        verdict = "[green]passed[/]" if backend["passed"] else "[bold red]differs[/]"
+        deployed = sum(relu["as_deployed"] for relu in backend["relus"])
+        seen = {
+            True: ", observed as deployed",
+            False: f", [yellow]{deployed} of them observed as deployed[/]",
+            None: "",
+        }[backend["as_deployed"]]
         note = f" ({escape(backend['note'])})" if backend["note"] else ""
         _print(f"{backend['name']}: {verdict}: {right} of {len(compared)} Relus{seen}{note}")
+        for fault in backend["faults"][:4]:
+            where = "in the graph" if fault["where"] == "graph" else f"on {fault['where']}"
+            scope = f" ({escape(fault['scope'])})" if fault["scope"] else ""
+            _print(f"  [bold red]at {escape(fault['node'])}[/]{scope}, {where}: {fault['kind']}: {escape(fault['detail'])}")
+        for check in backend["checks"]:
+            if check["passed"] is False:
+                _print(f"  [bold red]{escape(check['name'])}[/]: {escape(check['detail'])}")
+        made = [check for check in backend["checks"] if check["passed"]]
+        if made:
+            spread = [f"{check['name']} ({check['detail']})" for check in made if check["detail"] != "bit-identical"]
+            alike = [check["name"] for check in made if check["detail"] == "bit-identical"]
+            told = ([f"bit-identical for {', '.join(alike)}"] if alike else []) + spread
+            _print(f"  [dim]without a reference: {escape('; '.join(told))}[/]")
+        for line in backend["delivered"]["differences"]:
+            _print(f"  [bold red]not as requested[/]: {escape(line)}")
 
 
 def print_bench(result: Result) -> None:

@@ -55,7 +55,7 @@ class ReluReport:
             "scope": self.relu.scope,
             "kind": self.relu.kind,
         }
-        nothing = {"max_abs": None, "max_ulp": None, "error_ratio": None, "reason": "not compared"}
+        nothing = {"max_abs": None, "max_ulp": None, "error_ratio": None, "relative_error": None, "reason": "not compared"}
         fields |= {
             "passed": self.passed,
             **(self.comparison.to_json() if self.comparison else nothing),

@@ -89,6 +89,7 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
     source = open_source(bundle, against, ())
     known = source.everything(feeds)
     source.session.close()
+    stored = _stored_again(model, known)
     session = cast(TruthSession, load(bundle, "reference"))
     own: dict[str, Array] = {}
     noise: dict[str, Array] = {}
@@ -113,7 +114,8 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
             if name not in own or name not in noise:
                 continue
             tensors = own[name], known[name], noise[name]
-            ratio = max(_own_error(*tensors, precision), _worst_channel(*tensors, precision))
+            whole = _storage_error(*tensors[:2], precision) if name in stored else _own_error(*tensors, precision)
+            ratio = max(whole, 0.0 if name in stored else _worst_channel(*tensors, precision))
             if ratio > LIMITS[precision]:
                 region = nodes_between(model, known, [name])
                 culprit = _culprit(region, theirs, known, name) or node
@@ -122,6 +124,34 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
                 faults.append(_fault(culprit, "graph", kind, detail, ratio, between))
                 break
     return faults
+
+
+def _stored_again(model: ir.Model, known: dict[str, Array]) -> set[str]:
+    """Return the tensors that only store a known one in another way (Cast, QuantizeLinear and back), now known as well."""
+    stored = set()
+    for node in model.graph:
+        if node.op_type not in ("Cast", "DequantizeLinear") or node.inputs[0] is None:
+            continue
+        source = node.inputs[0]
+        quantizer = source.producer()
+        if node.op_type == "DequantizeLinear":
+            if quantizer is None or quantizer.op_type != "QuantizeLinear" or quantizer.inputs[0] is None:
+                continue
+            source = quantizer.inputs[0]
+        name = str(node.outputs[0].name)
+        true = known.get(str(source.name))
+        if name not in known and true is not None and np.issubdtype(true.dtype, np.floating):
+            known[name] = true
+            stored.add(name)
+    return stored
+
+
+def _storage_error(own: Array, true: Array, precision: str) -> float:
+    """Return the error of a stored tensor in units of its precision's rounding; of int8, of a step of max|x| / 127."""
+    least = yardstick_error(true, precision=precision)
+    if precision == "int8":
+        least = max(least, float(np.max(np.abs(true), initial=0)) / 127 / np.sqrt(12))
+    return rms(own - true) / least if own.shape == true.shape and np.isfinite(own).all() else np.inf
 
 
 def _own_error(own: Array, true: Array, noise: Array, precision: str) -> float:
@@ -155,21 +185,30 @@ def _worst_channel(own: Array, true: Array, noise: Array, precision: str) -> flo
     return float(np.max(error / floor)) / CHANNEL_SLACK
 
 
+#: operators that store a number in another way and compute nothing
+STORAGE = ("Cast", "QuantizeLinear", "DequantizeLinear")
+
+
 def _culprit(region: Sequence[ir.Node], theirs: ir.Model | None, known: Collection[str], tensor: str) -> ir.Node | None:
-    """Return the node of `region` that has no equal among the truth's own nodes before `tensor`, None when that is not told."""
+    """Return the node of `region` that has no equal among the truth's own nodes before `tensor`, None when that is not told.
+
+    A node that computes comes before one that stores: a quantised graph has the latter everywhere.
+    """
     if theirs is None or len(region) < 2:
         return None
     try:
         equals = [_signature(node) for node in nodes_between(theirs, known, [tensor])]
     except ReluDeployError:
         return None
+    strangers = []
     for node in region:
         signature = _signature(node)
         if signature in equals:
             equals.remove(signature)
         else:
-            return node
-    return None
+            strangers.append(node)
+    computing = [node for node in strangers if node.op_type not in STORAGE]
+    return next(iter(computing or strangers), None)
 
 
 def _signature(node: ir.Node) -> tuple[Any, ...]:
@@ -201,7 +240,10 @@ def locate_on_backend(
 
     failing: tensors of the graph whose verdict was no, in its order. anchors: the truth's tensors at which the graph is cut.
     """
-    model = load_model(bundle.onnx)
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    # Quantisers leave their graphs without types, which a piece needs at its ends.
+    model = ShapeInferencePass()(load_model(bundle.onnx)).model
     made = {str(value.name): node for node in model.graph for value in node.outputs}
     known = {**feeds, **anchors}
     for tensor in failing:
@@ -247,9 +289,11 @@ def _bisect(
     for node in piece:
         # No node alone: then it is what the runtime makes of several together.
         if (wrong := _alone(model, backend, known, inputs, str(node.outputs[0].name), precision, options)) is not None:
-            region = tuple(str(one.name) for one in nodes_between(model, inputs, [str(node.outputs[0].name)]))
+            together = nodes_between(model, inputs, [str(node.outputs[0].name)])
+            culprit = next((one for one in reversed(together) if one.op_type not in STORAGE), node)
+            region = tuple(str(one.name) for one in together)
             kind, detail, ratio = wrong
-            return _fault(node, backend, kind, f"{detail}; only together with {', '.join(region[:-1])}", ratio, region)
+            return _fault(culprit, backend, kind, f"{detail}; only together with the nodes around it", ratio, region)
     return _fault(piece[-1], backend, "values", "differs only while the whole piece is run", None)
 
 

@@ -53,7 +53,8 @@ STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8": ml_dt
 class Comparison:
     """How one tensor of a backend compares with the truth.
 
-    max_abs: largest absolute error. max_ulp: largest distance in representable float32 numbers. reason: "" when passed.
+    max_abs: largest absolute error. max_ulp: largest distance in representable float32 numbers. relative_error: RMS error
+    over RMS of the truth. reason: "" when passed.
     """
 
     passed: bool
@@ -61,14 +62,17 @@ class Comparison:
     max_ulp: int
     error_ratio: float
     reason: str = ""
+    relative_error: float = np.inf
 
     def to_json(self) -> dict[str, Any]:
-        ratio, worst = (float(value) if np.isfinite(value) else None for value in (self.error_ratio, self.max_abs))
+        numbers = (self.error_ratio, self.max_abs, self.relative_error)
+        ratio, worst, relative = (float(value) if np.isfinite(value) else None for value in numbers)
         return {
             "passed": self.passed,
             "max_abs": worst,
             "max_ulp": self.max_ulp,
             "error_ratio": ratio,
+            "relative_error": relative,
             "reason": self.reason,
         }
 
@@ -101,6 +105,7 @@ def compare(measured: Array, truth: Array, yardstick: float, limit: float = LIMI
         int(np.max(ulp_distance(got, rounded[finite]), initial=0)),
         float(ratio),
         "" if ratio <= limit else f"error is {ratio:.3g} times that of correct arithmetic (limit {limit:g})",
+        rms(error) / max(rms(true), 1e-300),
     )
 
 
