@@ -11,9 +11,9 @@ import onnx
 #: name → input shape: small pictures, so that several hundred verifications take minutes
 MODELS = {
     "digits": (2, 1, 28, 28),
-    "digit_detector": (1, 1, 128, 128),
-    "mobilenet_v2": (1, 3, 96, 96),
-    "squeezenet1_1": (1, 3, 96, 96),
+    "digit_detector": (1, 1, 64, 64),
+    "mobilenet_v2": (1, 3, 64, 64),
+    "squeezenet1_1": (1, 3, 64, 64),
     "resnet18": (1, 3, 64, 64),
 }
 

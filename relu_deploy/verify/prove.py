@@ -96,12 +96,17 @@ class ProveReport:
         excused = () if self.strict else ("signed_zero",)
         return not any(count for kernel in self.kernels for kind, count in kernel.mismatches.items() if kind not in excused)
 
+    def _numpys_zero(self) -> str:
+        # It depends on the dtype: where NumPy has vector code, and where it has none.
+        zeros = np.array([-0.0] * 16).astype(_numpy(self.dtype))
+        return "-0.0" if np.signbit(np.maximum(zeros, np.zeros_like(zeros))).any() else "+0.0"
+
     @property
     def findings(self) -> list[str]:
         """Return in words how the plain kernels differ from `relu_deploy.relu`; empty when they do not."""
         words = {
             "nan": "a NaN does not come out as one",
-            "signed_zero": "of -0.0 is -0.0; NumPy's maximum(x, 0) and relu_deploy.relu give +0.0",
+            "signed_zero": f"of -0.0 is -0.0; relu_deploy.relu gives +0.0, NumPy's maximum(x, 0) {self._numpys_zero()}",
             "subnormal": "changes subnormal numbers",
             "value": "gives other numbers",
         }
