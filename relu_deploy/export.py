@@ -13,7 +13,6 @@ found again in it, each with the PyTorch module it came from.
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import logging
 import os
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import relu_deploy
 from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, create_bundle, refuse_existing, seal
+from relu_deploy.collecting import without_collecting
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import adopt, find_relus, io_specs, name_nodes, opset_of, save_model, settle
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
@@ -389,20 +389,15 @@ def _versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _brisk_torch() -> Iterator[None]:
-    """Spare the tracer two things that cost a quarter of an export: collecting garbage, and a stack trace for each node.
-
-    The traces would also carry the paths of the machine that exports into the bundle.
-    """
+    """Spare the tracer collecting garbage and a stack trace for each node, which would also carry this machine's paths into the bundle."""
     config = import_torch().fx.config
-    before, collecting = config.do_not_emit_stack_traces, gc.isenabled()
+    before = config.do_not_emit_stack_traces
     config.do_not_emit_stack_traces = True
-    gc.disable()
     try:
-        yield
+        with without_collecting():
+            yield
     finally:
         config.do_not_emit_stack_traces = before
-        if collecting:
-            gc.enable()
 
 
 @contextlib.contextmanager

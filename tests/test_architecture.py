@@ -11,7 +11,7 @@ import relu_deploy
 
 PACKAGE = Path(relu_deploy.__file__).parent
 FLOORS = (
-    ("relu", "errors", "tensors", "locate_models", "detections"),
+    ("relu", "errors", "tensors", "locate_models", "detections", "collecting"),
     ("graph", "bundle", "data", "tasks"),
     ("backends", "nn"),
     ("optimize", "verify", "export", "sources", "zoo"),

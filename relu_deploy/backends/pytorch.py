@@ -19,6 +19,7 @@ import numpy as np
 
 from relu_deploy.backends.base import Executed, Options, Probe, Rounding, Seen
 from relu_deploy.bundle import Bundle
+from relu_deploy.collecting import without_collecting
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 def probe(name: str) -> Probe:
     try:
-        import torch
+        with without_collecting():
+            import torch
     except ImportError:
         return Probe(name, False, reason="torch is not installed", fix="pip install 'relu-deploy[torch]'")
     if name.endswith("-cuda") and not torch.cuda.is_available():
@@ -73,7 +75,7 @@ def _load_program(bundle: Bundle) -> torch.fx.GraphModule:
     import torch
 
     logging.getLogger("torch.export").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_collecting():
         warnings.simplefilter("ignore")
         try:
             import relu_deploy.nn.detection  # noqa: F401  # registers the operator that detectors are exported with

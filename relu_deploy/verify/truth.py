@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.bundle import Bundle
+from relu_deploy.collecting import without_collecting
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, find_relus, load_model
 from relu_deploy.tensors import Array, Feeds
@@ -63,7 +64,8 @@ def choose_against(bundle: Bundle, against: str | None) -> str:
     if bundle.source is None:
         return "reference"
     try:
-        import torch  # noqa: F401
+        with without_collecting():
+            import torch  # noqa: F401
     except ImportError:
         return "reference"
     return "torch"
