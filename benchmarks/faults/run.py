@@ -268,21 +268,30 @@ def main() -> None:
     parser.add_argument("--low-sites", type=int, default=1, help="the same in float16 and int8")
     parser.add_argument("--parts", default="float32,torch,float16,int8")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --out holds and run the parts that it lacks")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     rows: list[dict] = []
+    if arguments.resume and arguments.out.exists():
+        rows = json.loads(arguments.out.read_text())["rows"]
+    done = {(row["model"], row["part"]) for row in rows}
     parts = arguments.parts.split(",")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models.split(","):
             subject = prepare(name, Path(folder))
             for part in parts:
+                if (name, part) in done:
+                    continue
+                before = len(rows)
                 if part == "float32":
                     float32(subject, rows, Path(folder), arguments.sites)
                 elif part == "torch":
                     against_torch(subject, rows, Path(folder), arguments.sites)
                 else:
                     low_precision(subject, rows, Path(folder), part, arguments.low_sites)
+                for row in rows[before:]:
+                    row["part"] = part
                 print(f"[{time.perf_counter() - started:6.0f} s] {name}, {part}: {len(rows)} rows", file=sys.stderr, flush=True)
                 if arguments.out:
                     write(arguments.out, rows, time.perf_counter() - started)

@@ -62,6 +62,7 @@ def polygraphy_mismatches(reference: Mapping[str, np.ndarray], measured: Mapping
 
     G_LOGGER.module_severity = G_LOGGER.CRITICAL
     common = [name for name in measured if name in reference]
+    reference, measured = ({name: np.ascontiguousarray(values[name]) for name in common} for values in (reference, measured))
     results = RunResults()
     results.append(("reference", [IterationResult({name: reference[name] for name in common}, runner_name="reference")]))
     results.append(("measured", [IterationResult({name: measured[name] for name in common}, runner_name="measured")]))

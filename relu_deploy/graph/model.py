@@ -21,7 +21,7 @@ SINGLE_FILE_LIMIT = 2**31 - 2**24
 
 
 def load_model(path: Path) -> ir.Model:
-    """Return the graph in the file `path`. Weights in external files are mapped, not read.
+    """Return the graph in the file `path`, sorted and with every node named. Weights in external files are mapped, not read.
 
     Raises InputError when the file is not a whole ONNX graph.
     """
@@ -35,6 +35,7 @@ def load_model(path: Path) -> ir.Model:
         model = ir.load(path)
         # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
         model.graph.sort()
+        name_nodes(model)
     except InputError:
         raise
     except OSError as error:

@@ -27,7 +27,7 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.graph import SCOPE_KEY, cut, load_model, nodes_between, save_model
+from relu_deploy.graph import SCOPE_KEY, cut, find_relus, load_model, nodes_between, save_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verify.kinds import describe
 from relu_deploy.verify.truth import find_truth, open_source
@@ -86,7 +86,7 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
     if against == "reference":
         return []
     model = load_model(bundle.onnx)
-    source = open_source(bundle, against, ())
+    source = open_source(bundle, against, find_relus(model))
     known = source.everything(feeds)
     source.session.close()
     stored = _stored_again(model, known)
@@ -107,6 +107,7 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
     session.evaluate(feeds, seen=fed_the_truth(own))
     session.evaluate(feeds, rounding=Rounding(precision), seen=fed_the_truth(noise))
     theirs = _model_of(against)
+    called = {ours: their_name for their_name, ours in source.inner.items()}
     faults = []
     for node in model.graph:
         for value in node.outputs:
@@ -118,7 +119,7 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
             ratio = max(whole, 0.0 if name in stored else _worst_channel(*tensors, precision))
             if ratio > LIMITS[precision]:
                 region = nodes_between(model, known, [name])
-                culprit = _culprit(region, theirs, known, name) or node
+                culprit = _culprit(region, theirs, [called.get(one, one) for one in known], called.get(name, name)) or node
                 between = tuple(str(one.name) for one in region) if len(region) > 1 else ()
                 kind, detail = describe(own[name], known[name])
                 faults.append(_fault(culprit, "graph", kind, detail, ratio, between))
@@ -191,6 +192,8 @@ STORAGE = ("Cast", "QuantizeLinear", "DequantizeLinear")
 
 def _culprit(region: Sequence[ir.Node], theirs: ir.Model | None, known: Collection[str], tensor: str) -> ir.Node | None:
     """Return the node of `region` that has no equal among the truth's own nodes before `tensor`, None when that is not told.
+
+    known, tensor: under the truth's names.
 
     A node that computes comes before one that stores: a quantised graph has the latter everywhere.
     """

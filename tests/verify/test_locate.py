@@ -87,6 +87,36 @@ def test_a_changed_weight_is_located_at_its_convolution_and_its_kind_told(tmp_pa
     assert [(fault.node, fault.kind, fault.where) for fault in faults] == [(f"conv{layer}", kind, "graph")]
 
 
+def test_nodes_without_names_are_located_by_type_and_position(tmp_path):
+    proto = network(np.random.default_rng(0))
+    for node in proto.graph.node:
+        node.name = ""
+    onnx.save(proto, tmp_path / "clean.onnx")
+    change_weight(proto.graph, "w1", one_channel_louder)
+    onnx.save(proto, tmp_path / "faulty.onnx")
+    report = verify(tmp_path / "faulty.onnx", against=str(tmp_path / "clean.onnx"))
+    assert report.first_divergence == "Conv_2"
+    assert [relu.relu.node for relu in report.backends[0].relus] == ["Relu_1", "Relu_3", "Relu_5"]
+
+
+def test_a_graph_with_other_tensor_names_is_compared_relu_by_relu(tmp_path):
+    proto = network(np.random.default_rng(0))
+    onnx.save(proto, tmp_path / "clean.onnx")
+    renamed = {name: f"other_{name}" for node in proto.graph.node for name in node.output}
+    for node in proto.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed[name] for name in node.output]
+    proto.graph.output[0].name = renamed[proto.graph.output[0].name]
+    onnx.save(proto, tmp_path / "renamed.onnx")
+    assert verify(tmp_path / "renamed.onnx", against=str(tmp_path / "clean.onnx")).passed
+    change_weight(proto.graph, "w1", one_channel_louder)
+    onnx.save(proto, tmp_path / "faulty.onnx")
+    report = verify(tmp_path / "faulty.onnx", against=str(tmp_path / "clean.onnx"))
+    assert [relu.passed for relu in report.backends[0].relus] == [True, False, False]
+    assert report.first_divergence == "conv1"
+    assert report.backends[0].faults[0].region == ("conv1", "relu1")
+
+
 def test_a_fault_behind_the_last_relu_is_located(digits_bundle, tmp_path, feeds):
     def change(graph):
         node = next(node for node in graph.node if node.op_type == "Gemm")
