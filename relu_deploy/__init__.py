@@ -3,6 +3,8 @@
     module  = relu_deploy.build("resnet50")
     bundle  = relu_deploy.export(module, "resnet50.rdb", inputs={"x": (1, 3, 224, 224)}, batch="dynamic")
     report  = relu_deploy.verify(bundle, backends=["onnxruntime-cpu"])
+    report  = relu_deploy.census(bundle, "digits")              # dead, always-on and sparse Relus, proven or observed
+    with relu_deploy.watch(module): ...                         # warns in training when ReLUs die
     table   = relu_deploy.bench(bundle, backends=["onnxruntime-cpu", "torch"], batch=[1, 8])
     session = bundle.session("onnxruntime-cpu")
 
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
     from relu_deploy.bench import bench as bench
     from relu_deploy.bundle import Bundle as Bundle
     from relu_deploy.export import export as export
+    from relu_deploy.nn.watch import watch as watch
     from relu_deploy.relu import relu as relu
     from relu_deploy.relu import relu6 as relu6
     from relu_deploy.verify import verify as verify
+    from relu_deploy.verify.census import census as census
     from relu_deploy.verify.prove import prove as prove
     from relu_deploy.zoo import build as build
 
@@ -33,11 +37,13 @@ _HOME = {
     "Bundle": "bundle",
     "bench": "bench",
     "build": "zoo",
+    "census": "verify.census",
     "export": "export",
     "prove": "verify.prove",
     "relu": "relu",
     "relu6": "relu",
     "verify": "verify",
+    "watch": "nn.watch",
 }
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604

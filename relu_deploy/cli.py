@@ -166,6 +166,31 @@ def prove(options: argparse.Namespace) -> int:
     return EXIT_FINE if report.passed else EXIT_CHECK_FAILED
 
 
+def census(options: argparse.Namespace) -> int:
+    from relu_deploy.bundle import Bundle
+    from relu_deploy.report.census import print_census
+    from relu_deploy.report.progress import bar
+    from relu_deploy.verify.census import census as run
+
+    if options.range is not None and len(options.range) != 2:
+        raise UsageError(f"--range takes two numbers, not {len(options.range)}", "for instance --range 0,1 or --range=-1,1")
+    bundle = Bundle.open(options.path)
+    with bar(options.quiet, f"census on {options.backend}") as progress:
+        report = run(
+            bundle,
+            options.data,
+            backend=options.backend,
+            samples=options.samples,
+            batch=options.batch,
+            threads=options.threads,
+            input_range=None if options.range is None else (options.range[0], options.range[1]),
+            progress=progress,
+        )
+    result = report.to_json()
+    _keep(bundle, "reports/census.json", result)
+    return _finish(options, result, lambda: print_census(result))
+
+
 def bench(options: argparse.Namespace) -> int:
     from relu_deploy.backends import require
     from relu_deploy.bench import bench as run
@@ -274,6 +299,17 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", default="float32", metavar="float32|float16|bfloat16|int8", help="default float32: all 2^32 of them"
     )
     verb.add_argument("--strict", action="store_true", help="fail for a zero of the other sign too, which ONNX leaves open")
+    _common(verb, "threads")
+
+    verb = _verb(verbs, "census", census, "count dead, always-on and sparse Relus on data, and prove what can be proven")
+    verb.add_argument("path", metavar="PATH")
+    verb.add_argument("--data", required=True, metavar="D", help="folder of pictures, FILE.npz or shipped data set")
+    verb.add_argument("--backend", default="onnxruntime-cpu", metavar="NAME", help="where to run (default onnxruntime-cpu)")
+    verb.add_argument("--samples", type=int, metavar="N", help="rows of the data, spread evenly (default: all)")
+    verb.add_argument("--batch", type=int, metavar="N", help="rows at a time (default: what fits in little memory)")
+    verb.add_argument(
+        "--range", type=_floats, metavar="LOW,HIGH", help="of the input, as --range=-1,1 (default: what pixels become)"
+    )
     _common(verb, "threads")
 
     verb = _verb(verbs, "bench", bench, "measure speed and accuracy; with no PATH, of the shipped models")

@@ -71,8 +71,8 @@ class Options:
 
 #: unit roundoff of rounding to nearest, by precision; float8 is E4M3's
 ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float8": 2.0**-4}
-#: operators whose operands are what int8 graphs quantise
-QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
+#: operators whose operands are what int8 graphs quantise, and the one that does it
+QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "QuantizeLinear")
 
 
 class Rounding:
@@ -98,9 +98,10 @@ class Rounding:
         """Return the operands of one node as the precision stores them. weights: which of them are constants of the graph."""
         if self.precision != "int8" or operator not in QUANTISED:
             return list(values)
-        # A bias stays in float: it is added to the accumulator.
-        pairs = zip(values[:2], weights, strict=False)
-        return [self._quantised(value, weight) for value, weight in pairs] + list(values[2:])
+        # A bias stays in float: it is added to the accumulator. So does a scale.
+        count = 1 if operator == "QuantizeLinear" else 2
+        pairs = zip(values[:count], weights, strict=False)
+        return [self._quantised(value, weight) for value, weight in pairs] + list(values[count:])
 
     def _quantised(self, value: Any, weight: bool) -> Any:
         if not isinstance(value, np.ndarray) or value.dtype != np.float64 or not value.size:

@@ -61,7 +61,7 @@ class ReferenceSession:
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
         if wide:
             arrays = {name: _wide(array) for name, array in arrays.items()}
-        exact = {name for node in evaluator.rt_nodes_ if node.op_type in COUNTING for name in node.input[1:]}
+        exact = _never_rounded(evaluator.rt_nodes_)
 
         def rounded(name: str, value: Any) -> Any:
             return value if rounding is None or name in exact else rounding.result(value)
@@ -118,6 +118,17 @@ class ReferenceSession:
                     f"reference cannot run {self._bundle.name}: {type(error).__name__}: {error}", "use --backend onnxruntime-cpu"
                 ) from error
         return self._evaluators[wide]
+
+
+def _never_rounded(nodes: Sequence[Any]) -> set[str]:
+    """Return the tensors that hold sizes, bounds and counts, and those that they alone are made of."""
+    exact: set[str] = set()
+    for node in reversed(nodes):
+        if node.op_type in COUNTING:
+            exact.update(node.input[1:])
+        elif node.output and all(name in exact for name in node.output):
+            exact.update(node.input)
+    return exact
 
 
 def _wide(array: Any) -> Any:

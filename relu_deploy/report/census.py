@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -78,11 +79,4 @@ def _share(share: float | None) -> str:
 
 
 def _range(bounds: Mapping[str, Any]) -> str:
-    low, high = (bounds[end] if isinstance(bounds[end], list) else [bounds[end]] for end in ("low", "high"))
-    return f"{_least(low, min):.4g} to {_least(high, max):.4g}"
-
-
-def _least(values: list[Any], choose: Any) -> float:
-    while values and isinstance(values[0], list):
-        values = [choose(inner) if not isinstance(inner[0], list) else _least(inner, choose) for inner in values]
-    return float(choose(values))
+    return f"{np.min(bounds['low']):.4g} to {np.max(bounds['high']):.4g}"

@@ -45,7 +45,7 @@ __all__ = ["LIMIT", "LIMITS", "Comparison", "compare", "error_ratio", "rms", "ul
 #: largest error ratio that is called noise, by precision; the module's docstring gives the reasons
 LIMITS = {"float64": 32.0, "float32": 32.0, "float16": 4.0, "bfloat16": 4.0, "float8": 4.0, "int8": 4.0}
 LIMIT = LIMITS["float32"]
-#: dtype in which each precision keeps a tensor between two kernels; int8's own steps are not those of a dtype
+#: dtype in which each precision keeps a tensor between two kernels
 STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8": ml_dtypes.float8_e4m3fn}
 
 
@@ -130,12 +130,20 @@ def yardstick_error(truth: Array, *evaluations: Array, precision: str = "float32
         return 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = truth.astype(np.float32)
-        stored = truth.astype(np.float32).astype(STORED.get(precision, np.float32)).astype(np.float32)
+        stored = _stored(truth, precision)
     errors = [float(np.finfo(np.float32).tiny) * 2.0**-24]
     for evaluation in (rounded, stored, *evaluations):
         finite = np.isfinite(rounded) & np.isfinite(evaluation)
         errors.append(rms(evaluation[finite].astype(np.float64) - truth[finite]))
     return max(errors)
+
+
+def _stored(truth: Array, precision: str) -> Array:
+    """Return `truth` as a tensor of `precision` keeps it; int8 in 127 steps to the largest finite magnitude."""
+    if precision != "int8":
+        return truth.astype(np.float32).astype(STORED.get(precision, np.float32)).astype(np.float32)
+    largest = float(np.max(np.abs(truth[np.isfinite(truth)]), initial=0))
+    return np.round(truth / (largest / 127)) * (largest / 127) if largest else truth
 
 
 def ulp_distance(a: Array, b: Array) -> Array:

@@ -1,0 +1,298 @@
+"""A watch over the ReLUs of a network in training: says when they die, and what it may come from.
+
+    with relu_deploy.watch(model) as watched:
+        for images, labels in batches: ...            # an ordinary training loop
+    watched.dead()                                     # {"features.1": 12}
+
+A ReLU whose input is negative passes no gradient, so a channel that is negative on everything stays as it is: it is dead.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+__all__ = ["DyingReluWarning", "Watch", "WatchedRelu", "watch"]
+
+RELUS = (nn.ReLU, nn.ReLU6)
+FEEDERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
+
+#: an input whose root mean square is above this was not normalised: initialisations assume about 1
+LARGE_INPUT = 10.0
+#: weights that grew or moved by this factor of their own first norm were thrown there by a step too large
+JUMP = 2.0
+#: a He-initialised layer keeps the scale of its input; weights this many times larger or smaller do not
+UNUSUAL_SCALE = 4.0
+#: weights of a layer that are remembered, to see how far they moved
+SAMPLE = 1 << 16
+ADVICE = "the usual causes are a learning rate too high, large negative biases, no normalisation, unnormalised input and initialisation"
+
+
+class DyingReluWarning(UserWarning):
+    """A share of a ReLU's channels has not fired for many training batches in a row."""
+
+
+@dataclass(frozen=True)
+class WatchedRelu:
+    """One ReLU module. scope: its path. dead: channels that have not fired for `patience` batches, or more.
+
+    batches: training batches that it has seen. causes: what is visible of the usual causes, the likeliest first.
+    """
+
+    scope: str
+    channels: int
+    dead: int
+    batches: int
+    causes: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        return self.dead / self.channels if self.channels else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "scope": self.scope,
+            "channels": self.channels,
+            "dead": self.dead,
+            "share": self.share,
+            "batches": self.batches,
+            "causes": list(self.causes),
+        }
+
+
+@contextmanager
+def watch(module: nn.Module, *, warn: bool = True, patience: int = 50, share: float = 0.1) -> Iterator[Watch]:
+    """Yield a `Watch` over every nn.ReLU and nn.ReLU6 of `module` while the block trains it.
+
+    A channel (axis 1 of the ReLU's output) that is above 0 nowhere in `patience` training batches in a row counts as dead.
+    warn: issue a DyingReluWarning, once for each ReLU, when at least `share` of its channels is dead.
+    Batches in eval mode are not counted. A module that is called several times in one forward pass has the channels of
+    each call, counted apart. In-place ReLUs and any device are fine; no gradient is kept, and the hooks are gone when the
+    block ends, however it ends.
+    `torch.relu`, `functional.relu` and `Tensor.relu` are no modules: hooks cannot see them, and neither can this.
+    Raises ValueError when `patience` is below 1, `share` is not in (0, 1], or there is no ReLU module to watch.
+    """
+    if patience < 1 or not 0 < share <= 1:
+        raise ValueError(f"patience must be at least 1 and share in (0, 1], not {patience} and {share}")
+    watched = Watch(module, warn, patience, share)
+    if not watched.scopes:
+        raise ValueError("there is no nn.ReLU or nn.ReLU6 module to watch; functional relus are invisible to hooks")
+    try:
+        watched.start()
+        yield watched
+        watched.speak()
+    finally:
+        watched.stop()
+
+
+@dataclass
+class _Record:
+    """What is known of one ReLU module.
+
+    calls: for each call within a forward pass, how many training batches it has seen, and for each channel the one in which
+    it last fired (both from 1). position: the next call. feeder: path and layer whose results it gets, as far as visible.
+    """
+
+    scope: str
+    feeder: tuple[str, nn.Module] | None = None
+    normalised: bool = False
+    calls: list[_Call] = field(default_factory=list)
+    position: int = 0
+    warned: bool = False
+
+    @property
+    def batches(self) -> int:
+        return max((call.batches for call in self.calls), default=0)
+
+
+@dataclass
+class _Call:
+    last_fired: Tensor
+    batches: int = 0
+
+    def add(self, fires: Tensor) -> None:
+        self.batches += 1
+        self.last_fired = self.last_fired.to(fires.device)
+        self.last_fired.masked_fill_(fires, self.batches)
+
+
+class Watch:
+    """The ReLUs of one module, watched between `start` and `stop`; `watch` calls both."""
+
+    def __init__(self, module: nn.Module, warn: bool, patience: int, share: float) -> None:
+        self._module, self._warn, self._patience, self._share = module, warn, patience, share
+        modules = dict(module.named_modules())
+        self._records = {id(one): _Record(path or "(the module)") for path, one in modules.items() if isinstance(one, RELUS)}
+        for path, feeder, normalised, relu in _feeders(modules):
+            self._records[id(relu)].feeder, self._records[id(relu)].normalised = (path, feeder), normalised
+        feeding = [record.feeder[1] for record in self._records.values() if record.feeder]
+        self._first = {id(layer): _sample(layer) for layer in feeding}
+        self._input_scale: float | None = None
+        self._is_inside = False
+        self._handles: list[Any] = []
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        return tuple(record.scope for record in self._records.values())
+
+    def start(self) -> None:
+        self._handles.append(self._module.register_forward_pre_hook(self._enter))
+        self._handles.append(self._module.register_forward_hook(self._leave, always_call=True))
+        for one in self._module.modules():
+            if isinstance(one, RELUS):
+                self._handles.append(one.register_forward_hook(partial(self._see, self._records[id(one)])))
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def speak(self) -> None:
+        """Warn of every ReLU that deserves it and was not warned of yet, unless warnings were not wanted."""
+        for record in self._records.values():
+            if self._warn and not record.warned:
+                self._speak(record)
+
+    def dead(self) -> dict[str, int]:
+        """Return how many channels of each ReLU have not fired for `patience` training batches in a row, by module path."""
+        return {record.scope: self._dead(record) for record in self._records.values()}
+
+    def report(self) -> list[WatchedRelu]:
+        """Return what is known of each ReLU, in the module's order."""
+        return [self._described(record) for record in self._records.values()]
+
+    def _dead(self, record: _Record) -> int:
+        return sum(int((call.batches - call.last_fired >= self._patience).sum()) for call in record.calls)
+
+    def _described(self, record: _Record) -> WatchedRelu:
+        channels = sum(len(call.last_fired) for call in record.calls)
+        dead = self._dead(record)
+        return WatchedRelu(record.scope, channels, dead, record.batches, self._causes(record) if dead else ())
+
+    @torch.no_grad()
+    def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._is_inside = True
+        for record in self._records.values():
+            record.position = 0
+        first = inputs[0] if inputs else None
+        if self._input_scale is None and module.training and isinstance(first, Tensor) and first.numel():
+            self._input_scale = float(first.detach().float().square().mean().sqrt())
+
+    def _leave(self, *_: Any) -> None:
+        self._is_inside = False
+
+    @torch.no_grad()
+    def _see(self, record: _Record, module: nn.Module, _: Any, output: Tensor) -> None:
+        if not module.training or output.numel() == 0:
+            return
+        # The output is right for in-place ReLUs as well: their input has already been overwritten.
+        planes = output.detach()
+        planes = planes.reshape(-1, 1) if planes.ndim < 2 else planes
+        # Behind a Linear the features are the last axis, however many stand before it.
+        axis = planes.ndim - 1 if record.feeder and isinstance(record.feeder[1], nn.Linear) else 1
+        fires = planes.amax(dim=[other for other in range(planes.ndim) if other != axis]) > 0
+        # A part of the module that is run by itself has no forward pass to count calls in.
+        position = record.position if self._is_inside else 0
+        record.position += 1
+        if position >= len(record.calls):
+            position = len(record.calls)
+            record.calls.append(_Call(torch.zeros_like(fires, dtype=torch.int64)))
+        call = record.calls[position]
+        if len(call.last_fired) != len(fires):
+            return
+        call.add(fires)
+        # Asking a device for a number makes the host wait for it, so it is asked once in several batches.
+        if self._warn and not record.warned and call.batches % min(self._patience, 10) == 0:
+            self._speak(record)
+
+    def _speak(self, record: _Record) -> None:
+        found = self._described(record)
+        if not found.dead or found.share < self._share:
+            return
+        record.warned = True
+        likely = f"likeliest here: {'; '.join(found.causes)}" if found.causes else "none of them is visible here"
+        text = (
+            f"{found.scope}: {found.dead} of {found.channels} channels ({found.share:.0%}) have not fired for "
+            f"{self._patience} training batches or more; {ADVICE}; {likely}"
+        )
+        warnings.warn(text, DyingReluWarning, stacklevel=_outside())
+
+    def _causes(self, record: _Record) -> tuple[str, ...]:
+        """Return which of the usual causes can be seen, likeliest first."""
+        found = []
+        if self._input_scale is not None and self._input_scale > LARGE_INPUT and not record.normalised:
+            found.append(f"unnormalised input (its root mean square is {self._input_scale:.3g}): scale it to about 1")
+        if record.feeder is None:
+            return tuple(found)
+        path, layer = record.feeder
+        now, first = _sample(layer), self._first[id(layer)]
+        moved = float((now - first).norm()) / max(float(first.norm()), 1e-12)
+        if not math.isfinite(moved) or moved > JUMP:
+            what = f"the weights of {path} moved by {moved:.3g} times their first norm in {record.batches} batches"
+            found.append(f"learning rate too high ({what}): lower it")
+        bias = getattr(layer, "bias", None)
+        if bias is not None and not record.normalised:
+            # A weighted sum of inputs of scale 1 has about the norm of its weights to set against the bias.
+            reach = float(now.square().mean().sqrt()) * math.sqrt(_fan_in(layer))
+            low = float(bias.detach().float().median())
+            if low < -2 * reach:
+                found.append(f"large negative biases (median {low:.3g} in {path}): start them at 0 or above")
+        # He's initialisation keeps the scale of what passes through: variance 2 / fan-in.
+        scale = float(first.square().mean().sqrt()) * math.sqrt(_fan_in(layer) / 2)
+        if not record.normalised and not 1 / UNUSUAL_SCALE < scale < UNUSUAL_SCALE:
+            found.append(f"initialisation ({path} began at {scale:.3g} times He's scale): use kaiming_normal_")
+        if not record.normalised:
+            found.append(f"no normalisation between {path} and the ReLU: a batch norm keeps its input around 0")
+        return tuple(found)
+
+
+def _sample(layer: nn.Module) -> Tensor:
+    """Return a copy, on the CPU, of up to `SAMPLE` of the layer's weights, evenly spread."""
+    weight: Tensor = layer.weight.detach().reshape(-1)
+    return weight[:: max(1, weight.numel() // SAMPLE)].float().cpu().clone()
+
+
+def _fan_in(layer: nn.Module) -> int:
+    """Return how many products are summed up for one of the layer's results."""
+    weight: Tensor = layer.weight
+    transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+    return max(1, weight.numel() // weight.shape[1 if transposed else 0])
+
+
+def _feeders(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, bool, nn.Module]]:
+    """Yield (path, layer, normalised, relu) for each ReLU that follows a weighted layer in the order of registration.
+
+    That is the order of execution in an nn.Sequential and, by habit, elsewhere; only the guess of a cause leans on it.
+    """
+    path, layer, normalised = "", None, False
+    for name, module in modules.items():
+        if isinstance(module, FEEDERS) and not is_lazy(module.weight):
+            path, layer, normalised = name, module, False
+        elif isinstance(module, NORMS):
+            normalised = True
+        elif isinstance(module, RELUS) and layer is not None:
+            yield path, layer, normalised, module
+
+
+def _outside() -> int:
+    """Return the stack level of the first caller that is neither torch, contextlib nor this file: where the warning should point."""
+    import sys
+
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _is_machinery(str(frame.f_globals.get("__name__", ""))):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_machinery(name: str) -> bool:
+    return name == __name__ or name.split(".", maxsplit=1)[0] in ("torch", "contextlib")
