@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["PRECISIONS", "node_precisions", "precision_of"]
+__all__ = ["PRECISIONS", "clamped_tensors", "node_precisions", "precision_of", "quantised_relu"]
 
 #: from the most exact to the coarsest; a graph is as exact as its coarsest part
 PRECISIONS = ("float64", "float32", "float16", "bfloat16", "float8", "int8")
@@ -40,6 +42,39 @@ def node_precisions(model: ir.Model) -> dict[str, str]:
         if name:
             precisions[str(node.name)] = name
     return precisions
+
+
+def quantised_relu(node: ir.Node) -> float | None:
+    """Return the largest number that `node` keeps, where it is a QuantizeLinear that is a Relu as well, else None.
+
+    Its zero point is then the smallest number of its type: all that is negative becomes it. Quantisers leave the Relu
+    before such a node out, and the Conv's output keeps the Relu's name.
+    """
+    if node.op_type != "QuantizeLinear":
+        return None
+    zero = node.inputs[2].const_value if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    scale = node.inputs[1].const_value if node.inputs[1] is not None else None
+    # The zero point has the type of the result; without one it is 0 of an unsigned byte.
+    points = np.zeros(1, np.uint8) if zero is None else zero.numpy()
+    if scale is None or not np.issubdtype(points.dtype, np.integer) or np.any(points != np.iinfo(points.dtype).min):
+        return None
+    limits = np.iinfo(points.dtype)
+    return float(np.max(scale.numpy())) * float(limits.max - limits.min)
+
+
+def clamped_tensors(model: ir.Model) -> dict[str, str]:
+    """Return for each tensor that nothing but a `quantised_relu` reads the tensor in which it comes back as a float."""
+    clamped = {}
+    for node in model.graph:
+        for value in node.outputs:
+            readers = list(value.consumers())
+            if readers and not value.is_graph_output() and all(quantised_relu(reader) is not None for reader in readers):
+                back = [
+                    after for reader in readers for after in reader.outputs[0].consumers() if after.op_type == "DequantizeLinear"
+                ]
+                if back:
+                    clamped[str(value.name)] = str(back[0].outputs[0].name)
+    return clamped
 
 
 def _stored(node: ir.Node) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import UsageError
 from relu_deploy.graph import Relu, load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
-from relu_deploy.verify.checks import Check, Contract, check_contract, check_model, nan_is_kept, poisoned
+from relu_deploy.verify.checks import Check, Contract, Trial, check_contract, judge, nan_is_kept, poisoned, try_model
 from relu_deploy.verify.delivered import Delivered, compare_with_request
 from relu_deploy.verify.locate import Fault, faults_of_graph, locate_on_backend
-from relu_deploy.verify.observe import observe
+from relu_deploy.verify.observe import Observed, observe
 from relu_deploy.verify.truth import Truth, choose_against, find_truth, open_source, relus_to_compare
 from relu_deploy.verify.verdict import LIMITS, Comparison, compare
 
@@ -157,15 +158,28 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class _Task:
-    """What is verified on every backend alike."""
+    """What is run on every backend alike."""
 
     bundle: Bundle
     model: ir.Model
+    precision: str
     relus: Sequence[Relu]
     feeds: Feeds
-    truth: Truth
     options: Mapping[str, Any]
     seed: int
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What one backend gave, before it is judged. observed: None where the backend does not show its Relus."""
+
+    name: str
+    shipped: Feeds
+    facts: Mapping[str, Any]
+    delivered: Delivered
+    trials: Sequence[Trial]
+    observed: Observed | None = None
+    nan_kept: Mapping[str, bool | None] = field(default_factory=dict)
 
 
 def verify(
@@ -204,38 +218,52 @@ def verify(
         described = {"source": "given", "seed": None}
     feeds = check_feeds(feeds, bundle.inputs, bundle.name)
     described = {**described, "shapes": {name: list(array.shape) for name, array in feeds.items()}}
-    progress(f"truth in float64, against {against}")
-    source = open_source(bundle, against, relus, threads)
-    task = _Task(bundle, model, relus, feeds, find_truth(source, against, feeds, precision), options, seed)
-    source.session.close()
-    reports = []
-    for name in backends:
-        progress(name)
-        reports.append(_verify_backend(task, name))
+    task = _Task(bundle, model, precision, relus, feeds, options, seed)
+    with ThreadPoolExecutor(1) as pool:
+        # Loading PyTorch and its program keeps one core busy with Python: other runtimes work on the other one meanwhile.
+        ahead = {name: pool.submit(_ask, task, name) for name in backends if not name.startswith("torch")}
+        progress(f"truth in float64, against {against}")
+        source = open_source(bundle, against, relus, threads)
+        truth = find_truth(source, against, feeds, precision)
+        source.session.close()
+        reports = []
+        for name in backends:
+            progress(name)
+            reports.append(_judge(task, truth, ahead[name].result() if name in ahead else _ask(task, name)))
     # In float32 a graph whose Relus and outputs all agree has no fault. A coarser precision's noise could hide one.
     if precision not in ("float32", "float64") or any(report.failing() for report in reports):
         progress("looking for the node at fault")
-        reports = _located(task, reports)
+        reports = _located(task, truth, reports)
     return VerifyReport(bundle.name, against, precision, described, reports, time.perf_counter() - started)
 
 
-def _verify_backend(task: _Task, name: str) -> BackendReport:
+def _ask(task: _Task, name: str) -> _Answers:
+    """Return what the backend called `name` gives: as it ships, in the trials, and with its Relus tapped."""
     session = load(task.bundle, name, **task.options, profile=True)
     shipped, facts = session.run(task.feeds), session.facts
     delivered = compare_with_request(task.model, session.executed(), facts.get("providers", [None])[0])
-    outputs = compare_outputs(shipped, task.truth)
-    yardstick, values = task.truth.yardstick, task.truth.values
     compiled = name.startswith("torch-compile")
-    checks = check_model(task.bundle, session, task.feeds, yardstick, values, task.truth.precision, task.seed, not compiled)
+    trials = try_model(task.bundle, session, task.feeds, task.seed, not compiled)
     session.close()
     if compiled:
-        note = "a compiled graph does not show its Relus: outputs only"
-        return BackendReport(name, outputs, (), None, facts, (), checks, delivered, note)
+        return _Answers(name, shipped, facts, delivered, trials)
     taps = [relu for relu in task.relus if name != "torch" or relu.torch_node]
     # Integers cannot hold a NaN, so a quantised graph has no policy for it.
-    nans = poisoned(task.feeds) if task.truth.precision != "int8" else {}
-    seen = observe(task.bundle, name, taps, task.feeds, shipped, nans, task.options)
-    kept = nan_is_kept(task.model, taps, nans, seen.for_nan)
+    nans = poisoned(task.feeds) if task.precision != "int8" else {}
+    observed = observe(task.bundle, name, taps, task.feeds, shipped, nans, task.options)
+    kept = nan_is_kept(task.model, taps, nans, observed.for_nan)
+    return _Answers(name, shipped, facts, delivered, trials, observed, kept)
+
+
+def _judge(task: _Task, truth: Truth, answers: _Answers) -> BackendReport:
+    yardstick, values = truth.yardstick, truth.values
+    outputs = compare_outputs(answers.shipped, truth)
+    ends = {spec.name for spec in task.bundle.outputs} & set(values)
+    checks = judge(answers.trials, yardstick, {name: values[name] for name in ends}, truth.precision)
+    told = (answers.facts, (), checks, answers.delivered)
+    seen = answers.observed
+    if seen is None:
+        return BackendReport(answers.name, outputs, (), None, *told, "a compiled graph does not show its Relus: outputs only")
     reports = []
     for relu in task.relus:
         got, true = seen.values.get(relu.output), values.get(relu.output)
@@ -243,29 +271,26 @@ def _verify_backend(task: _Task, name: str) -> BackendReport:
             reports.append(ReluReport(relu, None))
             continue
         noise = yardstick.get(relu.output, 0.0)
-        contract = check_contract(relu, got, true, noise, task.truth.precision, kept.get(relu.output))
-        comparison = None if true is None else compare(got, true, noise, LIMITS[task.truth.precision])
+        contract = check_contract(relu, got, true, noise, truth.precision, answers.nan_kept.get(relu.output))
+        comparison = None if true is None else compare(got, true, noise, LIMITS[truth.precision])
         reports.append(ReluReport(relu, comparison, contract, relu.output in seen.as_deployed))
     blind = sum(report.comparison is None for report in reports)
     notes = [f"{blind} of {len(reports)} Relus have no counterpart to compare with"] if blind else []
     if seen.sessions > 1:
         notes.append(f"tapping all Relus at once changed the outputs: they were spread over {seen.sessions} sessions")
-    return BackendReport(
-        name, outputs, reports, len(seen.as_deployed) == len(taps), facts, (), checks, delivered, "; ".join(notes)
-    )
+    return BackendReport(answers.name, outputs, reports, len(seen.as_deployed) == len(seen.values), *told, "; ".join(notes))
 
 
-def _located(task: _Task, reports: Sequence[BackendReport]) -> list[BackendReport]:
+def _located(task: _Task, truth: Truth, reports: Sequence[BackendReport]) -> list[BackendReport]:
     """Return the reports with the nodes at fault: the graph's, which every backend runs, else each backend's own."""
     from dataclasses import replace
 
-    precision, against = task.truth.precision, task.truth.against
-    of_graph = faults_of_graph(task.bundle, against, task.feeds, precision)
+    of_graph = faults_of_graph(task.bundle, truth.against, task.feeds, truth.precision)
     located = []
     for report in reports:
         faults: Sequence[Fault] = of_graph
         if not faults and (failing := report.failing()):
-            args = (failing, task.truth.values, task.feeds, precision, task.options)
+            args = (failing, truth.values, task.feeds, truth.precision, task.options)
             fault = locate_on_backend(task.bundle, report.name, *args)
             faults = [fault] if fault else []
         # PyTorch runs the program that came with the graph, not the graph: its faults are not PyTorch's.

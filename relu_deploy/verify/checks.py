@@ -28,7 +28,7 @@ from relu_deploy.verify.verdict import LIMITS, compare, rms
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Check", "Contract", "check_contract", "check_model", "nan_is_kept", "poisoned"]
+__all__ = ["Check", "Contract", "Trial", "check_contract", "judge", "nan_is_kept", "poisoned", "try_model"]
 
 #: rows of the largest batch tried, by how many seconds one row takes: a detector of 5 s a picture is not run forty times
 ROWS = ((0.03, 8), (0.5, 4), (np.inf, 2))
@@ -148,81 +148,73 @@ def nan_is_kept(model: ir.Model, relus: Sequence[Relu], fed: Feeds, results: Fee
     return kept
 
 
-def check_model(
-    bundle: Bundle,
-    session: Session,
-    feeds: Feeds,
-    yardstick: Mapping[str, float],
-    truth: Mapping[str, Array],
-    precision: str,
-    seed: int,
-    many_batches: bool = True,
-) -> list[Check]:
-    """Return the checks that need no reference, made with `session`.
+@dataclass(frozen=True)
+class Trial:
+    """Answers of a session that should be the same, pair by pair, before it is judged. without: why there are none."""
 
-    yardstick, truth: of the outputs on `feeds`; they say how large noise is, not what is right. many_batches: False leaves
-    out what needs other batch sizes, for a backend that would be compiled anew for each.
+    name: str
+    pairs: Sequence[tuple[Feeds, Feeds]] = ()
+    without: str = ""
+
+
+def judge(trials: Sequence[Trial], yardstick: Mapping[str, float], truth: Mapping[str, Array], precision: str) -> list[Check]:
+    """Return the checks that `trials` come to. yardstick, truth: of the outputs; they say how large noise is, not what is right."""
+    limits = {
+        name: LIMITS[precision] * max(yardstick[name], 0.0) / max(rms(true), 1e-300)
+        for name, true in truth.items()
+        if true.dtype.kind == "f"
+    }
+    return [Check(one.name, None, one.without) if one.without else _spread(one.name, one.pairs, limits) for one in trials]
+
+
+def try_model(bundle: Bundle, session: Session, feeds: Feeds, seed: int, many_batches: bool = True) -> list[Trial]:
+    """Return the trials that need no reference, made with `session`.
+
+    many_batches: False leaves out what needs other batch sizes, for a backend that would be compiled anew for each.
     """
     started = time.perf_counter()
     first = session.run(feeds)
     seconds = (time.perf_counter() - started) / max(1, len(next(iter(feeds.values()), [0])))
-    limits = {
-        name: LIMITS[precision] * max(yardstick[name], 0.0) / max(rms(truth[name]), 1e-300)
-        for name in truth
-        if name in first and truth[name].dtype.kind == "f"
-    }
-    checks = [_spread("same input twice", [(first, session.run(feeds)) for _ in range(2)], limits)]
+    trials = [Trial("same input twice", [(first, session.run(feeds)) for _ in range(2)])]
     batch = bundle.inputs[0].batch if bundle.inputs else None
-    if not many_batches:
-        return [*checks, *(Check(name, None, "another batch size is another compiled program") for name in BATCH_CHECKS)]
     follow = [spec.name for spec in bundle.outputs if spec.batch == batch and isinstance(batch, str)]
-    if not follow:
-        why = "the batch is fixed" if not isinstance(batch, str) else "no output has the batch as its first dimension"
-        return [*checks, *(Check(name, None, why) for name in BATCH_CHECKS)]
     rows = next(rows for limit, rows in ROWS if seconds <= limit)
-    try:
-        many = _rows(bundle, feeds, rows, seed)
-    except ReluDeployError as why:
-        return [*checks, *(Check(name, None, why.message) for name in BATCH_CHECKS)]
-    return [
-        *checks,
-        *_batches(session, many, rows, follow, limits, seed),
-        *_odd_sizes(bundle, session, feeds, follow, limits, seed),
-    ]
+    why, many = "", {}
+    if not many_batches:
+        why = "another batch size is another compiled program"
+    elif not follow:
+        why = "the batch is fixed" if not isinstance(batch, str) else "no output has the batch as its first dimension"
+    else:
+        try:
+            many = _rows(bundle, feeds, rows, seed)
+        except ReluDeployError as error:
+            why = error.message
+    if why:
+        return [*trials, *(Trial(name, without=why) for name in BATCH_CHECKS)]
+    return [*trials, *_batches(session, many, rows, follow, seed), *_odd_sizes(bundle, session, feeds, follow, seed)]
 
 
-def _batches(
-    session: Session, many: Feeds, rows: int, follow: Sequence[str], limits: Mapping[str, float], seed: int
-) -> Iterator[Check]:
+def _batches(session: Session, many: Feeds, rows: int, follow: Sequence[str], seed: int) -> Iterator[Trial]:
     def run(feeds: Feeds) -> Feeds:
         results = session.run(feeds)
         return {name: results[name] for name in follow}
 
-    def some(picked: Any) -> Feeds:
-        return {name: array[picked] for name, array in many.items()}
+    def some(feeds: Feeds, picked: Any) -> Feeds:
+        return {name: array[picked] for name, array in feeds.items()}
 
     whole = run(many)
-    alike = run(some([0] * rows))
-    yield _spread(
-        f"identical rows ({rows})",
-        [({n: a[:1] for n, a in alike.items()}, {n: a[row : row + 1] for n, a in alike.items()}) for row in range(1, rows)],
-        limits,
-    )
+    alike = run(some(many, [0] * rows))
+    pairs = [(some(alike, slice(0, 1)), some(alike, slice(row, row + 1))) for row in range(1, rows)]
+    yield Trial(f"identical rows ({rows})", pairs)
     order = np.roll(np.random.default_rng(seed).permutation(rows), 1)
-    permuted = run(some(order))
-    yield _spread("permuted rows", [({n: a[order] for n, a in whole.items()}, permuted)], limits)
+    yield Trial("permuted rows", [(some(whole, order), run(some(many, order)))])
     sizes = sorted({1, 2, min(3, rows), rows})
-    pairs = []
-    for size in sizes[:-1]:
-        part = run(some(slice(0, size)))
-        pairs.append((part, {n: a[:size] for n, a in whole.items()}))
-    yield _spread(f"batch sizes {', '.join(map(str, sizes))}", pairs, limits)
+    pairs = [(run(some(many, slice(0, size))), some(whole, slice(0, size))) for size in sizes[:-1]]
+    yield Trial(f"batch sizes {', '.join(map(str, sizes))}", pairs)
 
 
-def _odd_sizes(
-    bundle: Bundle, session: Session, feeds: Feeds, follow: Sequence[str], limits: Mapping[str, float], seed: int
-) -> Iterator[Check]:
-    """Yield, where a dimension besides the batch may vary, the check that rows agree with batch 1 at sizes next to the given ones."""
+def _odd_sizes(bundle: Bundle, session: Session, feeds: Feeds, follow: Sequence[str], seed: int) -> Iterator[Trial]:
+    """Yield, where a dimension besides the batch may vary, the trial that rows agree with batch 1 at sizes next to the given ones."""
     sizes = {
         dim: size
         for spec in bundle.inputs
@@ -237,10 +229,10 @@ def _odd_sizes(
             whole = session.run(two)
             parts = [session.run({key: array[row : row + 1] for key, array in two.items()}) for row in (0, 1)]
         except Exception as why:  # a runtime may raise anything for a size that the graph does not take after all
-            yield Check(name, None, f"does not run: {str(why).strip().splitlines()[0]}"[:200])
+            yield Trial(name, without=f"does not run: {str(why).strip().splitlines()[0]}"[:200])
             continue
         pairs = [({n: part[n] for n in follow}, {n: whole[n][row : row + 1] for n in follow}) for row, part in enumerate(parts)]
-        yield _spread(name, pairs, limits)
+        yield Trial(name, pairs)
 
 
 def _rows(bundle: Bundle, feeds: Feeds, rows: int, seed: int) -> Feeds:

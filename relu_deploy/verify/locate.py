@@ -27,7 +27,7 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.graph import SCOPE_KEY, cut, find_relus, load_model, nodes_between, save_model
+from relu_deploy.graph import SCOPE_KEY, cut, find_relus, load_model, nodes_between, quantised_relu, save_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verify.kinds import describe
 from relu_deploy.verify.truth import find_truth, open_source
@@ -148,8 +148,9 @@ def _read_up_to(value: ir.Value, relus: Mapping[str, float]) -> float | None:
         return None
     bounds: list[float | None] = []
     for node in readers:
-        stores = node.op_type in STORAGE
-        bounds += [_read_up_to(output, relus) for output in node.outputs] if stores else [relus.get(str(node.name))]
+        clamp = quantised_relu(node)
+        stores = node.op_type in STORAGE and clamp is None
+        bounds += [_read_up_to(output, relus) for output in node.outputs] if stores else [relus.get(str(node.name), clamp)]
     known = [bound for bound in bounds if bound is not None]
     return max(known) if len(known) == len(bounds) else None
 

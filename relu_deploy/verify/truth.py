@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.bundle import Bundle
-from relu_deploy.collecting import without_collecting
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.graph import TORCH_NODE_KEY, Relu, find_relus, load_model
+from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verify.verdict import yardstick_error
 
@@ -63,18 +63,14 @@ def choose_against(bundle: Bundle, against: str | None) -> str:
         return against
     if bundle.source is None:
         return "reference"
-    try:
-        with without_collecting():
-            import torch  # noqa: F401
-    except ImportError:
-        return "reference"
-    return "torch"
+    return "torch" if find_spec("torch") else "reference"
 
 
 def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
     """Return the Relus of `model`, and what stands in the place of the other graph's: tensors that a Relu makes there.
 
-    The second kind is what a rewrite merged (FusedConv) or a fault replaced (LeakyRelu). In the graph's order.
+    The second kind is what a rewrite merged (FusedConv, a quantisation whose zero point is the Relu) or a fault replaced
+    (LeakyRelu). In the graph's order.
     """
     mine = find_relus(model)
     if against in ("torch", "reference"):
@@ -82,7 +78,13 @@ def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
     made = {str(value.name): (place, node) for place, node in enumerate(model.graph) for value in node.outputs}
     known = {relu.output for relu in mine}
     replaced = [relu for relu in find_relus(load_model(_graph_file(against))) if relu.output in made and relu.output not in known]
-    stand_ins = [replace(relu, node=str(made[relu.output][1].name), torch_node="", fused_with=()) for relu in replaced]
+    clamped = clamped_tensors(model)
+    stand_ins = [
+        replace(
+            relu, node=str(made[relu.output][1].name), output=clamped.get(relu.output, relu.output), torch_node="", fused_with=()
+        )
+        for relu in replaced
+    ]
     ordered = sorted([*mine, *stand_ins], key=lambda relu: made[relu.output][0])
     return [replace(relu, index=index) for index, relu in enumerate(ordered)]
 
@@ -113,14 +115,18 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
     other = _other(bundle, Path(against))
     theirs = find_relus(load_model(other.onnx))
     made = {str(value.name) for node in load_model(other.onnx).graph for value in node.outputs}
-    ours = {str(value.name) for node in load_model(bundle.onnx).graph for value in node.outputs}
-    names = {name: name for name in made & ours}
+    graph = load_model(bundle.onnx)
+    ours = {str(value.name) for node in graph.graph for value in node.outputs}
+    inner = {name: name for name in made & ours}
     mine = {relu.output for relu in relus}
-    if not mine & made and len(theirs) == len(relus):
-        names |= {them.output: us.output for them, us in zip(theirs, relus, strict=True)}
-    names |= dict(zip((spec.name for spec in other.outputs), (spec.name for spec in bundle.outputs), strict=True))
+    clamped = clamped_tensors(graph)
+    if not mine & {clamped.get(name, name) for name in inner} and len(theirs) == len(relus):
+        inner |= {them.output: us.output for them, us in zip(theirs, relus, strict=True)}
+    inner |= dict(zip((spec.name for spec in other.outputs), (spec.name for spec in bundle.outputs), strict=True))
+    # Where a quantisation is the Relu, the tensor behind it is what has the Relu's values.
+    names = {theirs_name: clamped.get(name, name) for theirs_name, name in inner.items()}
     taps = tuple(relu for relu in theirs if names.get(relu.output) in mine)
-    return Source(cast(TruthSession, load(other, "reference", taps=taps, threads=threads)), names, names)
+    return Source(cast(TruthSession, load(other, "reference", taps=taps, threads=threads)), names, inner)
 
 
 def find_truth(source: Source, against: str, feeds: Feeds, precision: str = "float32") -> Truth:

@@ -294,6 +294,53 @@ def test_a_fault_is_told_from_the_noise_of_float16(digits_bundle, tmp_path):
     assert report.first_divergence == node.name
 
 
+def eight_bits(source, target, feeds):
+    quantization = pytest.importorskip("onnxruntime.quantization", reason="this onnxruntime cannot quantise")
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.feeds = iter([feeds])
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    # Seven bits for weights: with eight, CPUs without VNNI overflow inside the kernel, which is a fault and would be found.
+    quantization.quantize_static(source, target, Reader(), per_channel=True, reduce_range=True)
+    return target
+
+
+def test_a_fault_is_told_from_the_noise_of_int8(digits_bundle, tmp_path):
+    from relu_deploy.data import sample_feeds
+
+    feeds, _ = sample_feeds(digits_bundle, 8, 0)
+    proto = onnx.load(digits_bundle.onnx)
+    node = convolution(proto.graph, 2)
+    change_weight(proto.graph, node.input[1], one_channel_louder)
+    onnx.save(proto, tmp_path / "faulty.onnx")
+    good = eight_bits(digits_bundle.onnx, tmp_path / "good.onnx", feeds)
+    bad = eight_bits(tmp_path / "faulty.onnx", tmp_path / "bad.onnx", feeds)
+    clean = verify(good, feeds=feeds, against=str(digits_bundle.path))
+    assert clean.precision == "int8"
+    assert clean.passed, clean.backends[0].to_json()
+    report = verify(bad, feeds=feeds, against=str(digits_bundle.path))
+    assert report.first_divergence == node.name
+
+
+def test_a_scale_that_saturates_is_located_at_its_quantizer(digits_bundle, tmp_path):
+    from relu_deploy.data import sample_feeds
+
+    feeds, _ = sample_feeds(digits_bundle, 8, 0)
+    good = eight_bits(digits_bundle.onnx, tmp_path / "good.onnx", feeds)
+    proto = onnx.load(good)
+    relu = [node for node in proto.graph.node if node.op_type == "QuantizeLinear" and node.input[0].startswith("relu")][1]
+    change_weight(proto.graph, relu.input[1], lambda scale: scale / 4)
+    onnx.save(proto, tmp_path / "bad.onnx")
+    report = verify(tmp_path / "bad.onnx", feeds=feeds, against=str(digits_bundle.path))
+    fault = report.backends[0].faults[0]
+    assert fault.kind == "saturation"
+    assert relu.name in (fault.node, *fault.region)
+
+
 def test_the_report_is_a_page_that_names_the_fault(digits_bundle, tmp_path, command):
     proto = onnx.load(digits_bundle.onnx)
     node = convolution(proto.graph, 1)
