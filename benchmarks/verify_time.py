@@ -43,7 +43,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "verify.json"
         verify = [str(scripts / "relu-deploy"), "verify", "--quiet", "--threads", str(arguments.threads), "--json", str(result)]
-        polygraphy = [str(scripts / "polygraphy"), "run", str(model), "--onnxrt", "--onnx-outputs", "mark", "all", "--input-shapes", "x:[1,3,224,224]"]
+        polygraphy = [
+            str(scripts / "polygraphy"),
+            "run",
+            str(model),
+            "--onnxrt",
+            "--onnx-outputs",
+            "mark",
+            "all",
+            "--input-shapes",
+            "x:[1,3,224,224]",
+        ]
         commands = {
             "verify, against the PyTorch program": [*verify, str(arguments.bundle)],
             "verify, against the graph in float64": [*verify, str(arguments.bundle), "--against", "reference"],
@@ -57,11 +67,17 @@ def main() -> None:
                     report = json.loads(result.read_text())
                     assert report["passed"], "the model to be timed must be right"
                     seconds.setdefault(f"{name}: in process", []).append(report["seconds"])
-    summary = {name: {"median": statistics.median(values), "all": [round(value, 2) for value in values]} for name, values in seconds.items()}
+    summary = {
+        name: {"median": statistics.median(values), "all": [round(value, 2) for value in values]}
+        for name, values in seconds.items()
+    }
     for name, values in summary.items():
         print(f"{values['median']:7.2f} s  {name}  {values['all']}")
     if arguments.out:
-        arguments.out.write_text(json.dumps({"environment": describe(arguments.threads), "model": model.parent.name, "seconds": summary}, indent=1) + "\n")
+        arguments.out.write_text(
+            json.dumps({"environment": describe(arguments.threads), "model": model.parent.name, "seconds": summary}, indent=1)
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

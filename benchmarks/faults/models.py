@@ -78,10 +78,10 @@ def settle_statistics(module, shape) -> None:
 
 def adopt_named(raw: Path, clean: Path) -> None:
     """Write `raw` with constants as initializers and a name for every node, as any tool would before looking at nodes."""
-    from relu_deploy.graph import adopt, save_model
-
     import onnx_ir.passes.common as passes
     from onnxscript import optimizer
+
+    from relu_deploy.graph import adopt, save_model
 
     model = adopt(raw)
     optimizer.fold_constants(model)

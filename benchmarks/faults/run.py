@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from faults import FAULTS, HARMLESS, fold_batch_norm
-from models import MODELS, Subject, prepare
 from tools import Ours, maker_of, polygraphy_mismatches, tensors_of
 from variants import to_float16, to_int8
 
+from models import MODELS, Subject, prepare
 from relu_deploy.backends import load
 from relu_deploy.bench.environment import describe
 from relu_deploy.bundle import Bundle

@@ -57,7 +57,7 @@ def polygraphy_mismatches(reference: Mapping[str, np.ndarray], measured: Mapping
 
     CompareFunc.simple() with its defaults, which are those of `polygraphy run`: rtol = atol = 1e-5, element by element.
     """
-    from polygraphy.comparator import CompareFunc, Comparator, IterationResult, RunResults
+    from polygraphy.comparator import Comparator, CompareFunc, IterationResult, RunResults
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.CRITICAL

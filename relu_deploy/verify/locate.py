@@ -90,29 +90,7 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
     known = source.everything(feeds)
     source.session.close()
     known |= _stored_again(model, known)
-    session = cast(TruthSession, load(bundle, "reference"))
-    own: dict[str, Array] = {}
-    blur: dict[str, Array] = {}
-
-    def fed_the_truth(keep: Callable[[str, Array], None]) -> Seen:
-        def seen(name: str, value: Array) -> Array:
-            true = known.get(name)
-            if true is None:
-                return value
-            keep(name, value)
-            return true if true.shape == value.shape else value
-
-        return seen
-
-    def add_square(name: str, value: Array) -> None:
-        if value.shape == own[name].shape and np.issubdtype(value.dtype, np.floating):
-            blur[name] = blur.get(name, 0.0) + np.square(value - own[name]) / draws
-
-    session.evaluate(feeds, seen=fed_the_truth(own.__setitem__))
-    # Nine weights of a depthwise filter, rounded coarsely once, may happen to be nearly exact: one draw is no measure.
-    draws = 1 if precision in ("float32", "float64") else 4
-    for seed in range(draws):
-        session.evaluate(feeds, rounding=Rounding(precision, seed), seen=fed_the_truth(add_square))
+    own, blur = _evaluated_on(known, cast(TruthSession, load(bundle, "reference")), feeds, precision)
     relus = {relu.node: np.inf if relu.upper is None else relu.upper for relu in find_relus(model)}
     theirs = _model_of(against)
     called = {ours: their_name for their_name, ours in source.inner.items()}
@@ -122,7 +100,7 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
             name = str(value.name)
             if name not in own:
                 continue
-            tensors = own[name], known[name], np.sqrt(blur[name]) if name in blur else np.zeros(1)
+            tensors = own[name], known[name], blur[name]
             upper = _read_up_to(value, relus) if precision in ("int8", "float8") else None
             if upper is not None:
                 # A quantiser may clip what the Relu behind it cuts off anyway.
@@ -136,6 +114,38 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
                 faults.append(_fault(culprit, "graph", kind, detail, ratio, between))
                 break
     return faults
+
+
+def _evaluated_on(
+    known: Mapping[str, Array], session: TruthSession, feeds: Feeds, precision: str
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return what each node gives when it is fed the `known` tensors, and the RMS noise of each of its elements.
+
+    Only tensors that are known themselves are returned, since only they can be judged.
+    """
+    own: dict[str, Array] = {}
+    square: dict[str, Array] = {}
+
+    def fed_the_truth(keep: Callable[[str, Array], None]) -> Seen:
+        def seen(name: str, value: Array) -> Array:
+            true = known.get(name)
+            if true is None:
+                return value
+            keep(name, value)
+            return true if true.shape == value.shape else value
+
+        return seen
+
+    def add_square(name: str, value: Array) -> None:
+        if value.shape == own[name].shape and np.issubdtype(value.dtype, np.floating):
+            square[name] = square.get(name, 0.0) + np.square(value - own[name]) / draws
+
+    session.evaluate(feeds, seen=fed_the_truth(own.__setitem__))
+    # Nine weights of a depthwise filter, rounded coarsely once, may happen to be nearly exact: one draw is no measure.
+    draws = 1 if precision in ("float32", "float64") else 4
+    for seed in range(draws):
+        session.evaluate(feeds, rounding=Rounding(precision, seed), seen=fed_the_truth(add_square))
+    return own, {name: np.sqrt(square.get(name, np.zeros(value.shape))) for name, value in own.items()}
 
 
 def _read_up_to(value: ir.Value, relus: Mapping[str, float]) -> float | None:
