@@ -5,6 +5,7 @@
     report  = relu_deploy.verify(bundle, backends=["onnxruntime-cpu"])
     report  = relu_deploy.census(bundle, "digits")              # dead, always-on and sparse Relus, proven or observed
     with relu_deploy.watch(module): ...                         # warns in training when ReLUs die
+    bundle  = relu_deploy.optimize(bundle, target="cpu", precision="int8", calibration="photos/", max_drop=0.005)
     table   = relu_deploy.bench(bundle, backends=["onnxruntime-cpu", "torch"], batch=[1, 8])
     session = bundle.session("onnxruntime-cpu")
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from relu_deploy.bundle import Bundle as Bundle
     from relu_deploy.export import export as export
     from relu_deploy.nn.watch import watch as watch
+    from relu_deploy.optimize import optimize as optimize
     from relu_deploy.relu import relu as relu
     from relu_deploy.relu import relu6 as relu6
     from relu_deploy.verify import verify as verify
@@ -39,6 +41,7 @@ _HOME = {
     "build": "zoo",
     "census": "verify.census",
     "export": "export",
+    "optimize": "optimize",
     "prove": "verify.prove",
     "relu": "relu",
     "relu6": "relu",

@@ -8,7 +8,8 @@
 
 A bundle is made whole or not at all: it grows in a temporary folder beside the target, which is then renamed. A file
 that is added later is written to a temporary name and renamed, and the manifest after it. A plain `.onnx` file opens as
-a bundle without a folder: it can be run and verified, but nothing can be added to it.
+a bundle without a folder: it can be run and verified, but nothing can be added to it. A variant (`digits.rdb/variants/
+int8-cpu.onnx`) opens as the bundle that it is in, with its own graph in the model's place.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Bundle", "create_bundle", "sha256", "write_atomically"]
 
 SCHEMA = "relu-deploy/bundle/1"
-MANIFEST, MODEL, SOURCE = "manifest.json", "model.onnx", "source.pt2"
+MANIFEST, MODEL, SOURCE, VARIANTS = "manifest.json", "model.onnx", "source.pt2", "variants"
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,16 @@ class Bundle:
 
     path: the bundle's folder, or the `.onnx` file that stands for one.
     manifest: the parsed manifest.json; for a plain `.onnx` only `name`, `source`, `inputs` and `outputs` are filled.
+    variant: which of its variants is meant, "" for the model itself.
     """
 
     path: Path
     manifest: Mapping[str, Any]
+    variant: str = ""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Bundle) -> Bundle:
-        """Return the bundle at `path` (a folder or an `.onnx` file), its manifest and hashes checked.
+        """Return the bundle at `path` (a folder, a variant in one, or an `.onnx` file), its manifest and hashes checked.
 
         Raises InputError when there is none, the manifest breaks the schema, or a file's hash does not match.
         """
@@ -60,6 +63,9 @@ class Bundle:
         if not path.exists():
             raise InputError(f"{path} does not exist", "make it with: relu-deploy export SOURCE -o " + str(path))
         if path.is_file():
+            folder = path.resolve().parent.parent
+            if path.resolve().parent.name == VARIANTS and (folder / MANIFEST).is_file():
+                return cls.open(folder).with_variant(path.stem)
             return cls(path, _manifest_of_file(path))
         bundle = cls(path, _read_manifest(path / MANIFEST))
         bundle.check_hashes()
@@ -74,14 +80,29 @@ class Bundle:
         return self.path.is_dir()
 
     @property
+    def title(self) -> str:
+        """Return what to call this in a table: the model's name, and its variant's where one is meant."""
+        return f"{self.name} {self.variant}" if self.variant else self.name
+
+    @property
     def onnx(self) -> Path:
-        """Return the path of the float32 graph."""
+        """Return the path of the graph: the float32 one, or that of the variant."""
+        if self.variant:
+            return self.path / VARIANTS / f"{self.variant}.onnx"
         return self.path / MODEL if self.is_folder else self.path
+
+    def with_variant(self, name: str) -> Bundle:
+        """Return this bundle with its variant called `name` in the model's place. Raises InputError when it has none."""
+        known = self.manifest.get("variants", {})
+        if name not in known:
+            have = f"it has {', '.join(known)}" if known else "make one with relu-deploy optimize"
+            raise InputError(f"{self.path} has no variant {name!r}", have)
+        return Bundle(self.path, self.manifest, name)
 
     @property
     def source(self) -> Path | None:
-        """Return the path of the PyTorch program that was exported, or None when none travels along."""
-        return self.path / SOURCE if SOURCE in self.manifest.get("files", {}) else None
+        """Return the path of the PyTorch program that was exported, None when none travels along or a variant is meant."""
+        return self.path / SOURCE if SOURCE in self.manifest.get("files", {}) and not self.variant else None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -116,18 +137,18 @@ class Bundle:
         manifest.update(fields)
         _validate(manifest, self.path / MANIFEST)
         write_atomically(self.path / MANIFEST, _dump(manifest))
-        return Bundle(self.path, manifest)
+        return Bundle(self.path, manifest, self.variant)
 
-    def session(self, backend: str = "onnxruntime-cpu", **options: Any) -> Session:
+    def session(self, backend: str = "onnxruntime-cpu", variant: str = "", **options: Any) -> Session:
         """Return a session that runs this model on `backend`: `.run({"x": array}) -> {"y": array}`.
 
-        options: as for `relu_deploy.backends.load` (threads, device, taps, …).
+        variant: for instance "int8-cpu"; the float32 model by default. options: as for `relu_deploy.backends.load` (threads, device, taps, …).
         Raises BackendUnavailable or Unsupported; never falls back to another backend.
         """
         # The one import that points upward, kept because `bundle.session(…)` is how people want to say it.
         from relu_deploy.backends import load
 
-        return load(self, backend, **options)
+        return load(self.with_variant(variant) if variant else self, backend, **options)
 
 
 @contextmanager

@@ -11,22 +11,19 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from relu_deploy import __version__
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, EXIT_UNUSABLE, ReluDeployError, UsageError
+from relu_deploy.options import number, numbers, parser_for, pixels
 
 __all__ = ["main"]
-
-EPILOG = """exit codes: 0 fine · 1 the check said no · 2 bad usage or input · 3 backend or hardware not usable here
-PATH is a bundle (a folder made by export) or a plain .onnx file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit code of the command in `arguments` (by default the process's own)."""
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
-        options = _parser().parse_args(arguments)
+        options = parser_for(VERBS).parse_args(arguments)
         code: int = options.verb(options)
         sys.stdout.flush()
     except ReluDeployError as error:
@@ -42,13 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return code
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors look like all others: one line, a hint, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, f"see: {self.prog} --help")
 
 
 # ---------------------------------------------------------------- verbs
@@ -67,7 +57,7 @@ def export(options: argparse.Namespace) -> int:
     from relu_deploy.report.progress import steps
     from relu_deploy.report.tables import print_export
 
-    batch = options.batch if options.batch == "dynamic" else _number(options.batch, "--batch")
+    batch = options.batch if options.batch == "dynamic" else number(options.batch, "--batch")
     with steps(options.quiet) as step:
         step(f"exporting {options.source}")
         made = export_source(
@@ -79,7 +69,7 @@ def export(options: argparse.Namespace) -> int:
             weights=options.weights,
             arguments=dict(options.arg),
             embed_preprocess=options.embed_preprocess,
-            pixels=_pixels(options),
+            pixels=pixels(options),
             decode=options.decode,
             seed=options.seed,
             force=options.force,
@@ -191,6 +181,54 @@ def census(options: argparse.Namespace) -> int:
     return _finish(options, result, lambda: print_census(result))
 
 
+def optimize(options: argparse.Namespace) -> int:
+    from relu_deploy.bundle import refuse_existing, write_atomically
+    from relu_deploy.optimize import Settings, optimize_bundle
+    from relu_deploy.report.optimize import optimize_page, print_optimize
+    from relu_deploy.report.progress import steps
+
+    if options.weights not in ("per-channel", "per-tensor"):
+        raise UsageError(
+            f"--weights {options.weights!r} is neither per-channel nor per-tensor", "per-channel is the more exact one"
+        )
+    if options.html:
+        refuse_existing(options.html, options.force)
+    settings = Settings(
+        calibration=options.calibration,
+        data=options.data,
+        samples=options.samples,
+        eval_samples=options.eval_samples,
+        max_drop=options.max_drop,
+        method=options.method,
+        per_channel=options.weights == "per-channel",
+        equalise=options.equalize,
+        correct_biases=options.bias_correction,
+        weight_bits=options.weight_bits,
+        compact=options.compact,
+        allow_observed=options.allow_observed,
+        threads=options.threads,
+        seed=options.seed,
+    )
+    with steps(options.quiet) as step:
+        report = optimize_bundle(
+            options.path,
+            options.target,
+            options.precision,
+            out=options.out,
+            force=options.force,
+            progress=step,
+            settings=settings,
+        )
+    result = report.to_json()
+    html = optimize_page(result)
+    if report.bundle is not None:
+        _keep(report.bundle, f"reports/optimize-{report.variant}.html", html)
+    if options.html:
+        write_atomically(options.html, html)
+    _finish(options, result, lambda: print_optimize(result))
+    return EXIT_FINE if report.bundle is not None else EXIT_CHECK_FAILED
+
+
 def bench(options: argparse.Namespace) -> int:
     from relu_deploy.backends import require
     from relu_deploy.bench import bench as run
@@ -200,7 +238,7 @@ def bench(options: argparse.Namespace) -> int:
     from relu_deploy.report.tables import print_bench
 
     # What was asked for is checked before minutes are spent on exporting.
-    batches = _numbers(options.batch, "--batch")
+    batches = numbers(options.batch, "--batch")
     for name in options.backend or ():
         require(name)
     if options.html:
@@ -238,164 +276,8 @@ def doctor(options: argparse.Namespace) -> int:
     return _finish(options, {"schema": "relu-deploy/doctor/1", "backends": probes}, lambda: print_doctor(probes))
 
 
-# ---------------------------------------------------------------- the parser
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="relu-deploy",
-        description="Take ReLU networks from PyTorch to production, and prove what was shipped.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"relu-deploy {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
-
-    verb = _verb(verbs, "zoo", zoo, "list the models: task, size, weights and measured metric")
-
-    verb = _verb(verbs, "export", export, "make a bundle from a PyTorch model or an ONNX file")
-    verb.add_argument("source", metavar="SOURCE", help="zoo name, package.module:callable, FILE.pt2 or FILE.onnx")
-    verb.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="the bundle to make, for instance digits.rdb")
-    verb.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or .pth state dict")
-    verb.add_argument(
-        "--input", action="append", default=[], type=_input, metavar="NAME=1x3x224x224", help="an input's shape; repeatable"
-    )
-    verb.add_argument(
-        "--arg", action="append", default=[], type=_argument, metavar="KEY=VALUE", help="argument of the architecture or callable"
-    )
-    verb.add_argument("--batch", default="dynamic", metavar="N|dynamic", help="fix the batch, or let it vary (default)")
-    verb.add_argument("--opset", type=int, default=20, help="ONNX operator set (default 20)")
-    verb.add_argument("--embed-preprocess", action="store_true", help="take uint8 NHWC pictures; normalise inside the graph")
-    verb.add_argument("--mean", type=_floats, metavar="M[,M,M]", help="normalisation of pixels scaled to 0..1")
-    verb.add_argument("--std", type=_floats, metavar="S[,S,S]", help="normalisation of pixels scaled to 0..1")
-    verb.add_argument(
-        "--decode", choices=("none", "boxes", "nms"), help="detectors: raw head maps, boxes and scores (default), or detections"
-    )
-    _common(verb, "seed", "force")
-
-    verb = _verb(verbs, "inspect", inspect, "show the Relus, what each fuses with, shapes and cost")
-    verb.add_argument("path", metavar="PATH")
-    verb.add_argument("--batch", type=int, default=1, help="size of varying dimensions in the cost (default 1)")
-
-    verb = _verb(verbs, "verify", verify, "compare every Relu and every output with the truth")
-    verb.add_argument("path", metavar="PATH")
-    verb.add_argument(
-        "--against", metavar="torch|reference|OTHER.onnx", help="the truth (default: torch where its program travels along)"
-    )
-    verb.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays named after the model's inputs")
-    verb.add_argument("--samples", type=int, default=1, metavar="N", help="rows of data when no --inputs are given (default 1)")
-    verb.add_argument(
-        "--optimization",
-        default="all",
-        metavar="none|basic|extended|all",
-        help="how far the runtime may rewrite the graph, where it has such a switch (default all, as deployed)",
-    )
-    verb.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
-    _common(verb, "backend", "seed", "threads", "force")
-
-    verb = _verb(verbs, "prove", prove, "run every bit pattern of a dtype through a backend's own Relu kernel")
-    verb.add_argument("--backend", default="onnxruntime-cpu", metavar="NAME", help="whose kernel (default onnxruntime-cpu)")
-    verb.add_argument(
-        "--dtype", default="float32", metavar="float32|float16|bfloat16|int8", help="default float32: all 2^32 of them"
-    )
-    verb.add_argument("--strict", action="store_true", help="fail for a zero of the other sign too, which ONNX leaves open")
-    _common(verb, "threads")
-
-    verb = _verb(verbs, "census", census, "count dead, always-on and sparse Relus on data, and prove what can be proven")
-    verb.add_argument("path", metavar="PATH")
-    verb.add_argument("--data", required=True, metavar="D", help="folder of pictures, FILE.npz or shipped data set")
-    verb.add_argument("--backend", default="onnxruntime-cpu", metavar="NAME", help="where to run (default onnxruntime-cpu)")
-    verb.add_argument("--samples", type=int, metavar="N", help="rows of the data, spread evenly (default: all)")
-    verb.add_argument("--batch", type=int, metavar="N", help="rows at a time (default: what fits in little memory)")
-    verb.add_argument(
-        "--range", type=_floats, metavar="LOW,HIGH", help="of the input, as --range=-1,1 (default: what pixels become)"
-    )
-    _common(verb, "threads")
-
-    verb = _verb(verbs, "bench", bench, "measure speed and accuracy; with no PATH, of the shipped models")
-    verb.add_argument("paths", nargs="*", metavar="PATH", help="bundles, .onnx files or zoo names")
-    verb.add_argument("--batch", default="1", metavar="N[,N…]", help="batch sizes (default 1)")
-    verb.add_argument("--seconds", type=float, default=2.0, metavar="S", help="of timed runs per row (default 2)")
-    verb.add_argument("--against", metavar="BACKEND", help="take ratios against this backend (default: the first)")
-    verb.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained report with plots")
-    _common(verb, "backend", "seed", "threads", "force")
-
-    _verb(verbs, "doctor", doctor, "say which backends are usable here, and what to fix for those that are not")
-    return parser
-
-
-def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary.capitalize() + ".")
-    verb.set_defaults(verb=function)
-    verb.add_argument("--json", metavar="FILE", help="write the result as one JSON object; - for stdout alone")
-    verb.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    verb.add_argument("--debug", action="store_true", help="show a traceback for errors")
-    return verb
-
-
-def _common(verb: argparse.ArgumentParser, *names: str) -> None:
-    described: dict[str, dict[str, Any]] = {
-        "backend": {
-            "action": "append",
-            "metavar": "NAME",
-            "help": "backend to run on; repeatable (relu-deploy doctor lists them)",
-        },
-        "seed": {"type": int, "default": 0, "help": "of everything random (default 0)"},
-        "threads": {"type": int, "default": 0, "metavar": "N", "help": "CPU threads (default: every CPU this process may use)"},
-        "force": {"action": "store_true", "help": "replace what exists"},
-    }
-    for name in names:
-        verb.add_argument(f"--{name}", **described[name])
-
-
-def _input(text: str) -> tuple[str, tuple[int, ...]]:
-    from relu_deploy.tensors import parse_shape
-
-    name, separator, shape = text.partition("=")
-    if not separator or not name:
-        raise UsageError(f"not an input: {text!r}", "write it as name=1x3x224x224")
-    return name, parse_shape(shape)
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
-    if not separator or not name.isidentifier():
-        raise UsageError(f"not an argument: {text!r}", "write it as key=value, for instance --arg num_classes=10")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def _floats(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"not numbers: {text!r}", "separate them by commas, for instance 0.485,0.456,0.406") from None
-
-
-def _number(text: str, option: str) -> int:
-    return _numbers(text, option)[0]
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise UsageError(f"{option} {text!r} is not a positive whole number or a list of them", f"for instance {option} 1,8")
-    return numbers
-
-
-def _pixels(options: argparse.Namespace) -> dict[str, Any] | None:
-    if options.mean is None and options.std is None:
-        return None
-    if options.mean is None or options.std is None or len(options.mean) != len(options.std):
-        raise UsageError("--mean and --std go together, one number a channel", "for instance --mean 0.5 --std 0.25")
-    if min(options.std) <= 0:
-        raise UsageError(f"--std must be positive, got {min(options.std)}", "give the standard deviation of each channel")
-    return {"scale": 1 / 255, "mean": options.mean, "std": options.std}
+#: what the verbs of the command line run
+VERBS = {function.__name__: function for function in (zoo, export, inspect, verify, prove, census, optimize, bench, doctor)}
 
 
 # ---------------------------------------------------------------- answers

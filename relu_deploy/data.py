@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,58 @@ from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.locate_models import models_folder
 from relu_deploy.tensors import Array, Feeds, check_feeds, random_feeds
 
-__all__ = ["Dataset", "load_dataset", "load_npz", "sample_feeds", "to_input"]
+__all__ = [
+    "Dataset",
+    "InputRange",
+    "declared_range",
+    "load_dataset",
+    "load_npz",
+    "rows_outside",
+    "sample_feeds",
+    "spread_evenly",
+    "to_input",
+]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: a picture above this many pixels is refused: it is a decompression bomb or not meant for a network
 MAX_PIXELS = 100_000_000
+
+Ranges = Mapping[str, tuple[Any, Any]]
+
+
+class Pictures:
+    """Rows that are read from picture files when they are asked for, so that thousands take no memory: like an array of N rows."""
+
+    def __init__(self, bundle: Bundle, files: Sequence[Path]) -> None:
+        self._bundle, self._files = bundle, list(files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def picked(self, rows: Array) -> Pictures:
+        return Pictures(self._bundle, [self._files[row] for row in rows])
+
+    def __getitem__(self, rows: slice | Array) -> Array:
+        """Return the rows as one array. Raises InputError that names the file for a picture that does not fit the model."""
+        picked = self._files[rows] if isinstance(rows, slice) else [self._files[row] for row in rows]
+        name = self._bundle.inputs[0].name
+        made = [to_input(self._bundle, read_picture(self._bundle, file)) for file in picked]
+        for file, array in zip(picked, made, strict=True):
+            check_feeds({name: array}, _free_batch(self._bundle)[:1], str(file))
+        return np.concatenate(made)
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Arrays ready to be fed, and what is known to be true of them.
 
-    feeds: by input name, all with the same leading length N. targets: for classification `labels` int64 (N,), -1 where
-    unknown, or (N, L) where several labels are right, filled up with -1; for detection `boxes` (M, 4) xyxy pixels,
-    `labels` (M,) and `image` (M,), the row that a box belongs to.
+    feeds: by input name, all with the same leading length N; rows of pictures are read when they are asked for.
+    targets: for classification `labels` int64 (N,), -1 where unknown, or (N, L) where several labels are right, filled up
+    with -1; for detection `boxes` (M, 4) xyxy pixels, `labels` (M,) and `image` (M,), the row that a box belongs to.
     """
 
     name: str
-    feeds: Feeds
+    feeds: Mapping[str, Array | Pictures]
     targets: Mapping[str, Array]
 
     def __len__(self) -> int:
@@ -52,6 +86,37 @@ class Dataset:
         """Yield the feeds in order, `size` rows at a time; the last may be smaller."""
         for start in range(0, len(self), size):
             yield {name: array[start : start + size] for name, array in self.feeds.items()}
+
+    def picked(self, rows: Array) -> Dataset:
+        """Return the data set of the rows at the places `rows`, in that order."""
+        feeds = {name: array.picked(rows) if isinstance(array, Pictures) else array[rows] for name, array in self.feeds.items()}
+        targets = {name: array[rows] for name, array in self.targets.items() if "image" not in self.targets}
+        if "image" in self.targets:
+            place = {int(row): at for at, row in enumerate(rows)}
+            mine = np.array([int(image) in place for image in self.targets["image"]], bool)
+            targets = {name: array[mine] for name, array in self.targets.items()}
+            targets["image"] = np.array([place[int(image)] for image in targets["image"]], np.int64)
+        return Dataset(self.name, feeds, targets)
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """What the input is declared to lie in. source: "preprocess", "uint8" or "given".
+
+    bounds: by input, (low, high), numbers or arrays per channel. rows_outside: rows of the data that do not keep to it, for
+    which nothing is proven.
+    """
+
+    source: str
+    bounds: Ranges
+    rows_outside: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        inputs = {
+            name: {"low": np.asarray(low, np.float64).tolist(), "high": np.asarray(high, np.float64).tolist()}
+            for name, (low, high) in self.bounds.items()
+        }
+        return {"source": self.source, "inputs": inputs, "rows_outside": self.rows_outside}
 
 
 def load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
@@ -101,6 +166,55 @@ def sample_feeds(bundle: Bundle, samples: int, seed: int) -> tuple[Feeds, dict[s
     return random_feeds(bundle.inputs, rows, seed), {"source": "random", "seed": seed}
 
 
+def spread_evenly(length: int, samples: int) -> Array:
+    """Return the places of `samples` rows of `length`, spread evenly: data are often sorted by label. All when there are fewer."""
+    if samples < 1:
+        raise UsageError(f"--samples must be at least 1, not {samples}", "for instance --samples 100")
+    samples = min(samples, length)
+    return np.arange(samples) * length // max(1, samples)
+
+
+def declared_range(bundle: Bundle, given: tuple[float, float] | Ranges | None) -> InputRange | None:
+    """Return the range that the input is declared to have, None when nobody says."""
+    if given is not None:
+        bounds = given if isinstance(given, Mapping) else {spec.name: given for spec in bundle.inputs}
+        if unknown := [name for name in bounds if name not in {spec.name for spec in bundle.inputs}]:
+            raise UsageError(f"{bundle.name} has no input {unknown[0]!r}", "name the inputs that relu-deploy inspect lists")
+        for low, high in bounds.values():
+            if not (np.isfinite(low) & np.isfinite(high) & (np.asarray(low) <= np.asarray(high))).all():
+                raise UsageError(
+                    f"a range must go from a finite low to a finite high, not from {low} to {high}",
+                    "for instance --range 0,1; leave it away where nothing is known",
+                )
+        return InputRange("given", bounds)
+    spec = bundle.inputs[0] if bundle.inputs else None
+    if spec is None:
+        return None
+    if spec.dtype == "uint8":
+        return InputRange("uint8", {spec.name: (0.0, 255.0)})
+    steps = bundle.manifest.get("preprocess")
+    if not steps or len(spec.shape) != 4:
+        return None
+    # Every byte that a pixel can be, through the very preprocessing that the data take.
+    every = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 1, len(steps["mean"])))
+    values = to_input(bundle, every)[:, :, 0, 0].astype(np.float64)
+    return InputRange("preprocess", {spec.name: (values.min(axis=0), values.max(axis=0))})
+
+
+def rows_outside(feeds: Feeds, declared: InputRange | None) -> int:
+    """Return how many rows of `feeds` leave the declared range."""
+    if declared is None:
+        return 0
+    outside = np.zeros(len(next(iter(feeds.values()))), bool)
+    for name, (low, high) in declared.bounds.items():
+        array = feeds[name]
+        shape = (1, -1, *(1,) * (array.ndim - 2)) if np.ndim(low) == 1 and array.ndim > 1 else np.shape(low)
+        least, most = (np.asarray(bound, np.float64).reshape(shape) for bound in (low, high))
+        # Not `<` and `>`: a NaN is outside too.
+        outside |= ~((array >= least) & (array <= most)).reshape(len(array), -1).all(axis=1)
+    return int(outside.sum())
+
+
 def load_npz(path: Path) -> Feeds:
     """Return the arrays in `path`. Raises InputError when it is no `.npz` file of plain arrays."""
     if not path.is_file():
@@ -135,7 +249,8 @@ def to_input(bundle: Bundle, pixels: Array) -> Array:
             f"{bundle.name} takes pictures of {len(mean)} channels, these have {pixels.shape[-1]}", "convert the pictures"
         )
     planes = (pixels * np.float32(steps["scale"]) - mean) / std
-    return np.ascontiguousarray(planes.transpose(0, 3, 1, 2), spec.dtype)
+    last = steps.get("layout") == "NHWC" and not steps.get("embedded")
+    return np.ascontiguousarray(planes if last else planes.transpose(0, 3, 1, 2), spec.dtype)
 
 
 def read_picture(bundle: Bundle, file: Path) -> Array:
@@ -144,7 +259,8 @@ def read_picture(bundle: Bundle, file: Path) -> Array:
 
     spec, steps = bundle.inputs[0], bundle.manifest.get("preprocess") or {}
     dims = spec.shape if len(spec.shape) == 4 else (0, 0, 0, 0)
-    channels, height, width = (dims[3], dims[1], dims[2]) if spec.dtype == "uint8" else dims[1:]
+    last = spec.dtype == "uint8" or steps.get("layout") == "NHWC"
+    channels, height, width = (dims[3], dims[1], dims[2]) if last else dims[1:]
     try:
         with Image.open(file) as opened:
             if opened.width * opened.height > MAX_PIXELS:
@@ -171,11 +287,12 @@ def _from_folder(bundle: Bundle, folder: Path) -> Dataset:
         raise InputError(f"there is no picture in {folder}", f"files that count: {', '.join(PICTURES)}")
     known = bundle.manifest.get("labels") or []
     labels = np.array([_label_of(file, folder, known) for file in files], np.int64)
-    pixels = [read_picture(bundle, file) for file in files]
-    feeds = {bundle.inputs[0].name: np.concatenate([to_input(bundle, picture) for picture in pixels])}
-    return Dataset(
-        folder.name, check_feeds(feeds, _free_batch(bundle), bundle.name), {"labels": labels} if (labels >= 0).any() else {}
-    )
+    if len(bundle.inputs) != 1:
+        raise InputError(f"{bundle.name} has {len(bundle.inputs)} inputs: a folder of pictures feeds one", "give an .npz file")
+    pictures = Pictures(bundle, files)
+    # One that does not fit is better refused before minutes of work; so is a folder of the wrong kind.
+    pictures[:1]
+    return Dataset(folder.name, {bundle.inputs[0].name: pictures}, {"labels": labels} if (labels >= 0).any() else {})
 
 
 def _label_of(file: Path, folder: Path, known: list[str]) -> int:

@@ -4,10 +4,11 @@
     ├── UsageError        2    an option or argument that makes no sense
     ├── InputError        2    a file, model or array that is not what it should be
     ├── Unsupported       3    the backend exists but cannot do what was asked by name
-    └── BackendUnavailable 3   the backend or its hardware is not usable here
+    ├── BackendUnavailable 3   the backend or its hardware is not usable here
+    └── AccuracyTooLow    1    a variant that was to be returned missed its gate (from Python; see below)
 
 A check that says no (numbers differ, a gate was missed) is a result, not an error: the command line turns it into exit
-code 1. Every message is one line that names the file or option; every hint is one line that says what to do.
+code 1. Only a function that would have to return the thing that failed the check raises. Every message is one line that names the file or option; every hint is one line that says what to do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "AccuracyTooLow",
     "BackendUnavailable",
     "InputError",
     "ReluDeployError",
@@ -59,6 +61,12 @@ class BackendUnavailable(ReluDeployError):
     """The backend, or the hardware under it, is not usable here."""
 
     exit_code = EXIT_UNUSABLE
+
+
+class AccuracyTooLow(ReluDeployError):
+    """No variant passes the accuracy gate, so there is none to return."""
+
+    exit_code = EXIT_CHECK_FAILED
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

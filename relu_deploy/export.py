@@ -31,6 +31,7 @@ from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import adopt, find_relus, io_specs, name_nodes, opset_of, save_model, settle
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
 from relu_deploy.sources import Loaded, import_torch, load_source, reason_of
+from relu_deploy.tensors import TensorSpec
 from relu_deploy.zoo import Recipe
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def export_source(
             **_knowledge(loaded.recipe, embed_preprocess, pixels, decode),
             "variants": {},
         }
+        if manifest["preprocess"] and _channels_last(specs_in[0], len(manifest["preprocess"]["mean"])):
+            manifest["preprocess"]["layout"] = "NHWC"
         manifest = seal(folder, manifest)
     return Exported(
         Bundle(out, manifest),
@@ -376,6 +379,11 @@ def _knowledge(known: Recipe | None, embed: bool, pixels: Mapping[str, Any] | No
         "postprocess": postprocess,
         "dataset": known.dataset,
     }
+
+
+def _channels_last(spec: TensorSpec, channels: int) -> bool:
+    """Return whether `spec`, of somebody's finished graph, takes pictures of `channels` channels as NHWC."""
+    return len(spec.shape) == 4 and spec.shape[3] == channels and spec.shape[1] != channels
 
 
 def _versions() -> dict[str, str]:

@@ -11,12 +11,12 @@ import relu_deploy
 
 PACKAGE = Path(relu_deploy.__file__).parent
 FLOORS = (
-    ("relu", "errors", "tensors", "locate_models", "detections", "collecting"),
+    ("relu", "errors", "tensors", "locate_models", "detections", "collecting", "measure"),
     ("graph", "bundle", "data", "tasks"),
     ("backends", "nn"),
     ("optimize", "verify", "export", "sources", "zoo"),
     ("serve", "package", "bench", "report"),
-    ("cli", "__main__"),
+    ("cli", "options", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: `bundle.session(...)` is how people want to say it; the import stands inside that method
@@ -133,7 +133,7 @@ def test_importing_the_package_loads_nothing_else():
 
 
 def test_the_public_names_are_what_they_say_even_after_their_modules_were_imported():
-    import relu_deploy.bench.measure
+    import relu_deploy.bench.roofline
     import relu_deploy.export
     import relu_deploy.relu
     import relu_deploy.verify.verdict

@@ -244,6 +244,10 @@ def fold_batch_norm(model: ModelProto) -> ModelProto:
         gone.append(node)
     for node in gone:
         graph.node.remove(node)
+    # What nobody reads any more would make every runtime warn.
+    read = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
     return folded
 
 

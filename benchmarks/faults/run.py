@@ -5,7 +5,8 @@
 
 Every fault is a file of its own, held against the clean file (or the clean PyTorch program). It counts where it changes a
 Relu tensor by more than float32's noise: its float64 evaluation differs from the clean one by more than 32 yardsticks
-(relu_deploy/verify/verdict.py). "located" is the very node, or for a fault that inserts nodes one of those.
+(relu_deploy/verify/verdict.py). In float16 and int8 the same faults count, and those are told apart that also stand out of
+that precision's own noise, by the same rule. "located" is the very node, or for a fault that inserts nodes one of those.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from relu_deploy.bench.environment import describe
 from relu_deploy.bundle import Bundle
 from relu_deploy.graph import find_relus, load_model
 from relu_deploy.verify.truth import find_truth, open_source
-from relu_deploy.verify.verdict import LIMIT, rms
+from relu_deploy.verify.verdict import LIMIT, LIMITS, rms
 
 #: relu_deploy's ways: how the faulty file is run
 LEVELS = ("none", "basic", "extended", "all")
@@ -48,23 +49,26 @@ def spread(places: list[int], count: int) -> list[int]:
 
 
 class Clean:
-    """A clean graph: its float64 tensors and the noise of its Relus."""
+    """A clean graph: its float64 tensors and the noise of its Relus in each of `precisions`."""
 
-    def __init__(self, path: Path, feeds: dict[str, np.ndarray]) -> None:
+    def __init__(self, path: Path, feeds: dict[str, np.ndarray], *precisions: str) -> None:
         self.path, self.proto, self.feeds = path, onnx.load(path), feeds
         bundle = Bundle.open(path)
         self.relus = find_relus(load_model(path))
-        self.truth = find_truth(open_source(bundle, "reference", self.relus), "reference", feeds)
+        source = open_source(bundle, "reference", self.relus)
+        self.truths = {one: find_truth(source, "reference", feeds, one) for one in ("float32", *precisions)}
         self.facts = everything(path, feeds)
 
-    def effect(self, faulty: Path) -> float:
-        """Return by how many yardsticks the fault changes the Relu that it changes most."""
+    def effects(self, faulty: Path) -> dict[str, float]:
+        """Return for each precision by how many yardsticks the fault changes the Relu that it changes most."""
         values = everything(faulty, self.feeds)
-        worst = 0.0
+        worst = dict.fromkeys(self.truths, 0.0)
         for relu in self.relus:
-            true, got = self.truth.values[relu.output], values.get(relu.output)
-            if got is not None and got.shape == true.shape:
-                worst = max(worst, rms(got - true) / self.truth.yardstick[relu.output])
+            got = values.get(relu.output)
+            for precision, truth in self.truths.items():
+                true = truth.values[relu.output]
+                if got is not None and got.shape == true.shape:
+                    worst[precision] = max(worst[precision], rms(got - true) / truth.yardstick[relu.output])
         return worst
 
     def variants(self, count: int) -> list[tuple[str, int, onnx.ModelProto, list[str]]]:
@@ -127,7 +131,7 @@ def float32(subject: Subject, rows: list[dict], folder: Path, sites: int) -> Non
         path = folder / "case.onnx"
         onnx.save(proto, path)
         base = {"model": subject.name, "precision": "float32", "case": name, "site": place, "nodes": nodes, "harmless": harmless}
-        base["effect"] = 0.0 if harmless else clean.effect(path)
+        base["effect"] = 0.0 if harmless else clean.effects(path)["float32"]
         for level in LEVELS:
             ours(
                 rows,
@@ -175,7 +179,7 @@ def against_torch(subject: Subject, rows: list[dict], folder: Path, sites: int) 
         shutil.copytree(bundle.path, work, dirs_exist_ok=True)
         changed = Bundle.open(work).add("model.onnx", proto.SerializeToString())
         base = {"model": subject.name, "precision": "float32", "case": name, "site": place, "nodes": nodes, "harmless": harmless}
-        base["effect"] = 0.0 if harmless else clean.effect(changed.onnx)
+        base["effect"] = 0.0 if harmless else clean.effects(changed.onnx)["float32"]
         ours(rows, base, "ONNX Runtime all, against the PyTorch program", Ours(), changed.path, "torch", subject.feeds, nodes)
         measured = tensors_of(changed.onnx, subject.feeds)
         polygraphy(rows, base, "ONNX Runtime all, against PyTorch", torch_values, measured, outputs, changed.onnx, nodes)
@@ -187,7 +191,7 @@ def low_precision(subject: Subject, rows: list[dict], folder: Path, precision: s
     # Converters are made for graphs whose BatchNorms are folded already.
     folded = folder / f"{subject.name}.folded.onnx"
     onnx.save(fold_batch_norm(onnx.load(subject.clean)), folded)
-    clean = Clean(folded, subject.feeds)
+    clean = Clean(folded, subject.feeds, precision)
     convert = to_float16 if precision == "float16" else to_int8
     outputs = [value.name for value in clean.proto.graph.output]
     here = tensors_of(folded, subject.feeds)
@@ -196,7 +200,8 @@ def low_precision(subject: Subject, rows: list[dict], folder: Path, precision: s
         base = {"model": subject.name, "precision": precision, "case": name, "site": place, "nodes": nodes, "harmless": harmless}
         single, path = folder / "float32.onnx", folder / "case.onnx"
         onnx.save(proto, single)
-        base["effect"] = 0.0 if harmless else clean.effect(single)
+        effects = {"float32": 0.0, precision: 0.0} if harmless else clean.effects(single)
+        base |= {"effect": effects["float32"], "effect_in_precision": effects[precision]}
         try:
             convert(single, path, subject.feeds)
         except Exception as error:
@@ -233,6 +238,8 @@ def summary(rows: list[dict]) -> list[dict]:
         faults = [row for row in mine if not row["harmless"] and row["effect"] > LIMIT]
         below = [row for row in mine if not row["harmless"] and row["effect"] <= LIMIT]
         harmless = [row for row in mine if row["harmless"]]
+        # Of those that count, what stands out of the noise that the precision itself makes.
+        beyond = [row for row in faults if row.get("effect_in_precision", row["effect"]) > LIMITS[precision]]
         table.append(
             {
                 "precision": precision,
@@ -241,6 +248,9 @@ def summary(rows: list[dict]) -> list[dict]:
                 "faults": len(faults),
                 "found": sum(row["found"] for row in faults),
                 "located": sum(row["located"] for row in faults),
+                "beyond_own_noise": len(beyond),
+                "found_beyond": sum(row["found"] for row in beyond),
+                "located_beyond": sum(row["located"] for row in beyond),
                 "below_noise": len(below),
                 "found_below_noise": sum(row["found"] for row in below),
                 "harmless": len(harmless),
@@ -265,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--sites", type=int, default=2, help="places of each kind of fault in each model")
-    parser.add_argument("--low-sites", type=int, default=1, help="the same in float16 and int8")
+    parser.add_argument("--low-sites", type=int, default=2, help="the same in float16 and int8")
     parser.add_argument("--parts", default="float32,torch,float16,int8")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true", help="keep the rows that --out holds and run the parts that it lacks")
@@ -310,7 +320,9 @@ def write(path: Path, rows: list[dict], seconds: float) -> None:
         "summary": summary(rows),
         "rows": rows,
     }
-    path.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    # A row a line: half the size of indented JSON, and still readable.
+    head, tail = json.dumps(result | {"rows": ["ROWS"]}, indent=1, default=str).split('"ROWS"')
+    path.write_text(head + ",\n  ".join(json.dumps(row, default=str) for row in rows) + tail + "\n")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ def to_float16(source: Path, target: Path, feeds: dict[str, np.ndarray]) -> None
 def to_int8(source: Path, target: Path, feeds: dict[str, np.ndarray]) -> None:
     import logging
 
+    import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     logging.getLogger().setLevel(logging.ERROR)
+    # The calibration's own sessions tell of every range that they clip.
+    onnxruntime.set_default_logger_severity(3)
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:

@@ -16,19 +16,21 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from relu_deploy.backends import BACKENDS, probe, require, usable
 from relu_deploy.backends.base import default_threads
 from relu_deploy.bench.environment import describe
-from relu_deploy.bench.measure import Latency, Ratio, ratio_of, summarise
 from relu_deploy.bench.roofline import Machine, calibrate, share_of_limit
 from relu_deploy.bundle import Bundle
 from relu_deploy.data import sample_feeds
 from relu_deploy.errors import InputError, Unsupported, UsageError
 from relu_deploy.graph import count_cost, load_model, precision_of
+from relu_deploy.measure import Latency, Ratio, ratio_of, summarise
+from relu_deploy.optimize.targets import find_target
+from relu_deploy.tensors import Feeds
 from relu_deploy.verify import compare_outputs
 from relu_deploy.verify.truth import Truth, choose_against, find_truth, open_source
 
@@ -42,11 +44,12 @@ WARM_UP_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Run:
-    """One row: a model on a backend at a batch size. error: why there is nothing else in it, "" when it ran."""
+    """One row: a model, or a variant of it, on a backend at a batch size. error: why there is nothing else in it, "" when it ran."""
 
     model: str
     backend: str
     batch: int
+    variant: str = ""
     precision: str = "float32"
     latency: Latency | None = None
     throughput: float | None = None
@@ -65,6 +68,7 @@ class Run:
         return {
             "model": self.model,
             "backend": self.backend,
+            "variant": self.variant,
             "precision": self.precision,
             "batch": self.batch,
             "latency_ms": self.latency.to_json() if self.latency else None,
@@ -84,13 +88,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Ratios:
-    """How many times faster `backend` ran than `against`, on one model at one batch size."""
+    """How many times faster `backend` ran (a variant of) one model at one batch size than `against` ran the model itself."""
 
     model: str
     batch: int
     backend: str
     against: str
     ratio: Ratio
+    variant: str = ""
 
     def to_json(self) -> dict[str, Any]:
         ci95 = None if self.ratio.ci95 is None else [round(bound, 4) for bound in self.ratio.ci95]
@@ -98,6 +103,7 @@ class Ratios:
             "model": self.model,
             "batch": self.batch,
             "backend": self.backend,
+            "variant": self.variant,
             "against": self.against,
             "speedup": round(self.ratio.value, 4),
             "ci95": ci95,
@@ -141,7 +147,8 @@ def bench(
 ) -> BenchReport:
     """Return the benchmark of each model on each backend at each batch size.
 
-    backends: by default every usable one but `reference`. seconds: of timed runs for each row. against: the backend that
+    Each variant in a bundle is a row of its own on the backend that it was made for, beside the model itself; a path to a
+    variant measures that one alone. backends: by default every usable one but `reference`. seconds: of timed runs for each row. against: the backend that
     ratios are taken against, by default the first one. threads: CPU threads, by default every CPU this process may use.
     progress: called with a line about what happens next.
     Raises BackendUnavailable for a backend that was asked for by name, UsageError and InputError for bad arguments.
@@ -170,13 +177,34 @@ def bench(
         for size in _batches_of(bundle, batches):
             rows, timings = _measure(bundle, names, size, seconds, threads, seed, backends is None, machine, progress)
             runs += rows
-            base = against or next((name for name in names if name in timings), "")
+            base = next((key for key in timings if key.backend == (against or key.backend)), None)
             ratios += [
-                Ratios(bundle.name, size, name, base, ratio_of(timings[name], timings[base]))
-                for name in timings
-                if base in timings and name != base
+                Ratios(bundle.name, size, key.backend, base.backend, ratio_of(timings[key], timings[base]), key.variant)
+                for key in timings
+                if base is not None and key != base
             ]
     return BenchReport(environment, runs, ratios, left_out)
+
+
+class _Key(NamedTuple):
+    """What a row is of: a backend, and a variant of the model or "" for the model itself."""
+
+    backend: str
+    variant: str
+
+    def __str__(self) -> str:
+        return " ".join(self).strip()
+
+
+def _keys(bundle: Bundle, names: Sequence[str]) -> list[_Key]:
+    """Return the rows of `bundle` on the backends `names`: the model on each, its variants where they belong."""
+    if bundle.variant:
+        return [_Key(name, bundle.variant) for name in names]
+    keys = []
+    for name in names:
+        mine = [one for one, facts in bundle.manifest["variants"].items() if find_target(facts["target"]).backend == name]
+        keys += [_Key(name, variant) for variant in ("", *mine)]
+    return keys
 
 
 def _choose(backends: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
@@ -209,62 +237,73 @@ def _measure(
     may_skip: bool,
     machine: Machine | None,
     progress: Callable[[str], None],
-) -> tuple[list[Run], dict[str, list[list[float]]]]:
-    what = f"{bundle.name}, batch {batch}"
+) -> tuple[list[Run], dict[_Key, list[list[float]]]]:
+    what = f"{bundle.title}, batch {batch}"
     progress(f"{what}: the right answers in float64")
+    keys = _keys(bundle, names)
+    graphs = {key: bundle.with_variant(key.variant) if key.variant else bundle for key in keys}
     # The workers import their runtimes while the truth is worked out; nothing is timed yet.
-    processes = {name: Process(threads) for name in names}
-    loaded: dict[str, dict[str, Any]] = {}
-    rows: dict[str, Run] = {}
-    timings: dict[str, list[list[float]]] = {}
+    processes = {key: Process(threads) for key in keys}
+    loaded: dict[_Key, dict[str, Any]] = {}
+    rows: dict[_Key, Run] = {}
+    timings: dict[_Key, list[list[float]]] = {}
     try:
-        for name, process in processes.items():
-            process.tell("prepare", backend=name)
+        for key, process in processes.items():
+            process.tell("prepare", backend=key.backend)
         feeds, _ = sample_feeds(bundle, batch, seed)
-        against = choose_against(bundle, None)
-        truth = find_truth(open_source(bundle, against, (), threads), against, feeds, precision_of(load_model(bundle.onnx)))
+        truths = {key.variant: _truth(graphs[key], feeds, threads) for key in {key.variant: key for key in keys}.values()}
         cost = count_cost(load_model(bundle.onnx), batch)
         for process in processes.values():
             process.hear("prepare")
-        for name in names:
-            progress(f"{what}: loading {name}")
-            process = processes[name]
-            reply = process.ask("load", bundle=str(bundle.path), backend=name, threads=threads, batch=batch, seed=seed)
+        for key in keys:
+            progress(f"{what}: loading {key}")
+            process, path = processes[key], graphs[key].onnx if key.variant else bundle.path
+            reply = process.ask("load", bundle=str(path), backend=key.backend, threads=threads, batch=batch, seed=seed)
             if "error" in reply:
                 if not may_skip:
-                    raise Unsupported(f"{name} cannot run {bundle.name}: {reply['error']}", reply["hint"] or "leave it out")
-                rows[name] = Run(bundle.name, name, batch, error=reply["error"])
+                    raise Unsupported(f"{key} cannot run {bundle.name}: {reply['error']}", reply["hint"] or "leave it out")
+                rows[key] = Run(bundle.name, key.backend, batch, key.variant, error=reply["error"])
                 process.close()
                 continue
-            loaded[name] = reply
-        for name in loaded:
-            progress(f"{what}: warming up {name}")
-            loaded[name] |= processes[name].get("warm", seconds=WARM_UP_SECONDS)
-        timings = {name: [] for name in loaded}
+            loaded[key] = reply
+        for key in loaded:
+            progress(f"{what}: warming up {key}")
+            loaded[key] |= processes[key].get("warm", seconds=WARM_UP_SECONDS)
+        timings = {key: [] for key in loaded}
         order = list(loaded)
         for turn in range(ROUNDS):
             progress(f"{what}: round {turn + 1} of {ROUNDS}")
-            for name in (*order[turn % len(order) :], *order[: turn % len(order)]) if order else ():
-                timings[name].append(processes[name].get("measure", seconds=seconds / ROUNDS)["milliseconds"])
-        for name, known in loaded.items():
-            progress(f"{what}: checking the answers of {name}")
-            facts = known | processes[name].ask("memory")
-            facts |= _checked(processes[name], feeds, truth) | processes[name].ask("accuracy")
-            rows[name] = _row(bundle.name, name, batch, summarise(timings[name]), facts, cost, machine)
+            for key in (*order[turn % len(order) :], *order[: turn % len(order)]) if order else ():
+                timings[key].append(processes[key].get("measure", seconds=seconds / ROUNDS)["milliseconds"])
+        for key, known in loaded.items():
+            progress(f"{what}: checking the answers of {key}")
+            facts = known | processes[key].ask("memory")
+            facts |= _checked(processes[key], feeds, truths[key.variant]) | processes[key].ask("accuracy")
+            rows[key] = _row(graphs[key], key.backend, batch, summarise(timings[key]), facts, cost, machine)
     finally:
         for process in processes.values():
             process.close()
-    return [rows[name] for name in names if name in rows], timings
+    return [rows[key] for key in keys if key in rows], timings
+
+
+def _truth(bundle: Bundle, feeds: Feeds, threads: int) -> Truth:
+    """Return the outputs in float64; for a variant of the float32 graph that it was made of, in its own precision's noise."""
+    against = choose_against(bundle, None)
+    return find_truth(open_source(bundle, against, (), threads), against, feeds, precision_of(load_model(bundle.onnx)))
 
 
 def _row(
-    model: str, name: str, batch: int, latency: Latency, facts: Mapping[str, Any], cost: Any, machine: Machine | None
+    bundle: Bundle, name: str, batch: int, latency: Latency, facts: Mapping[str, Any], cost: Any, machine: Machine | None
 ) -> Run:
+    precision = precision_of(load_model(bundle.onnx)) if bundle.variant else facts["facts"].get("precision", "float32")
+    # The machine's limit was measured in float32: another precision has another one.
+    comparable = precision == "float32" and not name.endswith("cuda")
     return Run(
-        model=model,
+        model=bundle.name,
         backend=name,
         batch=batch,
-        precision=facts["facts"].get("precision", "float32"),
+        variant=bundle.variant,
+        precision=precision,
         latency=latency,
         throughput=batch / latency.mean * 1e3,
         peak_bytes=facts["peak_bytes"],
@@ -272,7 +311,7 @@ def _row(
         first_run_seconds=facts["first_run_seconds"],
         warmed_up=facts["stable"],
         accuracy=facts.get("accuracy"),
-        roofline=share_of_limit(cost, latency.mean / 1e3, machine) if not name.endswith("cuda") else None,
+        roofline=share_of_limit(cost, latency.mean / 1e3, machine) if comparable else None,
         verified=facts["verified"],
         error_ratio=facts["error_ratio"],
         facts=facts["facts"],

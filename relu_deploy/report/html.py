@@ -44,7 +44,7 @@ def bench_page(result: Result) -> str:
     """Return the page for what `bench --json` writes."""
     environment = result["environment"]
     cpu = environment["cpu"]
-    backends = list(dict.fromkeys(run["backend"] for run in result["runs"]))
+    names = list(dict.fromkeys(_name(run) for run in result["runs"]))
     verdict = (
         '<span class="good">Every row gives the right answers.</span>'
         if result["passed"]
@@ -64,7 +64,7 @@ def bench_page(result: Result) -> str:
         body.append(_table(rows, result["ratios"]))
         measured = [row for row in rows if row["latency_ms"]]
         if measured:
-            body.append(f'<div class="charts">{_latency(model, measured, backends)}{_spread(model, measured, backends)}</div>')
+            body.append(f'<div class="charts">{_latency(model, measured, names)}{_spread(model, measured, names)}</div>')
     if any(run["warmed_up"] is False for run in result["runs"]):
         body.append('<p class="soft">* did not settle while warming up: the machine was busy, read its interval.</p>')
     body.append("<h2>Measured on</h2>" + _facts(environment))
@@ -72,6 +72,11 @@ def bench_page(result: Result) -> str:
         missing = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>" for name, reason in result["left_out"].items())
         body.append(f"<h2>Not run</h2><dl>{missing}</dl>")
     return page("relu_deploy: benchmark", "".join(body))
+
+
+def _name(row: Result) -> str:
+    """Return what a row or a ratio is called: its backend, and the variant where it is not the model itself."""
+    return f"{row['backend']} {row['variant']}" if row["variant"] else str(row["backend"])
 
 
 def _table(rows: Sequence[Result], ratios: Sequence[Result]) -> str:
@@ -84,17 +89,17 @@ def _table(rows: Sequence[Result], ratios: Sequence[Result]) -> str:
         latency = row["latency_ms"]
         if latency is None:
             lines.append(
-                f'<tr><td>{escape(row["backend"])}</td><td class="bad" colspan="{len(head) - 1}">{escape(row["error"])}</td></tr>'
+                f'<tr><td>{escape(_name(row))}</td><td class="bad" colspan="{len(head) - 1}">{escape(row["error"])}</td></tr>'
             )
             continue
-        same = (row["model"], row["batch"], row["backend"])
-        ratio = next((one for one in ratios if (one["model"], one["batch"], one["backend"]) == same), None)
+        same = (row["model"], row["batch"], _name(row))
+        ratio = next((one for one in ratios if (one["model"], one["batch"], _name(one)) == same), None)
         speedup = "1" if ratio is None else f"{ratio['speedup']:.2f}×"
         if ratio and ratio["ci95"]:
             speedup += f" <span class='soft'>[{ratio['ci95'][0]:.2f}, {ratio['ci95'][1]:.2f}]</span>"
         metric, roofline = row["accuracy"], row["roofline"]
         cells = (
-            escape(row["backend"]) + ("" if row["warmed_up"] else " *"),
+            escape(_name(row)) + ("" if row["warmed_up"] else " *"),
             '<span class="good">yes</span>' if row["verified"] else '<span class="bad">NO</span>',
             f"{metric['name']} {metric['value']:.4f} <span class='soft'>({metric['samples']})</span>" if metric else "",
             escape(row["precision"]),
@@ -109,26 +114,26 @@ def _table(rows: Sequence[Result], ratios: Sequence[Result]) -> str:
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
-def _latency(model: str, rows: Sequence[Result], backends: Sequence[str]) -> str:
+def _latency(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
     entries = [
         Bar(
-            row["backend"],
+            _name(row),
             row["latency_ms"]["mean"],
             tuple(row["latency_ms"]["ci95"]) if row["latency_ms"]["ci95"] else None,
-            backends.index(row["backend"]),
-            f"{row['backend']}: mean {row['latency_ms']['mean']:.4g} ms over {row['latency_ms']['runs']} runs",
+            names.index(_name(row)),
+            f"{_name(row)}: mean {row['latency_ms']['mean']:.4g} ms over {row['latency_ms']['runs']} runs",
         )
         for row in rows
     ]
     return f"<figure><figcaption>Mean latency, with its 95% interval</figcaption>{bars(f'Mean latency of {model}', 'ms', entries)}</figure>"
 
 
-def _spread(model: str, rows: Sequence[Result], backends: Sequence[str]) -> str:
+def _spread(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
     marks = [
         (
-            row["backend"],
+            _name(row),
             [row["latency_ms"][name] for name in ("minimum", "p50", "p90", "p99", "maximum")],
-            backends.index(row["backend"]),
+            names.index(_name(row)),
         )
         for row in rows
     ]

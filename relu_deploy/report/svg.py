@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-__all__ = ["Bar", "Column", "Line", "bars", "columns", "dots", "lines"]
+__all__ = ["Bar", "Column", "Line", "Point", "bars", "columns", "curve", "dots", "lines"]
 
 #: colours that differ in lightness too, so that they stay apart in grey print and for colour-blind readers (Okabe and Ito, 2008)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
@@ -22,7 +22,7 @@ class Bar:
 def bars(title: str, unit: str, entries: Sequence[Bar]) -> str:
     """Return a horizontal bar chart that starts at zero. Values are in `unit` and must not be negative."""
     top = max((entry.interval[1] if entry.interval else entry.value for entry in entries), default=1.0) * 1.02 or 1.0
-    row, left, width, right = 30, 136, 250, 64
+    row, left, width, right = 30, max([136, *(round(6.6 * len(entry.label)) + 18 for entry in entries)]), 250, 64
     height = row * len(entries) + 34
     parts = [
         f'<svg viewBox="0 0 {left + width + right} {height}" role="img" aria-label="{escape(title)}">',
@@ -199,6 +199,51 @@ def columns(title: str, across: str, names: Sequence[str], entries: Sequence[Col
 
 #: a pale and a strong colour for shares that lie one over the other
 SHARES = ("#8fbfe0", "#d55e00")
+
+
+class Point:
+    """One mark of a curve: where it stands, and what a pointer shows."""
+
+    def __init__(self, x: float, y: float, note: str) -> None:
+        self.x, self.y, self.note = x, y, note
+
+
+def curve(title: str, across: str, up: str, points: Sequence[Point], guides: Sequence[tuple[str, float, str]]) -> str:
+    """Return points joined from left to right on linear axes. guides: (name, height, "guide" or "limit") of lines to read by."""
+    heights = [point.y for point in points] + [height for _, height, _ in guides]
+    low, high = min(heights), max(heights)
+    margin = (high - low) * 0.12 or 0.01
+    low, high = low - margin, high + margin
+    last = max((point.x for point in points), default=1) or 1
+    left, top, width, height = 76, 14, 800, 220
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + 16 + (width - 32) * x / last, top + height * (high - y) / (high - low)
+
+    parts = [
+        f'<svg viewBox="0 0 {left + width + 14} {top + height + 44}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    ]
+    for share in (0.1, 0.5, 0.9):
+        value = low + (high - low) * share
+        y = at(0, value)[1]
+        parts.append(f'<line class="grid" x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="name soft" x="{left - 8}" y="{y + 4:.1f}">{value:.4g}</text>')
+    for name, value, kind in guides:
+        y = at(0, value)[1]
+        parts.append(f'<line class="{kind}" x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="soft" x="{left + width - 60}" y="{y - 5:.1f}">{escape(name)}</text>')
+    path = " ".join("{:.1f},{:.1f}".format(*at(point.x, point.y)) for point in points)
+    parts.append(f'<polyline fill="none" stroke="{COLOURS[0]}" stroke-width="2" points="{path}"/>')
+    for point in points:
+        x, y = at(point.x, point.y)
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{COLOURS[0]}"><title>{escape(point.note)}</title></circle>'
+            f'<text class="tick" x="{x:.1f}" y="{top + height + 16}">{point.x:g}</text>'
+        )
+    parts.append(
+        f'<text class="tick" x="{left + width / 2}" y="{top + height + 36}">{escape(across)}; up: {escape(up)}</text></svg>'
+    )
+    return "".join(parts)
 
 
 def _positions(count: int, x: Callable[[int], float], bottom: float) -> list[str]:

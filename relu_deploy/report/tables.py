@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["print_bench", "print_doctor", "print_export", "print_inspect", "print_prove", "print_verify", "print_zoo"]
+__all__ = ["print_bench", "print_doctor", "print_export", "print_inspect", "print_prove", "print_verify", "print_zoo", "show"]
 
 Result = Mapping[str, Any]
 #: failing tensors of a backend that the table shows: the first ones tell where, the rest is the same error carried on
@@ -33,12 +33,12 @@ def print_zoo(models: Sequence[Result]) -> None:
             model["weights"] or "random",
             shown,
         )
-    _print(table)
+    show(table)
 
 
 def print_export(result: Result) -> None:
     inputs, outputs = (", ".join(_spec(spec) for spec in result[kind]) for kind in ("inputs", "outputs"))
-    _print(
+    show(
         f"[bold]{escape(result['bundle'])}[/]  opset {result['opset']}, {result['nodes']} nodes, {result['relus']} Relus, "
         f"{result['seconds']:.1f} s\n  in   {escape(inputs)}\n  out  {escape(outputs)}"
     )
@@ -56,14 +56,14 @@ def print_inspect(result: Result) -> None:
             escape(relu["scope"]),
             escape(" ← ".join(relu["fused_with"])),
         )
-    _print(table)
-    _print(
+    show(table)
+    show(
         f"[bold]{escape(result['model'])}[/]  opset {result['opset']}, {result['nodes']} nodes, {len(result['relus'])} Relus\n"
         f"batch {result['batch']}: {result['flops'] / 1e9:.3f} GFLOP, {result['bytes'] / 1e6:.1f} MB moved unfused, "
         f"{result['parameters']:,} parameters"
     )
     if result["unknown"]:
-        _print(f"[yellow]not counted, shapes unknown: {escape(', '.join(result['unknown'][:8]))}[/]")
+        show(f"[yellow]not counted, shapes unknown: {escape(', '.join(result['unknown'][:8]))}[/]")
 
 
 def print_prove(result: Result) -> None:
@@ -76,21 +76,21 @@ def print_prove(result: Result) -> None:
         first = kernel["examples"][0] if kernel["examples"] else None
         example = f"{first['input']} → {first['got']}, not {first['expected']}" if first else ""
         table.add_row(kernel["kernel"], kernel["where"], f"{kernel['inputs_tested']:,}", *counts, example)
-    _print(
+    show(
         f"[bold]{result['backend']}[/] {escape(result['version'])}, {result['dtype']}: differences from relu_deploy.relu, bit by bit"
     )
-    _print(table)
+    show(table)
     for finding in result["findings"]:
-        _print(f"  {escape(finding)}")
+        show(f"  {escape(finding)}")
     policies = (("NaN", "nan_policy"), ("zero", "negative_zero_policy"), ("subnormals", "subnormals"))
-    _print(", ".join(f"{name}: {result[key]}" for name, key in policies if result[key]))
+    show(", ".join(f"{name}: {result[key]}" for name, key in policies if result[key]))
     verdict = "[green]proven[/]" if result["passed"] else "[bold red]not proven[/]"
-    _print(f"{verdict}: {result['inputs_tested']:,} bit patterns through Relu in {result['seconds']:.1f} s")
+    show(f"{verdict}: {result['inputs_tested']:,} bit patterns through Relu in {result['seconds']:.1f} s")
 
 
 def print_verify(result: Result) -> None:
     inputs = result["inputs"]
-    _print(
+    show(
         f"[bold]{escape(result['model'])}[/] against {escape(result['against'])} in float64, on {inputs['source']} input {inputs['shapes']}"
     )
     table = _table("backend", "tensor", "scope", ">max abs", ">max ulp", ">error ratio", "passed")
@@ -116,7 +116,7 @@ def print_verify(result: Result) -> None:
             )
         if len(wrong) > SHOWN:
             table.add_row(backend["name"], f"[dim]and {len(wrong) - SHOWN} more, in --json and --html[/]")
-    _print(table)
+    show(table)
     for backend in result["backends"]:
         compared = [relu for relu in backend["relus"] if relu["passed"] is not None]
         right = sum(relu["passed"] for relu in compared)
@@ -128,32 +128,32 @@ def print_verify(result: Result) -> None:
             None: "",
         }[backend["as_deployed"]]
         note = f" ({escape(backend['note'])})" if backend["note"] else ""
-        _print(f"{backend['name']}: {verdict}: {right} of {len(compared)} Relus{seen}{note}")
+        show(f"{backend['name']}: {verdict}: {right} of {len(compared)} Relus{seen}{note}")
         for fault in backend["faults"][:4]:
             where = "in the graph" if fault["where"] == "graph" else f"on {fault['where']}"
             scope = f" ({escape(fault['scope'])})" if fault["scope"] else ""
-            _print(f"  [bold red]at {escape(fault['node'])}[/]{scope}, {where}: {fault['kind']}: {escape(fault['detail'])}")
+            show(f"  [bold red]at {escape(fault['node'])}[/]{scope}, {where}: {fault['kind']}: {escape(fault['detail'])}")
         for check in backend["checks"]:
             if check["passed"] is False:
-                _print(f"  [bold red]{escape(check['name'])}[/]: {escape(check['detail'])}")
+                show(f"  [bold red]{escape(check['name'])}[/]: {escape(check['detail'])}")
         made = [check for check in backend["checks"] if check["passed"]]
         if made:
             spread = [f"{check['name']} ({check['detail']})" for check in made if check["detail"] != "bit-identical"]
             alike = [check["name"] for check in made if check["detail"] == "bit-identical"]
             told = ([f"bit-identical for {', '.join(alike)}"] if alike else []) + spread
-            _print(f"  [dim]without a reference: {escape('; '.join(told))}[/]")
+            show(f"  [dim]without a reference: {escape('; '.join(told))}[/]")
         for line in backend["delivered"]["differences"]:
-            _print(f"  [bold red]not as requested[/]: {escape(line)}")
+            show(f"  [bold red]not as requested[/]: {escape(line)}")
 
 
 def print_bench(result: Result) -> None:
     environment = result["environment"]
     cpu = environment["cpu"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["libraries"].items())
-    _print(
+    show(
         f"{escape(cpu['model'])}, {environment['threads']} threads of {cpu['usable_cpus']} CPUs, load {environment['load_average']}"
     )
-    _print(f"[dim]{escape(versions)}[/]")
+    show(f"[dim]{escape(versions)}[/]")
     table = _table(
         *(
             "model",
@@ -171,42 +171,42 @@ def print_bench(result: Result) -> None:
         ),
         *("accuracy", "verified"),
     )
-    ratios = {(ratio["model"], ratio["batch"], ratio["backend"]): ratio for ratio in result["ratios"]}
+    ratios = {(ratio["model"], ratio["batch"], ratio["backend"], ratio["variant"]): ratio for ratio in result["ratios"]}
     before = None
     for run in result["runs"]:
         if before not in (None, (run["model"], run["batch"])):
             table.add_section()
         before = (run["model"], run["batch"])
         if run["latency_ms"] is None:
-            table.add_row(run["model"], run["backend"], str(run["batch"]), f"[red]{escape(run['error'])}[/]")
+            table.add_row(run["model"], f"{run['backend']} {run['variant']}".strip(), str(run["batch"]), f"[red]{escape(run['error'])}[/]")
             continue
         latency = run["latency_ms"]
         interval = f" ± {(latency['ci95'][1] - latency['ci95'][0]) / 2:.2g}" if latency["ci95"] else ""
         roofline = run["roofline"]
         table.add_row(
             run["model"],
-            run["backend"] + ("" if run["warmed_up"] else " [yellow]*[/]"),
+            f"{run['backend']} {run['variant']}".strip() + ("" if run["warmed_up"] else " [yellow]*[/]"),
             str(run["batch"]),
             *(_number(latency[name]) for name in ("p50", "p90", "p99")),
             f"{_number(latency['mean'])}{interval}",
             _number(run["throughput"]),
-            _ratio(ratios.get((run["model"], run["batch"], run["backend"]))),
+            _ratio(ratios.get((run["model"], run["batch"], run["backend"], run["variant"]))),
             f"{roofline['share']:.0%}" if roofline else "",
             f"{run['peak_bytes'] / 1e6:.0f}" if run["peak_bytes"] else "",
             _number((run["load_seconds"] or 0) + (run["first_run_seconds"] or 0)),
             _accuracy(run["accuracy"]),
             GOOD if run["verified"] else BAD,
         )
-    _print(table)
+    show(table)
     against = sorted({ratio["against"] for ratio in result["ratios"]})
     if against:
-        _print(
+        show(
             f"speed-up: against {', '.join(against)}, round by round; load: until the first answer; of limit: of the float32 matrix rate"
         )
     if any(run["warmed_up"] is False for run in result["runs"]):
-        _print("[yellow]*[/] did not settle while warming up: the machine was busy, read its interval")
+        show("[yellow]*[/] did not settle while warming up: the machine was busy, read its interval")
     for name, reason in result["left_out"].items():
-        _print(f"[dim]not run: {name}: {escape(reason)}[/]")
+        show(f"[dim]not run: {name}: {escape(reason)}[/]")
 
 
 def print_doctor(probes: Sequence[Result]) -> None:
@@ -217,7 +217,7 @@ def print_doctor(probes: Sequence[Result]) -> None:
             GOOD if probe["usable"] else "[red]no[/]",
             *(escape(probe[field]) for field in ("version", "device", "reason", "fix")),
         )
-    _print(table)
+    show(table)
 
 
 def _table(*columns: str) -> Table:
@@ -227,7 +227,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _print(what: Any) -> None:
+def show(what: Any) -> None:
+    """Print a line with markup, or a table."""
     console = Console(highlight=False)
     if not console.is_terminal:
         # A pipe or a log has no width of its own: nothing is cut or wrapped there.

@@ -23,11 +23,11 @@ import numpy as np
 
 from relu_deploy.backends import load, require
 from relu_deploy.bundle import Bundle
-from relu_deploy.data import Dataset, load_dataset, to_input
+from relu_deploy.data import InputRange, Ranges, declared_range, load_dataset, rows_outside, spread_evenly
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import Relu, adopt, find_relus, load_model
 from relu_deploy.graph.ranges import bounds_of
-from relu_deploy.tensors import Array, Feeds
+from relu_deploy.tensors import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,28 +38,6 @@ __all__ = ["CensusReport", "InputRange", "ReluCensus", "census"]
 TAPPED_BYTES, MOST_ROWS = 1 << 28, 64
 #: 1 - confidence of `observed_bound`
 DOUBT = 0.05
-
-Ranges = Mapping[str, tuple[Any, Any]]
-
-
-@dataclass(frozen=True)
-class InputRange:
-    """What the input is declared to lie in. source: "preprocess", "uint8" or "given".
-
-    bounds: by input, (low, high), numbers or arrays per channel. rows_outside: rows of the data that do not keep to it, for
-    which nothing is proven.
-    """
-
-    source: str
-    bounds: Ranges
-    rows_outside: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        inputs = {
-            name: {"low": np.asarray(low, np.float64).tolist(), "high": np.asarray(high, np.float64).tolist()}
-            for name, (low, high) in self.bounds.items()
-        }
-        return {"source": self.source, "inputs": inputs, "rows_outside": self.rows_outside}
 
 
 @dataclass(frozen=True)
@@ -198,8 +176,9 @@ def census(
     bundle = Bundle.open(bundle)
     model = load_model(bundle.onnx) if bundle.is_folder else adopt(bundle.onnx)
     relus = find_relus(model)
-    declared = _declared(bundle, input_range)
-    dataset = _picked(load_dataset(bundle, data), samples)
+    declared = declared_range(bundle, input_range)
+    dataset = load_dataset(bundle, data)
+    dataset = dataset if samples is None else dataset.picked(spread_evenly(len(dataset), samples))
     rows = _batch_size(bundle, relus, batch, len(dataset))
     left_over = len(dataset) % rows if isinstance(bundle.inputs[0].batch, int) else 0
     counts = {relu.output: _Count(relu) for relu in relus}
@@ -209,7 +188,7 @@ def census(
             size = len(next(iter(feeds.values())))
             if left_over and size < rows:
                 break
-            outside += _rows_outside(feeds, declared)
+            outside += rows_outside(feeds, declared)
             results = session.run(feeds) if relus else {}
             for name, count in counts.items():
                 count.add(results[name])
@@ -275,57 +254,6 @@ def _proven(
             low, high = np.asarray(-np.inf), np.asarray(np.inf)
         proven[relu.output] = (np.broadcast_to(high <= 0, (channels,)), np.broadcast_to(low > 0, (channels,)))
     return proven
-
-
-def _declared(bundle: Bundle, given: tuple[float, float] | Ranges | None) -> InputRange | None:
-    """Return the range that the input is declared to have, None when nobody says."""
-    if given is not None:
-        bounds = given if isinstance(given, Mapping) else {spec.name: given for spec in bundle.inputs}
-        if unknown := [name for name in bounds if name not in {spec.name for spec in bundle.inputs}]:
-            raise UsageError(f"{bundle.name} has no input {unknown[0]!r}", "name the inputs that relu-deploy inspect lists")
-        for low, high in bounds.values():
-            if not (np.isfinite(low) & np.isfinite(high) & (np.asarray(low) <= np.asarray(high))).all():
-                raise UsageError(
-                    f"a range must go from a finite low to a finite high, not from {low} to {high}",
-                    "for instance --range 0,1; leave it away where nothing is known",
-                )
-        return InputRange("given", bounds)
-    spec = bundle.inputs[0] if bundle.inputs else None
-    if spec is None:
-        return None
-    if spec.dtype == "uint8":
-        return InputRange("uint8", {spec.name: (0.0, 255.0)})
-    steps = bundle.manifest.get("preprocess")
-    if not steps or len(spec.shape) != 4:
-        return None
-    # Every byte that a pixel can be, through the very preprocessing that the data take.
-    every = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 1, len(steps["mean"])))
-    values = to_input(bundle, every)[:, :, 0, 0].astype(np.float64)
-    return InputRange("preprocess", {spec.name: (values.min(axis=0), values.max(axis=0))})
-
-
-def _rows_outside(feeds: Feeds, declared: InputRange | None) -> int:
-    """Return how many rows of `feeds` leave the declared range."""
-    if declared is None:
-        return 0
-    outside = np.zeros(len(next(iter(feeds.values()))), bool)
-    for name, (low, high) in declared.bounds.items():
-        array = feeds[name]
-        shape = (1, -1, *(1,) * (array.ndim - 2)) if np.ndim(low) == 1 and array.ndim > 1 else np.shape(low)
-        least, most = (np.asarray(bound, np.float64).reshape(shape) for bound in (low, high))
-        # Not `<` and `>`: a NaN is outside too.
-        outside |= ~((array >= least) & (array <= most)).reshape(len(array), -1).all(axis=1)
-    return int(outside.sum())
-
-
-def _picked(dataset: Dataset, samples: int | None) -> Dataset:
-    """Return `samples` rows of `dataset`, spread evenly: data are often sorted by label."""
-    if samples is None or samples >= len(dataset):
-        return dataset
-    if samples < 1:
-        raise UsageError(f"--samples must be at least 1, not {samples}", "for instance --samples 100")
-    rows = np.arange(samples) * len(dataset) // samples
-    return Dataset(dataset.name, {name: array[rows] for name, array in dataset.feeds.items()}, {})
 
 
 def _batch_size(bundle: Bundle, relus: Sequence[Relu], asked: int | None, rows: int) -> int:

@@ -16,7 +16,7 @@ that has one, and the node is chosen among those between by what the truth has n
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,24 +24,20 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from relu_deploy.backends import load
-from relu_deploy.backends.base import Rounding, Seen, TruthSession
+from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.graph import SCOPE_KEY, cut, find_relus, load_model, nodes_between, quantised_relu, save_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verify.kinds import describe
+from relu_deploy.verify.own import STORAGE, evaluated_on, first_loss, stored_again
 from relu_deploy.verify.truth import find_truth, open_source
-from relu_deploy.verify.verdict import LIMITS, compare, rms, yardstick_error
+from relu_deploy.verify.verdict import LIMITS, compare
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = ["Fault", "faults_of_graph", "locate_on_backend"]
-
-#: elements that a channel must have before it is judged alone: fewer give no steady root mean square
-CHANNEL = 16
-#: how much more a single channel may differ than a whole tensor: it is the largest of many
-CHANNEL_SLACK = 1.5
 
 
 @dataclass(frozen=True)
@@ -87,10 +83,11 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
         return []
     model = load_model(bundle.onnx)
     source = open_source(bundle, against, find_relus(model))
-    known = source.everything(feeds)
+    # The inputs too: what stores one of them again is judged by itself, not by the first node that reads it.
+    known = {**feeds, **source.everything(feeds)}
     source.session.close()
-    known |= _stored_again(model, known)
-    own, blur = _evaluated_on(known, cast(TruthSession, load(bundle, "reference")), feeds, precision)
+    known |= stored_again(model, known)
+    own, given = evaluated_on(known, cast(TruthSession, load(bundle, "reference")), feeds, precision)
     relus = {relu.node: np.inf if relu.upper is None else relu.upper for relu in find_relus(model)}
     theirs = _model_of(against)
     called = {ours: their_name for their_name, ours in source.inner.items()}
@@ -100,52 +97,19 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
             name = str(value.name)
             if name not in own:
                 continue
-            tensors = own[name], known[name], blur[name]
+            tensor = own[name]
             upper = _read_up_to(value, relus) if precision in ("int8", "float8") else None
-            if upper is not None:
-                # A quantiser may clip what the Relu behind it cuts off anyway.
-                tensors = (np.clip(tensors[0], 0, upper), np.clip(tensors[1], 0, upper), tensors[2])
-            ratio = max(_own_error(*tensors, precision), _worst_channel(*tensors, precision))
+            # A quantiser may clip what the Relu behind it cuts off anyway.
+            ratio = (tensor if upper is None else tensor.clipped(upper)).error_ratio
             if ratio > LIMITS[precision]:
                 region = nodes_between(model, known, [name])
-                culprit = _culprit(region, theirs, [called.get(one, one) for one in known], called.get(name, name)) or node
+                strangers = _strangers(region, theirs, [called.get(one, one) for one in known], called.get(name, name))
+                culprit = _culprit(strangers, given, precision) or node
                 between = tuple(str(one.name) for one in region) if len(region) > 1 else ()
-                kind, detail = describe(own[name], known[name])
+                kind, detail = describe(tensor.got, tensor.true)
                 faults.append(_fault(culprit, "graph", kind, detail, ratio, between))
                 break
     return faults
-
-
-def _evaluated_on(
-    known: Mapping[str, Array], session: TruthSession, feeds: Feeds, precision: str
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return what each node gives when it is fed the `known` tensors, and the RMS noise of each of its elements.
-
-    Only tensors that are known themselves are returned, since only they can be judged.
-    """
-    own: dict[str, Array] = {}
-    square: dict[str, Array] = {}
-
-    def fed_the_truth(keep: Callable[[str, Array], None]) -> Seen:
-        def seen(name: str, value: Array) -> Array:
-            true = known.get(name)
-            if true is None:
-                return value
-            keep(name, value)
-            return true if true.shape == value.shape else value
-
-        return seen
-
-    def add_square(name: str, value: Array) -> None:
-        if value.shape == own[name].shape and np.issubdtype(value.dtype, np.floating):
-            square[name] = square.get(name, 0.0) + np.square(value - own[name]) / draws
-
-    session.evaluate(feeds, seen=fed_the_truth(own.__setitem__))
-    # Nine weights of a depthwise filter, rounded coarsely once, may happen to be nearly exact: one draw is no measure.
-    draws = 1 if precision in ("float32", "float64") else 4
-    for seed in range(draws):
-        session.evaluate(feeds, rounding=Rounding(precision, seed), seen=fed_the_truth(add_square))
-    return own, {name: np.sqrt(square.get(name, np.zeros(value.shape))) for name, value in own.items()}
 
 
 def _read_up_to(value: ir.Value, relus: Mapping[str, float]) -> float | None:
@@ -165,90 +129,51 @@ def _read_up_to(value: ir.Value, relus: Mapping[str, float]) -> float | None:
     return max(known) if len(known) == len(bounds) else None
 
 
-def _stored_again(model: ir.Model, known: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the tensors that only store a known one in another way (Cast, QuantizeLinear and back), with its value."""
-    stored: dict[str, Array] = {}
-    for node in model.graph:
-        source = node.inputs[0] if node.op_type in ("Cast", "DequantizeLinear") else None
-        if source is not None and node.op_type == "DequantizeLinear":
-            quantizer = source.producer()
-            source = quantizer.inputs[0] if quantizer is not None and quantizer.op_type == "QuantizeLinear" else None
-        name = str(node.outputs[0].name)
-        true = None if source is None else known.get(str(source.name), stored.get(str(source.name)))
-        if name not in known and true is not None and np.issubdtype(true.dtype, np.floating):
-            stored[name] = true
-    return stored
-
-
-def _own_error(own: Array, true: Array, blur: Array, precision: str) -> float:
-    """Return the node's error in units of its noise, over the whole tensor. blur: RMS noise of each element."""
-    if own.shape != true.shape:
-        return np.inf
-    if not np.issubdtype(true.dtype, np.floating):
-        return 0.0 if np.array_equal(own, true) else np.inf
-    if not np.array_equal(np.isfinite(own), np.isfinite(true)):
-        return np.inf
-    finite = np.isfinite(true)
-    own, true, blur = own[finite], true[finite], blur[finite]
-    return rms(own - true) / yardstick_error(true, true + blur, precision=precision)
-
-
-def _worst_channel(own: Array, true: Array, blur: Array, precision: str) -> float:
-    """Return the largest error of a single channel in units of that channel's noise: one wrong weight is lost in a tensor's mean."""
-    floating = np.issubdtype(true.dtype, np.floating)
-    if (
-        not floating
-        or true.ndim < 3
-        or own.shape != true.shape
-        or true.size < CHANNEL * true.shape[1]
-        or not np.isfinite(own - true).all()
-    ):
-        return 0.0
-    axes = tuple(axis for axis in range(true.ndim) if axis != 1)
-    error, noise = (np.sqrt(np.mean(np.square(array), axis=axes)) for array in (own - true, blur))
-    # A channel that happens to be almost silent must not make noise look like a fault. In int8 all channels share one step,
-    # and the few numbers of a silent one may be rounded by half of it (the square root of 3 times its mean) without a chance
-    # of the draw showing it.
-    share = 3 if precision == "int8" else 16
-    floor = np.maximum(noise, yardstick_error(true, true + blur, precision=precision) / share)
-    return float(np.max(error / floor)) / CHANNEL_SLACK
-
-
-#: operators that store a number in another way and compute nothing
-STORAGE = ("Cast", "QuantizeLinear", "DequantizeLinear")
-
-
-def _culprit(region: Sequence[ir.Node], theirs: ir.Model | None, known: Collection[str], tensor: str) -> ir.Node | None:
-    """Return the node of `region` that has no equal among the truth's own nodes before `tensor`, None when that is not told.
+def _strangers(region: Sequence[ir.Node], theirs: ir.Model | None, known: Collection[str], tensor: str) -> list[ir.Node]:
+    """Return the nodes of `region` that have no equal among the truth's own nodes before `tensor`, none when that is not told.
 
     known, tensor: under the truth's names.
-
-    A node that computes comes before one that stores: a quantised graph has the latter everywhere.
     """
     if theirs is None or len(region) < 2:
-        return None
+        return []
     try:
-        equals = [_signature(node) for node in nodes_between(theirs, known, [tensor])]
+        equals = nodes_between(theirs, known, [tensor])
     except ReluDeployError:
-        return None
+        return []
     strangers = []
     for node in region:
-        signature = _signature(node)
-        if signature in equals:
-            equals.remove(signature)
-        else:
+        equal = next((other for other in equals if _is_equal(node, other)), None)
+        if equal is None:
             strangers.append(node)
+        else:
+            equals.remove(equal)
+    return strangers
+
+
+def _culprit(strangers: Sequence[ir.Node], given: Mapping[str, Array], precision: str) -> ir.Node | None:
+    """Return the node at fault among `strangers`, None when there are none.
+
+    One that computes comes before one that stores: a quantised graph has the latter everywhere. Of those that store it is
+    the first that does not give back what it was given.
+    """
     computing = [node for node in strangers if node.op_type not in STORAGE]
-    return next(iter(computing or strangers), None)
+    return next(iter(computing), None) or first_loss(strangers, given, precision) or next(iter(strangers), None)
 
 
-def _signature(node: ir.Node) -> tuple[Any, ...]:
-    weights = []
-    for value in node.inputs:
-        tensor = value.const_value if value is not None else None
-        weights.append(None if tensor is None else tensor.numpy().tobytes())
-    attributes = sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())
-    return (node.op_type, tuple(attributes), tuple(weights))
+def _is_equal(node: ir.Node, other: ir.Node) -> bool:
+    """Return whether `node` computes what `other`, of the truth, does, with the same constants as its own precision keeps them."""
+    if (node.domain, node.op_type, len(node.inputs)) != (other.domain, other.op_type, len(other.inputs)):
+        return False
+    attributes, others = ({name: str(one.value) for name, one in each.attributes.items()} for each in (node, other))
+    return attributes == others and all(map(_is_same_constant, node.inputs, other.inputs))
+
+
+def _is_same_constant(value: ir.Value | None, other: ir.Value | None) -> bool:
+    mine, theirs = (None if one is None or one.const_value is None else one.const_value.numpy() for one in (value, other))
+    if mine is None or theirs is None:
+        return mine is theirs
+    with np.errstate(over="ignore"):
+        return mine.shape == theirs.shape and np.array_equal(mine, theirs.astype(mine.dtype), equal_nan=mine.dtype.kind == "f")
 
 
 def _model_of(against: str) -> ir.Model | None:

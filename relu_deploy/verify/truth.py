@@ -58,9 +58,14 @@ class Source:
 
 
 def choose_against(bundle: Bundle, against: str | None) -> str:
-    """Return what to hold `bundle` against: as asked, else PyTorch's program where it travels along, else the graph itself."""
+    """Return what to hold `bundle` against: as asked, else PyTorch's program where it travels along, else the graph itself.
+
+    A variant is held against the float32 graph that it was made of.
+    """
     if against is not None:
         return against
+    if bundle.variant:
+        return str(bundle.path / bundle.manifest["variants"][bundle.variant]["checked_against"])
     if bundle.source is None:
         return "reference"
     return "torch" if find_spec("torch") else "reference"
@@ -85,6 +90,8 @@ def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
         )
         for relu in replaced
     ]
+    # A Relu that nothing but a quantisation reads ships merged into it: it is seen where the numbers come back.
+    mine = [replace(relu, output=clamped.get(relu.output, relu.output)) for relu in mine]
     ordered = sorted([*mine, *stand_ins], key=lambda relu: made[relu.output][0])
     return [replace(relu, index=index) for index, relu in enumerate(ordered)]
 

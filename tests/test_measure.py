@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from relu_deploy.bench import Process
-from relu_deploy.bench.measure import mean_interval, ratio_of, summarise, t_quantile
 from relu_deploy.bench.roofline import Machine, share_of_limit
 from relu_deploy.graph import Cost
+from relu_deploy.measure import mean_interval, ratio_of, summarise, t_quantile
 
 
 def test_percentiles_are_of_every_run_and_the_slowest_is_kept():
