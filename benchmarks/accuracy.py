@@ -28,7 +28,18 @@ from relu_deploy.optimize import Settings, optimize_bundle
 MODELS = Path(__file__).parent.parent / "models"
 CASES = [("cpu", "int8"), ("tensorrt", "int8"), ("tensorrt", "fp16"), ("tensorrt", "bf16"), ("tensorrt", "fp8")]
 #: the two motorcycles are one scene and stand on one side
-CALIBRATION = ["astronaut", "coins", "grass", "hubble_deep_field", "ihc", "moon", "motorcycle_left", "motorcycle_right", "brick", "page"]
+CALIBRATION = [
+    "astronaut",
+    "coins",
+    "grass",
+    "hubble_deep_field",
+    "ihc",
+    "moon",
+    "motorcycle_left",
+    "motorcycle_right",
+    "brick",
+    "page",
+]
 MEASURING = ["camera", "chelsea", "coffee", "gravel", "retina", "rocket", "clock_motion", "text"]
 #: per-tensor weights: name → what is done about them
 PER_TENSOR = {

@@ -315,7 +315,8 @@ def _from_npz(bundle: Bundle, path: Path) -> Dataset:
         array = arrays[spec.name]
         pixels = array.dtype == np.uint8 and spec.dtype != "uint8" and array.ndim == 4
         feeds[spec.name] = to_input(bundle, array) if pixels else array
-    targets = {name: array for name, array in arrays.items() if name in ("labels", "boxes", "image")}
+    # An input may have such a name itself.
+    targets = {name: array for name, array in arrays.items() if name in ("labels", "boxes", "image") and name not in names}
     return Dataset(path.parent.name, check_feeds(feeds, _free_batch(bundle), str(path)), targets)
 
 

@@ -8,7 +8,8 @@
     └── AccuracyTooLow    1    a variant that was to be returned missed its gate (from Python; see below)
 
 A check that says no (numbers differ, a gate was missed) is a result, not an error: the command line turns it into exit
-code 1. Only a function that would have to return the thing that failed the check raises. Every message is one line that names the file or option; every hint is one line that says what to do.
+code 1. Only a function that would have to return the thing that failed the check raises. Every message is one line that
+names the file or option; every hint is one line that says what to do.
 """
 
 from __future__ import annotations

@@ -40,10 +40,12 @@ BACKENDS: dict[str, str] = {
     "torch-compile-cuda": "pytorch",
     "onnxruntime-cpu": "onnx_runtime",
     "onnxruntime-cuda": "onnx_runtime",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt",
 }
 
 #: names that users of this field will ask for, and that this version cannot run yet
-NOT_YET = ("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx", "tensorrt", "tensorrt-rtx", "openvino")
+NOT_YET = ("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx", "openvino")
 
 
 def probe(name: str) -> Probe:

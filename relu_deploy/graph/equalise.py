@@ -39,17 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["Bounded", "Equalisation", "Pair", "Skipped", "equalise"]
 
 #: operators beside the Relus through which the scale of every channel passes unchanged
-HOMOGENEOUS: tuple[str, ...] = (
-    "Dropout",
-    "Identity",
-    "LeakyRelu",
-    "PRelu",
-    "AveragePool",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "MaxPool",
-)
-HOMOGENEOUS += ("ReduceMax", "ReduceMean", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
+POOLS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean")
+RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+HOMOGENEOUS = ("Dropout", "Identity", "LeakyRelu", "PRelu", *POOLS, *RESHAPES)
 #: log2 of a scale's change below which another sweep has nothing to do
 SETTLED = 1e-3
 #: a layer between two pairs is scaled twice, and 2^120 is still a float32

@@ -8,10 +8,10 @@ Rules for `cpu` (ONNX Runtime's kernels take 8 bits in and give 8 bits out):
 
 Rules for `tensorrt` (after NVIDIA's explicit-quantisation guide and ModelOpt's placement):
 
-3. A Conv, ConvTranspose, Gemm or MatMul with constant weights reads its input quantised. Nothing stands behind it: Conv,
+3. A Conv, Gemm or MatMul with constant weights reads its input quantised. Nothing stands behind it: Conv,
    Add and Relu, then the next reader's quantisation, are one kernel.
 4. At a residual Add the branch that is not computed by the Conv before it is quantised as well.
-5. Layers that 8 bits make slower keep their precision: few channels, and for float8 grouped or very large kernels.
+5. Layers that 8 bits make slower keep their precision: few channels, a ConvTranspose, and for float8 grouped or very large kernels.
 
 For both: tensors that a pool, a Concat (TensorRT), a Resize or a Reshape ties together have one scale, since these nodes
 only move numbers. A node belongs to the segment of the first Relu behind it; segments are what goes back to float.
@@ -204,7 +204,9 @@ def _skip_branch(node: ir.Node, quantised: Collection[str]) -> int | None:
 
 def _not_worth(node: ir.Node, precision: str, first: bool) -> str:
     """Return why the Conv `node` is no faster in 8 bits, "" when it is."""
-    if node.op_type not in ("Conv", "ConvTranspose"):
+    if node.op_type == "ConvTranspose":
+        return "TensorRT merges no Q/DQ into a ConvTranspose"
+    if node.op_type != "Conv":
         return ""
     weights = node.inputs[1].const_value  # type: ignore[union-attr]
     groups = node.attributes["group"].as_int() if "group" in node.attributes else 1

@@ -20,7 +20,7 @@ def test_an_int8_variant_for_the_cpu_is_right_small_and_travels_in_the_copy(comm
     answer = command("optimize", digits_bundle.path, "-o", "small.rdb", "--precision", "int8", *FAST, "--json", "-")
     assert answer.code == 0, answer.stderr
     result = answer.json
-    assert list(result)[0] == "schema"
+    assert next(iter(result)) == "schema"
     assert (result["schema"], result["precision"], result["target"]) == ("relu-deploy/optimize/1", "int8", "cpu")
     accuracy = result["accuracy"]
     assert accuracy["metric"] == "top1"

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from onnx import helper
+from small import graph_of, residual
 
 from relu_deploy.graph.placement import place, segments_of
-from small import graph_of, residual
 
 
 def conv_net(shape, groups=1, channels=32, opset=20):

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
+from small import graph_of, residual
 
 from relu_deploy.graph import find_relus, load_model, save_model, to_bytes
 from relu_deploy.graph.placement import place
 from relu_deploy.graph.quantise import SCHEMES, Scheme, quantise, quantised_weights, scale_and_zero
 from relu_deploy.verify import verify
-from small import graph_of, residual
 
 CPU, TENSORRT, FLOAT8 = (SCHEMES[key] for key in (("cpu", "int8"), ("tensorrt", "int8"), ("tensorrt", "float8")))
 
