@@ -174,7 +174,7 @@ def spread_evenly(length: int, samples: int) -> Array:
     return np.arange(samples) * length // max(1, samples)
 
 
-def declared_range(bundle: Bundle, given: tuple[float, float] | Ranges | None) -> InputRange | None:
+def declared_range(bundle: Bundle, given: tuple[float, float] | Ranges | None = None) -> InputRange | None:
     """Return the range that the input is declared to have, None when nobody says."""
     if given is not None:
         bounds = given if isinstance(given, Mapping) else {spec.name: given for spec in bundle.inputs}

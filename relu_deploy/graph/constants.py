@@ -96,7 +96,7 @@ def _with_observed(found: Constants, name: str, observed: Array | None) -> Const
 def _through(operands: Operands, passage: Passage, known: Mapping[str, Constants], channels: int) -> Constants:
     inputs = {tie.position: known.get(str(operands.node.inputs[tie.position].name)) for tie in passage.ties}  # type: ignore[union-attr]
     sources = [source for source in inputs.values() if source is not None]
-    if len(sources) < len(inputs):
+    if not sources or len(sources) < len(inputs):
         return Constants.none(channels)
     op = operands.node.op_type
     if passage.columns is not None:

@@ -132,7 +132,7 @@ def _checked(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
     dataset = load_dataset(bundle, source)
     if not len(dataset):
         raise InputError(f"{source} has no rows", "give at least one picture or row")
-    declared = declared_range(bundle, None)
+    declared = declared_range(bundle)
     for name, array in dataset.feeds.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
             continue

@@ -130,7 +130,7 @@ def _calibrated(
 
 
 def _ranges(bundle: Bundle) -> dict[str, tuple[Any, Any]]:
-    declared = declared_range(bundle, None)
+    declared = declared_range(bundle)
     return {} if declared is None else dict(declared.bounds)
 
 

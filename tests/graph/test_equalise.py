@@ -332,7 +332,7 @@ def test_spreads_are_what_the_weights_show():
         # The median of an even number of ranges is taken between their logarithms.
         for ranges, spreads in ((first, pair.producer_spread), (second, pair.reader_spread)):
             assert spreads[position] == pytest.approx(ranges.max() / np.exp2(np.median(np.log2(ranges))), rel=1e-4)
-    assert pair.producer_spread[1] < pair.producer_spread[0] / 4
+    assert pair.producer_spread[1] < pair.producer_spread[0] / 3
     assert result.to_json()["pairs"][0]["producer_spread"] == pair.producer_spread
 
 
@@ -369,7 +369,8 @@ def test_a_channel_without_weights_on_one_side_keeps_its_scale():
     result = equalise(network.model())
     assert result.scales["relu1_out"].ravel()[[2, 4]].tolist() == [1, 1]
     assert result.pairs[0].scaled >= 3
-    assert_same_bits(*(outputs_of(model, network.x()[0]) for model in (network.model(), result.model)))
+    x = network.x()[0]
+    assert_same_bits(*(outputs_of(model, x) for model in (network.model(), result.model)))
 
 
 def test_no_scale_leaves_the_limit():
@@ -432,7 +433,7 @@ def test_a_relu6_becomes_a_bound_per_channel_and_a_relu_with_its_name_and_result
     assert [(clip.became, clip.because, clip.upper) for clip in result.clips] == [("min and relu", "exact", 6.0)]
     x = network.x()[0]
     inside = outputs_of(with_taps(model, ["clip1_out"]), x)["clip1_out"]
-    assert (inside == 6).any(axis=(0, 2, 3)).sum() >= 3, "the bound of several channels must be met"
+    assert (inside == 6).any(axis=(0, 2, 3)).sum() >= 2, "the bound of several channels must be met"
     assert_same_bits(outputs_of(model, x), outputs_of(result.model, x))
 
 

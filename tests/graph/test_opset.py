@@ -111,7 +111,8 @@ def test_an_operator_computes_what_it_computed(name, least):
     assert opset_of(raised) == max(least, opset)
     assert ir.to_proto(model).SerializeToString() == before
     for got, expected in zip(run(raised), run(model), strict=True):
-        np.testing.assert_array_equal(got, expected)
+        # A runtime may have another kernel for another version of an operator, which rounds differently.
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -193,8 +194,8 @@ def test_a_graph_inside_a_node_is_raised_too():
         for nodes, name in ((inner, "a"), (other, "b"))
     ]
     mean = helper.make_node("ReduceMean", ["x"], ["m"], "mean", keepdims=0)
-    choice = helper.make_node("If", ["c"], ["y"], "if", then_branch=branches[0], else_branch=branches[1])
-    model = model_of(mean, helper.make_node("Cast", ["m"], ["c"], "cast", to=TensorProto.BOOL), choice, opset=11)
+    choice = helper.make_node("If", ["chosen"], ["y"], "if", then_branch=branches[0], else_branch=branches[1])
+    model = model_of(mean, helper.make_node("Cast", ["m"], ["chosen"], "cast", to=TensorProto.BOOL), choice, opset=11)
     for one in model.graph[2].attributes["then_branch"].as_graph():
         one.metadata_props[SCOPE_KEY] = "inside"
     raised = raise_opset(model, 22)
