@@ -96,7 +96,7 @@ def _with_observed(found: Constants, name: str, observed: Array | None) -> Const
 def _through(operands: Operands, passage: Passage, known: Mapping[str, Constants], channels: int) -> Constants:
     inputs = {tie.position: known.get(str(operands.node.inputs[tie.position].name)) for tie in passage.ties}  # type: ignore[union-attr]
     sources = [source for source in inputs.values() if source is not None]
-    if not sources or len(sources) < len(inputs):
+    if len(sources) < len(inputs):
         return Constants.none(channels)
     op = operands.node.op_type
     if passage.columns is not None:
@@ -111,7 +111,7 @@ def _through(operands: Operands, passage: Passage, known: Mapping[str, Constants
         return _calculated(operands, inputs, channels)
     if op == "AveragePool" and (pads_with_zeros(operands) or operands.attribute("ceil_mode", 0)):
         return _without_border(sources[0], sources[0], np.ones(channels, bool))
-    if op in KEPT:
+    if op in KEPT and sources:
         return sources[0].each(lambda part: np.repeat(part, passage.ties[0].block))
     return Constants.none(channels)
 
