@@ -11,6 +11,7 @@ was seen to reach more than half of the dtype's largest number.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -208,11 +209,13 @@ def _is_float(value: ir.Value) -> bool:
 
 def _losses(plan: Mapping[ir.Node, _Ports], dtype: str) -> Iterator[WeightLoss]:
     for node, ports in plan.items():
-        # An infinite bound of a Clip is no bound, which is what a huge one says.
-        for position in sorted(ports.inputs) if node.op_type != "Clip" else ():
+        for position in sorted(ports.inputs):
             value = node.inputs[position]
             if value is not None and is_weight(value):
                 loss = loss_of(str(value.name), str(node.name), value.const_value.numpy(), dtype)  # type: ignore[union-attr]
+                if node.op_type == "Clip":
+                    # An infinite bound is no bound, which is what a huge one says.
+                    loss = dataclasses.replace(loss, overflowing=0)
                 if loss.overflowing or loss.vanishing or loss.subnormal:
                     yield loss
 

@@ -1,6 +1,6 @@
 """The float32 graph that every precision starts from, and what its tensors look like on the calibration data.
 
-Batch norms are folded, the operator set is as new as the precision needs. On request channels that never act are removed
+Batch norms are folded, means over space are pools, the operator set is as new as the precision needs. On request channels that never act are removed
 (`graph.compact`) and neighbouring layers are equalised (`graph.equalise`). The answers must stay those of the model: where
 more than folding was done, every output is held against the original's float64 truth.
 """
@@ -20,7 +20,7 @@ from relu_deploy.errors import ReluDeployError, UsageError
 from relu_deploy.graph import count_cost, find_relus, load_model, precision_of, settle
 from relu_deploy.graph.compact import Compaction, compact
 from relu_deploy.graph.equalise import Equalisation, equalise
-from relu_deploy.graph.fold import fold_batch_norms
+from relu_deploy.graph.fold import fold_batch_norms, pool_spatial_means
 from relu_deploy.graph.lower import range_reasons
 from relu_deploy.graph.opset import raise_opset
 from relu_deploy.graph.placement import segments_of
@@ -95,7 +95,7 @@ def prepare(
         raise UsageError(
             f"{bundle.onnx} is in {precision_of(original)} already", "optimize the float32 model that it was made from"
         )
-    model = fold_batch_norms(raise_opset(original, max(OPSETS.get(name, 0) for name in precisions)))
+    model = pool_spatial_means(fold_batch_norms(raise_opset(original, max(OPSETS.get(name, 0) for name in precisions))))
     compaction = equalisation = None
     if settings.compact:
         progress("removing channels that never act")

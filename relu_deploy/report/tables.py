@@ -178,7 +178,9 @@ def print_bench(result: Result) -> None:
             table.add_section()
         before = (run["model"], run["batch"])
         if run["latency_ms"] is None:
-            table.add_row(run["model"], f"{run['backend']} {run['variant']}".strip(), str(run["batch"]), f"[red]{escape(run['error'])}[/]")
+            table.add_row(
+                run["model"], f"{run['backend']} {run['variant']}".strip(), str(run["batch"]), f"[red]{escape(run['error'])}[/]"
+            )
             continue
         latency = run["latency_ms"]
         interval = f" ± {(latency['ci95'][1] - latency['ci95'][0]) / 2:.2g}" if latency["ci95"] else ""

@@ -21,7 +21,6 @@ from relu_deploy.graph.compact import compact
 from relu_deploy.graph.removal import ELSEWHERE, LAST, NO_BIAS, OUTPUT, PADDING, RESIDUAL, SUBGRAPH
 from relu_deploy.verify.verdict import compare, yardstick_error
 
-
 #: operators whose further operands are sizes and places
 COUNTING = ("Expand", "ReduceMax", "Gather", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze")
 
@@ -93,7 +92,9 @@ def evaluated(model, x, wide=True, rounding=None):
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder) / "m.onnx")
         session = load(Path(folder) / "m.onnx", "reference")
-        tensors |= session.evaluate({"x": x}, wide=wide, rounding=rounding, seen=lambda name, value: tensors.setdefault(name, value))
+        tensors |= session.evaluate(
+            {"x": x}, wide=wide, rounding=rounding, seen=lambda name, value: tensors.setdefault(name, value)
+        )
     return tensors
 
 
