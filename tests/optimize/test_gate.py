@@ -67,7 +67,10 @@ def test_detections_are_held_against_the_sure_ones_of_float32():
 
 def test_where_float32_is_sure_of_nothing_there_is_no_agreement_of_boxes():
     def run(feeds):
-        return {"boxes": np.ones((len(feeds["x"]), 2, 4), np.float32), "scores": np.full((len(feeds["x"]), 2, 2), 0.1, np.float32)}
+        return {
+            "boxes": np.ones((len(feeds["x"]), 2, 4), np.float32),
+            "scores": np.full((len(feeds["x"]), 2, 2), 0.1, np.float32),
+        }
 
     assert judge(run, task="detection", postprocess={"decode": "boxes"}).before.name == "signal"
 

@@ -1,0 +1,75 @@
+"""Whether every TensorRT variant of every zoo model is parsed and built ahead of time by TensorRT-RTX, without a GPU.
+
+    pip install 'relu-deploy[rtx]'
+    python benchmarks/tensorrt_builds.py --out benchmarks/results/tensorrt-builds.json [--models resnet50,fcos]
+
+Weights are random where a model ships none, and calibration is on random inputs: this is about what the parser and the
+builder take, not about accuracy. A build on a machine without the GPU says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from relu_deploy.backends.tensorrt import build_engine
+from relu_deploy.bench.environment import describe
+from relu_deploy.errors import ReluDeployError
+from relu_deploy.export import export_source
+from relu_deploy.graph import load_model, save_model, settle
+from relu_deploy.graph.fold import fold_batch_norms, pool_spatial_means
+from relu_deploy.graph.lower import range_reasons
+from relu_deploy.graph.opset import raise_opset
+from relu_deploy.optimize.calibrate import calibrate
+from relu_deploy.optimize.recipes import Casts, Float32, Quantised, tensors_to_watch
+from relu_deploy.optimize.targets import PRECISIONS
+from relu_deploy.tensors import random_feeds
+from relu_deploy.zoo import recipes
+
+
+def recipe_of(model, precision: str, statistics: dict):
+    if precision == "fp32":
+        return Float32(model)
+    if precision in ("fp16", "bf16"):
+        largest = {name: one.largest for name, one in statistics.items()}
+        return Casts(model, precision, range_reasons(model, PRECISIONS[precision], largest))
+    return Quantised(model, precision, "tensorrt", statistics)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(recipes()))
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    for name in arguments.models.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = export_source(name, Path(folder) / f"{name}.rdb").bundle
+            model = pool_spatial_means(fold_batch_norms(raise_opset(settle(load_model(bundle.onnx), name), 19)))
+            watched = list(dict.fromkeys(t for one in ("fp16", "int8") for t in tensors_to_watch(model, one, "tensorrt")))
+            statistics = calibrate(model, [random_feeds(bundle.inputs, 1)], watched, 2)
+            for precision in PRECISIONS:
+                recipe = recipe_of(model, precision, statistics)
+                path = Path(folder) / f"{precision}.onnx"
+                save_model(recipe.build(), path)
+                row = {"model": name, "precision": precision, "float32_nodes": len(recipe.float_nodes())}
+                wanted = ("SM89", "SM120") if precision == "fp8" else ("SM86", "SM89", "SM120")
+                try:
+                    built = build_engine("tensorrt-rtx", path, batch=(1, 1, 8), compute_capabilities=wanted)
+                    row |= {key: value for key, value in built.to_json().items() if key != "profile"}
+                    row |= {"built": True, "bytes": len(built.plan)}
+                except ReluDeployError as error:
+                    row |= {"built": False, "message": error.message}
+                rows.append(row)
+                print(name, precision, row["built"], row.get("message", f"{row.get('seconds', 0):.2f} s"), flush=True)
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"environment": describe(2), "rows": rows}, indent=1, default=str) + "\n")
+    assert np.all([row["built"] for row in rows]), "some were not built: see above"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Every TensorRT variant of the small models is parsed and built ahead of time, on a machine without a GPU."""
+
+import numpy as np
+import pytest
+
+from relu_deploy.optimize import Settings, optimize_bundle
+
+pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'relu-deploy[rtx]'")
+
+
+@pytest.fixture(scope="module", params=["digits", "digit_detector"])
+def bundle(request, digits_bundle, tmp_path_factory):
+    if request.param == "digits":
+        return digits_bundle
+    pytest.importorskip("torch", reason="torch is not installed")
+    from relu_deploy.export import export_source
+
+    return export_source(request.param, tmp_path_factory.mktemp("detector") / "digit_detector.rdb").bundle
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
+def test_a_variant_is_parsed_and_built_for_gpus_that_are_not_here(bundle, tmp_path, precision):
+    from relu_deploy.backends.tensorrt import build_engine
+
+    settings = Settings(calibration=bundle.manifest["dataset"], samples=32, eval_samples=32, max_drop=0.05)
+    report = optimize_bundle(bundle, "tensorrt-rtx", precision, out=tmp_path / "out.rdb", settings=settings)
+    assert report.passed
+    capabilities = ("SM89", "SM120") if precision == "fp8" else ("SM86", "SM89")
+    variant = report.bundle.with_variant(f"{precision}-tensorrt-rtx")
+    built = build_engine("tensorrt-rtx", variant.onnx, batch=(1, 1, 8), compute_capabilities=capabilities)
+    assert len(built.plan) > 10_000
+    assert np.isfinite(built.seconds)
+    assert not [line for line in built.warnings if "uint8" in line.lower()]
