@@ -135,15 +135,21 @@ def _trade_off(result: Result) -> str:
 
 def _costs(costs: Sequence[Result]) -> str:
     entries = [
-        Bar(one["segment"].rsplit("/", 1)[0][-18:], one["relative_error"] or 0.0, None, 0, f"{one['segment']}: {_error(one)}")
+        Bar(_short(one["segment"]), one["relative_error"] or 0.0, None, 0, f"{one['segment']}: {_error(one)}")
         for one in costs[:DRAWN]
     ]
     drawing = bars("relative error by segment", "rel. error", entries)
     more = f'<p class="soft">The costliest {DRAWN} of {len(costs)}.</p>' if len(costs) > DRAWN else ""
     return (
-        '<div class="charts"><figure><figcaption>Error of the outputs with this segment alone in the low precision</figcaption>'
-        f"{drawing}</figure></div>{more}"
+        '<figure style="max-width:640px"><figcaption>Error of the outputs with this segment alone in the low precision</figcaption>'
+        f"{drawing}</figure>{more}"
     )
+
+
+def _short(segment: str) -> str:
+    """Return the end of a segment's name, without the operator: what tells it from its neighbours."""
+    name = segment.rsplit("/", 1)[0]
+    return name if len(name) <= 24 else f"…{name[-23:]}"
 
 
 def _error(one: Result) -> str:

@@ -231,7 +231,8 @@ def curve(title: str, across: str, up: str, points: Sequence[Point], guides: Seq
     for name, value, kind in guides:
         y = at(0, value)[1]
         parts.append(f'<line class="{kind}" x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="soft" x="{left + width - 60}" y="{y - 5:.1f}">{escape(name)}</text>')
+        # The limit lies below what it limits, and so does its name.
+        parts.append(f'<text class="soft" x="{left + 24}" y="{y + (14 if kind == "limit" else -5):.1f}">{escape(name)}</text>')
     path = " ".join("{:.1f},{:.1f}".format(*at(point.x, point.y)) for point in points)
     parts.append(f'<polyline fill="none" stroke="{COLOURS[0]}" stroke-width="2" points="{path}"/>')
     for point in points:
