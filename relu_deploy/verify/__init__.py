@@ -271,7 +271,8 @@ def _judge(task: _Task, truth: Truth, answers: _Answers) -> BackendReport:
             reports.append(ReluReport(relu, None))
             continue
         noise = yardstick.get(relu.output, 0.0)
-        contract = check_contract(relu, got, true, noise, truth.precision, answers.nan_kept.get(relu.output))
+        spread = truth.by_channel.get(relu.output, noise)
+        contract = check_contract(relu, got, true, spread, truth.precision, answers.nan_kept.get(relu.output))
         comparison = None if true is None else compare(got, true, noise, LIMITS[truth.precision])
         reports.append(ReluReport(relu, comparison, contract, relu.output in seen.as_deployed))
     blind = sum(report.comparison is None for report in reports)

@@ -92,9 +92,12 @@ class Contract:
 
 
 def check_contract(
-    relu: Relu, got: Array, true: Array | None, yardstick: float, precision: str, nan_kept: bool | None
+    relu: Relu, got: Array, true: Array | None, yardstick: float | Array, precision: str, nan_kept: bool | None
 ) -> Contract:
-    """Return how the Relu's output `got` keeps the contract. true: float64 of its shape, None when there is none."""
+    """Return how the Relu's output `got` keeps the contract.
+
+    true: float64 of its shape, None when there is none. yardstick: RMS noise, of the tensor or of each channel.
+    """
     wrong = None
     if true is not None and true.shape == got.shape:
         # A tensor passes with an RMS error of `limit` yardsticks; single elements of it may be four times as far off.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+import numpy as np
 
 from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
@@ -24,12 +26,17 @@ __all__ = ["Source", "Truth", "choose_against", "find_truth", "open_source", "re
 
 @dataclass(frozen=True)
 class Truth:
-    """values: float64 by tensor name, outputs and Relus. yardstick: RMS error of correct arithmetic, by the same names."""
+    """values: float64 by tensor name, outputs and Relus. yardstick: RMS error of correct arithmetic, by the same names.
+
+    by_channel: the RMS error of the elements of each channel that have one, of a shape that broadcasts to the tensor: what a
+    single element may be off by. Rounding one channel's weights may be many times as noisy as rounding another's.
+    """
 
     against: str
     values: Mapping[str, Array]
     yardstick: Mapping[str, float]
     precision: str = "float32"
+    by_channel: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,29 @@ def find_truth(source: Source, against: str, feeds: Feeds, precision: str = "flo
     yardstick = {
         name: yardstick_error(value, *(other[name] for other in others), precision=precision) for name, value in true.items()
     }
-    return Truth(against, true, yardstick, precision)
+    by_channel = {
+        name: _active_noise(value, *(other[name] for other in others))
+        for name, value in true.items()
+        if value.ndim > 2 and np.issubdtype(value.dtype, np.floating)
+    }
+    return Truth(against, true, yardstick, precision, by_channel)
+
+
+def _active_noise(truth: Array, *evaluations: Array) -> Array:
+    """Return the largest RMS error of `evaluations` in each channel (axis 1), and at least the whole tensor's.
+
+    Only elements count that have an error at all: most of a sparse Relu's are 0 on every side, and say nothing about how
+    far off the others are.
+    """
+    axes = tuple(axis for axis in range(truth.ndim) if axis != 1)
+    noise = np.zeros((1, truth.shape[1], *(1,) * (truth.ndim - 2)))
+    for one in evaluations:
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = np.nan_to_num(np.square(one.astype(np.float64) - truth), nan=0.0, posinf=0.0)
+        active = np.count_nonzero(square, axis=axes, keepdims=True)
+        sums = square.sum(axis=axes, keepdims=True)
+        noise = np.maximum(noise, np.sqrt(np.maximum(sums / np.maximum(active, 1), sums.sum() / max(1, active.sum()))))
+    return noise
 
 
 def _graph_file(against: str) -> Path:
