@@ -49,18 +49,24 @@ class Evidence:
 
     @property
     def one_row(self) -> Feeds:
-        """Return the first batch that the model takes."""
-        return self.some_rows[0]
+        """Return the smallest batch that the model takes, of what was calibrated on.
+
+        On it a graph is held against another: whether ranges fit rows that nobody saw is what accuracy is measured for.
+        """
+        return self._few(self.calibrated_on, 1)[0]
 
     @property
     def some_rows(self) -> list[Feeds]:
-        """Return up to four batches of one row, or of as many as a fixed batch has."""
+        """Return up to four of the smallest batches that the model takes, of what accuracy is measured on."""
+        return self._few(self.judged_on, 4)
+
+    def _few(self, dataset: Dataset, count: int) -> list[Feeds]:
         size = self.batch if self.is_fixed else 1
-        rows = spread_evenly(len(self.judged_on), min(4 * size, len(self.judged_on)))
-        few = [feeds for feeds in self.judged_on.picked(rows).batches(size) if len(next(iter(feeds.values()))) == size]
+        rows = spread_evenly(len(dataset), min(count * size, len(dataset)))
+        few = [feeds for feeds in dataset.picked(rows).batches(size) if len(next(iter(feeds.values()))) == size]
         if few:
             return few
-        feeds = next(iter(self.judged_on.batches(size)))
+        feeds = next(iter(dataset.batches(size)))
         return [{name: np.concatenate([array, np.repeat(array[-1:], size - len(array), 0)]) for name, array in feeds.items()}]
 
     def to_json(self) -> dict[str, Any]:

@@ -4,8 +4,9 @@ The graph under test is evaluated in float64 node by node, and every node is fed
 truth has them. What a node then gives owes nothing to the nodes before it. Its noise is measured the same way, at random:
 
     float precisions   its weights and its result rounded
-    int8               its weights rounded to half a step, and the operand of a quantiser; a Conv that is fed the truth owes
-                       nothing to the quantiser before it, which is a node with an error of its own
+    int8               its weights rounded to half a step, and the operand of a quantiser to half of its own step where that is
+                       coarser than the data ask for; a Conv that is fed the truth owes nothing to the quantiser before it,
+                       which is a node with an error of its own
 """
 
 from __future__ import annotations
@@ -90,7 +91,11 @@ class _OwnRounding(Rounding):
     def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
         noisy = super().operands(operator, values, weights)
         if operator == "QuantizeLinear":
-            return noisy
+            # Data that fill a small part of the range meet the steps that the whole range was given.
+            step = np.asarray(values[1], np.float64).reshape(-1)[0] if np.size(values[1]) == 1 else 0.0
+            drawn = self._generator.uniform(-0.5, 0.5, np.shape(values[0]))
+            coarser = self.precision == "int8" and float(np.max(np.abs(values[0]), initial=0)) / 127 < step
+            return [values[0] + step * drawn, *noisy[1:]] if coarser else noisy
         return [new if weight else old for new, old, weight in zip(noisy, values, weights, strict=True)]
 
 
