@@ -49,10 +49,11 @@ def _adopted(bundle: Bundle, report: OptimizeReport, out: Path, force: bool) -> 
 
 def _add(bundle: Bundle, report: OptimizeReport) -> Bundle:
     name, checked_against = report.variant, MODEL
-    if report.prepared.is_another and report.precision != "fp32":
-        checked_against = f"prepared/{name}.onnx"
-        bundle = bundle.add(checked_against, to_bytes(report.prepared.model))
     file = f"{VARIANTS}/{name}.onnx"
+    if report.prepared.is_another:
+        # The prepared graph answers as the model does, but its tensors have other channels or scales.
+        checked_against = file if report.precision == "fp32" else f"prepared/{name}.onnx"
+        bundle = bundle.add(checked_against, to_bytes(report.prepared.model))
     bundle = bundle.add(file, to_bytes(report.found.model))
     told = {**report.to_json(), "file": file}
     entry: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """`optimize` as a user calls it: variants that pass their gate, are verified, travel in the bundle and are what they say."""
 
+import importlib
 import json
 import shutil
 
@@ -102,6 +103,52 @@ def test_segments_go_back_to_float_until_the_gate_is_passed_and_are_listed(digit
     assert report["passed"]
     assert {one["segment"] for one in report["fallbacks"]} == {name["segment"] for name in report["costs"][:2]}
     assert {one["reason"] for one in report["fallbacks"]} == {"accuracy"}
+
+
+def test_a_compacted_and_equalised_graph_answers_as_the_model_and_its_variant_is_held_against_it(command, digits_copy):
+    from relu_deploy.bundle import Bundle as Opened
+    from relu_deploy.graph import save_model
+
+    # Two channels of the second layer are made to die: their bias is far below what any picture brings.
+    model = load_model(digits_copy.onnx)
+    conv = next(node for node in model.graph if node.name == "stage1.1.bn/Conv")
+    import onnx_ir as ir
+
+    bias = conv.inputs[2].const_value.numpy().copy()
+    bias[[3, 7]] = -1e4
+    conv.inputs[2].const_value = ir.tensor(bias, name=conv.inputs[2].name)
+    save_model(model, digits_copy.onnx)
+    digits_copy.add("model.onnx", digits_copy.onnx.read_bytes())
+    answer = command(
+        *("optimize", digits_copy.path, "-o", "c.rdb", "--precision", "int8", "--compact", "--weights", "per-tensor"),
+        *(*FAST, "--max-drop", "1", "--json", "-"),
+    )
+    assert answer.code == 0, answer.stderr
+    prepared = answer.json["prepared"]
+    assert [(one["node"], one["channels"]) for one in prepared["compact"]["removed"]] == [("stage1.1.bn/Conv", 2)]
+    assert prepared["flops_after"] < prepared["flops_before"]
+    assert prepared["equalise"]["pairs"]
+    assert prepared["error_ratio"] < 32
+    assert answer.json["verified"]["passed"]
+    assert Opened.open("c.rdb").manifest["variants"]["int8-cpu"]["checked_against"] == "prepared/int8-cpu.onnx"
+    assert command("verify", "c.rdb/variants/int8-cpu.onnx", "--quiet").code == 0
+
+
+def test_a_preparation_that_changes_the_answers_is_refused(digits_copy, monkeypatch):
+    from relu_deploy.errors import ReluDeployError
+    from relu_deploy.graph.equalise import Equalisation
+
+    prepare = importlib.import_module("relu_deploy.optimize.prepare")
+
+    def broken(model):
+        changed = model.clone()
+        next(node for node in changed.graph if node.op_type == "Relu").op_type = "Identity"
+        return Equalisation(changed, (), (), (), {}, True)
+
+    monkeypatch.setattr(prepare, "equalise", broken)
+    with pytest.raises(ReluDeployError, match="changed"):
+        relu_deploy.optimize(digits_copy, precision="int8", calibration="digits", samples=16, eval_samples=20, equalise=True)
+    assert not Bundle.open(digits_copy.path).manifest["variants"]
 
 
 def test_the_table_of_bench_has_a_row_for_each_variant_on_its_own_backend(command, digits_copy):
