@@ -22,7 +22,6 @@ from relu_deploy.verify.checks import Check, Contract, Trial, check_contract, ju
 from relu_deploy.verify.delivered import Delivered, compare_with_request
 from relu_deploy.verify.locate import Fault, faults_of_graph, locate_on_backend
 from relu_deploy.verify.observe import Observed, observe
-from relu_deploy.verify.own import STORAGE
 from relu_deploy.verify.truth import Truth, choose_against, find_truth, open_source, relus_to_compare
 from relu_deploy.verify.verdict import LIMITS, Comparison, compare
 
@@ -295,9 +294,6 @@ def _located(task: _Task, truth: Truth, reports: Sequence[BackendReport]) -> lis
             args = (failing, truth.values, task.feeds, truth.precision, task.options)
             fault = locate_on_backend(task.bundle, report.name, *args)
             faults = [fault] if fault else []
-        if not report.failing():
-            # How wide a range to quantise is a choice. It is a fault where a Relu or an output shows it, not where it clips.
-            faults = [fault for fault in faults if fault.operator not in STORAGE]
         # PyTorch runs the program that came with the graph, not the graph: its faults are not PyTorch's.
         mine = faults if not report.name.startswith("torch") or report.failing() else ()
         located.append(replace(report, faults=tuple(mine)))

@@ -100,7 +100,9 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
             tensor = own[name]
             upper = _read_up_to(value, relus) if precision in ("int8", "float8") else None
             # A quantiser may clip what the Relu behind it cuts off anyway.
-            ratio = (tensor if upper is None else tensor.clipped(upper)).error_ratio
+            judged = tensor if upper is None else tensor.clipped(upper)
+            # One range for a whole tensor is never each channel's best: a pair that stores is judged by all of it.
+            ratio = judged.of_tensor if node.op_type in STORAGE else judged.error_ratio
             if ratio > LIMITS[precision]:
                 region = nodes_between(model, known, [name])
                 strangers = _strangers(region, theirs, [called.get(one, one) for one in known], called.get(name, name))

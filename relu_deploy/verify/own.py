@@ -50,9 +50,11 @@ class OwnTensor:
     @property
     def error_ratio(self) -> float:
         """Return the error in units of the noise: of the whole tensor, or of its worst channel where that is more."""
-        return max(self._of_tensor(), self._of_worst_channel())
+        return max(self.of_tensor, self._of_worst_channel())
 
-    def _of_tensor(self) -> float:
+    @property
+    def of_tensor(self) -> float:
+        """Return the error of the whole tensor in units of its noise."""
         got, true, noise = self.got, self.true, self.noise
         if got.shape != true.shape:
             return np.inf
