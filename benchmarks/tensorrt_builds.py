@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from relu_deploy.backends.tensorrt import build_engine
+from relu_deploy.backends.tensorrt_build import build_engine
 from relu_deploy.bench.environment import describe
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.export import export_source

@@ -1,101 +1,24 @@
-"""NVIDIA TensorRT and TensorRT-RTX: building engines. One file for both; the module is the only difference.
-
-TensorRT times its kernels while it builds and so needs the very GPU that it builds for. TensorRT-RTX compiles ahead of
-time on any machine, for named compute capabilities, and finishes the work on the GPU that loads the engine. Precision
-stands in the graph, for both: networks are strongly typed. What the graph calls float32 stays float32, so TF32 is off
-unless it is asked for.
-"""
+"""NVIDIA TensorRT and TensorRT-RTX: what is installed, and what it can do here. One file for both; the module is the only difference."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends.base import Options, Probe, Session
+from relu_deploy.backends.nvidia import Gpu, Missing, find_gpu
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
-from relu_deploy.graph.model import load_model
+from relu_deploy.errors import BackendUnavailable, Unsupported
 
-__all__ = ["Batch", "Built", "Refusal", "Refused", "build_engine", "can_build", "load", "probe"]
+__all__ = ["can_build", "load", "probe"]
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-#: major versions whose interface this file speaks
+#: major versions whose interface this package speaks
 MAJORS = {"tensorrt": ("10", "11"), "tensorrt-rtx": ("1",)}
 INSTALL = {
     "tensorrt": "pip install 'relu-deploy[gpu]', where https://pypi.nvidia.com can be reached: PyPI's package only fetches from there",
     "tensorrt-rtx": "pip install 'relu-deploy[rtx]'",
 }
-PARTS = 1000
-#: without a driver each complaint drags along that there is none, which is not what is wrong
-NO_DRIVER = "catchCudaError"
-
-Shape = Sequence[int]
-#: (min, opt, max) of every leading dimension that varies, or for each input that varies its (min, opt, max) shapes
-Batch = tuple[int, int, int] | Mapping[str, tuple[Shape, Shape, Shape]]
-#: called with (done, total) as a build goes on, from the thread that builds; must not print to stdout
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Built:
-    """An engine and how it came about.
-
-    plan: the serialized engine. layers: of the network, before the builder fuses them. profile: per varying input its
-    (min, opt, max) shapes. warnings: what the library warned of, each once.
-    """
-
-    backend: str
-    version: str
-    plan: bytes = field(repr=False)
-    seconds: float
-    layers: int
-    compute_capabilities: tuple[str, ...]
-    profile: Mapping[str, tuple[tuple[int, ...], ...]]
-    warnings: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "backend": self.backend,
-            "version": self.version,
-            "bytes": len(self.plan),
-            "seconds": round(self.seconds, 3),
-            "layers": self.layers,
-            "compute_capabilities": list(self.compute_capabilities),
-            "profile": {name: [list(shape) for shape in shapes] for name, shapes in self.profile.items()},
-            "warnings": list(self.warnings),
-        }
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """One node that the parser does not take, and why in its own words; node and operator are "" when it names none."""
-
-    node: str
-    operator: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.operator} {self.node!r}: {self.reason}" if self.node else self.reason
-
-
-class Refused(Unsupported):
-    """The parser does not take the graph; `refusals` holds every node that it named."""
-
-    def __init__(self, message: str, hint: str, refusals: Sequence[Refusal]) -> None:
-        super().__init__(message, hint)
-        self.refusals = tuple(refusals)
 
 
 def probe(name: str) -> Probe:
@@ -103,12 +26,12 @@ def probe(name: str) -> Probe:
     trt, missing = _library(name)
     if missing is not None:
         return missing
-    gpu = _gpu(trt)
-    if gpu.missing:
-        fix = f"{gpu.fix}; engines can be built here without" if _compiles_ahead(trt) else gpu.fix
-        return Probe(name, False, version=trt.__version__, reason=gpu.missing, fix=fix)
+    gpu = gpu_for(trt)
+    if isinstance(gpu, Missing):
+        fix = f"{gpu.fix}; engines can be built here without" if compiles_ahead(trt) else gpu.fix
+        return Probe(name, False, version=trt.__version__, reason=gpu.reason, fix=fix)
     reason = "this version of relu_deploy builds engines for it but does not run them yet"
-    return Probe(name, False, version=trt.__version__, device=gpu.name, reason=reason, fix="use another backend")
+    return Probe(name, False, version=trt.__version__, device=str(gpu), reason=reason, fix="use another backend")
 
 
 def can_build(name: str) -> Probe:
@@ -116,14 +39,14 @@ def can_build(name: str) -> Probe:
     trt, missing = _library(name)
     if missing is not None:
         return missing
-    if _compiles_ahead(trt):
+    if compiles_ahead(trt):
         return Probe(name, True, version=trt.__version__, device="ahead of time, without a GPU")
-    gpu = _gpu(trt)
-    if gpu.missing:
+    gpu = gpu_for(trt)
+    if isinstance(gpu, Missing):
         fix = f"{gpu.fix}, or build for tensorrt-rtx, which needs none"
-        reason = f"it builds on the GPU it builds for, and {gpu.missing}"
+        reason = f"it builds on the GPU it builds for, and {gpu.reason}"
         return Probe(name, False, version=trt.__version__, reason=reason, fix=fix)
-    return Probe(name, True, version=trt.__version__, device=gpu.name)
+    return Probe(name, True, version=trt.__version__, device=str(gpu))
 
 
 def load(name: str, bundle: Bundle, options: Options) -> Session:  # noqa: ARG001  # the signature of every backend
@@ -133,188 +56,12 @@ def load(name: str, bundle: Bundle, options: Options) -> Session:  # noqa: ARG00
     raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
 
 
-def build_engine(
-    name: str,
-    onnx_path: Path,
-    *,
-    batch: Batch | None = None,
-    compute_capabilities: Sequence[str] = (),
-    optimization_level: int | None = None,
-    workspace_bytes: int | None = None,
-    tf32: bool = False,
-    progress: Progress | None = None,
-) -> Built:
-    """Return the engine that TensorRT builds from the graph in `onnx_path`, whose external weights are read from beside it.
-
-    batch: see `Batch`; needed when an input varies. compute_capabilities: such as SM86 or 8.6, for TensorRT-RTX only;
-    none takes its default set, which leaves out Turing. optimization_level: 0 to 5, the library's own default is 3.
-    An interrupt cancels the build at its next step, and so does whatever `progress` raises; both then go on up.
-    Raises BackendUnavailable where it cannot build, InputError when the file is no graph, UsageError for arguments that
-    do not fit it, Refused for nodes that the parser does not take, Unsupported when the build fails.
-    """
-    found = can_build(name)
-    if not found.usable:
-        raise BackendUnavailable(f"{name} cannot build engines here: {found.reason}", found.fix)
-    trt = import_module(MODULES[name])
-    if not onnx_path.is_file():
-        raise InputError(f"{onnx_path} does not exist", "give the path of an ONNX file")
-    capabilities = _capabilities(trt, name, compute_capabilities)
-    if optimization_level is not None and optimization_level not in range(6):
-        raise UsageError(f"there is no optimization level {optimization_level}", "levels go from 0 to 5")
-    monitor = _monitor(trt, progress)
-
-    def work() -> Built:
-        logger = _logger(trt)
-        # One build at a time: what the library says would mix, and the GPU's time too.
-        with logger.one_at_a_time, _stdout_kept_clean() as printed:
-            started = time.perf_counter()
-            messages: list[tuple[str, str]] = []
-            logger.heard = messages
-            builder = _builder(trt, name, logger)
-            # The parser owns the weights that the network points to, so it has to outlive the build.
-            network, parser = _parsed(trt, name, builder, onnx_path)
-            config, profile = _configured(trt, builder, network, batch, capabilities)
-            config.progress_monitor = monitor
-            if optimization_level is not None:
-                config.builder_optimization_level = optimization_level
-            if workspace_bytes is not None:
-                config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
-            if not tf32:
-                config.clear_flag(trt.BuilderFlag.TF32)
-            plan = builder.build_serialized_network(network, config)
-            layers = network.num_layers
-            del parser
-        if monitor.raised is not None:
-            raise monitor.raised
-        if plan is None:
-            lines = [text for severity, text in messages if severity != "WARNING" and NO_DRIVER not in text]
-            reason = "; ".join(lines[-3:]) or "its builder does not say why"
-            raise Unsupported(f"{name} {found.version} cannot build {onnx_path}: {reason}", "try another precision or target")
-        if progress is not None:
-            progress(PARTS, PARTS)
-        warned = tuple(dict.fromkeys([*(text for severity, text in messages if severity == "WARNING"), *printed]))
-        return Built(name, found.version, bytes(plan), time.perf_counter() - started, layers, capabilities, profile, warned)
-
-    # Ctrl-C reaches Python code of the main thread only, which must therefore not be inside the builder.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        try:
-            return pool.submit(work).result()
-        except BaseException:
-            monitor.cancelled.set()
-            raise
-
-
-def _builder(trt: Any, name: str, logger: Any) -> Any:
-    try:
-        return trt.Builder(logger)
-    except TypeError as error:  # how the bindings say that the library gave them nothing
-        reason = "; ".join(text for _, text in logger.heard) or str(error)
-        raise BackendUnavailable(
-            f"{name} {trt.__version__} cannot start: {reason}", "check the driver's version: nvidia-smi"
-        ) from None
-
-
-def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
-    """Return the network of the graph in `path` and the parser that made it."""
-    # TensorRT 10 still knows weakly typed networks; there precision would be the builder's choice.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, _logger(trt))
-    # Read from the file, not from bytes: only so are weights beyond 2 GiB, which lie beside it, found.
-    taken = parser.parse_from_file(str(path))
-    if taken and network.num_outputs:
-        return network, parser
-    load_model(path)  # raises what is wrong with a file that is no graph; the parser takes noise for an empty one
-    refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
-    listed = "; ".join(str(refusal) for refusal in refusals) or "its parser does not say why"
-    hint = "leave these nodes out of what is quantised or cast, or use another backend"
-    raise Refused(f"{name} does not take {path}: {listed}", hint, refusals)
-
-
-def _refusal(error: Any) -> Refusal:
-    lines = error.desc().splitlines()
-    reason = " ".join(line for line in lines if NO_DRIVER not in line and not line.startswith("Invalid Node"))
-    return Refusal(error.node_name(), error.node_operator(), error.code().name if reason in ("", "false") else reason)
-
-
-def _capabilities(trt: Any, name: str, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return `wanted` as the library spells them. Raises UsageError for one that it cannot build for."""
-    if wanted and not _compiles_ahead(trt):
-        raise UsageError(f"{name} builds for the GPU at hand, not for named compute capabilities", "name them for tensorrt-rtx")
-    known = [each for each in trt.ComputeCapability.__members__ if each.startswith("SM")] if wanted else []
-    spelt = {f"SM{each.upper().removeprefix('SM').replace('.', '')}": each for each in wanted}
-    if strange := [given for each, given in spelt.items() if each not in known]:
-        raise UsageError(f"{name} cannot build for compute capability {strange[0]}", f"it builds for {', '.join(known)}")
-    return tuple(spelt)
-
-
-def _configured(
-    trt: Any, builder: Any, network: Any, batch: Batch | None, capabilities: Sequence[str]
-) -> tuple[Any, dict[str, tuple[tuple[int, ...], ...]]]:
-    """Return the build's configuration and, per input that varies, the (min, opt, max) shapes of its profile."""
-    config = builder.create_builder_config()
-    if capabilities:
-        config.num_compute_capabilities = len(capabilities)
-    for index, each in enumerate(capabilities):
-        if not config.set_compute_capability(getattr(trt.ComputeCapability, each), index):
-            raise Unsupported(f"the builder does not take {each}", "leave it out")
-    inputs = {network.get_input(index).name: tuple(network.get_input(index).shape) for index in range(network.num_inputs)}
-    profile = {name: _shapes(name, shape, batch) for name, shape in inputs.items() if -1 in shape}
-    if isinstance(batch, Mapping) and (unknown := [name for name in batch if name not in profile]):
-        raise UsageError(f"the graph has no input {unknown[0]!r} that varies", f"these vary: {', '.join(profile) or 'none'}")
-    if profile:
-        ranges = builder.create_optimization_profile()
-        for name, shapes in profile.items():
-            ranges.set_shape(name, *shapes)
-        if config.add_optimization_profile(ranges) < 0:
-            raise Unsupported(f"the builder does not take the profile {profile}", "give other sizes")
-    return config, profile
-
-
-def _shapes(name: str, shape: tuple[int, ...], batch: Batch | None) -> tuple[tuple[int, ...], ...]:
-    """Return the (min, opt, max) shapes of one input. shape: as the parser has it, -1 where it varies."""
-    what = f"input {name!r} of shape {'x'.join('?' if size < 0 else str(size) for size in shape)}"
-    if batch is None or (isinstance(batch, Mapping) and name not in batch):
-        raise UsageError(f"{what} varies, and no sizes were given for it", "give batch=(min, opt, max)")
-    if isinstance(batch, Mapping):
-        shapes = tuple(tuple(given) for given in batch[name])
-    elif -1 in shape[1:]:
-        raise UsageError(f"{what} varies in more than its batch", f"give batch={{{name!r}: (min shape, opt shape, max shape)}}")
-    else:
-        shapes = tuple((size, *shape[1:]) for size in batch)
-    fits = len(shapes) == 3 and all(
-        len(given) == len(shape) and all(wanted in (-1, size) for size, wanted in zip(given, shape, strict=True))
-        for given in shapes
-    )
-    if not fits or not all(1 <= low <= usual <= high for low, usual, high in zip(*shapes, strict=True)):
-        raise UsageError(f"{what} cannot be built for {shapes}", "give (min, opt, max), positive and none below the last")
-    return shapes
-
-
-@dataclass(frozen=True)
-class _Gpu:
-    """The first GPU, or why there is none that can be used and what to do."""
-
-    name: str = ""
-    missing: str = ""
-    fix: str = "run it on a machine with an NVIDIA GPU and its driver (a container needs --gpus all)"
-
-
-def _gpu(trt: Any) -> _Gpu:
-    """Return the first GPU, as NVIDIA's driver tells. Creates no context and takes no memory."""
-    try:
-        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return _Gpu(missing="no NVIDIA driver is installed")
-    if code := cuda.cuInit(0):
-        return _Gpu(missing=f"NVIDIA's driver finds no usable GPU (cuInit: error {code})")
-    label, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
-    cuda.cuDeviceGetName(label, len(label), 0)
-    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, 0)
-    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, 0)
-    name = f"{label.value.decode()} (compute capability {major.value}.{minor.value})"
-    if _compiles_ahead(trt) and not hasattr(trt.ComputeCapability, f"SM{major.value}{minor.value}"):
-        return _Gpu(missing=f"TensorRT-RTX {trt.__version__} does not run on {name}", fix="use backend tensorrt on this GPU")
-    return _Gpu(name)
+def gpu_for(trt: Any, index: int = 0) -> Gpu | Missing:
+    """Return the GPU with that index if the library behind `trt` runs on it, else why not."""
+    gpu = find_gpu(index)
+    if isinstance(gpu, Gpu) and compiles_ahead(trt) and not hasattr(trt.ComputeCapability, "SM{}{}".format(*gpu.capability)):
+        return Missing(f"TensorRT-RTX {trt.__version__} does not run on {gpu}", "use backend tensorrt on this GPU")
+    return gpu
 
 
 def _library(name: str) -> tuple[Any, Probe | None]:
@@ -333,81 +80,5 @@ def _library(name: str) -> tuple[Any, Probe | None]:
     return trt, None
 
 
-def _compiles_ahead(trt: Any) -> bool:
+def compiles_ahead(trt: Any) -> bool:
     return hasattr(trt, "ComputeCapability")
-
-
-@cache
-def _logger(trt: Any) -> Any:
-    """Return the one logger of the library: it keeps the first it is given for as long as any of its objects lives."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.heard: list[tuple[str, str]] = []
-            self.one_at_a_time = threading.Lock()
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity.name not in ("INFO", "VERBOSE"):
-                self.heard.append((severity.name, msg.strip()))
-
-    return Logger()
-
-
-@contextmanager
-def _stdout_kept_clean() -> Iterator[list[str]]:
-    """Yield the lines, once the block is left, that were printed inside: the compiler's own, past every logger."""
-    lines: list[str] = []
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 1)
-        try:
-            yield lines
-        finally:
-            os.dup2(stdout, 1)
-            os.close(stdout)
-            caught.seek(0)
-            lines += caught.read().decode(errors="replace").splitlines()
-
-
-def _monitor(trt: Any, progress: Progress | None) -> Any:
-    """Return what the builder reports its steps to. It stops the build once `cancelled` is set or `progress` has `raised`."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.cancelled = threading.Event()
-            self.raised: BaseException | None = None
-            self._lock = threading.Lock()
-            self._running: dict[str, tuple[str | None, int, int]] = {}
-            self._told = 0
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self._lock:
-                self._running[phase_name] = (parent_phase, num_steps, 0)
-
-        def phase_finish(self, phase_name: str) -> None:
-            with self._lock:
-                self._running.pop(phase_name, None)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            # An exception must not travel through the builder.
-            try:
-                with self._lock:
-                    if phase_name in self._running:
-                        self._running[phase_name] = (*self._running[phase_name][:2], step + 1)
-                    done = int(PARTS * self._share(None))
-                    further, self._told = done > self._told, max(done, self._told)
-                if progress and further:
-                    progress(done, PARTS)
-            except BaseException as error:
-                self.raised = error
-            return self.raised is None and not self.cancelled.is_set()
-
-        def _share(self, phase: str | None) -> float:
-            """Return how much of `phase` is done: its steps, and of the step under way the phases inside it."""
-            inside = [(name, done, steps) for name, (parent, steps, done) in self._running.items() if parent == phase]
-            return min(1.0, sum(min(1.0, (done + self._share(name)) / max(steps, 1)) for name, done, steps in inside))
-
-    return Monitor()

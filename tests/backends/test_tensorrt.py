@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import signal
+import sys
 import threading
 import time
 from types import ModuleType, SimpleNamespace
@@ -15,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.backends import Options
 from relu_deploy.backends import tensorrt as backend
-from relu_deploy.backends.tensorrt import Refused, build_engine, can_build, load, probe
+from relu_deploy.backends.tensorrt import can_build, load, probe
+from relu_deploy.backends.tensorrt_build import Refused, build_engine
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 
@@ -131,7 +133,7 @@ def native(monkeypatch):
         module = ModuleType("tensorrt")
         module.__dict__.update({name: value for name, value in vars(rtx).items() if name != "ComputeCapability"})
         module.__dict__.update({"__version__": version, **changes})
-        monkeypatch.setitem(backend.sys.modules, "tensorrt", module)
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
         return module
 
     return install
@@ -140,7 +142,7 @@ def native(monkeypatch):
 @pytest.mark.parametrize(("name", "extra"), [("tensorrt", "relu-deploy[gpu]"), ("tensorrt-rtx", "relu-deploy[rtx]")])
 def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch, tmp_path, name, extra):
     # None makes `import` fail as it does for a module that is not there.
-    monkeypatch.setitem(backend.sys.modules, backend.MODULES[name], None)
+    monkeypatch.setitem(sys.modules, backend.MODULES[name], None)
     for found in (probe(name), can_build(name)):
         assert not found.usable
         assert "not installed" in found.reason
