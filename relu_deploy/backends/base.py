@@ -12,7 +12,19 @@ import numpy as np
 from relu_deploy.graph.relus import Relu
 from relu_deploy.tensors import Feeds, TensorSpec
 
-__all__ = ["OPTIMIZATIONS", "Executed", "Options", "Probe", "Rounding", "Seen", "Session", "TruthSession", "default_threads"]
+__all__ = [
+    "OPTIMIZATIONS",
+    "Bound",
+    "DeviceSession",
+    "Executed",
+    "Options",
+    "Probe",
+    "Rounding",
+    "Seen",
+    "Session",
+    "TruthSession",
+    "default_threads",
+]
 
 
 def default_threads() -> int:
@@ -162,4 +174,36 @@ class TruthSession(Session, Protocol):
         wide: in float64, every weight, constant and cast widened; else as `run`. rounding: with `wide`, what a precision
         does to each number. seen: see `Seen`; names are the graph's tensors (`reference`) or the program's nodes (`torch`).
         """
+        ...
+
+
+class Bound(Protocol):
+    """Inputs and outputs of one session at one set of shapes, resident on its GPU.
+
+    Everything is enqueued on `stream` (a cudaStream_t as int) in the order of the calls; only `download` waits.
+    """
+
+    @property
+    def stream(self) -> int: ...
+
+    def upload(self, feeds: Mapping[str, Any]) -> None:
+        """Copy `feeds` to the GPU: NumPy arrays through pinned buffers, arrays already there (`__dlpack__`) within it."""
+        ...
+
+    def run(self) -> None:
+        """Enqueue one run on what was uploaded last."""
+        ...
+
+    def download(self) -> Feeds:
+        """Return every output of the last run as NumPy arrays."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class DeviceSession(Session, Protocol):
+    """A session that can keep its data on the GPU: device time and copies can be told apart."""
+
+    def bind(self, feeds: Mapping[str, Any]) -> Bound:
+        """Return buffers on the GPU for inputs of the shapes in `feeds`. Raises InputError when they do not fit `inputs`."""
         ...
