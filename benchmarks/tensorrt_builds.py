@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from relu_deploy.backends.tensorrt_build import build_engine
+from relu_deploy.backends.tensorrt_options import BuildOptions
 from relu_deploy.bench.environment import describe
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.export import export_source
@@ -59,8 +60,8 @@ def main() -> None:
                 row = {"model": name, "precision": precision, "float32_nodes": len(recipe.float_nodes())}
                 wanted = ("SM89", "SM120") if precision == "fp8" else ("SM86", "SM89", "SM120")
                 try:
-                    built = build_engine("tensorrt-rtx", path, batch=(1, 1, 8), compute_capabilities=wanted)
-                    row |= {key: value for key, value in built.to_json().items() if key != "profile"}
+                    built = build_engine("tensorrt-rtx", path, BuildOptions(((1, 1, 8),), wanted))
+                    row |= {key: value for key, value in built.to_json().items() if key != "profiles"}
                     row |= {"built": True, "bytes": len(built.plan)}
                 except ReluDeployError as error:
                     row |= {"built": False, "message": error.message}

@@ -23,18 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends.tensorrt import MODULES, can_build, compiles_ahead
+from relu_deploy.backends.tensorrt_options import HARDWARE, Batch, BuildOptions, Shapes, shapes_of, spelt
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 from relu_deploy.graph.model import load_model
 
-__all__ = ["Batch", "Built", "Refusal", "Refused", "build_engine"]
+__all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities"]
 
 PARTS = 1000
 #: without a driver each complaint drags along that there is none, which is not what is wrong
 NO_DRIVER = "catchCudaError"
 
-Shape = Sequence[int]
-#: (min, opt, max) of every leading dimension that varies, or for each input that varies its (min, opt, max) shapes
-Batch = tuple[int, int, int] | Mapping[str, tuple[Shape, Shape, Shape]]
 #: called with (done, total) as a build goes on, from the thread that builds; must not print to stdout
 Progress = Callable[[int, int], None]
 
@@ -43,8 +41,8 @@ Progress = Callable[[int, int], None]
 class Built:
     """An engine and how it came about.
 
-    plan: the serialized engine. layers: of the network, before the builder fuses them. profile: per varying input its
-    (min, opt, max) shapes. warnings: what the library warned of, each once.
+    plan: the serialized engine. layers: of the network, before the builder fuses them. profiles: see `Shapes`.
+    warnings: what the library warned of, each once. timing_cache: how long kernels took, for later builds; TensorRT only.
     """
 
     backend: str
@@ -53,8 +51,9 @@ class Built:
     seconds: float
     layers: int
     compute_capabilities: tuple[str, ...]
-    profile: Mapping[str, tuple[tuple[int, ...], ...]]
+    profiles: tuple[Shapes, ...]
     warnings: tuple[str, ...]
+    timing_cache: bytes = field(default=b"", repr=False)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -64,7 +63,9 @@ class Built:
             "seconds": round(self.seconds, 3),
             "layers": self.layers,
             "compute_capabilities": list(self.compute_capabilities),
-            "profile": {name: [list(shape) for shape in shapes] for name, shapes in self.profile.items()},
+            "profiles": [
+                {name: [list(shape) for shape in shapes] for name, shapes in profile.items()} for profile in self.profiles
+            ],
             "warnings": list(self.warnings),
         }
 
@@ -92,20 +93,16 @@ class Refused(Unsupported):
 def build_engine(
     name: str,
     onnx_path: Path,
+    options: BuildOptions = BuildOptions(),  # noqa: B008  # it is frozen
     *,
-    batch: Batch | None = None,
-    compute_capabilities: Sequence[str] = (),
-    optimization_level: int | None = None,
-    workspace_bytes: int | None = None,
-    tf32: bool = False,
+    timing_cache: bytes = b"",
     progress: Progress | None = None,
 ) -> Built:
     """Return the engine that TensorRT builds from the graph in `onnx_path`, whose external weights are read from beside it.
 
-    batch: see `Batch`; needed when an input varies. compute_capabilities: such as SM86 or 8.6, for TensorRT-RTX only;
-    none takes its default set, which leaves out Turing. optimization_level: 0 to 5, the library's own default is 3.
+    timing_cache: what an earlier build left in `Built.timing_cache`; TensorRT-RTX times nothing and has none.
     An interrupt cancels the build at its next step, and so does whatever `progress` raises; both then go on up.
-    Raises BackendUnavailable where it cannot build, InputError when the file is no graph, UsageError for arguments that
+    Raises BackendUnavailable where it cannot build, InputError when the file is no graph, UsageError for options that
     do not fit it, Refused for nodes that the parser does not take, Unsupported when the build fails.
     """
     found = can_build(name)
@@ -114,9 +111,10 @@ def build_engine(
     trt = import_module(MODULES[name])
     if not onnx_path.is_file():
         raise InputError(f"{onnx_path} does not exist", "give the path of an ONNX file")
-    capabilities = _capabilities(trt, name, compute_capabilities)
-    if optimization_level is not None and optimization_level not in range(6):
-        raise UsageError(f"there is no optimization level {optimization_level}", "levels go from 0 to 5")
+    options.check()
+    capabilities = check_capabilities(trt, name, options.compute_capabilities)
+    if options.hardware_compatible and compiles_ahead(trt):
+        raise UsageError(f"{name} has no hardware compatibility levels", "name compute capabilities instead")
     monitor = _monitor(trt, progress)
 
     def work() -> Built:
@@ -129,14 +127,13 @@ def build_engine(
             builder = _builder(trt, name, logger)
             # The parser owns the weights that the network points to, so it has to outlive the build.
             network, parser = _parsed(trt, name, builder, onnx_path)
-            config, profile = _configured(trt, builder, network, batch, capabilities)
+            config = _configured(trt, builder, options, capabilities)
+            profiles = _with_profiles(builder, network, config, options.profiles)
+            times = None
+            if not compiles_ahead(trt):
+                times = config.create_timing_cache(timing_cache)
+                config.set_timing_cache(times, ignore_mismatch=False)
             config.progress_monitor = monitor
-            if optimization_level is not None:
-                config.builder_optimization_level = optimization_level
-            if workspace_bytes is not None:
-                config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
-            if not tf32:
-                config.clear_flag(trt.BuilderFlag.TF32)
             plan = builder.build_serialized_network(network, config)
             layers = network.num_layers
             del parser
@@ -145,11 +142,21 @@ def build_engine(
         if plan is None:
             lines = [text for severity, text in messages if severity != "WARNING" and NO_DRIVER not in text]
             reason = "; ".join(lines[-3:]) or "its builder does not say why"
-            raise Unsupported(f"{name} {found.version} cannot build {onnx_path}: {reason}", "try another precision or target")
+            raise Unsupported(f"{name} {found.version} cannot build {onnx_path}: {reason}", _way_out(options))
         if progress is not None:
             progress(PARTS, PARTS)
         warned = tuple(dict.fromkeys([*(text for severity, text in messages if severity == "WARNING"), *printed]))
-        return Built(name, found.version, bytes(plan), time.perf_counter() - started, layers, capabilities, profile, warned)
+        return Built(
+            name,
+            found.version,
+            bytes(plan),
+            time.perf_counter() - started,
+            layers,
+            capabilities,
+            profiles,
+            warned,
+            b"" if times is None else bytes(times.serialize()),
+        )
 
     # Ctrl-C reaches Python code of the main thread only, which must therefore not be inside the builder.
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -192,58 +199,70 @@ def _refusal(error: Any) -> Refusal:
     return Refusal(error.node_name(), error.node_operator(), error.code().name if reason in ("", "false") else reason)
 
 
-def _capabilities(trt: Any, name: str, wanted: Sequence[str]) -> tuple[str, ...]:
+def check_capabilities(trt: Any, name: str, wanted: Sequence[str]) -> tuple[str, ...]:
     """Return `wanted` as the library spells them. Raises UsageError for one that it cannot build for."""
     if wanted and not compiles_ahead(trt):
         raise UsageError(f"{name} builds for the GPU at hand, not for named compute capabilities", "name them for tensorrt-rtx")
     known = [each for each in trt.ComputeCapability.__members__ if each.startswith("SM")] if wanted else []
-    spelt = {f"SM{each.upper().removeprefix('SM').replace('.', '')}": each for each in wanted}
-    if strange := [given for each, given in spelt.items() if each not in known]:
+    named = {spelt(each): each for each in wanted}
+    if strange := [given for each, given in named.items() if each not in known]:
         raise UsageError(f"{name} cannot build for compute capability {strange[0]}", f"it builds for {', '.join(known)}")
-    return tuple(spelt)
+    return tuple(named)
 
 
-def _configured(
-    trt: Any, builder: Any, network: Any, batch: Batch | None, capabilities: Sequence[str]
-) -> tuple[Any, dict[str, tuple[tuple[int, ...], ...]]]:
-    """Return the build's configuration and, per input that varies, the (min, opt, max) shapes of its profile."""
+def _configured(trt: Any, builder: Any, options: BuildOptions, capabilities: Sequence[str]) -> Any:
+    """Return the build's configuration, all but its profiles."""
     config = builder.create_builder_config()
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
     for index, each in enumerate(capabilities):
         if not config.set_compute_capability(getattr(trt.ComputeCapability, each), index):
             raise Unsupported(f"the builder does not take {each}", "leave it out")
+    # So that the engine that ships can be inspected layer by layer.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware_compatible])
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    for wanted, flag in (
+        (options.version_compatible, "VERSION_COMPATIBLE"),
+        (options.weight_streaming, "WEIGHT_STREAMING"),
+        (options.refit, "REFIT"),
+    ):
+        if wanted:
+            config.set_flag(getattr(trt.BuilderFlag, flag))
+    return config
+
+
+def _with_profiles(builder: Any, network: Any, config: Any, wanted: Sequence[Batch]) -> tuple[Shapes, ...]:
+    """Return the optimisation profiles that were added to `config`, none for a network whose shapes are all fixed."""
     inputs = {network.get_input(index).name: tuple(network.get_input(index).shape) for index in range(network.num_inputs)}
-    profile = {name: _shapes(name, shape, batch) for name, shape in inputs.items() if -1 in shape}
-    if isinstance(batch, Mapping) and (unknown := [name for name in batch if name not in profile]):
-        raise UsageError(f"the graph has no input {unknown[0]!r} that varies", f"these vary: {', '.join(profile) or 'none'}")
-    if profile:
+    varying = {name: shape for name, shape in inputs.items() if -1 in shape}
+    for batch in wanted:
+        if isinstance(batch, Mapping) and (unknown := [name for name in batch if name not in varying]):
+            raise UsageError(f"the graph has no input {unknown[0]!r} that varies", f"these vary: {', '.join(varying) or 'none'}")
+    if not varying:
+        if wanted:
+            raise UsageError("no input of the graph varies, so it takes no optimisation profile", "leave the sizes out")
+        return ()
+    profiles = tuple({name: shapes_of(name, shape, batch) for name, shape in varying.items()} for batch in wanted or (None,))
+    for profile in profiles:
         ranges = builder.create_optimization_profile()
         for name, shapes in profile.items():
             ranges.set_shape(name, *shapes)
         if config.add_optimization_profile(ranges) < 0:
             raise Unsupported(f"the builder does not take the profile {profile}", "give other sizes")
-    return config, profile
+    return profiles
 
 
-def _shapes(name: str, shape: tuple[int, ...], batch: Batch | None) -> tuple[tuple[int, ...], ...]:
-    """Return the (min, opt, max) shapes of one input. shape: as the parser has it, -1 where it varies."""
-    what = f"input {name!r} of shape {'x'.join('?' if size < 0 else str(size) for size in shape)}"
-    if batch is None or (isinstance(batch, Mapping) and name not in batch):
-        raise UsageError(f"{what} varies, and no sizes were given for it", "give batch=(min, opt, max)")
-    if isinstance(batch, Mapping):
-        shapes = tuple(tuple(given) for given in batch[name])
-    elif -1 in shape[1:]:
-        raise UsageError(f"{what} varies in more than its batch", f"give batch={{{name!r}: (min shape, opt shape, max shape)}}")
-    else:
-        shapes = tuple((size, *shape[1:]) for size in batch)
-    fits = len(shapes) == 3 and all(
-        len(given) == len(shape) and all(wanted in (-1, size) for size, wanted in zip(given, shape, strict=True))
-        for given in shapes
-    )
-    if not fits or not all(1 <= low <= usual <= high for low, usual, high in zip(*shapes, strict=True)):
-        raise UsageError(f"{what} cannot be built for {shapes}", "give (min, opt, max), positive and none below the last")
-    return shapes
+def _way_out(options: BuildOptions) -> str:
+    """Return what to do about a build that failed: the first option that may be why."""
+    asked = [name for name in ("version_compatible", "refit", "weight_streaming") if getattr(options, name)]
+    return f"build it without --{asked[0].replace('_', '-')}" if asked else "try another precision or target"
 
 
 @cache

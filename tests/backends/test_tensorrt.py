@@ -18,6 +18,7 @@ from relu_deploy.backends import Options
 from relu_deploy.backends import tensorrt as backend
 from relu_deploy.backends.tensorrt import can_build, load, probe
 from relu_deploy.backends.tensorrt_build import Refused, build_engine
+from relu_deploy.backends.tensorrt_options import BuildOptions
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 
@@ -94,6 +95,11 @@ def quantised(path, dtype=np.int8, zero_point=0, zero_type=None, bias="float32")
     return save(path, nodes, constants, {"x": [1, 16, 8, 8]})
 
 
+def build(name, path, *, batch=None, progress=None, **options):
+    """Build with one optimisation profile, or none."""
+    return build_engine(name, path, BuildOptions(() if batch is None else (batch,), **options), progress=progress)
+
+
 class Driver:
     """What libcuda.so.1 answers."""
 
@@ -148,7 +154,7 @@ def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs
         assert "not installed" in found.reason
         assert f"pip install '{extra}'" in found.fix
     with pytest.raises(BackendUnavailable, match="not installed"):
-        build_engine(name, network(tmp_path / "m.onnx"))
+        build(name, network(tmp_path / "m.onnx"))
 
 
 def test_libraries_that_do_not_load_and_versions_of_another_interface_are_told_apart(monkeypatch, native):
@@ -199,7 +205,7 @@ def test_with_a_gpu_loading_says_that_running_is_not_there_yet(driver, digits_bu
 def test_an_engine_is_built_without_a_gpu_and_without_a_word(tmp_path, capfd):
     path = network(tmp_path / "m.onnx")
     told = []
-    built = build_engine(
+    built = build(
         "tensorrt-rtx", path, compute_capabilities=["8.6", "sm89"], progress=lambda done, total: told.append((done, total))
     )
     assert built.compute_capabilities == ("SM86", "SM89")
@@ -214,13 +220,13 @@ def test_an_engine_is_built_without_a_gpu_and_without_a_word(tmp_path, capfd):
 
 def test_ahead_of_time_the_same_graph_gives_an_engine_of_the_same_size(digits_bundle):
     # Not the same bytes: the compiler numbers its temporaries as its threads get to them.
-    sizes = {len(build_engine("tensorrt-rtx", digits_bundle.onnx, batch=(1, 1, 8)).plan) for _ in range(4)}
+    sizes = {len(build("tensorrt-rtx", digits_bundle.onnx, batch=(1, 1, 8)).plan) for _ in range(4)}
     assert len(sizes) == 1
 
 
 def test_a_shipped_model_builds_for_a_range_of_batches(digits_bundle):
-    built = build_engine("tensorrt-rtx", digits_bundle.onnx, batch=(1, 8, 64))
-    (name, profile), *others = built.profile.items()
+    built = build("tensorrt-rtx", digits_bundle.onnx, batch=(1, 8, 64))
+    ((name, profile), *others) = built.profiles[0].items()
     assert others == []
     assert name == digits_bundle.inputs[0].name
     assert [shape[0] for shape in profile] == [1, 8, 64]
@@ -233,27 +239,26 @@ def test_weights_beside_the_graph_are_read(tmp_path):
     onnx.save(onnx.load(inside), beside, save_as_external_data=True, location="beside.data", size_threshold=0)
     assert (tmp_path / "beside.data").stat().st_size > 0
     bias = next(numpy_helper.to_array(one) for one in onnx.load(inside).graph.initializer if one.name == "b")
-    assert bias.tobytes() in build_engine("tensorrt-rtx", beside).plan
+    assert bias.tobytes() in build("tensorrt-rtx", beside).plan
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_precision_is_what_the_graph_says(tmp_path, dtype):
-    built = build_engine("tensorrt-rtx", network(tmp_path / "m.onnx", dtype))
-    single = build_engine("tensorrt-rtx", network(tmp_path / "single.onnx"))
+    built = build("tensorrt-rtx", network(tmp_path / "m.onnx", dtype))
+    single = build("tensorrt-rtx", network(tmp_path / "single.onnx"))
     assert len(built.plan) != len(single.plan)
 
 
 def test_tf32_is_used_only_when_asked_for(tmp_path):
     path = network(tmp_path / "m.onnx")
-    without, allowed = ({build_engine("tensorrt-rtx", path, tf32=tf32).plan for _ in range(3)} for tf32 in (False, True))
+    without, allowed = ({build("tensorrt-rtx", path, tf32=tf32).plan for _ in range(3)} for tf32 in (False, True))
     assert without.isdisjoint(allowed)
 
 
 def test_dimensions_that_vary_need_sizes_that_fit(tmp_path):
     path = network(tmp_path / "m.onnx", batch="N", spatial="S")
-    build = lambda batch: build_engine("tensorrt-rtx", path, batch=batch)  # noqa: E731
-    built = build({"x": ((1, 3, 8, 8), (4, 3, 16, 16), (8, 3, 32, 32))})
-    assert built.profile == {"x": ((1, 3, 8, 8), (4, 3, 16, 16), (8, 3, 32, 32))}
+    built = build("tensorrt-rtx", path, batch={"x": ((1, 3, 8, 8), (4, 3, 16, 16), (8, 3, 32, 32))})
+    assert built.profiles == ({"x": ((1, 3, 8, 8), (4, 3, 16, 16), (8, 3, 32, 32))},)
     for wrong, words in (
         (None, r"'x' of shape \?x3x\?x\? varies"),
         ((1, 2, 4), "more than its batch"),
@@ -263,20 +268,20 @@ def test_dimensions_that_vary_need_sizes_that_fit(tmp_path):
         ({"x": ((1, 3, 8, 8),) * 3, "z": ((1,),) * 3}, "no input 'z'"),
     ):
         with pytest.raises(UsageError, match=words):
-            build(wrong)
+            build("tensorrt-rtx", path, batch=wrong)
 
 
 def test_arguments_that_make_no_sense_are_refused(tmp_path, driver, native):
     path = network(tmp_path / "m.onnx")
     with pytest.raises(UsageError, match="compute capability 9") as refused:
-        build_engine("tensorrt-rtx", path, compute_capabilities=["9.0"])
+        build("tensorrt-rtx", path, compute_capabilities=["9.0"])
     assert "SM89" in refused.value.hint
     with pytest.raises(UsageError, match="level 6"):
-        build_engine("tensorrt-rtx", path, optimization_level=6)
+        build("tensorrt-rtx", path, optimization_level=6)
     native()
     driver(Driver("NVIDIA L4", 8, 9))
     with pytest.raises(UsageError, match="GPU at hand"):
-        build_engine("tensorrt", path, compute_capabilities=["8.9"])
+        build("tensorrt", path, compute_capabilities=["8.9"])
 
 
 def test_the_module_is_the_only_difference(tmp_path, driver, native):
@@ -284,9 +289,9 @@ def test_the_module_is_the_only_difference(tmp_path, driver, native):
     driver(Driver("NVIDIA L4", 8, 9))
     path = network(tmp_path / "m.onnx")
     options = {"optimization_level": 2, "workspace_bytes": 2**26}
-    built = build_engine("tensorrt", path, **options)
+    built = build("tensorrt", path, **options)
     assert (built.backend, built.version) == ("tensorrt", "10.16.0")
-    assert len(built.plan) == len(build_engine("tensorrt-rtx", path, **options).plan)
+    assert len(built.plan) == len(build("tensorrt-rtx", path, **options).plan)
 
 
 def test_a_builder_that_cannot_start_is_unavailable(tmp_path, driver, native):
@@ -297,14 +302,14 @@ def test_a_builder_that_cannot_start_is_unavailable(tmp_path, driver, native):
     native(Builder=builder)
     driver(Driver("NVIDIA L4", 8, 9))
     with pytest.raises(BackendUnavailable, match="CUDA initialization failure"):
-        build_engine("tensorrt", network(tmp_path / "m.onnx"))
+        build("tensorrt", network(tmp_path / "m.onnx"))
 
 
 def test_what_is_no_graph_is_bad_input(tmp_path):
     (tmp_path / "noise.onnx").write_bytes(bytes(range(256)) * 4)
     for name, words in (("noise.onnx", "not an ONNX model"), ("nosuch.onnx", "does not exist")):
         with pytest.raises(InputError, match=words):
-            build_engine("tensorrt-rtx", tmp_path / name)
+            build("tensorrt-rtx", tmp_path / name)
 
 
 def test_every_node_that_the_parser_refuses_is_named(tmp_path):
@@ -315,7 +320,7 @@ def test_every_node_that_the_parser_refuses_is_named(tmp_path):
     ]
     path = save(tmp_path / "m.onnx", nodes, {}, {"x": [2, 4, 4]}, domains=["com.example"])
     with pytest.raises(Refused) as refused:
-        build_engine("tensorrt-rtx", path)
+        build("tensorrt-rtx", path)
     assert [(each.node, each.operator) for each in refused.value.refusals] == [("riddle", "Mystery"), ("determinant", "Det")]
     assert all(each.reason for each in refused.value.refusals)
     assert "Mystery 'riddle'" in refused.value.message
@@ -323,7 +328,7 @@ def test_every_node_that_the_parser_refuses_is_named(tmp_path):
 
 
 def test_symmetric_int8_with_a_float_bias_builds(tmp_path):
-    built = build_engine("tensorrt-rtx", quantised(tmp_path / "m.onnx"), compute_capabilities=["SM86", "SM89"])
+    built = build("tensorrt-rtx", quantised(tmp_path / "m.onnx"), compute_capabilities=["SM86", "SM89"])
     assert built.warnings == ()
 
 
@@ -332,13 +337,13 @@ def test_symmetric_int8_with_a_float_bias_builds(tmp_path):
 )
 def test_what_tensorrt_cannot_quantise_is_refused_by_name_and_without_talk_of_drivers(tmp_path, changes, node, words):
     with pytest.raises(Refused, match=words) as refused:
-        build_engine("tensorrt-rtx", quantised(tmp_path / "m.onnx", **changes))
+        build("tensorrt-rtx", quantised(tmp_path / "m.onnx", **changes))
     assert [each.node for each in refused.value.refusals] == [node]
     assert "driver" not in refused.value.message
 
 
 def test_unsigned_activations_are_not_taken_for_signed_ones_without_a_warning(tmp_path):
-    built = build_engine("tensorrt-rtx", quantised(tmp_path / "m.onnx", zero_type=np.uint8))
+    built = build("tensorrt-rtx", quantised(tmp_path / "m.onnx", zero_type=np.uint8))
     assert len(built.warnings) == 1
     assert "Defaulting to INT8" in built.warnings[0]
 
@@ -346,7 +351,7 @@ def test_unsigned_activations_are_not_taken_for_signed_ones_without_a_warning(tm
 def test_what_the_compiler_prints_past_its_logger_becomes_a_warning(tmp_path, capfd):
     clip = helper.make_node("Clip", ["x", "low"], ["y"], "clip")
     path = save(tmp_path / "m.onnx", [clip], {"low": np.float16(0.5)}, {"x": [1, 16]}, dtype="float16")
-    built = build_engine("tensorrt-rtx", path)
+    built = build("tensorrt-rtx", path)
     assert len(built.warnings) == 1
     assert "clip" in built.warnings[0]
     print("stdout is back")
@@ -355,9 +360,9 @@ def test_what_the_compiler_prints_past_its_logger_becomes_a_warning(tmp_path, ca
 
 def test_fp8_builds_for_ada_and_later_and_elsewhere_the_builder_says_why_not(tmp_path):
     path = quantised(tmp_path / "m.onnx", FLOAT8)
-    assert build_engine("tensorrt-rtx", path, compute_capabilities=["SM89", "SM120"]).plan
+    assert build("tensorrt-rtx", path, compute_capabilities=["SM89", "SM120"]).plan
     with pytest.raises(Unsupported, match="sm86, because the model contains HW-specific datatypes: fp8_e4m3"):
-        build_engine("tensorrt-rtx", path, compute_capabilities=["SM86"])
+        build("tensorrt-rtx", path, compute_capabilities=["SM86"])
 
 
 def test_an_interrupt_cancels_the_build_and_the_next_one_works(tmp_path):
@@ -373,10 +378,10 @@ def test_an_interrupt_cancels_the_build_and_the_next_one_works(tmp_path):
 
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        build_engine("tensorrt-rtx", path, progress=interrupt)
+        build("tensorrt-rtx", path, progress=interrupt)
     assert 1000 not in told
     assert threading.active_count() == before
-    assert build_engine("tensorrt-rtx", path).plan
+    assert build("tensorrt-rtx", path).plan
 
 
 def test_what_progress_raises_cancels_the_build_and_goes_on_up(tmp_path):
@@ -387,7 +392,7 @@ def test_what_progress_raises_cancels_the_build_and_goes_on_up(tmp_path):
         raise BrokenPipeError("nobody reads")
 
     with pytest.raises(BrokenPipeError, match="nobody reads"):
-        build_engine("tensorrt-rtx", network(tmp_path / "m.onnx"), progress=fail)
+        build("tensorrt-rtx", network(tmp_path / "m.onnx"), progress=fail)
     assert len(told) == 1
 
 
@@ -402,7 +407,7 @@ def test_builds_of_several_threads_wait_for_each_other(tmp_path):
             order.append(me)
             time.sleep(0.001)  # lets the other thread in, if anything does
 
-        build_engine("tensorrt-rtx", path, progress=note)
+        build("tensorrt-rtx", path, progress=note)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:

@@ -21,13 +21,14 @@ def bundle(request, digits_bundle, tmp_path_factory):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_a_variant_is_parsed_and_built_for_gpus_that_are_not_here(bundle, tmp_path, precision):
     from relu_deploy.backends.tensorrt_build import build_engine
+    from relu_deploy.backends.tensorrt_options import BuildOptions
 
     settings = Settings(calibration=bundle.manifest["dataset"], samples=32, eval_samples=32, max_drop=0.05)
     report = optimize_bundle(bundle, "tensorrt-rtx", precision, out=tmp_path / "out.rdb", settings=settings)
     assert report.passed
     capabilities = ("SM89", "SM120") if precision == "fp8" else ("SM86", "SM89")
     variant = report.bundle.with_variant(f"{precision}-tensorrt-rtx")
-    built = build_engine("tensorrt-rtx", variant.onnx, batch=(1, 1, 8), compute_capabilities=capabilities)
+    built = build_engine("tensorrt-rtx", variant.onnx, BuildOptions(((1, 1, 8),), capabilities))
     assert len(built.plan) > 10_000
     assert np.isfinite(built.seconds)
     assert not [line for line in built.warnings if "uint8" in line.lower()]
