@@ -6,6 +6,7 @@
     report  = relu_deploy.census(bundle, "digits")              # dead, always-on and sparse Relus, proven or observed
     with relu_deploy.watch(module): ...                         # warns in training when ReLUs die
     bundle  = relu_deploy.optimize(bundle, target="cpu", precision="int8", calibration="photos/", max_drop=0.005)
+    report  = relu_deploy.compile(bundle, "tensorrt-rtx", variant="int8-tensorrt-rtx")   # needs no GPU
     table   = relu_deploy.bench(bundle, backends=["onnxruntime-cpu", "torch"], batch=[1, 8])
     session = bundle.session("onnxruntime-cpu")
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from relu_deploy.bench import bench as bench
     from relu_deploy.bundle import Bundle as Bundle
+    from relu_deploy.compile import compile as compile  # noqa: A004  # named for the verb
     from relu_deploy.export import export as export
     from relu_deploy.nn.watch import watch as watch
     from relu_deploy.optimize import optimize as optimize
@@ -40,6 +42,7 @@ _HOME = {
     "bench": "bench",
     "build": "zoo",
     "census": "verify.census",
+    "compile": "compile",
     "export": "export",
     "optimize": "optimize",
     "prove": "verify.prove",

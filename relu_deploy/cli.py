@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, EXIT_UNUSABLE, ReluDeployError, UsageError
-from relu_deploy.options import number, numbers, parser_for, pixels
+from relu_deploy.options import build_options, number, numbers, parser_for, pixels
 
 __all__ = ["main"]
 
@@ -229,6 +229,28 @@ def optimize(options: argparse.Namespace) -> int:
     return EXIT_FINE if report.bundle is not None else EXIT_CHECK_FAILED
 
 
+def compile(options: argparse.Namespace) -> int:  # noqa: A001  # named for the verb
+    from relu_deploy.compile import compile as run
+    from relu_deploy.report.progress import bar
+    from relu_deploy.report.tables import print_compile
+
+    with bar(options.quiet, f"building for {options.backend}") as progress:
+        report = run(
+            options.path,
+            options.backend,
+            variant=options.variant,
+            out=options.out,
+            options=build_options(options),
+            device=options.device,
+            rebuild=options.rebuild,
+            force=options.force,
+            progress=progress,
+            tell=lambda line: print(f"warning: {line}", file=sys.stderr),
+        )
+    result = {"schema": "relu-deploy/compile/1", **report.to_json()}
+    return _finish(options, result, lambda: print_compile(result))
+
+
 def bench(options: argparse.Namespace) -> int:
     from relu_deploy.backends import require
     from relu_deploy.bench import bench as run
@@ -277,7 +299,9 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 #: what the verbs of the command line run
-VERBS = {function.__name__: function for function in (zoo, export, inspect, verify, prove, census, optimize, bench, doctor)}
+VERBS = {
+    function.__name__: function for function in (zoo, export, inspect, verify, prove, census, optimize, compile, bench, doctor)
+}
 
 
 # ---------------------------------------------------------------- answers

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from relu_deploy import __version__
 from relu_deploy.errors import UsageError
 
-__all__ = ["number", "numbers", "parser_for", "pixels"]
+__all__ = ["build_options", "number", "numbers", "parser_for", "pixels"]
+
+if TYPE_CHECKING:
+    from relu_deploy.backends.tensorrt_options import BuildOptions
 
 EPILOG = """exit codes: 0 fine · 1 the check said no · 2 bad usage or input · 3 backend or hardware not usable here
 PATH is a bundle (a folder made by export) or a plain .onnx file."""
@@ -37,7 +40,7 @@ def parser_for(functions: Mapping[str, Verb]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"relu-deploy {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
 
-    for add in (_zoo, _export, _inspect, _verify, _prove, _census, _optimize, _bench, _doctor):
+    for add in (_zoo, _export, _inspect, _verify, _prove, _census, _optimize, _compile, _bench, _doctor):
         add(verbs, functions)
     return parser
 
@@ -159,6 +162,48 @@ def _optimize(verbs: Any, functions: Mapping[str, Verb]) -> None:
     _common(verb, "seed", "threads", "force")
 
 
+def _compile(verbs: Any, functions: Mapping[str, Verb]) -> None:
+    verb = _verb(verbs, functions, "compile", "build the engine of a model ahead of time; engines are kept by content")
+    verb.add_argument("path", metavar="PATH")
+    verb.add_argument("--backend", required=True, metavar="NAME", help="tensorrt, or tensorrt-rtx, which needs no GPU for it")
+    verb.add_argument("--variant", default="", metavar="NAME", help="of the bundle, for instance int8-tensorrt-rtx")
+    verb.add_argument(
+        "-o", "--out", metavar="OUT", help="FILE, FOLDER/ or BUNDLE.rdb to put it (default: kept in PATH, or in the user's cache)"
+    )
+    verb.add_argument(
+        "--batch",
+        action="append",
+        metavar="MIN,OPT,MAX",
+        help="batch sizes of an optimisation profile; repeatable, N for one size (default 1,8,32)",
+    )
+    verb.add_argument(
+        "--profile",
+        action="append",
+        metavar="NAME=MIN,OPT,MAX",
+        help="whole shapes, such as x=1x3x224x224,8x3x224x224,32x3x512x512; the same NAME again starts the next profile",
+    )
+    verb.add_argument(
+        "--compute-capability",
+        metavar="CC[,CC…]",
+        help="tensorrt-rtx: the GPUs to build for, such as 8.6,8.9 (default: its own set)",
+    )
+    verb.add_argument("--level", type=int, metavar="0-5", help="builder optimisation level (default: the library's, 3)")
+    verb.add_argument("--workspace", type=float, metavar="GIB", help="most device memory for a kernel's workspace")
+    verb.add_argument("--tf32", action="store_true", help="let float32 matrices be multiplied in TF32 (10 bits of mantissa)")
+    verb.add_argument("--version-compatible", action="store_true", help="an engine that later versions run too")
+    verb.add_argument(
+        "--hardware-compatible",
+        default="",
+        metavar="ampere-plus|same-compute-capability",
+        help="tensorrt: an engine for other GPUs too",
+    )
+    verb.add_argument("--weight-streaming", action="store_true", help="weights may stay in host memory")
+    verb.add_argument("--refit", action="store_true", help="weights can be replaced later")
+    verb.add_argument("--rebuild", action="store_true", help="build even if the engine is kept")
+    verb.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
+    _common(verb, "force")
+
+
 def _bench(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb = _verb(verbs, functions, "bench", "measure speed and accuracy; with no PATH, of the shipped models")
     verb.add_argument("paths", nargs="*", metavar="PATH", help="bundles, .onnx files or zoo names")
@@ -237,6 +282,52 @@ def numbers(text: str, option: str) -> list[int]:
     if not found or min(found) < 1:
         raise UsageError(f"{option} {text!r} is not a positive whole number or a list of them", f"for instance {option} 1,8")
     return found
+
+
+def build_options(options: argparse.Namespace) -> BuildOptions:
+    """Return what `compile` was asked to build. Raises UsageError for sizes that are no profile."""
+    from relu_deploy.backends.tensorrt_options import BuildOptions
+
+    if options.batch and options.profile:
+        raise UsageError("--batch and --profile both say what sizes the engine is for", "give whole shapes with --profile alone")
+    batches = [_profile_of_batches(text) for text in options.batch or ()]
+    capabilities = (options.compute_capability or "").replace(" ", "").split(",")
+    return BuildOptions(
+        profiles=tuple(batches) or tuple(_profiles(options.profile or ())),
+        compute_capabilities=tuple(each for each in capabilities if each),
+        optimization_level=options.level,
+        workspace_bytes=None if options.workspace is None else int(options.workspace * 2**30),
+        tf32=options.tf32,
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+        weight_streaming=options.weight_streaming,
+        refit=options.refit,
+    )
+
+
+def _profile_of_batches(text: str) -> tuple[int, int, int]:
+    sizes = numbers(text, "--batch")
+    if len(sizes) == 1:
+        sizes *= 3
+    if len(sizes) != 3 or sizes != sorted(sizes):
+        raise UsageError(f"--batch {text!r} is not smallest, usual and largest batch", "for instance --batch 1,8,32")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _profiles(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the profiles in NAME=MIN,OPT,MAX texts; a name that was there already starts the next profile."""
+    from relu_deploy.tensors import parse_shape
+
+    profiles: list[dict[str, Any]] = []
+    for text in texts:
+        name, separator, shapes = text.rpartition("=")
+        triple = tuple(parse_shape(shape) for shape in shapes.split(","))
+        if not separator or not name or len(triple) != 3:
+            raise UsageError(f"not a profile: {text!r}", "write it as name=1x3x224x224,8x3x224x224,32x3x512x512")
+        if not profiles or name in profiles[-1]:
+            profiles.append({})
+        profiles[-1][name] = triple
+    return profiles
 
 
 def pixels(options: argparse.Namespace) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ FLOORS = (
     ("relu", "errors", "tensors", "locate_models", "detections", "collecting", "measure"),
     ("graph", "bundle", "data", "tasks"),
     ("backends", "nn"),
-    ("optimize", "verify", "export", "sources", "zoo"),
+    ("compile", "optimize", "verify", "export", "sources", "zoo"),
     ("serve", "package", "bench", "report"),
     ("cli", "options", "__main__"),
 )

@@ -16,7 +16,7 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 #: major versions whose interface this package speaks
 MAJORS = {"tensorrt": ("10", "11"), "tensorrt-rtx": ("1",)}
 INSTALL = {
-    "tensorrt": "pip install 'relu-deploy[gpu]', where https://pypi.nvidia.com can be reached: PyPI's package only fetches from there",
+    "tensorrt": "pip install 'relu-deploy[gpu]', where NVIDIA's own package index can be reached: the public package only fetches from there",
     "tensorrt-rtx": "pip install 'relu-deploy[rtx]'",
 }
 

@@ -22,7 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.backends.tensorrt import MODULES, can_build, compiles_ahead
+from relu_deploy.backends.nvidia import Missing
+from relu_deploy.backends.tensorrt import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.backends.tensorrt_options import HARDWARE, Batch, BuildOptions, Shapes, shapes_of, spelt
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 from relu_deploy.graph.model import load_model
@@ -142,7 +143,7 @@ def build_engine(
         if plan is None:
             lines = [text for severity, text in messages if severity != "WARNING" and NO_DRIVER not in text]
             reason = "; ".join(lines[-3:]) or "its builder does not say why"
-            raise Unsupported(f"{name} {found.version} cannot build {onnx_path}: {reason}", _way_out(options))
+            raise Unsupported(f"{name} {found.version} cannot build {onnx_path}: {reason}", _way_out(trt, options))
         if progress is not None:
             progress(PARTS, PARTS)
         warned = tuple(dict.fromkeys([*(text for severity, text in messages if severity == "WARNING"), *printed]))
@@ -259,8 +260,10 @@ def _with_profiles(builder: Any, network: Any, config: Any, wanted: Sequence[Bat
     return profiles
 
 
-def _way_out(options: BuildOptions) -> str:
+def _way_out(trt: Any, options: BuildOptions) -> str:
     """Return what to do about a build that failed: the first option that may be why."""
+    if options.refit and isinstance(gpu_for(trt), Missing):
+        return "an engine that can be refitted is built on a machine with a GPU only: build it there, or without --refit"
     asked = [name for name in ("version_compatible", "refit", "weight_streaming") if getattr(options, name)]
     return f"build it without --{asked[0].replace('_', '-')}" if asked else "try another precision or target"
 

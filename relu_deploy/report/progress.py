@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 __all__ = ["bar", "steps"]
 
+#: seconds between two lines of a bar where there is no terminal
+LINE_EVERY = 1.0
+
 
 @contextmanager
 def steps(quiet: bool) -> Iterator[Callable[[str], None]]:
@@ -43,11 +46,13 @@ def bar(quiet: bool, what: str) -> Iterator[Callable[[int, int], None]]:
         return
     if not sys.stderr.isatty():
         started, tenth = time.monotonic(), 0
+        told = started
 
         def say(done: int, total: int) -> None:
-            nonlocal tenth
-            if 10 * done // total > tenth:
-                tenth = 10 * done // total
+            nonlocal tenth, told
+            # What is done in a moment needs no lines in a log file.
+            if 10 * done // total > tenth and time.monotonic() - told >= LINE_EVERY:
+                tenth, told = 10 * done // total, time.monotonic()
                 print(f"[{time.monotonic() - started:6.1f} s] {what}: {tenth * 10} %", file=sys.stderr, flush=True)
 
         yield say

@@ -44,6 +44,20 @@ def print_export(result: Result) -> None:
     )
 
 
+def print_compile(result: Result) -> None:
+    how = "kept from before" if result["cache_hit"] else f"built in {result['build_seconds']:.1f} s"
+    made_for = result["device"] if result["device"] != "default" else "the library's default GPUs"
+    show(
+        f"[bold]{escape(result['engine'])}[/]  {how}, {result['bytes'] / 1e6:.2f} MB\n"
+        f"  {result['backend']} {escape(result['library'])}, {result['precision']}, for {escape(made_for)}"
+    )
+    for profile in result["profiles"]:
+        shapes = (f"{name}={','.join('x'.join(map(str, shape)) for shape in sizes)}" for name, sizes in profile.items())
+        show(f"  profile {escape(' '.join(shapes))}")
+    for line in result["warnings"]:
+        show(f"  [yellow]{escape(line)}[/]")
+
+
 def print_inspect(result: Result) -> None:
     table = _table(">#", "node", "kind", "shape", "scope", "fused with")
     for relu in result["relus"]:
