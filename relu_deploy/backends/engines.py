@@ -296,14 +296,15 @@ def _build(
     # Under the lock nobody else writes these: what is left of them is of builds that were killed.
     for leftover in (*file.parent.glob(f".{file.name}.*"), *file.parent.glob(f".{_note(file).name}.*")):
         leftover.unlink(missing_ok=True)
-    _note(file).unlink(missing_ok=True)
     timing = file.parent / f"{name}-{identity['library']}-{hashlib.sha256(identity['device'].encode()).hexdigest()[:8]}.timing"
     built = build_engine(
         name, bundle.onnx, wanted, timing_cache=timing.read_bytes() if timing.exists() else b"", progress=progress
     )
     if built.timing_cache:
         write_atomically(timing, built.timing_cache)
-    file.with_suffix(".runtime").unlink(missing_ok=True)
+    # From here on the engine that was kept is gone; until here a build that fails or is killed leaves it as it was.
+    for old in (_note(file), file.with_suffix(".runtime")):
+        old.unlink(missing_ok=True)
     write_atomically(file, built.plan)
     facts = {
         **identity,
