@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from relu_deploy.optimize import optimize as optimize
     from relu_deploy.relu import relu as relu
     from relu_deploy.relu import relu6 as relu6
+    from relu_deploy.serve import serve as serve
     from relu_deploy.verify import verify as verify
     from relu_deploy.verify.census import census as census
     from relu_deploy.verify.prove import prove as prove
@@ -48,6 +49,7 @@ _HOME = {
     "prove": "verify.prove",
     "relu": "relu",
     "relu6": "relu",
+    "serve": "serve",
     "verify": "verify",
     "watch": "nn.watch",
 }

@@ -290,6 +290,26 @@ def bench(options: argparse.Namespace) -> int:
     return EXIT_FINE if report.passed else EXIT_CHECK_FAILED
 
 
+def serve(options: argparse.Namespace) -> int:
+    from relu_deploy.backends import require
+    from relu_deploy.report.progress import steps
+    from relu_deploy.report.tables import print_serve
+    from relu_deploy.serve import serve as run
+    from relu_deploy.serve import serve_options
+
+    asked = serve_options(options)
+    require(options.backend)
+
+    def started(where: dict[str, Any]) -> None:
+        result = {"schema": "relu-deploy/serve/1", **where}
+        _finish(options, result, lambda: print_serve(result))
+        sys.stdout.flush()
+
+    with steps(options.quiet) as step:
+        run(options.paths, asked, progress=step, started=started)
+    return EXIT_FINE
+
+
 def doctor(options: argparse.Namespace) -> int:
     from relu_deploy.backends import probe_all
     from relu_deploy.report.tables import print_doctor
@@ -300,7 +320,8 @@ def doctor(options: argparse.Namespace) -> int:
 
 #: what the verbs of the command line run
 VERBS = {
-    function.__name__: function for function in (zoo, export, inspect, verify, prove, census, optimize, compile, bench, doctor)
+    function.__name__: function
+    for function in (zoo, export, inspect, verify, prove, census, optimize, compile, bench, serve, doctor)
 }
 
 

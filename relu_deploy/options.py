@@ -40,7 +40,7 @@ def parser_for(functions: Mapping[str, Verb]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"relu-deploy {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
 
-    for add in (_zoo, _export, _inspect, _verify, _prove, _census, _optimize, _compile, _bench, _doctor):
+    for add in (_zoo, _export, _inspect, _verify, _prove, _census, _optimize, _compile, _bench, _serve, _doctor):
         add(verbs, functions)
     return parser
 
@@ -214,12 +214,41 @@ def _bench(verbs: Any, functions: Mapping[str, Verb]) -> None:
     _common(verb, "backend", "seed", "threads", "force")
 
 
+def _serve(verbs: Any, functions: Mapping[str, Verb]) -> None:
+    verb = _verb(
+        verbs, functions, "serve", "answer inference requests over HTTP and gRPC (Open Inference Protocol v2) until stopped"
+    )
+    verb.add_argument("paths", nargs="+", metavar="PATH", help="bundles, their variants, or .onnx files")
+    verb.add_argument("--backend", default="onnxruntime-cpu", metavar="NAME", help="of every model (default onnxruntime-cpu)")
+    verb.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen; 0.0.0.0 for every interface (default 127.0.0.1)"
+    )
+    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        verb.add_argument(
+            f"--{name}-port", type=int, default=port, metavar="N", help=f"(default {port}; 0 takes a free one, -1 none)"
+        )
+    verb.add_argument("--max-batch", type=int, default=8, metavar="N", help="most rows run together (default 8)")
+    verb.add_argument(
+        "--max-delay", type=float, default=0.0, metavar="MS", help="how long a request may wait for others (default 0)"
+    )
+    verb.add_argument(
+        "--queue", type=int, default=128, metavar="N", help="requests that may wait; more are told to come back (default 128)"
+    )
+    verb.add_argument(
+        "--deadline", type=float, metavar="S", help="seconds that a request may wait in the queue (default: no limit)"
+    )
+    verb.add_argument("--max-body", type=float, default=64.0, metavar="MIB", help="largest request body (default 64)")
+    verb.add_argument("--no-watch", dest="watch", action="store_false", help="do not reload a model whose file changes")
+    verb.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
+    _common(verb, "threads")
+
+
 def _doctor(verbs: Any, functions: Mapping[str, Verb]) -> None:
     _verb(verbs, functions, "doctor", "say which backends are usable here, and what to fix for those that are not")
 
 
 def _verb(verbs: Any, functions: Mapping[str, Verb], name: str, summary: str) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary.capitalize() + ".")
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     verb.set_defaults(verb=functions[name])
     verb.add_argument("--json", metavar="FILE", help="write the result as one JSON object; - for stdout alone")
     verb.add_argument("--quiet", action="store_true", help="no progress on stderr")

@@ -58,6 +58,16 @@ def print_compile(result: Result) -> None:
         show(f"  [yellow]{escape(line)}[/]")
 
 
+def print_serve(result: Result) -> None:
+    host = result["host"] if ":" not in result["host"] else f"[{result['host']}]"
+    for name in ("http", "grpc", "metrics"):
+        if result.get(name) is not None:
+            address = f"{host}:{result[name]}" if name == "grpc" else f"http://{host}:{result[name]}"
+            show(f"{name:<8} {address}{'/metrics' if name == 'metrics' else ''}")
+    for model in result["models"]:
+        show(f"model    [bold]{escape(model['name'])}[/]  {model['backend']}, up to {model['max_batch']} rows together")
+
+
 def print_inspect(result: Result) -> None:
     table = _table(">#", "node", "kind", "shape", "scope", "fused with")
     for relu in result["relus"]:

@@ -1,0 +1,39 @@
+"""Serving: the Open Inference Protocol v2 over HTTP and gRPC, from one process, on any backend.
+
+A request goes through three files: `http` (or `grpc`) reads it, `codec` makes arrays of it, `batcher` runs it with others.
+`models` holds what is loaded, `server` the process, `connection` the manners of one connection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from relu_deploy.errors import UsageError
+from relu_deploy.serve.batcher import Limits
+from relu_deploy.serve.http import HttpLimits
+from relu_deploy.serve.models import Settings
+from relu_deploy.serve.server import Ports, ServeOptions, serve
+
+__all__ = ["HttpLimits", "Limits", "Ports", "ServeOptions", "Settings", "serve", "serve_options"]
+
+
+def serve_options(asked: Any) -> ServeOptions:
+    """Return the options of the command line's names. Raises UsageError for one that makes no sense."""
+    for name, least in (("max_batch", 1), ("queue", 1), ("max_delay", 0), ("deadline", 0), ("max_body", 0)):
+        value = getattr(asked, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}", "see relu-deploy serve --help")
+    ports = {}
+    for name in ("http", "grpc", "metrics"):
+        port = getattr(asked, f"{name}_port")
+        if not -1 <= port < 2**16 or (name == "http" and port < 0):
+            raise UsageError(f"--{name}-port must be a port, not {port}", "0 takes a free one")
+        ports[name] = None if port < 0 else port
+    limits = Limits(asked.max_batch, asked.max_delay / 1e3, asked.queue)
+    return ServeOptions(
+        host=asked.host,
+        ports=Ports(**ports),  # type: ignore[arg-type]
+        limits=HttpLimits(max_body=int(asked.max_body * 2**20)),
+        settings=Settings(asked.backend, asked.threads, asked.device, limits, asked.deadline),
+        watch=asked.watch,
+    )

@@ -1,0 +1,112 @@
+"""One HTTP connection's manners, on top of uvicorn's protocol: how slow, how large, and how it ends.
+
+uvicorn bounds neither the headers nor the time that they take, closes idle connections at once when it stops, and gives up
+a request whose client has shut down its sending side. A client may do that and still wait for its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+__all__ = ["Connection", "Manners"]
+
+SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+MALFORMED = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+
+
+@dataclass
+class Manners:
+    """Shared by all connections of a server. draining: the server is going down, and each answer is its connection's last.
+
+    header_seconds: until the headers of a request are complete. header_bytes: at most. grace: seconds that an idle
+    connection is kept while draining, because a request may be on its way.
+    """
+
+    header_seconds: float = 10.0
+    header_bytes: int = 2**16
+    grace: float = 0.5
+    draining: bool = False
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol with manners."""
+
+    def __init__(self, manners: Manners, **given: Any) -> None:
+        super().__init__(**given)
+        self._manners = manners
+        self._header_bytes = 0
+        self._slow: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._slow = self.loop.call_later(self._manners.header_seconds, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._in_time()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_idle():
+            if self._slow is None:
+                self._slow = self.loop.call_later(self._manners.header_seconds, self._too_slow)
+            self._header_bytes += len(data)
+            if self._header_bytes > self._manners.header_bytes and b"\r\n\r\n" not in data:
+                self._refuse(LONG, b'{"error":"the headers are too long"}')
+                return
+        super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's words are not JSON
+        self._refuse(MALFORMED, b'{"error":"this is not an HTTP request"}')
+
+    def on_headers_complete(self) -> None:
+        self._in_time()
+        super().on_headers_complete()
+        if self._manners.draining and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own signature
+        if self._is_idle():
+            return None
+        # Whoever has closed altogether answers this with a reset, and is gone; whoever still listens skips it.
+        if not self.cycle.response_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.cycle.keep_alive = False
+        return True
+
+    def shutdown(self) -> None:
+        if self._is_idle():
+            self.loop.call_later(self._manners.grace, self._close_if_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _close_if_idle(self) -> None:
+        if self._is_idle() and self._slow is None and not self.transport.is_closing():
+            self.transport.close()
+
+    def _too_slow(self) -> None:
+        # A connection that has sent nothing is merely idle.
+        self._slow = None
+        if self._header_bytes:
+            self._refuse(SLOW, b'{"error":"the headers did not arrive in time"}')
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    def _in_time(self) -> None:
+        self._header_bytes = 0
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+
+    def _refuse(self, head: bytes, body: bytes) -> None:
+        self._in_time()
+        if not self.transport.is_closing():
+            self.transport.write(head % (len(body), body))
+            self.transport.close()

@@ -1,0 +1,167 @@
+"""The process: binds its ports, loads its models, answers until it is told to stop, and then finishes what it took."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from relu_deploy.errors import InputError, UsageError, missing_package
+from relu_deploy.serve.http import HttpApp, HttpLimits, Route
+from relu_deploy.serve.models import Models, Settings
+
+__all__ = ["Ports", "ServeOptions", "serve"]
+
+#: seconds between two looks at whether a model has changed on the disk
+WATCH_EVERY = 2.0
+#: seconds that new connections are still taken after the signal, for those that are on their way
+LINGER = 0.1
+
+log = logging.getLogger("relu_deploy.serve")
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where to listen; 0 takes any free port, None none."""
+
+    http: int = 8000
+    grpc: int | None = 8001
+    metrics: int | None = 8002
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """All of a server that is not a model's. drain_seconds: how long what was taken may take after the signal."""
+
+    host: str = "127.0.0.1"
+    ports: Ports = field(default_factory=Ports)
+    limits: HttpLimits = field(default_factory=HttpLimits)
+    settings: Settings = field(default_factory=Settings)
+    watch: bool = True
+    drain_seconds: float = 60.0
+
+
+def serve(
+    paths: Sequence[str | Path],
+    options: ServeOptions = ServeOptions(),  # it is frozen
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+    started: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> None:
+    """Serve the models at `paths` until SIGTERM or SIGINT. started: called with where it listens, once every model is warm.
+
+    Raises what loading a model raises, and InputError for a port that is taken, before anything is served.
+    """
+    if not paths:
+        raise UsageError("serve needs a model", "for instance relu-deploy serve digits.rdb")
+    try:
+        import uvicorn  # noqa: F401
+        import uvloop
+    except ImportError as error:
+        raise missing_package(error.name or "uvicorn", "serve") from error
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(paths, options, progress, started))
+
+
+async def _serve(
+    paths: Sequence[str | Path],
+    options: ServeOptions,
+    progress: Callable[[str], None],
+    started: Callable[[dict[str, Any]], None],
+) -> None:
+    from relu_deploy.serve.connection import Connection, Manners
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    manners = Manners()
+    with contextlib.ExitStack() as stack:
+        http = stack.enter_context(_listening(options.host, options.ports.http, "--http-port"))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        models = Models(options.settings)
+        routes: list[Route] = []
+        try:
+            for path in paths:
+                progress(f"loading {path}")
+                await models.add(path)
+                if stop.is_set():
+                    return
+            app = HttpApp(models, options.limits, routes, lambda: not stop.is_set())
+            server = _uvicorn(app, partial(Connection, manners), options.drain_seconds)
+            serving = asyncio.create_task(server.serve([http]))
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.005)
+            watching = asyncio.create_task(_watch(models)) if options.watch else None
+            told = [
+                {"name": one.name, "backend": one.settings.backend, "max_batch": one.limits.max_batch} for one in models.loaded()
+            ]
+            started({"host": options.host, "http": http.getsockname()[1], "models": told})
+            await stop.wait()
+            progress("stopping: finishing what was taken")
+            if watching is not None:
+                watching.cancel()
+            manners.draining = True
+            await asyncio.sleep(LINGER)
+            server.should_exit = True
+            await serving
+        finally:
+            await models.close()
+
+
+def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # The signals are the process's, which has more than one server to stop.
+            yield
+
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]
+        backlog=4096,
+    )
+    return Server(config)
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int, option: str) -> Iterator[socket.socket]:
+    """Yield a bound socket. Raises InputError that names the option when the port cannot be had."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = socket.socket(*found[:3])
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}: {error.strerror or error}", "give an address of this machine with --host"
+        ) from error
+    with bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(found[4])
+        except OSError as error:
+            raise InputError(
+                f"cannot listen on {host}:{port}: {error.strerror}", f"choose another port with {option}, 0 for any"
+            ) from error
+        yield bound
+
+
+async def _watch(models: Models) -> None:
+    while True:
+        await asyncio.sleep(WATCH_EVERY)
+        for line in await models.reload_changed():
+            log.info(line)
