@@ -39,13 +39,14 @@ class HttpLimits:
 
 @dataclass(frozen=True)
 class Ask:
-    """One HTTP request. headers: by lower-case name. body: reads it, within the limits."""
+    """One HTTP request. headers: by lower-case name. body: reads it, within the limits. noted: what the log may tell of it."""
 
     method: str
     parts: tuple[str, ...]
     headers: Mapping[str, str]
     query: str
     body: Callable[[], Awaitable[bytes]]
+    noted: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class HttpApp:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         reader = _Reader(receive, headers, self._limits)
         parts = tuple(scope["path"].strip("/").split("/"))
-        ask = Ask(scope["method"], parts, headers, scope["query_string"].decode("latin-1"), reader.read)
+        ask = Ask(scope["method"], parts, headers, scope["query_string"].decode("latin-1"), reader.read, scope.get("noted", {}))
         try:
             answer = await self._unless_gone(ask, reader)
         except ServeError as error:
@@ -147,7 +148,8 @@ class HttpApp:
         # The body took its time: by now the model may be a newer one.
         model = self._models.get(name, version)
         wanted = request.wanted(model.outputs)
-        results = await model.infer(request)
+        ask.noted.update(model=name, id=request.id)
+        results = await model.infer(request, ask.noted)
         told = {"model_name": name, "model_version": VERSION, "id": request.id}
         if not request.id:
             del told["id"]
@@ -172,6 +174,8 @@ class HttpApp:
                 return _json(model.metadata())
             case ["config"]:
                 return _json(model.config())
+            case ["monitor"] if model.watch is not None:
+                return _json(model.watch.to_json())
             case ["stats"]:
                 return _json({"model_stats": [model.statistics.to_json(name, VERSION)]})
         raise NotFound(f"there is nothing at /v2/models/{name}/{'/'.join(rest)}")

@@ -15,7 +15,9 @@ from typing import Any
 
 from relu_deploy.errors import InputError, UsageError, missing_package
 from relu_deploy.serve.http import HttpApp, HttpLimits, Route
+from relu_deploy.serve.logs import AccessLog, LogOptions, logging_to_stderr
 from relu_deploy.serve.models import Models, Settings
+from relu_deploy.serve.monitor import Monitored
 
 __all__ = ["Ports", "ServeOptions", "serve"]
 
@@ -38,7 +40,10 @@ class Ports:
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """All of a server that is not a model's. drain_seconds: how long what was taken may take after the signal."""
+    """All of a server that is not a model's. drain_seconds: how long what was taken may take after the signal.
+
+    monitor_share: of the rows that the Relu monitor looks at; None for the default where there is a census, 0 for none.
+    """
 
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
@@ -46,6 +51,8 @@ class ServeOptions:
     settings: Settings = field(default_factory=Settings)
     watch: bool = True
     drain_seconds: float = 60.0
+    monitor_share: float | None = None
+    log: LogOptions = field(default_factory=LogOptions)
 
 
 def serve(
@@ -62,11 +69,14 @@ def serve(
     if not paths:
         raise UsageError("serve needs a model", "for instance relu-deploy serve digits.rdb")
     try:
+        import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
         import uvloop
     except ImportError as error:
         raise missing_package(error.name or "uvicorn", "serve") from error
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    if options.log.as_json:
+        progress = log.info
+    with logging_to_stderr(options.log), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(paths, options, progress, started))
 
 
@@ -77,32 +87,40 @@ async def _serve(
     started: Callable[[dict[str, Any]], None],
 ) -> None:
     from relu_deploy.serve.connection import Connection, Manners
+    from relu_deploy.serve.metrics import Metrics, MetricsApp
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     manners = Manners()
     with contextlib.ExitStack() as stack:
         http = stack.enter_context(_listening(options.host, options.ports.http, "--http-port"))
+        metrics = None
+        if options.ports.metrics is not None:
+            metrics = stack.enter_context(_listening(options.host, options.ports.metrics, "--metrics-port"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        models = Models(options.settings)
+        monitored = Monitored(options.monitor_share)
+        models = Models(options.settings, monitored)
         routes: list[Route] = []
         try:
             for path in paths:
                 progress(f"loading {path}")
-                await models.add(path)
+                model = await models.add(path)
+                await asyncio.to_thread(monitored.require, model.watch)
                 if stop.is_set():
                     return
             app = HttpApp(models, options.limits, routes, lambda: not stop.is_set())
-            server = _uvicorn(app, partial(Connection, manners), options.drain_seconds)
-            serving = asyncio.create_task(server.serve([http]))
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.005)
+            server, serving = await _started(AccessLog(app, options.log), partial(Connection, manners), http, options)
+            scraped = None
+            if metrics is not None:
+                scraped = await _started(MetricsApp(Metrics(models)), partial(Connection, Manners()), metrics, options)
             watching = asyncio.create_task(_watch(models)) if options.watch else None
             told = [
                 {"name": one.name, "backend": one.settings.backend, "max_batch": one.limits.max_batch} for one in models.loaded()
             ]
-            started({"host": options.host, "http": http.getsockname()[1], "models": told})
+            ports = {"http": http.getsockname()[1]} | ({} if metrics is None else {"metrics": metrics.getsockname()[1]})
+            started({"host": options.host, **ports, "models": told})
+            log.info("listening", extra={"fields": {"host": options.host, **ports}})
             await stop.wait()
             progress("stopping: finishing what was taken")
             if watching is not None:
@@ -111,8 +129,20 @@ async def _serve(
             await asyncio.sleep(LINGER)
             server.should_exit = True
             await serving
+            if scraped is not None:
+                scraped[0].should_exit = True
+                await scraped[1]
         finally:
             await models.close()
+
+
+async def _started(app: Any, protocol: Any, bound: socket.socket, options: ServeOptions) -> tuple[Any, asyncio.Task[None]]:
+    """Return a uvicorn server that answers on `bound`, and the task that it runs in."""
+    server = _uvicorn(app, protocol, options.drain_seconds)
+    serving = asyncio.create_task(server.serve([bound]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.005)
+    return server, serving
 
 
 def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
