@@ -278,7 +278,8 @@ def _from_json(one: Mapping[str, Any], spec: TensorSpec) -> Array:
             raise Invalid(f"input {name!r} has data that is not {datatype_of(spec)}")
         if array.size and dtype.kind in "ui" and not np.iinfo(dtype).min <= array.min() <= array.max() <= np.iinfo(dtype).max:
             raise Invalid(f"input {name!r} has numbers beyond {datatype_of(spec)}")
-        array = array.astype(dtype)
+        with np.errstate(over="ignore"):  # the infinity is refused like any other
+            array = array.astype(dtype)
     except (ValueError, OverflowError, TypeError):
         raise Invalid(f"input {name!r} has data that is not one array of numbers") from None
     if array.size != prod(shape):

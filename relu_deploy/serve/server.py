@@ -6,22 +6,22 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.errors import InputError, UsageError, missing_package
+from relu_deploy.errors import UsageError, missing_package
 from relu_deploy.serve.http import HttpApp, HttpLimits, Route
+from relu_deploy.serve.listener import listening, take_no_more
 from relu_deploy.serve.models import Models, Settings
 
 __all__ = ["Ports", "ServeOptions", "serve"]
 
 #: seconds between two looks at whether a model has changed on the disk
 WATCH_EVERY = 2.0
-#: seconds that new connections are still taken after the signal, for those that are on their way
+#: seconds that connections are still taken after the signal, and then those that had begun are
 LINGER = 0.1
 
 log = logging.getLogger("relu_deploy.serve")
@@ -82,7 +82,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     manners = Manners()
     with contextlib.ExitStack() as stack:
-        http = stack.enter_context(_listening(options.host, options.ports.http, "--http-port"))
+        http = stack.enter_context(listening(options.host, options.ports.http, "--http-port"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         models = Models(options.settings)
@@ -108,6 +108,8 @@ async def _serve(
             if watching is not None:
                 watching.cancel()
             manners.draining = True
+            await asyncio.sleep(LINGER)
+            take_no_more(http)
             await asyncio.sleep(LINGER)
             server.should_exit = True
             await serving
@@ -137,27 +139,6 @@ def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
         backlog=4096,
     )
     return Server(config)
-
-
-@contextlib.contextmanager
-def _listening(host: str, port: int, option: str) -> Iterator[socket.socket]:
-    """Yield a bound socket. Raises InputError that names the option when the port cannot be had."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = socket.socket(*found[:3])
-    except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}: {error.strerror or error}", "give an address of this machine with --host"
-        ) from error
-    with bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            bound.bind(found[4])
-        except OSError as error:
-            raise InputError(
-                f"cannot listen on {host}:{port}: {error.strerror}", f"choose another port with {option}, 0 for any"
-            ) from error
-        yield bound
 
 
 async def _watch(models: Models) -> None:
