@@ -365,7 +365,15 @@ def test_fp8_builds_for_ada_and_later_and_elsewhere_the_builder_says_why_not(tmp
         build("tensorrt-rtx", path, compute_capabilities=["SM86"])
 
 
-def test_an_interrupt_cancels_the_build_and_the_next_one_works(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Let SIGINT raise KeyboardInterrupt, which it does not in a process that a script started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_cancels_the_build_and_the_next_one_works(tmp_path, interruptible):
     path = network(tmp_path / "m.onnx")
     told = []
 
