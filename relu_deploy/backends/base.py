@@ -67,7 +67,8 @@ class Options:
     threads: CPU threads inside one operator; 0 takes every CPU this process may use. device: index of the GPU.
     taps: Relus whose outputs `run` returns beside the model's own, under their tensors' names.
     optimization: how far the runtime may rewrite the graph, one of `OPTIMIZATIONS`, where it has such a switch.
-    profile: let `Session.executed` say which kernels ran.
+    profile: let `Session.executed` say which kernels ran. spin: let CPU threads that wait for work spin, where the runtime
+    has such a switch: fastest alone, and a waste of processors that others need too, as in a server.
     """
 
     threads: int = 0
@@ -75,6 +76,7 @@ class Options:
     taps: tuple[Relu, ...] = ()
     optimization: str = "all"
     profile: bool = False
+    spin: bool = True
 
     @property
     def thread_count(self) -> int:

@@ -6,10 +6,8 @@ Bodies are bounded, in size and in the time they may take, and read into one buf
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +24,9 @@ EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration", "
 #: a JSON body above this many bytes is parsed in a thread, so that other requests go on meanwhile
 PARSED_ASIDE = 2**20
 
+#: the extension of an ASGI scope that takes a future to cancel when the client goes; `connection` offers it
+LEAVING = "relu_deploy.leaving"
+
 log = logging.getLogger("relu_deploy.serve")
 
 
@@ -39,13 +40,14 @@ class HttpLimits:
 
 @dataclass(frozen=True)
 class Ask:
-    """One HTTP request. headers: by lower-case name. body: reads it, within the limits."""
+    """One HTTP request. headers: by lower-case name. body: reads it, within the limits. leaving: see `Model.infer`."""
 
     method: str
     parts: tuple[str, ...]
     headers: Mapping[str, str]
     query: str
     body: Callable[[], Awaitable[bytes]]
+    leaving: Callable[[asyncio.Future[Any]], None]
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,15 @@ class HttpApp:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         reader = _Reader(receive, headers, self._limits)
         parts = tuple(scope["path"].strip("/").split("/"))
-        ask = Ask(scope["method"], parts, headers, scope["query_string"].decode("latin-1"), reader.read)
+        leaving = scope.get("extensions", {}).get(LEAVING, _stays)
+        ask = Ask(scope["method"], parts, headers, scope["query_string"].decode("latin-1"), reader.read, leaving)
         try:
-            answer = await self._unless_gone(ask, reader)
+            answer = await self._answer(ask)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # The client has gone: nobody reads an answer.
+            return
         except ServeError as error:
             answer = _refused(error)
         except ReluDeployError as error:
@@ -90,27 +98,7 @@ class HttpApp:
         except Exception:
             log.exception("a request failed")
             answer = _refused(Failed("the server failed on this request; its log says more"))
-        if answer is not None:
-            with contextlib.suppress(OSError):
-                await _send(send, answer, closes=not reader.done)
-
-    async def _unless_gone(self, ask: Ask, reader: _Reader) -> Answer | None:
-        """Return the answer, None when the client left before there was one: what it asked for is then not run any more."""
-        if ask.method == "GET":
-            return await self._answer(ask)
-        answering = asyncio.ensure_future(self._answer(ask))
-        await reader.arrived.wait_or(answering)
-        if answering.done():
-            return answering.result()
-        leaving = asyncio.ensure_future(reader.until_gone())
-        try:
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                return answering.result()
-            answering.cancel()
-            return None
-        finally:
-            leaving.cancel()
+        await _send(send, answer, closes=not reader.done)
 
     async def _answer(self, ask: Ask) -> Answer:
         match (ask.method, *ask.parts):
@@ -147,7 +135,7 @@ class HttpApp:
         # The body took its time: by now the model may be a newer one.
         model = self._models.get(name, version)
         wanted = request.wanted(model.outputs)
-        results = await model.infer(request)
+        results = await model.infer(request, ask.leaving)
         told = {"model_name": name, "model_version": VERSION, "id": request.id}
         if not request.id:
             del told["id"]
@@ -193,31 +181,11 @@ class HttpApp:
         raise NotFound(f"there is nothing at /v2/repository/{'/'.join(rest)}")
 
 
-class _Arrival:
-    """Whether the body has been read, which some requests never ask for."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def set(self) -> None:
-        self._event.set()
-
-    async def wait_or(self, other: asyncio.Future[Any]) -> None:
-        if other.done() or self._event.is_set():
-            return
-        waiting = asyncio.ensure_future(self._event.wait())
-        try:
-            await asyncio.wait((waiting, other), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-
-
 class _Reader:
     """Reads one body. done: whether all of it was read, without which the connection cannot be used again."""
 
     def __init__(self, receive: Any, headers: Mapping[str, str], limits: HttpLimits) -> None:
         self._receive, self._headers, self._limits = receive, headers, limits
-        self.arrived = _Arrival()
         self.done = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
 
     async def read(self) -> bytes:
@@ -228,13 +196,17 @@ class _Reader:
         encoding = self._headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise Invalid(f"a body in content encoding {encoding!r} is not taken", "send it as it is")
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                return await self._whole()
+        except TimeoutError:
+            raise Invalid(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
+
+    async def _whole(self) -> bytes:
         pieces: list[bytes] = []
-        size, deadline = 0, time.monotonic() + self._limits.body_seconds
+        size = 0
         while True:
-            try:
-                message = await asyncio.wait_for(self._receive(), deadline - time.monotonic())
-            except TimeoutError:
-                raise Invalid(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise Invalid("the client left before its body was complete")
             pieces.append(message.get("body", b""))
@@ -243,13 +215,11 @@ class _Reader:
                 raise TooLarge(f"the body is more than the {self._limits.max_body} bytes that are taken")
             if not message.get("more_body", False):
                 self.done = True
-                self.arrived.set()
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def until_gone(self) -> None:
-        """Return when the client has gone."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+
+def _stays(_: asyncio.Future[Any]) -> None:
+    """What a server without that extension is taken to say: the client stays."""
 
 
 def _json_length(headers: Mapping[str, str]) -> int | None:

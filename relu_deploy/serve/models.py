@@ -59,14 +59,16 @@ class Model:
     def waiting(self) -> int:
         return self._batcher.waiting
 
-    async def infer(self, request: Request) -> Feeds:
+    async def infer(self, request: Request, leaving: Callable[[asyncio.Future[Any]], None] = lambda _: None) -> Feeds:
         """Return the outputs for the request's inputs, which fit `inputs`.
 
+        leaving: called with a future that is to be cancelled when the client goes: it is then not run, if it still waits.
         Raises Invalid for too many rows, Busy, Late, or Failed.
         """
         rows = self._rows(request.inputs)
         ticket = self._batcher.submit(dict(request.inputs), rows, self._deadline(request.parameters))
         self.statistics.pending += 1
+        leaving(ticket.future)
         try:
             return await ticket.future
         finally:
@@ -280,7 +282,7 @@ def _warm(bundle: Bundle, settings: Settings) -> Session:
     strange = [spec for spec in (*bundle.inputs, *bundle.outputs) if spec.dtype not in DATATYPES]
     if strange:
         raise InputError(f"{bundle.path}: {strange[0]} has a type that the protocol has no name for", "serve a model without it")
-    session = load(bundle, settings.backend, threads=settings.threads, device=settings.device)
+    session = load(bundle, settings.backend, threads=settings.threads, device=settings.device, spin=False)
     try:
         varies = [spec for spec in session.inputs if any(isinstance(size, str) for size in spec.shape[1:])]
         numeric = all(spec.dtype != "string" for spec in session.inputs)
