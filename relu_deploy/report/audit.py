@@ -67,7 +67,9 @@ def _summary(result: Mapping[str, Any]) -> list[str]:
         if names:
             lines.append(f"[yellow]{words}: {len(names)}, first {escape(names[0])}[/]")
     if not engine["same_outputs"]:
-        lines.append(f"[yellow]outputs of the two engines differ by up to {engine['output_spread']:.3g}[/]")
+        spread = engine["output_spread"]
+        apart = "in shape, or by infinity" if spread is None else f"by up to {spread:.3g}"
+        lines.append(f"[yellow]outputs of the two engines differ {apart}[/]")
     lines.append("[yellow]so this says less about the engine that ships: only its outputs were checked themselves[/]")
     return lines
 

@@ -7,9 +7,8 @@ kernels, the same bits in the outputs. What holds for the one then holds for the
     local         the region evaluated in float64 from the tensors that the engine showed before it: its own error
     accumulated   the whole graph evaluated in float64 from the inputs: what the errors until there add up to
 
-Each tensor that the engine showed takes the place of the evaluated one as the evaluation comes by it, so one pass replays
-every region from its own inputs. The verdict is that of `verdict.py`. What a region rounds itself is what its nodes'
-types say; the codes that it reads are exact, and codes that it writes are right to one rounding.
+The verdict is that of `verdict.py`. What a region rounds itself is what its nodes' types say; codes that it reads are exact,
+and codes that it writes are right to one rounding. So even in int8 a region's own error is judged in units of float32's.
 """
 
 from __future__ import annotations
@@ -22,19 +21,20 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from relu_deploy.backends import load
-from relu_deploy.backends.base import Rounding, Seen, TruthSession
+from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
-from relu_deploy.graph import SCOPE_KEY, find_relus, load_model, node_precisions, precision_of
-from relu_deploy.graph.precision import PRECISIONS
-from relu_deploy.tensors import Array, Feeds, check_feeds
+from relu_deploy.graph import SCOPE_KEY, Relu, find_relus, load_model, precision_of
+from relu_deploy.tensors import Feeds, check_feeds
+from relu_deploy.verify.checks import Contract
 from relu_deploy.verify.engine import EngineDifference, InspectedEngine, ObservedEngine, compare_layers, read_layers
 from relu_deploy.verify.kinds import describe
 from relu_deploy.verify.locate import Fault
 from relu_deploy.verify.observe import same_bits
 from relu_deploy.verify.own import STORAGE
-from relu_deploy.verify.regions import Coverage, Region, Shown, View, coverage_of, look, regions_of
-from relu_deploy.verify.verdict import LIMITS, Comparison, compare, yardstick_error
+from relu_deploy.verify.regions import Coverage, Region, View, coverage_of, look, regions_of
+from relu_deploy.verify.replay import Evaluations, compare_shown, contract_of, evaluate, rounds_to, shapes_at
+from relu_deploy.verify.verdict import Comparison, compare
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -74,8 +74,9 @@ class RegionReport:
 class AuditReport:
     """What the audit of an engine found.
 
-    outputs: of the engine that ships, against the truth. spread: largest difference of an output between the two engines;
-    None where all their bits are the same. faults: the regions whose own error is not explained, first one first.
+    outputs: of the engine that ships, against the truth. contracts: of the Relus that were observed, by tensor. spread: largest
+    difference of an output between the two engines; None where all their bits are the same. faults: the regions whose own
+    error is not explained and the Relus that break the contract, first one first.
     """
 
     backend: str
@@ -84,6 +85,7 @@ class AuditReport:
     outputs: Mapping[str, Comparison]
     regions: Sequence[RegionReport]
     relus: Sequence[Coverage]
+    contracts: Mapping[str, Contract]
     difference: EngineDifference
     spread: float | None
     captured: int
@@ -94,7 +96,8 @@ class AuditReport:
     @property
     def passed(self) -> bool:
         """Return whether every number that was looked at is right; how much was looked at is `coverage`."""
-        return all(report.passed for report in self.regions) and all(one.passed for one in self.outputs.values())
+        verdicts = [*(report.passed for report in self.regions), *(one.passed for one in self.outputs.values())]
+        return all(verdicts) and not any(contract.broken for contract in self.contracts.values())
 
     @property
     def as_deployed(self) -> bool:
@@ -116,6 +119,7 @@ class AuditReport:
         return {state: sum(one.state == state for one in self.relus) for state in ("observed", "inside", "unobserved")}
 
     def to_json(self) -> dict[str, Any]:
+        spread = self.spread if self.spread is not None and np.isfinite(self.spread) else None
         return {
             "backend": self.backend,
             "model": self.model,
@@ -125,13 +129,16 @@ class AuditReport:
             "first_divergence": self.first_divergence,
             "faults": [fault.to_json() for fault in self.faults],
             "coverage": self.coverage,
-            "engine": {**self.difference.to_json(), "same_outputs": self.spread is None, "output_spread": self.spread},
+            "engine": {**self.difference.to_json(), "same_outputs": self.spread is None, "output_spread": spread},
             "captured": self.captured,
             "unmatched": list(self.unmatched),
             "outputs": [{"name": name, **one.to_json()} for name, one in self.outputs.items()],
             "worst_region": self.worst.region.tensor if self.worst else None,
             "regions": [report.to_json() for report in self.regions],
-            "relus": [one.to_json() for one in self.relus],
+            "relus": [
+                {**one.to_json(), "contract": self.contracts[one.at].to_json() if one.state == "observed" else None}
+                for one in self.relus
+            ],
             "seconds": round(self.seconds, 3),
         }
 
@@ -164,98 +171,35 @@ def audit(
     model = ShapeInferencePass()(load_model(bundle.onnx)).model
     session = cast(TruthSession, load(bundle, "reference"))
     progress(f"{backend}: truth in float64")
-    view = look(model, _shapes(session, feeds), layers, captured, outputs)
+    view = look(model, shapes_at(session, feeds), layers, captured, outputs)
     regions = regions_of(model, view)
     precision = precision_of(model)
-    whole = _evaluate(session, feeds, view.shown, {precision})
+    whole = evaluate(session, feeds, view.shown, {precision})
     progress(f"{backend}: {len(regions)} regions from the engine's own tensors")
-    rounds = {region: _rounds(model, region, view) for region in regions}
-    own = _evaluate(session, feeds, view.shown, {*rounds.values()}, replay=True)
+    rounds = {region: rounds_to(model, region, view) for region in regions}
+    own = evaluate(session, feeds, view.shown, {*rounds.values()}, replay=True)
     session.close()
     reports = [_judge(region, view, feeds, rounds[region], precision, own, whole) for region in regions]
+    relus = coverage_of(find_relus(model), view, regions)
+    precisions = {region.tensor: rounds[region] for region in regions if not region.is_copy}
+    contracts = {
+        one.at: contract_of(one.relu, view.shown[one.at], own, precisions[one.at]) for one in relus if one.state == "observed"
+    }
     return AuditReport(
         backend,
         bundle.name,
         precision,
-        {name: _compare(view.shown[name], shipped[name], whole, precision) for name in sorted(names & view.shown.keys())},
+        {name: compare_shown(view.shown[name], shipped[name], whole, precision) for name in sorted(names & view.shown.keys())},
         [report for report, _ in reports],
-        coverage_of(find_relus(model), view, regions),
+        relus,
+        contracts,
         difference,
         _spread(shipped, outputs),
         len(captured),
         view.unmatched,
-        [_fault(model, backend, report, *kind) for report, kind in reports if kind is not None],
+        _faults(model, backend, view, reports, relus, contracts),
         time.perf_counter() - started,
     )
-
-
-# ---------------------------------------------------------------- evaluations
-
-#: the values of the tensors that were shown, by what was evaluated: "float64", "float32" as the graph is, "rounded/<precision>"
-Evaluations = dict[str, dict[str, Array]]
-
-
-def _shapes(session: TruthSession, feeds: Feeds) -> dict[str, tuple[int, ...]]:
-    shapes = {name: array.shape for name, array in feeds.items()}
-
-    def keep(name: str, value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            shapes[name] = value.shape
-        return value
-
-    session.evaluate(feeds, seen=cast(Seen, keep))
-    return shapes
-
-
-def _evaluate(
-    session: TruthSession, feeds: Feeds, shown: Mapping[str, Shown], precisions: set[str], *, replay: bool = False
-) -> Evaluations:
-    """Return what the graph gives for every tensor in `shown`.
-
-    replay: once a tensor was evaluated, go on with what the engine showed of it.
-    """
-
-    def evaluated(**how: Any) -> dict[str, Array]:
-        values: dict[str, Array] = {}
-
-        def seen(name: str, value: Any) -> Any:
-            if name not in shown:
-                return value
-            values[name] = value
-            return shown[name].value.astype(value.dtype) if replay else value
-
-        session.evaluate(feeds, seen=cast(Seen, seen), **how)
-        return values
-
-    found = {f"rounded/{each}": evaluated(rounding=Rounding(each)) for each in sorted(precisions)}
-    with np.errstate(over="ignore"):
-        return {"float64": evaluated(), "float32": evaluated(wide=False), **found}
-
-
-def _rounds(model: ir.Model, region: Region, view: View) -> str:
-    """Return the coarsest precision that a region rounds to on its way: of its nodes' results and of codes inside it.
-
-    Codes that it reads or ends in are not on its way, and codes of weights are what they are.
-    """
-    stored, found = node_precisions(model), {"float32"}
-    for node in model.graph:
-        if node.name not in region.nodes:
-            continue
-        if node.op_type == "QuantizeLinear":
-            source = node.inputs[0]
-            # The engine may have quantised what it showed already: then its numbers are codes, and stay as they are.
-            before = view.shown.get(str(source.name)) if source is not None and source.name in region.inputs else None
-            is_exact = source is not None and source.const_value is not None
-            if not is_exact and node.outputs[0].name != region.tensor and not (before and before.quantised):
-                found.add(stored[str(node.name)])
-            continue
-        kind = node.outputs[0].dtype
-        named = {"FLOAT16": "float16", "BFLOAT16": "bfloat16"}.get(kind.name if kind else "")
-        found |= {named} if named else set()
-    return max(found, key=PRECISIONS.index)
-
-
-# ---------------------------------------------------------------- verdicts
 
 
 def _judge(
@@ -265,13 +209,13 @@ def _judge(
     if region.is_copy:
         return _judge_copy(region, view, feeds)
     shown = view.shown[region.tensor]
-    accumulated = _compare(shown, shown.value, whole, precision)
+    accumulated = compare_shown(shown, shown.value, whole, precision)
     wrong = next((name for name in region.inputs if not _is_finite(name, view, feeds)), None)
     if wrong is not None:
         note = f"no verdict of its own: the engine's {wrong} holds NaN or infinity"
         return RegionReport(region, rounds, None, accumulated, note), None
     note = f"reaches back over other layers, for not all that it reads was shown: {'; '.join(region.missing)}"
-    local = _compare(shown, shown.value, own, rounds)
+    local = compare_shown(shown, shown.value, own, rounds)
     report = RegionReport(region, rounds, local, accumulated, note if region.missing else "")
     true = shown.real(own["float64"][region.tensor])
     return report, None if local.passed else describe(shown.real(shown.value), true)
@@ -287,15 +231,6 @@ def _judge_copy(region: Region, view: View, feeds: Feeds) -> tuple[RegionReport,
     return RegionReport(region, "float32", verdict, None), None if verdict.passed else describe(got, true)
 
 
-def _compare(shown: Shown, got: Array, evaluations: Evaluations, precision: str) -> Comparison:
-    """Return the verdict on `got`, a value of the tensor `shown`. precision: that was rounded to on the way to it."""
-    true, *others = (shown.real(evaluations[each][shown.tensor]) for each in ("float64", "float32", f"rounded/{precision}"))
-    noise = yardstick_error(true, *others, precision=precision)
-    if shown.quantised is not None:
-        noise = max(noise, shown.quantised.noise(true))
-    return compare(shown.real(got), true, noise, LIMITS["int8" if shown.quantised else precision])
-
-
 def _is_finite(name: str, view: View, feeds: Feeds) -> bool:
     value = view.shown[name].real(view.shown[name].value) if name in view.shown else feeds[name]
     return value.dtype.kind != "f" or bool(np.isfinite(value).all())
@@ -304,9 +239,28 @@ def _is_finite(name: str, view: View, feeds: Feeds) -> bool:
 def _spread(shipped: Feeds, outputs: Feeds) -> float | None:
     if all(same_bits(shipped[name], outputs[name]) for name in shipped):
         return None
+    if any(array.shape != outputs[name].shape for name, array in shipped.items()):
+        return np.inf
     with np.errstate(invalid="ignore"):
         apart = [np.abs(array.astype(np.float64) - outputs[name].astype(np.float64)) for name, array in shipped.items()]
     return max(float(np.max(np.nan_to_num(each, nan=np.inf), initial=0)) for each in apart)
+
+
+def _faults(
+    model: ir.Model,
+    backend: str,
+    view: View,
+    reports: Sequence[tuple[RegionReport, tuple[str, str] | None]],
+    relus: Sequence[Coverage],
+    contracts: Mapping[str, Contract],
+) -> list[Fault]:
+    """Return what is at fault, in the order in which the engine runs it. A Relu whose region is wrong is not named again."""
+    found = [(report.region.place, _fault(model, backend, report, *kind)) for report, kind in reports if kind is not None]
+    wrong = {report.region.tensor for report, kind in reports if kind is not None}
+    for one in relus:
+        if one.state == "observed" and one.at not in wrong and contracts[one.at].broken:
+            found.append((view.shown[one.at].places[-1], _broken(model, backend, one.relu, contracts[one.at].broken)))
+    return [fault for _, fault in sorted(found, key=lambda each: each[0])]
 
 
 def _fault(model: ir.Model, backend: str, report: RegionReport, kind: str, detail: str) -> Fault:
@@ -326,3 +280,8 @@ def _fault(model: ir.Model, backend: str, report: RegionReport, kind: str, detai
     ratio = report.local.error_ratio if report.local else None
     scope = node.metadata_props.get(SCOPE_KEY, "")
     return Fault(str(node.name), node.op_type, scope, backend, kind, detail, ratio, region.nodes)
+
+
+def _broken(model: ir.Model, backend: str, relu: Relu, broken: str) -> Fault:
+    operator = next(node.op_type for node in model.graph if node.name == relu.node)
+    return Fault(relu.node, operator, relu.scope, backend, "contract", broken, None, (relu.node,))

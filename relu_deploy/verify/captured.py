@@ -22,7 +22,7 @@ import numpy as np
 from relu_deploy.graph.operands import constant_of
 from relu_deploy.tensors import Array
 from relu_deploy.verify.engine import DTYPES, Captured, EngineTensor
-from relu_deploy.verify.verdict import yardstick_error
+from relu_deploy.verify.verdict import rms
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -62,9 +62,10 @@ class Quantised:
         return self.real(np.clip(np.rint(steps), limits.min, limits.max))
 
     def noise(self, values: Array) -> float:
-        """Return the RMS error of rounding `values` to the nearest code."""
+        """Return the RMS error that rounding to the nearest code makes of numbers like `values`."""
         if self.codes == "float8":
-            return yardstick_error(values / self.scale, precision="float8") * self.scale
+            # Half a unit in the last of three places after the point, at most, and evenly spread.
+            return rms(values[np.isfinite(values)]) * 2.0**-4 / math.sqrt(3)
         return self.scale / math.sqrt(12)
 
 

@@ -244,7 +244,7 @@ def coverage_of(relus: Sequence[Relu], view: View, regions: Sequence[Region]) ->
             continue
         reason = _why_unobserved(view, place)
         if around:
-            reason = f"{reason}; checked only together with the layers before {around[0].tensor}"
+            reason = f"{reason}; checked only as part of the stretch that ends in {around[0].tensor}"
         found.append(Coverage(relu, UNOBSERVED, layer, around[0].tensor if around else "", reason))
     return found
 

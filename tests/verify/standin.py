@@ -11,8 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnxruntime
+from onnx import TensorProto
 from onnx_ir.passes.common import ShapeInferencePass
 
 from relu_deploy.graph import cut, load_model, save_model
@@ -20,7 +22,13 @@ from relu_deploy.verify.engine import Captured
 
 FOLLOWERS = ("Add", "Clip", "QuantizeLinear", "Relu")
 HEADS = ("Conv", "Gemm", "MatMul")
-TYPES = {"float32": ("Float", "FP32"), "float16": ("Half", "FP16"), "int8": ("Int8", "Int8")}
+TYPES = {
+    "float32": ("Float", "FP32"),
+    "float16": ("Half", "FP16"),
+    "int8": ("Int8", "Int8"),
+    "float8_e4m3fn": ("FP8", "FP8"),
+}
+FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 @dataclass
@@ -64,13 +72,16 @@ class StandIn:
     fault: called with a piece's node names and its results by tensor, changes them. names: "onnx" or "myelin". version: of the
     inspector's form. drop: tensors that are not shown. formats: tensor → format it is stored in. copies: tensors that a
     Reformat layer writes again before they are read. tactic: what the names of its kernels begin with. unnamed: operators that
-    the metadata leaves out.
+    the metadata leaves out. level: how far ONNX Runtime may rewrite a piece.
     """
 
-    def __init__(self, path, *, fault=None, names="onnx", version=10, drop=(), formats=None, copies=(), tactic="k", unnamed=()):
+    def __init__(
+        self, path, *, fault=None, names="onnx", version=10, drop=(), formats=None, copies=(), tactic="k", unnamed=(), level="ALL"
+    ):
         self.model = ShapeInferencePass()(load_model(Path(path))).model
         self.fault, self.names, self.version, self.tactic = fault, names, version, tactic
         self.drop, self.formats, self.copies, self.unnamed = set(drop), formats or {}, set(copies), unnamed
+        self.level = f"ORT_ENABLE_{level}"
         self.pieces = pieces_of(self.model)
         self.inputs = [value.name for value in self.model.graph.inputs]
         self.outputs = [value.name for value in self.model.graph.outputs]
@@ -97,20 +108,26 @@ class StandIn:
                 save_model(part, Path(folder) / "piece.onnx")
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = 1
+                options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, self.level)
                 piece.session = onnxruntime.InferenceSession(Path(folder) / "piece.onnx", options, ["CPUExecutionProvider"])
             piece.inputs = [one.name for one in piece.session.get_inputs()]
 
     def _execute(self, feeds):
         values = dict(feeds)
         for piece in self.pieces:
-            given = piece.session.run(piece.outputs, {name: values[name] for name in piece.inputs})
-            results = dict(zip(piece.outputs, given, strict=True))
+            given = piece.session.run(piece.outputs, {name: for_onnxruntime(values[name]) for name in piece.inputs})
+            results = {name: self._of_its_type(name, array) for name, array in zip(piece.outputs, given, strict=True)}
             if self.fault:
                 self.fault([node.name for node in piece.nodes], results)
             values |= results
         self.shapes = {name: array.shape for name, array in values.items()}
         self.dtypes = {name: array.dtype.name for name, array in values.items()}
         return values
+
+    def _of_its_type(self, name, array):
+        """Return what ONNX Runtime gave in the graph's type: NumPy has no float8, so it gives bytes."""
+        value = next(value for node in self.model.graph for value in node.outputs if value.name == name)
+        return array.view(FLOAT8) if value.dtype is not None and value.dtype.name == "FLOAT8E4M3FN" else array
 
     def run(self, feeds):
         values = self._execute(feeds)
@@ -127,7 +144,7 @@ class StandIn:
             for name in piece.outputs:
                 if name not in self.drop:
                     data, shape = stored(values[name], self.formats.get(name, "")), values[name].shape
-                    captured.append(Captured(self.called(name), data, values[name].dtype.name, shape))
+                    captured.append(Captured(self.called(name), data, values[name].dtype.name.removesuffix("_e4m3fn"), shape))
                 if name in self.copies:
                     again = values[name].copy()
                     if self.fault:
@@ -205,6 +222,12 @@ class StandIn:
             "Dimensions": list(self.shapes[name]),
             **told,
         }
+
+
+def for_onnxruntime(array):
+    if array.dtype != FLOAT8:
+        return array
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), TensorProto.FLOAT8E4M3FN)
 
 
 def stored(array, layout):

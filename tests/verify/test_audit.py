@@ -3,6 +3,8 @@
 There is no GPU here: `standin.py` stands in for the engine, everything else is the real thing.
 """
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -153,6 +155,23 @@ def test_two_faults_are_both_named_in_the_order_in_which_they_run(tmp_path):
     assert [one.node for one in report.faults] == ["r1b", "y"]
 
 
+@pytest.mark.parametrize(
+    ("node", "change", "broken"),
+    [
+        ("r1a", lambda array: np.where(array == 0, np.float32(-1e-12), array), "negative output"),
+        ("r3", lambda array: np.where(array == 6, np.nextafter(np.float32(6), np.float32(7)), array), "above 6"),
+    ],
+    ids=["negative", "above"],
+)
+def test_a_relu_that_breaks_its_contract_within_the_noise_is_named_all_the_same(tmp_path, node, change, broken):
+    report = audited(network(tmp_path / "m.onnx", gain=2.0), fault=at(node, change))
+    assert not failing(report)
+    assert not report.passed
+    (fault,) = report.faults
+    assert (fault.node, fault.kind) == (node, "contract")
+    assert broken in fault.detail
+
+
 def test_an_overflow_is_a_fault_where_it_happens_and_judges_nothing_behind_it(tmp_path):
     # Weights so large that the second convolution leaves float16 where float64 goes on.
     path = network(tmp_path / "m.onnx", np.float16, gain=60.0)
@@ -192,6 +211,26 @@ def test_an_engine_that_shows_nothing_covers_nothing(tmp_path):
     assert report.captured == 0
     assert report.coverage == {"observed": 0, "inside": 0, "unobserved": 6}
     assert [one.region.tensor for one in report.regions] == ["y"]
+
+
+def test_an_engine_of_one_kernel_is_one_fusion_with_every_relu_inside(tmp_path):
+    path = network(tmp_path / "m.onnx")
+
+    class Whole(StandIn):
+        def inspect(self):
+            nodes = [f"[ONNX Layer: {node.name}]" for node in self.model.graph]
+            whole = {"Name": "{ForeignNode[c0...y]}", "LayerType": "Myelin", "Metadata": "\x1e".join(nodes)}
+            return json.dumps({"Layers": [{**whole, "Inputs": [self._tensor("x")], "Outputs": [self._tensor("y")]}]})
+
+        def capture(self, feeds):
+            return []
+
+    report = audit(Bundle.open(path), "tensorrt", x_of(), Whole(path), Whole(path))
+    assert report.passed
+    assert report.as_deployed
+    assert report.coverage == {"observed": 0, "inside": 6, "unobserved": 0}
+    wrong = audit(Bundle.open(path), "tensorrt", x_of(), Whole(path), Whole(path, fault=at("c1b", swapped)))
+    assert len(wrong.faults[0].region) == len(list(load_model(path).graph))
 
 
 @pytest.mark.parametrize(("dtype", "layout"), [(np.float32, CHW32), (np.float16, HWC8)])
@@ -272,13 +311,26 @@ def test_an_engine_of_another_graph_is_bad_input(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def int8_digits(digits_bundle, tmp_path_factory):
+def variant_of_digits(digits_bundle, tmp_path_factory):
     pytest.importorskip("torch", reason="torch is not installed")
     from relu_deploy.optimize import optimize
 
-    out = tmp_path_factory.mktemp("int8") / "digits.rdb"
-    small = optimize(digits_bundle, "tensorrt", "int8", out=out, calibration="digits", samples=32, eval_samples=64)
-    return small.with_variant("int8-tensorrt")
+    def make(precision):
+        out = tmp_path_factory.mktemp(precision) / "digits.rdb"
+        small = optimize(digits_bundle, "tensorrt", precision, out=out, calibration="digits", samples=32, eval_samples=64)
+        return small.with_variant(f"{precision}-tensorrt")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def int8_digits(variant_of_digits):
+    return variant_of_digits("int8")
+
+
+@pytest.fixture(scope="module")
+def fp8_digits(variant_of_digits):
+    return variant_of_digits("fp8")
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +392,28 @@ def test_a_fault_in_int8_that_the_noise_of_int8_would_hide_shows_from_the_engine
     assert next(one for one in report.regions if one.region.tensor == "relu_1").accumulated.passed
 
 
+def test_a_float8_engine_is_seen_through_its_codes(fp8_digits, digits):
+    feeds, _ = digits(fp8_digits, 2, 0)
+    how = {"level": "BASIC"}
+    report = audit(fp8_digits, "tensorrt", feeds, StandIn(fp8_digits.onnx, **how), StandIn(fp8_digits.onnx, **how))
+    assert report.precision == "float8"
+    assert report.passed
+    assert report.coverage["unobserved"] == 0
+    assert report.coverage["inside"] >= 1
+
+
+def test_a_relu_that_a_real_runtime_removes_before_a_float8_quantisation_is_found(fp8_digits, digits):
+    # ONNX Runtime 1.32 takes the zero point of float8 for its smallest number, and the QuantizeLinear for the Relu.
+    feeds, _ = digits(fp8_digits, 2, 0)
+    right, real = StandIn(fp8_digits.onnx, level="BASIC"), StandIn(fp8_digits.onnx)
+    if all(np.array_equal(array, right.run(feeds)[name]) for name, array in real.run(feeds).items()):
+        pytest.skip("this ONNX Runtime keeps the Relu")
+    report = audit(fp8_digits, "tensorrt", feeds, right, real)
+    assert report.first_divergence == "stage2.0.relu/Relu"
+    assert {fault.operator for fault in report.faults} == {"Relu"}
+    assert report.faults[0].region[-1].endswith("QuantizeLinear")
+
+
 # ---------------------------------------------------------------- told to people
 
 
@@ -361,8 +435,6 @@ def test_the_report_says_what_was_seen_what_was_not_and_why(tmp_path, capsys):
 
 
 def test_the_answer_is_plain_json(tmp_path):
-    import json
-
     with np.errstate(over="ignore"):
         report = audited(network(tmp_path / "m.onnx", np.float16, gain=60.0), x_of(np.float16)).to_json()
     answer = json.loads(json.dumps(report, allow_nan=False))
