@@ -229,13 +229,18 @@ def _entry(file: Path, identity: Mapping[str, Any]) -> Engine | str | None:
 
 
 def _latest(folder: Path, identity: Mapping[str, Any], device: int) -> Engine | None:
-    """Return the engine that was built last for this graph, backend, library and machine, whatever its options."""
+    """Return the engine that was built last for this graph, backend, library and machine, whatever its options.
+
+    But not one that was built to be observed: that is for an audit, and never what somebody deploys.
+    """
     same = ("graph", "backend", "library", "platform")
     notes = [(facts, note) for note in folder.glob("*.json") if (facts := _facts(note)) is not None]
     fitting = [
         (str(facts["built"]), note.with_suffix(".engine"), facts)
         for facts, note in notes
-        if all(facts.get(name) == identity[name] for name in same) and _runs_here(facts, identity, device)
+        if all(facts.get(name) == identity[name] for name in same)
+        and not facts.get("options", {}).get("observable")
+        and _runs_here(facts, identity, device)
     ]
     for _, file, facts in sorted(fitting, key=lambda each: each[0], reverse=True):
         entry = _entry(file, {name: facts[name] for name in identity})

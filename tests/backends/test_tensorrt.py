@@ -255,6 +255,38 @@ def test_tf32_is_used_only_when_asked_for(tmp_path):
     assert without.isdisjoint(allowed)
 
 
+def test_an_engine_that_shows_its_tensors_is_the_same_but_for_that(tmp_path):
+    path = network(tmp_path / "m.onnx")
+    plain, observable = ({build("tensorrt-rtx", path, observable=shows).plan for _ in range(3)} for shows in (False, True))
+    assert plain.isdisjoint(observable)
+    # Not one kernel more or less: the library's word that this bars no fusion shows in the plan.
+    assert {len(plan) for plan in plain} == {len(plan) for plan in observable}
+    assert BuildOptions(observable=True).to_json() != BuildOptions().to_json()
+
+
+@pytest.mark.parametrize("answer", [None, False])
+def test_a_library_that_cannot_show_tensors_is_unsupported(tmp_path, monkeypatch, answer):
+    class Network:
+        """The real network, less the method, or with one that refuses."""
+
+        def __init__(self, network):
+            self._network = network
+
+        def __getattr__(self, name):
+            if name != "mark_unfused_tensors_as_debug_tensors":
+                return getattr(self._network, name)
+            if answer is None:
+                raise AttributeError(name)
+            return lambda: answer
+
+    from relu_deploy.backends import tensorrt_build
+
+    parsed = tensorrt_build._parsed
+    monkeypatch.setattr(tensorrt_build, "_parsed", lambda *args: (Network((found := parsed(*args))[0]), found[1]))
+    with pytest.raises(Unsupported, match="shows its tensors"):
+        build("tensorrt-rtx", network(tmp_path / "m.onnx"), observable=True)
+
+
 def test_dimensions_that_vary_need_sizes_that_fit(tmp_path):
     path = network(tmp_path / "m.onnx", batch="N", spatial="S")
     built = build("tensorrt-rtx", path, batch={"x": ((1, 3, 8, 8), (4, 3, 16, 16), (8, 3, 32, 32))})
