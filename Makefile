@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,coco,rtx,serve,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,coco,rtx-build,serve,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
 	@touch $@
 
