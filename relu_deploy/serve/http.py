@@ -127,6 +127,7 @@ class HttpApp:
     async def _infer(self, ask: Ask, name: str, version: str = "") -> Answer:
         model = self._models.get(name, version)
         body = await ask.body()
+        model.check_room()
         length = _json_length(ask.headers)
         if (length if length is not None else len(body)) > PARSED_ASIDE:
             request = await asyncio.to_thread(decode, body, length, model.inputs)

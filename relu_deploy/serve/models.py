@@ -59,6 +59,10 @@ class Model:
     def waiting(self) -> int:
         return self._batcher.waiting
 
+    def check_room(self) -> None:
+        """Raise Busy where `infer` would."""
+        self._batcher.check_room()
+
     async def infer(self, request: Request, leaving: Callable[[asyncio.Future[Any]], None] = lambda _: None) -> Feeds:
         """Return the outputs for the request's inputs, which fit `inputs`.
 

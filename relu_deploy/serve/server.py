@@ -134,6 +134,7 @@ def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]
         backlog=4096,
