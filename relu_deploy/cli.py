@@ -242,6 +242,7 @@ def compile(options: argparse.Namespace) -> int:  # noqa: A001  # named for the 
             out=options.out,
             options=build_options(options),
             device=options.device,
+            repeat=options.repeat,
             rebuild=options.rebuild,
             force=options.force,
             progress=progress,

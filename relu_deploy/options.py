@@ -199,6 +199,9 @@ def _compile(verbs: Any, functions: Mapping[str, Verb]) -> None:
     )
     verb.add_argument("--weight-streaming", action="store_true", help="weights may stay in host memory")
     verb.add_argument("--refit", action="store_true", help="weights can be replaced later")
+    verb.add_argument(
+        "--repeat", type=int, default=1, metavar="N", help="build N times, run all on the GPU, keep the best that verifies"
+    )
     verb.add_argument("--rebuild", action="store_true", help="build even if the engine is kept")
     verb.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
     _common(verb, "force")
