@@ -16,7 +16,7 @@ from typing import Any
 
 from relu_deploy import __version__
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.serve.codec import decode, dump, encode, parse
+from relu_deploy.serve.codec import check_load, decode, dump, encode, parse
 from relu_deploy.serve.models import VERSION, Models
 from relu_deploy.serve.status import Busy, Failed, Invalid, NotFound, ServeError, TooLarge
 
@@ -183,8 +183,7 @@ class HttpApp:
                 entries = self._models.index()
                 return _json([one for one in entries if one["state"] == "READY"] if told.get("ready") else entries)
             case ["models", name, "load"]:
-                if told.get("parameters"):
-                    raise Invalid("a model is loaded from where the server was told it is", "leave the parameters out")
+                check_load(told.get("parameters") or {})
                 await self._models.load(name)
                 return _json({})
             case ["models", name, "unload"]:
