@@ -107,14 +107,14 @@ def metadata_of(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": datatype_of(spec), "shape": shape}
 
 
-def decode(body: bytes, json_length: int | None, specs: Sequence[TensorSpec]) -> Request:
+def decode(body: bytes, json_length: int | None, specs: Sequence[TensorSpec], allow_nan: bool = False) -> Request:
     """Return the request in `body`, every input checked against `specs`.
 
-    json_length: the value of the header, None without one. Arrays share the memory of `body` where they came as bytes.
+    json_length: the value of the header, None without one. allow_nan: take NaN and infinities. Arrays share the memory of `body` where they came as bytes.
     Raises Invalid that names what is wrong.
     """
     if json_length == 0:
-        return Request({specs[0].name: _raw_body(body, specs)}, binary=True)
+        return Request({specs[0].name: _raw_body(body, specs, allow_nan)}, binary=True)
     if json_length is not None and not 0 < json_length <= len(body):
         raise Invalid(f"Inference-Header-Content-Length is {json_length}, and the body has {len(body)} bytes")
     told = parse(body if json_length is None else body[:json_length])
@@ -140,7 +140,7 @@ def decode(body: bytes, json_length: int | None, specs: Sequence[TensorSpec]) ->
         raise Invalid(
             f"{len(behind)} bytes are left in the body that belong to no input", "binary_data_size says how many each has"
         )
-    check_complete(inputs, specs)
+    check_complete(inputs, specs, allow_nan)
     return _request(told, inputs)
 
 
@@ -249,11 +249,11 @@ def to_raw(array: Array) -> bytes:
     return np.ascontiguousarray(array).tobytes()
 
 
-def check_complete(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> None:
+def check_complete(inputs: Mapping[str, Array], specs: Sequence[TensorSpec], allow_nan: bool) -> None:
     """Raise Invalid for an input that is missing, and what `check_sizes` raises."""
     if missing := [spec.name for spec in specs if spec.name not in inputs]:
         raise Invalid(f"there is no tensor for input {missing[0]!r}", f"the model's inputs are {', '.join(map(str, specs))}")
-    check_sizes(inputs, specs)
+    check_sizes(inputs, specs, allow_nan)
 
 
 def check_wish(name: str, parameters: Mapping[str, Any]) -> None:
@@ -269,7 +269,7 @@ def check_load(parameters: Mapping[str, Any]) -> None:
         raise Invalid("a model is loaded from where the server was told it is", "leave the parameters out")
 
 
-def check_sizes(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> None:
+def check_sizes(inputs: Mapping[str, Array], specs: Sequence[TensorSpec], allow_nan: bool) -> None:
     """Raise Invalid for a shape that does not fit, or one name that has two sizes, or a number that is none."""
     bound: dict[str, int] = {}
     for spec in specs:
@@ -281,8 +281,8 @@ def check_sizes(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> Non
         if not fits:
             known = [bound.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.shape]
             raise Invalid(f"input {spec.name!r} has shape {list(array.shape)}, and the model takes {known}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise Invalid(f"input {spec.name!r} holds NaN or an infinity")
+        if not allow_nan and _is_float(array) and not np.isfinite(array).all():
+            raise Invalid(f"input {spec.name!r} holds NaN or an infinity", "the server takes them with --allow-nan")
 
 
 def _request(told: Mapping[str, Any], inputs: Mapping[str, Array]) -> Request:
@@ -332,7 +332,7 @@ def _from_json(one: Mapping[str, Any], spec: TensorSpec) -> Array:
         raise Invalid(f"input {name!r} has data that is not one array of numbers") from None
 
 
-def _raw_body(body: bytes, specs: Sequence[TensorSpec]) -> Array:
+def _raw_body(body: bytes, specs: Sequence[TensorSpec], allow_nan: bool) -> Array:
     """Return the one input that a body without JSON is: batch 1, and a dimension beside that may follow from the length."""
     if len(specs) != 1 or specs[0].dtype == "object":
         raise Invalid("a body without JSON is for models with one input of numbers")
@@ -342,7 +342,7 @@ def _raw_body(body: bytes, specs: Sequence[TensorSpec]) -> Array:
     if shape.count(-1) > 1 or not known or len(body) % known:
         raise Invalid(f"a body of {len(body)} bytes does not make input {spec}")
     array = from_raw(body, [len(body) // known if size < 0 else size for size in shape], spec)
-    check_sizes({spec.name: array}, specs)
+    check_sizes({spec.name: array}, specs, allow_nan)
     return array
 
 
@@ -370,9 +370,14 @@ def _json_data(name: str, array: Array) -> Any:
         raise Invalid(f"output {name!r} is {DATATYPES[kind]}, which JSON cannot hold", "ask for binary data")
     if kind == "object":
         return [one.decode() if isinstance(one, bytes) else str(one) for one in array.ravel()]
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if _is_float(array) and not np.isfinite(array).all():
         raise Invalid(f"output {name!r} holds NaN or an infinity, which JSON cannot say", "ask for binary data")
     return np.ascontiguousarray(array).ravel()
+
+
+def _is_float(array: Array) -> bool:
+    # NumPy does not count bfloat16 among its floats.
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
 def _dtype_name(array: Array) -> str:

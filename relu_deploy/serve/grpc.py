@@ -153,11 +153,11 @@ class GrpcService:
             raise Busy("the server is going down", retry_after=1.0)
         model = self._models.get(request.model_name, request.model_version)
         if not request.raw_input_contents and request.ByteSize() > PARSED_ASIDE:
-            asked = await asyncio.to_thread(decode, request, model.inputs)
+            asked = await asyncio.to_thread(decode, request, model.inputs, model.settings.allow_nan)
             # That took its time: by now the model may be a newer one.
             model = self._models.get(request.model_name, request.model_version)
         else:
-            asked = decode(request, model.inputs)
+            asked = decode(request, model.inputs, model.settings.allow_nan)
         wanted = asked.wanted(model.outputs)
         results = await model.infer(asked, context.time_remaining())
         answer = self._told.ModelInferResponse(model_name=model.name, model_version=VERSION, id=asked.id)

@@ -139,11 +139,11 @@ class HttpApp:
     async def _infer(self, ask: Ask, name: str, version: str = "") -> Answer:
         model = self._models.get(name, version)
         body = await ask.body()
-        length = _json_length(ask.headers)
+        length, allow_nan = _json_length(ask.headers), model.settings.allow_nan
         if (length if length is not None else len(body)) > PARSED_ASIDE:
-            request = await asyncio.to_thread(decode, body, length, model.inputs)
+            request = await asyncio.to_thread(decode, body, length, model.inputs, allow_nan)
         else:
-            request = decode(body, length, model.inputs)
+            request = decode(body, length, model.inputs, allow_nan)
         # The body took its time: by now the model may be a newer one.
         model = self._models.get(name, version)
         wanted = request.wanted(model.outputs)

@@ -45,10 +45,10 @@ _LISTS = {
 }
 
 
-def decode(message: Any, specs: Sequence[TensorSpec]) -> Request:
+def decode(message: Any, specs: Sequence[TensorSpec], allow_nan: bool = False) -> Request:
     """Return the request in a ModelInferRequest, every input checked against `specs`.
 
-    Its outputs are wanted as bytes when its inputs came as bytes. Raises Invalid that names what is wrong.
+    allow_nan: take NaN and infinities. Its outputs are wanted as bytes when its inputs came as bytes. Raises Invalid that names what is wrong.
     """
     raws = list(message.raw_input_contents)
     if raws and len(raws) != len(message.inputs):
@@ -66,7 +66,7 @@ def decode(message: Any, specs: Sequence[TensorSpec]) -> Request:
             raise Invalid(f"input {spec.name!r} has both contents and raw_input_contents", "give one of them")
         else:
             inputs[spec.name] = from_raw(raws[index], shape, spec)
-    check_complete(inputs, specs)
+    check_complete(inputs, specs, allow_nan)
     for one in message.outputs:
         check_wish(one.name, parameters_of(one))
     outputs = tuple(Wanted(one.name, bool(raws)) for one in message.outputs) or None

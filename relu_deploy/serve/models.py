@@ -27,13 +27,17 @@ Watcher = Callable[[Bundle], "Callable[[Feeds, Feeds, int], None] | None"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How every model of a server is run. threads: of one session. deadline: seconds that a request may wait, None for ever."""
+    """How every model of a server is run. threads: of one session. deadline: seconds that a request may wait, None for ever.
+
+    allow_nan: NaN and infinities among the inputs are taken, not refused.
+    """
 
     backend: str = "onnxruntime-cpu"
     threads: int = 0
     device: int = 0
     limits: Limits = field(default_factory=Limits)
     deadline: float | None = None
+    allow_nan: bool = False
 
 
 class Model:

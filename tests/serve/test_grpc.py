@@ -222,6 +222,17 @@ def test_bfloat16_travels_raw(folder):
     with serving(folder, folder / "same_bfloat16.onnx", "--backend", "reference") as running:
         array = array_of("bfloat16")
         assert array_in(running.stub.ModelInfer(request_of("same_bfloat16", array))).tobytes() == array.tobytes()
+        array[0, 0] = np.nan
+        assert "holds NaN" in refused(running.stub.ModelInfer, request_of("same_bfloat16", array)).details()
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "lists"])
+def test_nan_and_infinities_pass_where_the_server_was_told_to_take_them(folder, raw):
+    array = np.array([[np.nan, np.inf, -np.inf]], np.float32)
+    with serving(folder, folder / "same_float32.onnx", "--allow-nan") as running:
+        response = running.stub.ModelInfer(request_of("same_float32", array, raw=raw))
+        answered = array_in(response).ravel() if raw else response.outputs[0].contents.fp32_contents
+        assert np.array_equal(answered, array.ravel(), equal_nan=True)
 
 
 def test_what_has_no_list_is_sent_raw_or_refused(server):
@@ -281,7 +292,9 @@ INVALID = {
     "needs 576 bytes, and has 3": lambda r: set_raw(r, [b"abc"]),
     "there are 1 inputs and 2 raw_input_contents": lambda r: set_raw(r, [b"", b""]),
     "input 'x' has no data; give contents": lambda r: set_raw(r, []),
-    "holds NaN or an infinity": lambda r: set_raw(r, [np.full(144, np.nan, np.float32).tobytes()]),
+    "holds NaN or an infinity; the server takes them with --allow-nan": lambda r: set_raw(
+        r, [np.full(144, np.nan, np.float32).tobytes()]
+    ),
     "there is no input 'z'": lambda r: setattr(r.inputs[0], "name", "z"),
     "there is no tensor for input 'x'": lambda r: (r.inputs.pop(), set_raw(r, [])),
     "is given twice": lambda r: (r.inputs.append(r.inputs[0]), r.raw_input_contents.append(r.raw_input_contents[0])),
