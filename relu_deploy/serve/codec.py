@@ -327,9 +327,18 @@ def _from_json(one: Mapping[str, Any], spec: TensorSpec) -> Array:
     if spec.dtype == "object":
         return _json_strings(data, shape, spec)
     try:
-        return from_numbers(np.array(data), shape, spec)
+        return from_numbers(_array_of(data, spec), shape, spec)
     except (ValueError, OverflowError, TypeError):
         raise Invalid(f"input {name!r} has data that is not one array of numbers") from None
+
+
+def _array_of(data: list[Any], spec: TensorSpec) -> Array:
+    array = np.array(data)
+    if spec.dtype != "uint64" or array.dtype.kind != "f":
+        return array
+    # Small and very large integers together: NumPy makes floats of them, which do not hold the large ones.
+    exact = np.array(data, object)
+    return exact.astype(np.uint64) if all(type(one) is int for one in exact.ravel()) else array
 
 
 def _raw_body(body: bytes, specs: Sequence[TensorSpec], allow_nan: bool) -> Array:

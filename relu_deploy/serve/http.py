@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,9 +225,9 @@ class _Reader:
         told = self._headers.get("content-length")
         if told is not None and told.isdecimal() and int(told) > self._limits.max_body:
             raise TooLarge(f"a body of {told} bytes is more than the {self._limits.max_body} that are taken")
-        encoding = self._headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            raise Invalid(f"a body in content encoding {encoding!r} is not taken", "send it as it is")
+        encoding = self._headers.get("content-encoding", "identity").lower()
+        if encoding not in ("identity", "gzip", "deflate"):
+            raise Invalid(f"a body in content encoding {encoding!r} is not taken", "send it as it is, in gzip or in deflate")
         pieces: list[bytes] = []
         size, deadline = 0, time.monotonic() + self._limits.body_seconds
         while True:
@@ -243,12 +244,27 @@ class _Reader:
             if not message.get("more_body", False):
                 self.done = True
                 self.arrived.set()
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                return body if encoding == "identity" else await asyncio.to_thread(_unpacked, body, self._limits.max_body)
 
     async def until_gone(self) -> None:
         """Return when the client has gone."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+
+def _unpacked(body: bytes, most: int) -> bytes:
+    """Return what the compressed `body` holds, without ever holding more than `most`. Raises TooLarge, or Invalid."""
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header, gzip's or zlib's
+    try:
+        found = unpacker.decompress(body, most + 1)
+    except zlib.error as error:
+        raise Invalid(f"the body is not what its content encoding says: {error}") from None
+    if len(found) > most:
+        raise TooLarge(f"the unpacked body is more than the {most} bytes that are taken")
+    if not unpacker.eof or unpacker.unused_data:
+        raise Invalid("the compressed body ends too early or too late")
+    return found
 
 
 def _json_length(headers: Mapping[str, str]) -> int | None:
