@@ -221,10 +221,10 @@ def compressed(told: Told) -> None:
         assert answer.as_numpy(told.output).tobytes() == told.together.tobytes()
 
 
-def late(told: Told) -> str | None:
+def late(told: Told) -> str:
     if told.protocol == "grpc":
-        return refused(lambda: told.infer(told.x, client_timeout=1e-6), "DEADLINE_EXCEEDED")
-    return None
+        refused(lambda: told.infer(told.x, client_timeout=1e-6), "DEADLINE_EXCEEDED")
+    return refused(lambda: told.infer(told.x, timeout=1), "the deadline passed")
 
 
 def unknown(told: Told) -> str:
@@ -277,7 +277,7 @@ CHECKS: dict[str, Callable[[Told], Any]] = {
     "async_infer": asynchronous,
     "the asyncio client": asyncio_client,
     "compressed requests and answers": compressed,
-    "the client's own timeout": late,
+    "timeouts: of the request in microseconds, and of the gRPC client": late,
     "unknown model and version are refused in words": unknown,
     "mistakes are refused in words": mistakes,
     "class_count is refused in words": classes,

@@ -505,6 +505,13 @@ def test_a_port_that_is_taken_is_named(server, folder):
     assert "--grpc-port" in answer.stderr
 
 
+def test_a_server_without_grpc_says_so_and_answers_over_http(folder):
+    with serving(folder, folder / "net.onnx", "--grpc-port", "-1") as running:
+        assert running.grpc is None
+        with urllib.request.urlopen(f"http://127.0.0.1:{running.http}/v2/health/ready", timeout=10) as response:
+            assert response.status == 200
+
+
 def test_importing_the_server_leaves_the_protocols_names_to_others():
     """A process may hold another package's stubs, such as tritonclient.grpc's; protobuf takes each name once."""
     code = """
