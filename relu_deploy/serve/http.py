@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from relu_deploy import __version__
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.serve.codec import decode, dump, encode, parse
+from relu_deploy.serve.codec import check_load, decode, dump, encode, parse
 from relu_deploy.serve.models import VERSION, Models
 from relu_deploy.serve.status import Busy, Failed, Invalid, NotFound, ServeError, TooLarge
 
@@ -128,11 +129,11 @@ class HttpApp:
         model = self._models.get(name, version)
         body = await ask.body()
         model.check_room()
-        length = _json_length(ask.headers)
+        length, allow_nan = _json_length(ask.headers), model.settings.allow_nan
         if (length if length is not None else len(body)) > PARSED_ASIDE:
-            request = await asyncio.to_thread(decode, body, length, model.inputs)
+            request = await asyncio.to_thread(decode, body, length, model.inputs, allow_nan)
         else:
-            request = decode(body, length, model.inputs)
+            request = decode(body, length, model.inputs, allow_nan)
         # The body took its time: by now the model may be a newer one.
         model = self._models.get(name, version)
         wanted = request.wanted(model.outputs)
@@ -172,8 +173,7 @@ class HttpApp:
                 entries = self._models.index()
                 return _json([one for one in entries if one["state"] == "READY"] if told.get("ready") else entries)
             case ["models", name, "load"]:
-                if told.get("parameters"):
-                    raise Invalid("a model is loaded from where the server was told it is", "leave the parameters out")
+                check_load(told.get("parameters") or {})
                 await self._models.load(name)
                 return _json({})
             case ["models", name, "unload"]:
@@ -194,14 +194,15 @@ class _Reader:
         told = self._headers.get("content-length")
         if told is not None and told.isdecimal() and int(told) > self._limits.max_body:
             raise TooLarge(f"a body of {told} bytes is more than the {self._limits.max_body} that are taken")
-        encoding = self._headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            raise Invalid(f"a body in content encoding {encoding!r} is not taken", "send it as it is")
+        encoding = self._headers.get("content-encoding", "identity").lower()
+        if encoding not in ("identity", "gzip", "deflate"):
+            raise Invalid(f"a body in content encoding {encoding!r} is not taken", "send it as it is, in gzip or in deflate")
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                return await self._whole()
+                body = await self._whole()
         except TimeoutError:
             raise Invalid(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
+        return body if encoding == "identity" else await asyncio.to_thread(_unpacked, body, self._limits.max_body)
 
     async def _whole(self) -> bytes:
         pieces: list[bytes] = []
@@ -221,6 +222,20 @@ class _Reader:
 
 def _stays(_: asyncio.Future[Any]) -> None:
     """What a server without that extension is taken to say: the client stays."""
+
+
+def _unpacked(body: bytes, most: int) -> bytes:
+    """Return what the compressed `body` holds, without ever holding more than `most`. Raises TooLarge, or Invalid."""
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header, gzip's or zlib's
+    try:
+        found = unpacker.decompress(body, most + 1)
+    except zlib.error as error:
+        raise Invalid(f"the body is not what its content encoding says: {error}") from None
+    if len(found) > most:
+        raise TooLarge(f"the unpacked body is more than the {most} bytes that are taken")
+    if not unpacker.eof or unpacker.unused_data:
+        raise Invalid("the compressed body ends too early or too late")
+    return found
 
 
 def _json_length(headers: Mapping[str, str]) -> int | None:

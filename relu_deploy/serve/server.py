@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import UsageError, missing_package
+from relu_deploy.serve.grpc import GrpcServer, GrpcService
 from relu_deploy.serve.http import HttpApp, HttpLimits, Route
 from relu_deploy.serve.listener import listening, take_no_more
 from relu_deploy.serve.models import Models, Settings
@@ -87,6 +88,7 @@ async def _serve(
             loop.add_signal_handler(number, stop.set)
         models = Models(options.settings)
         routes: list[Route] = []
+        grpc = _grpc(models, options, lambda: not stop.is_set())
         try:
             for path in paths:
                 progress(f"loading {path}")
@@ -98,11 +100,14 @@ async def _serve(
             serving = asyncio.create_task(server.serve([http]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
+            if grpc is not None:
+                await grpc.start()
             watching = asyncio.create_task(_watch(models)) if options.watch else None
             told = [
                 {"name": one.name, "backend": one.settings.backend, "max_batch": one.limits.max_batch} for one in models.loaded()
             ]
-            started({"host": options.host, "http": http.getsockname()[1], "models": told})
+            ports = {"http": http.getsockname()[1], "grpc": grpc and grpc.port}
+            started({"host": options.host, **ports, "models": told})
             await stop.wait()
             progress("stopping: finishing what was taken")
             if watching is not None:
@@ -112,9 +117,22 @@ async def _serve(
             take_no_more(http)
             await asyncio.sleep(LINGER)
             server.should_exit = True
-            await serving
+            await asyncio.gather(serving, *([] if grpc is None else [grpc.drain(options.drain_seconds)]))
         finally:
+            if grpc is not None:
+                await grpc.drain(0)
             await models.close()
+
+
+def _grpc(models: Models, options: ServeOptions, ready: Callable[[], bool]) -> GrpcServer | None:
+    """Return the gRPC port, bound, None when there is to be none. Raises InputError when it is taken."""
+    port = options.ports.grpc
+    if port is None:
+        return None
+    service = GrpcService(models, ready)
+    with listening(options.host, port, "--grpc-port"):  # says why, which gRPC does not
+        pass
+    return GrpcServer(service, options.host, port, options.limits.max_body)
 
 
 def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:

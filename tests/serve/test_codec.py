@@ -15,7 +15,7 @@ from relu_deploy.serve.status import Invalid
 from relu_deploy.tensors import TensorSpec
 
 SPECS = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("n", "int8", ("batch",)))
-NUMBERS = [name for name in DATATYPES if name != "string"]
+NUMBERS = [name for name in DATATYPES if name != "object"]
 
 
 def dtype(name):
@@ -88,7 +88,7 @@ def test_float32_survives_json_to_the_bit(array):
 
 @given(st.lists(st.text(), min_size=1, max_size=5))
 def test_strings_survive_as_bytes_and_as_json(texts):
-    spec = TensorSpec("t", "string", (len(texts),))
+    spec = TensorSpec("t", "object", (len(texts),))
     array = np.array(texts, object)
     assert from_raw(to_raw(array), [len(texts)], spec).tolist() == texts
     sent = body({"name": "t", "shape": [len(texts)], "datatype": "BYTES", "data": texts})
@@ -215,7 +215,7 @@ def test_a_bool_byte_is_0_or_1():
 
 
 def test_strings_whose_lengths_do_not_fit_are_refused():
-    spec = TensorSpec("t", "string", (1,))
+    spec = TensorSpec("t", "object", (1,))
     for raw in (b"\x05\0\0\0abc", b"\x01\0", b"\x01\0\0\0\xff", b""):
         with pytest.raises(Invalid):
             from_raw(raw, [1], spec)

@@ -364,6 +364,6 @@ def test_on_a_signal_nothing_that_was_taken_is_lost(digits_bundle, number):
 def test_what_cannot_be_served_is_refused_at_once(command, digits_bundle, arguments, code, words):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         places = {"DIGITS": digits_bundle.path, "TAKEN": taken.getsockname()[1]}
-        done = command("serve", *(places.get(word, word) for word in arguments))
+        done = command("serve", *(places.get(word, word) for word in arguments), "--grpc-port", "0", "--metrics-port", "0")
     assert done.code == code
     assert words in done.stderr
