@@ -263,6 +263,8 @@ def bench(options: argparse.Namespace) -> int:
     batches = numbers(options.batch, "--batch")
     for name in options.backend or ():
         require(name)
+    asked = {"device": options.device, "tf32": options.tf32, "autocast": options.autocast, "torch_mode": options.torch_mode}
+    settings = {name: value for name, value in asked.items() if value not in (0, False, "", "default")}
     if options.html:
         refuse_existing(options.html, options.force)
     with steps(options.quiet) as step, bundles_for(options.paths, step) as paths:
@@ -274,6 +276,7 @@ def bench(options: argparse.Namespace) -> int:
             against=options.against,
             threads=options.threads,
             seed=options.seed,
+            settings=settings,
             progress=step,
         )
         result = report.to_json()

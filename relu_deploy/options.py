@@ -210,6 +210,10 @@ def _bench(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument("--batch", default="1", metavar="N[,N…]", help="batch sizes (default 1)")
     verb.add_argument("--seconds", type=float, default=2.0, metavar="S", help="of timed runs per row (default 2)")
     verb.add_argument("--against", metavar="BACKEND", help="take ratios against this backend (default: the first)")
+    verb.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
+    verb.add_argument("--tf32", action="store_true", help="let GPUs multiply float32 with 10 bits of mantissa")
+    verb.add_argument("--autocast", default="", metavar="TYPE", help="float16 or bfloat16, for PyTorch on a GPU")
+    verb.add_argument("--torch-mode", default="default", metavar="MODE", help="of torch.compile, such as max-autotune")
     verb.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained report with plots")
     _common(verb, "backend", "seed", "threads", "force")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from relu_deploy.backends.cuda import Buffer, Device, Event, Graph, Pinned
 from relu_deploy.backends.dlpack import DeviceArray, from_dlpack, is_on_gpu
-from relu_deploy.errors import ReluDeployError, Unsupported
+from relu_deploy.errors import InputError, ReluDeployError, Unsupported
 from relu_deploy.tensors import Array, Feeds, check_feeds
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class TensorRtBound:
         arrays = check_feeds({**feeds, **outlines}, self._session.inputs, self._session.title)
         for name, array in arrays.items():
             if hasattr(self, "shapes") and self.shapes[name] != array.shape:
-                raise Unsupported(
+                raise InputError(
                     f"{self._session.title}: input {name!r} has shape {array.shape} and was bound for {self.shapes[name]}",
                     "bind again for the new shape",
                 )

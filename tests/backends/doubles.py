@@ -11,6 +11,10 @@ from types import ModuleType, SimpleNamespace
 
 import ml_dtypes
 import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from relu_deploy.bundle import Bundle
 
 cudaError = IntEnum(
     "cudaError_t",
@@ -83,6 +87,12 @@ class Runtime:
 
     def cudaDeviceGetAttribute(self, attribute, device):
         return OK, 1 << 20
+
+    def cudaDeviceGetPCIBusId(self, length, device):
+        return OK, b"0000:65:00.0"
+
+    def cudaMemGetInfo(self):
+        return OK, self.left, 1 << 30
 
     def _allocate(self, size):
         if size > self.left:
@@ -320,6 +330,24 @@ def engine_in(folder, plan, **options):
         runtime_cache=file.with_suffix(".runtime"),
         facts={"options": options},
     )
+
+
+def bundle_of(folder, dtype="float32", outputs=("y",)):
+    """A bundle of one Relu; with "kept" also of an output whose length depends on the data."""
+    kind = {"float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16, "float8_e4m3fn": TensorProto.FLOAT8E4M3FN}[dtype]
+    shapes = {"y": ["batch", 3], "kept": ["found"]}
+    nodes = [helper.make_node("Relu", ["x"], ["y"], "relu")]
+    if "kept" in outputs:
+        nodes += [helper.make_node("Identity", ["x"], ["kept"], "kept")]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, ["batch", 3])],
+        [helper.make_tensor_value_info(name, kind, shapes[name]) for name in outputs],
+    )
+    path = folder / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return Bundle.open(path)
 
 
 FLOAT8 = ml_dtypes.float8_e4m3fn
