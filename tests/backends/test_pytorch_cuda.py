@@ -49,7 +49,7 @@ def test_wishes_that_torch_does_not_know_are_answered_with_those_that_it_does(di
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_it_is_said(digits_bundle):
-    with pytest.raises(BackendUnavailable, match="CPU build|no usable NVIDIA GPU"):
+    with pytest.raises(BackendUnavailable, match=r"CPU build|no usable NVIDIA GPU"):
         load(digits_bundle, "torch-cuda")
 
 
