@@ -23,7 +23,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.measure import ratio_of
 
-__all__ = ["BenchReport", "Ratios", "Run", "bench"]
+__all__ = ["BenchReport", "Ratios", "Run", "bench", "ratios_of"]
 
 #: a fallback of the reference kind is far too slow to stand in a table beside runtimes unless it is asked for
 NOT_BY_DEFAULT = ("reference",)
@@ -82,11 +82,12 @@ def bench(
         for size in _batches_of(bundle, batches):
             rows, timings = measure_rows(bundle, size, plan)
             runs += rows
-            ratios += _ratios(bundle, size, timings, against)
+            ratios += ratios_of(bundle, size, timings, against)
     return BenchReport(environment, runs, ratios, left_out)
 
 
-def _ratios(bundle: Bundle, batch: int, timings: Timings, against: str | None) -> list[Ratios]:
+def ratios_of(bundle: Bundle, batch: int, timings: Timings, against: str | None) -> list[Ratios]:
+    """Return the ratios of every row's timings to those of the first row on backend `against`, None for the first of all."""
     base: Key | None = next((key for key in timings.calls if key.backend == (against or key.backend)), None)
     if base is None:
         return []

@@ -10,7 +10,7 @@ from doubles import Runtime, bundle_of, engine_in, plan_of, tensorrt
 
 from relu_deploy.backends.cuda import Device
 from relu_deploy.backends.tensorrt_run import TensorRtSession
-from relu_deploy.bench import _ratios
+from relu_deploy.bench import ratios_of
 from relu_deploy.bench.clocks import GpuWatch, Sample, energy_per_image, summary
 from relu_deploy.bench.device import GROUP_MS, DeviceMeter
 from relu_deploy.bench.gpu_limits import GpuLimits, calibrate_gpu, share_of_gpu_limit
@@ -225,10 +225,10 @@ def test_on_a_cpu_there_is_no_device_and_without_buffers_the_reason():
     assert Run("m", "onnxruntime-cpu", 1).to_json()["device"] is None
 
 
-def test_ratios_are_of_calls_and_of_the_gpus_time_where_both_have_it(tmp_path):
+def testratios_of_are_of_calls_and_of_the_gpus_time_where_both_have_it(tmp_path):
     fast, slow, cpu = Key("tensorrt", ""), Key("torch-cuda", ""), Key("onnxruntime-cpu", "")
     calls = {fast: [[2.0]], slow: [[4.0]], cpu: [[8.0]]}
-    found = _ratios(bundle_of(tmp_path), 1, Timings(calls, {fast: [[1.0]], slow: [[4.0]]}), "torch-cuda")
+    found = ratios_of(bundle_of(tmp_path), 1, Timings(calls, {fast: [[1.0]], slow: [[4.0]]}), "torch-cuda")
     told = {one.backend: one.to_json() for one in found}
     assert (told["tensorrt"]["speedup"], told["tensorrt"]["device_speedup"]) == (2.0, 4.0)
     assert (told["onnxruntime-cpu"]["speedup"], told["onnxruntime-cpu"]["device_speedup"]) == (0.5, None)

@@ -1,5 +1,6 @@
 """The curves over batch sizes and the table of what a GPU did, from the dictionaries that --json writes."""
 
+import itertools
 import re
 
 import pytest
@@ -15,7 +16,7 @@ def points_of(chart):
 
 def test_doubling_the_batch_or_the_throughput_is_the_same_step_everywhere():
     at = points_of(scaling("t", [Series("a", [(4, 400.0, None), (1, 100.0, None), (2, 200.0, None)], 0)]))
-    across, up = ([second[axis] - first[axis] for first, second in zip(at, at[1:], strict=False)] for axis in (0, 1))
+    across, up = ([second[axis] - first[axis] for first, second in itertools.pairwise(at)] for axis in (0, 1))
     assert across == pytest.approx([across[0]] * 2, abs=0.2)
     assert up == pytest.approx([up[0]] * 2, abs=0.2)
     assert across[0] > 0 > up[0]
