@@ -16,7 +16,7 @@ FLOORS = (
     ("backends", "nn"),
     ("compile", "optimize", "verify", "export", "sources", "zoo"),
     ("serve", "package", "bench", "report"),
-    ("cli", "options", "__main__"),
+    ("cli", "options", "option_values", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: `bundle.session(...)` is how people want to say it; the import stands inside that method

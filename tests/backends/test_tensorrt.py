@@ -196,10 +196,14 @@ def test_a_gpu_that_tensorrt_rtx_has_no_code_for_is_named(driver, native):
     assert probe("tensorrt-rtx").device.startswith("NVIDIA L4")
 
 
-def test_with_a_gpu_loading_says_that_running_is_not_there_yet(driver, digits_bundle):
+def test_with_a_gpu_sessions_can_run_where_the_cuda_bindings_are(driver, monkeypatch, digits_bundle):
     driver(Driver("NVIDIA L4", 8, 9))
-    with pytest.raises(Unsupported, match="does not run them yet"):
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    assert "cuda-bindings" in probe("tensorrt-rtx").fix
+    with pytest.raises(BackendUnavailable, match="cuda-bindings"):
         load("tensorrt-rtx", Bundle.open(digits_bundle.path), Options())
+    monkeypatch.setattr(backend, "find_spec", lambda name: True)
+    assert probe("tensorrt-rtx").usable
 
 
 def test_an_engine_is_built_without_a_gpu_and_without_a_word(tmp_path, capfd):
