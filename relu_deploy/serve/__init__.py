@@ -44,7 +44,7 @@ def serve_options(asked: Any) -> ServeOptions:
         host=asked.host,
         ports=Ports(**ports),  # type: ignore[arg-type]
         limits=HttpLimits(max_body=int(asked.max_body * 2**20)),
-        settings=Settings(asked.backend, asked.threads, asked.device, limits, asked.deadline),
+        settings=Settings(asked.backend, asked.threads, asked.device, limits, asked.deadline, asked.allow_nan),
         watch=asked.watch,
         monitor_share=asked.monitor_share,
         log=LogOptions(asked.log_json, asked.log_level, asked.log_slow / 1e3),

@@ -18,7 +18,7 @@ from typing import Any
 
 from relu_deploy.serve.statistics import Timings
 
-__all__ = ["LEVELS", "AccessLog", "LogOptions", "logging_to_stderr"]
+__all__ = ["LEVELS", "Access", "AccessLog", "LogOptions", "logging_to_stderr"]
 
 LEVELS = ("debug", "info", "warning", "error")
 #: characters of what a client chose
@@ -86,15 +86,44 @@ def _plain(value: Any) -> str:
     return text if text.isprintable() and " " not in text else json.dumps(text)
 
 
-class AccessLog:
-    """An ASGI application around another one, which logs what comes of its requests.
+class Access:
+    """Tells what came of requests, over HTTP and gRPC, within bounds.
 
     Failures by the server (500 and above) are warnings, others (400 and above) and slow requests infos, the rest debug.
     """
 
-    def __init__(self, app: Any, options: LogOptions) -> None:
-        self._app, self._slow = app, options.slow
+    def __init__(self, options: LogOptions = LogOptions()) -> None:  # it is frozen
+        self._slow = options.slow
         self._second, self._lines, self._left_out = 0, 0, 0
+
+    def tell(self, fields: Mapping[str, Any], status: int, seconds: float) -> None:
+        """Log one request, if it is worth it. status: HTTP's, 0 where the client left before there was an answer.
+
+        fields: its method and path; `model`, `id`, `rows` and `timings` where they are known.
+        """
+        slow = seconds >= self._slow
+        level = logging.WARNING if status >= 500 else logging.INFO if status >= 400 or status == 0 or slow else logging.DEBUG
+        if not access.isEnabledFor(level):
+            return
+        now = int(time.monotonic())
+        if now != self._second:
+            self._second, self._lines = now, 0
+        self._lines += 1
+        if self._lines > MOST:
+            self._left_out += 1
+            return
+        event = "failed" if status >= 400 else "gone" if status == 0 else "slow" if slow else "served"
+        told = {**_cut(fields), "status": status, "ms": round(seconds * 1e3, 3), **_times(fields.get("timings"))}
+        if self._left_out:
+            told["left_out"], self._left_out = self._left_out, 0
+        access.log(level, event, extra={"fields": told})
+
+
+class AccessLog:
+    """An ASGI application around another one, which tells `access` what comes of its requests."""
+
+    def __init__(self, app: Any, access: Access) -> None:
+        self._app, self._access = app, access
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -111,41 +140,15 @@ class AccessLog:
         try:
             await self._app({**scope, "noted": noted}, receive, sent)
         finally:
-            self._tell(scope, noted, status, time.perf_counter() - started)
-
-    def _tell(self, scope: Mapping[str, Any], noted: Mapping[str, Any], status: int, seconds: float) -> None:
-        slow = seconds >= self._slow
-        # Status 0: the client left before there was an answer.
-        level = logging.WARNING if status >= 500 else logging.INFO if status >= 400 or status == 0 or slow else logging.DEBUG
-        if not access.isEnabledFor(level):
-            return
-        now = int(time.monotonic())
-        if now != self._second:
-            self._second, self._lines = now, 0
-        self._lines += 1
-        if self._lines > MOST:
-            self._left_out += 1
-            return
-        event = "failed" if status >= 400 else "gone" if status == 0 else "slow" if slow else "served"
-        fields = _fields(scope, noted, status, seconds)
-        if self._left_out:
-            fields["left_out"], self._left_out = self._left_out, 0
-        access.log(level, event, extra={"fields": fields})
+            client = scope.get("client")
+            fields = {"method": scope["method"], "path": scope["path"], "client": client[0] if client else "", **noted}
+            self._access.tell(fields, status, time.perf_counter() - started)
 
 
-def _fields(scope: Mapping[str, Any], noted: Mapping[str, Any], status: int, seconds: float) -> dict[str, Any]:
-    client = scope.get("client")
-    told = {
-        "method": scope["method"],
-        "path": scope["path"][:CUT],
-        "status": status,
-        "client": client[0] if client else "",
-        "model": str(noted.get("model", ""))[:CUT],
-        "id": str(noted.get("id", ""))[:CUT],
-        "rows": noted.get("rows"),
-        "ms": round(seconds * 1e3, 3),
-    }
-    timings = noted.get("timings")
-    if isinstance(timings, Timings):
-        told |= {f"{name}_ms": round(value * 1e3, 3) for name, value in vars(timings).items()}
+def _cut(fields: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: value[:CUT] if isinstance(value, str) else value for name, value in fields.items() if name != "timings"}
     return {name: value for name, value in told.items() if value not in ("", None)}
+
+
+def _times(timings: Timings | None) -> dict[str, float]:
+    return {} if timings is None else {f"{name}_ms": round(value * 1e3, 3) for name, value in vars(timings).items()}

@@ -7,15 +7,17 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.errors import InputError, UsageError, missing_package
+from relu_deploy.errors import UsageError, missing_package
+from relu_deploy.serve.grpc import GrpcServer, GrpcService
 from relu_deploy.serve.http import HttpApp, HttpLimits, Route
-from relu_deploy.serve.logs import AccessLog, LogOptions, logging_to_stderr
+from relu_deploy.serve.listener import listening, take_no_more
+from relu_deploy.serve.logs import Access, AccessLog, LogOptions, logging_to_stderr
 from relu_deploy.serve.models import Models, Settings
 from relu_deploy.serve.monitor import Monitored
 
@@ -23,7 +25,7 @@ __all__ = ["Ports", "ServeOptions", "serve"]
 
 #: seconds between two looks at whether a model has changed on the disk
 WATCH_EVERY = 2.0
-#: seconds that new connections are still taken after the signal, for those that are on their way
+#: seconds that connections are still taken after the signal, and then those that had begun are
 LINGER = 0.1
 
 log = logging.getLogger("relu_deploy.serve")
@@ -87,21 +89,21 @@ async def _serve(
     started: Callable[[dict[str, Any]], None],
 ) -> None:
     from relu_deploy.serve.connection import Connection, Manners
-    from relu_deploy.serve.metrics import Metrics, MetricsApp
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     manners = Manners()
     with contextlib.ExitStack() as stack:
-        http = stack.enter_context(_listening(options.host, options.ports.http, "--http-port"))
-        metrics = None
-        if options.ports.metrics is not None:
-            metrics = stack.enter_context(_listening(options.host, options.ports.metrics, "--metrics-port"))
+        http = stack.enter_context(listening(options.host, options.ports.http, "--http-port"))
+        wanted = options.ports.metrics
+        metrics = None if wanted is None else stack.enter_context(listening(options.host, wanted, "--metrics-port"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         monitored = Monitored(options.monitor_share)
         models = Models(options.settings, monitored)
         routes: list[Route] = []
+        access = Access(options.log)
+        grpc = _grpc(models, options, lambda: not stop.is_set(), access)
         try:
             for path in paths:
                 progress(f"loading {path}")
@@ -110,15 +112,16 @@ async def _serve(
                 if stop.is_set():
                     return
             app = HttpApp(models, options.limits, routes, lambda: not stop.is_set())
-            server, serving = await _started(AccessLog(app, options.log), partial(Connection, manners), http, options)
-            scraped = None
-            if metrics is not None:
-                scraped = await _started(MetricsApp(Metrics(models)), partial(Connection, Manners()), metrics, options)
+            server, serving = await _started(AccessLog(app, access), partial(Connection, manners), http, options)
+            end_metrics = await _metrics(models, metrics, options)
+            if grpc is not None:
+                await grpc.start()
             watching = asyncio.create_task(_watch(models)) if options.watch else None
             told = [
                 {"name": one.name, "backend": one.settings.backend, "max_batch": one.limits.max_batch} for one in models.loaded()
             ]
-            ports = {"http": http.getsockname()[1]} | ({} if metrics is None else {"metrics": metrics.getsockname()[1]})
+            ports = {"http": http.getsockname()[1], "grpc": grpc and grpc.port}
+            ports["metrics"] = metrics and metrics.getsockname()[1]
             started({"host": options.host, **ports, "models": told})
             log.info("listening", extra={"fields": {"host": options.host, **ports}})
             await stop.wait()
@@ -127,13 +130,31 @@ async def _serve(
                 watching.cancel()
             manners.draining = True
             await asyncio.sleep(LINGER)
+            take_no_more(http)
+            await asyncio.sleep(LINGER)
             server.should_exit = True
-            await serving
-            if scraped is not None:
-                scraped[0].should_exit = True
-                await scraped[1]
+            await asyncio.gather(serving, *([] if grpc is None else [grpc.drain(options.drain_seconds)]))
+            await end_metrics()
         finally:
+            if grpc is not None:
+                await grpc.drain(0)
             await models.close()
+
+
+async def _metrics(models: Models, bound: socket.socket | None, options: ServeOptions) -> Callable[[], Awaitable[None]]:
+    """Answer /metrics on `bound`, where there is one, and return what ends that."""
+    from relu_deploy.serve.connection import Connection, Manners
+    from relu_deploy.serve.metrics import Metrics, MetricsApp
+
+    if bound is None:
+        return partial(asyncio.sleep, 0)
+    server, serving = await _started(MetricsApp(Metrics(models)), partial(Connection, Manners()), bound, options)
+
+    async def end() -> None:
+        server.should_exit = True
+        await serving
+
+    return end
 
 
 async def _started(app: Any, protocol: Any, bound: socket.socket, options: ServeOptions) -> tuple[Any, asyncio.Task[None]]:
@@ -143,6 +164,17 @@ async def _started(app: Any, protocol: Any, bound: socket.socket, options: Serve
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
     return server, serving
+
+
+def _grpc(models: Models, options: ServeOptions, ready: Callable[[], bool], access: Access) -> GrpcServer | None:
+    """Return the gRPC port, bound, None when there is to be none. Raises InputError when it is taken."""
+    port = options.ports.grpc
+    if port is None:
+        return None
+    service = GrpcService(models, ready, access)
+    with listening(options.host, port, "--grpc-port"):  # says why, which gRPC does not
+        pass
+    return GrpcServer(service, options.host, port, options.limits.max_body)
 
 
 def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
@@ -162,32 +194,12 @@ def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]
         backlog=4096,
     )
     return Server(config)
-
-
-@contextlib.contextmanager
-def _listening(host: str, port: int, option: str) -> Iterator[socket.socket]:
-    """Yield a bound socket. Raises InputError that names the option when the port cannot be had."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = socket.socket(*found[:3])
-    except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}: {error.strerror or error}", "give an address of this machine with --host"
-        ) from error
-    with bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            bound.bind(found[4])
-        except OSError as error:
-            raise InputError(
-                f"cannot listen on {host}:{port}: {error.strerror}", f"choose another port with {option}, 0 for any"
-            ) from error
-        yield bound
 
 
 async def _watch(models: Models) -> None:

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from relu_deploy.serve.logs import MOST, AccessLog, LogOptions, logging_to_stderr
+from relu_deploy.serve.logs import MOST, Access, AccessLog, LogOptions, logging_to_stderr
 from relu_deploy.serve.statistics import Timings
 
 
@@ -31,7 +31,7 @@ def logged(capsys, application, options, times=1, path="/v2/models/digits/infer"
         async def send(message):
             pass
 
-        access = AccessLog(application, options)
+        access = AccessLog(application, Access(options))
         for _ in range(times):
             scope = {"type": "http", "method": "POST", "path": path, "client": ("127.0.0.1", 5), "headers": []}
             await access(scope, receive, send)
