@@ -110,3 +110,22 @@ def test_an_exception_is_told_with_its_traceback_in_the_same_object(capsys):
     told = json.loads(capsys.readouterr().err)
     assert told["level"] == "error"
     assert "ValueError: broken" in told["exception"]
+
+
+def test_a_call_over_grpc_that_fails_is_told_like_a_request_over_http(digits_bundle, tmp_path):
+    grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+    from grpc_running import serving
+
+    from relu_deploy.serve.proto import stubs
+
+    messages = stubs()[0]
+    with serving(tmp_path, digits_bundle.path, "--log-json") as server:
+        with pytest.raises(grpc.RpcError) as raised:
+            server.stub.ModelInfer(messages.ModelInferRequest(model_name="digits", id="seven"))
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        for line in server.process.stderr:
+            told = json.loads(line)
+            if told["event"] == "failed":
+                break
+    assert (told["method"], told["path"], told["status"]) == ("gRPC", "ModelInfer", 400)
+    assert (told["model"], told["id"]) == ("digits", "seven")
