@@ -317,10 +317,15 @@ def serve(options: argparse.Namespace) -> int:
 
 def doctor(options: argparse.Namespace) -> int:
     from relu_deploy.backends import probe_all
-    from relu_deploy.report.tables import print_doctor
+    from relu_deploy.backends.system import examine
+    from relu_deploy.report.doctor import print_doctor
 
-    probes = [probe.to_json() for probe in probe_all()]
-    return _finish(options, {"schema": "relu-deploy/doctor/1", "backends": probes}, lambda: print_doctor(probes))
+    result = {
+        "schema": "relu-deploy/doctor/1",
+        "backends": [probe.to_json() for probe in probe_all()],
+        "system": examine().to_json(),
+    }
+    return _finish(options, result, lambda: print_doctor(result))
 
 
 #: what the verbs of the command line run
