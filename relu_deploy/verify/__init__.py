@@ -204,6 +204,7 @@ def verify(
     samples: int = 1,
     seed: int = 0,
     threads: int = 0,
+    device: int = 0,
     optimization: str = "all",
     progress: Callable[[str], None] = lambda _: None,
 ) -> VerifyReport:
@@ -212,13 +213,13 @@ def verify(
     feeds: arrays for the model's inputs; by default `samples` real ones of the model's own data set, or random ones from `seed`.
     against: "torch", "reference", another ONNX file or bundle; by default PyTorch's program where it travels along.
     optimization: how far the runtime may rewrite the graph ("none", "basic", "extended", "all"), where it has such a switch.
-    progress: called with a line about what happens next.
+    device: index of the GPU, for backends on one. progress: called with a line about what happens next.
     Raises InputError, UsageError, BackendUnavailable or Unsupported; a difference is a result, not an error.
     """
     started = time.perf_counter()
     if optimization not in OPTIMIZATIONS:
         raise UsageError(f"there is no optimization level {optimization!r}", f"one of: {', '.join(OPTIMIZATIONS)}")
-    options = {"threads": threads, "optimization": optimization}
+    options = {"threads": threads, "device": device, "optimization": optimization}
     bundle = Bundle.open(bundle)
     model = load_model(bundle.onnx)
     against = choose_against(bundle, against)
