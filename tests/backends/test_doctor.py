@@ -444,6 +444,26 @@ def test_on_this_machine_doctor_says_what_loading_does(command, digits_bundle):
             session.close()
 
 
+@pytest.mark.parametrize("verb", ["verify", "prove", "census"])
+def test_the_gpu_that_was_chosen_is_the_one_that_is_loaded_on(command, digits_bundle, monkeypatch, verb):
+    chosen = []
+
+    def options(**fields):
+        chosen.append(fields.get("device"))
+        return backends.base.Options(**fields)
+
+    monkeypatch.setattr(backends, "Options", options)
+    arguments = {
+        "verify": (digits_bundle.path, "--against", "reference"),
+        "prove": ("--dtype", "int8"),
+        "census": (digits_bundle.path, "--data", "digits", "--samples", "8"),
+    }
+    answer = command(verb, *arguments[verb], "--device", "2", "--quiet")
+    assert answer.code == 0, answer.stderr
+    # The truth is found on the CPU, wherever the backend runs.
+    assert set(chosen) - {None} == {2}
+
+
 @pytest.mark.skipif(isinstance(nvidia.find_driver(), nvidia.Driver), reason="this machine has an NVIDIA GPU")
 @pytest.mark.parametrize("verb", ["bench", "verify", "prove"])
 def test_without_a_gpu_asking_for_one_by_name_is_exit_3_with_the_reason(command, digits_bundle, verb):

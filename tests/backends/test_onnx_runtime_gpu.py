@@ -13,7 +13,7 @@ import pytest
 from doubles import Runtime
 from onnx import TensorProto, helper
 
-from relu_deploy.backends import BACKENDS, Options, load, onnx_runtime, onnx_runtime_gpu
+from relu_deploy.backends import BACKENDS, Options, load, onnx_runtime, onnx_runtime_gpu, probe
 from relu_deploy.backends.cuda import Device
 from relu_deploy.backends.nvidia import Gpu, Missing
 from relu_deploy.backends.onnx_runtime import OnnxRuntimeSession, in_words
@@ -24,6 +24,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported
 from relu_deploy.tensors import TensorSpec
 
+ON_GPU = [name for name in BACKENDS if name.startswith("onnxruntime-") and name != "onnxruntime-cpu"]
 L4 = Gpu(0, "NVIDIA L4", (8, 9), 24 << 30)
 
 
@@ -380,7 +381,7 @@ def test_a_session_that_is_another_providers_is_refused(tmp_path):
         OnnxRuntimeSession("onnxruntime-cuda", bundle, cpu.runtime, Options())
 
 
-@pytest.mark.parametrize("name", [name for name in BACKENDS if name.startswith("onnxruntime-") and name != "onnxruntime-cpu"])
+@pytest.mark.parametrize("name", ON_GPU)
 def test_loading_on_a_gpu_that_is_not_there_says_which_are(monkeypatch, tmp_path, name):
     missing = Missing("there is no GPU 3: this process sees 0 (NVIDIA L4)", "use --device 0 to 0")
     monkeypatch.setattr(onnx_runtime_gpu, "gpu_of", lambda name, index: missing if index == 3 else L4)
@@ -405,3 +406,26 @@ def test_errors_are_told_without_the_runtimes_source_lines():
         ("", "RuntimeError"),
     ):
         assert in_words(RuntimeError(told)) == expected
+
+
+# ---------------------------------------------------------------- where there is a GPU
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_on_a_gpu_bound_runs_give_the_answers_of_plain_ones_and_of_the_cpu(digits_bundle, name):
+    found = probe(name)
+    if not found.usable:
+        pytest.skip(f"{name} is not usable here: {found.reason}")
+    session, cpu = load(digits_bundle, name), load(digits_bundle, "onnxruntime-cpu")
+    draw = np.random.default_rng(0).standard_normal
+    feeds = [{"x": draw((4, 1, 28, 28)).astype(np.float32)} for _ in range(3)]
+    bound = session.bind(feeds[0])
+    for each in feeds:
+        bound.upload(each)
+        bound.run()
+        results, plain, expected = bound.download(), session.run(each), cpu.run(each)
+        for output, array in expected.items():
+            assert np.array_equal(results[output], plain[output])
+            np.testing.assert_allclose(plain[output], array, rtol=1e-3, atol=1e-4)
+    assert set(session.facts["nodes_by_provider"]) == {onnx_runtime.PROVIDERS[name]}
+    session.close()
