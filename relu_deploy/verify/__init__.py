@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.backends import OPTIMIZATIONS, load
+from relu_deploy.backends import OPTIMIZATIONS, load, require
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import UsageError
 from relu_deploy.graph import Relu, load_model, precision_of
@@ -220,6 +220,8 @@ def verify(
     if optimization not in OPTIMIZATIONS:
         raise UsageError(f"there is no optimization level {optimization!r}", f"one of: {', '.join(OPTIMIZATIONS)}")
     options = {"threads": threads, "device": device, "optimization": optimization}
+    for name in backends:
+        require(name)
     bundle = Bundle.open(bundle)
     model = load_model(bundle.onnx)
     against = choose_against(bundle, against)
