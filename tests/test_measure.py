@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from relu_deploy.bench import Process
+from relu_deploy.bench.process import Process
 from relu_deploy.bench.roofline import Machine, share_of_limit
 from relu_deploy.graph import Cost
 from relu_deploy.measure import mean_interval, ratio_of, summarise, t_quantile
