@@ -14,7 +14,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.serve.batcher import Batcher, Limits
 from relu_deploy.serve.codec import DATATYPES, Request, datatype_of, metadata_of
-from relu_deploy.serve.statistics import Statistics
+from relu_deploy.serve.statistics import Statistics, Timings
 from relu_deploy.serve.status import Busy, Invalid, NotFound
 from relu_deploy.tensors import Feeds, TensorSpec, random_feeds
 
@@ -64,11 +64,17 @@ class Model:
 
         Raises Invalid for too many rows, Busy, Late, or Failed.
         """
+        return (await self.timed(request))[0]
+
+    async def timed(self, request: Request) -> tuple[Feeds, Timings]:
+        """Return what `infer` does, and where the time went."""
         rows = self._rows(request.inputs)
         ticket = self._batcher.submit(dict(request.inputs), rows, self._deadline(request.parameters))
         self.statistics.pending += 1
         try:
-            return await ticket.future
+            outputs = await ticket.future
+            assert ticket.timings is not None
+            return outputs, ticket.timings
         finally:
             self.statistics.pending -= 1
 
