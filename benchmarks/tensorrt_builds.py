@@ -70,7 +70,7 @@ def main() -> None:
                 except ReluDeployError as error:
                     row |= {"built": False, "message": error.message}
                 rows.append(row)
-                print(name, precision, row["built"], row.get("message", f"{row.get('seconds', 0):.2f} s"), flush=True)
+                print(name, precision, row["built"], row.get("message", f"{row.get('build_seconds', 0):.2f} s"), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps({"environment": describe(2), "rows": rows}, indent=1, default=str) + "\n")
     assert np.all([row["built"] and row["again_is_cache_hit"] for row in rows]), "some were not built: see above"

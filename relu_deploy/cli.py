@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, EXIT_UNUSABLE, ReluDeployError, UsageError
-from relu_deploy.options import build_options, number, numbers, parser_for, pixels
+from relu_deploy.option_values import build_options, number, numbers, pixels
+from relu_deploy.options import parser_for
 
 __all__ = ["main"]
 
@@ -242,6 +243,7 @@ def compile(options: argparse.Namespace) -> int:  # noqa: A001  # named for the 
             out=options.out,
             options=build_options(options),
             device=options.device,
+            repeat=options.repeat,
             rebuild=options.rebuild,
             force=options.force,
             progress=progress,
@@ -263,6 +265,8 @@ def bench(options: argparse.Namespace) -> int:
     batches = numbers(options.batch, "--batch")
     for name in options.backend or ():
         require(name)
+    asked = {"device": options.device, "tf32": options.tf32, "autocast": options.autocast, "torch_mode": options.torch_mode}
+    settings = {name: value for name, value in asked.items() if value not in (0, False, "", "default")}
     if options.html:
         refuse_existing(options.html, options.force)
     with steps(options.quiet) as step, bundles_for(options.paths, step) as paths:
@@ -274,6 +278,7 @@ def bench(options: argparse.Namespace) -> int:
             against=options.against,
             threads=options.threads,
             seed=options.seed,
+            settings=settings,
             progress=step,
         )
         result = report.to_json()

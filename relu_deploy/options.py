@@ -1,20 +1,17 @@
-"""The command line's grammar: every verb, its options, and how their texts become values. No verb runs here."""
+"""The command line's grammar: every verb and its options. No verb runs here."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from relu_deploy import __version__
 from relu_deploy.errors import UsageError
+from relu_deploy.option_values import argument, floats, input_shape
 
-__all__ = ["build_options", "number", "numbers", "parser_for", "pixels"]
-
-if TYPE_CHECKING:
-    from relu_deploy.backends.tensorrt_options import BuildOptions
+__all__ = ["parser_for"]
 
 EPILOG = """exit codes: 0 fine · 1 the check said no · 2 bad usage or input · 3 backend or hardware not usable here
 PATH is a bundle (a folder made by export) or a plain .onnx file."""
@@ -55,16 +52,16 @@ def _export(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="the bundle to make, for instance digits.rdb")
     verb.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or .pth state dict")
     verb.add_argument(
-        "--input", action="append", default=[], type=_input, metavar="NAME=1x3x224x224", help="an input's shape; repeatable"
+        "--input", action="append", default=[], type=input_shape, metavar="NAME=1x3x224x224", help="an input's shape; repeatable"
     )
     verb.add_argument(
-        "--arg", action="append", default=[], type=_argument, metavar="KEY=VALUE", help="argument of the architecture or callable"
+        "--arg", action="append", default=[], type=argument, metavar="KEY=VALUE", help="argument of the architecture or callable"
     )
     verb.add_argument("--batch", default="dynamic", metavar="N|dynamic", help="fix the batch, or let it vary (default)")
     verb.add_argument("--opset", type=int, default=20, help="ONNX operator set (default 20)")
     verb.add_argument("--embed-preprocess", action="store_true", help="take uint8 NHWC pictures; normalise inside the graph")
-    verb.add_argument("--mean", type=_floats, metavar="M[,M,M]", help="normalisation of pixels scaled to 0..1")
-    verb.add_argument("--std", type=_floats, metavar="S[,S,S]", help="normalisation of pixels scaled to 0..1")
+    verb.add_argument("--mean", type=floats, metavar="M[,M,M]", help="normalisation of pixels scaled to 0..1")
+    verb.add_argument("--std", type=floats, metavar="S[,S,S]", help="normalisation of pixels scaled to 0..1")
     verb.add_argument(
         "--decode", choices=("none", "boxes", "nms"), help="detectors: raw head maps, boxes and scores (default), or detections"
     )
@@ -113,7 +110,7 @@ def _census(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument("--samples", type=int, metavar="N", help="rows of the data, spread evenly (default: all)")
     verb.add_argument("--batch", type=int, metavar="N", help="rows at a time (default: what fits in little memory)")
     verb.add_argument(
-        "--range", type=_floats, metavar="LOW,HIGH", help="of the input, as --range=-1,1 (default: what pixels become)"
+        "--range", type=floats, metavar="LOW,HIGH", help="of the input, as --range=-1,1 (default: what pixels become)"
     )
     _common(verb, "threads")
 
@@ -199,6 +196,9 @@ def _compile(verbs: Any, functions: Mapping[str, Verb]) -> None:
     )
     verb.add_argument("--weight-streaming", action="store_true", help="weights may stay in host memory")
     verb.add_argument("--refit", action="store_true", help="weights can be replaced later")
+    verb.add_argument(
+        "--repeat", type=int, default=1, metavar="N", help="build N times, run all on the GPU, keep the best that verifies"
+    )
     verb.add_argument("--rebuild", action="store_true", help="build even if the engine is kept")
     verb.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
     _common(verb, "force")
@@ -210,6 +210,10 @@ def _bench(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument("--batch", default="1", metavar="N[,N…]", help="batch sizes (default 1)")
     verb.add_argument("--seconds", type=float, default=2.0, metavar="S", help="of timed runs per row (default 2)")
     verb.add_argument("--against", metavar="BACKEND", help="take ratios against this backend (default: the first)")
+    verb.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
+    verb.add_argument("--tf32", action="store_true", help="let GPUs multiply float32 with 10 bits of mantissa")
+    verb.add_argument("--autocast", default="", metavar="TYPE", help="float16 or bfloat16, for PyTorch on a GPU")
+    verb.add_argument("--torch-mode", default="default", metavar="MODE", help="of torch.compile, such as max-autotune")
     verb.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained report with plots")
     _common(verb, "backend", "seed", "threads", "force")
 
@@ -241,6 +245,7 @@ def _serve(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument(
         "--max-pixels", type=float, default=40.0, metavar="MEGAPIXELS", help="largest picture that is decoded (default 40)"
     )
+    verb.add_argument("--allow-nan", action="store_true", help="take NaN and infinities in inputs (default: refuse them)")
     verb.add_argument("--no-watch", dest="watch", action="store_false", help="do not reload a model whose file changes")
     verb.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
     _common(verb, "threads")
@@ -272,102 +277,3 @@ def _common(verb: argparse.ArgumentParser, *names: str) -> None:
     }
     for name in names:
         verb.add_argument(f"--{name}", **described[name])
-
-
-def _input(text: str) -> tuple[str, tuple[int, ...]]:
-    from relu_deploy.tensors import parse_shape
-
-    name, separator, shape = text.partition("=")
-    if not separator or not name:
-        raise UsageError(f"not an input: {text!r}", "write it as name=1x3x224x224")
-    return name, parse_shape(shape)
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
-    if not separator or not name.isidentifier():
-        raise UsageError(f"not an argument: {text!r}", "write it as key=value, for instance --arg num_classes=10")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def _floats(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"not numbers: {text!r}", "separate them by commas, for instance 0.485,0.456,0.406") from None
-
-
-def number(text: str, option: str) -> int:
-    """Return the first of `numbers`."""
-    return numbers(text, option)[0]
-
-
-def numbers(text: str, option: str) -> list[int]:
-    """Return the positive whole numbers in `text`, separated by commas. Raises UsageError that names `option`."""
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise UsageError(f"{option} {text!r} is not a positive whole number or a list of them", f"for instance {option} 1,8")
-    return found
-
-
-def build_options(options: argparse.Namespace) -> BuildOptions:
-    """Return what `compile` was asked to build. Raises UsageError for sizes that are no profile."""
-    from relu_deploy.backends.tensorrt_options import BuildOptions
-
-    if options.batch and options.profile:
-        raise UsageError("--batch and --profile both say what sizes the engine is for", "give whole shapes with --profile alone")
-    batches = [_profile_of_batches(text) for text in options.batch or ()]
-    capabilities = (options.compute_capability or "").replace(" ", "").split(",")
-    return BuildOptions(
-        profiles=tuple(batches) or tuple(_profiles(options.profile or ())),
-        compute_capabilities=tuple(each for each in capabilities if each),
-        optimization_level=options.level,
-        workspace_bytes=None if options.workspace is None else int(options.workspace * 2**30),
-        tf32=options.tf32,
-        version_compatible=options.version_compatible,
-        hardware_compatible=options.hardware_compatible,
-        weight_streaming=options.weight_streaming,
-        refit=options.refit,
-    )
-
-
-def _profile_of_batches(text: str) -> tuple[int, int, int]:
-    sizes = numbers(text, "--batch")
-    if len(sizes) == 1:
-        sizes *= 3
-    if len(sizes) != 3 or sizes != sorted(sizes):
-        raise UsageError(f"--batch {text!r} is not smallest, usual and largest batch", "for instance --batch 1,8,32")
-    return sizes[0], sizes[1], sizes[2]
-
-
-def _profiles(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the profiles in NAME=MIN,OPT,MAX texts; a name that was there already starts the next profile."""
-    from relu_deploy.tensors import parse_shape
-
-    profiles: list[dict[str, Any]] = []
-    for text in texts:
-        name, separator, shapes = text.rpartition("=")
-        triple = tuple(parse_shape(shape) for shape in shapes.split(","))
-        if not separator or not name or len(triple) != 3:
-            raise UsageError(f"not a profile: {text!r}", "write it as name=1x3x224x224,8x3x224x224,32x3x512x512")
-        if not profiles or name in profiles[-1]:
-            profiles.append({})
-        profiles[-1][name] = triple
-    return profiles
-
-
-def pixels(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Return what --mean and --std say about pixels, None when they are not given. Raises UsageError for half of it."""
-    if options.mean is None and options.std is None:
-        return None
-    if options.mean is None or options.std is None or len(options.mean) != len(options.std):
-        raise UsageError("--mean and --std go together, one number a channel", "for instance --mean 0.5 --std 0.25")
-    if min(options.std) <= 0:
-        raise UsageError(f"--std must be positive, got {min(options.std)}", "give the standard deviation of each channel")
-    return {"scale": 1 / 255, "mean": options.mean, "std": options.std}

@@ -16,7 +16,7 @@ FLOORS = (
     ("backends", "nn"),
     ("compile", "optimize", "verify", "export", "sources", "zoo"),
     ("serve", "package", "bench", "report"),
-    ("cli", "options", "__main__"),
+    ("cli", "options", "option_values", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: `bundle.session(...)` is how people want to say it; the import stands inside that method
@@ -151,4 +151,5 @@ def test_the_public_names_are_what_they_say_even_after_their_modules_were_import
 
 
 def test_no_source_file_is_longer_than_one_idea():
-    assert [file.name for file in FILES if len(file.read_text()) > 20_000] == []
+    written = [file for file in FILES if not file.stem.endswith(("_pb2", "_pb2_grpc"))]
+    assert [file.name for file in written if len(file.read_text()) > 20_000] == []

@@ -14,6 +14,7 @@ from relu_deploy.tensors import Feeds, TensorSpec
 
 __all__ = [
     "OPTIMIZATIONS",
+    "TORCH_MODES",
     "Bound",
     "DeviceSession",
     "Executed",
@@ -56,6 +57,8 @@ class Probe:
         }
 
 
+#: modes of torch.compile; max-autotune tries kernels out and replays CUDA graphs, which takes minutes to compile
+TORCH_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 #: ONNX Runtime's levels of graph rewriting, from none to layout changes
 OPTIMIZATIONS = ("none", "basic", "extended", "all")
 
@@ -67,7 +70,11 @@ class Options:
     threads: CPU threads inside one operator; 0 takes every CPU this process may use. device: index of the GPU.
     taps: Relus whose outputs `run` returns beside the model's own, under their tensors' names.
     optimization: how far the runtime may rewrite the graph, one of `OPTIMIZATIONS`, where it has such a switch.
-    profile: let `Session.executed` say which kernels ran.
+    profile: let `Session.executed` say which kernels ran. spin: let CPU threads that wait for work spin, where the runtime
+    has such a switch: fastest alone, and a waste of processors that others need too, as in a server.
+    tf32: let a GPU multiply float32 with 10 bits of mantissa; off unless asked for.
+    autocast: "float16" or "bfloat16" lets PyTorch on a GPU choose where to compute in that precision.
+    torch_mode: how far torch.compile goes, one of `TORCH_MODES`.
     """
 
     threads: int = 0
@@ -75,6 +82,10 @@ class Options:
     taps: tuple[Relu, ...] = ()
     optimization: str = "all"
     profile: bool = False
+    spin: bool = True
+    tf32: bool = False
+    autocast: str = ""
+    torch_mode: str = "default"
 
     @property
     def thread_count(self) -> int:

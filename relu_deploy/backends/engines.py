@@ -34,7 +34,7 @@ from relu_deploy.bundle import Bundle, sha256, write_atomically
 from relu_deploy.errors import BackendUnavailable, InputError, UsageError
 from relu_deploy.graph import load_model, precision_of
 
-__all__ = ["DEFAULT_BATCH", "Engine", "Tell", "engine_for", "find_engine", "folder_for"]
+__all__ = ["DEFAULT_BATCH", "Engine", "Tell", "engine_for", "find_engine", "folder_for", "keep"]
 
 SCHEMA = "relu-deploy/engine/1"
 ENGINES = "engines"
@@ -117,6 +117,15 @@ def find_engine(
         return _latest(folder, identity, device)
     entry = _entry(_file(folder, bundle, identity), identity)
     return entry if isinstance(entry, Engine) else None
+
+
+def keep(engine: Engine, folder: Path, tell: Tell = lambda _: None) -> Engine:
+    """Return a copy of `engine` in `folder`, in the place of one of the same key."""
+    file = folder / engine.file.name
+    plan = engine.read()
+    with _one_at_a_time(file, tell):
+        _put(file, plan, engine.facts)
+    return Engine(file, engine.facts, cache_hit=False)
 
 
 def folder_for(bundle: Bundle) -> Path:
@@ -229,13 +238,18 @@ def _entry(file: Path, identity: Mapping[str, Any]) -> Engine | str | None:
 
 
 def _latest(folder: Path, identity: Mapping[str, Any], device: int) -> Engine | None:
-    """Return the engine that was built last for this graph, backend, library and machine, whatever its options."""
+    """Return the engine that was built last for this graph, backend, library and machine, whatever its options.
+
+    But not one that was built to be observed: that is for an audit, and never what somebody deploys.
+    """
     same = ("graph", "backend", "library", "platform")
     notes = [(facts, note) for note in folder.glob("*.json") if (facts := _facts(note)) is not None]
     fitting = [
         (str(facts["built"]), note.with_suffix(".engine"), facts)
         for facts, note in notes
-        if all(facts.get(name) == identity[name] for name in same) and _runs_here(facts, identity, device)
+        if all(facts.get(name) == identity[name] for name in same)
+        and not facts.get("options", {}).get("observable")
+        and _runs_here(facts, identity, device)
     ]
     for _, file, facts in sorted(fitting, key=lambda each: each[0], reverse=True):
         entry = _entry(file, {name: facts[name] for name in identity})
@@ -302,10 +316,6 @@ def _build(
     )
     if built.timing_cache:
         write_atomically(timing, built.timing_cache)
-    # From here on the engine that was kept is gone; until here a build that fails or is killed leaves it as it was.
-    for old in (_note(file), file.with_suffix(".runtime")):
-        old.unlink(missing_ok=True)
-    write_atomically(file, built.plan)
     facts = {
         **identity,
         "key": _key(identity),
@@ -313,10 +323,19 @@ def _build(
         "sha256": hashlib.sha256(built.plan).hexdigest(),
         "built": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
-    write_atomically(_note(file), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    _put(file, built.plan, facts)
     if bundle.is_folder:
         _clear(file.parent, identity)
     return Engine(file, facts, cache_hit=False)
+
+
+def _put(file: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
+    """Write an engine and then its note. For whoever holds the lock."""
+    # From here on the engine that was kept is gone; until here a build that fails or is killed leaves it as it was.
+    for old in (_note(file), file.with_suffix(".runtime")):
+        old.unlink(missing_ok=True)
+    write_atomically(file, plan)
+    write_atomically(_note(file), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def _clear(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -59,6 +59,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     settings.intra_op_num_threads = options.thread_count
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
+    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spin)))
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     level = "DISABLE_ALL" if options.optimization == "none" else f"ENABLE_{options.optimization.upper()}"
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}")

@@ -12,15 +12,16 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_deploy.backends.base import Executed, Options, Probe, Rounding, Seen
+from relu_deploy.backends.base import TORCH_MODES, Executed, Options, Probe, Rounding, Seen
 from relu_deploy.bundle import Bundle
 from relu_deploy.collecting import without_collecting
-from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.errors import InputError, Unsupported, UsageError
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
 if TYPE_CHECKING:
@@ -63,16 +64,28 @@ def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
         raise Unsupported(f"{name} cannot show the Relus inside a fused kernel", "verify --backend torch, or only the outputs")
     if name.endswith("-cuda") and options.device >= torch.cuda.device_count():
         raise Unsupported(f"there is no CUDA device {options.device}", f"devices 0 to {torch.cuda.device_count() - 1} exist")
+    cuda = name.endswith("-cuda")
+    if options.torch_mode not in TORCH_MODES:
+        raise UsageError(f"torch.compile has no mode {options.torch_mode!r}", f"it is one of {', '.join(TORCH_MODES)}")
+    if options.autocast not in ("", "float16", "bfloat16"):
+        raise UsageError(f"PyTorch cannot cast to {options.autocast!r} on its own", "it is float16 or bfloat16")
+    if options.autocast and options.taps:
+        raise Unsupported(f"{name} casts inside its operators: its Relus are not the graph's", "leave the taps or autocast out")
     if blind := [relu.node for relu in options.taps if not relu.torch_node]:
         raise Unsupported(f"{name} does not know which PyTorch node {blind[0]} came from", "verify --against reference")
     torch.set_num_threads(options.thread_count)
-    device = torch.device("cuda", options.device) if name.endswith("-cuda") else torch.device("cpu")
-    module = _load_program(bundle).to(device)
-    return TorchSession(bundle, module, device, compiled, options)
+    if not cuda:
+        return TorchSession(bundle, _load_program(bundle), torch.device("cpu"), compiled, options)
+    from relu_deploy.backends.pytorch_cuda import TorchCudaSession
+
+    device = torch.device("cuda", options.device)
+    return TorchCudaSession(bundle, _load_program(bundle, device), device, compiled, options)
 
 
-def _load_program(bundle: Bundle) -> torch.fx.GraphModule:
+def _load_program(bundle: Bundle, device: torch.device | None = None) -> torch.fx.GraphModule:
+    """Return the program as a module on `device`. Its weights move, and so do the tensors that it makes while it runs."""
     import torch
+    from torch.export.passes import move_to_device_pass
 
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     with warnings.catch_warnings(), without_collecting():
@@ -81,7 +94,10 @@ def _load_program(bundle: Bundle) -> torch.fx.GraphModule:
             import relu_deploy.nn.detection  # noqa: F401  # registers the operator that detectors are exported with
 
             # The guards repeat, slowly, the check that `run` makes of every feed.
-            return torch.export.load(str(bundle.source)).module(check_guards=False)  # type: ignore[return-value]
+            program = torch.export.load(str(bundle.source))
+            if device is not None:
+                program = move_to_device_pass(program, str(device))
+            return program.module(check_guards=False)  # type: ignore[return-value]
         except Exception as error:  # torch.export raises whatever a file of another version leads to
             raise InputError(
                 f"{bundle.source} cannot be loaded by torch {torch.__version__}: {error}",
@@ -103,11 +119,13 @@ class TorchSession:
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self.facts: Mapping[str, Any] = {
             "device": str(device),
-            "precision": "float32",
+            "precision": (device.type == "cuda" and options.autocast) or "float32",
             "threads": torch.get_num_threads(),
-            "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
+            "tf32": device.type == "cuda" and options.tf32,
+            **({"torch_mode": options.torch_mode} if compiled else {}),
         }
-        self._module: Any = torch.compile(module, dynamic=False) if compiled else module
+        mode = None if options.torch_mode == "default" else options.torch_mode
+        self._module: Any = torch.compile(module, dynamic=False, mode=mode) if compiled else module
         known = {node.name for node in module.graph.nodes}
         if missing := [node for node in self._taps if node not in known]:
             raise InputError(f"{bundle.source} has no node {missing[0]!r}", "export the model again")
@@ -127,13 +145,17 @@ class TorchSession:
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
         tensors = [_to_torch(arrays[spec.name]).to(self._device) for spec in self.inputs]
         tapped: dict[str, Any] = {}
-        with torch.inference_mode():
+        with torch.inference_mode(), self._arithmetic():
             whole = way is None and not self._taps
             run = self._module if whole else _interpreter(self._module, self._taps, way or _Way(), tapped).run
             results = run(*tensors)
         results = results if isinstance(results, (tuple, list)) else [results]
         named = zip((spec.name for spec in self.outputs), results, strict=True)
         return {name: _to_numpy(value) for name, value in (*named, *tapped.items())}
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        """Return what holds while the program runs, for a device where there is a choice."""
+        return nullcontext()
 
     def executed(self) -> Sequence[Executed]:
         return ()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from relu_deploy.backends.base import Options, Probe, Session
 from relu_deploy.backends.nvidia import Gpu, Missing, find_gpu
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import BackendUnavailable, Unsupported
+from relu_deploy.errors import BackendUnavailable
 
 __all__ = ["can_build", "load", "probe"]
 
@@ -30,8 +31,16 @@ def probe(name: str) -> Probe:
     if isinstance(gpu, Missing):
         fix = f"{gpu.fix}; engines can be built here without" if compiles_ahead(trt) else gpu.fix
         return Probe(name, False, version=trt.__version__, reason=gpu.reason, fix=fix)
-    reason = "this version of relu_deploy builds engines for it but does not run them yet"
-    return Probe(name, False, version=trt.__version__, device=str(gpu), reason=reason, fix="use another backend")
+    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        return Probe(
+            name,
+            False,
+            version=trt.__version__,
+            device=str(gpu),
+            reason="cuda-bindings, by which buffers on the GPU are made, is not installed",
+            fix="pip install cuda-bindings",
+        )
+    return Probe(name, True, version=trt.__version__, device=str(gpu))
 
 
 def can_build(name: str) -> Probe:
@@ -49,11 +58,14 @@ def can_build(name: str) -> Probe:
     return Probe(name, True, version=trt.__version__, device=str(gpu))
 
 
-def load(name: str, bundle: Bundle, options: Options) -> Session:  # noqa: ARG001  # the signature of every backend
+def load(name: str, bundle: Bundle, options: Options) -> Session:
+    """Return a session of the engine that is kept for `bundle`, or else of one that is built now."""
     found = probe(name)
-    if found.device:
-        raise Unsupported(f"{name} cannot run {bundle.name}: {found.reason}", found.fix)
-    raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
+    if not found.usable:
+        raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
+    from relu_deploy.backends.tensorrt_run import load_session
+
+    return load_session(name, bundle, options)
 
 
 def gpu_for(trt: Any, index: int = 0) -> Gpu | Missing:

@@ -128,6 +128,8 @@ def build_engine(
             builder = _builder(trt, name, logger)
             # The parser owns the weights that the network points to, so it has to outlive the build.
             network, parser = _parsed(trt, name, builder, onnx_path)
+            if options.observable:
+                _make_observable(trt, name, network)
             config = _configured(trt, builder, options, capabilities)
             profiles = _with_profiles(builder, network, config, options.profiles)
             times = None
@@ -192,6 +194,20 @@ def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
     listed = "; ".join(str(refusal) for refusal in refusals) or "its parser does not say why"
     hint = "leave these nodes out of what is quantised or cast, or use another backend"
     raise Refused(f"{name} does not take {path}: {listed}", hint, refusals)
+
+
+def _make_observable(trt: Any, name: str, network: Any) -> None:
+    """Let a listener see what the engine writes. Unlike an output or a debug tensor that is marked by name, this bars no fusion."""
+    mark = getattr(network, "mark_unfused_tensors_as_debug_tensors", None)
+    if mark is None:
+        raise Unsupported(
+            f"{name} {trt.__version__} cannot build an engine that shows its tensors",
+            "update it, or verify its outputs only",
+        )
+    if not mark():
+        raise Unsupported(
+            f"{name} {trt.__version__} refuses to build an engine that shows its tensors", "verify its outputs only"
+        )
 
 
 def _refusal(error: Any) -> Refusal:

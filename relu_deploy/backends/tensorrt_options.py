@@ -28,6 +28,7 @@ class BuildOptions:
     or 8.6, for TensorRT-RTX only; none takes its default set, which leaves out Turing. optimization_level: 0 to 5, the
     library's own default is 3. hardware_compatible: a key of `HARDWARE`, for TensorRT only. version_compatible: runs on
     later minor versions too. weight_streaming: weights may stay in host memory. refit: weights can be replaced later.
+    observable: a listener sees every tensor that the engine writes, without one fusion less; for the audit of an engine.
     """
 
     profiles: tuple[Batch, ...] = ()
@@ -39,6 +40,7 @@ class BuildOptions:
     hardware_compatible: str = ""
     weight_streaming: bool = False
     refit: bool = False
+    observable: bool = False
 
     def check(self) -> None:
         """Raise UsageError for what no library offers."""
@@ -59,6 +61,7 @@ class BuildOptions:
             "hardware_compatible": self.hardware_compatible,
             "weight_streaming": self.weight_streaming,
             "refit": self.refit,
+            "observable": self.observable,
         }
 
 

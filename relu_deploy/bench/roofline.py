@@ -1,9 +1,11 @@
-"""How near a model comes to what the machine can do: its operations and bytes over rates measured on the spot.
+"""How near a model comes to what the CPU can do: its operations over a matrix rate measured on the spot.
 
-    limit = max(flops / matrix rate, bytes / bandwidth)      share = limit / mean latency
+    limit = flops / matrix rate      share = limit / mean latency
 
-Williams, Waterman and Patterson, "Roofline", 2009. The rates are those that NumPy's matrix product and copy reach here
-with the same number of threads, measured in a process of their own just before the benchmark.
+Bytes are no part of it: how much of these models stays in the caches, nobody tells. The time that they would take unfused
+stands beside it. A GPU's limit counts bytes too: see `gpu_limits.py`. The rates are those that NumPy's matrix product and
+copy reach here with the same number of threads, measured in a process of their own just before the benchmark.
+Williams, Waterman and Patterson, "Roofline", 2009.
 """
 
 from __future__ import annotations

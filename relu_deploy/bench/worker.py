@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from relu_deploy.data import load_dataset, sample_feeds
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.tasks import score
 from relu_deploy.tensors import Feeds
+
+if TYPE_CHECKING:
+    from relu_deploy.backends.base import DeviceSession
 
 #: how many different inputs take turns, so that no cache sees the same picture twice in a row
 ROTATION = 4
@@ -39,12 +42,12 @@ class Worker:
         probe(backend)
         return {"import_seconds": time.perf_counter() - started}
 
-    def load(self, bundle: str, backend: str, threads: int, batch: int, seed: int) -> dict[str, Any]:
+    def load(self, bundle: str, backend: str, threads: int, batch: int, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Load the model and answer once. Times are of loading alone and of the first run alone."""
-        self.bundle, self.batch = Bundle.open(bundle), batch
+        self.bundle, self.batch, self.gpu = Bundle.open(bundle), batch, int(settings.get("device", 0))
         self.feeds = [sample_feeds(self.bundle, batch, seed + turn)[0] for turn in range(ROTATION)]
         ready = time.perf_counter()
-        self.session = load(self.bundle, backend, threads=threads)
+        self.session = load(self.bundle, backend, threads=threads, **settings)
         loaded = time.perf_counter()
         self.session.run(self.feeds[0])
         first = time.perf_counter()
@@ -52,7 +55,24 @@ class Worker:
             "load_seconds": loaded - ready,
             "first_run_seconds": first - loaded,
             "facts": dict(self.session.facts),
+            "can_bind": hasattr(self.session, "bind"),
         }
+
+    def bind(self) -> dict[str, Any]:
+        """Put the inputs that take turns on the GPU, and run each of them once."""
+        from relu_deploy.bench.device import DeviceMeter
+
+        self.meter = DeviceMeter(cast("DeviceSession", self.session), self.feeds, self.gpu)
+        return {"bound": len(self.meter.bounds)}
+
+    def device(self, seconds: float) -> dict[str, Any]:
+        """Return milliseconds by kind; see `bench.device`."""
+        return {"milliseconds": self.meter.measure(seconds)}
+
+    def device_facts(self, batch: int, seconds: float) -> dict[str, Any]:
+        facts = self.meter.facts(batch, seconds)
+        self.meter.close()
+        return facts
 
     def warm(self, seconds: float) -> dict[str, Any]:
         """Run until two windows of a quarter of `seconds` have medians within 5%, for at most `seconds` after the first."""

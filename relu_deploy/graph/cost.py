@@ -5,7 +5,7 @@
     everything else       one operation per output element; copies and shape arithmetic none
 
 `bytes` is what must be moved when every node reads its inputs and writes its outputs once: an upper bound that fusion
-lowers. Varying dimensions count as `batch`.
+lowers. `compulsory` is what no fusion saves: weights, the graph's inputs and its outputs, each once. Varying dimensions count as `batch`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ FREE = frozenset(
 
 @dataclass(frozen=True)
 class Cost:
-    """flops: operations for one run at `batch`. bytes: moved, unfused. parameters: elements of all initializers."""
+    """flops: operations for one run at `batch`. bytes: moved, unfused. parameters: elements of all initializers.
+
+    compulsory: bytes of weights, inputs and outputs.
+    """
 
     flops: int
     bytes: int
@@ -55,6 +58,7 @@ class Cost:
     batch: int
     unknown: tuple[str, ...]
     """nodes whose shapes could not be inferred, and which therefore count as nothing"""
+    compulsory: int = 0
 
 
 def count_cost(model: ir.Model, batch: int = 1) -> Cost:
@@ -73,7 +77,9 @@ def count_cost(model: ir.Model, batch: int = 1) -> Cost:
         moved += sum(_nbytes(value, batch) for value in (*node.inputs, *node.outputs) if value is not None and value.name)
     values = [value.const_value for value in model.graph.initializers.values()]
     parameters = sum(int(tensor.size) for tensor in values if tensor is not None)
-    return Cost(flops, moved, parameters, batch, tuple(unknown))
+    ends = sum(_nbytes(value, batch) for value in (*model.graph.inputs, *model.graph.outputs))
+    compulsory = ends + sum(int(tensor.nbytes) for tensor in values if tensor is not None)
+    return Cost(flops, moved, parameters, batch, tuple(unknown), compulsory)
 
 
 def _flops(node: ir.Node, batch: int) -> int:

@@ -7,6 +7,8 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from relu_deploy.report.device import device_table
+from relu_deploy.report.scaling import Series, scaling
 from relu_deploy.report.svg import Bar, bars, dots
 
 __all__ = ["bench_page", "page"]
@@ -28,6 +30,7 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:.9r
 .wide svg{min-width:640px}svg .soft{fill:var(--soft);font-size:11px}svg .guide{stroke:var(--soft);stroke-dasharray:5 4;fill:none}svg .limit{stroke:var(--bad);stroke-dasharray:2 3;fill:none}svg .fault{stroke:var(--bad);stroke-width:2}
 .fault-box{border-left:4px solid var(--bad);background:var(--panel);padding:10px 14px;margin:14px 0}.fault-box p{margin:2px 0}code{font:.92em ui-monospace,monospace;overflow-wrap:anywhere}
 figure.wide{margin-top:14px}.left td,.left th{text-align:left;white-space:normal}.left td:nth-child(5){min-width:250px}
+.curves figure{max-width:640px}.legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:.85rem;margin:6px 0 0}.legend i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:6px}
 @media print{figure{break-inside:avoid}}
 """
 
@@ -56,12 +59,18 @@ def bench_page(result: Result) -> str:
         f"relu_deploy {escape(environment['relu_deploy'])}</p>",
         f"<p>{verdict} A timing is one call from arrays to arrays. Backends ran in processes of their own and took turns; whiskers "
         "are 95% confidence intervals of the mean, from the rounds. Nothing was left out of any figure. Right: the answers agree with the float64 truth. Load: until the first "
-        "answer. Of limit: of the float32 matrix rate measured on this machine.</p>",
+        "answer. Of limit: of the float32 matrix rate measured on this CPU; on a GPU, of what its matrix rate in the row's precision and "
+        "the bytes of weights, inputs and outputs allow for its own time.</p>",
     ]
+    charted: set[str] = set()
     for (model, batch), group in groupby(result["runs"], key=lambda run: (run["model"], run["batch"])):
         rows = list(group)
+        if model not in charted:
+            charted.add(model)
+            body.append(_by_batch(model, [run for run in result["runs"] if run["model"] == model], names))
         body.append(f"<h2>{escape(model)}, batch {batch}</h2>")
         body.append(_table(rows, result["ratios"]))
+        body.append(device_table({_name(row): row for row in rows}))
         measured = [row for row in rows if row["latency_ms"]]
         if measured:
             body.append(f'<div class="charts">{_latency(model, measured, names)}{_spread(model, measured, names)}</div>')
@@ -72,6 +81,29 @@ def bench_page(result: Result) -> str:
         missing = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>" for name, reason in result["left_out"].items())
         body.append(f"<h2>Not run</h2><dl>{missing}</dl>")
     return page("relu_deploy: benchmark", "".join(body))
+
+
+def _by_batch(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
+    """Return the curves over batch sizes of whole calls, and of the GPU's own time where there is one; "" with one size only."""
+    figures = []
+    for caption, part in (("whole calls", "latency_ms"), ("the GPU's own time", "run_ms")):
+        points: dict[str, list[tuple[int, float, tuple[float, float] | None]]] = {}
+        for row in rows:
+            latency = row["latency_ms"] if part == "latency_ms" else (row.get("device") or {}).get(part)
+            if latency:
+                low, high = latency["ci95"] or (0, 0)
+                interval = (row["batch"] / high, row["batch"] / low) if low > 0 else None
+                points.setdefault(_name(row), []).append((row["batch"], row["batch"] / latency["mean"], interval))
+        # Milliseconds make images a millisecond.
+        entries = [
+            Series(name, [(b, 1e3 * mean, (1e3 * i[0], 1e3 * i[1]) if i else None) for b, mean, i in at], names.index(name))
+            for name, at in points.items()
+        ]
+        if chart := scaling(f"Throughput of {model} over batch sizes, {caption}", entries):
+            figures.append(
+                f"<figure><figcaption>Throughput over batch sizes, {caption}, with 95% intervals</figcaption>{chart}</figure>"
+            )
+    return f'<h2>{escape(model)}</h2><div class="charts curves">{"".join(figures)}</div>' if figures else ""
 
 
 def _name(row: Result) -> str:
@@ -141,6 +173,16 @@ def _spread(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
     return f"<figure><figcaption>{caption}</figcaption>{dots(f'Latency distribution of {model}', 'ms', marks)}</figure>"
 
 
+def _gpu_limits(limits: Result | None) -> str:
+    if not limits:
+        return "none was used"
+    if "not_measured" in limits:
+        return f"not measured: {limits['not_measured']}"
+    rates = [f"{name} {rate:,.1f}" for name, rate in limits["tera_operations_per_s"].items()]
+    rates += [f"{name} {why}" for name, why in limits["missing"].items()]
+    return f"10^12 operations a second: {', '.join(rates)}; copy {limits['copy_gb_per_s']:,.0f} GB/s; L2 {limits['l2_mb']:.0f} MB"
+
+
 def _facts(environment: Result) -> str:
     cpu, limits = environment["cpu"], environment["limits"]
     facts = {
@@ -151,6 +193,7 @@ def _facts(environment: Result) -> str:
         "measured limits": f"{limits['float32_gflops']} GFLOP/s float32, copy {limits['copy_gb_per_s']} GB/s"
         if limits
         else "not measured",
+        "limits of the GPU": _gpu_limits(environment.get("gpu_limits")),
         "GPU": "; ".join(" ".join(gpu.values()) for gpu in environment["gpus"]) or "none",
         "threads": str(environment["threads"]),
         "load average": str(environment["load_average"]),

@@ -56,6 +56,28 @@ def print_compile(result: Result) -> None:
         show(f"  profile {escape(' '.join(shapes))}")
     for line in result["warnings"]:
         show(f"  [yellow]{escape(line)}[/]")
+    if result["spread"]:
+        _print_spread(result["spread"])
+
+
+def _print_spread(spread: Result) -> None:
+    table = _table(">build", ">built in s", ">p50 ms", ">mean ± 95%", ">error", "verified", "")
+    for number, trial in enumerate(spread["builds"]):
+        latency = trial["latency_ms"]
+        table.add_row(
+            str(number + 1),
+            f"{trial['build_seconds']:.1f}",
+            f"{latency['p50']:.4g}",
+            f"{latency['mean']:.4g}" + (f" ± {(latency['ci95'][1] - latency['ci95'][0]) / 2:.2g}" if latency["ci95"] else ""),
+            "?" if trial["error_ratio"] is None else f"{trial['error_ratio']:.3g}",
+            "yes" if trial["verified"] else "[red]no[/]",
+            "kept" if number == spread["best"] else "",
+        )
+    show(table)
+    show(
+        f"slowest over fastest {spread['slowest_over_fastest']:.3f}, {spread['distinct_plans']} distinct plans; "
+        "error: in units of what the precision explains"
+    )
 
 
 def print_serve(result: Result) -> None:

@@ -37,7 +37,7 @@ def serve_options(asked: Any) -> ServeOptions:
         host=asked.host,
         ports=Ports(**ports),  # type: ignore[arg-type]
         limits=HttpLimits(max_body=int(asked.max_body * 2**20)),
-        settings=Settings(asked.backend, asked.threads, asked.device, limits, asked.deadline),
+        settings=Settings(asked.backend, asked.threads, asked.device, limits, asked.deadline, asked.allow_nan),
         pictures=PictureLimits(max_pixels=int(asked.max_pixels * 1e6)),
         watch=asked.watch,
     )

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -78,17 +79,21 @@ class Batcher:
 
         Raises Busy when the queue is full, with when to try again.
         """
+        self.check_room()
+        ticket = Ticket(feeds, rows, deadline, self._loop.create_future())
+        with self._changed:
+            self._queue.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def check_room(self) -> None:
+        """Raise Busy where `submit` would: what is turned away anyway need not be unpacked before."""
         if self._closing:
             raise Busy("the model is being unloaded", retry_after=1.0)
         if len(self._queue) >= self.limits.queue:
             self._statistics.refused()
             ahead = len(self._queue) * self._batch_seconds / max(1, self.limits.max_batch)
             raise Busy(f"{len(self._queue)} requests are waiting already", "try again later", retry_after=max(0.05, ahead))
-        ticket = Ticket(feeds, rows, deadline, self._loop.create_future())
-        with self._changed:
-            self._queue.append(ticket)
-            self._changed.notify()
-        return ticket
 
     def close(self) -> None:
         """Answer what is in the queue, then end the thread and the session. Blocks until it is done."""
@@ -209,7 +214,7 @@ def _split(outputs: Mapping[str, Array], rows: Sequence[int]) -> list[Feeds]:
     if len(rows) == 1:
         total = rows[0]
         return [{name: array[:total] if array.ndim and len(array) > total else array for name, array in outputs.items()}]
-    ends = np.cumsum(rows)
+    ends = list(accumulate(rows))
     return [{name: array[end - count : end] for name, array in outputs.items()} for end, count in zip(ends, rows, strict=True)]
 
 

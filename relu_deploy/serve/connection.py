@@ -12,6 +12,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from relu_deploy.serve.http import LEAVING
+
 __all__ = ["Connection", "Manners"]
 
 SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
@@ -40,6 +42,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**given)
         self._manners = manners
         self._header_bytes = 0
+        self._waiting_for: asyncio.Future[Any] | None = None
         self._slow: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -48,7 +51,16 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._in_time()
+        if self._waiting_for is not None:
+            self._waiting_for.cancel()
         super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {LEAVING: self._leave_with}  # type: ignore[dict-item]
+
+    def _leave_with(self, future: asyncio.Future[Any]) -> None:
+        self._waiting_for = future
 
     def data_received(self, data: bytes) -> None:
         if self._is_idle():

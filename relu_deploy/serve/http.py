@@ -6,17 +6,16 @@ Bodies are bounded, in size and in the time they may take, and read into one buf
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import time
+import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from relu_deploy import __version__
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.serve.codec import decode, dump, encode, parse
+from relu_deploy.serve.codec import check_load, decode, dump, encode, parse
 from relu_deploy.serve.models import VERSION, Models
 from relu_deploy.serve.status import Busy, Failed, Invalid, NotFound, ServeError, TooLarge
 
@@ -25,6 +24,9 @@ __all__ = ["Answer", "Ask", "HttpApp", "HttpLimits", "Route"]
 EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration", "statistics"]
 #: a JSON body above this many bytes is parsed in a thread, so that other requests go on meanwhile
 PARSED_ASIDE = 2**20
+
+#: the extension of an ASGI scope that takes a future to cancel when the client goes; `connection` offers it
+LEAVING = "relu_deploy.leaving"
 
 log = logging.getLogger("relu_deploy.serve")
 
@@ -39,13 +41,14 @@ class HttpLimits:
 
 @dataclass(frozen=True)
 class Ask:
-    """One HTTP request. headers: by lower-case name. body: reads it, within the limits."""
+    """One HTTP request. headers: by lower-case name. body: reads it, within the limits. leaving: see `Model.infer`."""
 
     method: str
     parts: tuple[str, ...]
     headers: Mapping[str, str]
     query: str
     body: Callable[[], Awaitable[bytes]]
+    leaving: Callable[[asyncio.Future[Any]], None]
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,15 @@ class HttpApp:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         reader = _Reader(receive, headers, self._limits)
         parts = tuple(scope["path"].strip("/").split("/"))
-        ask = Ask(scope["method"], parts, headers, scope["query_string"].decode("latin-1"), reader.read)
+        leaving = scope.get("extensions", {}).get(LEAVING, _stays)
+        ask = Ask(scope["method"], parts, headers, scope["query_string"].decode("latin-1"), reader.read, leaving)
         try:
-            answer = await self._unless_gone(ask, reader)
+            answer = await self._answer(ask)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # The client has gone: nobody reads an answer.
+            return
         except ServeError as error:
             answer = _refused(error)
         except ReluDeployError as error:
@@ -90,27 +99,7 @@ class HttpApp:
         except Exception:
             log.exception("a request failed")
             answer = _refused(Failed("the server failed on this request; its log says more"))
-        if answer is not None:
-            with contextlib.suppress(OSError):
-                await _send(send, answer, closes=not reader.done)
-
-    async def _unless_gone(self, ask: Ask, reader: _Reader) -> Answer | None:
-        """Return the answer, None when the client left before there was one: what it asked for is then not run any more."""
-        if ask.method == "GET":
-            return await self._answer(ask)
-        answering = asyncio.ensure_future(self._answer(ask))
-        await reader.arrived.wait_or(answering)
-        if answering.done():
-            return answering.result()
-        leaving = asyncio.ensure_future(reader.until_gone())
-        try:
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                return answering.result()
-            answering.cancel()
-            return None
-        finally:
-            leaving.cancel()
+        await _send(send, answer, closes=not reader.done)
 
     async def _answer(self, ask: Ask) -> Answer:
         match (ask.method, *ask.parts):
@@ -139,15 +128,16 @@ class HttpApp:
     async def _infer(self, ask: Ask, name: str, version: str = "") -> Answer:
         model = self._models.get(name, version)
         body = await ask.body()
-        length = _json_length(ask.headers)
+        model.check_room()
+        length, allow_nan = _json_length(ask.headers), model.settings.allow_nan
         if (length if length is not None else len(body)) > PARSED_ASIDE:
-            request = await asyncio.to_thread(decode, body, length, model.inputs)
+            request = await asyncio.to_thread(decode, body, length, model.inputs, allow_nan)
         else:
-            request = decode(body, length, model.inputs)
+            request = decode(body, length, model.inputs, allow_nan)
         # The body took its time: by now the model may be a newer one.
         model = self._models.get(name, version)
         wanted = request.wanted(model.outputs)
-        results = await model.infer(request)
+        results = await model.infer(request, ask.leaving)
         told = {"model_name": name, "model_version": VERSION, "id": request.id}
         if not request.id:
             del told["id"]
@@ -183,8 +173,7 @@ class HttpApp:
                 entries = self._models.index()
                 return _json([one for one in entries if one["state"] == "READY"] if told.get("ready") else entries)
             case ["models", name, "load"]:
-                if told.get("parameters"):
-                    raise Invalid("a model is loaded from where the server was told it is", "leave the parameters out")
+                check_load(told.get("parameters") or {})
                 await self._models.load(name)
                 return _json({})
             case ["models", name, "unload"]:
@@ -193,31 +182,11 @@ class HttpApp:
         raise NotFound(f"there is nothing at /v2/repository/{'/'.join(rest)}")
 
 
-class _Arrival:
-    """Whether the body has been read, which some requests never ask for."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def set(self) -> None:
-        self._event.set()
-
-    async def wait_or(self, other: asyncio.Future[Any]) -> None:
-        if other.done() or self._event.is_set():
-            return
-        waiting = asyncio.ensure_future(self._event.wait())
-        try:
-            await asyncio.wait((waiting, other), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-
-
 class _Reader:
     """Reads one body. done: whether all of it was read, without which the connection cannot be used again."""
 
     def __init__(self, receive: Any, headers: Mapping[str, str], limits: HttpLimits) -> None:
         self._receive, self._headers, self._limits = receive, headers, limits
-        self.arrived = _Arrival()
         self.done = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
 
     async def read(self) -> bytes:
@@ -225,16 +194,21 @@ class _Reader:
         told = self._headers.get("content-length")
         if told is not None and told.isdecimal() and int(told) > self._limits.max_body:
             raise TooLarge(f"a body of {told} bytes is more than the {self._limits.max_body} that are taken")
-        encoding = self._headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            raise Invalid(f"a body in content encoding {encoding!r} is not taken", "send it as it is")
+        encoding = self._headers.get("content-encoding", "identity").lower()
+        if encoding not in ("identity", "gzip", "deflate"):
+            raise Invalid(f"a body in content encoding {encoding!r} is not taken", "send it as it is, in gzip or in deflate")
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                body = await self._whole()
+        except TimeoutError:
+            raise Invalid(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
+        return body if encoding == "identity" else await asyncio.to_thread(_unpacked, body, self._limits.max_body)
+
+    async def _whole(self) -> bytes:
         pieces: list[bytes] = []
-        size, deadline = 0, time.monotonic() + self._limits.body_seconds
+        size = 0
         while True:
-            try:
-                message = await asyncio.wait_for(self._receive(), deadline - time.monotonic())
-            except TimeoutError:
-                raise Invalid(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise Invalid("the client left before its body was complete")
             pieces.append(message.get("body", b""))
@@ -243,13 +217,25 @@ class _Reader:
                 raise TooLarge(f"the body is more than the {self._limits.max_body} bytes that are taken")
             if not message.get("more_body", False):
                 self.done = True
-                self.arrived.set()
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def until_gone(self) -> None:
-        """Return when the client has gone."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+
+def _stays(_: asyncio.Future[Any]) -> None:
+    """What a server without that extension is taken to say: the client stays."""
+
+
+def _unpacked(body: bytes, most: int) -> bytes:
+    """Return what the compressed `body` holds, without ever holding more than `most`. Raises TooLarge, or Invalid."""
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header, gzip's or zlib's
+    try:
+        found = unpacker.decompress(body, most + 1)
+    except zlib.error as error:
+        raise Invalid(f"the body is not what its content encoding says: {error}") from None
+    if len(found) > most:
+        raise TooLarge(f"the unpacked body is more than the {most} bytes that are taken")
+    if not unpacker.eof or unpacker.unused_data:
+        raise Invalid("the compressed body ends too early or too late")
+    return found
 
 
 def _json_length(headers: Mapping[str, str]) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from relu_deploy.backends import Session, load
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError, ReluDeployError, UsageError
+from relu_deploy.errors import InputError, ReluDeployError, Unsupported, UsageError
 from relu_deploy.serve.batcher import Batcher, Limits
 from relu_deploy.serve.codec import DATATYPES, Request, datatype_of, metadata_of
 from relu_deploy.serve.statistics import Statistics, Timings
@@ -27,13 +27,17 @@ Watcher = Callable[[Bundle], "Callable[[Feeds, Feeds, int], None] | None"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How every model of a server is run. threads: of one session. deadline: seconds that a request may wait, None for ever."""
+    """How every model of a server is run. threads: of one session. deadline: seconds that a request may wait, None for ever.
+
+    allow_nan: NaN and infinities among the inputs are taken, not refused.
+    """
 
     backend: str = "onnxruntime-cpu"
     threads: int = 0
     device: int = 0
     limits: Limits = field(default_factory=Limits)
     deadline: float | None = None
+    allow_nan: bool = False
 
 
 class Model:
@@ -59,9 +63,19 @@ class Model:
     def waiting(self) -> int:
         return self._batcher.waiting
 
-    async def infer(self, request: Request) -> Feeds:
-        """Return the outputs for the request's inputs, which fit `inputs`.
+    def check_room(self) -> None:
+        """Raise Busy where `infer` would."""
+        self._batcher.check_room()
 
+    async def infer(
+        self,
+        request: Request,
+        leaving: Callable[[asyncio.Future[Any]], None] = lambda _: None,
+        within: float | None = None,
+    ) -> Feeds:
+        """Return the outputs for the request's inputs, which fit `inputs`. within: seconds that its client waits.
+
+        leaving: called with a future that is to be cancelled when the client goes: it is then not run, if it still waits.
         Raises Invalid for too many rows, Busy, Late, or Failed.
         """
         return (await self.timed(request))[0]
@@ -69,8 +83,9 @@ class Model:
     async def timed(self, request: Request) -> tuple[Feeds, Timings]:
         """Return what `infer` does, and where the time went."""
         rows = self._rows(request.inputs)
-        ticket = self._batcher.submit(dict(request.inputs), rows, self._deadline(request.parameters))
+        ticket = self._batcher.submit(dict(request.inputs), rows, self._deadline(request.parameters, within))
         self.statistics.pending += 1
+        leaving(ticket.future)
         try:
             outputs = await ticket.future
             assert ticket.timings is not None
@@ -87,15 +102,13 @@ class Model:
             raise Invalid(f"a batch of {rows} is more than the {self.limits.max_batch} that model {self.name!r} takes at once")
         return rows
 
-    def _deadline(self, parameters: Mapping[str, Any]) -> float | None:
-        """Return when the request is too late: Triton's parameter `timeout`, in microseconds, or the server's own."""
-        seconds = self.settings.deadline
-        asked = parameters.get("timeout")
-        if asked is not None:
-            if not isinstance(asked, int | float) or isinstance(asked, bool) or asked < 0:
-                raise Invalid(f"'timeout' is {asked!r}, and must be a number of microseconds")
-            seconds = min(asked / 1e6 if asked else float("inf"), seconds if seconds is not None else float("inf"))
-        return None if seconds is None or seconds == float("inf") else time.perf_counter() + seconds
+    def _deadline(self, parameters: Mapping[str, Any], within: float | None) -> float | None:
+        """Return when the request is too late: the first of Triton's parameter `timeout`, in microseconds, `within`, and ours."""
+        asked = 0 if parameters.get("timeout") is None else parameters["timeout"]
+        if not isinstance(asked, int | float) or isinstance(asked, bool) or asked < 0:
+            raise Invalid(f"'timeout' is {asked!r}, and must be a number of microseconds")
+        given = [seconds for seconds in (self.settings.deadline, within, asked / 1e6 or None) if seconds is not None]
+        return time.perf_counter() + min(given) if given else None
 
     def close(self) -> None:
         """Answer what was taken and end the session. Blocks."""
@@ -286,15 +299,20 @@ def _warm(bundle: Bundle, settings: Settings) -> Session:
     strange = [spec for spec in (*bundle.inputs, *bundle.outputs) if spec.dtype not in DATATYPES]
     if strange:
         raise InputError(f"{bundle.path}: {strange[0]} has a type that the protocol has no name for", "serve a model without it")
-    session = load(bundle, settings.backend, threads=settings.threads, device=settings.device)
+    session = load(bundle, settings.backend, threads=settings.threads, device=settings.device, spin=False)
     try:
         varies = [spec for spec in session.inputs if any(isinstance(size, str) for size in spec.shape[1:])]
-        numeric = all(spec.dtype != "string" for spec in session.inputs)
+        numeric = all(spec.dtype != "object" for spec in session.inputs)
         for rows in () if varies or not numeric else sorted({1, _limits(session, settings.limits).max_batch}):
             session.run(random_feeds(session.inputs, rows))
-    except Exception:
+    except Exception as error:  # a backend may raise anything
         session.close()
-        raise
+        if isinstance(error, ReluDeployError):
+            raise
+        raise Unsupported(
+            f"{settings.backend} loads {bundle.path}, but cannot run it: {' '.join(str(error).split())[:300]}",
+            "relu-deploy verify --backend reference runs any graph",
+        ) from error
     return session
 
 

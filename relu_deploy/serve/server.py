@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,9 @@ from typing import Any
 
 from relu_deploy.errors import InputError, UsageError, missing_package
 from relu_deploy.serve.decoding import PictureLimits
+from relu_deploy.serve.grpc import GrpcServer, GrpcService
 from relu_deploy.serve.http import HttpApp, HttpLimits, Route
+from relu_deploy.serve.listener import listening, take_no_more
 from relu_deploy.serve.models import Models, Settings
 from relu_deploy.serve.page import Pictures
 
@@ -23,7 +24,7 @@ __all__ = ["Ports", "ServeOptions", "serve"]
 
 #: seconds between two looks at whether a model has changed on the disk
 WATCH_EVERY = 2.0
-#: seconds that new connections are still taken after the signal, for those that are on their way
+#: seconds that connections are still taken after the signal, and then those that had begun are
 LINGER = 0.1
 
 log = logging.getLogger("relu_deploy.serve")
@@ -85,11 +86,12 @@ async def _serve(
     loop = asyncio.get_running_loop()
     manners = Manners()
     with contextlib.ExitStack() as stack:
-        http = stack.enter_context(_listening(options.host, options.ports.http, "--http-port"))
+        http = stack.enter_context(listening(options.host, options.ports.http, "--http-port"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         models = Models(options.settings)
         routes: list[Route] = [stack.enter_context(Pictures(models, options.pictures))]
+        grpc = _grpc(models, options, lambda: not stop.is_set())
         try:
             for path in paths:
                 progress(f"loading {path}")
@@ -101,21 +103,39 @@ async def _serve(
             serving = asyncio.create_task(server.serve([http]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
+            if grpc is not None:
+                await grpc.start()
             watching = asyncio.create_task(_watch(models)) if options.watch else None
             told = [
                 {"name": one.name, "backend": one.settings.backend, "max_batch": one.limits.max_batch} for one in models.loaded()
             ]
-            started({"host": options.host, "http": http.getsockname()[1], "models": told})
+            ports = {"http": http.getsockname()[1], "grpc": grpc and grpc.port}
+            started({"host": options.host, **ports, "models": told})
             await stop.wait()
             progress("stopping: finishing what was taken")
             if watching is not None:
                 watching.cancel()
             manners.draining = True
             await asyncio.sleep(LINGER)
+            take_no_more(http)
+            await asyncio.sleep(LINGER)
             server.should_exit = True
-            await serving
+            await asyncio.gather(serving, *([] if grpc is None else [grpc.drain(options.drain_seconds)]))
         finally:
+            if grpc is not None:
+                await grpc.drain(0)
             await models.close()
+
+
+def _grpc(models: Models, options: ServeOptions, ready: Callable[[], bool]) -> GrpcServer | None:
+    """Return the gRPC port, bound, None when there is to be none. Raises InputError when it is taken."""
+    port = options.ports.grpc
+    if port is None:
+        return None
+    service = GrpcService(models, ready)
+    with listening(options.host, port, "--grpc-port"):  # says why, which gRPC does not
+        pass
+    return GrpcServer(service, options.host, port, options.limits.max_body)
 
 
 def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
@@ -135,32 +155,12 @@ def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]
         backlog=4096,
     )
     return Server(config)
-
-
-@contextlib.contextmanager
-def _listening(host: str, port: int, option: str) -> Iterator[socket.socket]:
-    """Yield a bound socket. Raises InputError that names the option when the port cannot be had."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = socket.socket(*found[:3])
-    except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}: {error.strerror or error}", "give an address of this machine with --host"
-        ) from error
-    with bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            bound.bind(found[4])
-        except OSError as error:
-            raise InputError(
-                f"cannot listen on {host}:{port}: {error.strerror}", f"choose another port with {option}, 0 for any"
-            ) from error
-        yield bound
 
 
 async def _watch(models: Models) -> None:

@@ -245,9 +245,9 @@ def _ask(task: _Task, name: str) -> _Answers:
     compiled = name.startswith("torch-compile")
     trials = try_model(task.bundle, session, task.feeds, task.seed, not compiled)
     session.close()
-    if compiled:
+    if compiled or name.startswith("tensorrt"):
         return _Answers(name, shipped, facts, delivered, trials)
-    taps = [relu for relu in task.relus if name != "torch" or relu.torch_node]
+    taps = [relu for relu in task.relus if not name.startswith("torch") or relu.torch_node]
     # Integers cannot hold a NaN, so a quantised graph has no policy for it.
     nans = poisoned(task.feeds) if task.precision != "int8" else {}
     observed = observe(task.bundle, name, taps, task.feeds, shipped, nans, task.options)

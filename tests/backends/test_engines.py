@@ -55,6 +55,7 @@ def test_the_bundle_stays_whole_with_engines_in_it(ask, digits_copy):
         replace(ONE, compute_capabilities=("8.9",)),
         replace(ONE, workspace_bytes=2**28),
         replace(ONE, weight_streaming=True),
+        replace(ONE, observable=True),
     ],
     ids=str,
 )
@@ -147,6 +148,8 @@ def test_without_a_wish_the_engine_built_last_is_taken(ask, digits_copy):
     ask()
     later = ask(replace(ONE, profiles=((2, 4, 16),)))
     assert ask(None).file == later.file
+    ask(replace(ONE, observable=True))
+    assert ask(None).file == later.file, "an engine that was built to be observed is nobody's to deploy"
     assert find_engine(RTX, digits_copy).cache_hit
     shutil.rmtree(later.file.parent)
     assert find_engine(RTX, digits_copy) is None

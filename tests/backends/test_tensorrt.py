@@ -196,10 +196,14 @@ def test_a_gpu_that_tensorrt_rtx_has_no_code_for_is_named(driver, native):
     assert probe("tensorrt-rtx").device.startswith("NVIDIA L4")
 
 
-def test_with_a_gpu_loading_says_that_running_is_not_there_yet(driver, digits_bundle):
+def test_with_a_gpu_sessions_can_run_where_the_cuda_bindings_are(driver, monkeypatch, digits_bundle):
     driver(Driver("NVIDIA L4", 8, 9))
-    with pytest.raises(Unsupported, match="does not run them yet"):
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    assert "cuda-bindings" in probe("tensorrt-rtx").fix
+    with pytest.raises(BackendUnavailable, match="cuda-bindings"):
         load("tensorrt-rtx", Bundle.open(digits_bundle.path), Options())
+    monkeypatch.setattr(backend, "find_spec", lambda name: True)
+    assert probe("tensorrt-rtx").usable
 
 
 def test_an_engine_is_built_without_a_gpu_and_without_a_word(tmp_path, capfd):
@@ -253,6 +257,38 @@ def test_tf32_is_used_only_when_asked_for(tmp_path):
     path = network(tmp_path / "m.onnx")
     without, allowed = ({build("tensorrt-rtx", path, tf32=tf32).plan for _ in range(3)} for tf32 in (False, True))
     assert without.isdisjoint(allowed)
+
+
+def test_an_engine_that_shows_its_tensors_is_the_same_but_for_that(tmp_path):
+    path = network(tmp_path / "m.onnx")
+    plain, observable = ({build("tensorrt-rtx", path, observable=shows).plan for _ in range(3)} for shows in (False, True))
+    assert plain.isdisjoint(observable)
+    # Not one kernel more or less: the library's word that this bars no fusion shows in the plan.
+    assert {len(plan) for plan in plain} == {len(plan) for plan in observable}
+    assert BuildOptions(observable=True).to_json() != BuildOptions().to_json()
+
+
+@pytest.mark.parametrize("answer", [None, False])
+def test_a_library_that_cannot_show_tensors_is_unsupported(tmp_path, monkeypatch, answer):
+    class Network:
+        """The real network, less the method, or with one that refuses."""
+
+        def __init__(self, network):
+            self._network = network
+
+        def __getattr__(self, name):
+            if name != "mark_unfused_tensors_as_debug_tensors":
+                return getattr(self._network, name)
+            if answer is None:
+                raise AttributeError(name)
+            return lambda: answer
+
+    from relu_deploy.backends import tensorrt_build
+
+    parsed = tensorrt_build._parsed
+    monkeypatch.setattr(tensorrt_build, "_parsed", lambda *args: (Network((found := parsed(*args))[0]), found[1]))
+    with pytest.raises(Unsupported, match="shows its tensors"):
+        build("tensorrt-rtx", network(tmp_path / "m.onnx"), observable=True)
 
 
 def test_dimensions_that_vary_need_sizes_that_fit(tmp_path):
@@ -365,7 +401,15 @@ def test_fp8_builds_for_ada_and_later_and_elsewhere_the_builder_says_why_not(tmp
         build("tensorrt-rtx", path, compute_capabilities=["SM86"])
 
 
-def test_an_interrupt_cancels_the_build_and_the_next_one_works(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Let SIGINT raise KeyboardInterrupt, which it does not in a process that a script started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_cancels_the_build_and_the_next_one_works(tmp_path, interruptible):
     path = network(tmp_path / "m.onnx")
     told = []
 

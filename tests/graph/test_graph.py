@@ -82,6 +82,11 @@ def test_cost_counts_multiply_and_add_and_scales_with_the_batch():
     assert four.flops == 4 * one.flops
     assert one.parameters == 4 * 4 * 9
     assert one.unknown == ()
+    # No fusion saves the weights, once, nor a row's input and output.
+    row = 4 * 4 * 8 * 8
+    assert one.compulsory == 4 * one.parameters + 2 * row
+    assert four.compulsory == 4 * one.parameters + 8 * row
+    assert one.compulsory < one.bytes
 
 
 def test_cost_of_gemm_counts_its_depth_whichever_side_is_transposed():

@@ -14,6 +14,7 @@ from relu_deploy.backends import BACKENDS, NOT_YET
 from relu_deploy.backends.engines import Engine, Tell, engine_for, find_engine
 from relu_deploy.backends.tensorrt_options import BuildOptions
 from relu_deploy.bundle import MANIFEST, Bundle, create_bundle, seal, write_atomically
+from relu_deploy.compile.spread import Spread, best_of
 from relu_deploy.errors import InputError, UsageError, nearest
 
 __all__ = ["COMPILERS", "CompileReport", "compile"]
@@ -29,6 +30,7 @@ class CompileReport:
     engine: Path
     kept: Engine
     seconds: float
+    spread: Spread | None = None
 
     @property
     def cache_hit(self) -> bool:
@@ -53,6 +55,7 @@ class CompileReport:
             "build_seconds": facts["seconds"],
             "built": facts["built"],
             "warnings": facts["warnings"],
+            "spread": self.spread.to_json() if self.spread else None,
         }
 
 
@@ -64,6 +67,7 @@ def compile(  # noqa: A001  # named for the verb
     out: str | os.PathLike[str] | None = None,
     options: BuildOptions | None = None,
     device: int = 0,
+    repeat: int = 1,
     rebuild: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -72,8 +76,9 @@ def compile(  # noqa: A001  # named for the verb
     """Return the engine of `model`, or of its `variant`, for `backend`: the one that is kept, or else built now.
 
     out: where else to put it: a file; a folder (a name that ends with a slash, or a folder that is there), which then
-    keeps the engines in the place of the bundle; or a bundle (`.rdb`), a copy of `model` with the engine in it. rebuild:
-    build even if one is kept. force: replace a file at `out` that is another engine, or a bundle of another model.
+    keeps the engines in the place of the bundle; or a bundle (`.rdb`), a copy of `model` with the engine in it. repeat:
+    build that often, run them all, and keep the best that verifies. rebuild: build even if one is kept. force: replace a
+    file at `out` that is another engine, or a bundle of another model.
     progress, tell: see `engine_for`.
     Raises UsageError for a backend that compiles nothing, InputError for what is in the way, and what `engine_for` raises.
     """
@@ -88,14 +93,18 @@ def compile(  # noqa: A001  # named for the verb
     elif target is not None and (target.is_dir() or str(out).endswith(("/", os.sep))):
         folder = target
     elif target is not None and target.exists() and not force:
-        _refuse_another(target, None if rebuild else find_engine(backend, bundle, options, device=device))
-    engine = engine_for(backend, bundle, options, device=device, folder=folder, rebuild=rebuild, progress=progress, tell=tell)
+        _refuse_another(target, None if rebuild or repeat > 1 else find_engine(backend, bundle, options, device=device))
+    spread = None
+    if repeat > 1:
+        engine, spread = best_of(backend, bundle, options, repeat, device=device, folder=folder, progress=progress, tell=tell)
+    else:
+        engine = engine_for(backend, bundle, options, device=device, folder=folder, rebuild=rebuild, progress=progress, tell=tell)
     placed = engine.file
     if target is not None and folder is None and not _is_bundle(target):
         placed = target
         if not target.exists() or target.read_bytes() != engine.read():
             write_atomically(target, engine.read())
-    return CompileReport(placed, engine, time.perf_counter() - started)
+    return CompileReport(placed, engine, time.perf_counter() - started, spread)
 
 
 def _require_compiler(backend: str) -> None:

@@ -1,0 +1,141 @@
+"""Stop a server under load, again and again: what it took on SIGTERM is answered, and after SIGKILL it starts clean.
+
+    pip install 'relu-deploy[serve]'
+    python benchmarks/serve_kills.py --terms 200 --kills 50 --out benchmarks/results/serve-kills.json
+
+Clients send one request after the other on connections that they keep, and open a new one when they are told to. Lost is a
+request on a connection that was made and that brought no whole answer. With SIGKILL requests are lost, of course: there it
+counts whether the next start on the same bundle and port serves at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "serve"))
+
+from running import Running, answer_on, until
+
+from relu_deploy.bench.environment import describe
+from relu_deploy.export import export_source
+
+
+def request() -> tuple[bytes, dict[str, str]]:
+    x = np.random.default_rng(0).standard_normal((4, 1, 28, 28)).astype(np.float32)
+    one = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
+    head = json.dumps({"inputs": [one], "parameters": {"binary_data_output": True}}).encode()
+    return head + x.tobytes(), {"Inference_Header_Content_Length": str(len(head))}
+
+
+class Client(threading.Thread):
+    """Counts what comes back until no connection is taken any more."""
+
+    def __init__(self, server: Running) -> None:
+        super().__init__(daemon=True)
+        self.server, self.answered, self.other, self.lost = server, 0, [], []
+
+    def run(self) -> None:
+        body, headers = request()
+        while True:
+            connection = self.server.connect()
+            try:
+                connection.connect()
+            except OSError:
+                return
+            with contextlib.closing(connection):
+                while True:
+                    try:
+                        status, _, told = answer_on(connection, "POST", "/v2/models/digits/infer", body, **headers)
+                    except (OSError, http.client.HTTPException) as error:
+                        self.lost.append(repr(error))
+                        return
+                    if status == 200:
+                        self.answered += 1
+                    else:
+                        self.other.append(status)
+                    if told.get("connection") == "close":
+                        break
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--terms", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    draw = random.Random(0)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = export_source("digits", Path(folder) / "digits.rdb").bundle.path
+        port = 0
+        for number, times in ((signal.SIGTERM, arguments.terms), (signal.SIGKILL, arguments.kills)):
+            for _ in range(times):
+                started = time.perf_counter()
+                # After a kill the next one takes the same port, as a supervisor would have it.
+                with Running(bundle, "--http-port", port) as server:
+                    ready = time.perf_counter() - started
+                    port = server.port if number == signal.SIGKILL else 0
+                    clients = [Client(server) for _ in range(arguments.clients)]
+                    for client in clients:
+                        client.start()
+                    until(lambda clients=clients: sum(client.answered for client in clients) > 20)
+                    time.sleep(draw.uniform(0, 0.3))
+                    stopped = time.perf_counter()
+                    code = server.stop(number)
+                    took = time.perf_counter() - stopped
+                    for client in clients:
+                        client.join(30)
+                    rows.append(
+                        {
+                            "signal": number.name,
+                            "ready_seconds": round(ready, 3),
+                            "stop_seconds": round(took, 3),
+                            "exit_code": code,
+                            "answered": sum(client.answered for client in clients),
+                            "other": [status for client in clients for status in client.other],
+                            "lost": [error for client in clients for error in client.lost],
+                        }
+                    )
+                if len(rows) % 10 == 0:
+                    print(len(rows), rows[-1], flush=True)
+    terms = [row for row in rows if row["signal"] == "SIGTERM"]
+    kills = [row for row in rows if row["signal"] == "SIGKILL"]
+    result = {
+        "environment": describe(2),
+        "clients": arguments.clients,
+        "sigterm": {
+            "times": len(terms),
+            "answered": sum(row["answered"] for row in terms),
+            "lost": sum(len(row["lost"]) for row in terms),
+            "not_200": sum(len(row["other"]) for row in terms),
+            "exit_codes": sorted({row["exit_code"] for row in terms}),
+        },
+        "sigkill": {
+            "times": len(kills),
+            "clean_starts": len(kills),
+            "answered": sum(row["answered"] for row in kills),
+            "slowest_start_seconds": max((row["ready_seconds"] for row in kills), default=None),
+        },
+        "rows": rows,
+    }
+    print(json.dumps({key: result[key] for key in ("sigterm", "sigkill")}, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    assert result["sigterm"]["lost"] == 0, "requests that were taken were lost"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Arrays of other libraries that lie on the GPU already: their address, shape and dtype, by DLPack's exchange format.
+
+https://dmlc.github.io/dlpack/latest/python_spec.html; the structures are those of dlpack.h, version 0.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from relu_deploy.errors import InputError
+from relu_deploy.tensors import Array
+
+__all__ = ["DeviceArray", "from_dlpack", "is_on_gpu"]
+
+CUDA = 2
+#: (code, bits) of DLDataType → NumPy's name
+DTYPES = {
+    (0, 8): "int8",
+    (0, 16): "int16",
+    (0, 32): "int32",
+    (0, 64): "int64",
+    (1, 8): "uint8",
+    (1, 16): "uint16",
+    (1, 32): "uint32",
+    (1, 64): "uint64",
+    (2, 16): "float16",
+    (2, 32): "float32",
+    (2, 64): "float64",
+    (4, 16): "bfloat16",
+    (6, 8): "bool",
+    (10, 8): "float8_e4m3fn",
+}
+
+
+class _Type(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
+
+
+class _Place(ctypes.Structure):
+    _fields_ = (("kind", ctypes.c_int32), ("index", ctypes.c_int32))
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("place", _Place),
+        ("ndim", ctypes.c_int32),
+        ("type", _Type),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """A contiguous array at `pointer`. device: index of its GPU. owner: keeps the memory alive for as long as it is held."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: str
+    device: int
+    owner: Any = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    def outline(self) -> Array:
+        """Return an array of the same shape and dtype that takes no memory, for checks that look at nothing else."""
+        return np.broadcast_to(np.zeros((), np.dtype(self.dtype)), self.shape)
+
+
+def is_on_gpu(array: Any) -> bool:
+    """Return whether `array` says that it lies on an NVIDIA GPU."""
+    place = getattr(array, "__dlpack_device__", None)
+    return place is not None and int(place()[0]) == CUDA
+
+
+def from_dlpack(array: Any, stream: int, name: str = "array") -> DeviceArray:
+    """Return where `array` lies. Its library makes `stream` wait for what still writes it.
+
+    name: what to call it in an error. Raises InputError for an array that is not contiguous or of a dtype without a name.
+    """
+    import ml_dtypes  # noqa: F401  # teaches NumPy the names bfloat16 and float8_e4m3fn
+
+    return describe(array.__dlpack__(stream=stream), name)
+
+
+def describe(capsule: Any, name: str) -> DeviceArray:
+    """Return what DLPack's `capsule` holds."""
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    # DLManagedTensor begins with its DLTensor.
+    tensor = _Tensor.from_address(get(capsule, b"dltensor"))
+    shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
+    kind = DTYPES.get((tensor.type.code, tensor.type.bits)) if tensor.type.lanes == 1 else None
+    if kind is None:
+        raise InputError(f"input {name!r} has a dtype that no model takes", "convert it first")
+    if tensor.strides and not _is_contiguous(shape, [tensor.strides[axis] for axis in range(tensor.ndim)]):
+        raise InputError(f"input {name!r} on the GPU is not contiguous", "make it so, for instance tensor.contiguous()")
+    return DeviceArray((tensor.data or 0) + tensor.byte_offset, shape, kind, tensor.place.index, capsule)
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: list[int]) -> bool:
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return True

@@ -1,0 +1,215 @@
+"""What a TensorRT engine tells about itself: its layers, as its inspector lists them, and the tensors it showed while it ran.
+
+A layer of an engine is one kernel. It stands for several nodes of the ONNX graph, which its metadata names one after the
+other, and what the nodes inside it hand on is never written to memory:
+
+    {"Name": "c1/Conv + c1/Relu", "LayerType": "CaskConvolution", "Metadata": "[ONNX Layer: c1/Conv]\\x1f[ONNX Layer: c1/Relu]",
+     "Inputs": [{"Name": "x", "Dimensions": [1,3,8,8], "Format/Datatype": "Row major linear FP32"}], "Outputs": [...], ...}
+
+TensorRT 10 has `Format/Datatype` and `Bindings`, TensorRT 11 has `Format`, `DataType` and `I/O Tensors`. Inside Myelin, its
+own compiler, tensors have internal names (`__myln_k_arg__bb1_3`) that later layers use again, and a type without a format.
+Nothing here imports a runtime: whoever runs the engine hands in what it said (`InspectedEngine`, `ObservedEngine`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from relu_deploy.errors import Unsupported
+from relu_deploy.tensors import Array, Feeds
+
+__all__ = [
+    "Captured",
+    "EngineDifference",
+    "EngineLayer",
+    "EngineTensor",
+    "InspectedEngine",
+    "ObservedEngine",
+    "compare_layers",
+    "dtype_in",
+    "read_layers",
+]
+
+#: names of element types in what the inspector writes, the longer ones first; "" where a tensor's is none of them
+DTYPES = {
+    "bfloat16": r"bf16|bfloat16",
+    "float16": r"fp16|half|float16",
+    "float8": r"fp8\w*|float8\w*",
+    "float32": r"fp32|float|float32",
+    "uint8": r"uint8",
+    "int8": r"int8",
+    "int32": r"int32",
+    "int64": r"int64",
+    "bool": r"bool",
+}
+#: one node in a layer's metadata; nodes are set apart by a unit separator, groups of them by a record separator, or by nothing
+NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|\[ONNX Layer: |\s*$)", re.DOTALL)
+#: what Myelin appends to a layer's name: its group and place, which a layer put in before it changes
+PLACE = re.compile(r"_myl\d+_\d+$")
+COPIES = ("copy", "noop", "reformat")
+#: layers that keep streams in step and hold no tensor
+BARRIERS = ("signal", "wait")
+#: what ends the names of layers of an optimisation profile other than the first
+PROFILE = re.compile(r"\[profile +\d+\]")
+
+
+@dataclass(frozen=True)
+class EngineTensor:
+    """A tensor as a layer reads or writes it. dims: -1 where it varies. format: in the inspector's words, with or without the type."""
+
+    name: str
+    dims: tuple[int, ...]
+    format: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """A layer of an engine: one kernel. nodes: of the ONNX graph, by name, that it computes. tactic: the kernel's own name."""
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    inputs: tuple[EngineTensor, ...]
+    outputs: tuple[EngineTensor, ...]
+    tactic: str = ""
+
+    @property
+    def is_copy(self) -> bool:
+        """Return whether it computes nothing: one tensor is written again, of the same type, in another format."""
+        if self.nodes or len(self.inputs) != 1 or len(self.outputs) != 1 or self.kind.lower() not in COPIES:
+            return False
+        return self.inputs[0].dtype == self.outputs[0].dtype
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A tensor that an engine showed while it ran.
+
+    data: the buffer as it was, as bytes or an array of any shape. dtype: float32, float16, bfloat16, float8, int8, uint8,
+    int32, int64 or bool. format: how `shape` lies in `data`, in the inspector's words ("Row major linear FP16"); ""
+    where it is what the inspector says of this tensor. The same name twice: in the order in which they were written.
+    """
+
+    name: str
+    data: Array | bytes = field(repr=False)
+    dtype: str
+    shape: tuple[int, ...]
+    format: str = ""
+
+
+class InspectedEngine(Protocol):
+    """An engine that is loaded, and was built with detailed profiling verbosity."""
+
+    def inspect(self) -> str:
+        """Return what its inspector says of the whole engine, as JSON, at the shapes of the last run."""
+        ...
+
+    def run(self, feeds: Mapping[str, Any]) -> Feeds:
+        """Return every output for `feeds`."""
+        ...
+
+
+class ObservedEngine(InspectedEngine, Protocol):
+    """An engine that was built with `BuildOptions.observable`, with a listener for what it writes."""
+
+    def capture(self, feeds: Mapping[str, Any]) -> Sequence[Captured]:
+        """Return every tensor that one run on `feeds` showed, in the order in which it did."""
+        ...
+
+
+def dtype_in(text: str) -> str:
+    """Return the element type that `text` names, "" when it names none that is known."""
+    return next((dtype for dtype, words in DTYPES.items() if re.search(rf"\bk?(?:{words})\b", text, re.IGNORECASE)), "")
+
+
+def read_layers(text: str, engine: str) -> tuple[EngineLayer, ...]:
+    """Return the layers that an inspector lists, in the order in which they run, of the first optimisation profile.
+
+    engine: what to call it in an error. Raises Unsupported when `text` is no such list, or one of names only.
+    """
+    try:
+        # Separators stand in the metadata as they are, which strict JSON forbids.
+        listed = json.loads(text, strict=False)["Layers"]
+        names_only = any(isinstance(layer, str) for layer in listed)
+        if not names_only:
+            layers = (_layer(layer) for layer in listed if not PROFILE.search(layer["Name"]))
+            return tuple(layer for layer in layers if layer.kind.lower() not in BARRIERS)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"the inspector of {engine} gave no list of layers that can be read: {type(error).__name__}: {error}"
+        raise Unsupported(what, "verify it with a version of TensorRT that this package knows: 10 or 11") from error
+    raise Unsupported(
+        f"{engine} tells its layers' names and nothing else: it was built without detailed profiling verbosity",
+        "build it again with relu-deploy compile --rebuild",
+    )
+
+
+def _layer(fields: Mapping[str, Any]) -> EngineLayer:
+    return EngineLayer(
+        fields["Name"],
+        fields.get("LayerType", ""),
+        tuple(dict.fromkeys(NODE.findall(fields.get("Metadata") or ""))),
+        tuple(map(_tensor, fields.get("Inputs", ()))),
+        tuple(map(_tensor, fields.get("Outputs", ()))),
+        fields.get("TacticName", ""),
+    )
+
+
+def _tensor(fields: Mapping[str, Any]) -> EngineTensor:
+    layout = str(fields.get("Format/Datatype") or fields.get("Format/DataType") or fields.get("Format") or "")
+    stated = str(fields.get("DataType") or fields.get("Datatype") or "")
+    return EngineTensor(
+        fields["Name"], tuple(map(int, fields.get("Dimensions", ()))), layout or stated, dtype_in(stated) or dtype_in(layout)
+    )
+
+
+@dataclass(frozen=True)
+class EngineDifference:
+    """How the layers of the engine that is observed differ from those of the engine that ships.
+
+    shipping, observed: layers that only one of them has. kernels: layers for which another kernel was chosen.
+    copies: layers that only write a tensor again and that one of them has more often; they change no number.
+    """
+
+    shipping: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+
+    @property
+    def is_same(self) -> bool:
+        return not (self.shipping or self.observed or self.kernels)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "same_layers": self.is_same,
+            "only_shipping": list(self.shipping),
+            "only_observed": list(self.observed),
+            "other_kernels": list(self.kernels),
+            "copies": list(self.copies),
+        }
+
+
+def compare_layers(shipping: Iterable[EngineLayer], observed: Iterable[EngineLayer]) -> EngineDifference:
+    """Return how the layers of two engines of one graph differ: by name and nodes, in any order."""
+    theirs, ours = list(shipping), list(observed)
+    mine, others = (Counter(_identity(layer) for layer in layers if not layer.is_copy) for layers in (ours, theirs))
+    kernels = {_identity(layer): layer.tactic for layer in theirs if not layer.is_copy}
+    changed = [layer.name for layer in ours if kernels.get(_identity(layer), layer.tactic) != layer.tactic]
+    copies = (Counter(layer.name for layer in layers if layer.is_copy) for layers in (ours, theirs))
+    more, fewer = copies
+    return EngineDifference(
+        tuple(name for name, _ in (others - mine).elements()),
+        tuple(name for name, _ in (mine - others).elements()),
+        tuple(changed),
+        tuple(sorted([*(more - fewer).elements(), *(fewer - more).elements()])),
+    )
+
+
+def _identity(layer: EngineLayer) -> tuple[str, frozenset[str]]:
+    return PLACE.sub("", layer.name), frozenset(layer.nodes)

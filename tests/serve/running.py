@@ -1,0 +1,81 @@
+"""A server in a process of its own, as a user starts it, and the plainest of clients."""
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+
+class Running:
+    """A started server. .told: what it said when it was ready."""
+
+    def __init__(self, *arguments):
+        words = [sys.executable, "-m", "relu_deploy", "serve", *map(str, arguments), "--json", "-"]
+        for name, port in (("http", "0"), ("grpc", "-1"), ("metrics", "-1")):
+            if f"--{name}-port" not in words:
+                words += [f"--{name}-port", port]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        lines = []
+        for line in self.process.stdout:
+            lines.append(line)
+            if line == "}\n":
+                break
+        if not lines:
+            raise AssertionError(f"the server did not start: {self.process.stderr.read()}")
+        self.told = json.loads("".join(lines))
+        self.port = self.told["http"]
+
+    def connect(self, timeout=30):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+
+    def ask(self, method, path, body=None, **headers):
+        """Return (status, JSON or bytes, headers) on a connection of its own."""
+        connection = self.connect()
+        with contextlib.closing(connection):
+            return answer_on(connection, method, path, body, **headers)
+
+    def raw(self, sent, timeout=10, half_close=False):
+        """Return all bytes that come back for `sent`, until the server closes or nothing comes for `timeout`."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as one:
+            one.sendall(sent)
+            if half_close:
+                one.shutdown(socket.SHUT_WR)
+            received = b""
+            with contextlib.suppress(TimeoutError, ConnectionResetError):
+                while piece := one.recv(2**16):
+                    received += piece
+            return received
+
+    def stop(self, number=signal.SIGTERM, seconds=30):
+        self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def answer_on(connection, method, path, body=None, **headers):
+    if isinstance(body, dict):
+        body = json.dumps(body)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    content = response.read()
+    kind = response.getheader("content-type", "")
+    return response.status, json.loads(content) if kind == "application/json" else content, dict(response.getheaders())
+
+
+def until(condition, seconds=20):
+    """Wait until `condition()` is true. Fails when it does not become so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
