@@ -24,8 +24,11 @@ class Aside:
         self._lock = threading.Lock()
         self._pending = 0
 
-    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Return the function's result. Raises Busy when too many wait, else what the function raises."""
+    async def run(self, leaving: Callable[[asyncio.Future[Any]], None], function: Callable[..., T], *arguments: Any) -> T:
+        """Return the function's result. leaving: as for `Model.infer`.
+
+        Raises Busy when too many wait, else what the function raises.
+        """
         with self._lock:
             if self._pending >= self._most:
                 raise Busy(f"{self._pending} pictures are waiting already", "try again later", retry_after=1.0)
@@ -33,7 +36,9 @@ class Aside:
         future = self._pool.submit(function, *arguments)
         # Not when the caller stops waiting: a thread that has begun goes on, and still takes its place.
         future.add_done_callback(self._finished)
-        return await asyncio.wrap_future(future)
+        result = asyncio.wrap_future(future)
+        leaving(result)
+        return await result
 
     def close(self) -> None:
         """Wait for what has begun; what has not is cancelled."""

@@ -78,9 +78,14 @@ class Model:
         leaving: called with a future that is to be cancelled when the client goes: it is then not run, if it still waits.
         Raises Invalid for too many rows, Busy, Late, or Failed.
         """
-        return (await self.timed(request))[0]
+        return (await self.timed(request, leaving, within))[0]
 
-    async def timed(self, request: Request) -> tuple[Feeds, Timings]:
+    async def timed(
+        self,
+        request: Request,
+        leaving: Callable[[asyncio.Future[Any]], None] = lambda _: None,
+        within: float | None = None,
+    ) -> tuple[Feeds, Timings]:
         """Return what `infer` does, and where the time went."""
         rows = self._rows(request.inputs)
         ticket = self._batcher.submit(dict(request.inputs), rows, self._deadline(request.parameters, within))

@@ -102,7 +102,7 @@ class Predict:
         least = least_score(model.bundle.manifest)
         if wishes.threshold is not None and wishes.threshold < least:
             raise Invalid(f"threshold is {wishes.threshold:g}, and model {name!r} finds nothing below {least:g}")
-        outputs, timings = await model.timed(Request(prepared.feeds))
+        outputs, timings = await model.timed(Request(prepared.feeds), ask.leaving)
         # Suppressing overlapping boxes may take longer than the model.
         return Answer([dump(await asyncio.to_thread(told_of, model, prepared, outputs, timings, wishes))])
 
@@ -114,7 +114,8 @@ async def prepared_by(
     kind = ask.headers.get("content-type", "")
     while True:
         model = models.get(name, version)
-        prepared = await aside.run(prepare, model.bundle, body, kind, limits)
+        model.check_room()
+        prepared = await aside.run(ask.leaving, prepare, model.bundle, body, kind, limits)
         # Decoding takes its time: by now the model may be a newer one, with another input.
         if models.get(name, version) is model:
             return model, prepared

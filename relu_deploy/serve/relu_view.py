@@ -57,7 +57,7 @@ class ReluView:
         refuse_lacking(self._models.get(name, version).bundle)
         body = await ask.body()
         model, prepared = await prepared_by(self._models, self._decoding, self._limits, ask, body, name, version)
-        told = await self._thread.run(self._seen, model, prepared, self._models.loaded())
+        told = await self._thread.run(ask.leaving, self._seen, model, prepared, self._models.loaded())
         return Answer([dump({"model_name": name, "model_version": VERSION, **told})])
 
     def _seen(self, model: Model, prepared: Prepared, loaded: Sequence[Model]) -> dict[str, Any]:

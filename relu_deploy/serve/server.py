@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.errors import InputError, UsageError, missing_package
+from relu_deploy.errors import UsageError, missing_package
 from relu_deploy.serve.decoding import PictureLimits
 from relu_deploy.serve.grpc import GrpcServer, GrpcService
 from relu_deploy.serve.http import HttpApp, HttpLimits, Route
