@@ -28,7 +28,7 @@ from relu_deploy.serve.decoding import PictureLimits, decode_picture, file_of
 from relu_deploy.serve.http import Answer, Ask
 from relu_deploy.serve.models import VERSION, Model, Models
 from relu_deploy.serve.statistics import Timings
-from relu_deploy.serve.status import Invalid, TooLarge
+from relu_deploy.serve.status import Failed, Invalid, TooLarge
 from relu_deploy.tensors import Array, Feeds
 
 __all__ = ["Predict", "Prepared", "Wishes", "lacking", "prepare", "prepared_by", "probabilities_of"]
@@ -195,11 +195,11 @@ def told_of(model: Model, prepared: Prepared, outputs: Mapping[str, Array], timi
 def probabilities_of(logits: Array) -> Array:
     """Return softmax of the first row of `logits`, (N, K) or with further dimensions of size 1: float64 (K,).
 
-    Raises Invalid when they are not finite: such a model has no answer.
+    Raises Failed when they are not finite: such a model has no answer.
     """
     row = logits[0].astype(np.float64).ravel()
     if not np.isfinite(row).all():
-        raise Invalid("the model's output for this picture holds NaN or an infinity", "relu-deploy verify finds out why")
+        raise Failed("the model's output for this picture holds NaN or an infinity", "relu-deploy verify finds out why")
     powers = np.exp(row - row.max())
     return powers / powers.sum()
 
