@@ -89,7 +89,7 @@ def _verify(verbs: Any, functions: Mapping[str, Verb]) -> None:
         help="how far the runtime may rewrite the graph, where it has such a switch (default all, as deployed)",
     )
     verb.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
-    _common(verb, "backend", "seed", "threads", "force")
+    _common(verb, "backend", "seed", "threads", "device", "force")
 
 
 def _prove(verbs: Any, functions: Mapping[str, Verb]) -> None:
@@ -99,7 +99,7 @@ def _prove(verbs: Any, functions: Mapping[str, Verb]) -> None:
         "--dtype", default="float32", metavar="float32|float16|bfloat16|int8", help="default float32: all 2^32 of them"
     )
     verb.add_argument("--strict", action="store_true", help="fail for a zero of the other sign too, which ONNX leaves open")
-    _common(verb, "threads")
+    _common(verb, "threads", "device")
 
 
 def _census(verbs: Any, functions: Mapping[str, Verb]) -> None:
@@ -112,7 +112,7 @@ def _census(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument(
         "--range", type=floats, metavar="LOW,HIGH", help="of the input, as --range=-1,1 (default: what pixels become)"
     )
-    _common(verb, "threads")
+    _common(verb, "threads", "device")
 
 
 def _optimize(verbs: Any, functions: Mapping[str, Verb]) -> None:
@@ -273,6 +273,7 @@ def _common(verb: argparse.ArgumentParser, *names: str) -> None:
         },
         "seed": {"type": int, "default": 0, "help": "of everything random (default 0)"},
         "threads": {"type": int, "default": 0, "metavar": "N", "help": "CPU threads (default: every CPU this process may use)"},
+        "device": {"type": int, "default": 0, "metavar": "N", "help": "index of the GPU, for backends on one (default 0)"},
         "force": {"action": "store_true", "help": "replace what exists"},
     }
     for name in names:
