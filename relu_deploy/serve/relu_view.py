@@ -3,7 +3,7 @@
     POST /v2/models/M/relus     the body as for predict
 
 Each model gets a second session for this, of the same backend and with every Relu as an output, when it is first asked
-for. One picture at a time runs through them: this is for looking, and must not slow down the answers.
+for. One picture at a time runs through them, so that looking takes little from answering.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draw a digit on the served page and keep what it looks like.
 
-    python tests/e2e/screenshot_page.py digits.rdb docs/images/serve_page.png
+python tests/e2e/screenshot_page.py digits.rdb docs/images/serve_page.png
 """
 
 import base64
