@@ -242,6 +242,9 @@ def _serve(verbs: Any, functions: Mapping[str, Verb]) -> None:
         "--deadline", type=float, metavar="S", help="seconds that a request may wait in the queue (default: no limit)"
     )
     verb.add_argument("--max-body", type=float, default=64.0, metavar="MIB", help="largest request body (default 64)")
+    verb.add_argument(
+        "--max-pixels", type=float, default=40.0, metavar="MEGAPIXELS", help="largest picture that is decoded (default 40)"
+    )
     verb.add_argument("--allow-nan", action="store_true", help="take NaN and infinities in inputs (default: refuse them)")
     verb.add_argument("--no-watch", dest="watch", action="store_false", help="do not reload a model whose file changes")
     verb.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")

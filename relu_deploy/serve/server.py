@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import UsageError, missing_package
+from relu_deploy.serve.decoding import PictureLimits
 from relu_deploy.serve.grpc import GrpcServer, GrpcService
 from relu_deploy.serve.http import HttpApp, HttpLimits, Route
 from relu_deploy.serve.listener import listening, take_no_more
 from relu_deploy.serve.models import Models, Settings
+from relu_deploy.serve.page import Pictures
 
 __all__ = ["Ports", "ServeOptions", "serve"]
 
@@ -45,6 +47,7 @@ class ServeOptions:
     ports: Ports = field(default_factory=Ports)
     limits: HttpLimits = field(default_factory=HttpLimits)
     settings: Settings = field(default_factory=Settings)
+    pictures: PictureLimits = field(default_factory=PictureLimits)
     watch: bool = True
     drain_seconds: float = 60.0
 
@@ -87,7 +90,7 @@ async def _serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         models = Models(options.settings)
-        routes: list[Route] = []
+        routes: list[Route] = [stack.enter_context(Pictures(models, options.pictures))]
         grpc = _grpc(models, options, lambda: not stop.is_set())
         try:
             for path in paths:
