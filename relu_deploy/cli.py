@@ -127,6 +127,7 @@ def verify(options: argparse.Namespace) -> int:
             samples=options.samples,
             seed=options.seed,
             threads=options.threads,
+            device=options.device,
             optimization=options.optimization,
             progress=step,
         )
@@ -151,7 +152,14 @@ def prove(options: argparse.Namespace) -> int:
     from relu_deploy.verify.prove import prove as run
 
     with bar(options.quiet, f"{options.backend}, {options.dtype}") as progress:
-        report = run(options.backend, options.dtype, threads=options.threads, strict=options.strict, progress=progress)
+        report = run(
+            options.backend,
+            options.dtype,
+            threads=options.threads,
+            device=options.device,
+            strict=options.strict,
+            progress=progress,
+        )
     result = report.to_json()
     _finish(options, result, lambda: print_prove(result))
     return EXIT_FINE if report.passed else EXIT_CHECK_FAILED
@@ -174,6 +182,7 @@ def census(options: argparse.Namespace) -> int:
             samples=options.samples,
             batch=options.batch,
             threads=options.threads,
+            device=options.device,
             input_range=None if options.range is None else (options.range[0], options.range[1]),
             progress=progress,
         )
@@ -319,10 +328,15 @@ def serve(options: argparse.Namespace) -> int:
 
 def doctor(options: argparse.Namespace) -> int:
     from relu_deploy.backends import probe_all
-    from relu_deploy.report.tables import print_doctor
+    from relu_deploy.backends.system import examine
+    from relu_deploy.report.doctor import print_doctor
 
-    probes = [probe.to_json() for probe in probe_all()]
-    return _finish(options, {"schema": "relu-deploy/doctor/1", "backends": probes}, lambda: print_doctor(probes))
+    result = {
+        "schema": "relu-deploy/doctor/1",
+        "backends": [probe.to_json() for probe in probe_all()],
+        "system": examine().to_json(),
+    }
+    return _finish(options, result, lambda: print_doctor(result))
 
 
 #: what the verbs of the command line run

@@ -23,6 +23,7 @@ import numpy as np
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.locate_models import models_folder
+from relu_deploy.pictures import MAX_PIXELS, place, plane_of
 from relu_deploy.tensors import Array, Feeds, check_feeds, random_feeds
 
 __all__ = [
@@ -38,8 +39,6 @@ __all__ = [
 ]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-#: a picture above this many pixels is refused: it is a decompression bomb or not meant for a network
-MAX_PIXELS = 100_000_000
 
 Ranges = Mapping[str, tuple[Any, Any]]
 
@@ -258,9 +257,7 @@ def read_picture(bundle: Bundle, file: Path) -> Array:
     from PIL import Image
 
     spec, steps = bundle.inputs[0], bundle.manifest.get("preprocess") or {}
-    dims = spec.shape if len(spec.shape) == 4 else (0, 0, 0, 0)
-    last = spec.dtype == "uint8" or steps.get("layout") == "NHWC"
-    channels, height, width = (dims[3], dims[1], dims[2]) if last else dims[1:]
+    channels, _, _ = plane_of(spec, steps)
     try:
         with Image.open(file) as opened:
             if opened.width * opened.height > MAX_PIXELS:
@@ -270,15 +267,10 @@ def read_picture(bundle: Bundle, file: Path) -> Array:
         raise
     except Exception as error:  # Pillow raises a dozen types for a file that is no picture
         raise InputError(f"{file} is not a picture that can be read: {error}", "remove it from the folder") from error
-    if "crop" in steps:
-        side = steps.get("resize", steps["crop"]) / min(picture.size)
-        picture = picture.resize((round(picture.width * side), round(picture.height * side)), Image.Resampling.BILINEAR)
-        left, top = (picture.width - steps["crop"]) // 2, (picture.height - steps["crop"]) // 2
-        picture = picture.crop((left, top, left + steps["crop"], top + steps["crop"]))
-    elif isinstance(height, int) and isinstance(width, int):
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture)
-    return pixels.reshape(1, *pixels.shape[:2], -1)
+    try:
+        return place(picture, spec, steps)[0]
+    except InputError as error:
+        raise InputError(f"{file}: {error.message}", error.hint) from None
 
 
 def _from_folder(bundle: Bundle, folder: Path) -> Dataset:

@@ -89,7 +89,7 @@ def _verify(verbs: Any, functions: Mapping[str, Verb]) -> None:
         help="how far the runtime may rewrite the graph, where it has such a switch (default all, as deployed)",
     )
     verb.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
-    _common(verb, "backend", "seed", "threads", "force")
+    _common(verb, "backend", "seed", "threads", "device", "force")
 
 
 def _prove(verbs: Any, functions: Mapping[str, Verb]) -> None:
@@ -99,7 +99,7 @@ def _prove(verbs: Any, functions: Mapping[str, Verb]) -> None:
         "--dtype", default="float32", metavar="float32|float16|bfloat16|int8", help="default float32: all 2^32 of them"
     )
     verb.add_argument("--strict", action="store_true", help="fail for a zero of the other sign too, which ONNX leaves open")
-    _common(verb, "threads")
+    _common(verb, "threads", "device")
 
 
 def _census(verbs: Any, functions: Mapping[str, Verb]) -> None:
@@ -112,7 +112,7 @@ def _census(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument(
         "--range", type=floats, metavar="LOW,HIGH", help="of the input, as --range=-1,1 (default: what pixels become)"
     )
-    _common(verb, "threads")
+    _common(verb, "threads", "device")
 
 
 def _optimize(verbs: Any, functions: Mapping[str, Verb]) -> None:
@@ -255,6 +255,9 @@ def _serve(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument(
         "--log-slow", type=float, default=1000.0, metavar="MS", help="log requests that take as long (default 1000)"
     )
+    verb.add_argument(
+        "--max-pixels", type=float, default=40.0, metavar="MEGAPIXELS", help="largest picture that is decoded (default 40)"
+    )
     verb.add_argument("--allow-nan", action="store_true", help="take NaN and infinities in inputs (default: refuse them)")
     verb.add_argument("--no-watch", dest="watch", action="store_false", help="do not reload a model whose file changes")
     verb.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
@@ -283,6 +286,7 @@ def _common(verb: argparse.ArgumentParser, *names: str) -> None:
         },
         "seed": {"type": int, "default": 0, "help": "of everything random (default 0)"},
         "threads": {"type": int, "default": 0, "metavar": "N", "help": "CPU threads (default: every CPU this process may use)"},
+        "device": {"type": int, "default": 0, "metavar": "N", "help": "index of the GPU, for backends on one (default 0)"},
         "force": {"action": "store_true", "help": "replace what exists"},
     }
     for name in names:

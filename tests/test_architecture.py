@@ -11,7 +11,7 @@ import relu_deploy
 
 PACKAGE = Path(relu_deploy.__file__).parent
 FLOORS = (
-    ("relu", "errors", "tensors", "locate_models", "detections", "collecting", "measure"),
+    ("relu", "errors", "tensors", "locate_models", "detections", "pictures", "collecting", "measure"),
     ("graph", "bundle", "data", "tasks"),
     ("backends", "nn"),
     ("compile", "optimize", "verify", "export", "sources", "zoo"),
@@ -90,7 +90,9 @@ def test_rooms_form_no_cycle():
         visit(room)
 
 
-@pytest.mark.parametrize("room", ["graph", "bundle", "relu", "errors", "tensors", "detections", "data", "tasks", "report"])
+@pytest.mark.parametrize(
+    "room", ["graph", "bundle", "relu", "errors", "tensors", "detections", "pictures", "data", "tasks", "report"]
+)
 def test_pure_rooms_import_no_runtime(room):
     guilty = [
         f"{file.relative_to(PACKAGE)}: {name}"

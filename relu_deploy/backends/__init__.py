@@ -40,12 +40,14 @@ BACKENDS: dict[str, str] = {
     "torch-compile-cuda": "pytorch",
     "onnxruntime-cpu": "onnx_runtime",
     "onnxruntime-cuda": "onnx_runtime",
+    "onnxruntime-tensorrt": "onnx_runtime",
+    "onnxruntime-tensorrt-rtx": "onnx_runtime",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt",
 }
 
 #: names that users of this field will ask for, and that this version cannot run yet
-NOT_YET = ("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx", "openvino")
+NOT_YET = ("openvino",)
 
 
 def probe(name: str) -> Probe:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from relu_deploy.graph.relus import Relu
-from relu_deploy.tensors import Feeds, TensorSpec
+from relu_deploy.tensors import Array, Feeds, TensorSpec
 
 __all__ = [
     "OPTIMIZATIONS",
     "TORCH_MODES",
     "Bound",
+    "Captured",
     "DeviceSession",
     "Executed",
     "Options",
@@ -186,6 +187,22 @@ class TruthSession(Session, Protocol):
         does to each number. seen: see `Seen`; names are the graph's tensors (`reference`) or the program's nodes (`torch`).
         """
         ...
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A tensor that an engine showed while it ran.
+
+    data: the buffer as it was, as bytes or an array of any shape. dtype: float32, float16, bfloat16, float8, int8, uint8,
+    int32, int64 or bool. format: how `shape` lies in `data`, in the inspector's words ("Row major linear FP16"); ""
+    where it is what the inspector says of this tensor. The same name twice: in the order in which they were written.
+    """
+
+    name: str
+    data: Array | bytes = field(repr=False)
+    dtype: str
+    shape: tuple[int, ...]
+    format: str = ""
 
 
 class Bound(Protocol):

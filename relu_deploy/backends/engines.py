@@ -34,7 +34,7 @@ from relu_deploy.bundle import Bundle, sha256, write_atomically
 from relu_deploy.errors import BackendUnavailable, InputError, UsageError
 from relu_deploy.graph import load_model, precision_of
 
-__all__ = ["DEFAULT_BATCH", "Engine", "Tell", "engine_for", "find_engine", "folder_for", "keep"]
+__all__ = ["DEFAULT_BATCH", "Engine", "Tell", "engine_for", "find_engine", "folder_for", "graph_hash", "keep"]
 
 SCHEMA = "relu-deploy/engine/1"
 ENGINES = "engines"
@@ -173,7 +173,7 @@ def _identity(name: str, bundle: Bundle, wanted: BuildOptions, device: int) -> d
     return {
         "schema": SCHEMA,
         "subject": bundle.title if bundle.is_folder else str(bundle.path.resolve()),
-        "graph": _graph_hash(bundle.onnx, model),
+        "graph": graph_hash(bundle.onnx, model),
         "precision": precision_of(model),
         "backend": name,
         "library": found.version,
@@ -183,7 +183,7 @@ def _identity(name: str, bundle: Bundle, wanted: BuildOptions, device: int) -> d
     }
 
 
-def _graph_hash(file: Path, model: Any) -> str:
+def graph_hash(file: Path, model: Any) -> str:
     """Return a hash of the graph's file and of the files beside it that hold its weights."""
     import onnx_ir as ir
 

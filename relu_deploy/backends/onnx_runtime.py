@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or an NVIDIA GPU.
+"""ONNX Runtime, on the CPU or an NVIDIA GPU: three providers of its own, and TensorRT-RTX as a plug-in.
 
 A node that the execution provider asked for does not take would go to the CPU without a word. Here it cannot: with any
 provider but the CPU's, the fall-back is switched off and the session's own report of the placement is read back.
@@ -7,52 +7,44 @@ provider but the CPU's, the fall-back is switched off and the session's own repo
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.backends.base import Executed, Options, Probe
+from relu_deploy.backends.base import Executed, Options
+from relu_deploy.backends.onnx_runtime_probe import PROVIDERS, probe
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph.model import load_model, to_bytes
 from relu_deploy.graph.taps import with_taps
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
-PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
-FLAVOURS = ("onnxruntime", "onnxruntime-gpu")
-
-
-def probe(name: str) -> Probe:
-    installed = [flavour for flavour in FLAVOURS if _is_installed(flavour)]
-    gpu = name != "onnxruntime-cpu"
-    if not installed:
-        return Probe(
-            name, False, reason="onnxruntime is not installed", fix=f"pip install 'relu-deploy[{'gpu' if gpu else 'cpu'}]'"
-        )
-    if len(installed) == 2:
-        return Probe(
-            name,
-            False,
-            reason="onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
-            fix=f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'relu-deploy[{'gpu' if gpu else 'cpu'}]'",
-        )
-    import onnxruntime
-
-    if PROVIDERS[name] not in onnxruntime.get_available_providers():
-        return Probe(
-            name,
-            False,
-            version=onnxruntime.__version__,
-            reason=f"this build of {installed[0]} has no {PROVIDERS[name]}",
-            fix="pip uninstall -y onnxruntime && pip install 'relu-deploy[gpu]'",
-        )
-    return Probe(name, True, version=onnxruntime.__version__, device="NVIDIA GPU" if gpu else "CPU")
+__all__ = ["OnnxRuntimeSession", "explained", "in_words", "load", "probe", "settings_for"]
 
 
 def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
+    model: str | bytes = str(bundle.onnx)
+    if options.taps:
+        model = to_bytes(with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
+    if name != "onnxruntime-cpu":
+        from relu_deploy.backends.onnx_runtime_gpu import load_on_gpu
+
+        return load_on_gpu(name, bundle, options, model)
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(model, settings_for(options), providers=[PROVIDERS[name]], enable_fallback=0)
+    except Exception as error:  # the runtime's exception types share no base class
+        raise explained(error, name, bundle) from error
+    return OnnxRuntimeSession(name, bundle, session, options)
+
+
+def settings_for(options: Options) -> Any:
+    """Return the onnxruntime.SessionOptions that every provider starts from."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -66,20 +58,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     if options.profile:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(Path(tempfile.mkdtemp(prefix="relu-deploy-profile-")) / "run")
-    provider: str | tuple[str, dict[str, str]] = PROVIDERS[name]
-    if name == "onnxruntime-cuda":
-        onnxruntime.preload_dlls()
-        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        # TF32 keeps 10 bits of mantissa: a float32 model that is asked for is a float32 model that runs.
-        provider = (PROVIDERS[name], {"device_id": str(options.device), "use_tf32": "0"})
-    model: str | bytes = str(bundle.onnx)
-    if options.taps:
-        model = to_bytes(with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
-    try:
-        session = onnxruntime.InferenceSession(model, settings, providers=[provider], enable_fallback=0)
-    except Exception as error:  # the runtime's exception types share no base class
-        raise _explained(error, name, bundle) from error
-    return OnnxRuntimeSession(name, bundle, session, options)
+    return settings
 
 
 class OnnxRuntimeSession:
@@ -89,14 +68,14 @@ class OnnxRuntimeSession:
         self._bundle, self._session = bundle, session
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
-        self._profiled = options.profile
+        self.title, self._profiled = bundle.title, options.profile
         self._names = [value.name for value in session.get_outputs()]
-        placement = {
-            assignment.ep_name: len(assignment.get_nodes()) for assignment in session.get_provider_graph_assignment_info()
-        }
+        placement: Counter[str] = Counter()
+        for part in session.get_provider_graph_assignment_info():
+            placement[part.ep_name] += len(part.get_nodes())
         self.facts: Mapping[str, Any] = {
             "providers": session.get_providers(),
-            "nodes_by_provider": placement,
+            "nodes_by_provider": dict(placement),
             "precision": "float32",
             "threads": options.thread_count,
         }
@@ -106,6 +85,11 @@ class OnnxRuntimeSession:
                 f"{name} would run part of {bundle.name} on {', '.join(elsewhere) or session.get_providers()[0]}",
                 "relu-deploy doctor says what is missing",
             )
+
+    @property
+    def runtime(self) -> Any:
+        """The onnxruntime.InferenceSession."""
+        return self._session
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
@@ -150,16 +134,17 @@ def _precision(arguments: Mapping[str, Any]) -> str:
     return known.get(types[0], "") if types else ""
 
 
-def _is_installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-def _explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsupported:
-    message = str(error).strip().splitlines()[0]
+def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsupported:
+    """Return what ONNX Runtime raised as an error for people."""
     if type(error).__name__ in ("InvalidGraph", "InvalidProtobuf"):
-        return InputError(f"{bundle.onnx}: {message}", "check the graph with: relu-deploy inspect")
-    return Unsupported(f"{name} cannot run {bundle.name}: {message}", "relu-deploy verify --backend reference runs any graph")
+        return InputError(f"{bundle.onnx}: {in_words(error)}", "check the graph with: relu-deploy inspect")
+    return Unsupported(
+        f"{name} cannot run {bundle.name}: {in_words(error)}", "relu-deploy verify --backend reference runs any graph"
+    )
+
+
+def in_words(error: Exception) -> str:
+    """Return the first line of what ONNX Runtime raised, without the place in its source and its own codes."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = re.sub(r"^/\S+\.(cc|h):\d+ .*?\)( const)? (?=[A-Z\[])", "", line)
+    return re.sub(r"^.*?\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", line)

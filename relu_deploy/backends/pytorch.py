@@ -14,11 +14,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relu_deploy.backends.base import TORCH_MODES, Executed, Options, Probe, Rounding, Seen
+from relu_deploy.backends.nvidia import Gpu, Missing, find_driver, find_gpu, too_old
 from relu_deploy.bundle import Bundle
 from relu_deploy.collecting import without_collecting
 from relu_deploy.errors import InputError, Unsupported, UsageError
@@ -29,26 +32,85 @@ if TYPE_CHECKING:
 
 
 def probe(name: str) -> Probe:
+    """Return whether programs can run here. What can be told without importing torch, which takes seconds, is told first."""
+    version, cuda = _installed_build()
+    gpu = find_gpu() if name.endswith("-cuda") else None
+    if isinstance(gpu, Missing):
+        return Probe(name, False, version=version, reason=gpu.reason, fix=gpu.fix)
+    device = "CPU" if gpu is None else str(gpu)
+    missing = (
+        _torch_obstacle(version, cuda, gpu)
+        or _import_obstacle(version, gpu)
+        or (_compiler_obstacle(gpu) if "compile" in name else None)
+    )
+    if missing is not None:
+        return Probe(name, False, version=version, device="" if gpu is None else device, reason=missing.reason, fix=missing.fix)
+    return Probe(name, True, version=version, device=device)
+
+
+def _installed_build() -> tuple[str, str]:
+    """Return the version of the installed torch, and of the CUDA that it was built with; "" for neither."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return "", ""
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown", ""
+    named = re.findall(r"^(__version__|cuda)\b[^=]*= *['\"]([^'\"]*)['\"]", text, re.MULTILINE)
+    return dict(named).get("__version__", "unknown"), dict(named).get("cuda", "")
+
+
+def _torch_obstacle(version: str, cuda: str, gpu: Gpu | None) -> Missing | None:
+    if not version:
+        return Missing("torch is not installed", "pip install 'relu-deploy[torch]'")
+    if gpu is None:
+        return None
+    if not cuda:
+        return Missing(
+            f"torch {version} is a CPU build",
+            "replace it by a CUDA build: https://pytorch.org/get-started/locally has the command",
+        )
+    driver = find_driver()
+    return driver if isinstance(driver, Missing) else too_old(driver, int(cuda.partition(".")[0]), f"torch {version}")
+
+
+def _import_obstacle(version: str, gpu: Gpu | None) -> Missing | None:
     try:
         with without_collecting():
             import torch
-    except ImportError:
-        return Probe(name, False, reason="torch is not installed", fix="pip install 'relu-deploy[torch]'")
-    if name.endswith("-cuda") and not torch.cuda.is_available():
-        built = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no usable NVIDIA GPU or driver"
-        return Probe(
-            name, False, version=torch.__version__, reason=built, fix="install a CUDA build of torch on a machine with a GPU"
+    except (ImportError, OSError) as error:
+        return Missing(f"torch {version} is installed but cannot be imported: {error}", "pip install --force-reinstall torch")
+    if gpu is None:
+        return None
+    if not torch.cuda.is_available():
+        return Missing(
+            f"torch {version} finds no GPU, though NVIDIA's driver does", "python -c 'import torch; torch.cuda.init()' says why"
         )
-    if name.startswith("torch-compile") and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-        return Probe(
-            name,
-            False,
-            version=torch.__version__,
-            reason="torch.compile needs a C++ compiler",
-            fix="install g++ (Debian: apt install g++)",
+    built = torch.cuda.get_arch_list()
+    if built and not any(_runs(each, gpu.capability) for each in built):
+        return Missing(
+            f"torch {version} has no kernels for {gpu}: it has {', '.join(built)}",
+            "install a build of torch that has them: https://pytorch.org/get-started/locally",
         )
-    device = torch.cuda.get_device_name() if name.endswith("-cuda") else "CPU"
-    return Probe(name, True, version=torch.__version__, device=device)
+    return None
+
+
+def _runs(architecture: str, capability: tuple[int, int]) -> bool:
+    """Return whether code for `architecture`, such as sm_86 or compute_90, runs on a GPU of that capability."""
+    kind, _, digits = architecture.partition("_")
+    digits = digits.rstrip("af")
+    major, minor = int(digits[:-1]), int(digits[-1])
+    # Machine code runs on later GPUs of its own generation, intermediate code on all later ones.
+    return (major, minor) <= capability and (kind == "compute" or major == capability[0])
+
+
+def _compiler_obstacle(gpu: Gpu | None) -> Missing | None:
+    if gpu is not None and find_spec("triton") is None:
+        return Missing("torch.compile needs triton for a GPU", "pip install triton")
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        return Missing("torch.compile needs a C++ compiler", "install g++ (Debian: apt install g++)")
+    return None
 
 
 def load(name: str, bundle: Bundle, options: Options) -> TorchSession:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 from relu_deploy.backends.base import Options, Probe, Session
-from relu_deploy.backends.nvidia import Gpu, Missing, find_gpu
+from relu_deploy.backends.nvidia import Gpu, Missing, choose_gpu, find_driver, too_old
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable
 
@@ -16,6 +17,8 @@ __all__ = ["can_build", "load", "probe"]
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 #: major versions whose interface this package speaks
 MAJORS = {"tensorrt": ("10", "11"), "tensorrt-rtx": ("1",)}
+#: the oldest compute capability that TensorRT 10 and 11 and TensorRT-RTX have code for
+OLDEST = (7, 5)
 INSTALL = {
     "tensorrt": "pip install 'relu-deploy[gpu]', where NVIDIA's own package index can be reached: the public package only fetches from there",
     "tensorrt-rtx": "pip install 'relu-deploy[rtx]'",
@@ -70,10 +73,33 @@ def load(name: str, bundle: Bundle, options: Options) -> Session:
 
 def gpu_for(trt: Any, index: int = 0) -> Gpu | Missing:
     """Return the GPU with that index if the library behind `trt` runs on it, else why not."""
-    gpu = find_gpu(index)
-    if isinstance(gpu, Gpu) and compiles_ahead(trt) and not hasattr(trt.ComputeCapability, "SM{}{}".format(*gpu.capability)):
-        return Missing(f"TensorRT-RTX {trt.__version__} does not run on {gpu}", "use backend tensorrt on this GPU")
+    driver = find_driver()
+    if isinstance(driver, Missing):
+        return driver
+    gpu = choose_gpu(driver, index)
+    if isinstance(gpu, Missing):
+        return gpu
+    title = f"{'TensorRT-RTX' if compiles_ahead(trt) else 'TensorRT'} {trt.__version__}"
+    if (old := too_old(driver, _built_with(trt), title)) is not None:
+        return old
+    if compiles_ahead(trt) and not hasattr(trt.ComputeCapability, "SM{}{}".format(*gpu.capability)):
+        return Missing(f"{title} does not run on {gpu}", "use backend tensorrt on this GPU")
+    if gpu.capability < OLDEST:
+        return Missing(f"{title} needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, and this is {gpu}", "use a newer GPU")
     return gpu
+
+
+def _built_with(trt: Any) -> int:
+    """Return the major version of CUDA that the installed library was built with, 0 where its packages do not tell."""
+    stem = MODULES["tensorrt-rtx" if compiles_ahead(trt) else "tensorrt"].replace("_", "-")
+    for major in (13, 12, 11):
+        for package in (f"{stem}-cu{major}-libs", f"{stem}-cu{major}"):
+            try:
+                version(package)
+            except PackageNotFoundError:
+                continue
+            return major
+    return 0
 
 
 def _library(name: str) -> tuple[Any, Probe | None]:
@@ -85,10 +111,10 @@ def _library(name: str) -> tuple[Any, Probe | None]:
     except (ImportError, OSError) as error:
         reason = f"{MODULES[name]} is installed but its libraries cannot be loaded: {error}"
         return None, Probe(name, False, reason=reason, fix=INSTALL[name])
-    version = str(getattr(trt, "__version__", ""))
-    if version.partition(".")[0] not in MAJORS[name]:
-        reason = f"{MODULES[name]} {version} is installed; this version of relu_deploy works with {' and '.join(MAJORS[name])}"
-        return None, Probe(name, False, version=version, reason=reason, fix=INSTALL[name])
+    release = str(getattr(trt, "__version__", ""))
+    if release.partition(".")[0] not in MAJORS[name]:
+        reason = f"{MODULES[name]} {release} is installed; this version of relu_deploy works with {' and '.join(MAJORS[name])}"
+        return None, Probe(name, False, version=release, reason=reason, fix=INSTALL[name])
     return trt, None
 
 

@@ -135,6 +135,11 @@ class TensorRtBound:
     def stream(self) -> int:
         return int(self._session.stream)
 
+    @property
+    def context(self) -> Any:
+        """Return TensorRT's execution context, for whoever looks into a run."""
+        return self._context
+
     def upload(self, feeds: Mapping[str, Any]) -> None:
         self._gpu.make_current()
         arrays, resident = self._checked(feeds)
@@ -246,7 +251,7 @@ class TensorRtBound:
 
     def _capture(self) -> None:
         session = self._session
-        if session.captures_itself:
+        if session.captures_itself or session.observable:
             return
         if self._allocators:
             session.no_cuda_graph("the shapes of outputs depend on the data")

@@ -50,6 +50,15 @@ class BuildOptions:
             known = " or ".join(name for name in HARDWARE if name)
             raise UsageError(f"there is no hardware compatibility {self.hardware_compatible!r}", f"it is {known}")
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> BuildOptions:
+        """Return the options that `to_json` told."""
+        profiles = tuple(
+            {name: tuple(map(tuple, shapes)) for name, shapes in each.items()} if isinstance(each, Mapping) else tuple(each)
+            for each in fields["profiles"]
+        )
+        return cls(**{**fields, "profiles": profiles, "compute_capabilities": tuple(fields["compute_capabilities"])})
+
     def to_json(self) -> dict[str, Any]:
         return {
             "profiles": [_told(profile) for profile in self.profiles],

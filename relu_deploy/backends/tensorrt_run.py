@@ -120,7 +120,9 @@ class TensorRtSession:
         self.name, self.title, self.gpu = name, bundle.title, gpu
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
-        self._kept, self._logger = engine, logger_of(self.trt)
+        self.kept, self._logger = engine, logger_of(self.trt)
+        #: an engine that is looked into runs kernel by kernel: nobody is called back from inside a CUDA graph
+        self.observable = bool(engine.facts.get("options", {}).get("observable"))
         self._runtime, self.engine = self._deserialised(bundle)
         self.dtypes = self._dtypes()
         self.profiles = self._profiles()
@@ -135,15 +137,15 @@ class TensorRtSession:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        options = self._kept.facts.get("options", {})
+        options = self.kept.facts.get("options", {})
         return {
             "device": self._device,
             "library": f"{LIBRARY[self.name]} {self.trt.__version__}",
             "precision": self._precision,
             "tf32": bool(options.get("tf32", False)),
             "profiles": [profile.to_json() for profile in self.profiles],
-            "engine": self._kept.key,
-            "engine_was_kept": self._kept.cache_hit,
+            "engine": self.kept.key,
+            "engine_was_kept": self.kept.cache_hit,
             "cuda_graph": self._cuda_graph,
             **({"runtime_cache": self._cached} if self._cache is not None else {}),
         }
@@ -160,6 +162,13 @@ class TensorRtSession:
         bound = TensorRtBound(self, feeds)
         self._lent.add(bound)
         return bound
+
+    def inspect(self) -> str:
+        """Return what the engine's inspector says of its layers, as JSON, at the shapes of the last `run`."""
+        inspector = self.engine.create_engine_inspector()
+        if self._bounds:
+            inspector.execution_context = next(reversed(self._bounds.values())).context
+        return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
 
     def executed(self) -> Sequence[Executed]:
         # Engines are strongly typed: what runs has the types that the graph says, and no kernel keeps its node's name.
@@ -221,7 +230,7 @@ class TensorRtSession:
         if self._cache is None:
             return
         content = bytes(self._cache.serialize())
-        place = self._kept.runtime_cache
+        place = self.kept.runtime_cache
         if place.exists() and place.stat().st_size == len(content):
             return
         # A folder that cannot be written costs the next load some seconds, and this one nothing.
@@ -231,11 +240,11 @@ class TensorRtSession:
     # ------------------------------------------------------------ loading
 
     def _deserialised(self, bundle: Bundle) -> tuple[Any, Any]:
-        plan = self._kept.read()
+        plan = self.kept.read()
         diagnoses = 0
         with self._logger.one_at_a_time, self.listening() as heard:
             runtime = self.trt.Runtime(self._logger)
-            if self._kept.facts.get("options", {}).get("version_compatible"):
+            if self.kept.facts.get("options", {}).get("version_compatible"):
                 runtime.engine_host_code_allowed = True
             engine = runtime.deserialize_cuda_engine(plan)
             if engine is None and hasattr(runtime, "get_engine_validity"):
@@ -244,7 +253,7 @@ class TensorRtSession:
             members = getattr(self.trt, "EngineInvalidityDiagnostics", None)
             said = [text for _, text in heard]
             reason = why_refused(LIBRARY[self.name], self.trt.__version__, plan, said, diagnoses, members)
-            raise Unsupported(f"{self._kept.file}, the engine of {bundle.title}, cannot be used: {reason.text}", reason.fix)
+            raise Unsupported(f"{self.kept.file}, the engine of {bundle.title}, cannot be used: {reason.text}", reason.fix)
         return runtime, engine
 
     def _tensors(self, mode: str) -> list[str]:
@@ -258,14 +267,14 @@ class TensorRtSession:
             there = self._tensors(mode)
             if set(there) != {spec.name for spec in specs}:
                 raise InputError(
-                    f"{self._kept.file} has {mode.lower()}s {', '.join(there)}; {self.title} has {', '.join(map(str, specs))}",
+                    f"{self.kept.file} has {mode.lower()}s {', '.join(there)}; {self.title} has {', '.join(map(str, specs))}",
                     "compile it again with --rebuild",
                 )
             for spec in specs:
                 kind = self.engine.get_tensor_dtype(spec.name).name
                 if DTYPES.get(kind) != spec.dtype:
                     raise InputError(
-                        f"{self._kept.file}: {spec.name} is {DTYPES.get(kind, kind)}, and in {self.title} {spec.dtype}",
+                        f"{self.kept.file}: {spec.name} is {DTYPES.get(kind, kind)}, and in {self.title} {spec.dtype}",
                         "compile it again with --rebuild",
                     )
                 dtypes[spec.name] = spec.dtype
@@ -298,13 +307,14 @@ class TensorRtSession:
         if not compiles_ahead(self.trt):
             return None, None, ""
         config = self.engine.create_runtime_config()
-        config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if not self.observable:
+            config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         # Lazily compiled kernels take the place of slower ones at some later run: neither bits nor times would repeat.
         config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
         cache = config.create_runtime_cache()
         state = "empty"
-        if self._kept.runtime_cache.exists():
-            taken = cache.deserialize(self._kept.runtime_cache.read_bytes())
+        if self.kept.runtime_cache.exists():
+            taken = cache.deserialize(self.kept.runtime_cache.read_bytes())
             state = "loaded" if taken else "refused: it is of another GPU, driver or version"
         if not config.set_runtime_cache(cache):
             return config, None, "refused"

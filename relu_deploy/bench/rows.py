@@ -226,7 +226,7 @@ def _row(
     roofline = None
     if device and "run_ms" in device:
         roofline = share_of_gpu_limit(cost, device["run_ms"]["mean"] / 1e3, precision, plan.gpu)
-    elif device is None and precision == "float32" and "cuda" not in name:
+    elif device is None and precision == "float32" and not any(part in name for part in ("cuda", "tensorrt")):
         # The CPU's limit was measured in float32: another precision has another one.
         roofline = share_of_limit(cost, latency.mean / 1e3, plan.machine)
     return Run(

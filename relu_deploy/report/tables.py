@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["print_bench", "print_doctor", "print_export", "print_inspect", "print_prove", "print_verify", "print_zoo", "show"]
+__all__ = ["print_bench", "print_export", "print_inspect", "print_prove", "print_verify", "print_zoo", "show"]
 
 Result = Mapping[str, Any]
 #: failing tensors of a backend that the table shows: the first ones tell where, the rest is the same error carried on
@@ -255,17 +255,6 @@ def print_bench(result: Result) -> None:
         show("[yellow]*[/] did not settle while warming up: the machine was busy, read its interval")
     for name, reason in result["left_out"].items():
         show(f"[dim]not run: {name}: {escape(reason)}[/]")
-
-
-def print_doctor(probes: Sequence[Result]) -> None:
-    table = _table("backend", "usable", "version", "device", "why not", "fix")
-    for probe in probes:
-        table.add_row(
-            probe["name"],
-            GOOD if probe["usable"] else "[red]no[/]",
-            *(escape(probe[field]) for field in ("version", "device", "reason", "fix")),
-        )
-    show(table)
 
 
 def _table(*columns: str) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 
 from relu_deploy.errors import UsageError
 from relu_deploy.serve.batcher import Limits
+from relu_deploy.serve.decoding import PictureLimits
 from relu_deploy.serve.http import HttpLimits
 from relu_deploy.serve.logs import LogOptions
 from relu_deploy.serve.models import Settings
@@ -24,6 +25,8 @@ def serve_options(asked: Any) -> ServeOptions:
         value = getattr(asked, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}", "see relu-deploy serve --help")
+    if not 0 < asked.max_pixels <= 178:
+        raise UsageError(f"--max-pixels must be above 0 and at most 178, not {asked.max_pixels:g}", "it counts megapixels")
     ports = {}
     for name in ("http", "grpc", "metrics"):
         port = getattr(asked, f"{name}_port")
@@ -45,6 +48,7 @@ def serve_options(asked: Any) -> ServeOptions:
         ports=Ports(**ports),  # type: ignore[arg-type]
         limits=HttpLimits(max_body=int(asked.max_body * 2**20)),
         settings=Settings(asked.backend, asked.threads, asked.device, limits, asked.deadline, asked.allow_nan),
+        pictures=PictureLimits(max_pixels=int(asked.max_pixels * 1e6)),
         watch=asked.watch,
         monitor_share=asked.monitor_share,
         log=LogOptions(asked.log_json, asked.log_level, asked.log_slow / 1e3),

@@ -143,7 +143,7 @@ class HttpApp:
         model = self._models.get(name, version)
         wanted = request.wanted(model.outputs)
         ask.noted.update(model=name, id=request.id)
-        results = await model.infer(request, ask.leaving, noted=ask.noted)
+        results, ask.noted["timings"] = await model.timed(request, ask.leaving)
         told = {"model_name": name, "model_version": VERSION, "id": request.id}
         if not request.id:
             del told["id"]

@@ -99,7 +99,7 @@ class Access:
     def tell(self, fields: Mapping[str, Any], status: int, seconds: float) -> None:
         """Log one request, if it is worth it. status: HTTP's, 0 where the client left before there was an answer.
 
-        fields: its method and path; `model`, `id`, `rows` and `timings` where they are known.
+        fields: its method and path; `model`, `id` and `timings` where they are known.
         """
         slow = seconds >= self._slow
         level = logging.WARNING if status >= 500 else logging.INFO if status >= 400 or status == 0 or slow else logging.DEBUG

@@ -14,7 +14,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, Unsupported, UsageError
 from relu_deploy.serve.batcher import Batcher, Limits
 from relu_deploy.serve.codec import DATATYPES, Request, datatype_of, metadata_of
-from relu_deploy.serve.statistics import Statistics
+from relu_deploy.serve.statistics import Statistics, Timings
 from relu_deploy.serve.status import Busy, Invalid, NotFound
 from relu_deploy.tensors import Feeds, TensorSpec, random_feeds
 
@@ -85,24 +85,31 @@ class Model:
         request: Request,
         leaving: Callable[[asyncio.Future[Any]], None] = lambda _: None,
         within: float | None = None,
-        noted: dict[str, Any] | None = None,
     ) -> Feeds:
         """Return the outputs for the request's inputs, which fit `inputs`. within: seconds that its client waits.
 
-        noted: gets the request's rows and timings, for the log.
         leaving: called with a future that is to be cancelled when the client goes: it is then not run, if it still waits.
         Raises Invalid for too many rows, Busy, Late, or Failed.
         """
+        return (await self.timed(request, leaving, within))[0]
+
+    async def timed(
+        self,
+        request: Request,
+        leaving: Callable[[asyncio.Future[Any]], None] = lambda _: None,
+        within: float | None = None,
+    ) -> tuple[Feeds, Timings]:
+        """Return what `infer` does, and where the time went."""
         rows = self._rows(request.inputs)
         ticket = self._batcher.submit(dict(request.inputs), rows, self._deadline(request.parameters, within))
         self.statistics.pending += 1
         leaving(ticket.future)
         try:
-            return await ticket.future
+            outputs = await ticket.future
+            assert ticket.timings is not None
+            return outputs, ticket.timings
         finally:
             self.statistics.pending -= 1
-            if noted is not None:
-                noted.update(rows=rows, timings=ticket.timings)
 
     def _rows(self, inputs: Mapping[str, Any]) -> int:
         first = self.inputs[0]

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import UsageError, missing_package
+from relu_deploy.serve.decoding import PictureLimits
 from relu_deploy.serve.grpc import GrpcServer, GrpcService
 from relu_deploy.serve.http import HttpApp, HttpLimits, Route
 from relu_deploy.serve.listener import listening, take_no_more
 from relu_deploy.serve.logs import Access, AccessLog, LogOptions, logging_to_stderr
 from relu_deploy.serve.models import Models, Settings
 from relu_deploy.serve.monitor import Monitored
+from relu_deploy.serve.page import Pictures
 
 __all__ = ["Ports", "ServeOptions", "serve"]
 
@@ -51,6 +53,7 @@ class ServeOptions:
     ports: Ports = field(default_factory=Ports)
     limits: HttpLimits = field(default_factory=HttpLimits)
     settings: Settings = field(default_factory=Settings)
+    pictures: PictureLimits = field(default_factory=PictureLimits)
     watch: bool = True
     drain_seconds: float = 60.0
     monitor_share: float | None = None
@@ -101,7 +104,7 @@ async def _serve(
             loop.add_signal_handler(number, stop.set)
         monitored = Monitored(options.monitor_share)
         models = Models(options.settings, monitored)
-        routes: list[Route] = []
+        routes: list[Route] = [stack.enter_context(Pictures(models, options.pictures))]
         access = Access(options.log)
         grpc = _grpc(models, options, lambda: not stop.is_set(), access)
         try:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.backends import OPTIMIZATIONS, load
+from relu_deploy.backends import OPTIMIZATIONS, load, require
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import UsageError
 from relu_deploy.graph import Relu, load_model, precision_of
@@ -28,6 +28,8 @@ from relu_deploy.verify.verdict import LIMITS, Comparison, compare
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from relu_deploy.verify.audit import AuditReport
+
 __all__ = ["BackendReport", "VerifyReport", "compare_outputs", "verify"]
 
 
@@ -35,13 +37,16 @@ __all__ = ["BackendReport", "VerifyReport", "compare_outputs", "verify"]
 class ReluReport:
     """One Relu on one backend. comparison is None when the truth has no such tensor to compare with.
 
-    as_deployed: it was seen while the outputs stayed those of the untapped session.
+    as_deployed: it was seen while the outputs stayed those of the untapped session. seen: how, in an engine: "observed",
+    "inside" a fusion that was checked at its output, or "unobserved", with the reason; "" elsewhere.
     """
 
     relu: Relu
     comparison: Comparison | None
     contract: Contract | None = None
     as_deployed: bool = False
+    seen: str = ""
+    unseen_because: str = ""
 
     @property
     def passed(self) -> bool | None:
@@ -62,6 +67,8 @@ class ReluReport:
             **(self.comparison.to_json() if self.comparison else nothing),
             "as_deployed": self.as_deployed,
         }
+        if self.seen:
+            fields |= {"seen": self.seen, "unseen_because": self.unseen_because}
         if self.contract is not None:
             fields["contract"] = self.contract.to_json()
             fields["reason"] = fields["reason"] or self.contract.broken
@@ -85,9 +92,12 @@ class BackendReport:
     checks: Sequence[Check] = ()
     delivered: Delivered = field(default_factory=Delivered)
     note: str = ""
+    audit: AuditReport | None = None
 
     @property
     def passed(self) -> bool:
+        if self.audit is not None and not self.audit.passed:
+            return False
         verdicts = [*(comparison.passed for comparison in self.outputs.values()), *(report.passed for report in self.relus)]
         return not self.faults and all(verdict is not False for verdict in (*verdicts, *(check.passed for check in self.checks)))
 
@@ -113,6 +123,7 @@ class BackendReport:
             "note": self.note,
             "outputs": [{"name": name, **comparison.to_json()} for name, comparison in self.outputs.items()],
             "relus": [report.to_json() for report in self.relus],
+            **({"audit": self.audit.to_json()} if self.audit else {}),
         }
 
 
@@ -180,6 +191,8 @@ class _Answers:
     trials: Sequence[Trial]
     observed: Observed | None = None
     nan_kept: Mapping[str, bool | None] = field(default_factory=dict)
+    audit: AuditReport | None = None
+    blind: str = "a compiled graph does not show its Relus: outputs only"
 
 
 def verify(
@@ -191,6 +204,7 @@ def verify(
     samples: int = 1,
     seed: int = 0,
     threads: int = 0,
+    device: int = 0,
     optimization: str = "all",
     progress: Callable[[str], None] = lambda _: None,
 ) -> VerifyReport:
@@ -199,13 +213,15 @@ def verify(
     feeds: arrays for the model's inputs; by default `samples` real ones of the model's own data set, or random ones from `seed`.
     against: "torch", "reference", another ONNX file or bundle; by default PyTorch's program where it travels along.
     optimization: how far the runtime may rewrite the graph ("none", "basic", "extended", "all"), where it has such a switch.
-    progress: called with a line about what happens next.
+    device: index of the GPU, for backends on one. progress: called with a line about what happens next.
     Raises InputError, UsageError, BackendUnavailable or Unsupported; a difference is a result, not an error.
     """
     started = time.perf_counter()
     if optimization not in OPTIMIZATIONS:
         raise UsageError(f"there is no optimization level {optimization!r}", f"one of: {', '.join(OPTIMIZATIONS)}")
-    options = {"threads": threads, "optimization": optimization}
+    options = {"threads": threads, "device": device, "optimization": optimization}
+    for name in backends:
+        require(name)
     bundle = Bundle.open(bundle)
     model = load_model(bundle.onnx)
     against = choose_against(bundle, against)
@@ -244,8 +260,14 @@ def _ask(task: _Task, name: str) -> _Answers:
     delivered = compare_with_request(task.model, session.executed(), facts.get("providers", [None])[0])
     compiled = name.startswith("torch-compile")
     trials = try_model(task.bundle, session, task.feeds, task.seed, not compiled)
+    if name.startswith("tensorrt"):
+        from relu_deploy.verify.audit import audit_session
+
+        audited, blind = audit_session(task.bundle, name, task.feeds, session)
+        session.close()
+        return _Answers(name, shipped, facts, delivered, trials, audit=audited, blind=blind)
     session.close()
-    if compiled or name.startswith("tensorrt"):
+    if compiled:
         return _Answers(name, shipped, facts, delivered, trials)
     taps = [relu for relu in task.relus if not name.startswith("torch") or relu.torch_node]
     # Integers cannot hold a NaN, so a quantised graph has no policy for it.
@@ -262,8 +284,10 @@ def _judge(task: _Task, truth: Truth, answers: _Answers) -> BackendReport:
     checks = judge(answers.trials, yardstick, {name: values[name] for name in ends}, truth.precision)
     told = (answers.facts, (), checks, answers.delivered)
     seen = answers.observed
+    if answers.audit is not None:
+        return _audited(answers.audit, outputs, told)
     if seen is None:
-        return BackendReport(answers.name, outputs, (), None, *told, "a compiled graph does not show its Relus: outputs only")
+        return BackendReport(answers.name, outputs, (), None, *told, answers.blind)
     reports = []
     for relu in task.relus:
         got, true = seen.values.get(relu.output), values.get(relu.output)
@@ -282,6 +306,23 @@ def _judge(task: _Task, truth: Truth, answers: _Answers) -> BackendReport:
     return BackendReport(answers.name, outputs, reports, len(seen.as_deployed) == len(seen.values), *told, "; ".join(notes))
 
 
+def _audited(audit: AuditReport, outputs: Mapping[str, Comparison], told: tuple[Any, ...]) -> BackendReport:
+    """Return the report on an engine: its Relus at the tensors where it showed them, its faults those of its own fusions."""
+    at = {report.region.tensor: report.accumulated for report in audit.regions if not report.region.is_copy}
+    relus = [
+        ReluReport(
+            one.relu, at.get(one.at), audit.contracts.get(one.at), audit.as_deployed and bool(one.at), one.state, one.reason
+        )
+        for one in audit.relus
+    ]
+    facts, _, checks, delivered = told
+    counts = ", ".join(f"{count} {state}" for state, count in audit.coverage.items() if count)
+    note = f"Relus of the engine: {counts}" + ("" if audit.as_deployed else "; what was observed is not what ships: see audit")
+    return BackendReport(
+        audit.backend, outputs, relus, audit.as_deployed, facts, tuple(audit.faults), checks, delivered, note, audit
+    )
+
+
 def _located(task: _Task, truth: Truth, reports: Sequence[BackendReport]) -> list[BackendReport]:
     """Return the reports with the nodes at fault: the graph's, which every backend runs, else each backend's own."""
     from dataclasses import replace
@@ -289,7 +330,7 @@ def _located(task: _Task, truth: Truth, reports: Sequence[BackendReport]) -> lis
     of_graph = faults_of_graph(task.bundle, truth.against, task.feeds, truth.precision)
     located = []
     for report in reports:
-        faults: Sequence[Fault] = of_graph
+        faults: Sequence[Fault] = of_graph or report.faults
         if not faults and (failing := report.failing()):
             args = (failing, truth.values, task.feeds, truth.precision, task.options)
             fault = locate_on_backend(task.bundle, report.name, *args)

@@ -23,7 +23,7 @@ import numpy as np
 from relu_deploy.backends import load
 from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError
+from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph import SCOPE_KEY, Relu, find_relus, load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verify.checks import Contract
@@ -39,7 +39,7 @@ from relu_deploy.verify.verdict import Comparison, compare
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["AuditReport", "RegionReport", "audit"]
+__all__ = ["AuditReport", "RegionReport", "audit", "audit_session"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,22 @@ class AuditReport:
             ],
             "seconds": round(self.seconds, 3),
         }
+
+
+def audit_session(bundle: Bundle, backend: str, feeds: Feeds, shipping: Any) -> tuple[AuditReport | None, str]:
+    """Return the audit of the engine that `shipping`, a TensorRT session, runs; None and why when it cannot be looked into."""
+    from relu_deploy.backends.tensorrt_capture import observed_twin
+
+    try:
+        observed = observed_twin(backend, bundle, shipping)
+    except Unsupported as error:
+        return None, f"the engine cannot be looked into ({error.message}): outputs only"
+    try:
+        return audit(bundle, backend, feeds, shipping, observed), ""
+    except Unsupported as error:
+        return None, f"the engine does not tell enough of itself ({error.message}): outputs only"
+    finally:
+        observed.close()
 
 
 def audit(

@@ -165,6 +165,7 @@ def census(
     samples: int | None = None,
     batch: int | None = None,
     threads: int = 0,
+    device: int = 0,
     input_range: tuple[float, float] | Ranges | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> CensusReport:
@@ -172,6 +173,7 @@ def census(
 
     data: as for `load_dataset`. samples: so many rows, spread evenly; by default all. batch: rows at a time; by default as
     many as keep memory small. A model whose batch is fixed takes exactly that many, and the rest is reported as left over.
+    device: index of the GPU.
     input_range: (low, high) of every input, or by input's name, inclusive; by default what the bundle's preprocessing makes
     of pixels from 0 to 255; where that is not known either, only what holds for every input is proven.
     progress: called with (rows done, rows in all).
@@ -190,7 +192,7 @@ def census(
     counts = {relu.output: _Count(relu) for relu in relus}
     norms = NormBuilder(relus, len(dataset) - left_over)
     done, outside = 0, 0
-    with closing(load(bundle, backend, taps=tuple(relus), threads=threads)) as session:
+    with closing(load(bundle, backend, taps=tuple(relus), threads=threads, device=device)) as session:
         for feeds in dataset.batches(rows):
             size = len(next(iter(feeds.values())))
             if left_over and size < rows:

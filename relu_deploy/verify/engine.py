@@ -17,11 +17,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from relu_deploy.backends.base import Captured
 from relu_deploy.errors import Unsupported
-from relu_deploy.tensors import Array, Feeds
+from relu_deploy.tensors import Feeds
 
 __all__ = [
     "Captured",
@@ -85,22 +86,6 @@ class EngineLayer:
         if self.nodes or len(self.inputs) != 1 or len(self.outputs) != 1 or self.kind.lower() not in COPIES:
             return False
         return self.inputs[0].dtype == self.outputs[0].dtype
-
-
-@dataclass(frozen=True)
-class Captured:
-    """A tensor that an engine showed while it ran.
-
-    data: the buffer as it was, as bytes or an array of any shape. dtype: float32, float16, bfloat16, float8, int8, uint8,
-    int32, int64 or bool. format: how `shape` lies in `data`, in the inspector's words ("Row major linear FP16"); ""
-    where it is what the inspector says of this tensor. The same name twice: in the order in which they were written.
-    """
-
-    name: str
-    data: Array | bytes = field(repr=False)
-    dtype: str
-    shape: tuple[int, ...]
-    format: str = ""
 
 
 class InspectedEngine(Protocol):

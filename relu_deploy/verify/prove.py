@@ -144,12 +144,13 @@ def prove(
     dtype: str = "float32",
     *,
     threads: int = 0,
+    device: int = 0,
     strict: bool = False,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> ProveReport:
     """Return the comparison of `backend`'s Relu kernels with `relu_deploy.relu` on every bit pattern of `dtype`.
 
-    threads: calls that run at a time, each on one CPU thread. strict: a zero of the other sign fails too.
+    threads: calls that run at a time, each on one CPU thread. device: index of the GPU. strict: a zero of the other sign fails too.
     progress: called with the elements done and the elements there are.
     Raises BackendUnavailable, Unsupported when the backend has no Relu for this dtype, UsageError for another dtype.
     """
@@ -159,13 +160,13 @@ def prove(
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="relu-deploy-prove-") as folder:
         try:
-            session = _session(Path(folder) / "alone", backend, dtype, "")
+            session = _session(Path(folder) / "alone", backend, dtype, "", device)
         except Unsupported as error:
             raise Unsupported(f"{backend} has no Relu and Clip for {dtype}: {error.message}", "choose another --dtype") from error
         kernels = _exhaustive(session, dtype, threads or default_threads(), progress)
         kernels += _odd_lengths(session, backend, dtype)
         for convolution in CONVOLUTIONS:
-            kernels += _behind(convolution, Path(folder) / convolution, backend, dtype)
+            kernels += _behind(convolution, Path(folder) / convolution, backend, dtype, device)
     return ProveReport(backend, probe(backend).version, dtype, kernels, time.perf_counter() - started, strict)
 
 
@@ -207,13 +208,13 @@ def _odd_lengths(session: Session, backend: str, dtype: str) -> list[Kernel]:
     return [_sum(parts) for parts in zip(*counted, strict=True)]
 
 
-def _behind(convolution: str, folder: Path, backend: str, dtype: str) -> list[Kernel]:
+def _behind(convolution: str, folder: Path, backend: str, dtype: str, device: int) -> list[Kernel]:
     where = f"behind a {convolution} with identity weights"
     if dtype == "int8":
         reason = "Conv has no int8: quantised convolutions are QLinearConv, whose Relu is part of its rounding"
         return [Kernel(name, where, 0, dict.fromkeys(KINDS, 0), left_out=reason) for name in REFERENCE]
     try:
-        session = _session(folder, backend, dtype, convolution)
+        session = _session(folder, backend, dtype, convolution, device)
     except Unsupported as error:
         return [Kernel(name, where, 0, dict.fromkeys(KINDS, 0), left_out=error.message) for name in REFERENCE]
     shape = CONVOLUTIONS[convolution]
@@ -298,7 +299,7 @@ def _sum(parts: Sequence[Kernel]) -> Kernel:
 # ---------------------------------------------------------------- the models that hold the kernels
 
 
-def _session(folder: Path, backend: str, dtype: str, convolution: str) -> Session:
+def _session(folder: Path, backend: str, dtype: str, convolution: str, device: int) -> Session:
     """Return a session of a bundle whose outputs are the kernels in `OUTPUTS`, each behind its own `convolution` if one is named."""
     import onnx_ir as ir
 
@@ -320,7 +321,7 @@ def _session(folder: Path, backend: str, dtype: str, convolution: str) -> Sessio
         "task": None,
         "variants": {},
     }
-    return load(Bundle(folder, seal(folder, manifest)), backend, threads=1)
+    return load(Bundle(folder, seal(folder, manifest)), backend, threads=1, device=device)
 
 
 def _onnx(dtype: str, shape: Sequence[int | str]) -> Any:

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from drivers import Driver
 from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.backends import Options
@@ -98,22 +99,6 @@ def quantised(path, dtype=np.int8, zero_point=0, zero_type=None, bias="float32")
 def build(name, path, *, batch=None, progress=None, **options):
     """Build with one optimisation profile, or none."""
     return build_engine(name, path, BuildOptions(() if batch is None else (batch,), **options), progress=progress)
-
-
-class Driver:
-    """What libcuda.so.1 answers."""
-
-    def __init__(self, name, major, minor, error=0):
-        self.name, self.error, self.attributes = name, error, {75: major, 76: minor}
-
-    def cuInit(self, flags):
-        return self.error
-
-    def cuDeviceGetName(self, buffer, size, device):
-        buffer.value = self.name.encode()[: size - 1]
-
-    def cuDeviceGetAttribute(self, value, attribute, device):
-        value._obj.value = self.attributes[attribute]
 
 
 @pytest.fixture

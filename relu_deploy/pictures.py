@@ -1,0 +1,82 @@
+"""One picture and one model's input: how it is resized and cropped to fit, and the way back for boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_deploy.errors import InputError
+from relu_deploy.tensors import Array, Dim, TensorSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["MAX_PIXELS", "Placement", "place", "plane_of"]
+
+#: a picture above this many pixels is refused: it is a decompression bomb or not meant for a network
+MAX_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in a model's input: scaled, then cut off at the left and the top.
+
+    picture, size: width and height of the picture, and of the input. scale: along x and y. offset: pixels cut off at the
+    left and the top after scaling, negative where some were added.
+    """
+
+    picture: tuple[int, int]
+    size: tuple[int, int]
+    scale: tuple[float, float]
+    offset: tuple[int, int]
+
+    def to_picture(self, boxes: Array) -> Array:
+        """Return `boxes`, (D, 4) xyxy in the input's pixels, in the picture's own, float64, no further than its edges."""
+        corners = (boxes.reshape(-1, 2, 2).astype(np.float64) + self.offset) / self.scale
+        return corners.clip(0, self.picture).reshape(-1, 4)
+
+    @property
+    def seen(self) -> tuple[float, ...]:
+        """Return the part of the picture that the input shows, xyxy in its pixels."""
+        whole = np.array([[0, 0, *self.size]])
+        return tuple(self.to_picture(whole)[0].tolist())
+
+
+def plane_of(spec: TensorSpec, steps: Mapping[str, Any]) -> tuple[Dim, Dim, Dim]:
+    """Return channels, height and width of a picture input, each a name where it may vary; 0, 0, 0 for any other input."""
+    if len(spec.shape) != 4:
+        return 0, 0, 0
+    last = spec.dtype == "uint8" or steps.get("layout") == "NHWC"
+    _, *sizes = spec.shape
+    return (sizes[2], sizes[0], sizes[1]) if last else (sizes[0], sizes[1], sizes[2])
+
+
+def place(picture: Image.Image, spec: TensorSpec, steps: Mapping[str, Any], most: int = MAX_PIXELS) -> tuple[Array, Placement]:
+    """Return the picture's pixels as the input wants them, uint8 (1, H, W, C), and where they came from.
+
+    steps: the manifest's `preprocess`: with `crop`, the shorter side becomes `resize` (or `crop`) and the middle is cut
+    out; else the picture is stretched to the input's size. picture: of mode L or RGB.
+    Raises InputError when it is so elongated that it would be resized to more than `most` pixels.
+    """
+    from PIL import Image
+
+    _, height, width = plane_of(spec, steps)
+    own, offset = picture.size, (0, 0)
+    resized = own
+    if "crop" in steps:
+        side = steps.get("resize", steps["crop"]) / min(own)
+        resized = (round(own[0] * side), round(own[1] * side))
+        if resized[0] * resized[1] > most:
+            raise InputError(f"a picture of {own[0]}x{own[1]} pixels is too elongated for the model", "crop it first")
+        picture = picture.resize(resized, Image.Resampling.BILINEAR)
+        offset = ((resized[0] - steps["crop"]) // 2, (resized[1] - steps["crop"]) // 2)
+        picture = picture.crop((*offset, offset[0] + steps["crop"], offset[1] + steps["crop"]))
+    elif isinstance(height, int) and isinstance(width, int):
+        resized = (width, height)
+        picture = picture.resize(resized, Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture)
+    scale = (resized[0] / own[0], resized[1] / own[1])
+    return pixels.reshape(1, *pixels.shape[:2], -1), Placement(own, picture.size, scale, offset)

@@ -1,0 +1,240 @@
+"""A picture in, labels or boxes out: the pre- and post-processing that the bundle's manifest describes, around `Model.infer`.
+
+    POST /v2/models/M/predict?top=5             classification: the likeliest labels
+    POST /v2/models/M/predict?threshold=0.3     detection: boxes in the picture's own pixels
+
+The body is the picture's file, or a form with one file. Decoding and resizing happen in threads; the model runs the result
+in one batch with whatever else is asked of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from relu_deploy.bundle import Bundle
+from relu_deploy.data import to_input
+from relu_deploy.detections import postprocess
+from relu_deploy.pictures import Placement, place, plane_of
+from relu_deploy.serve.aside import Aside
+from relu_deploy.serve.codec import Request, dump
+from relu_deploy.serve.decoding import PictureLimits, decode_picture, file_of
+from relu_deploy.serve.http import Answer, Ask
+from relu_deploy.serve.models import VERSION, Model, Models
+from relu_deploy.serve.statistics import Timings
+from relu_deploy.serve.status import Failed, Invalid, TooLarge
+from relu_deploy.tensors import Array, Feeds
+
+__all__ = ["Predict", "Prepared", "Wishes", "lacking", "prepare", "prepared_by", "probabilities_of"]
+
+#: labels of a classification when ?top does not say
+TOP = 5
+#: score of a box when neither ?threshold nor the manifest says
+SCORE = 0.05
+#: a picture above this many pixels is not fed to a model that takes any size: its activations are many times larger
+FREE_PIXELS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the query asks for. threshold: None for the manifest's own."""
+
+    top: int = TOP
+    threshold: float | None = None
+
+    @classmethod
+    def of(cls, query: str) -> Wishes:
+        """Return the wishes in `query`. Raises Invalid for an unknown one or one out of range."""
+        found: dict[str, Any] = {}
+        for name, text in parse_qsl(query, keep_blank_values=True):
+            try:
+                if name == "top":
+                    found[name] = int(text)
+                    fits = found[name] >= 1
+                elif name == "threshold":
+                    found[name] = float(text)
+                    fits = 0 <= found[name] <= 1
+                else:
+                    raise Invalid(f"there is no option {name[:40]!r}", "there are top and threshold")
+            except ValueError:
+                fits = False
+            if not fits:
+                wanted = "a whole number from 1" if name == "top" else "a number from 0 to 1"
+                raise Invalid(f"{name} is {text[:40]!r}, and must be {wanted}")
+        return cls(**found)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture as the model takes it. feeds: of as many rows as a fixed batch has, else one. seconds: it took."""
+
+    feeds: Feeds
+    placement: Placement
+    format: str
+    seconds: float
+
+
+class Predict:
+    """Answers `POST /v2/models/M/predict`."""
+
+    def __init__(self, models: Models, aside: Aside, limits: PictureLimits) -> None:
+        self._models, self._aside, self._limits = models, aside, limits
+
+    async def __call__(self, ask: Ask) -> Answer | None:
+        match (ask.method, *ask.parts):
+            case ("POST", "v2", "models", name, "predict"):
+                return await self._predict(ask, name)
+            case ("POST", "v2", "models", name, "versions", version, "predict"):
+                return await self._predict(ask, name, version)
+        return None
+
+    async def _predict(self, ask: Ask, name: str, version: str = "") -> Answer:
+        wishes = Wishes.of(ask.query)
+        refuse_lacking(self._models.get(name, version).bundle)
+        body = await ask.body()
+        model, prepared = await prepared_by(self._models, self._aside, self._limits, ask, body, name, version)
+        least = least_score(model.bundle.manifest)
+        if wishes.threshold is not None and wishes.threshold < least:
+            raise Invalid(f"threshold is {wishes.threshold:g}, and model {name!r} finds nothing below {least:g}")
+        outputs, timings = await model.timed(Request(prepared.feeds), ask.leaving)
+        # Suppressing overlapping boxes may take longer than the model.
+        return Answer([dump(await asyncio.to_thread(told_of, model, prepared, outputs, timings, wishes))])
+
+
+async def prepared_by(
+    models: Models, aside: Aside, limits: PictureLimits, ask: Ask, body: bytes, name: str, version: str
+) -> tuple[Model, Prepared]:
+    """Return the picture in `body` as the model called `name` takes it, and that model as it is by then."""
+    kind = ask.headers.get("content-type", "")
+    while True:
+        model = models.get(name, version)
+        model.check_room()
+        prepared = await aside.run(ask.leaving, prepare, model.bundle, body, kind, limits)
+        # Decoding takes its time: by now the model may be a newer one, with another input.
+        if models.get(name, version) is model:
+            return model, prepared
+
+
+def lacking(bundle: Bundle) -> tuple[str, str] | None:
+    """Return why `bundle`'s model takes no pictures and what to do about it, None when it takes them."""
+    named, manifest = bundle.name, bundle.manifest
+    steps = manifest.get("preprocess")
+    if len(bundle.inputs) != 1:
+        return f"model {named!r} has {len(bundle.inputs)} inputs, and a picture feeds one", "use /infer"
+    if not steps:
+        return f"the manifest of {named!r} has no 'preprocess': how pictures become its input", "export it with --mean and --std"
+    channels, _, _ = plane_of(bundle.inputs[0], steps)
+    if channels not in (1, 3):
+        return f"the input of {named!r}, {bundle.inputs[0]}, is no picture of 1 or 3 channels", "use /infer"
+    if manifest.get("task") not in ("classification", "detection"):
+        return (
+            f"the manifest of {named!r} has no 'task': what its outputs mean",
+            "set it to classification or detection in manifest.json, or use /infer",
+        )
+    if manifest["task"] == "detection" and (manifest.get("postprocess") or {}).get("decode") not in ("boxes", "nms"):
+        return f"the outputs of {named!r} are raw head maps", "export it with --decode boxes"
+    return None
+
+
+def refuse_lacking(bundle: Bundle) -> None:
+    """Raise Invalid with what is missing when `bundle`'s model takes no pictures."""
+    if (missing := lacking(bundle)) is not None:
+        raise Invalid(*missing)
+
+
+def prepare(bundle: Bundle, body: bytes, content_type: str, limits: PictureLimits) -> Prepared:
+    """Return the picture in `body` as `bundle`'s model takes it. Raises Invalid or TooLarge that say what is wrong with it."""
+    started = time.perf_counter()
+    spec, steps = bundle.inputs[0], bundle.manifest["preprocess"]
+    channels, *sides = plane_of(spec, steps)
+    picture, name = decode_picture(file_of(body, content_type), int(channels), limits)
+    if "crop" not in steps and not all(isinstance(side, int) for side in sides) and picture.width * picture.height > FREE_PIXELS:
+        raise TooLarge(
+            f"a picture of {picture.width}x{picture.height} pixels is more than the {FREE_PIXELS} that {bundle.name!r}, "
+            "which takes any size, is fed",
+            "make it smaller",
+        )
+    pixels, placement = place(picture, spec, steps, limits.max_pixels)
+    array = to_input(bundle, pixels)
+    # A fixed batch is filled up with the same picture; the first row is the answer.
+    rows = spec.batch if isinstance(spec.batch, int) else 1
+    return Prepared({spec.name: np.repeat(array, rows, 0)}, placement, name, time.perf_counter() - started)
+
+
+def least_score(manifest: Mapping[str, Any]) -> float:
+    """Return the score that a detector's boxes have to be above, as its manifest says; 0 for other models."""
+    if manifest.get("task") != "detection":
+        return 0.0
+    return float(manifest["postprocess"].get("score_threshold", SCORE))
+
+
+def told_of(model: Model, prepared: Prepared, outputs: Mapping[str, Array], timings: Timings, wishes: Wishes) -> dict[str, Any]:
+    """Return the answer: what was found, the picture and its part that the model saw, and milliseconds."""
+    manifest = model.bundle.manifest
+    width, height = prepared.placement.picture
+    told: dict[str, Any] = {"model_name": model.name, "model_version": VERSION, "task": manifest["task"]}
+    if manifest["task"] == "classification":
+        told["predictions"] = classes_of(outputs[model.outputs[0].name], manifest.get("labels"), wishes.top)
+    else:
+        told["detections"] = boxes_of(outputs, manifest, prepared.placement, wishes.threshold)
+    told["picture"] = {"width": width, "height": height, "format": prepared.format, "seen": prepared.placement.seen}
+    told["timing"] = {
+        "decode_ms": round(prepared.seconds * 1e3, 3),
+        "queue_ms": round(timings.queue * 1e3, 3),
+        "compute_ms": round(timings.compute_infer * 1e3, 3),
+    }
+    return told
+
+
+def probabilities_of(logits: Array) -> Array:
+    """Return softmax of the first row of `logits`, (N, K) or with further dimensions of size 1: float64 (K,).
+
+    Raises Failed when they are not finite: such a model has no answer.
+    """
+    row = logits[0].astype(np.float64).ravel()
+    if not np.isfinite(row).all():
+        raise Failed("the model's output for this picture holds NaN or an infinity", "relu-deploy verify finds out why")
+    powers = np.exp(row - row.max())
+    return powers / powers.sum()
+
+
+def classes_of(logits: Array, labels: Sequence[str] | None, top: int) -> list[dict[str, Any]]:
+    """Return the `top` likeliest classes, likeliest first; of equal ones the lower first."""
+    probabilities = probabilities_of(logits)
+    best = np.argsort(-probabilities, kind="stable")[:top].tolist()
+    return [{"label": _label(labels, index), "index": index, "probability": float(probabilities[index])} for index in best]
+
+
+def boxes_of(
+    outputs: Mapping[str, Array], manifest: Mapping[str, Any], placement: Placement, threshold: float | None
+) -> list[dict[str, Any]]:
+    """Return the detections above the threshold, best first, `box` as left, top, right, bottom in the picture's pixels."""
+    limits = {key: value for key, value in manifest["postprocess"].items() if key not in ("decode", "label_offset")}
+    if manifest["postprocess"]["decode"] == "nms":
+        mine = outputs["image"] == 0
+        found = {name: outputs[name][mine] for name in ("boxes", "scores", "labels")}
+        sure = found["scores"] > (threshold if threshold is not None else -1)
+        found = {name: array[sure] for name, array in found.items()}
+    else:
+        limits["score_threshold"] = least_score(manifest) if threshold is None else threshold
+        found = postprocess(outputs["boxes"][:1], outputs["scores"][:1], **limits)[0]
+    boxes = placement.to_picture(found["boxes"])
+    return [
+        {
+            "label": _label(manifest.get("labels"), int(index)),
+            "index": int(index),
+            "score": float(certainty),
+            "box": [round(edge, 2) for edge in box],
+        }
+        for box, index, certainty in zip(boxes.tolist(), found["labels"], found["scores"], strict=True)
+    ]
+
+
+def _label(labels: Sequence[str] | None, index: int) -> str:
+    return labels[index] if labels and index < len(labels) else str(index)
