@@ -187,6 +187,8 @@ def census(options: argparse.Namespace) -> int:
             progress=progress,
         )
     result = report.to_json()
+    if report.norm is not None:
+        _keep(bundle, "reports/norm.npz", report.norm.to_bytes())
     _keep(bundle, "reports/census.json", result)
     return _finish(options, result, lambda: print_census(result))
 
@@ -319,7 +321,7 @@ def serve(options: argparse.Namespace) -> int:
         _finish(options, result, lambda: print_serve(result))
         sys.stdout.flush()
 
-    with steps(options.quiet) as step:
+    with steps(options.quiet or options.log_json) as step:
         run(options.paths, asked, progress=step, started=started)
     return EXIT_FINE
 
@@ -384,11 +386,11 @@ def _finish(options: argparse.Namespace, result: dict[str, Any], render: Callabl
     return EXIT_FINE
 
 
-def _keep(bundle: Any, name: str, result: dict[str, Any] | str) -> None:
+def _keep(bundle: Any, name: str, result: dict[str, Any] | str | bytes) -> None:
     """Add a report to the bundle; a bundle that cannot be written keeps its result on the screen only, and says so."""
     if not bundle.is_folder:
         return
     try:
-        bundle.add(name, result if isinstance(result, str) else json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        bundle.add(name, result if isinstance(result, str | bytes) else json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     except ReluDeployError as error:
         print(f"note: the report was not stored: {error.message}", file=sys.stderr)

@@ -243,6 +243,19 @@ def _serve(verbs: Any, functions: Mapping[str, Verb]) -> None:
     )
     verb.add_argument("--max-body", type=float, default=64.0, metavar="MIB", help="largest request body (default 64)")
     verb.add_argument(
+        "--monitor-share",
+        type=float,
+        metavar="S",
+        help="share of rows whose Relus are compared with the census, 0 to 1 (default 0.01 for a model that has a census)",
+    )
+    verb.add_argument("--log-json", action="store_true", help="log one JSON object a line to stderr")
+    verb.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least that is logged (default info)"
+    )
+    verb.add_argument(
+        "--log-slow", type=float, default=1000.0, metavar="MS", help="log requests that take as long (default 1000)"
+    )
+    verb.add_argument(
         "--max-pixels", type=float, default=40.0, metavar="MEGAPIXELS", help="largest picture that is decoded (default 40)"
     )
     verb.add_argument("--allow-nan", action="store_true", help="take NaN and infinities in inputs (default: refuse them)")

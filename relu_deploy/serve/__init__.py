@@ -12,10 +12,11 @@ from relu_deploy.errors import UsageError
 from relu_deploy.serve.batcher import Limits
 from relu_deploy.serve.decoding import PictureLimits
 from relu_deploy.serve.http import HttpLimits
+from relu_deploy.serve.logs import LogOptions
 from relu_deploy.serve.models import Settings
 from relu_deploy.serve.server import Ports, ServeOptions, serve
 
-__all__ = ["HttpLimits", "Limits", "Ports", "ServeOptions", "Settings", "serve", "serve_options"]
+__all__ = ["HttpLimits", "Limits", "LogOptions", "Ports", "ServeOptions", "Settings", "serve", "serve_options"]
 
 
 def serve_options(asked: Any) -> ServeOptions:
@@ -32,6 +33,15 @@ def serve_options(asked: Any) -> ServeOptions:
         if not -1 <= port < 2**16 or (name == "http" and port < 0):
             raise UsageError(f"--{name}-port must be a port, not {port}", "0 takes a free one")
         ports[name] = None if port < 0 else port
+    taken = [port for port in ports.values() if port]
+    if len(set(taken)) < len(taken):
+        raise UsageError(
+            f"two of --http-port, --grpc-port and --metrics-port are {max(taken, key=taken.count)}", "0 takes a free one"
+        )
+    if asked.monitor_share is not None and not 0 <= asked.monitor_share <= 1:
+        raise UsageError(f"--monitor-share must be from 0 to 1, not {asked.monitor_share:g}", "for instance --monitor-share 0.01")
+    if asked.log_slow < 0:
+        raise UsageError(f"--log-slow must be at least 0, not {asked.log_slow:g}", "for instance --log-slow 1000")
     limits = Limits(asked.max_batch, asked.max_delay / 1e3, asked.queue)
     return ServeOptions(
         host=asked.host,
@@ -40,4 +50,6 @@ def serve_options(asked: Any) -> ServeOptions:
         settings=Settings(asked.backend, asked.threads, asked.device, limits, asked.deadline, asked.allow_nan),
         pictures=PictureLimits(max_pixels=int(asked.max_pixels * 1e6)),
         watch=asked.watch,
+        monitor_share=asked.monitor_share,
+        log=LogOptions(asked.log_json, asked.log_level, asked.log_slow / 1e3),
     )

@@ -15,6 +15,7 @@ from relu_deploy import __version__
 from relu_deploy.errors import InputError, ReluDeployError
 from relu_deploy.serve.codec import check_load
 from relu_deploy.serve.http import EXTENSIONS, PARSED_ASIDE
+from relu_deploy.serve.logs import Access
 from relu_deploy.serve.messages import decode, fill, parameters_of
 from relu_deploy.serve.models import VERSION, Models
 from relu_deploy.serve.proto import stubs
@@ -62,10 +63,11 @@ class GrpcServer:
 
 
 class GrpcService:
-    """The calls of the protocol. ready: whether traffic should come. closing: no more of it is taken."""
+    """The calls of the protocol. ready: whether traffic should come. closing: no more of it is taken. access: is told of them."""
 
-    def __init__(self, models: Models, ready: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, models: Models, ready: Callable[[], bool] = lambda: True, access: Access | None = None) -> None:
         """Raises what `stubs` raises."""
+        self._access = access or Access()
         self._models, self._ready = models, ready
         self._told, _ = stubs()
         self.closing, self.last_call = False, 0.0
@@ -95,25 +97,20 @@ class GrpcService:
 
     def _with_status(self, call: Call, kind: Any) -> Callable[[bytes, Any], Awaitable[bytes]]:
         """Return `call` from bytes to bytes, which ends with the status of an error instead of raising it. kind: of message."""
-        from google.protobuf.message import DecodeError
 
         async def answered(received: bytes, context: Any) -> bytes:
-            self.last_call = time.monotonic()
+            self.last_call = started = time.monotonic()
+            fields = {"method": "gRPC", "path": kind.DESCRIPTOR.name.removesuffix("Request")}
+            status = 0  # as it stays when the client leaves
             try:
-                answer = await call(kind.FromString(received), context)
-                serialised: bytes = answer.SerializeToString()
-                return serialised
-            except DecodeError:
-                # Here and not in gRPC, which would call it an unknown error and log a traceback.
-                refused: ServeError = Invalid(f"the message is no {kind.DESCRIPTOR.name}")
-            except ServeError as error:
-                refused = error
-            except ReluDeployError as error:
-                refused = Invalid(error.message, error.hint)
-            except Exception:
-                log.exception("a call failed")
-                refused = Failed("the server failed on this request; its log says more")
-            return await _abort(context, refused)
+                answer = await _called(call, kind, received, context, fields)
+                status = 200
+                return answer
+            except ServeError as refused:
+                status = refused.http
+                return await _abort(context, refused)
+            finally:
+                self._access.tell(fields, status, time.monotonic() - started)
 
         return answered
 
@@ -176,6 +173,27 @@ class GrpcService:
     async def _unload(self, request: Any, _context: Any) -> Any:
         await self._models.unload(request.model_name)
         return self._told.RepositoryModelUnloadResponse()
+
+
+async def _called(call: Call, kind: Any, received: bytes, context: Any, fields: dict[str, str]) -> bytes:
+    """Return the answer of `call`, serialised. fields: gets what the log may tell. Raises ServeError, whatever went wrong."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        message = kind.FromString(received)
+        fields |= {"model": getattr(message, "model_name", ""), "id": getattr(message, "id", "")}
+        serialised: bytes = (await call(message, context)).SerializeToString()
+        return serialised
+    except DecodeError:
+        # Here and not in gRPC, which would call it an unknown error and log a traceback.
+        raise Invalid(f"the message is no {kind.DESCRIPTOR.name}") from None
+    except ServeError:
+        raise
+    except ReluDeployError as error:
+        raise Invalid(error.message, error.hint) from error
+    except Exception as error:
+        log.exception("a call failed")
+        raise Failed("the server failed on this request; its log says more") from error
 
 
 async def _abort(context: Any, error: ServeError) -> NoReturn:

@@ -41,7 +41,10 @@ class HttpLimits:
 
 @dataclass(frozen=True)
 class Ask:
-    """One HTTP request. headers: by lower-case name. body: reads it, within the limits. leaving: see `Model.infer`."""
+    """One HTTP request. headers: by lower-case name. body: reads it, within the limits. leaving: see `Model.infer`.
+
+    noted: what the log may tell of it.
+    """
 
     method: str
     parts: tuple[str, ...]
@@ -49,6 +52,7 @@ class Ask:
     query: str
     body: Callable[[], Awaitable[bytes]]
     leaving: Callable[[asyncio.Future[Any]], None]
+    noted: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class HttpApp:
         reader = _Reader(receive, headers, self._limits)
         parts = tuple(scope["path"].strip("/").split("/"))
         leaving = scope.get("extensions", {}).get(LEAVING, _stays)
-        ask = Ask(scope["method"], parts, headers, scope["query_string"].decode("latin-1"), reader.read, leaving)
+        query, noted = scope["query_string"].decode("latin-1"), scope.get("noted", {})
+        ask = Ask(scope["method"], parts, headers, query, reader.read, leaving, noted)
         try:
             answer = await self._answer(ask)
         except asyncio.CancelledError:
@@ -137,7 +142,8 @@ class HttpApp:
         # The body took its time: by now the model may be a newer one.
         model = self._models.get(name, version)
         wanted = request.wanted(model.outputs)
-        results = await model.infer(request, ask.leaving)
+        ask.noted.update(model=name, id=request.id)
+        results, ask.noted["timings"] = await model.timed(request, ask.leaving)
         told = {"model_name": name, "model_version": VERSION, "id": request.id}
         if not request.id:
             del told["id"]
@@ -162,6 +168,8 @@ class HttpApp:
                 return _json(model.metadata())
             case ["config"]:
                 return _json(model.config())
+            case ["monitor"] if model.watch is not None:
+                return _json(model.watch.to_json())
             case ["stats"]:
                 return _json({"model_stats": [model.statistics.to_json(name, VERSION)]})
         raise NotFound(f"there is nothing at /v2/models/{name}/{'/'.join(rest)}")

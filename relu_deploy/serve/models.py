@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from relu_deploy.backends import Session, load
 from relu_deploy.bundle import Bundle
@@ -18,11 +18,23 @@ from relu_deploy.serve.statistics import Statistics, Timings
 from relu_deploy.serve.status import Busy, Invalid, NotFound
 from relu_deploy.tensors import Feeds, TensorSpec, random_feeds
 
-__all__ = ["Model", "Models", "Settings"]
+__all__ = ["Model", "Models", "Settings", "Watch"]
 
 VERSION = "1"
-#: called when a model is loaded with its bundle; returns what is called after each batch, or None
-Watcher = Callable[[Bundle], "Callable[[Feeds, Feeds, int], None] | None"]
+
+
+class Watch(Protocol):
+    """What looks at a model's batches, in the batch thread: the feeds, the outputs, and how many rows are real."""
+
+    def __call__(self, feeds: Feeds, outputs: Feeds, rows: int, /) -> None: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+#: called when a model is loaded, with its bundle; returns who watches it, or None
+Watcher = Callable[[Bundle], Watch | None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,8 @@ class Model:
         self.settings, self.statistics = settings, statistics
         self.limits = _limits(session, settings.limits)
         self.stamp = stamp_of(bundle.path)
-        self._batcher = Batcher(name, session, self.limits, statistics, watch(bundle))
+        self.watch = watch(bundle)
+        self._batcher = Batcher(name, session, self.limits, statistics, self.watch)
         self._running = 0
 
     @property
@@ -118,6 +131,8 @@ class Model:
     def close(self) -> None:
         """Answer what was taken and end the session. Blocks."""
         self._batcher.close()
+        if self.watch is not None:
+            self.watch.close()
 
     def metadata(self) -> dict[str, Any]:
         platform = "onnxruntime_onnx" if "onnxruntime" in self.settings.backend else self.settings.backend
@@ -203,7 +218,9 @@ class Models:
                 session = await asyncio.to_thread(_warm, bundle, self.settings)
             except ReluDeployError as error:
                 entry.reason = error.message
+                entry.statistics.loaded("failed")
                 raise
+            entry.statistics.loaded("loaded")
             old, entry.model, entry.reason = (
                 entry.model,
                 Model(name, bundle, session, self.settings, entry.statistics, self._watch),

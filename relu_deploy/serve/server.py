@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,9 @@ from relu_deploy.serve.decoding import PictureLimits
 from relu_deploy.serve.grpc import GrpcServer, GrpcService
 from relu_deploy.serve.http import HttpApp, HttpLimits, Route
 from relu_deploy.serve.listener import listening, take_no_more
+from relu_deploy.serve.logs import Access, AccessLog, LogOptions, logging_to_stderr
 from relu_deploy.serve.models import Models, Settings
+from relu_deploy.serve.monitor import Monitored
 from relu_deploy.serve.page import Pictures
 
 __all__ = ["Ports", "ServeOptions", "serve"]
@@ -41,7 +44,10 @@ class Ports:
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """All of a server that is not a model's. drain_seconds: how long what was taken may take after the signal."""
+    """All of a server that is not a model's. drain_seconds: how long what was taken may take after the signal.
+
+    monitor_share: of the rows that the Relu monitor looks at; None for the default where there is a census, 0 for none.
+    """
 
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
@@ -50,6 +56,8 @@ class ServeOptions:
     pictures: PictureLimits = field(default_factory=PictureLimits)
     watch: bool = True
     drain_seconds: float = 60.0
+    monitor_share: float | None = None
+    log: LogOptions = field(default_factory=LogOptions)
 
 
 def serve(
@@ -66,11 +74,14 @@ def serve(
     if not paths:
         raise UsageError("serve needs a model", "for instance relu-deploy serve digits.rdb")
     try:
+        import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
         import uvloop
     except ImportError as error:
         raise missing_package(error.name or "uvicorn", "serve") from error
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    if options.log.as_json:
+        progress = log.info
+    with logging_to_stderr(options.log), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(paths, options, progress, started))
 
 
@@ -87,22 +98,25 @@ async def _serve(
     manners = Manners()
     with contextlib.ExitStack() as stack:
         http = stack.enter_context(listening(options.host, options.ports.http, "--http-port"))
+        wanted = options.ports.metrics
+        metrics = None if wanted is None else stack.enter_context(listening(options.host, wanted, "--metrics-port"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        models = Models(options.settings)
+        monitored = Monitored(options.monitor_share)
+        models = Models(options.settings, monitored)
         routes: list[Route] = [stack.enter_context(Pictures(models, options.pictures))]
-        grpc = _grpc(models, options, lambda: not stop.is_set())
+        access = Access(options.log)
+        grpc = _grpc(models, options, lambda: not stop.is_set(), access)
         try:
             for path in paths:
                 progress(f"loading {path}")
-                await models.add(path)
+                model = await models.add(path)
+                await asyncio.to_thread(monitored.require, model.watch)
                 if stop.is_set():
                     return
             app = HttpApp(models, options.limits, routes, lambda: not stop.is_set())
-            server = _uvicorn(app, partial(Connection, manners), options.drain_seconds)
-            serving = asyncio.create_task(server.serve([http]))
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.005)
+            server, serving = await _started(AccessLog(app, access), partial(Connection, manners), http, options)
+            end_metrics = await _metrics(models, metrics, options)
             if grpc is not None:
                 await grpc.start()
             watching = asyncio.create_task(_watch(models)) if options.watch else None
@@ -110,7 +124,9 @@ async def _serve(
                 {"name": one.name, "backend": one.settings.backend, "max_batch": one.limits.max_batch} for one in models.loaded()
             ]
             ports = {"http": http.getsockname()[1], "grpc": grpc and grpc.port}
+            ports["metrics"] = metrics and metrics.getsockname()[1]
             started({"host": options.host, **ports, "models": told})
+            log.info("listening", extra={"fields": {"host": options.host, **ports}})
             await stop.wait()
             progress("stopping: finishing what was taken")
             if watching is not None:
@@ -121,18 +137,44 @@ async def _serve(
             await asyncio.sleep(LINGER)
             server.should_exit = True
             await asyncio.gather(serving, *([] if grpc is None else [grpc.drain(options.drain_seconds)]))
+            await end_metrics()
         finally:
             if grpc is not None:
                 await grpc.drain(0)
             await models.close()
 
 
-def _grpc(models: Models, options: ServeOptions, ready: Callable[[], bool]) -> GrpcServer | None:
+async def _metrics(models: Models, bound: socket.socket | None, options: ServeOptions) -> Callable[[], Awaitable[None]]:
+    """Answer /metrics on `bound`, where there is one, and return what ends that."""
+    from relu_deploy.serve.connection import Connection, Manners
+    from relu_deploy.serve.metrics import Metrics, MetricsApp
+
+    if bound is None:
+        return partial(asyncio.sleep, 0)
+    server, serving = await _started(MetricsApp(Metrics(models)), partial(Connection, Manners()), bound, options)
+
+    async def end() -> None:
+        server.should_exit = True
+        await serving
+
+    return end
+
+
+async def _started(app: Any, protocol: Any, bound: socket.socket, options: ServeOptions) -> tuple[Any, asyncio.Task[None]]:
+    """Return a uvicorn server that answers on `bound`, and the task that it runs in."""
+    server = _uvicorn(app, protocol, options.drain_seconds)
+    serving = asyncio.create_task(server.serve([bound]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.005)
+    return server, serving
+
+
+def _grpc(models: Models, options: ServeOptions, ready: Callable[[], bool], access: Access) -> GrpcServer | None:
     """Return the gRPC port, bound, None when there is to be none. Raises InputError when it is taken."""
     port = options.ports.grpc
     if port is None:
         return None
-    service = GrpcService(models, ready)
+    service = GrpcService(models, ready, access)
     with listening(options.host, port, "--grpc-port"):  # says why, which gRPC does not
         pass
     return GrpcServer(service, options.host, port, options.limits.max_body)

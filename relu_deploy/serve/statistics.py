@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Duration", "Statistics", "Timings"]
+__all__ = ["BUCKETS", "Duration", "Reading", "Statistics", "Timings"]
 
 #: upper bounds of the buckets of the latency histogram, in seconds
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -40,6 +40,23 @@ class Duration:
         return {"count": self.count, "ns": int(self.seconds * 1e9)}
 
 
+@dataclass(frozen=True)
+class Reading:
+    """One model's counts at one moment, as they belong together. durations: seconds, by Triton's names.
+
+    buckets: requests by `BUCKETS`, the last one beyond them all. batches: runs by their rows. loads: by how they ended.
+    """
+
+    success: int
+    inferences: int
+    executions: int
+    durations: dict[str, float]
+    failures: dict[str, int]
+    buckets: tuple[int, ...]
+    batches: dict[int, int]
+    loads: dict[str, int]
+
+
 class Statistics:
     """Counts of one model, across reloads. Safe to use from its batch thread and the event loop."""
 
@@ -49,6 +66,7 @@ class Statistics:
         self.compute_input, self.compute_infer, self.compute_output = Duration(), Duration(), Duration()
         self.inferences = self.executions = self.pending = 0
         self.failures: Counter[str] = Counter()
+        self.loads: Counter[str] = Counter()
         self.batches: dict[int, tuple[Duration, Duration, Duration]] = {}
         self.buckets = [0] * (len(BUCKETS) + 1)
         self.last_inference_ms = 0
@@ -85,6 +103,26 @@ class Statistics:
         with self._lock:
             self.fail.add(0.0)
             self.failures["refused"] += 1
+
+    def loaded(self, how: str) -> None:
+        """Count one load of the model; how: "loaded" or "failed"."""
+        with self._lock:
+            self.loads[how] += 1
+
+    def reading(self) -> Reading:
+        """Return the counts of this moment."""
+        names = ("queue", "compute_input", "compute_infer", "compute_output")
+        with self._lock:
+            return Reading(
+                self.success.count,
+                self.inferences,
+                self.executions,
+                {"request": self.success.seconds} | {name: getattr(self, name).seconds for name in names},
+                dict(self.failures),
+                tuple(self.buckets),
+                {rows: each[0].count for rows, each in self.batches.items()},
+                dict(self.loads),
+            )
 
     def to_json(self, name: str, version: str) -> dict[str, Any]:
         """Return the entry of `/v2/models/NAME/stats`."""
