@@ -6,7 +6,7 @@
 Closed loop: C clients that each wait for their answer. Open loop: requests are due at random moments (Poisson) whatever the
 server does, and latency counts from when a request was due, so that a server that stalls cannot hide it (Tene's coordinated
 omission). All answers are binary tensors over HTTP; the client is one process for every server. What is compared takes
-turns in one run. Triton (--triton, a virtual environment with nvidia-pytriton 0.7.0, see docs) runs the same ONNX file on ONNX
+turns in one run. Triton (--triton, what benchmarks/triton_venv.sh prepares) runs the same ONNX file on ONNX
 Runtime in its Python backend, as `relu-deploy package --for triton --flavour python` writes it.
 """
 
@@ -26,8 +26,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "serve"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "e2e"))
 
 from running import Running
+from triton_server import Triton
 
 from relu_deploy.bench.environment import describe
 from relu_deploy.bundle import Bundle
@@ -140,22 +142,6 @@ def client(arguments: list[str]) -> None:
 # ---------------------------------------------------------------- the servers
 
 
-class Triton:
-    """A real tritonserver with the Python backend, on the repository in `folder`."""
-
-    def __init__(self, venv: Path, folder: Path, port: int = 18_000) -> None:
-        from triton_server import start
-
-        self.process, self.port = start(venv, folder, port)
-
-    def __enter__(self) -> Triton:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait(30)
-
-
 def request(model: str, port: int, feeds: dict[str, np.ndarray]) -> bytes:
     inputs = [
         {"name": name, "shape": list(x.shape), "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
@@ -203,7 +189,7 @@ def measure(
         repository = folder / f"{name}-triton"
         words = [sys.executable, "-m", "relu_deploy", "package", str(bundle.path), "--for", "triton", "--flavour", "python"]
         subprocess.run([*words, "-o", str(repository)], check=True, capture_output=True)
-        servers["triton"] = Triton(triton, repository)
+        servers["triton"] = Triton(triton, repository, folder / f"{name}-triton.log")
     files = {}
     for server, one in servers.items():
         files[server] = folder / f"{name}-{server}.request"

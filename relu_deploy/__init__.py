@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from relu_deploy.export import export as export
     from relu_deploy.nn.watch import watch as watch
     from relu_deploy.optimize import optimize as optimize
+    from relu_deploy.package import package as package
     from relu_deploy.relu import relu as relu
     from relu_deploy.relu import relu6 as relu6
     from relu_deploy.serve import serve as serve
@@ -46,6 +47,7 @@ _HOME = {
     "compile": "compile",
     "export": "export",
     "optimize": "optimize",
+    "package": "package",
     "prove": "verify.prove",
     "relu": "relu",
     "relu6": "relu",

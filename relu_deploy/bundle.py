@@ -32,7 +32,7 @@ from relu_deploy.tensors import TensorSpec
 if TYPE_CHECKING:
     from relu_deploy.backends.base import Session
 
-__all__ = ["Bundle", "create_bundle", "sha256", "write_atomically"]
+__all__ = ["Bundle", "create_bundle", "sha256", "whole_folder", "write_atomically"]
 
 SCHEMA = "relu-deploy/bundle/1"
 MANIFEST, MODEL, SOURCE, VARIANTS = "manifest.json", "model.onnx", "source.pt2", "variants"
@@ -158,8 +158,17 @@ def create_bundle(target: str | os.PathLike[str], *, force: bool = False) -> Ite
     The block writes the files and `manifest.json` without its `files` (see `seal`). When it raises, nothing is left.
     Raises InputError when `target` exists and `force` is false, or cannot be written.
     """
-    target = Path(target)
-    refuse_existing(target, force)
+    refuse_existing(Path(target), force)
+    with whole_folder(Path(target)) as workshop:
+        yield workshop
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that takes its place, whatever is there, when the block ends well; else nothing is left.
+
+    Raises InputError when it cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

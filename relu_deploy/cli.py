@@ -326,6 +326,29 @@ def serve(options: argparse.Namespace) -> int:
     return EXIT_FINE
 
 
+def package(options: argparse.Namespace) -> int:
+    from relu_deploy.package import package as run
+    from relu_deploy.report.tables import print_package
+
+    report = run(
+        options.path,
+        options.target,
+        options.out,
+        flavour=options.flavour,
+        device=options.device,
+        max_batch=options.max_batch,
+        max_delay=options.max_delay,
+        instances=options.instances,
+        threads=options.threads,
+        accelerator=options.accelerator,
+        storage_uri=options.storage_uri,
+        image=options.image,
+        force=options.force,
+    )
+    result = {"schema": "relu-deploy/package/1", **report.to_json()}
+    return _finish(options, result, lambda: print_package(result))
+
+
 def doctor(options: argparse.Namespace) -> int:
     from relu_deploy.backends import probe_all
     from relu_deploy.backends.system import examine
@@ -342,7 +365,7 @@ def doctor(options: argparse.Namespace) -> int:
 #: what the verbs of the command line run
 VERBS = {
     function.__name__: function
-    for function in (zoo, export, inspect, verify, prove, census, optimize, compile, bench, serve, doctor)
+    for function in (zoo, export, inspect, verify, prove, census, optimize, compile, bench, serve, package, doctor)
 }
 
 

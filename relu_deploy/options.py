@@ -37,7 +37,7 @@ def parser_for(functions: Mapping[str, Verb]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"relu-deploy {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
 
-    for add in (_zoo, _export, _inspect, _verify, _prove, _census, _optimize, _compile, _bench, _serve, _doctor):
+    for add in (_zoo, _export, _inspect, _verify, _prove, _census, _optimize, _compile, _bench, _serve, _package, _doctor):
         add(verbs, functions)
     return parser
 
@@ -262,6 +262,39 @@ def _serve(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument("--no-watch", dest="watch", action="store_false", help="do not reload a model whose file changes")
     verb.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
     _common(verb, "threads")
+
+
+def _package(verbs: Any, functions: Mapping[str, Verb]) -> None:
+    verb = _verb(
+        verbs, functions, "package", "write what another engine deploys: a model repository, manifests, an image's context"
+    )
+    verb.add_argument("path", metavar="PATH", help="a bundle, a variant in one, or an .onnx file")
+    verb.add_argument("--for", dest="target", required=True, metavar="triton|kserve|docker", help="what deploys it")
+    verb.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="the folder to write, whole or not at all")
+    verb.add_argument(
+        "--flavour",
+        default="",
+        metavar="NAME",
+        help="triton: onnxruntime (default), tensorrt (a compiled engine), python (needs no other backend); "
+        "kserve: relu-deploy (default), or one of these on Triton",
+    )
+    verb.add_argument(
+        "--device", default="", metavar="cpu|gpu", help="(default: what the variant was made for, else what is found)"
+    )
+    verb.add_argument("--max-batch", type=int, metavar="N", help="most rows run together (default: measured by bench, else 8)")
+    verb.add_argument(
+        "--max-delay",
+        type=float,
+        metavar="MS",
+        help="how long a request may wait for others (default: measured by bench, else 0.1)",
+    )
+    verb.add_argument("--instances", type=int, default=0, metavar="N", help="triton: copies of the model (default 1 a device)")
+    verb.add_argument(
+        "--accelerator", default="", metavar="tensorrt", help="triton, flavour onnxruntime: hand the graph to TensorRT"
+    )
+    verb.add_argument("--storage-uri", default="", metavar="URI", help="kserve: where the model is, such as s3://bucket/digits")
+    verb.add_argument("--image", default="", metavar="NAME", help="kserve: the server's image; docker: the base image")
+    _common(verb, "threads", "force")
 
 
 def _doctor(verbs: Any, functions: Mapping[str, Verb]) -> None:

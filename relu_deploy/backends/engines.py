@@ -34,7 +34,17 @@ from relu_deploy.bundle import Bundle, sha256, write_atomically
 from relu_deploy.errors import BackendUnavailable, InputError, UsageError
 from relu_deploy.graph import load_model, precision_of
 
-__all__ = ["DEFAULT_BATCH", "Engine", "Tell", "engine_for", "find_engine", "folder_for", "graph_hash", "keep"]
+__all__ = [
+    "DEFAULT_BATCH",
+    "Engine",
+    "Tell",
+    "engine_for",
+    "find_engine",
+    "folder_for",
+    "graph_hash",
+    "keep",
+    "kept_engines",
+]
 
 SCHEMA = "relu-deploy/engine/1"
 ENGINES = "engines"
@@ -126,6 +136,24 @@ def keep(engine: Engine, folder: Path, tell: Tell = lambda _: None) -> Engine:
     with _one_at_a_time(file, tell):
         _put(file, plan, engine.facts)
     return Engine(file, engine.facts, cache_hit=False)
+
+
+def kept_engines(bundle: Bundle, name: str) -> list[Engine]:
+    """Return the whole engines of this very graph for backend `name` that lie with `bundle`, whatever they are for; the last one built first.
+
+    Asks neither the library nor the GPU: whether an engine runs is for the machine to say that it is taken to.
+    """
+    graph = graph_hash(bundle.onnx, load_model(bundle.onnx))
+    folders = {folder_for(bundle), bundle.path / ENGINES} if bundle.is_folder else {folder_for(bundle)}
+    notes = [(facts, note) for folder in folders for note in folder.glob("*.json") if (facts := _facts(note)) is not None]
+    fitting = [
+        (facts, note)
+        for facts, note in notes
+        if facts.get("graph") == graph and facts.get("backend") == name and not facts.get("options", {}).get("observable")
+    ]
+    latest = sorted(fitting, key=lambda each: str(each[0].get("built")), reverse=True)
+    found = (_entry(note.with_suffix(".engine"), {}) for _, note in latest)
+    return [entry for entry in found if isinstance(entry, Engine)]
 
 
 def folder_for(bundle: Bundle) -> Path:

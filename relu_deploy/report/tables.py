@@ -15,6 +15,8 @@ __all__ = ["print_bench", "print_export", "print_inspect", "print_prove", "print
 Result = Mapping[str, Any]
 #: failing tensors of a backend that the table shows: the first ones tell where, the rest is the same error carried on
 SHOWN = 4
+#: of a package; an image's context holds this whole package
+FILES_SHOWN = 12
 GOOD, BAD, DIM = "[green]yes[/]", "[bold red]NO[/]", "[dim]-[/]"
 
 
@@ -88,6 +90,17 @@ def print_serve(result: Result) -> None:
             show(f"{name:<8} {address}{'/metrics' if name == 'metrics' else ''}")
     for model in result["models"]:
         show(f"model    [bold]{escape(model['name'])}[/]  {model['backend']}, up to {model['max_batch']} rows together")
+
+
+def print_package(result: Result) -> None:
+    show(f"[bold]{escape(result['folder'])}[/]  {escape(result['model'])} for {result['target']}, flavour {result['flavour']}")
+    shown = [file for file in result["files"] if not file.rsplit("/", 1)[-1].startswith(".")]
+    for file in shown[:FILES_SHOWN]:
+        show(f"  {escape(file)}")
+    if len(shown) > FILES_SHOWN:
+        show(f"  and {len(shown) - FILES_SHOWN} more")
+    for note in result["notes"]:
+        show(f"  [yellow]note: {escape(note)}[/]")
 
 
 def print_inspect(result: Result) -> None:
