@@ -58,7 +58,7 @@ class Connection:
             self._writer.write(self._sent)
             head = await self._reader.readuntil(b"\r\n\r\n")
             lower = head.lower()
-            at = lower.index(b"content-length:") + 15
+            at = lower.index(b"\r\ncontent-length:") + 17
             await self._reader.readexactly(int(lower[at : lower.index(b"\r", at)]))
             if b"connection: close" in lower:
                 self.close()
