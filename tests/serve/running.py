@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 
@@ -18,14 +19,17 @@ class Running:
         for name, port in (("http", "0"), ("grpc", "-1"), ("metrics", "-1")):
             if f"--{name}-port" not in words:
                 words += [f"--{name}-port", port]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A pipe that nobody reads would fill with log lines, and the server would wait for it.
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # it is closed with the server
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=self.errors, text=True)
         lines = []
         for line in self.process.stdout:
             lines.append(line)
             if line == "}\n":
                 break
         if not lines:
-            raise AssertionError(f"the server did not start: {self.process.stderr.read()}")
+            self.errors.seek(0)
+            raise AssertionError(f"the server did not start: {self.errors.read()}")
         self.told = json.loads("".join(lines))
         self.port = self.told["http"]
 
@@ -61,6 +65,7 @@ class Running:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+        self.errors.close()
 
 
 def answer_on(connection, method, path, body=None, **headers):
