@@ -13,8 +13,19 @@ from relu_deploy.errors import InputError
 
 __all__ = ["listening", "take_no_more"]
 
-#: Linux: SO_ATTACH_FILTER, and the one classic BPF instruction that drops every packet (asm/socket.h, linux/filter.h)
-SO_ATTACH_FILTER, DROP_ALL = 26, struct.pack("HBBI", 0x06, 0, 0, 0)
+#: Linux: the socket option, and a classic BPF program that drops what begins a connection: SYN without ACK, byte 13 of TCP's
+#: header (asm/socket.h, linux/filter.h). What ends a handshake has to pass, or its client sends a request into the void.
+SO_ATTACH_FILTER = 26
+DROP_SYN = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the flags
+        (0x54, 0, 0, 0x12),  # keep SYN and ACK
+        (0x15, 0, 1, 0x02),  # only SYN?
+        (0x06, 0, 0, 0),  # then drop it
+        (0x06, 0, 0, 0xFFFFFFFF),  # else take all of it
+    )
+)
 
 
 @contextlib.contextmanager
@@ -44,6 +55,7 @@ def take_no_more(bound: socket.socket) -> None:
     """
     if sys.platform != "linux":
         return
-    instruction = ctypes.create_string_buffer(DROP_ALL, len(DROP_ALL))
+    program = ctypes.create_string_buffer(DROP_SYN, len(DROP_SYN))
     with contextlib.suppress(OSError):
-        bound.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HxxxxxxP", 1, ctypes.addressof(instruction)))
+        described = struct.pack("HxxxxxxP", len(DROP_SYN) // 8, ctypes.addressof(program))
+        bound.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, described)
