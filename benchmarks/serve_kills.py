@@ -11,8 +11,6 @@ counts whether the next start on the same bundle and port serves at once.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import http.client
 import json
 import random
 import signal
@@ -26,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "serve"))
 
-from running import Running, answer_on, until
+from running import Running, hammer, until
 
 from relu_deploy.bench.environment import describe
 from relu_deploy.export import export_source
@@ -43,30 +41,17 @@ class Client(threading.Thread):
     """Counts what comes back until no connection is taken any more."""
 
     def __init__(self, server: Running) -> None:
-        super().__init__(daemon=True)
-        self.server, self.answered, self.other, self.lost = server, 0, [], []
+        self.done: list[int] = []
+        self.lost: list[str] = []
+        super().__init__(daemon=True, target=hammer, args=(server, "/v2/models/digits/infer", request(), self.done, self.lost))
 
-    def run(self) -> None:
-        body, headers = request()
-        while True:
-            connection = self.server.connect()
-            try:
-                connection.connect()
-            except OSError:
-                return
-            with contextlib.closing(connection):
-                while True:
-                    try:
-                        status, _, told = answer_on(connection, "POST", "/v2/models/digits/infer", body, **headers)
-                    except (OSError, http.client.HTTPException) as error:
-                        self.lost.append(repr(error))
-                        return
-                    if status == 200:
-                        self.answered += 1
-                    else:
-                        self.other.append(status)
-                    if told.get("connection") == "close":
-                        break
+    @property
+    def answered(self) -> int:
+        return self.done.count(200)
+
+    @property
+    def other(self) -> list[int]:
+        return [status for status in self.done if status != 200]
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -123,6 +123,12 @@ class Bundle:
                     f"{file} is not the file that {MANIFEST} was written for (its sha256 differs)",
                     "restore the file, or export the model again with --force",
                 )
+
+    def copy_files(self, folder: Path, without: Collection[str] = ()) -> None:
+        """Copy the files of the manifest, but those named, into `folder`: engines and caches stay behind."""
+        for name in self.manifest["files"].keys() - set(without):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path / name, folder / name)
 
     def add(self, name: str, content: bytes | str, **fields: Any) -> Bundle:
         """Return this bundle with one more file (or a new version of it) and the manifest's top-level `fields` replaced.

@@ -6,13 +6,14 @@ https://dmlc.github.io/dlpack/latest/python_spec.html; the structures are those 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from relu_deploy.errors import InputError
-from relu_deploy.tensors import Array
+from relu_deploy.tensors import Array, Feeds, check_feeds
 
 __all__ = ["DeviceArray", "from_dlpack", "is_on_gpu"]
 
@@ -89,6 +90,26 @@ def from_dlpack(array: Any, stream: int, name: str = "array") -> DeviceArray:
     import ml_dtypes  # noqa: F401  # teaches NumPy the names bfloat16 and float8_e4m3fn
 
     return describe(array.__dlpack__(stream=stream), name)
+
+
+def check_feeds_anywhere(
+    feeds: Mapping[str, Any], session: Any, stream: int, shapes: Mapping[str, tuple[int, ...]] | None
+) -> tuple[Feeds, dict[str, DeviceArray]]:
+    """Return the feeds as arrays, of those on the GPU only the outline, and where those lie.
+
+    session: its `inputs` are what they have to be, its `title` what to call it. shapes: those that were bound, if any.
+    Raises InputError when they do not fit.
+    """
+    resident = {name: from_dlpack(array, stream, name) for name, array in feeds.items() if is_on_gpu(array)}
+    outlines = {name: found.outline() for name, found in resident.items()}
+    arrays = check_feeds({**feeds, **outlines}, session.inputs, session.title)
+    for name, array in arrays.items():
+        if shapes is not None and shapes[name] != array.shape:
+            raise InputError(
+                f"{session.title}: input {name!r} has shape {array.shape} and was bound for {shapes[name]}",
+                "bind again for the new shape",
+            )
+    return arrays, resident
 
 
 def describe(capsule: Any, name: str) -> DeviceArray:

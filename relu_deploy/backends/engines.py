@@ -101,11 +101,11 @@ def engine_for(
     Raises what `build_engine` raises, and InputError when nothing can be written to `folder`.
     """
     folder = folder or folder_for(bundle)
-    kept = None if rebuild else find_engine(name, bundle, wanted, device=device, folder=folder)
+    options = _with_sizes(bundle, wanted or BuildOptions())
+    identity = _identity(name, bundle, options, device)
+    kept = None if rebuild else _kept(bundle, wanted, identity, device, folder)
     if kept is not None:
         return kept
-    wanted = _with_sizes(bundle, wanted or BuildOptions())
-    identity = _identity(name, bundle, wanted, device)
     file = _file(folder, bundle, identity)
     with _one_at_a_time(file, tell):
         entry = None if rebuild else _entry(file, identity)
@@ -114,7 +114,7 @@ def engine_for(
         why = entry or (None if rebuild else _outdated(folder, identity))
         if why:
             tell(f"{why}: building a new one")
-        return _build(name, bundle, wanted, identity, file, progress)
+        return _build(name, bundle, options, identity, file, progress)
 
 
 def find_engine(
@@ -123,6 +123,10 @@ def find_engine(
     """Return the engine that `engine_for` would not have to build, None when it would. Raises as it does."""
     folder = folder or folder_for(bundle)
     identity = _identity(name, bundle, _with_sizes(bundle, wanted or BuildOptions()), device)
+    return _kept(bundle, wanted, identity, device, folder)
+
+
+def _kept(bundle: Bundle, wanted: BuildOptions | None, identity: Mapping[str, Any], device: int, folder: Path) -> Engine | None:
     if wanted is None:
         return _latest(folder, identity, device)
     entry = _entry(_file(folder, bundle, identity), identity)

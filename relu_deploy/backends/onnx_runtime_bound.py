@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_deploy.backends.cuda import Buffer, Event, Pinned, Stream
-from relu_deploy.backends.dlpack import DeviceArray, from_dlpack, is_on_gpu
+from relu_deploy.backends.dlpack import DeviceArray, check_feeds_anywhere
 from relu_deploy.backends.onnx_runtime_providers import Profile, require_in_profile
-from relu_deploy.errors import InputError, Unsupported
-from relu_deploy.tensors import Array, Feeds, TensorSpec, check_feeds
+from relu_deploy.errors import Unsupported
+from relu_deploy.tensors import Array, Feeds, TensorSpec
 
 if TYPE_CHECKING:
     from relu_deploy.backends.onnx_runtime import OnnxRuntimeSession
@@ -169,17 +169,7 @@ class OnnxRuntimeBound:
     # ------------------------------------------------------------ steps
 
     def _checked(self, feeds: Mapping[str, Any]) -> tuple[Feeds, dict[str, DeviceArray]]:
-        """Return the feeds as arrays, of those on the GPU only the outline, and where those lie."""
-        resident = {name: from_dlpack(array, self.stream, name) for name, array in feeds.items() if is_on_gpu(array)}
-        outlines = {name: found.outline() for name, found in resident.items()}
-        arrays = check_feeds({**feeds, **outlines}, self._session.inputs, self._session.title)
-        for name, array in arrays.items():
-            if hasattr(self, "shapes") and self.shapes[name] != array.shape:
-                raise InputError(
-                    f"{self._session.title}: input {name!r} has shape {array.shape} and was bound for {self.shapes[name]}",
-                    "bind again for the new shape",
-                )
-        return arrays, resident
+        return check_feeds_anywhere(feeds, self._session, self.stream, getattr(self, "shapes", None))
 
     def _bind(self) -> None:
         sizes: dict[str, int] = {}

@@ -28,7 +28,7 @@ from relu_deploy.backends.tensorrt_options import HARDWARE, Batch, BuildOptions,
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 from relu_deploy.graph.model import load_model
 
-__all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities"]
+__all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities", "logger_of"]
 
 PARTS = 1000
 #: without a driver each complaint drags along that there is none, which is not what is wrong
@@ -119,7 +119,7 @@ def build_engine(
     monitor = _monitor(trt, progress)
 
     def work() -> Built:
-        logger = _logger(trt)
+        logger = logger_of(trt)
         # One build at a time: what the library says would mix, and the GPU's time too.
         with logger.one_at_a_time, _stdout_kept_clean() as printed:
             started = time.perf_counter()
@@ -184,7 +184,7 @@ def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
     """Return the network of the graph in `path` and the parser that made it."""
     # TensorRT 10 still knows weakly typed networks; there precision would be the builder's choice.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, _logger(trt))
+    parser = trt.OnnxParser(network, logger_of(trt))
     # Read from the file, not from bytes: only so are weights beyond 2 GiB, which lie beside it, found.
     taken = parser.parse_from_file(str(path))
     if taken and network.num_outputs:
@@ -285,7 +285,7 @@ def _way_out(trt: Any, options: BuildOptions) -> str:
 
 
 @cache
-def _logger(trt: Any) -> Any:
+def logger_of(trt: Any) -> Any:
     """Return the one logger of the library: it keeps the first it is given for as long as any of its objects lives."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]

@@ -21,7 +21,7 @@ from relu_deploy.backends.cuda import Device
 from relu_deploy.backends.nvidia import find_gpu
 from relu_deploy.backends.tensorrt import MODULES, compiles_ahead
 from relu_deploy.backends.tensorrt_bound import TensorRtBound
-from relu_deploy.backends.tensorrt_build import _logger as logger_of
+from relu_deploy.backends.tensorrt_build import logger_of
 from relu_deploy.backends.tensorrt_reasons import why_refused
 from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.errors import InputError, Unsupported

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -140,8 +139,6 @@ def _copied(bundle: Bundle, target: Path, force: bool) -> Bundle:
             raise InputError(f"{target} already exists and is another model", "choose another name, or replace it with --force")
         return Bundle(there.path, there.manifest, bundle.variant)
     with create_bundle(target, force=force) as folder:
-        for name in bundle.manifest["files"]:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.path / name, folder / name)
+        bundle.copy_files(folder)
         seal(folder, bundle.manifest)
     return Bundle(target, Bundle.open(target).manifest, bundle.variant)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +29,7 @@ def store(bundle: Bundle, report: OptimizeReport, out: str | os.PathLike[str] | 
     if in_place:
         return _add(bundle, report)
     with create_bundle(Path(str(out)), force=force) as folder:
-        for name in bundle.manifest["files"]:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.path / name, folder / name)
+        bundle.copy_files(folder)
         seal(folder, bundle.manifest)
         _add(Bundle.open(folder), report)
     return Bundle.open(Path(str(out)))

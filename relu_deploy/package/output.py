@@ -95,9 +95,6 @@ def copy_bundle(bundle: Bundle, folder: Path) -> Path:
         copy_graph(bundle.onnx, folder / bundle.path.name)
         return folder / bundle.path.name
     target = folder / f"{bundle.path.name.removesuffix('.rdb')}.rdb"
-    for name in bundle.manifest["files"]:
-        if name not in (SOURCE, MANIFEST):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.path / name, target / name)
+    bundle.copy_files(target, without=(SOURCE, MANIFEST))
     seal(target, bundle.manifest)
     return target / bundle.onnx.relative_to(bundle.path) if bundle.variant else target

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 
@@ -216,8 +215,3 @@ def _split(outputs: Mapping[str, Array], rows: Sequence[int]) -> list[Feeds]:
         return [{name: array[:total] if array.ndim and len(array) > total else array for name, array in outputs.items()}]
     ends = list(accumulate(rows))
     return [{name: array[end - count : end] for name, array in outputs.items()} for end, count in zip(ends, rows, strict=True)]
-
-
-def deadline_in(seconds: Any) -> float | None:
-    """Return the moment that is `seconds` from now, None for no deadline."""
-    return None if seconds is None else time.perf_counter() + float(seconds)

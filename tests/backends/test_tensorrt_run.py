@@ -297,8 +297,7 @@ def test_a_session_names_the_file_and_the_reason(start, tmp_path):
 
 def test_the_real_librarys_plans_say_which_version_wrote_them(tmp_path):
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed", exc_type=ImportError)
-    from relu_deploy.backends.tensorrt_build import _logger as logger_of
-    from relu_deploy.backends.tensorrt_build import build_engine
+    from relu_deploy.backends.tensorrt_build import build_engine, logger_of
     from relu_deploy.backends.tensorrt_options import BuildOptions
 
     bundle = bundle_of(tmp_path)

@@ -78,6 +78,29 @@ def answer_on(connection, method, path, body=None, **headers):
     return response.status, json.loads(content) if kind == "application/json" else content, dict(response.getheaders())
 
 
+def hammer(server, path, sent, done, lost):
+    """Send one request after the other, on connections that are kept, until no connection is taken any more.
+
+    sent: body and headers. done: gets the status of each answer. lost: what became of a connection instead of one.
+    """
+    while True:
+        connection = server.connect()
+        try:
+            connection.connect()
+        except OSError:
+            return
+        with contextlib.closing(connection):
+            while True:
+                try:
+                    status, _, told = answer_on(connection, "POST", path, sent[0], **sent[1])
+                except (OSError, http.client.HTTPException) as error:
+                    lost.append(repr(error))
+                    return
+                done.append(status)
+                if told.get("connection") == "close":
+                    break
+
+
 def until(condition, seconds=20):
     """Wait until `condition()` is true. Fails when it does not become so."""
     end = time.monotonic() + seconds

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import http.client
 import json
 import shutil
 import signal
@@ -15,7 +14,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 
-from running import Running, answer_on, until
+from running import Running, answer_on, hammer, until
 
 INFER = "/v2/models/digits/infer"
 
@@ -313,32 +312,12 @@ def test_a_full_queue_says_when_to_come_back_and_deadlines_are_kept(digits_bundl
         assert statuses <= {200, 504}
 
 
-def hammer(server, sent, done, lost):
-    """Send one request after the other, on connections that are kept, until no connection is taken any more."""
-    while True:
-        connection = server.connect()
-        try:
-            connection.connect()
-        except OSError:
-            return
-        with contextlib.closing(connection):
-            while True:
-                try:
-                    status, _, told = answer_on(connection, "POST", INFER, sent[0], **sent[1])
-                except (OSError, http.client.HTTPException) as error:
-                    lost.append(repr(error))
-                    return
-                done.append(status)
-                if told.get("connection") == "close":
-                    break
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] * 2)
 def test_on_a_signal_nothing_that_was_taken_is_lost(digits_bundle, number):
     """Twice each here; benchmarks/serve_kills.py does it two hundred times."""
     done, lost = [], []
     with Running(digits_bundle.path) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
-        clients = [pool.submit(hammer, server, binary(pictures(4)), done, lost) for _ in range(8)]
+        clients = [pool.submit(hammer, server, INFER, binary(pictures(4)), done, lost) for _ in range(8)]
         until(lambda: len(done) > 50)
         assert server.stop(number) == 0
         for client in clients:
