@@ -322,7 +322,7 @@ def serve(options: argparse.Namespace) -> int:
         sys.stdout.flush()
 
     with steps(options.quiet or options.log_json) as step:
-        run(options.paths, asked, progress=step, started=started)
+        run(options.paths, asked, progress=step, started=started, exits=True)
     return EXIT_FINE
 
 
