@@ -72,6 +72,7 @@ def export(options: argparse.Namespace) -> int:
             embed_preprocess=options.embed_preprocess,
             pixels=pixels(options),
             decode=options.decode,
+            labels=options.labels,
             seed=options.seed,
             force=options.force,
         )
