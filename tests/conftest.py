@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import os
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -46,4 +48,8 @@ def command(tmp_path, monkeypatch):
         printed = json.loads(stdout.getvalue()) if "-" in words and stdout.getvalue() else None
         return SimpleNamespace(code=code, stdout=stdout.getvalue(), stderr=stderr.getvalue(), json=printed)
 
-    return run
+    yield run
+    # A model's module is imported from the test's folder; another test's may have the same name.
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(f"{tmp_path}{os.sep}"):
+            del sys.modules[name]
