@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from relu_deploy.report.words import shapes_of
+
 __all__ = ["print_bench", "print_export", "print_inspect", "print_prove", "print_verify", "print_zoo", "show"]
 
 Result = Mapping[str, Any]
@@ -151,22 +153,19 @@ def print_prove(result: Result) -> None:
 
 def _why_not_proven(result: Result) -> str:
     """Return the kinds of difference that made `prove` say no, "" when it said yes."""
-    counted = [(kernel, kind) for kernel in result["kernels"] for kind, count in kernel["mismatches"].items() if count]
-    # Signed zeros alone are excused, which the count in the table does not show.
-    barred = [(kernel, kind) for kernel, kind in counted if kind != "signed_zero" or result["strict"]]
-    if result["passed"] or not barred:
+    failures = result["failures"]
+    if not failures:
         return ""
-    kinds = ", ".join(dict.fromkeys(kind.replace("_", " ") for _, kind in barred))
-    return escape(
-        f"; differs in {kinds}{' (--strict)' if result['strict'] else ''}, first in {barred[0][0]['kernel']} {barred[0][0]['where']}"
-    )
+    kinds = ", ".join(dict.fromkeys(failure["kind"].replace("_", " ") for failure in failures))
+    strictly = " (--strict)" if result["strict"] else ""
+    return escape(f"; differs in {kinds}{strictly}, first in {failures[0]['kernel']} {failures[0]['where']}")
 
 
 def print_verify(result: Result) -> None:
     inputs = result["inputs"]
-    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs["shapes"].items())
     show(
-        f"[bold]{escape(result['model'])}[/] against {escape(result['against'])} in float64, on {inputs['source']} input {escape(shapes)}"
+        f"[bold]{escape(result['model'])}[/] against {escape(result['against'])} in float64, "
+        f"on {inputs['source']} input {escape(shapes_of(inputs))}"
     )
     table = _table("backend", "tensor", "scope", ">max abs", ">max ulp", ">error ratio", "passed")
     for backend in result["backends"]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from relu_deploy.report.html import page
 from relu_deploy.report.svg import Column, Line, columns, lines
+from relu_deploy.report.words import shapes_of
 
 __all__ = ["verify_page"]
 
@@ -24,11 +25,10 @@ def verify_page(result: Result) -> str:
     if not result["as_requested"]:
         verdict += ' <span class="bad">Not everything ran as it was asked for.</span>'
     inputs = result["inputs"]
-    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs["shapes"].items())
     body = [
         f"<h1>{escape(result['model'])}, verified</h1>",
         f'<p class="soft">{escape(result["precision"])} graph against {escape(str(result["against"]))} in float64, on {escape(inputs["source"])} '
-        f"input ({escape(shapes)}), {result['seconds']:.1f} s</p>",
+        f"input ({escape(shapes_of(inputs))}), {result['seconds']:.1f} s</p>",
         f"<p>{verdict} An error ratio of 1 is the error of correct {escape(result['precision'])} arithmetic on this very input; "
         f"above {result['limit']:g} it is a fault.</p>",
         *_faults(result["backends"]),

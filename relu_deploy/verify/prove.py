@@ -92,9 +92,19 @@ class ProveReport:
     strict: bool = False
 
     @property
-    def passed(self) -> bool:
+    def failures(self) -> list[tuple[Kernel, str]]:
+        """Return each kernel with each kind of mismatch in it that is not excused."""
         excused = () if self.strict else ("signed_zero",)
-        return not any(count for kernel in self.kernels for kind, count in kernel.mismatches.items() if kind not in excused)
+        return [
+            (kernel, kind)
+            for kernel in self.kernels
+            for kind, count in kernel.mismatches.items()
+            if count and kind not in excused
+        ]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
 
     def _numpys_zero(self) -> str:
         # It depends on the dtype: where NumPy has vector code, and where it has none.
@@ -134,6 +144,7 @@ class ProveReport:
             "negative_zero_policy": None if whole else "-0.0 becomes -0.0" if wrong["signed_zero"] else "-0.0 becomes +0.0",
             "subnormals": None if whole else "kept" if not wrong["subnormal"] else f"{wrong['subnormal']} changed",
             "findings": self.findings,
+            "failures": [{"kernel": kernel.name, "where": kernel.where, "kind": kind} for kernel, kind in self.failures],
             "kernels": [kernel.to_json() for kernel in self.kernels],
             "seconds": round(self.seconds, 3),
         }

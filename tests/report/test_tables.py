@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from relu_deploy.report.tables import print_bench, print_prove, print_verify
+from relu_deploy.verify.prove import Kernel, ProveReport
 
 
 def proof(passed, strict, **counts):
-    kernel = {"kernel": "Relu", "where": "behind a Conv", "inputs_tested": 4, "left_out": "", "examples": []}
-    kernel["mismatches"] = {"nan": 0, "signed_zero": 0, "subnormal": 0, "value": 0, **counts}
-    policies = {"findings": [], "nan_policy": "kept", "negative_zero_policy": None, "subnormals": None}
-    head = {"backend": "torch", "version": "2", "dtype": "float16", "inputs_tested": 4, "seconds": 0.1}
-    return {**head, **policies, "kernels": [kernel], "passed": passed, "strict": strict}
+    mismatches = {"nan": 0, "signed_zero": 0, "subnormal": 0, "value": 0, **counts}
+    kernels = [Kernel("Relu", "behind a Conv", 4, mismatches)]
+    report = ProveReport("torch", "2", "float16", kernels, 0.1, strict)
+    assert report.passed == passed
+    return report.to_json()
 
 
 @pytest.mark.parametrize(
