@@ -1,4 +1,4 @@
-"""What a model's outputs mean, and how right they are: top-1 for classification, COCO AP for detection."""
+"""What a model's outputs mean, and how right they are: top-1 for classification, COCO AP for detection, mIoU for masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.data import Dataset
-from relu_deploy.errors import missing_package
+from relu_deploy.errors import InputError, missing_package
+from relu_deploy.masks import VOID, classes_of_pixels, confusion, mean_iou
 from relu_deploy.tensors import Array, Feeds
 
 __all__ = ["Metric", "coco_ap", "score", "top1"]
@@ -19,7 +20,7 @@ __all__ = ["Metric", "coco_ap", "score", "top1"]
 
 @dataclass(frozen=True)
 class Metric:
-    """name: "top1" or "AP". value: in 0..1. samples: pictures it was measured on."""
+    """name: "top1", "AP" or "mIoU". value: in 0..1. samples: pictures it was measured on."""
 
     name: str
     value: float
@@ -49,7 +50,29 @@ def score(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dataset: D
         for results in _runs(run, dataset, batch):
             found += select(results["boxes"], results["scores"], **limits)
         return Metric("AP", coco_ap(found, dataset.targets, len(dataset))["AP"], len(dataset))
+    if task == "segmentation" and "mask" in dataset.targets:
+        return _score_masks(manifest, run, dataset, batch)
     return None
+
+
+def _score_masks(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Metric:
+    """Return the mean IoU over all pixels of `dataset`, counted batch by batch: logits of every pixel are too large to keep."""
+    true, counts, row = dataset.targets["mask"], None, 0
+    for results in _runs(run, dataset, batch):
+        output = next(iter(results.values()))
+        mine = true[row : row + len(output)]
+        row += len(output)
+        try:
+            found = classes_of_pixels(output)
+            if found.shape != mine.shape:
+                raise ValueError(f"the model names {found.shape[1:]} pixels and the true masks have {mine.shape[1:]}")
+            # A graph that gives classes instead of logits does not say how many there are.
+            known = output.shape[1] if output.ndim == 4 and output.shape[1] > 1 else len(manifest.get("labels") or range(VOID))
+            more = confusion(found, mine, known)
+        except ValueError as error:
+            raise InputError(f"the masks of {dataset.name} cannot be compared: {error}", "see the manifest's outputs") from error
+        counts = more if counts is None else counts + more
+    return Metric("mIoU", 0.0 if counts is None else mean_iou(counts), len(dataset))
 
 
 def _runs(run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Any:
