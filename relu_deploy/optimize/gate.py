@@ -32,8 +32,13 @@ __all__ = ["MAX_DROP", "Judge", "answers_of", "distance"]
 
 #: how much of each metric a variant may lose when nobody says
 MAX_DROP = {
-    "top1": 0.005, "AP": 0.005, "mIoU": 0.005,
-    "top1_agreement": 0.05, "AP_agreement": 0.05, "mIoU_agreement": 0.05, "signal": 0.1,
+    "top1": 0.005,
+    "AP": 0.005,
+    "mIoU": 0.005,
+    "top1_agreement": 0.05,
+    "AP_agreement": 0.05,
+    "mIoU_agreement": 0.05,
+    "signal": 0.1,
 }
 #: certainty from which a detection of the float32 model counts as true, where there are no labels
 SURE = 0.5
