@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from relu_deploy.data import load_dataset
+from relu_deploy.errors import InputError
 from relu_deploy.masks import VOID, classes_of_pixels, confusion, mean_iou
 
 
@@ -49,3 +51,14 @@ def test_a_perfect_mask_scores_one_and_a_wrong_one_zero():
 def test_a_class_out_of_range_is_refused_and_named(found, true, said):
     with pytest.raises(ValueError, match=said):
         confusion(np.array(found), np.array(true), 3)
+
+
+def test_true_masks_come_from_an_npz_and_are_those_of_the_rows(digits_bundle, tmp_path):
+    pixels, mask = np.zeros((5, 28, 28, 1), np.uint8), np.arange(5)[:, None, None].repeat(3, 1).repeat(3, 2)
+    np.savez(tmp_path / "scenes.npz", x=pixels, mask=mask)
+    picked = load_dataset(digits_bundle, tmp_path / "scenes.npz").picked(np.array([3, 1]))
+    assert picked.targets["mask"][:, 0, 0].tolist() == [3, 1]
+    for wrong in (mask[:4], mask.astype(np.float32), mask[..., None]):
+        np.savez(tmp_path / "scenes.npz", x=pixels, mask=wrong)
+        with pytest.raises(InputError, match=r"scenes.npz: 'mask' is"):
+            load_dataset(digits_bundle, tmp_path / "scenes.npz")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: operators whose further operands are sizes, bounds and counts, which nobody rounds: 1.9999999 times 32 pixels are 63
 COUNTING = ("Clip", "NonMaxSuppression", "OneHot", "Pad", "Range", "Resize", "TopK", "Upsample")
+#: operators whose result does not depend on the numbers that they read
+SIZING = ("Shape", "Size")
 
 
 def probe(name: str) -> Probe:
@@ -126,7 +128,7 @@ def _never_rounded(nodes: Sequence[Any]) -> set[str]:
     for node in reversed(nodes):
         if node.op_type in COUNTING:
             exact.update(node.input[1:])
-        elif node.output and all(name in exact for name in node.output):
+        elif node.op_type not in SIZING and node.output and all(name in exact for name in node.output):
             exact.update(node.input)
     return exact
 

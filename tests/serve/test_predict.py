@@ -335,7 +335,10 @@ def test_a_mask_holds_the_class_of_each_pixel_and_the_shares_are_counted_from_it
         assert status == 200
         assert told["task"] == "segmentation"
         assert {key: told["mask"][key] for key in ("format", "width", "height", "void")} == {
-            **{"format": "PNG", "width": 128, "height": 128, "void": 255}
+            "format": "PNG",
+            "width": 128,
+            "height": 128,
+            "void": 255,
         }
         mask, shown = opened(base64.b64decode(told["mask"]["data"]))
         assert (mask != wanted).mean() < 1e-3  # two sessions may differ in the last bit of a logit
