@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from relu_deploy.data import Dataset
-from relu_deploy.errors import InputError, missing_package
+from relu_deploy.errors import InputError, UsageError, missing_package
 from relu_deploy.masks import VOID, classes_of_pixels, confusion, mean_iou
-from relu_deploy.tensors import Array, Feeds
+from relu_deploy.tensors import Array, Feeds, TensorSpec
 
-__all__ = ["Metric", "coco_ap", "score", "top1"]
+__all__ = ["Metric", "coco_ap", "labelled", "score", "top1"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,25 @@ class Metric:
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "value": round(self.value, 6), "samples": self.samples}
+
+
+def labelled(labels: Sequence[str], outputs: Sequence[TensorSpec], task: str | None) -> dict[str, Any]:
+    """Return what the manifest says of a model whose classes are called `labels`.
+
+    outputs: the model's. task: as it is known so far. Raises UsageError when the names do not fit.
+    """
+    shape = outputs[0].shape if len(outputs) == 1 else ()
+    # One row of numbers for each picture names the picture; a plane of them for each class names its pixels.
+    fits = {2: "classification", 4: "segmentation"}.get(len(shape))
+    if task not in (None, "classification", "segmentation"):
+        raise UsageError(f"--labels names classes, and the model's task is {task}", "leave --labels out")
+    if fits is None or task not in (None, fits) or shape[1] != len(labels):
+        given = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in outputs)
+        raise UsageError(
+            f"--labels names {len(labels)} classes, and the model gives {given}",
+            "one name for each column, or plane of pixels, of the only output",
+        )
+    return {"task": fits, "labels": list(labels)}
 
 
 def score(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Metric | None:

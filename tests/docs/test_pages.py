@@ -1,0 +1,45 @@
+"""Every example in the documentation runs as it is written, and what it shows is what comes."""
+
+import pytest
+from doc_pages import ROOT, page_at, pages
+from doc_runs import PATIENCE, Wrong, can_run, is_free, ports_of, run_page
+
+PAGES = [page_at(path) for path in pages()]
+NOT_RUN = [(page, block) for page in PAGES for block in page.blocks if block.reason]
+
+
+def name_of(page):
+    return str(page.path.relative_to(ROOT))
+
+
+def test_every_example_is_run_or_says_why_not():
+    assert [problem for page in PAGES for problem in page.problems] == []
+
+
+def test_the_readme_and_the_tutorials_have_examples_that_run():
+    runnable = [name_of(page) for page in PAGES if page.is_run]
+    assert "README.md" in runnable
+    tutorials = [name_of(page) for page in PAGES if page.path.parent.name == "tutorials"]
+    assert tutorials
+    assert set(tutorials) <= set(runnable)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * PATIENCE)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.is_run], ids=name_of)
+def test_a_page_runs_as_it_is_written(page, tmp_path):
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    if why := can_run():
+        pytest.skip(why)
+    if taken := [port for port in ports_of(page) if not is_free(port)]:
+        pytest.skip(f"port {taken[0]}, on which this page starts a server, is in use")
+    try:
+        run_page(page, tmp_path)
+    except Wrong as wrong:
+        pytest.fail(str(wrong), pytrace=False)
+
+
+@pytest.mark.parametrize(("page", "block"), NOT_RUN, ids=[f"{name_of(page)}:{block.line}" for page, block in NOT_RUN])
+def test_a_block_that_cannot_run_here(page, block):
+    pytest.skip(block.reason)
