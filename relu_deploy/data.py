@@ -2,7 +2,7 @@
 
     D                                     what is read
     a folder of pictures                  every picture in it; with sub-folders, each sub-folder's name is a label
-    FILE.npz                              keys that are the model's inputs, and `labels` (and `boxes`, `image`) where there are
+    FILE.npz                              keys that are the model's inputs, and `labels` (and `boxes`, `image`) or `mask` where there are
     the name of a shipped data set        models/NAME/test.npz, or the pictures that models/NAME/pictures.json names
 
 Arrays that already have the input's dtype are fed as they are. Arrays of uint8 pixels (N, H, W, C) and pictures go
@@ -71,7 +71,8 @@ class Dataset:
 
     feeds: by input name, all with the same leading length N; rows of pictures are read when they are asked for.
     targets: for classification `labels` int64 (N,), -1 where unknown, or (N, L) where several labels are right, filled up
-    with -1; for detection `boxes` (M, 4) xyxy pixels, `labels` (M,) and `image` (M,), the row that a box belongs to.
+    with -1; for detection `boxes` (M, 4) xyxy pixels, `labels` (M,) and `image` (M,), the row that a box belongs to; for
+    segmentation `mask` (N, H, W), the class of each pixel, 255 where it is not scored.
     """
 
     name: str
@@ -308,8 +309,16 @@ def _from_npz(bundle: Bundle, path: Path) -> Dataset:
         pixels = array.dtype == np.uint8 and spec.dtype != "uint8" and array.ndim == 4
         feeds[spec.name] = to_input(bundle, array) if pixels else array
     # An input may have such a name itself.
-    targets = {name: array for name, array in arrays.items() if name in ("labels", "boxes", "image") and name not in names}
-    return Dataset(path.parent.name, check_feeds(feeds, _free_batch(bundle), str(path)), targets)
+    targets = {
+        name: array for name, array in arrays.items() if name in ("labels", "boxes", "image", "mask") and name not in names
+    }
+    rows = len(next(iter(feeds.values()), ()))
+    if "mask" in targets and not (
+        targets["mask"].dtype.kind in "iu" and targets["mask"].ndim == 3 and len(targets["mask"]) == rows
+    ):
+        shown = f"{targets['mask'].dtype.name} {targets['mask'].shape}"
+        raise InputError(f"{path}: 'mask' is {shown}", f"give the class of each pixel as integers ({rows}, H, W)")
+    return Dataset(path.parent.name or path.stem, check_feeds(feeds, _free_batch(bundle), str(path)), targets)
 
 
 def _from_pictures_json(bundle: Bundle, file: Path) -> Dataset:

@@ -31,7 +31,7 @@ from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import adopt, find_relus, io_specs, name_nodes, opset_of, save_model, settle
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
 from relu_deploy.sources import Loaded, import_torch, load_source, reason_of
-from relu_deploy.tasks import classifier
+from relu_deploy.tasks import labelled
 from relu_deploy.tensors import TensorSpec
 from relu_deploy.zoo import Recipe
 
@@ -155,7 +155,7 @@ def export_source(
             "variants": {},
         }
         if labels is not None:
-            manifest |= classifier(labels, specs_out, manifest["task"])
+            manifest |= labelled(labels, specs_out, manifest["task"])
         if manifest["preprocess"] and _channels_last(specs_in[0], len(manifest["preprocess"]["mean"])):
             manifest["preprocess"]["layout"] = "NHWC"
         manifest = seal(folder, manifest)

@@ -62,7 +62,9 @@ def _export(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument("--embed-preprocess", action="store_true", help="take uint8 NHWC pictures; normalise inside the graph")
     verb.add_argument("--mean", type=floats, metavar="M[,M,M]", help="normalisation of pixels scaled to 0..1")
     verb.add_argument("--std", type=floats, metavar="S[,S,S]", help="normalisation of pixels scaled to 0..1")
-    verb.add_argument("--labels", type=label_names, metavar="FILE", help="names of a classifier's classes, one a line")
+    verb.add_argument(
+        "--labels", type=label_names, metavar="FILE", help="names of the classes, of pictures or of pixels, one a line"
+    )
     verb.add_argument(
         "--decode", choices=("none", "boxes", "nms"), help="detectors: raw head maps, boxes and scores (default), or detections"
     )

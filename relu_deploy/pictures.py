@@ -1,4 +1,4 @@
-"""One picture and one model's input: how it is resized and cropped to fit, and the way back for boxes."""
+"""One picture and one model's input: how it is resized and cropped to fit, and the way back for boxes and masks."""
 
 from __future__ import annotations
 
@@ -37,6 +37,20 @@ class Placement:
         """Return `boxes`, (D, 4) xyxy in the input's pixels, in the picture's own, float64, no further than its edges."""
         corners = (boxes.reshape(-1, 2, 2).astype(np.float64) + self.offset) / self.scale
         return corners.clip(0, self.picture).reshape(-1, 4)
+
+    def plane_to_picture(self, plane: Array, outside: int) -> Array:
+        """Return `plane`, (h, w) over the whole input whatever its size, for each of the picture's pixels, (height, width).
+
+        A pixel gets the number of the place its centre lies at, `outside` where the input does not show it.
+        """
+        places = []
+        for axis, points in ((1, plane.shape[0]), (0, plane.shape[1])):
+            centres = (np.arange(self.picture[axis]) + 0.5) * self.scale[axis] - self.offset[axis]
+            places.append(np.floor(centres * points / self.size[axis]).astype(np.int64))
+        (rows, columns), result = places, np.full(self.picture[::-1], outside, plane.dtype)
+        down, across = ((one >= 0) & (one < points) for one, points in zip(places, plane.shape, strict=True))
+        result[np.ix_(down, across)] = plane[np.ix_(rows[down], columns[across])]
+        return result
 
     @property
     def seen(self) -> tuple[float, ...]:

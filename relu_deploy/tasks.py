@@ -1,4 +1,4 @@
-"""What a model's outputs mean, and how right they are: top-1 for classification, COCO AP for detection."""
+"""What a model's outputs mean, and how right they are: top-1 for classification, COCO AP for detection, mIoU for masks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.data import Dataset
-from relu_deploy.errors import UsageError, missing_package
+from relu_deploy.errors import InputError, UsageError, missing_package
+from relu_deploy.masks import VOID, classes_of_pixels, confusion, mean_iou
 from relu_deploy.tensors import Array, Feeds, TensorSpec
 
-__all__ = ["Metric", "classifier", "coco_ap", "score", "top1"]
+__all__ = ["Metric", "coco_ap", "labelled", "score", "top1"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """name: "top1" or "AP". value: in 0..1. samples: pictures it was measured on."""
+    """name: "top1", "AP" or "mIoU". value: in 0..1. samples: pictures it was measured on."""
 
     name: str
     value: float
@@ -29,19 +30,23 @@ class Metric:
         return {"name": self.name, "value": round(self.value, 6), "samples": self.samples}
 
 
-def classifier(labels: Sequence[str], outputs: Sequence[TensorSpec], task: str | None) -> dict[str, Any]:
+def labelled(labels: Sequence[str], outputs: Sequence[TensorSpec], task: str | None) -> dict[str, Any]:
     """Return what the manifest says of a model whose classes are called `labels`.
 
     outputs: the model's. task: as it is known so far. Raises UsageError when the names do not fit.
     """
-    if task not in (None, "classification"):
+    shape = outputs[0].shape if len(outputs) == 1 else ()
+    # One row of numbers for each picture names the picture; a plane of them for each class names its pixels.
+    fits = {2: "classification", 4: "segmentation"}.get(len(shape))
+    if task not in (None, "classification", "segmentation"):
         raise UsageError(f"--labels names classes, and the model's task is {task}", "leave --labels out")
-    if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[1] != len(labels):
+    if fits is None or task not in (None, fits) or shape[1] != len(labels):
         given = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in outputs)
         raise UsageError(
-            f"--labels names {len(labels)} classes, and the model gives {given}", "one name for each column of the only output"
+            f"--labels names {len(labels)} classes, and the model gives {given}",
+            "one name for each column, or plane of pixels, of the only output",
         )
-    return {"task": "classification", "labels": list(labels)}
+    return {"task": fits, "labels": list(labels)}
 
 
 def score(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Metric | None:
@@ -64,7 +69,29 @@ def score(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dataset: D
         for results in _runs(run, dataset, batch):
             found += select(results["boxes"], results["scores"], **limits)
         return Metric("AP", coco_ap(found, dataset.targets, len(dataset))["AP"], len(dataset))
+    if task == "segmentation" and "mask" in dataset.targets:
+        return _score_masks(manifest, run, dataset, batch)
     return None
+
+
+def _score_masks(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Metric:
+    """Return the mean IoU over all pixels of `dataset`, counted batch by batch: logits of every pixel are too large to keep."""
+    true, counts, row = dataset.targets["mask"], None, 0
+    for results in _runs(run, dataset, batch):
+        output = next(iter(results.values()))
+        mine = true[row : row + len(output)]
+        row += len(output)
+        try:
+            found = classes_of_pixels(output)
+            if found.shape != mine.shape:
+                raise ValueError(f"the model names {found.shape[1:]} pixels and the true masks have {mine.shape[1:]}")
+            # A graph that gives classes instead of logits does not say how many there are.
+            known = output.shape[1] if output.ndim == 4 and output.shape[1] > 1 else len(manifest.get("labels") or range(VOID))
+            more = confusion(found, mine, known)
+        except ValueError as error:
+            raise InputError(f"the masks of {dataset.name} cannot be compared: {error}", "see the manifest's outputs") from error
+        counts = more if counts is None else counts + more
+    return Metric("mIoU", 0.0 if counts is None else mean_iou(counts), len(dataset))
 
 
 def _runs(run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Any:

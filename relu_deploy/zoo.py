@@ -87,6 +87,11 @@ def _detector(name: str, parameters: int, size: int, pixels: Mapping[str, Any], 
     return Recipe(name, "detection", parameters, "ReLU", (3, size, size), preprocess=pixels, postprocess=postprocess)
 
 
+def _segmenter(name: str, parameters: int) -> Recipe:
+    pixels = {key: value for key, value in IMAGENET.items() if key != "crop"} | {"resize": 520}
+    return Recipe(name, "segmentation", parameters, "ReLU", (3, 520, 520), preprocess=pixels, postprocess={"background": 0})
+
+
 #: parameter counts are torchvision's; a test holds each against the module that is built
 ARCHITECTURES = (
     _classifier("resnet18", 11_689_512),
@@ -100,6 +105,8 @@ ARCHITECTURES = (
     _detector("ssd300_vgg16", 35_641_826, 300, SSD_PIXELS, score_threshold=0.01, iou_threshold=0.45, max_detections=200),
     _detector("fcos_resnet50_fpn", 32_322_720, 640, IMAGENET, score_threshold=0.2, iou_threshold=0.6, max_detections=100),
     _detector("retinanet_resnet50_fpn", 34_068_119, 640, IMAGENET, score_threshold=0.05, iou_threshold=0.5, max_detections=300),
+    _segmenter("fcn_resnet50", 35_322_218),
+    _segmenter("deeplabv3_resnet50", 42_004_074),
 )
 
 

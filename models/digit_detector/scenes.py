@@ -1,4 +1,4 @@
-"""Scenes of handwritten digits: what the detector is trained and tested on.
+"""Scenes of handwritten digits: what the detector is trained and tested on, and, on another ground, the segmenter.
 
 A scene is a 128x128 grey picture with two to eight MNIST digits, 16 to 48 pixels tall, light ink on a darker ground that
 has a gradient, blotches and noise. Digits may touch; no box covers more than a tenth of another. The box of a digit is the
@@ -8,6 +8,7 @@ extent of its ink. Everything follows from the seed.
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,15 @@ INK = 64  # of 255: fainter pixels are not part of the box
 
 @dataclass(frozen=True)
 class Scene:
-    """pixels: uint8 (128, 128). boxes: float32 (M, 4) xyxy. labels: int64 (M,)."""
+    """pixels: uint8 (128, 128). boxes: float32 (M, 4) xyxy. labels: int64 (M,).
+
+    mask: uint8 (128, 128), 0 for ground, 1 + digit where a digit's ink covers at least half of the pixel.
+    """
 
     pixels: NDArray[np.uint8]
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
+    mask: NDArray[np.uint8]
 
 
 def read_idx(file: Path) -> NDArray[np.uint8]:
@@ -51,14 +56,33 @@ def ink_extent(image: NDArray[np.uint8]) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def draw(digits: list[NDArray[np.uint8]], labels: NDArray[np.int64], generator: np.random.Generator) -> Scene:
-    """Return one scene made of `digits` drawn at random."""
-    canvas = _ground(generator)
+def plain_ground(generator: np.random.Generator) -> NDArray[np.float32]:
+    """Return a ground with a gradient and blotches, float32 (128, 128) in 0..1."""
+    low, high = np.sort(generator.uniform(0, 0.4, 2))
+    angle = generator.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE - 0.5
+    slope = (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(2) + 0.5
+    blotches = Image.fromarray(generator.uniform(-0.06, 0.06, (6, 6)).astype(np.float32)).resize(
+        (SIDE, SIDE), Image.Resampling.BICUBIC
+    )
+    return np.asarray(low + (high - low) * slope + np.asarray(blotches), np.float32).clip(0, 1)
+
+
+def draw(
+    digits: list[NDArray[np.uint8]],
+    labels: NDArray[np.int64],
+    generator: np.random.Generator,
+    ground: Callable[[np.random.Generator], NDArray[np.float32]] = plain_ground,
+    shortest: int = SHORTEST,
+) -> Scene:
+    """Return one scene made of `digits` drawn at random. shortest: height of the smallest digits, in pixels."""
+    canvas = ground(generator)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
     boxes: list[tuple[int, int, int, int]] = []
     names = []
     for _ in range(generator.integers(2, 9)):
         pick = int(generator.integers(len(digits)))
-        ink = _resized(digits[pick], int(generator.integers(SHORTEST, TALLEST + 1)))
+        ink = _resized(digits[pick], int(generator.integers(shortest, TALLEST + 1)))
         height, width = ink.shape
         for _attempt in range(20):
             top, left = int(generator.integers(0, SIDE - height + 1)), int(generator.integers(0, SIDE - width + 1))
@@ -70,21 +94,11 @@ def draw(digits: list[NDArray[np.uint8]], labels: NDArray[np.int64], generator: 
                 alpha = ink.astype(np.float32) / 255
                 patch = canvas[top : top + height, left : left + width]
                 patch += alpha * (generator.uniform(0.7, 1.0) - patch)
+                mask[top : top + height, left : left + width][alpha >= 0.5] = 1 + labels[pick]
                 break
     canvas += generator.normal(0, generator.uniform(0, 0.05), canvas.shape).astype(np.float32)
     pixels = (canvas.clip(0, 1) * 255).round().astype(np.uint8)
-    return Scene(pixels, np.array(boxes, np.float32).reshape(-1, 4), np.array(names, np.int64))
-
-
-def _ground(generator: np.random.Generator) -> NDArray[np.float32]:
-    low, high = np.sort(generator.uniform(0, 0.4, 2))
-    angle = generator.uniform(0, 2 * np.pi)
-    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE - 0.5
-    slope = (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(2) + 0.5
-    blotches = Image.fromarray(generator.uniform(-0.06, 0.06, (6, 6)).astype(np.float32)).resize(
-        (SIDE, SIDE), Image.Resampling.BICUBIC
-    )
-    return np.asarray(low + (high - low) * slope + np.asarray(blotches), np.float32).clip(0, 1)
+    return Scene(pixels, np.array(boxes, np.float32).reshape(-1, 4), np.array(names, np.int64), mask)
 
 
 def _resized(digit: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: operators whose further operands are sizes, bounds and counts, which nobody rounds: 1.9999999 times 32 pixels are 63
 COUNTING = ("Clip", "NonMaxSuppression", "OneHot", "Pad", "Range", "Resize", "TopK", "Upsample")
+#: operators whose result does not depend on the numbers that they read
+SIZING = ("Shape", "Size")
 
 
 def probe(name: str) -> Probe:
@@ -61,7 +63,7 @@ class ReferenceSession:
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
         if wide:
             arrays = {name: _wide(array) for name, array in arrays.items()}
-        exact = _never_rounded(evaluator.rt_nodes_)
+        exact, done = _never_rounded(evaluator.rt_nodes_), _last_readers(evaluator.rt_nodes_, evaluator.output_names)
 
         def rounded(name: str, value: Any) -> Any:
             return value if rounding is None or name in exact else rounding.result(value)
@@ -71,7 +73,7 @@ class ReferenceSession:
         try:
             # Overflow and 0/0 are values like any other here: they are compared, not warned about.
             with np.errstate(all="ignore"):
-                for node in evaluator.rt_nodes_:
+                for place, node in enumerate(evaluator.rt_nodes_):
                     context = {"context": values} if node.need_context() else {}
                     operands = [values[name] for name in node.input]
                     if rounding:
@@ -84,6 +86,8 @@ class ReferenceSession:
                     if all(name in constant for name in node.input if name):
                         # A weight behind a DequantizeLinear or Transpose is still a weight.
                         constant.update(node.output)
+                    for name in done.get(place, ()):
+                        del values[name]
         except ReluDeployError:
             raise
         except Exception as error:
@@ -126,9 +130,23 @@ def _never_rounded(nodes: Sequence[Any]) -> set[str]:
     for node in reversed(nodes):
         if node.op_type in COUNTING:
             exact.update(node.input[1:])
-        elif node.output and all(name in exact for name in node.output):
+        elif node.op_type not in SIZING and node.output and all(name in exact for name in node.output):
             exact.update(node.input)
     return exact
+
+
+def _last_readers(nodes: Sequence[Any], kept: Sequence[str]) -> dict[int, list[str]]:
+    """Return for the places of `nodes` the tensors that nothing reads any more after that node: in float64 they fill a memory.
+
+    kept: tensors that are wanted in the end. Nothing where a subgraph may read any tensor around it.
+    """
+    if any(node.need_context() for node in nodes):
+        return {}
+    last = {name: place for place, node in enumerate(nodes) for name in (*node.input, *node.output) if name and name not in kept}
+    done: dict[int, list[str]] = {}
+    for name, place in last.items():
+        done.setdefault(place, []).append(name)
+    return done
 
 
 def _wide(array: Any) -> Any:

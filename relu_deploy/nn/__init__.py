@@ -28,8 +28,11 @@ ARCHITECTURES: dict[str, str] = {
     "ssd300_vgg16": "ssd:ssd300_vgg16",
     "fcos_resnet50_fpn": "fcos:fcos_resnet50_fpn",
     "retinanet_resnet50_fpn": "retinanet:retinanet_resnet50_fpn",
+    "fcn_resnet50": "segmentation:fcn_resnet50",
+    "deeplabv3_resnet50": "segmentation:deeplabv3_resnet50",
     "digits": "digits:digits",
     "digit_detector": "digits:digit_detector",
+    "digit_segmenter": "digits:digit_segmenter",
 }
 
 

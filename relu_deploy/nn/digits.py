@@ -1,23 +1,24 @@
-"""Two small networks of our own: one names a handwritten digit, the other finds the digits of a scene.
+"""Three small networks of our own: one names a handwritten digit, one finds the digits of a scene, one names every pixel of it.
 
-Both are convolution, batch norm and ReLU throughout, so that every batch norm folds and every ReLU can be held to account.
+All are convolution, batch norm and ReLU throughout, so that every batch norm folds and every ReLU can be held to account.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DigitDetector", "DigitNet", "digit_detector", "digits"]
+__all__ = ["DigitDetector", "DigitNet", "DigitSegmenter", "digit_detector", "digit_segmenter", "digits"]
 
 
-def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """Return a 3x3 convolution, batch norm and ReLU; the convolution has no bias, the batch norm has."""
+def conv_bn_relu(inputs: int, outputs: int, stride: int = 1, size: int = 3) -> nn.Sequential:
+    """Return a convolution of `size` by `size`, batch norm and ReLU; the convolution has no bias, the batch norm has."""
     return nn.Sequential(
         OrderedDict(
-            conv=nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            conv=nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False),
             bn=nn.BatchNorm2d(outputs),
             relu=nn.ReLU(inplace=True),
         )
@@ -105,6 +106,37 @@ class DigitDetector(nn.Module):
         return PointDecoder((self.stride,), height, width)
 
 
+class DigitSegmenter(nn.Module):
+    """A U-Net (Ronneberger et al., 2015) of five levels that names every pixel of a scene: ground, or a digit's ink.
+
+    images: float32 (N, 1, H, W), normalised, H and W multiples of 16. Returns logits (N, num_classes, H, W).
+    A level is enlarged by repeating pixels, after a 1x1 convolution that halves what has to be moved; a transposed
+    convolution would have no 8-bit kernel on CPUs.
+    """
+
+    def __init__(self, num_classes: int = 11, widths: tuple[int, ...] = (16, 24, 40, 52, 64)) -> None:
+        super().__init__()
+        self.stem = conv_bn_relu(1, widths[0])
+        pairs = list(pairwise(widths))
+        self.down = nn.ModuleList(
+            nn.Sequential(conv_bn_relu(fine, coarse, stride=2), conv_bn_relu(coarse, coarse)) for fine, coarse in pairs
+        )
+        self.reduce = nn.ModuleList(conv_bn_relu(coarse, fine, size=1) for fine, coarse in pairs)
+        self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.merge = nn.ModuleList(conv_bn_relu(2 * fine, fine) for fine, _ in pairs)
+        self.classify = nn.Conv2d(widths[0], num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        levels = [self.stem(images)]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        features = levels.pop()
+        for reduce, merge in zip(reversed(self.reduce), reversed(self.merge), strict=True):
+            features = merge(torch.cat([self.up(reduce(features)), levels.pop()], 1))
+        logits: Tensor = self.classify(features)
+        return logits
+
+
 def digits(num_classes: int = 10) -> DigitNet:
     """Return the digit classifier with random weights."""
     return DigitNet(num_classes)
@@ -113,3 +145,8 @@ def digits(num_classes: int = 10) -> DigitNet:
 def digit_detector(num_classes: int = 10) -> DigitDetector:
     """Return the digit detector with random weights."""
     return DigitDetector(num_classes)
+
+
+def digit_segmenter(num_classes: int = 11) -> DigitSegmenter:
+    """Return the digit segmenter with random weights."""
+    return DigitSegmenter(num_classes)

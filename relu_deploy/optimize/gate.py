@@ -2,8 +2,10 @@
 
     labels, a classifier      top1                 share of rows that are named rightly
     labels, a detector        AP                   COCO's, against the boxes that are true
+    labels, a segmenter       mIoU                 mean IoU over the classes of pixels, against the masks that are true
     none, a classifier        top1_agreement       share of rows that get the float32 model's answer
     none, a detector          AP_agreement         COCO's AP, against the float32 model's own sure detections
+    none, a segmenter         mIoU_agreement       mean IoU, against the float32 model's own masks
     none, anything else       signal               1 - RMS(difference) / RMS(float32 answer), the worst output's
 
 Without labels the float32 model scores 1 by definition, and a candidate loses points for every answer that is another one
@@ -13,7 +15,7 @@ although some of those answers were wrong to begin with: the limits are wider.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ import numpy as np
 from relu_deploy.bundle import Bundle
 from relu_deploy.data import Dataset
 from relu_deploy.errors import InputError
+from relu_deploy.masks import classes_of_pixels
 from relu_deploy.tasks import Metric, score
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verify.verdict import rms
@@ -28,7 +31,15 @@ from relu_deploy.verify.verdict import rms
 __all__ = ["MAX_DROP", "Judge", "answers_of", "distance"]
 
 #: how much of each metric a variant may lose when nobody says
-MAX_DROP = {"top1": 0.005, "AP": 0.005, "top1_agreement": 0.05, "AP_agreement": 0.05, "signal": 0.1}
+MAX_DROP = {
+    "top1": 0.005,
+    "AP": 0.005,
+    "mIoU": 0.005,
+    "top1_agreement": 0.05,
+    "AP_agreement": 0.05,
+    "mIoU_agreement": 0.05,
+    "signal": 0.1,
+}
 #: certainty from which a detection of the float32 model counts as true, where there are no labels
 SURE = 0.5
 
@@ -57,6 +68,8 @@ class Judge:
         labelled = score(manifest, run, dataset, batch)
         if labelled is not None and labelled.samples:
             return cls(manifest, dataset, batch, labelled, {})
+        if manifest.get("task") == "segmentation" and (own := _own_masks(bundle, run, dataset, batch)) is not None:
+            return cls(manifest, own, batch, Metric("mIoU_agreement", 1.0, len(dataset)), {})
         answers = answers_of(run, dataset, batch)
         if not all(np.isfinite(array).all() for array in answers.values() if array.dtype.kind == "f"):
             raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
@@ -75,7 +88,7 @@ class Judge:
         if not self.answers:
             metric = score(self.manifest, run, self.dataset, self.batch)
             assert metric is not None  # it was not for the float32 model on the same data
-            return metric
+            return replace(metric, name=name)
         answers = answers_of(run, self.dataset, self.batch)
         value = {"top1_agreement": self._same_class, "AP_agreement": self._same_boxes, "signal": self._signal}[name](answers)
         return Metric(name, value, len(self.dataset))
@@ -118,6 +131,23 @@ def answers_of(run: Run, dataset: Dataset, batch: int) -> dict[str, Array]:
         results = run(full)
         parts.append({name: value[:rows] if value.ndim and len(value) == batch else value for name, value in results.items()})
     return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
+
+
+def _own_masks(bundle: Bundle, run: Run, dataset: Dataset, batch: int) -> Dataset | None:
+    """Return `dataset` with the masks that the model behind `run` finds as the true ones, None where it gives no masks.
+
+    Masks are kept, and not what they are made of: logits of every pixel are some hundred times as large.
+    """
+    masks = []
+    for start in range(0, len(dataset), batch):
+        (output, *_) = answers_of(run, dataset.picked(np.arange(start, min(start + batch, len(dataset)))), batch).values()
+        if output.dtype.kind == "f" and not np.isfinite(output).all():
+            raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
+        try:
+            masks.append(classes_of_pixels(output))
+        except ValueError:
+            return None
+    return replace(dataset, targets={"mask": np.concatenate(masks).astype(np.int16)})
 
 
 def _kind(manifest: Mapping[str, Any], answers: Mapping[str, Array]) -> str:

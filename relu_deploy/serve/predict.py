@@ -1,7 +1,8 @@
-"""A picture in, labels or boxes out: the pre- and post-processing that the bundle's manifest describes, around `Model.infer`.
+"""A picture in, labels, boxes or a mask out: the pre- and post-processing that the bundle's manifest describes, around `Model.infer`.
 
     POST /v2/models/M/predict?top=5             classification: the likeliest labels
     POST /v2/models/M/predict?threshold=0.3     detection: boxes in the picture's own pixels
+    POST /v2/models/M/predict?mask=png          segmentation: the mask alone, as image/png; without it JSON that holds it
 
 The body is the picture's file, or a form with one file. Decoding and resizing happen in threads; the model runs the result
 in one batch with whatever else is asked of it.
@@ -26,6 +27,7 @@ from relu_deploy.serve.aside import Aside
 from relu_deploy.serve.codec import Request, dump
 from relu_deploy.serve.decoding import PictureLimits, decode_picture, file_of
 from relu_deploy.serve.http import Answer, Ask
+from relu_deploy.serve.mask import background_of, classes_found, mask_of, png_of, told_of_mask
 from relu_deploy.serve.models import VERSION, Model, Models
 from relu_deploy.serve.statistics import Timings
 from relu_deploy.serve.status import Failed, Invalid, TooLarge
@@ -37,16 +39,20 @@ __all__ = ["Predict", "Prepared", "Wishes", "lacking", "prepare", "prepared_by",
 TOP = 5
 #: score of a box when neither ?threshold nor the manifest says
 SCORE = 0.05
+#: where the mask of a segmentation goes: into the JSON, alone as the answer, or nowhere
+MASKS = ("json", "png", "none")
+TASKS = ("classification", "detection", "segmentation")
 #: a picture above this many pixels is not fed to a model that takes any size: its activations are many times larger
 FREE_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the query asks for. threshold: None for the manifest's own."""
+    """What the query asks for. threshold: None for the manifest's own. mask: one of MASKS, None when nothing is said."""
 
     top: int = TOP
     threshold: float | None = None
+    mask: str | None = None
 
     @classmethod
     def of(cls, query: str) -> Wishes:
@@ -60,12 +66,19 @@ class Wishes:
                 elif name == "threshold":
                     found[name] = float(text)
                     fits = 0 <= found[name] <= 1
+                elif name == "mask":
+                    found[name] = text
+                    fits = text in MASKS
                 else:
-                    raise Invalid(f"there is no option {name[:40]!r}", "there are top and threshold")
+                    raise Invalid(f"there is no option {name[:40]!r}", "there are top, threshold and mask")
             except ValueError:
                 fits = False
             if not fits:
-                wanted = "a whole number from 1" if name == "top" else "a number from 0 to 1"
+                wanted = {
+                    "top": "a whole number from 1",
+                    "threshold": "a number from 0 to 1",
+                    "mask": f"one of {', '.join(MASKS)}",
+                }[name]
                 raise Invalid(f"{name} is {text[:40]!r}, and must be {wanted}")
         return cls(**found)
 
@@ -102,9 +115,11 @@ class Predict:
         least = least_score(model.bundle.manifest)
         if wishes.threshold is not None and wishes.threshold < least:
             raise Invalid(f"threshold is {wishes.threshold:g}, and model {name!r} finds nothing below {least:g}")
+        if wishes.mask is not None and model.bundle.manifest["task"] != "segmentation":
+            raise Invalid(f"mask is {wishes.mask!r}, and model {name!r} makes none: its task is {model.bundle.manifest['task']}")
         outputs, timings = await model.timed(Request(prepared.feeds), ask.leaving)
-        # Suppressing overlapping boxes may take longer than the model.
-        return Answer([dump(await asyncio.to_thread(told_of, model, prepared, outputs, timings, wishes))])
+        # Suppressing overlapping boxes, or packing a mask, may take longer than the model.
+        return await asyncio.to_thread(answer_of, model, prepared, outputs, timings, wishes)
 
 
 async def prepared_by(
@@ -132,10 +147,10 @@ def lacking(bundle: Bundle) -> tuple[str, str] | None:
     channels, _, _ = plane_of(bundle.inputs[0], steps)
     if channels not in (1, 3):
         return f"the input of {named!r}, {bundle.inputs[0]}, is no picture of 1 or 3 channels", "use /infer"
-    if manifest.get("task") not in ("classification", "detection"):
+    if manifest.get("task") not in TASKS:
         return (
             f"the manifest of {named!r} has no 'task': what its outputs mean",
-            "set it to classification or detection in manifest.json, or use /infer",
+            f"set it to one of {', '.join(TASKS)} in manifest.json, or use /infer",
         )
     if manifest["task"] == "detection" and (manifest.get("postprocess") or {}).get("decode") not in ("boxes", "nms"):
         return f"the outputs of {named!r} are raw head maps", "export it with --decode boxes"
@@ -174,6 +189,14 @@ def least_score(manifest: Mapping[str, Any]) -> float:
     return float(manifest["postprocess"].get("score_threshold", SCORE))
 
 
+def answer_of(model: Model, prepared: Prepared, outputs: Mapping[str, Array], timings: Timings, wishes: Wishes) -> Answer:
+    """Return the answer as it goes out: JSON, or the picture of a mask where only that is wanted."""
+    if wishes.mask == "png":
+        mask = mask_of(outputs[model.outputs[0].name], prepared.placement)
+        return Answer([png_of(mask, background_of(model.bundle.manifest))], content_type="image/png")
+    return Answer([dump(told_of(model, prepared, outputs, timings, wishes))])
+
+
 def told_of(model: Model, prepared: Prepared, outputs: Mapping[str, Array], timings: Timings, wishes: Wishes) -> dict[str, Any]:
     """Return the answer: what was found, the picture and its part that the model saw, and milliseconds."""
     manifest = model.bundle.manifest
@@ -181,6 +204,11 @@ def told_of(model: Model, prepared: Prepared, outputs: Mapping[str, Array], timi
     told: dict[str, Any] = {"model_name": model.name, "model_version": VERSION, "task": manifest["task"]}
     if manifest["task"] == "classification":
         told["predictions"] = classes_of(outputs[model.outputs[0].name], manifest.get("labels"), wishes.top)
+    elif manifest["task"] == "segmentation":
+        mask, background = mask_of(outputs[model.outputs[0].name], prepared.placement), background_of(manifest)
+        told["classes"] = classes_found(mask, manifest.get("labels"), background)
+        if wishes.mask != "none":
+            told["mask"] = told_of_mask(png_of(mask, background), mask)
     else:
         told["detections"] = boxes_of(outputs, manifest, prepared.placement, wishes.threshold)
     told["picture"] = {"width": width, "height": height, "format": prepared.format, "seen": prepared.placement.seen}

@@ -111,6 +111,30 @@ def test_rounding_noise_is_of_float32s_size_reproducible_and_only_where_asked(tm
     assert 2.0**-27 < relative < 2.0**-22
 
 
+def test_what_only_lends_its_size_to_a_resize_is_rounded_like_everything_else(tmp_path):
+    # As PyTorch writes an interpolation to a given size: the first two sizes are those of the tensor that is resized.
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], "relu"),
+        helper.make_node("Shape", ["r"], ["front"], "shape", start=0, end=2),
+        helper.make_node("Concat", ["front", "back"], ["sizes"], "concat", axis=0),
+        helper.make_node("Resize", ["r", "", "", "sizes"], ["y"], "resize", mode="linear"),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, *size]) for name, size in (("x", (3, 3)), ("y", (8, 8)))
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [numpy_helper.from_array(np.array([8, 8]), "back")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    x, seen = positive(1, 2, 3, 3), {}
+
+    def keep(name, value):
+        return seen.setdefault(name, value)
+
+    load(tmp_path / "m.onnx", "reference").evaluate({"x": x}, rounding=Rounding("float16"), seen=keep)
+    relative = np.sqrt(np.mean((seen["r"] / x - 1) ** 2))
+    assert 2.0**-14 < relative < 2.0**-11
+    assert seen["sizes"].tolist() == [1, 2, 8, 8]
+
+
 def test_integers_pass_through_float64_untouched(tmp_path):
     nodes = [
         helper.make_node("Shape", ["x"], ["s"], "shape"),

@@ -1,5 +1,7 @@
 """The served page in a real browser: drawn on, given pictures, wide and narrow, light and dark, and by keyboard alone."""
 
+import base64
+import io
 import shutil
 import sys
 import time
@@ -66,8 +68,9 @@ WRITTEN = {
 def server(digits_bundle, tmp_path_factory):
     from relu_deploy.export import export_source
 
-    detector = export_source("digit_detector", tmp_path_factory.mktemp("bundles") / "digit_detector.rdb").bundle
-    with Running(digits_bundle.path, detector.path, digits_bundle.onnx, "--threads", "1") as running:
+    folder = tmp_path_factory.mktemp("bundles")
+    drawn = [export_source(name, folder / f"{name}.rdb").bundle.path for name in ("digit_detector", "digit_segmenter")]
+    with Running(digits_bundle.path, *drawn, digits_bundle.onnx, "--threads", "1") as running:
         yield running
 
 
@@ -232,8 +235,55 @@ def test_boxes_are_drawn_on_the_picture_and_follow_the_slider(page, server, tmp_
     assert len(page.every("#answer li")) == sum(one["score"] >= 0.93 for one in answer["detections"]) < len(wanted)
 
 
-def test_a_scene_can_be_drawn_for_a_detector(page):
-    page.choose("digit_detector")
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_mask_lies_over_the_picture_with_a_legend_of_its_classes(browser, server, tmp_path, width):
+    with np.load(SHIPPED / "digit_segmenter" / "test.npz") as archive:
+        scene = Image.fromarray(archive["x"][1, ..., 0]).resize((256, 128))
+    scene.save(tmp_path / "scene.png")
+    answer = server.ask("POST", "/v2/models/digit_segmenter/predict", encoded(scene, "PNG"), Content_Type="image/png")[1]
+    mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"]["data"]))))
+    page = Page(browser, server.port, width)
+    page.choose("digit_segmenter")
+    page.way("file")
+    page.give(tmp_path / "scene.png")
+    page.until(lambda: page.every("#answer li"))
+    assert [one.text for one in page.every("#answer .name")] == [one["label"] for one in answer["classes"]]
+    assert page.verdict == ", ".join(one["label"] for one in answer["classes"] if not one["background"])
+    found = next(one for one in answer["classes"] if not one["background"])
+    colours = [one.value_of_css_property("background-color") for one in page.every("#answer .swatch")]
+    wanted = np.array(list(bytes.fromhex(found["colour"][1:])))
+    assert f"rgba({', '.join(map(str, wanted))}, 1)" in colours
+    assert len(set(colours)) == len(answer["classes"]) > 2
+    # A pixel of the class that is found most, and one of the ground, as the canvas shows them.
+    script = """
+        const canvas = document.getElementById("shown"), [x, y] = arguments;
+        return [...canvas.getContext("2d").getImageData(x * canvas.width, y * canvas.height, 1, 1).data]"""
+
+    def shown(index):
+        y, x = np.argwhere(mask == index)[(mask == index).sum() // 2]
+        return np.array(browser.execute_script(script, (x + 0.5) / 256, (y + 0.5) / 128)[:3]), int(np.asarray(scene)[y, x])
+
+    def covered(share):
+        page.browser.execute_script(
+            "const s = arguments[0]; s.value = arguments[1]; s.dispatchEvent(new Event('input'))", page("opacity"), share
+        )
+        return shown(found["index"])[0]
+
+    ground, grey = shown(0)
+    assert np.ptp(ground) <= 2
+    assert abs(int(ground[0]) - grey) <= 3
+    assert np.abs(covered(1) - wanted).max() <= 3
+    assert np.ptp(covered(0)) <= 2
+    grey = shown(found["index"])[1]
+    assert np.abs(covered(0.5) - (wanted + grey) / 2).max() <= 4
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    # That the canvas is read several times is this test's own doing.
+    assert [said for said in page.complaints if "willReadFrequently" not in said] == []
+
+
+@pytest.mark.parametrize("model", ["digit_detector", "digit_segmenter"])
+def test_a_scene_can_be_drawn_for_a_detector_and_a_segmenter(page, model):
+    page.choose(model)
     page.draw(WRITTEN[3], 0.4, (0.05, 0.05))
     page.draw(WRITTEN[7], 0.4, (0.55, 0.5))
     page.settled()

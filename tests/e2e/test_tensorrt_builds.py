@@ -8,14 +8,14 @@ from relu_deploy.optimize import Settings, optimize_bundle
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'relu-deploy[rtx]'")
 
 
-@pytest.fixture(scope="module", params=["digits", "digit_detector"])
+@pytest.fixture(scope="module", params=["digits", "digit_detector", "digit_segmenter"])
 def bundle(request, digits_bundle, tmp_path_factory):
     if request.param == "digits":
         return digits_bundle
     pytest.importorskip("torch", reason="torch is not installed")
     from relu_deploy.export import export_source
 
-    return export_source(request.param, tmp_path_factory.mktemp("detector") / "digit_detector.rdb").bundle
+    return export_source(request.param, tmp_path_factory.mktemp("bundles") / f"{request.param}.rdb").bundle
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])

@@ -19,8 +19,8 @@ SHIPPED = [name for name, known in recipes().items() if known.weights == "shippe
 TRAINED = [name for name, known in recipes().items() if known.weights]
 
 
-def test_the_two_trained_models_and_mobilenet_are_there():
-    assert set(SHIPPED) == {"digits", "digit_detector"}
+def test_the_three_trained_models_and_mobilenet_are_there():
+    assert set(SHIPPED) == {"digits", "digit_detector", "digit_segmenter"}
     assert set(TRAINED) == {*SHIPPED, "mobilenet_v2"}
 
 
@@ -47,9 +47,12 @@ def test_the_recipes_keep_the_promised_quality():
     assert recipe("digits").metric["value"] >= 0.992
     assert recipe("digit_detector").metric["value"] >= 0.75
     assert recipe("digit_detector").metric["AP50"] >= 0.97
+    assert recipe("digit_segmenter").metric["value"] >= 0.9
 
 
-@pytest.mark.parametrize(("name", "least"), [("digits", 0.992), ("digit_detector", 0.75), ("mobilenet_v2", 0.6)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("digits", 0.992), ("digit_detector", 0.75), ("digit_segmenter", 0.88), ("mobilenet_v2", 0.6)]
+)
 def test_the_model_as_deployed_is_as_good_on_its_shipped_data(tmp_path, name, least):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     try:
@@ -60,7 +63,7 @@ def test_the_model_as_deployed_is_as_good_on_its_shipped_data(tmp_path, name, le
     dataset = load_dataset(bundle, name)
     metric = score(bundle.manifest, bundle.session("onnxruntime-cpu").run, dataset, batch=16)
     assert metric.value >= least
-    assert metric.samples == {"digits": 1000, "digit_detector": 100, "mobilenet_v2": 8}[name]
+    assert metric.samples == {"digits": 1000, "digit_detector": 100, "digit_segmenter": 100, "mobilenet_v2": 8}[name]
 
 
 def test_the_slices_are_real_and_whole():
@@ -75,6 +78,12 @@ def test_the_slices_are_real_and_whole():
         assert (low < high).all()
         assert (low >= 0).all()
         assert (high <= 128).all()
+    with np.load(models_folder() / "digit_segmenter" / "test.npz") as scenes:
+        assert scenes["x"].shape == (100, 128, 128, 1)
+        assert scenes["mask"].shape == (100, 128, 128)
+        assert set(np.unique(scenes["mask"])) == set(range(11))
+        # Ink is lighter than what it is drawn on, clutter included.
+        assert scenes["x"][scenes["mask"] > 0].mean() > 2 * scenes["x"][scenes["mask"] == 0].mean()
 
 
 def test_scenes_follow_from_their_seed_and_boxes_hold_the_ink(monkeypatch):
@@ -93,6 +102,30 @@ def test_scenes_follow_from_their_seed_and_boxes_hold_the_ink(monkeypatch):
             inside = scene.pixels[top:bottom, left:right]
             assert inside.max() > 120
             assert 16 * 0.7 <= bottom - top <= 48
+
+
+def test_cluttered_scenes_follow_from_their_seed_and_masks_hold_the_ink_of_the_digits_alone(monkeypatch):
+    monkeypatch.syspath_prepend(str(models_folder() / "digit_segmenter"))
+    monkeypatch.syspath_prepend(str(models_folder() / "digit_detector"))
+    import clutter
+    import scenes
+
+    with np.load(models_folder() / "digits" / "test.npz") as data:
+        digits = [image[scenes.ink_extent(image)] for image in data["x"][:100, ..., 0]]
+        labels = data["labels"][:100]
+    one, same, other = (clutter.make_scenes(digits, labels, 5, seed) for seed in (0, 0, 1))
+    for first, second in zip(one, same, strict=True):
+        np.testing.assert_array_equal(first.pixels, second.pixels)
+        np.testing.assert_array_equal(first.mask, second.mask)
+    assert any(not np.array_equal(a.pixels, b.pixels) for a, b in zip(one, other, strict=True))
+    for scene in one:
+        outside = np.ones_like(scene.mask, bool)
+        for (left, top, right, bottom), label in zip(scene.boxes.astype(int), scene.labels, strict=True):
+            inside = scene.mask[top:bottom, left:right]
+            outside[top:bottom, left:right] = False
+            assert 0.05 < (inside == 1 + label).mean() < 0.9
+            assert clutter.SHORTEST * 0.7 <= bottom - top <= 48
+        assert (scene.mask[outside] == 0).all()
 
 
 def test_every_recipe_is_valid_json_with_a_card_beside_it():

@@ -22,6 +22,7 @@ FACTS = json.loads(gzip.decompress((Path(__file__).parents[1] / "data" / "torchv
 ]
 CLASSIFIERS = [entry.name for entry in RECIPES if entry.task == "classification"]
 DETECTORS = [entry.name for entry in RECIPES if entry.task == "detection"]
+SEGMENTERS = [entry.name for entry in RECIPES if entry.task == "segmentation"]
 #: neither square nor a multiple of every stride, where the architecture leaves a choice
 SIZES = {"ssd300_vgg16": (300, 300), "fcos_resnet50_fpn": (120, 200), "retinanet_resnet50_fpn": (120, 200)}
 
@@ -31,6 +32,8 @@ def torchvision_model(name):
     models = torchvision().models
     if name in DETECTORS:
         model = models.detection.__dict__[name](weights=None, weights_backbone=None)
+    elif name in SEGMENTERS:
+        model = models.get_model(name, weights=None, weights_backbone=None, aux_loss=True)
     else:
         model = models.get_model(name, weights=None, **({"init_weights": False} if name.startswith("vgg") else {}))
     for module in model.modules():
@@ -92,6 +95,30 @@ def test_classifiers_give_torchvisions_logits_with_its_weights(name):
         expected, got = theirs(images), ours(images)
     assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert expected.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_segmenters_give_torchvisions_logits_of_every_pixel_with_its_weights(name):
+    theirs = torchvision_model(name)
+    ours = with_the_weights_of(theirs, name)
+    # Neither square nor a multiple of the stride.
+    images = torch.randn(1, 3, 65, 90, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, (got, auxiliary) = theirs(images), ours.with_auxiliary(images)
+        assert torch.equal(ours(images), got)
+    for one, other in ((got, expected["out"]), (auxiliary, expected["aux"])):
+        assert one.shape == other.shape == (1, 21, 65, 90)
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+        assert other.std() > 0
+
+
+def test_a_segmenter_without_its_auxiliary_classifier_takes_torchvisions_weights_without_it():
+    with torch.device("meta"):
+        module = architecture("fcn_resnet50")(aux_loss=False)
+    wanted = [key for key in FACTS["fcn_resnet50"]["state_dict"] if not key.startswith("aux_classifier.")]
+    assert list(module.state_dict()) == wanted
+    with pytest.raises(ValueError, match="aux_loss=False"):
+        module.with_auxiliary(None)
 
 
 @pytest.mark.parametrize("name", DETECTORS)

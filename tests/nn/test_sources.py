@@ -1,5 +1,6 @@
 """Models of other packages are named where they live."""
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed")
@@ -55,3 +56,36 @@ def test_a_model_of_ones_own_with_labels_is_scored_on_folders_that_are_named_aft
     measured = score(bundle.manifest, bundle.session("onnxruntime-cpu").run, dataset, 2)
     assert measured is not None
     assert (measured.name, measured.samples) == ("top1", 2)
+
+
+def test_a_segmenter_of_ones_own_with_labels_is_scored_by_mean_iou_on_true_masks(command, tmp_path):
+    from relu_deploy import Bundle
+    from relu_deploy.data import load_dataset
+    from relu_deploy.tasks import score
+
+    (tmp_path / "lamp.py").write_text(
+        "import torch\n"
+        "class Bright(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return torch.cat([torch.relu(-x), torch.relu(x)], 1)\n"
+    )
+    (tmp_path / "names.txt").write_text("dark\nbright\n")
+    pixels = np.where(np.arange(32).reshape(2, 4, 4) % 3 == 0, 255, 0).astype(np.uint8)
+    true = (pixels > 0).astype(np.uint8)
+    true[0, 0] = 1 - true[0, 0]
+    np.savez(tmp_path / "scenes.npz", x=pixels[..., None], mask=true)
+    given = ["--input", "x=1x1x4x4", "--mean", "0.5", "--std", "0.5", "--labels", "names.txt"]
+    made = command("export", "lamp:Bright", "-o", "m.rdb", *given)
+    assert made.code == 0, made.stderr
+    bundle = Bundle.open(tmp_path / "m.rdb")
+    assert (bundle.manifest["task"], bundle.manifest["labels"]) == ("segmentation", ["dark", "bright"])
+    measured = score(bundle.manifest, bundle.session("onnxruntime-cpu").run, load_dataset(bundle, tmp_path / "scenes.npz"), 2)
+    both = [((pixels > 0) == k)[true == k].sum() for k in (0, 1)]
+    either = [(((pixels > 0) == k) | (true == k)).sum() for k in (0, 1)]
+    assert (measured.name, measured.samples) == ("mIoU", 2)
+    assert measured.value == pytest.approx(np.mean(np.divide(both, either)))
+    assert 0.3 < measured.value < 1
+    (tmp_path / "names.txt").write_text("only\n")
+    refused = command("export", "lamp:Bright", "-o", "n.rdb", *given)
+    assert refused.code == 2
+    assert "--labels names 1 classes" in refused.stderr

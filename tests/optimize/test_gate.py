@@ -65,6 +65,49 @@ def test_detections_are_held_against_the_sure_ones_of_float32():
     assert one.score(lambda feeds: run(feeds, 100.0)).value == pytest.approx(0.0)
 
 
+def segmenter(moved=0):
+    """Return a model whose masks have stripes of three classes, one column wide, and for `moved` rows one further."""
+
+    def run(feeds):
+        row = feeds["x"][:, 0].astype(int)
+        stripes = (np.arange(6)[None, None] + np.zeros((len(row), 4, 1), int) + (row < moved)[:, None, None]) % 3
+        return {"y": np.eye(3, dtype=np.float32)[stripes].transpose(0, 3, 1, 2)}
+
+    return run
+
+
+def test_masks_are_scored_by_mean_iou_and_void_pixels_are_not():
+    true = np.tile(np.arange(6) % 3, (ROWS, 4, 1))
+    true[:, 0, :] = 255
+    one = judge(segmenter(10), {"mask": true}, task="segmentation")
+    # A quarter of each class's pixels is wrong: 30 of 40 rows over 50.
+    assert (one.before.name, one.before.value, one.before.samples) == ("mIoU", pytest.approx(30 / 50), ROWS)
+    assert one.score(segmenter()).value == 1.0
+    assert one.max_drop == MAX_DROP["mIoU"] == 0.005
+
+
+def test_without_true_masks_a_segmenter_is_asked_whether_it_agrees_with_float32():
+    one = judge(segmenter(), task="segmentation")
+    assert (one.before.name, one.before.value, one.before.samples) == ("mIoU_agreement", 1.0, ROWS)
+    assert one.answers == {}  # logits of every pixel are not kept
+    found = one.score(segmenter(10))
+    assert (found.name, found.value) == ("mIoU_agreement", pytest.approx(30 / 50))
+    with pytest.raises(InputError, match="itself gives NaN"):
+        judge(lambda feeds: {"y": np.full((len(feeds["x"]), 3, 2, 2), np.nan, np.float32)}, task="segmentation")
+
+
+def test_what_is_called_a_segmenter_and_gives_no_masks_is_asked_for_its_signal():
+    assert judge(lambda feeds: {"y": np.ones((len(feeds["x"]), 5, 2), np.float32)}, task="segmentation").before.name == "signal"
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"), [(np.zeros((ROWS, 9, 9), int), "9, 9"), (np.full((ROWS, 4, 6), 3), "class 3 is not one of 0 to 2")]
+)
+def test_masks_that_are_not_the_models_are_refused_by_name(mask, said):
+    with pytest.raises(InputError, match=f"masks of d cannot be compared.*{said}"):
+        judge(segmenter(), {"mask": mask}, task="segmentation")
+
+
 def test_where_float32_is_sure_of_nothing_there_is_no_agreement_of_boxes():
     def run(feeds):
         return {

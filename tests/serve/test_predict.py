@@ -1,6 +1,8 @@
-"""A picture in, labels or boxes out: the same numbers as without a server, in the picture's own pixels."""
+"""A picture in, labels, boxes or a mask out: the same numbers as without a server, in the picture's own pixels."""
 
+import base64
 import concurrent.futures
+import io
 import json
 import shutil
 import threading
@@ -24,14 +26,17 @@ from relu_deploy.data import read_picture, to_input
 from relu_deploy.detections import postprocess
 from relu_deploy.errors import InputError
 from relu_deploy.graph import find_relus, load_model
+from relu_deploy.masks import confusion, mean_iou
 from relu_deploy.pictures import Placement, place
 from relu_deploy.serve.decoding import PictureLimits
+from relu_deploy.serve.mask import mask_of
 from relu_deploy.serve.predict import Wishes, boxes_of, lacking, prepare
 from relu_deploy.serve.relu_view import channels_of
-from relu_deploy.serve.status import Invalid, TooLarge
+from relu_deploy.serve.status import Failed, Invalid, TooLarge
 from relu_deploy.tensors import TensorSpec
 
 DETECT, DIGITS = "/v2/models/digit_detector/predict", "/v2/models/digits/predict"
+SEGMENT = "/v2/models/digit_segmenter/predict"
 SHIPPED = Path(__file__).parents[2] / "models"
 
 
@@ -58,8 +63,23 @@ def cropping(detector, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(digits_bundle, detector, cropping):
-    paths = [digits_bundle.path, detector.path, cropping.path, digits_bundle.onnx]
+def segmenter(tmp_path_factory):
+    from relu_deploy.export import export_source
+
+    return export_source("digit_segmenter", tmp_path_factory.mktemp("bundles") / "digit_segmenter.rdb").bundle
+
+
+@pytest.fixture(scope="module")
+def cropping_segmenter(segmenter, tmp_path_factory):
+    """The segmenter, fed the middle of a picture, and without a word on which class is the ground."""
+    steps = {**segmenter.manifest["preprocess"], "crop": 128}
+    path = tmp_path_factory.mktemp("crop") / "middle.rdb"
+    return retold(segmenter, path, "middle", preprocess=steps, postprocess=None)
+
+
+@pytest.fixture(scope="module")
+def server(digits_bundle, detector, cropping, segmenter, cropping_segmenter):
+    paths = [digits_bundle.path, detector.path, cropping.path, digits_bundle.onnx, segmenter.path, cropping_segmenter.path]
     with Running(*paths, "--max-body", "8", "--threads", "1") as running:
         yield running
 
@@ -286,6 +306,126 @@ def test_a_graph_that_suppresses_boxes_itself_is_only_cut_off_at_the_threshold()
     assert [one["label"] for one in boxes_of(outputs, manifest, placed, 0.5)] == ["dog"]
 
 
+# ---------------------------------------------------------------- masks
+
+
+@pytest.fixture(scope="module")
+def cluttered():
+    with np.load(SHIPPED / "digit_segmenter" / "test.npz") as archive:
+        return archive["x"][:8, ..., 0]
+
+
+def expected_mask(bundle, scene):
+    """Return the classes of the pixels of a scene of the input's own size."""
+    logits = bundle.session("onnxruntime-cpu", threads=1).run({"x": to_input(bundle, scene[None, ..., None])})["y"]
+    return logits[0].argmax(0)
+
+
+def opened(png):
+    """Return the numbers of a PNG file with a palette, and what a viewer shows, RGBA."""
+    picture = Image.open(io.BytesIO(png))
+    assert (picture.format, picture.mode) == ("PNG", "P")
+    return np.asarray(picture), np.asarray(picture.convert("RGBA"))
+
+
+def test_a_mask_holds_the_class_of_each_pixel_and_the_shares_are_counted_from_it(server, segmenter, cluttered):
+    for scene in cluttered:
+        status, told, _ = ask(server, SEGMENT, encoded(Image.fromarray(scene), "PNG"))
+        wanted = expected_mask(segmenter, scene)
+        assert status == 200
+        assert told["task"] == "segmentation"
+        assert {key: told["mask"][key] for key in ("format", "width", "height", "void")} == {
+            "format": "PNG",
+            "width": 128,
+            "height": 128,
+            "void": 255,
+        }
+        mask, shown = opened(base64.b64decode(told["mask"]["data"]))
+        assert (mask != wanted).mean() < 1e-3  # two sessions may differ in the last bit of a logit
+        counts = np.bincount(mask.ravel(), minlength=11)
+        assert {one["index"]: one["pixels"] for one in told["classes"]} == {k: n for k, n in enumerate(counts) if n}
+        assert [one["share"] for one in told["classes"]] == sorted((n / 128**2 for n in counts if n), reverse=True)
+        for one in told["classes"]:
+            assert one["label"] == segmenter.manifest["labels"][one["index"]]
+            assert one["background"] == (one["index"] == 0)
+            colours = {tuple(colour) for colour in shown[mask == one["index"]].tolist()}
+            assert colours == {(*bytes.fromhex(one["colour"][1:]), 0 if one["background"] else 255)}
+        assert len({one["colour"] for one in told["classes"]}) == len(told["classes"]) > 1
+
+
+def test_the_shipped_scenes_are_named_right_pixel_by_pixel(server):
+    with np.load(SHIPPED / "digit_segmenter" / "test.npz") as archive:
+        scenes, true = archive["x"][:30, ..., 0], archive["mask"][:30]
+    found = np.stack([opened(ask(server, f"{SEGMENT}?mask=png", encoded(Image.fromarray(one), "PNG"))[1])[0] for one in scenes])
+    assert mean_iou(confusion(found, true, 11)) > 0.85
+
+
+def test_the_mask_can_come_alone_or_stay_away(server, cluttered):
+    file = encoded(Image.fromarray(cluttered[0]), "PNG")
+    whole = ask(server, SEGMENT, file)[1]
+    status, png, headers = ask(server, f"{SEGMENT}?mask=png", file)
+    assert (status, headers["content-type"]) == (200, "image/png")
+    assert png == base64.b64decode(whole["mask"]["data"])
+    without = ask(server, f"{SEGMENT}?mask=none", file)[1]
+    assert "mask" not in without
+    assert without["classes"] == whole["classes"] == ask(server, f"{SEGMENT}?mask=json", file)[1]["classes"]
+
+
+def test_the_mask_of_a_stretched_picture_is_stretched(server, segmenter, cluttered):
+    large = Image.fromarray(cluttered[1]).resize((384, 640), Image.Resampling.NEAREST)
+    mask, _ = opened(ask(server, f"{SEGMENT}?mask=png", encoded(large, "PNG"))[1])
+    shrunk = np.asarray(large.resize((128, 128), Image.Resampling.BILINEAR))
+    wanted = expected_mask(segmenter, shrunk).repeat(5, 0).repeat(3, 1)
+    assert mask.shape == (640, 384)
+    assert (mask != wanted).mean() < 1e-3
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_where_a_cropping_model_does_not_look_the_mask_is_void(server, segmenter, cluttered, wide):
+    scene = cluttered[2]
+    around = ((0, 0), (30, 70)) if wide else ((30, 70), (0, 0))
+    told = ask(server, "/v2/models/middle/predict", encoded(Image.fromarray(np.pad(scene, around, mode="edge")), "PNG"))[1]
+    mask, shown = opened(base64.b64decode(told["mask"]["data"]))
+    inside = np.zeros(mask.shape, bool)
+    inside[(slice(None), slice(50, 178)) if wide else (slice(50, 178), slice(None))] = True
+    assert (mask[~inside] == 255).all()
+    assert (shown[~inside][:, 3] == 0).all()
+    padded = np.pad(scene, around, mode="edge")
+    wanted = expected_mask(segmenter, padded[:, 50:178] if wide else padded[50:178])
+    assert (mask[inside].reshape(128, 128) != wanted).mean() < 1e-3
+    # Shares are of what the model looked at; nobody said that class 0 is the ground, so it has a colour.
+    assert sum(one["share"] for one in told["classes"]) == pytest.approx(1)
+    assert not any(one["background"] for one in told["classes"])
+    assert (shown[inside][:, 3] == 255).all()
+
+
+def test_masks_find_the_way_to_every_pixel_of_a_picture_that_was_scaled_and_cut():
+    placed = Placement((300, 200), (64, 64), (0.64, 0.64), (64, 32))
+    for side in (64, 16):  # a model may answer for fewer pixels than it is given
+        plane = np.arange(side * side).reshape(side, side)
+        full = placed.plane_to_picture(plane, -1)
+        assert full.shape == (200, 300)
+        for x, y in [(100, 50), (150, 99), (199, 149)]:
+            column, row = ((np.array([x, y]) + 0.5) * 0.64 - [64, 32]) * side / 64
+            assert full[y, x] == plane[int(row), int(column)]
+        assert (full[:50] == full[150:]).all()
+        assert (full[:, :100] == -1).all()
+        assert (full[50:150, 100:200] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (np.full((1, 3, 4, 4), np.nan, np.float32), "NaN or an infinity"),
+        (np.zeros((1, 3), np.float32), "no mask"),
+        (np.full((1, 4, 4), 255), "class 255"),
+    ],
+)
+def test_an_output_that_is_no_mask_is_the_servers_failure(output, said):
+    with pytest.raises(Failed, match=said):
+        mask_of(output, Placement((4, 4), (4, 4), (1.0, 1.0), (0, 0)))
+
+
 # ---------------------------------------------------------------- other inputs
 
 
@@ -350,6 +490,8 @@ def test_a_model_of_any_size_is_not_fed_what_would_exhaust_the_memory():
         (f"{DETECT}?threshold=1.5", 400, "threshold is '1.5'"),
         (f"{DETECT}?threshold=nan", 400, "threshold is 'nan'"),
         (f"{DETECT}?threshold=0.01", 400, "finds nothing below 0.05"),
+        (f"{SEGMENT}?mask=jpeg", 400, "mask is 'jpeg', and must be one of json, png, none"),
+        (f"{DIGITS}?mask=png", 400, "makes none: its task is classification"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_words(server, path, status, said):
@@ -398,7 +540,7 @@ def test_the_largest_picture_is_an_option(digits_bundle, command):
 
 def test_wishes_are_read_from_the_query():
     assert Wishes.of("") == Wishes(5, None)
-    assert Wishes.of("top=3&threshold=0.25") == Wishes(3, 0.25)
+    assert Wishes.of("top=3&threshold=0.25&mask=png") == Wishes(3, 0.25, "png")
     with pytest.raises(Invalid, match="no option"):
         Wishes.of("tüp=3")
 
