@@ -30,6 +30,8 @@ ARCHITECTURES: dict[str, str] = {
     "retinanet_resnet50_fpn": "retinanet:retinanet_resnet50_fpn",
     "digits": "digits:digits",
     "digit_detector": "digits:digit_detector",
+    "text_cnn": "text:text_cnn",
+    "text_transformer": "text:text_transformer",
 }
 
 
