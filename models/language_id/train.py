@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from words import FOLDER, LISTS, read_words, split, varied
+from words import FOLDER, LISTS, read_words, split, vocabularies
 
 from relu_deploy.nn import architecture
 
@@ -44,16 +44,16 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
     draw = random.Random(arguments.seed)
-    words, _ = split(read_words(arguments.words)[0], 0, 0)
-    lists = [words[language] for language in LISTS]
+    alone, shared = read_words(arguments.words)
+    languages = vocabularies(split(alone, 0, 0)[0], shared)
     model = architecture(arguments.network)(num_classes=len(LISTS)).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, arguments.rate, total_steps=arguments.steps, pct_start=0.1)
     started, total, step = time.time(), 0.0, 0
     while step < arguments.steps:
         # Texts of like length go together: little of a batch is padding.
-        labels = [draw.randrange(len(lists)) for _ in range(32 * arguments.batch)]
-        pairs = sorted(zip(varied(lists, labels, draw, LENGTH), labels, strict=True), key=lambda pair: len(pair[0]))
+        labels = [draw.randrange(len(languages)) for _ in range(32 * arguments.batch)]
+        pairs = sorted(((languages[label].text(draw, LENGTH), label) for label in labels), key=lambda pair: len(pair[0]))
         batches = [pairs[at : at + arguments.batch] for at in range(0, len(pairs), arguments.batch)]
         draw.shuffle(batches)
         for batch in batches[: arguments.steps - step]:

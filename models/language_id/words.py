@@ -12,6 +12,7 @@ import random
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 #: label → its lists under /usr/share/dict; in the order of the model's outputs
@@ -30,12 +31,14 @@ LISTS = {
 FOLDER = Path("/usr/share/dict")
 #: words with the same beginning are forms of one stem: they are all trained on, or all tested on
 STEM, PARTS = 5, 10
+#: letters of the longest word that counts as short
+SHORT = 4
 
 
-def read_words(folder: Path = FOLDER) -> tuple[dict[str, list[str]], int]:
-    """Return the words of each language that stand in no other language's list, sorted, and how many stood in several.
+def read_words(folder: Path = FOLDER) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return the words of each language that stand in no other language's list, and those that stand in another's too.
 
-    Words of fewer than three letters or more than 40, with digits or abbreviations' dots, and English possessives are left out.
+    Words of more than 40 letters, with digits or abbreviations' dots, and English possessives are left out. Both are sorted.
     Raises SystemExit that names the package of a list that is not there.
     """
     found: dict[str, dict[str, str]] = {}
@@ -49,12 +52,15 @@ def read_words(folder: Path = FOLDER) -> tuple[dict[str, list[str]], int]:
             content = file.read_bytes()
             for line in content.decode("utf-8" if _is_utf8(content) else "latin-1").splitlines():
                 word = unicodedata.normalize("NFC", line.strip())
-                if 3 <= len(word) <= 40 and not word.endswith("'s") and word.replace("-", "").replace("'", "").isalpha():
+                if len(word) <= 40 and not word.endswith("'s") and word.replace("-", "").replace("'", "").isalpha():
                     words.setdefault(word.casefold(), word)
         found[language] = words
     count = Counter(key for words in found.values() for key in words)
-    alone = {language: sorted(word for key, word in words.items() if count[key] == 1) for language, words in found.items()}
-    return alone, sum(many > 1 for many in count.values())
+    alone, shared = (
+        {language: sorted(word for key, word in words.items() if (count[key] > 1) == several) for language, words in found.items()}
+        for several in (False, True)
+    )
+    return alone, shared
 
 
 def _is_utf8(content: bytes) -> bool:
@@ -72,12 +78,12 @@ def is_held_out(word: str) -> bool:
 
 
 def split(words: dict[str, list[str]], each: int, seed: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return the words to train on, and at most `each` held-out ones of each language, drawn with `seed`."""
+    """Return the words to train on, and at most `each` held-out ones of each language of three letters or more, drawn with `seed`."""
     draw = random.Random(seed)
     train, test = {}, {}
     for language, all_words in words.items():
         train[language] = [word for word in all_words if not is_held_out(word)]
-        rest = [word for word in all_words if is_held_out(word)]
+        rest = [word for word in all_words if is_held_out(word) and len(word) >= 3]
         test[language] = sorted(draw.sample(rest, min(each, len(rest))))
     return train, test
 
@@ -95,14 +101,35 @@ def flat(texts: dict[str, list[str]]) -> tuple[list[str], list[int]]:
     return [text for text, _ in pairs], [label for _, label in pairs]
 
 
-def varied(words: Sequence[Sequence[str]], labels: Sequence[int], draw: random.Random, limit: int) -> list[str]:
-    """Return one text a label: one to three words of that language, now and then in other letter case, of at most `limit` bytes."""
-    texts = []
-    for label in labels:
-        own, many = words[label], draw.choices((1, 2, 3), (6, 2, 2))[0]
-        text = " ".join(own[draw.randrange(len(own))] for _ in range(many))
-        case = draw.random()
-        if case < 0.3:
-            text = text.lower() if case < 0.15 else text.capitalize() if case < 0.23 else text.upper()
-        texts.append(text if len(text.encode()) <= limit else text.split()[0])
-    return texts
+@dataclass(frozen=True)
+class Vocabulary:
+    """What texts of one language are made of: words of its list alone, short ones, and those that other lists have as well."""
+
+    alone: Sequence[str]
+    short: Sequence[str]
+    shared: Sequence[str]
+
+    def text(self, draw: random.Random, limit: int) -> str:
+        """Return one to five words, now and then in other letter case, of at most `limit` bytes.
+
+        A word by itself is one of `alone`; among several, short and shared ones are as frequent as in what people say.
+        """
+        many = draw.choices((1, 2, 3, 4, 5), (5, 1, 2, 1, 1))[0]
+        kinds = draw.choices((self.alone, self.short, self.shared), (50, 35, 15), k=many) if many > 1 else [self.alone]
+        words = [kind[draw.randrange(len(kind))] for kind in kinds]
+        while len(" ".join(words).encode()) > limit:
+            words.pop()
+        text, case = " ".join(words), draw.random()
+        return text.lower() if case < 0.15 else text.capitalize() if case < 0.25 else text.upper() if case < 0.3 else text
+
+
+def vocabularies(alone: dict[str, list[str]], shared: dict[str, list[str]]) -> list[Vocabulary]:
+    """Return what each language's training texts are made of, in the order of `LISTS`. alone: without the held-out words."""
+    return [
+        Vocabulary(
+            alone[language],
+            [word for word in (*alone[language], *shared[language]) if len(word) <= SHORT],
+            shared[language],
+        )
+        for language in LISTS
+    ]

@@ -32,6 +32,7 @@ ARCHITECTURES: dict[str, str] = {
     "digit_detector": "digits:digit_detector",
     "text_cnn": "text:text_cnn",
     "text_transformer": "text:text_transformer",
+    "language_id": "text:text_cnn",
 }
 
 
