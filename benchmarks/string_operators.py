@@ -131,9 +131,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = export_source(
-            Decode(), Path(folder) / "decode.rdb", inputs={"x": (1, LENGTH)}, pixels={"text": "utf-8"}
-        ).bundle
+        bundle = export_source(Decode(), Path(folder) / "decode.rdb", inputs={"x": (1, LENGTH)}, pixels={"text": "utf-8"}).bundle
         decode = onnx.load(str(bundle.onnx))
 
     def strings(texts: list[str]) -> Any:

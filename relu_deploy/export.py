@@ -153,7 +153,11 @@ def export_source(
             **_knowledge(loaded.recipe, embed_preprocess, pixels, decode),
             "variants": {},
         }
-        if manifest["preprocess"] and not takes_texts(manifest) and _channels_last(specs_in[0], len(manifest["preprocess"]["mean"])):
+        if (
+            manifest["preprocess"]
+            and not takes_texts(manifest)
+            and _channels_last(specs_in[0], len(manifest["preprocess"]["mean"]))
+        ):
             manifest["preprocess"]["layout"] = "NHWC"
         manifest = seal(folder, manifest)
     return Exported(

@@ -42,7 +42,9 @@ def to_bytes(texts: Sequence[str | bytes], spec: TensorSpec) -> Array:
                 "shorten it, or export the model for longer ones with --input",
             )
         if 0 in raw:
-            raise InputError(f"{which} holds a NUL character at byte {raw.index(0)}", "zero bytes are what texts are filled up with")
+            raise InputError(
+                f"{which} holds a NUL character at byte {raw.index(0)}", "zero bytes are what texts are filled up with"
+            )
         rows[place, : len(raw)] = np.frombuffer(raw, np.uint8)
     return rows
 

@@ -36,7 +36,7 @@ def test_a_text_that_does_not_fit_is_refused_never_cut(text, said):
 
 
 def test_lines_of_a_tsv_are_texts_behind_their_labels(tmp_path):
-    (tmp_path / "d.tsv").write_bytes("# said\nDutch\tja\r\n\nKlingon\tHIja'\nDutch\t#1\n".encode())
+    (tmp_path / "d.tsv").write_bytes(b"# said\nDutch\tja\r\n\nKlingon\tHIja'\nDutch\t#1\n")
     rows, labels = read_texts(tmp_path / "d.tsv", SPEC, ["English", "Dutch"])
     assert [bytes(row).rstrip(b"\0").decode() for row in rows] == ["ja", "HIja'", "#1"]
     assert labels.tolist() == [1, -1, 1]

@@ -27,7 +27,9 @@ def as_bytes(texts: list[str]) -> Tensor:
     """Return the texts' UTF-8 bytes, uint8 (N, longest), filled up with zeros: shorter than the model's own length, and faster."""
     encoded = [text.encode() for text in texts]
     longest = max(map(len, encoded))
-    return torch.frombuffer(bytearray(b"".join(one.ljust(longest, b"\0") for one in encoded)), dtype=torch.uint8).reshape(-1, longest)
+    return torch.frombuffer(bytearray(b"".join(one.ljust(longest, b"\0") for one in encoded)), dtype=torch.uint8).reshape(
+        -1, longest
+    )
 
 
 def main() -> None:

@@ -57,7 +57,10 @@ def read_words(folder: Path = FOLDER) -> tuple[dict[str, list[str]], dict[str, l
         found[language] = words
     count = Counter(key for words in found.values() for key in words)
     alone, shared = (
-        {language: sorted(word for key, word in words.items() if (count[key] > 1) == several) for language, words in found.items()}
+        {
+            language: sorted(word for key, word in words.items() if (count[key] > 1) == several)
+            for language, words in found.items()
+        }
         for several in (False, True)
     )
     return alone, shared

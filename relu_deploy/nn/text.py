@@ -37,7 +37,12 @@ class TextCNN(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int = 10, width: int = 64, filters: int = 128, kernels: tuple[int, ...] = (2, 3, 4, 5), hidden: int = 256
+        self,
+        num_classes: int = 10,
+        width: int = 64,
+        filters: int = 128,
+        kernels: tuple[int, ...] = (2, 3, 4, 5),
+        hidden: int = 256,
     ) -> None:
         super().__init__()
         self.characters = Characters(width)

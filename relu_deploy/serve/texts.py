@@ -58,7 +58,10 @@ def lacking_text(bundle: Bundle) -> tuple[str, str] | None:
     if len(specs) != 1 or specs[0].dtype != "uint8" or len(specs[0].shape) != 2 or not isinstance(specs[0].shape[1], int):
         return f"the inputs of {named!r} are no rows of bytes of one length", "export it with one input, uint8 (N, L)"
     if bundle.manifest.get("task") != "classification":
-        return f"the manifest of {named!r} has no 'task' that a text has", "set it to classification in manifest.json, or use /infer"
+        return (
+            f"the manifest of {named!r} has no 'task' that a text has",
+            "set it to classification in manifest.json, or use /infer",
+        )
     return None
 
 

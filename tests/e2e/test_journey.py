@@ -15,7 +15,12 @@ LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "ligh
 
 @pytest.mark.parametrize(
     ("model", "relus", "metric", "least"),
-    [("digits", 6, "top1", 0.99), ("digit_detector", 18, "AP", 0.75), ("mobilenet_v2", 35, "top1", 0.5)],
+    [
+        ("digits", 6, "top1", 0.99),
+        ("digit_detector", 18, "AP", 0.75),
+        ("mobilenet_v2", 35, "top1", 0.5),
+        ("language_id", 5, "top1", 0.85),
+    ],
 )
 def test_a_shipped_model_travels_from_export_to_bench(command, tmp_path, model, relus, metric, least):
     from relu_deploy.zoo import recipe, weights_file
