@@ -2,19 +2,21 @@
 
 python models/language_id/evaluate.py [--json]
 python models/language_id/evaluate.py --slice test.tsv        # (re)make the slice that ships
+python models/language_id/evaluate.py --texts FOLDER          # heldout.tsv and training.tsv, to optimise and measure with
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from train import LENGTH, as_bytes
-from words import FOLDER, LISTS, flat, phrases_of, read_words, split
+from words import FOLDER, LISTS, flat, phrases_of, read_words, split, vocabularies
 
 from relu_deploy.nn import architecture
 
@@ -59,15 +61,19 @@ def main() -> None:
     parser.add_argument("--network", choices=("text_cnn", "text_transformer"), default="text_cnn")
     parser.add_argument("--weights", type=Path, default=HERE / "weights.safetensors")
     parser.add_argument("--slice", type=Path)
-    parser.add_argument("--all", type=Path, help="write all held-out words to this file as label<TAB>text")
+    parser.add_argument("--texts", type=Path)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     words, shared = read_words(arguments.words)
-    _, test = split(words, WORDS, seed=0)
-    if arguments.all:
-        pairs = [f"{language}\t{word}" for language, own in test.items() for word in own]
-        arguments.all.write_text("\n".join(pairs) + "\n", encoding="utf-8")
+    train, test = split(words, WORDS, seed=0)
+    if arguments.texts:
+        draw, languages = random.Random(0), dict(zip(LISTS, vocabularies(train, shared), strict=True))
+        seen = {language: [own.text(draw, LENGTH) for _ in range(50)] for language, own in languages.items()}
+        for name, texts in (("heldout", test), ("training", seen)):
+            lines = [f"{language}\t{text}" for language, own in texts.items() for text in own]
+            (arguments.texts / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return
     if arguments.slice:
         write_slice(arguments.slice, test)
         return

@@ -58,6 +58,8 @@ def test_pictures_are_back_when_a_model_that_takes_them_is_chosen(browser, serve
     page.until(lambda: page.verdict.startswith("Italian, "))
     page.choose("digits")
     page.until(lambda: page("given").text == "Picture")
+    assert shown(page) == {"by-file"}
+    page.way("draw")
     assert shown(page) == {"by-hand"}
     page.draw([[(0.55, 0.1), (0.5, 0.5), (0.45, 0.9)]])
     page.until(lambda: page.verdict.startswith("1, "))
