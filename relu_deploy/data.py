@@ -3,7 +3,8 @@
     D                                     what is read
     a folder of pictures                  every picture in it; with sub-folders, each sub-folder's name is a label
     FILE.npz                              keys that are the model's inputs, and `labels` (and `boxes`, `image`) or `mask` where there are
-    the name of a shipped data set        models/NAME/test.npz, or the pictures that models/NAME/pictures.json names
+    FILE.txt, FILE.tsv                    for a model that takes texts: one a line, in a .tsv behind its label and a tab
+    the name of a shipped data set        models/NAME/test.npz or test.tsv, or the pictures that models/NAME/pictures.json names
 
 Arrays that already have the input's dtype are fed as they are. Arrays of uint8 pixels (N, H, W, C) and pictures go
 through the model's own preprocessing: resize, crop, then (x * scale - mean) / std, as the bundle's manifest says.
@@ -25,6 +26,7 @@ from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.locate_models import models_folder
 from relu_deploy.pictures import MAX_PIXELS, place, plane_of
 from relu_deploy.tensors import Array, Feeds, check_feeds, random_feeds
+from relu_deploy.texts import read_texts, takes_texts
 
 __all__ = [
     "Dataset",
@@ -127,13 +129,15 @@ def load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
     path = Path(source)
     shipped = {
         file.parent.name: file.parent
-        for pattern in ("test.npz", "pictures.json")
+        for pattern in ("test.npz", "test.tsv", "pictures.json")
         for file in models_folder().glob(f"*/{pattern}")
     }
     if path.is_dir():
         return _from_folder(bundle, path)
     if path.suffix == ".npz":
         return _from_npz(bundle, path)
+    if path.suffix in (".txt", ".tsv"):
+        return _from_texts(bundle, path)
     if str(source) not in shipped:
         raise UsageError(
             f"{str(source)!r} is no folder of pictures, .npz file or shipped data set",
@@ -142,6 +146,8 @@ def load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
     folder = shipped[str(source)]
     if (folder / "test.npz").is_file():
         return _from_npz(bundle, folder / "test.npz")
+    if (folder / "test.tsv").is_file():
+        return _from_texts(bundle, folder / "test.tsv")
     return _from_pictures_json(bundle, folder / "pictures.json")
 
 
@@ -280,6 +286,8 @@ def _from_folder(bundle: Bundle, folder: Path) -> Dataset:
         raise InputError(f"there is no picture in {folder}", f"files that count: {', '.join(PICTURES)}")
     known = bundle.manifest.get("labels") or []
     labels = np.array([_label_of(file, folder, known) for file in files], np.int64)
+    if takes_texts(bundle.manifest):
+        raise InputError(f"{bundle.name} takes texts, not pictures", "give a .txt or .tsv file, one text a line")
     if len(bundle.inputs) != 1:
         raise InputError(f"{bundle.name} has {len(bundle.inputs)} inputs: a folder of pictures feeds one", "give an .npz file")
     pictures = Pictures(bundle, files)
@@ -319,6 +327,14 @@ def _from_npz(bundle: Bundle, path: Path) -> Dataset:
         shown = f"{targets['mask'].dtype.name} {targets['mask'].shape}"
         raise InputError(f"{path}: 'mask' is {shown}", f"give the class of each pixel as integers ({rows}, H, W)")
     return Dataset(path.parent.name or path.stem, check_feeds(feeds, _free_batch(bundle), str(path)), targets)
+
+
+def _from_texts(bundle: Bundle, file: Path) -> Dataset:
+    if not takes_texts(bundle.manifest):
+        raise InputError(f"{file}: {bundle.name} does not take texts", "give a folder of pictures or an .npz file")
+    texts, labels = read_texts(file, bundle.inputs[0], bundle.manifest.get("labels") or [])
+    name = file.parent.name if file.name == "test.tsv" else file.name
+    return Dataset(name, {bundle.inputs[0].name: texts}, {} if labels is None else {"labels": labels})
 
 
 def _from_pictures_json(bundle: Bundle, file: Path) -> Dataset:

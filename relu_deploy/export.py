@@ -33,6 +33,7 @@ from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
 from relu_deploy.sources import Loaded, import_torch, load_source, reason_of
 from relu_deploy.tasks import labelled
 from relu_deploy.tensors import TensorSpec
+from relu_deploy.texts import takes_texts
 from relu_deploy.zoo import Recipe
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def export_source(
             module = _with_steps(loaded, embed_preprocess, pixels, decode)
             shapes = _input_shapes(loaded, inputs, embed_preprocess)
             names = _output_names(loaded.recipe, decode)
-            model = _to_onnx(module, shapes, batch, opset, embed_preprocess, names, folder)
+            bytes_in = embed_preprocess or "text" in (pixels or {})
+            model = _to_onnx(module, shapes, batch, opset, bytes_in, names, folder)
         save_model(model, folder / MODEL)
         specs_in, specs_out = io_specs(model)
         manifest = {
@@ -156,7 +158,11 @@ def export_source(
         }
         if labels is not None:
             manifest |= labelled(labels, specs_out, manifest["task"])
-        if manifest["preprocess"] and _channels_last(specs_in[0], len(manifest["preprocess"]["mean"])):
+        if (
+            manifest["preprocess"]
+            and not takes_texts(manifest)
+            and _channels_last(specs_in[0], len(manifest["preprocess"]["mean"]))
+        ):
             manifest["preprocess"]["layout"] = "NHWC"
         manifest = seal(folder, manifest)
     return Exported(
@@ -189,6 +195,8 @@ def _with_steps(loaded: Loaded, embed: bool, pixels: Mapping[str, Any] | None, d
         nms = NonMaxSuppression(**limits) if decode == "nms" else None
         module = Detector(module, module.decoder(height, width), nms)  # type: ignore[operator]
     if embed:
+        if pixels is not None and "text" in pixels:
+            raise UsageError(f"--embed-preprocess: {loaded.name} takes bytes and decodes them itself", "leave it out")
         if pixels is None:
             raise UsageError(
                 "--embed-preprocess needs to know the normalisation",
@@ -224,7 +232,7 @@ def _to_onnx(
     shapes: Mapping[str, tuple[int, ...]],
     batch: int | str,
     opset: int,
-    embed: bool,
+    bytes_in: bool,
     names: list[str] | None,
     folder: Path,
 ) -> ir.Model:
@@ -233,7 +241,7 @@ def _to_onnx(
     dynamic = batch == "dynamic"
     # torch specialises a dimension whose example is 1, so a varying batch is traced with 2.
     rows = 2 if dynamic else int(batch)
-    dtype = torch.uint8 if embed else torch.float32
+    dtype = torch.uint8 if bytes_in else torch.float32
     examples = tuple(torch.zeros((rows, *shape[1:]), dtype=dtype) for shape in shapes.values())
     with _quiet_torch(), _brisk_torch(), torch.no_grad():
         program = _traced(module, examples, dynamic)
@@ -370,7 +378,9 @@ def _scope(node: Any) -> str:
 
 def _knowledge(known: Recipe | None, embed: bool, pixels: Mapping[str, Any] | None, decode: str | None) -> dict[str, Any]:
     preprocess = None
-    if pixels is not None:
+    if pixels is not None and "text" in pixels:
+        preprocess = dict(pixels)
+    elif pixels is not None:
         preprocess = {**pixels, "embedded": embed, "layout": "NHWC" if embed else "NCHW"}
     if known is None:
         return {"task": None, "labels": None, "preprocess": preprocess, "postprocess": None, "dataset": None}

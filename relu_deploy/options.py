@@ -108,7 +108,9 @@ def _prove(verbs: Any, functions: Mapping[str, Verb]) -> None:
 def _census(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb = _verb(verbs, functions, "census", "count dead, always-on and sparse Relus on data, and prove what can be proven")
     verb.add_argument("path", metavar="PATH")
-    verb.add_argument("--data", required=True, metavar="D", help="folder of pictures, FILE.npz or shipped data set")
+    verb.add_argument(
+        "--data", required=True, metavar="D", help="folder of pictures, FILE.npz, FILE.tsv of texts, or shipped data set"
+    )
     verb.add_argument("--backend", default="onnxruntime-cpu", metavar="NAME", help="where to run (default onnxruntime-cpu)")
     verb.add_argument("--samples", type=int, metavar="N", help="rows of the data, spread evenly (default: all)")
     verb.add_argument("--batch", type=int, metavar="N", help="rows at a time (default: what fits in little memory)")
@@ -133,7 +135,7 @@ def _optimize(verbs: Any, functions: Mapping[str, Verb]) -> None:
         metavar="auto|fp32|fp16|bf16|int8|fp8",
         help="auto (default) takes the fastest that passes the gate",
     )
-    verb.add_argument("--calibration", metavar="D", help="folder of pictures, FILE.npz or shipped data set; int8 and fp8 need it")
+    verb.add_argument("--calibration", metavar="D", help="as for census --data; int8 and fp8 need it")
     verb.add_argument("--samples", type=int, default=128, metavar="N", help="rows to calibrate on, spread evenly (default 128)")
     verb.add_argument(
         "--data", metavar="D", help="what accuracy is measured on (default: the model's own set, else --calibration)"

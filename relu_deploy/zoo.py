@@ -38,6 +38,9 @@ IMAGENET = {
 #: torchvision's SSD subtracts the ImageNet mean and leaves the scale alone
 SSD_PIXELS = {"scale": 1 / 255, "mean": [0.48235, 0.45882, 0.40784], "std": [1 / 255] * 3, "layout": "NCHW"}
 
+#: the graph itself decodes the bytes (`nn.utf8`)
+TEXT = {"text": "utf-8"}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -109,11 +112,17 @@ ARCHITECTURES = (
     _segmenter("deeplabv3_resnet50", 42_004_074),
 )
 
+#: not torchvision's; bytes of UTF-8 go in
+TEXTS = (
+    Recipe("text_cnn", "classification", 287_050, "ReLU", (64,), preprocess=TEXT),
+    Recipe("text_transformer", "classification", 244_458, "ReLU", (64,), preprocess=TEXT),
+)
+
 
 @cache
 def recipes() -> dict[str, Recipe]:
     """Return every recipe by name: the bare architectures, with what `models/` adds to them."""
-    known = {entry.name: entry for entry in ARCHITECTURES}
+    known = {entry.name: entry for entry in (*ARCHITECTURES, *TEXTS)}
     for file in sorted(models_folder().glob("*/recipe.json")):
         shipped = _read_recipe(file, known)
         known[shipped.name] = shipped

@@ -11,7 +11,7 @@ import relu_deploy
 
 PACKAGE = Path(relu_deploy.__file__).parent
 FLOORS = (
-    ("relu", "errors", "tensors", "locate_models", "detections", "masks", "pictures", "collecting", "measure"),
+    ("relu", "errors", "tensors", "locate_models", "detections", "masks", "pictures", "texts", "collecting", "measure"),
     ("graph", "bundle", "data", "tasks"),
     ("backends", "nn"),
     ("compile", "optimize", "verify", "export", "sources", "zoo"),
@@ -91,7 +91,8 @@ def test_rooms_form_no_cycle():
 
 
 @pytest.mark.parametrize(
-    "room", ["graph", "bundle", "relu", "errors", "tensors", "detections", "masks", "pictures", "data", "tasks", "report"]
+    "room",
+    ["graph", "bundle", "relu", "errors", "tensors", "detections", "masks", "pictures", "texts", "data", "tasks", "report"],
 )
 def test_pure_rooms_import_no_runtime(room):
     guilty = [

@@ -33,6 +33,9 @@ ARCHITECTURES: dict[str, str] = {
     "digits": "digits:digits",
     "digit_detector": "digits:digit_detector",
     "digit_segmenter": "digits:digit_segmenter",
+    "text_cnn": "text:text_cnn",
+    "text_transformer": "text:text_transformer",
+    "language_id": "text:text_cnn",
 }
 
 

@@ -16,6 +16,7 @@ from relu_deploy.serve.batcher import Batcher, Limits
 from relu_deploy.serve.codec import DATATYPES, Request, datatype_of, metadata_of
 from relu_deploy.serve.statistics import Statistics, Timings
 from relu_deploy.serve.status import Busy, Invalid, NotFound
+from relu_deploy.serve.texts import fed, outer_specs
 from relu_deploy.tensors import Feeds, TensorSpec, random_feeds
 
 __all__ = ["Model", "Models", "Settings", "Watch"]
@@ -59,7 +60,8 @@ class Model:
         self, name: str, bundle: Bundle, session: Session, settings: Settings, statistics: Statistics, watch: Watcher
     ) -> None:
         self.name, self.bundle, self.facts = name, bundle, dict(session.facts)
-        self.inputs, self.outputs = session.inputs, session.outputs
+        self.inputs, self.outputs = outer_specs(bundle.manifest, session.inputs), session.outputs
+        self._inner = session.inputs
         self.settings, self.statistics = settings, statistics
         self.limits = _limits(session, settings.limits)
         self.stamp = stamp_of(bundle.path)
@@ -101,7 +103,7 @@ class Model:
     ) -> tuple[Feeds, Timings]:
         """Return what `infer` does, and where the time went."""
         rows = self._rows(request.inputs)
-        ticket = self._batcher.submit(dict(request.inputs), rows, self._deadline(request.parameters, within))
+        ticket = self._batcher.submit(fed(request.inputs, self._inner), rows, self._deadline(request.parameters, within))
         self.statistics.pending += 1
         leaving(ticket.future)
         try:

@@ -1,4 +1,4 @@
-"""The page at `/`, what it needs to know of the models, and all that is served for pictures as one route."""
+"""The page at `/`, what it needs to know of the models, and all that is served for pictures and texts as one route."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from relu_deploy.serve.http import Answer, Ask
 from relu_deploy.serve.models import Model, Models
 from relu_deploy.serve.predict import Predict, lacking, least_score
 from relu_deploy.serve.relu_view import ReluView
+from relu_deploy.texts import takes_texts
 
 __all__ = ["Pictures", "policy_of"]
 
@@ -70,13 +71,18 @@ def policy_of(page: str) -> str:
 
 
 def _shown(model: Model) -> dict[str, Any]:
-    """Return what the page shows of a model. reason: why it takes no pictures, "" when it does."""
+    """Return what the page shows of a model. reason: why it takes neither pictures nor texts, "" when it does.
+
+    text: how many bytes of UTF-8 it takes, for a model that takes texts.
+    """
     manifest = model.bundle.manifest
     missing = lacking(model.bundle)
     told: dict[str, Any] = {"name": model.name, "task": manifest.get("task"), "backend": model.settings.backend}
     told["reason"] = "" if missing is None else f"{missing[0]}; {missing[1]}"
     if missing is not None:
         return told
+    if takes_texts(manifest):
+        return told | {"text": model.bundle.inputs[0].shape[1], "classes": len(manifest.get("labels") or ())}
     channels, height, width = plane_of(model.inputs[0], manifest["preprocess"])
     sides = [side if isinstance(side, int) else None for side in (width, height)]
     told |= {

@@ -1,10 +1,10 @@
-"""A picture in, labels, boxes or a mask out: the pre- and post-processing that the bundle's manifest describes, around `Model.infer`.
+"""A picture or a text in, labels, boxes or a mask out: the pre- and post-processing of the bundle's manifest, around `Model.infer`.
 
-    POST /v2/models/M/predict?top=5             classification: the likeliest labels
+    POST /v2/models/M/predict?top=5             classification: the likeliest labels, of a picture or a text
     POST /v2/models/M/predict?threshold=0.3     detection: boxes in the picture's own pixels
     POST /v2/models/M/predict?mask=png          segmentation: the mask alone, as image/png; without it JSON that holds it
 
-The body is the picture's file, or a form with one file. Decoding and resizing happen in threads; the model runs the result
+The body is the picture's file, or a form with one file, or the text itself (text/plain). Decoding and resizing happen in threads; the model runs the result
 in one batch with whatever else is asked of it.
 """
 
@@ -31,7 +31,9 @@ from relu_deploy.serve.mask import background_of, classes_found, mask_of, png_of
 from relu_deploy.serve.models import VERSION, Model, Models
 from relu_deploy.serve.statistics import Timings
 from relu_deploy.serve.status import Failed, Invalid, TooLarge
+from relu_deploy.serve.texts import PreparedText, lacking_text, prepare_text
 from relu_deploy.tensors import Array, Feeds
+from relu_deploy.texts import takes_texts
 
 __all__ = ["Predict", "Prepared", "Wishes", "lacking", "prepare", "prepared_by", "probabilities_of"]
 
@@ -92,6 +94,12 @@ class Prepared:
     format: str
     seconds: float
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """Return what the answer says of it."""
+        width, height = self.placement.picture
+        return {"picture": {"width": width, "height": height, "format": self.format, "seen": self.placement.seen}}
+
 
 class Predict:
     """Answers `POST /v2/models/M/predict`."""
@@ -124,8 +132,8 @@ class Predict:
 
 async def prepared_by(
     models: Models, aside: Aside, limits: PictureLimits, ask: Ask, body: bytes, name: str, version: str
-) -> tuple[Model, Prepared]:
-    """Return the picture in `body` as the model called `name` takes it, and that model as it is by then."""
+) -> tuple[Model, Prepared | PreparedText]:
+    """Return the picture or text in `body` as the model called `name` takes it, and that model as it is by then."""
     kind = ask.headers.get("content-type", "")
     while True:
         model = models.get(name, version)
@@ -137,7 +145,9 @@ async def prepared_by(
 
 
 def lacking(bundle: Bundle) -> tuple[str, str] | None:
-    """Return why `bundle`'s model takes no pictures and what to do about it, None when it takes them."""
+    """Return why `bundle`'s model takes neither pictures nor texts and what to do about it, None when it takes one of them."""
+    if takes_texts(bundle.manifest):
+        return lacking_text(bundle)
     named, manifest = bundle.name, bundle.manifest
     steps = manifest.get("preprocess")
     if len(bundle.inputs) != 1:
@@ -158,13 +168,19 @@ def lacking(bundle: Bundle) -> tuple[str, str] | None:
 
 
 def refuse_lacking(bundle: Bundle) -> None:
-    """Raise Invalid with what is missing when `bundle`'s model takes no pictures."""
+    """Raise Invalid with what is missing when `bundle`'s model takes neither pictures nor texts."""
     if (missing := lacking(bundle)) is not None:
         raise Invalid(*missing)
 
 
-def prepare(bundle: Bundle, body: bytes, content_type: str, limits: PictureLimits) -> Prepared:
-    """Return the picture in `body` as `bundle`'s model takes it. Raises Invalid or TooLarge that say what is wrong with it."""
+def prepare(bundle: Bundle, body: bytes, content_type: str, limits: PictureLimits) -> Prepared | PreparedText:
+    """Return what `body` holds as `bundle`'s model takes it. Raises Invalid or TooLarge that say what is wrong with it."""
+    if takes_texts(bundle.manifest):
+        return prepare_text(bundle, body, content_type)
+    return _prepare_picture(bundle, body, content_type, limits)
+
+
+def _prepare_picture(bundle: Bundle, body: bytes, content_type: str, limits: PictureLimits) -> Prepared:
     started = time.perf_counter()
     spec, steps = bundle.inputs[0], bundle.manifest["preprocess"]
     channels, *sides = plane_of(spec, steps)
@@ -189,29 +205,32 @@ def least_score(manifest: Mapping[str, Any]) -> float:
     return float(manifest["postprocess"].get("score_threshold", SCORE))
 
 
-def answer_of(model: Model, prepared: Prepared, outputs: Mapping[str, Array], timings: Timings, wishes: Wishes) -> Answer:
+def answer_of(
+    model: Model, prepared: Prepared | PreparedText, outputs: Mapping[str, Array], timings: Timings, wishes: Wishes
+) -> Answer:
     """Return the answer as it goes out: JSON, or the picture of a mask where only that is wanted."""
-    if wishes.mask == "png":
+    if wishes.mask == "png" and isinstance(prepared, Prepared):
         mask = mask_of(outputs[model.outputs[0].name], prepared.placement)
         return Answer([png_of(mask, background_of(model.bundle.manifest))], content_type="image/png")
     return Answer([dump(told_of(model, prepared, outputs, timings, wishes))])
 
 
-def told_of(model: Model, prepared: Prepared, outputs: Mapping[str, Array], timings: Timings, wishes: Wishes) -> dict[str, Any]:
-    """Return the answer: what was found, the picture and its part that the model saw, and milliseconds."""
+def told_of(
+    model: Model, prepared: Prepared | PreparedText, outputs: Mapping[str, Array], timings: Timings, wishes: Wishes
+) -> dict[str, Any]:
+    """Return the answer: what was found, the picture and its part that the model saw or the text's size, and milliseconds."""
     manifest = model.bundle.manifest
-    width, height = prepared.placement.picture
     told: dict[str, Any] = {"model_name": model.name, "model_version": VERSION, "task": manifest["task"]}
     if manifest["task"] == "classification":
         told["predictions"] = classes_of(outputs[model.outputs[0].name], manifest.get("labels"), wishes.top)
-    elif manifest["task"] == "segmentation":
+    elif isinstance(prepared, Prepared) and manifest["task"] == "segmentation":
         mask, background = mask_of(outputs[model.outputs[0].name], prepared.placement), background_of(manifest)
         told["classes"] = classes_found(mask, manifest.get("labels"), background)
         if wishes.mask != "none":
             told["mask"] = told_of_mask(png_of(mask, background), mask)
-    else:
+    elif isinstance(prepared, Prepared):
         told["detections"] = boxes_of(outputs, manifest, prepared.placement, wishes.threshold)
-    told["picture"] = {"width": width, "height": height, "format": prepared.format, "seen": prepared.placement.seen}
+    told |= prepared.told
     told["timing"] = {
         "decode_ms": round(prepared.seconds * 1e3, 3),
         "queue_ms": round(timings.queue * 1e3, 3),
@@ -227,7 +246,7 @@ def probabilities_of(logits: Array) -> Array:
     """
     row = logits[0].astype(np.float64).ravel()
     if not np.isfinite(row).all():
-        raise Failed("the model's output for this picture holds NaN or an infinity", "relu-deploy verify finds out why")
+        raise Failed("the model's output for this input holds NaN or an infinity", "relu-deploy verify finds out why")
     powers = np.exp(row - row.max())
     return powers / powers.sum()
 

@@ -1,4 +1,4 @@
-"""What every Relu of a model does with one picture: which channels fire, and how strongly.
+"""What every Relu of a model does with one picture or text: which channels fire, and how strongly.
 
     POST /v2/models/M/relus     the body as for predict
 
@@ -22,6 +22,7 @@ from relu_deploy.serve.decoding import PictureLimits
 from relu_deploy.serve.http import Answer, Ask
 from relu_deploy.serve.models import VERSION, Model, Models
 from relu_deploy.serve.predict import Prepared, prepared_by, refuse_lacking
+from relu_deploy.serve.texts import PreparedText
 from relu_deploy.tensors import Array
 
 __all__ = ["ReluView", "channels_of"]
@@ -60,7 +61,7 @@ class ReluView:
         told = await self._thread.run(ask.leaving, self._seen, model, prepared, self._models.loaded())
         return Answer([dump({"model_name": name, "model_version": VERSION, **told})])
 
-    def _seen(self, model: Model, prepared: Prepared, loaded: Sequence[Model]) -> dict[str, Any]:
+    def _seen(self, model: Model, prepared: Prepared | PreparedText, loaded: Sequence[Model]) -> dict[str, Any]:
         """Return what the Relus did. Runs in the one thread, so that nothing else touches the sessions."""
         self._forget_all_but(loaded)
         started = time.perf_counter()

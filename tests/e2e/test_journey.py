@@ -20,6 +20,7 @@ LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "ligh
         ("digit_detector", 18, "AP", 0.75),
         ("digit_segmenter", 17, "mIoU", 0.87),
         ("mobilenet_v2", 35, "top1", 0.5),
+        ("language_id", 5, "top1", 0.85),
     ],
 )
 def test_a_shipped_model_travels_from_export_to_bench(command, tmp_path, model, relus, metric, least):

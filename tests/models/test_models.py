@@ -19,8 +19,8 @@ SHIPPED = [name for name, known in recipes().items() if known.weights == "shippe
 TRAINED = [name for name, known in recipes().items() if known.weights]
 
 
-def test_the_three_trained_models_and_mobilenet_are_there():
-    assert set(SHIPPED) == {"digits", "digit_detector", "digit_segmenter"}
+def test_the_trained_models_and_mobilenet_are_there():
+    assert set(SHIPPED) == {"digits", "digit_detector", "digit_segmenter", "language_id"}
     assert set(TRAINED) == {*SHIPPED, "mobilenet_v2"}
 
 
@@ -48,11 +48,14 @@ def test_the_recipes_keep_the_promised_quality():
     assert recipe("digit_detector").metric["value"] >= 0.75
     assert recipe("digit_detector").metric["AP50"] >= 0.97
     assert recipe("digit_segmenter").metric["value"] >= 0.9
+    assert recipe("language_id").metric["value"] >= 0.85
 
 
-@pytest.mark.parametrize(
-    ("name", "least"), [("digits", 0.992), ("digit_detector", 0.75), ("digit_segmenter", 0.88), ("mobilenet_v2", 0.6)]
-)
+LEAST = {"digits": 0.992, "digit_detector": 0.75, "digit_segmenter": 0.88, "mobilenet_v2": 0.6, "language_id": 0.85}
+SAMPLES = {"digits": 1000, "digit_detector": 100, "digit_segmenter": 100, "mobilenet_v2": 8, "language_id": 1300}
+
+
+@pytest.mark.parametrize(("name", "least"), LEAST.items())
 def test_the_model_as_deployed_is_as_good_on_its_shipped_data(tmp_path, name, least):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     try:
@@ -63,7 +66,7 @@ def test_the_model_as_deployed_is_as_good_on_its_shipped_data(tmp_path, name, le
     dataset = load_dataset(bundle, name)
     metric = score(bundle.manifest, bundle.session("onnxruntime-cpu").run, dataset, batch=16)
     assert metric.value >= least
-    assert metric.samples == {"digits": 1000, "digit_detector": 100, "digit_segmenter": 100, "mobilenet_v2": 8}[name]
+    assert metric.samples == SAMPLES[name]
 
 
 def test_the_slices_are_real_and_whole():
@@ -84,6 +87,33 @@ def test_the_slices_are_real_and_whole():
         assert set(np.unique(scenes["mask"])) == set(range(11))
         # Ink is lighter than what it is drawn on, clutter included.
         assert scenes["x"][scenes["mask"] > 0].mean() > 2 * scenes["x"][scenes["mask"] == 0].mean()
+
+
+def test_the_texts_that_ship_are_words_of_the_free_lists_and_phrases_of_all_languages(monkeypatch):
+    monkeypatch.syspath_prepend(str(models_folder() / "language_id"))
+    import words
+
+    labels = list(recipe("language_id").labels)
+    assert labels == list(words.LISTS)
+    lines = (models_folder() / "language_id" / "test.tsv").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("\t") for line in lines if not line.startswith("#")]
+    said = {tuple(pair) for pair in pairs if " " in pair[1]}
+    assert {label: sum(mine == label for mine, _ in said) for label in labels} == dict.fromkeys(labels, 30)
+    alone = [(label, text) for label, text in pairs if " " not in text]
+    assert {label: sum(mine == label for mine, _ in alone) for label in labels} == {
+        label: 250 if label in ("Dutch", "English", "Polish", "Spanish") else 0 for label in labels
+    }
+    assert all(words.is_held_out(word) for _, word in alone)
+
+
+def test_a_tenth_of_all_stems_is_held_out_and_forms_of_a_stem_stay_together(monkeypatch):
+    monkeypatch.syspath_prepend(str(models_folder() / "language_id"))
+    import words
+
+    stems = [f"{first}{second}{third}xy" for first in "abcdefghij" for second in "klmnopqrst" for third in "abcdefghij"]
+    assert 70 < sum(map(words.is_held_out, stems)) < 130
+    for stem in stems[:200]:
+        assert words.is_held_out(stem) == words.is_held_out(stem.upper() + "ing")
 
 
 def test_scenes_follow_from_their_seed_and_boxes_hold_the_ink(monkeypatch):

@@ -1,0 +1,60 @@
+"""From UTF-8 bytes to characters with integer arithmetic alone, so that it exports as a few dozen standard operators.
+
+No operator works on strings: runtimes for GPUs have none that do. Bytes of any content are taken; what is not well-formed
+(Unicode 17, table 3-7: stray and missing continuation bytes, overlong forms, surrogates, beyond U+10FFFF) becomes U+FFFD,
+one for each byte that belongs to no character.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["REPLACEMENT", "characters_of"]
+
+#: stands for a byte that belongs to no character
+REPLACEMENT = 0xFFFD
+
+
+def characters_of(text: Tensor) -> Tensor:
+    """Return the code points of each row's characters, moved to the front, 0 behind them: int32 (N, L).
+
+    text: uint8 (N, L), the UTF-8 bytes of a text, filled up with 0. A byte of 0 is no character wherever it stands.
+    """
+    # Never by way of floats: what rounds or lowers a graph's floats must not turn one letter into another.
+    byte = text.to(torch.int32)
+    length = byte.shape[1]
+    behind = [F.pad(byte, (0, ahead))[:, ahead:] for ahead in (1, 2, 3)]
+    continues = [(one >= 0x80) & (one < 0xC0) for one in behind]
+    six = [one - 0x80 for one in behind]
+    two = (byte - 0xC0) * 64 + six[0]
+    three = (byte - 0xE0) * 4096 + six[0] * 64 + six[1]
+    four = (byte - 0xF0) * 262144 + six[0] * 4096 + six[1] * 64 + six[2]
+    # The smallest code point of each length keeps overlong forms out, and with them C0 and C1.
+    is_two = (byte >= 0xC2) & (byte < 0xE0) & continues[0]
+    is_three = (byte >= 0xE0) & (byte < 0xF0) & continues[0] & continues[1] & (three >= 0x800)
+    is_three = is_three & ((three < 0xD800) | (three > 0xDFFF))
+    is_four = (byte >= 0xF0) & continues[0] & continues[1] & continues[2] & (four >= 0x10000) & (four <= 0x10FFFF)
+    replaced = torch.full_like(byte, REPLACEMENT)
+    code = torch.where(is_two, two, torch.where(is_three, three, torch.where(is_four, four, replaced)))
+    code = torch.where(byte < 0x80, byte, code)
+    more = is_two.to(torch.int32) + is_three.to(torch.int32) * 2 + is_four.to(torch.int32) * 3
+    inside = F.pad(more, (1, 0))[:, :length] >= 1
+    for back in (2, 3):
+        inside = inside | (F.pad(more, (back, 0))[:, :length] >= back)
+    return _moved_to_front(code, (byte > 0) & ~inside)
+
+
+def _moved_to_front(code: Tensor, is_first: Tensor) -> Tensor:
+    """Return `code` where `is_first`, in order and without gaps, 0 behind: int32 (N, L).
+
+    By comparing places, L * L of them: CumSum, Compress and ScatterElements each miss int32 somewhere.
+    """
+    length = code.shape[1]
+    place = torch.arange(length, dtype=torch.int32)
+    before = (place[:, None] > place[None, :]).to(torch.int32)
+    firsts = is_first.to(torch.int32)
+    target = (before[None] * firsts[:, None, :]).sum(2, dtype=torch.int32)
+    lands = (target[:, None, :] == place[None, :, None]) & is_first[:, None, :]
+    return torch.where(lands, code[:, None, :], torch.zeros_like(code)[:, None, :]).sum(2, dtype=torch.int32)
