@@ -72,6 +72,7 @@ def export(options: argparse.Namespace) -> int:
             embed_preprocess=options.embed_preprocess,
             pixels=pixels(options),
             decode=options.decode,
+            labels=options.labels,
             seed=options.seed,
             force=options.force,
         )
@@ -322,7 +323,7 @@ def serve(options: argparse.Namespace) -> int:
         sys.stdout.flush()
 
     with steps(options.quiet or options.log_json) as step:
-        run(options.paths, asked, progress=step, started=started)
+        run(options.paths, asked, progress=step, started=started, exits=True)
     return EXIT_FINE
 
 

@@ -31,6 +31,7 @@ from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import adopt, find_relus, io_specs, name_nodes, opset_of, save_model, settle
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
 from relu_deploy.sources import Loaded, import_torch, load_source, reason_of
+from relu_deploy.tasks import classifier
 from relu_deploy.tensors import TensorSpec
 from relu_deploy.zoo import Recipe
 
@@ -99,6 +100,7 @@ def export_source(
     embed_preprocess: bool = False,
     pixels: Mapping[str, Any] | None = None,
     decode: str | None = None,
+    labels: Sequence[str] | None = None,
     seed: int = 0,
     force: bool = False,
     name: str | None = None,
@@ -108,6 +110,7 @@ def export_source(
     weights: file to load into a zoo model or callable. arguments: for the zoo architecture or the callable.
     embed_preprocess: take uint8 NHWC and normalise in the graph; `pixels` (scale, mean, std) says how, known for zoo models.
     decode: for detectors, "none" gives raw head maps, "boxes" decoded boxes and scores, "nms" final detections.
+    labels: names of the classes, which make a model that nobody knows a classifier: its accuracy can then be measured.
     seed: of random weights. Raises InputError or UsageError; nothing is written then.
     """
     out = Path(out)
@@ -151,6 +154,8 @@ def export_source(
             **_knowledge(loaded.recipe, embed_preprocess, pixels, decode),
             "variants": {},
         }
+        if labels is not None:
+            manifest |= classifier(labels, specs_out, manifest["task"])
         if manifest["preprocess"] and _channels_last(specs_in[0], len(manifest["preprocess"]["mean"])):
             manifest["preprocess"]["layout"] = "NHWC"
         manifest = seal(folder, manifest)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.errors import UsageError
+from relu_deploy.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from relu_deploy.backends.tensorrt_options import BuildOptions
 
-__all__ = ["argument", "build_options", "floats", "input_shape", "number", "numbers", "pixels"]
+__all__ = ["argument", "build_options", "floats", "input_shape", "label_names", "number", "numbers", "pixels"]
 
 
 def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -42,6 +43,21 @@ def floats(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"not numbers: {text!r}", "separate them by commas, for instance 0.485,0.456,0.406") from None
+
+
+def label_names(text: str) -> list[str]:
+    """Return the names in the file `text`, one a line. Raises InputError for a file without names or with one twice."""
+    try:
+        names = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--labels {text} cannot be read: {error}", "write one name a line, in the order of the outputs"
+        ) from None
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"--labels {text} names {twice[0]!r} twice", "write each class once, in the order of the outputs")
+    if not names:
+        raise InputError(f"--labels {text} is empty", "write one name a line, in the order of the outputs")
+    return names
 
 
 def number(text: str, option: str) -> int:

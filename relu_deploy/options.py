@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from relu_deploy import __version__
 from relu_deploy.errors import UsageError
-from relu_deploy.option_values import argument, floats, input_shape
+from relu_deploy.option_values import argument, floats, input_shape, label_names
 
 __all__ = ["parser_for"]
 
@@ -62,6 +62,7 @@ def _export(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument("--embed-preprocess", action="store_true", help="take uint8 NHWC pictures; normalise inside the graph")
     verb.add_argument("--mean", type=floats, metavar="M[,M,M]", help="normalisation of pixels scaled to 0..1")
     verb.add_argument("--std", type=floats, metavar="S[,S,S]", help="normalisation of pixels scaled to 0..1")
+    verb.add_argument("--labels", type=label_names, metavar="FILE", help="names of a classifier's classes, one a line")
     verb.add_argument(
         "--decode", choices=("none", "boxes", "nms"), help="detectors: raw head maps, boxes and scores (default), or detections"
     )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from relu_deploy.data import Dataset
-from relu_deploy.errors import missing_package
-from relu_deploy.tensors import Array, Feeds
+from relu_deploy.errors import UsageError, missing_package
+from relu_deploy.tensors import Array, Feeds, TensorSpec
 
-__all__ = ["Metric", "coco_ap", "score", "top1"]
+__all__ = ["Metric", "classifier", "coco_ap", "score", "top1"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,21 @@ class Metric:
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "value": round(self.value, 6), "samples": self.samples}
+
+
+def classifier(labels: Sequence[str], outputs: Sequence[TensorSpec], task: str | None) -> dict[str, Any]:
+    """Return what the manifest says of a model whose classes are called `labels`.
+
+    outputs: the model's. task: as it is known so far. Raises UsageError when the names do not fit.
+    """
+    if task not in (None, "classification"):
+        raise UsageError(f"--labels names classes, and the model's task is {task}", "leave --labels out")
+    if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[1] != len(labels):
+        given = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in outputs)
+        raise UsageError(
+            f"--labels names {len(labels)} classes, and the model gives {given}", "one name for each column of the only output"
+        )
+    return {"task": "classification", "labels": list(labels)}
 
 
 def score(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Metric | None:

@@ -192,8 +192,18 @@ def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
     load_model(path)  # raises what is wrong with a file that is no graph; the parser takes noise for an empty one
     refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
     listed = "; ".join(str(refusal) for refusal in refusals) or "its parser does not say why"
-    hint = "leave these nodes out of what is quantised or cast, or use another backend"
-    raise Refused(f"{name} does not take {path}: {listed}", hint, refusals)
+    raise Refused(f"{name} does not take {path}: {listed}", _other_graph(name, refusals), refusals)
+
+
+def _other_graph(name: str, refusals: Sequence[Refusal]) -> str:
+    """Return what to do about a graph that the parser does not take."""
+    # It takes Q/DQ with zero points of 0 and float biases only; the int8 graphs that are fast on CPUs have neither.
+    if any(refusal.operator in ("QuantizeLinear", "DequantizeLinear") for refusal in refusals):
+        return (
+            f"this int8 graph was made for another runtime: make {name}'s own form from the float32 model with "
+            f"relu-deploy optimize FLOAT32_MODEL --for {name} --precision int8 --calibration D"
+        )
+    return "leave these nodes out of what is quantised or cast, or use another backend"
 
 
 def _make_observable(trt: Any, name: str, network: Any) -> None:

@@ -144,13 +144,29 @@ def print_prove(result: Result) -> None:
     policies = (("NaN", "nan_policy"), ("zero", "negative_zero_policy"), ("subnormals", "subnormals"))
     show(", ".join(f"{name}: {result[key]}" for name, key in policies if result[key]))
     verdict = "[green]proven[/]" if result["passed"] else "[bold red]not proven[/]"
-    show(f"{verdict}: {result['inputs_tested']:,} bit patterns through Relu in {result['seconds']:.1f} s")
+    show(
+        f"{verdict}: {result['inputs_tested']:,} bit patterns through Relu in {result['seconds']:.1f} s{_why_not_proven(result)}"
+    )
+
+
+def _why_not_proven(result: Result) -> str:
+    """Return the kinds of difference that made `prove` say no, "" when it said yes."""
+    counted = [(kernel, kind) for kernel in result["kernels"] for kind, count in kernel["mismatches"].items() if count]
+    # Signed zeros alone are excused, which the count in the table does not show.
+    barred = [(kernel, kind) for kernel, kind in counted if kind != "signed_zero" or result["strict"]]
+    if result["passed"] or not barred:
+        return ""
+    kinds = ", ".join(dict.fromkeys(kind.replace("_", " ") for _, kind in barred))
+    return escape(
+        f"; differs in {kinds}{' (--strict)' if result['strict'] else ''}, first in {barred[0][0]['kernel']} {barred[0][0]['where']}"
+    )
 
 
 def print_verify(result: Result) -> None:
     inputs = result["inputs"]
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs["shapes"].items())
     show(
-        f"[bold]{escape(result['model'])}[/] against {escape(result['against'])} in float64, on {inputs['source']} input {inputs['shapes']}"
+        f"[bold]{escape(result['model'])}[/] against {escape(result['against'])} in float64, on {inputs['source']} input {escape(shapes)}"
     )
     table = _table("backend", "tensor", "scope", ">max abs", ">max ulp", ">error ratio", "passed")
     for backend in result["backends"]:
@@ -209,9 +225,9 @@ def print_bench(result: Result) -> None:
     environment = result["environment"]
     cpu = environment["cpu"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["libraries"].items())
-    show(
-        f"{escape(cpu['model'])}, {environment['threads']} threads of {cpu['usable_cpus']} CPUs, load {environment['load_average']}"
-    )
+    load = environment["load_average"]
+    busy = f", load {load[0]:.1f}" if load else ""
+    show(f"{escape(cpu['model'])}, {environment['threads']} threads of {cpu['usable_cpus']} CPUs{busy}")
     show(f"[dim]{escape(versions)}[/]")
     table = _table(
         *(

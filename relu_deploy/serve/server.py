@@ -66,9 +66,12 @@ def serve(
     *,
     progress: Callable[[str], None] = lambda _: None,
     started: Callable[[dict[str, Any]], None] = lambda _: None,
+    exits: bool = False,
 ) -> None:
     """Serve the models at `paths` until SIGTERM or SIGINT. started: called with where it listens, once every model is warm.
 
+    exits: the process ends when this returns, so that from then on both signals are ignored: one that comes twice does not
+    turn a clean end into a kill.
     Raises what loading a model raises, and InputError for a port that is taken, before anything is served.
     """
     if not paths:
@@ -82,7 +85,7 @@ def serve(
     if options.log.as_json:
         progress = log.info
     with logging_to_stderr(options.log), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(paths, options, progress, started))
+        runner.run(_serve(paths, options, progress, started, exits))
 
 
 async def _serve(
@@ -90,6 +93,7 @@ async def _serve(
     options: ServeOptions,
     progress: Callable[[str], None],
     started: Callable[[dict[str, Any]], None],
+    exits: bool,
 ) -> None:
     from relu_deploy.serve.connection import Connection, Manners
 
@@ -100,8 +104,7 @@ async def _serve(
         http = stack.enter_context(listening(options.host, options.ports.http, "--http-port"))
         wanted = options.ports.metrics
         metrics = None if wanted is None else stack.enter_context(listening(options.host, wanted, "--metrics-port"))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        stack.enter_context(_signalled(lambda: loop.call_soon_threadsafe(stop.set), exits))
         monitored = Monitored(options.monitor_share)
         models = Models(options.settings, monitored)
         routes: list[Route] = [stack.enter_context(Pictures(models, options.pictures))]
@@ -142,6 +145,22 @@ async def _serve(
             if grpc is not None:
                 await grpc.drain(0)
             await models.close()
+
+
+@contextlib.contextmanager
+def _signalled(act: Callable[[], object], exits: bool) -> Iterator[None]:
+    """Call `act` on SIGTERM and SIGINT, and afterwards what was called before, or, before the process `exits`, nothing.
+
+    The loop's own handlers would give way to the system's when it closes, and a second signal then kills.
+    """
+    before = {number: signal.signal(number, lambda *_: act()) for number in (signal.SIGTERM, signal.SIGINT)}
+    ended = False
+    try:
+        yield
+        ended = True
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if exits and ended else handler)
 
 
 async def _metrics(models: Models, bound: socket.socket | None, options: ServeOptions) -> Callable[[], Awaitable[None]]:

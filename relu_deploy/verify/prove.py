@@ -162,7 +162,12 @@ def prove(
         try:
             session = _session(Path(folder) / "alone", backend, dtype, "", device)
         except Unsupported as error:
-            raise Unsupported(f"{backend} has no Relu and Clip for {dtype}: {error.message}", "choose another --dtype") from error
+            other = (
+                "choose another --dtype"
+                if backend == "torch"
+                else "choose another --dtype, or a --backend that has it: torch has"
+            )
+            raise Unsupported(f"{backend} has no Relu and Clip for {dtype}: {error.message}", other) from error
         kernels = _exhaustive(session, dtype, threads or default_threads(), progress)
         kernels += _odd_lengths(session, backend, dtype)
         for convolution in CONVOLUTIONS:

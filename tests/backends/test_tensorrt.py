@@ -346,6 +346,7 @@ def test_every_node_that_the_parser_refuses_is_named(tmp_path):
     assert all(each.reason for each in refused.value.refusals)
     assert "Mystery 'riddle'" in refused.value.message
     assert "Det 'determinant'" in refused.value.message
+    assert "int8" not in refused.value.hint
 
 
 def test_symmetric_int8_with_a_float_bias_builds(tmp_path):
@@ -361,6 +362,7 @@ def test_what_tensorrt_cannot_quantise_is_refused_by_name_and_without_talk_of_dr
         build("tensorrt-rtx", quantised(tmp_path / "m.onnx", **changes))
     assert [each.node for each in refused.value.refusals] == [node]
     assert "driver" not in refused.value.message
+    assert "optimize FLOAT32_MODEL --for tensorrt-rtx --precision int8" in refused.value.hint
 
 
 def test_unsigned_activations_are_not_taken_for_signed_ones_without_a_warning(tmp_path):

@@ -41,6 +41,7 @@ def refused(answer, *words, code=2):
         (["export", "digits", "-o", "x.rdb", "--decode", "boxes"], ["not a detector"]),
         (["export", "digits", "-o", "x.rdb", "--mean", "0.5"], ["--mean and --std go together"]),
         (["export", "digits", "-o", "x.rdb", "--weights", "nothing.pth"], ["no weights file"]),
+        (["export", "digits", "-o", "x.rdb", "--labels", "nothing.txt"], ["--labels nothing.txt cannot be read"]),
         (["verify", "nothing.rdb"], ["does not exist"]),
         (["inspect", "."], ["not a bundle"]),
         (["bench", "nothing.rdb"], ["does not exist"]),
@@ -51,6 +52,21 @@ def refused(answer, *words, code=2):
 def test_bad_usage_is_refused_in_one_line_with_a_hint(command, tmp_path, arguments, words):
     refused(command(*arguments), *words)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "names", "words"),
+    [
+        ("digits", "a\nb\n", ["--labels names 2 classes", "y batchx10"]),
+        ("digits", "a\na\n", ["names 'a' twice"]),
+        ("digits", "\n\n", ["is empty"]),
+        ("digit_detector", "a\nb\n", ["task is detection"]),
+    ],
+)
+def test_labels_that_do_not_fit_the_model_are_refused(command, tmp_path, source, names, words):
+    (tmp_path / "names.txt").write_text(names)
+    refused(command("export", source, "-o", "x.rdb", "--labels", "names.txt", "--quiet"), *words)
+    assert not (tmp_path / "x.rdb").exists()
 
 
 def test_weights_of_another_architecture_name_the_first_keys(command, tmp_path):

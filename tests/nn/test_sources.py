@@ -27,3 +27,31 @@ def test_a_timm_model_is_named_behind_its_package(command, tmp_path, monkeypatch
     made = command("export", "timm:tinynet_z", "-o", "t.rdb", "--input", "x=1x2", "--arg", "width=4", "--json", "-")
     assert made.code == 0, made.stderr
     assert made.json["outputs"][0]["shape"] == ["batch", 4]
+
+
+def test_a_model_of_ones_own_with_labels_is_scored_on_folders_that_are_named_after_them(command, tmp_path):
+    from PIL import Image
+
+    from relu_deploy import Bundle
+    from relu_deploy.data import load_dataset
+    from relu_deploy.tasks import score
+
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def net():\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))\n"
+    )
+    (tmp_path / "names.txt").write_text("dark\nbright\n")
+    for label, grey in (("dark", 0), ("bright", 255)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        Image.new("L", (4, 4), grey).save(tmp_path / "photos" / label / "one.png")
+    pixels = ["--input", "x=1x1x4x4", "--mean", "0.5", "--std", "0.5"]
+    made = command("export", "mine:net", "-o", "m.rdb", *pixels, "--labels", "names.txt")
+    assert made.code == 0, made.stderr
+    bundle = Bundle.open(tmp_path / "m.rdb")
+    assert bundle.manifest["labels"] == ["dark", "bright"]
+    dataset = load_dataset(bundle, tmp_path / "photos")
+    assert dataset.targets["labels"].tolist() == [1, 0]
+    measured = score(bundle.manifest, bundle.session("onnxruntime-cpu").run, dataset, 2)
+    assert measured is not None
+    assert (measured.name, measured.samples) == ("top1", 2)

@@ -1,0 +1,45 @@
+"""What the tables for the terminal say beside the numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from relu_deploy.report.tables import print_bench, print_prove, print_verify
+
+
+def proof(passed, strict, **counts):
+    kernel = {"kernel": "Relu", "where": "behind a Conv", "inputs_tested": 4, "left_out": "", "examples": []}
+    kernel["mismatches"] = {"nan": 0, "signed_zero": 0, "subnormal": 0, "value": 0, **counts}
+    policies = {"findings": [], "nan_policy": "kept", "negative_zero_policy": None, "subnormals": None}
+    head = {"backend": "torch", "version": "2", "dtype": "float16", "inputs_tested": 4, "seconds": 0.1}
+    return {**head, **policies, "kernels": [kernel], "passed": passed, "strict": strict}
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (proof(False, True, signed_zero=1), "differs in signed zero (--strict), first in Relu behind a Conv"),
+        (proof(False, False, subnormal=2, signed_zero=1), "differs in subnormal, first in Relu behind a Conv"),
+    ],
+)
+def test_a_proof_that_fails_says_which_kind_of_difference_failed_it(capsys, result, words):
+    print_prove(result)
+    assert words in capsys.readouterr().out
+
+
+def test_a_proof_that_passes_names_no_reason(capsys):
+    print_prove(proof(True, False, signed_zero=1))
+    assert capsys.readouterr().out.rstrip().endswith("in 0.1 s")
+
+
+def test_verify_writes_shapes_as_the_other_verbs_do(capsys):
+    inputs = {"source": "random", "shapes": {"x": [1, 3, 8, 8], "y": [1, 2]}}
+    print_verify({"model": "m", "against": "torch", "inputs": inputs, "backends": []})
+    assert "on random input x 1x3x8x8, y 1x2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("average", "words"), [([0.8149, 0.7, 0.9], "2 CPUs, load 0.8"), (None, "2 CPUs")])
+def test_the_load_is_one_number_and_absent_where_the_system_has_none(capsys, average, words):
+    environment = {"cpu": {"model": "a CPU", "usable_cpus": 2}, "threads": 2, "libraries": {}, "load_average": average}
+    print_bench({"environment": environment, "runs": [], "ratios": [], "left_out": {}})
+    assert capsys.readouterr().out.splitlines()[0].endswith(words)
