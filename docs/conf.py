@@ -25,6 +25,7 @@ myst_heading_anchors = 4
 # `names` in docstrings are code, as they are in Markdown.
 default_role = "code"
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 add_module_names = False
 python_maximum_signature_line_length = 90

@@ -82,7 +82,10 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 
 
 def _verb(name: str, verb: argparse.ArgumentParser) -> str:
-    rows = [_row(action) for action in verb._actions if action.dest != "help"]
+    # Every verb takes these three: they come last.
+    common = ("json", "quiet", "debug")
+    actions = sorted((one for one in verb._actions if one.dest != "help"), key=lambda one: one.dest in common)
+    rows = [_row(action) for action in actions]
     return "\n".join([f"## {name}", "", str(verb.description), "", "| | |", "| --- | --- |", *rows, ""])
 
 
@@ -130,8 +133,8 @@ def manifest() -> str:
 
 def _fields(part: Mapping[str, Any], whole: Mapping[str, Any], above: str) -> Iterator[tuple[str, str, str]]:
     required = part.get("required", ())
-    for name, field in part.get("properties", {}).items():
-        field = _resolved(field, whole)
+    for name, written in part.get("properties", {}).items():
+        field = _resolved(written, whole)
         path = f"{above}{name}"
         notes = [*(["needed"] if name in required else []), *([field["description"]] if "description" in field else [])]
         yield path, _type(field, whole), "; ".join(notes)
@@ -169,9 +172,11 @@ def zoo() -> str:
     rows = []
     for model in sorted(recipes().values(), key=lambda one: (one.metric is None, one.name)):
         metric = f"{model.metric['name']} {model.metric['value']:.4f} on {model.metric['on']}" if model.metric else ""
-        weights = model.weights or "yours (`--weights FILE`)"
+        weights = model.weights or "yours"
         size = "x".join(map(str, model.shape))
-        rows.append(f"| `{model.name}` | {model.task} | {model.parameters:,} | {model.activation} | {size} | {weights} | {metric} |")
+        rows.append(
+            f"| `{model.name}` | {model.task} | {model.parameters:,} | {model.activation} | {size} | {weights} | {metric} |"
+        )
     return "\n".join(["| model | task | parameters | activation | input | weights | metric |", "| --- " * 7 + "|", *rows])
 
 
