@@ -89,7 +89,7 @@ def read_page(path: Path, text: str) -> Page:
     name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     lines = text.splitlines()
     said: dict[str, str] = {}
-    at = 0
+    at, in_indented = 0, False
     while at < len(lines):
         fence = FENCE.match(lines[at])
         if fence is not None:
@@ -116,7 +116,9 @@ def read_page(path: Path, text: str) -> Page:
                 said[kind] = content
             at = end + 1
             continue
-        if lines[at].startswith("    ") and "relu-deploy " in lines[at] and (at == 0 or not lines[at - 1].strip()):
+        # An indented block goes on for as long as its lines are indented.
+        in_indented = lines[at].startswith("    ") and (in_indented or at == 0 or not lines[at - 1].strip())
+        if in_indented and re.match(r"\s+(\S*relu-deploy|python3? -m relu_deploy) ", lines[at]):
             problems.append(f"{name}:{at + 1}: a command in an indented block is never run: use ```console")
         at += 1
     return Page(path, tuple(blocks), tuple(problems))

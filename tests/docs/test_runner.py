@@ -101,7 +101,8 @@ def test_commands_in_a_block_that_is_not_run_are_found(language, line):
 
 
 def test_commands_in_an_indented_block_are_found():
-    assert "page.md:3" in page_of("text\n\n    relu-deploy zoo\n").problems[0]
+    assert "page.md:4" in page_of("text\n\n    cd here\n    relu-deploy zoo\n").problems[0]
+    assert page_of("- text about\n    relu-deploy and others\n").problems == ()
 
 
 @pytest.mark.parametrize(
