@@ -186,6 +186,12 @@ def cards() -> str:
     return "\n".join(_lower(_turned(file.read_text(encoding="utf-8"), file.parent, DOCS / "models.md")) for file in files)
 
 
+def tutorials() -> str:
+    """Return the tutorials for a toctree, one a line: the tour first, then the others by name."""
+    names = sorted((file.stem for file in (DOCS / "tutorials").glob("*.md")), key=lambda name: (name != "five_minute_tour", name))
+    return "\n".join(f"tutorials/{name}" for name in names)
+
+
 def _lower(text: str) -> str:
     """Return `text` with each heading one level lower; lines of code that begin with # are none."""
     lines, in_code = [], False
@@ -212,5 +218,6 @@ PARTS = {
     "command-line": command_line,
     "errors": errors,
     "manifest": manifest,
+    "tutorials": tutorials,
     "zoo": zoo,
 }
