@@ -2,7 +2,7 @@
 
 ```python             run in one namespace a page
 ```console            lines that begin with `$ ` (and `> ` right after one) are run by one shell a page; the others are
-                      what comes, see `doc_output`; `# exit 2` at the end of a command's line is the exit code it ends with
+                      what comes, see `doc_output`; `# … exit 2` at the end of a command's line is the exit code it ends with
 ```output             what the Python block before it printed
 <!-- not run: why --> on the line before a block: it cannot run here, for this reason
 <!-- file: name -->   on the line before a block: it is written to this file instead of being run
@@ -17,6 +17,7 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -24,6 +25,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}|~{3,}) *(?P<language>[^\s`]*)[^`]*$")
 PARSERS = {"json": json.loads, "yaml": lambda text: list(yaml.safe_load_all(text)), "toml": tomllib.loads}
+#: what a comment may say about the block on the next line
+SAID = ("not run", "needs", "file")
 RUN = ("python", "console", "output", "hidden")
 
 
@@ -86,14 +89,14 @@ def read_page(path: Path, text: str) -> Page:
     name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     lines = text.splitlines()
     said: dict[str, str] = {}
-    at = 0
+    at, in_indented = 0, False
     while at < len(lines):
         fence = FENCE.match(lines[at])
         if fence is not None:
             end = _closing(lines, at, fence)
             indent = len(fence["indent"])
             inner = "".join(f"{line[indent:] if not line[:indent].strip() else line}\n" for line in lines[at + 1 : end])
-            blocks.append(Block(fence["language"], inner, at + 2, said.get("not run"), said.get("file")))
+            blocks.append(Block(fence["language"], inner, at + 2, _reason(said), said.get("file")))
             problems += [f"{name}:{at + 1}: {what}" for what in _wrong_with(blocks[-1])]
             said, at = {}, end + 1
             continue
@@ -109,11 +112,13 @@ def read_page(path: Path, text: str) -> Page:
             elif kind and not content:
                 problems.append(f"{name}:{at + 1}: `{kind}` without saying what: write <!-- {kind}: … -->")
             # A second comment about the same block follows the first.
-            if kind in ("not run", "file"):
+            if kind in SAID:
                 said[kind] = content
             at = end + 1
             continue
-        if lines[at].startswith("    ") and "relu-deploy " in lines[at] and (at == 0 or not lines[at - 1].strip()):
+        # An indented block goes on for as long as its lines are indented.
+        in_indented = lines[at].startswith("    ") and (in_indented or at == 0 or not lines[at - 1].strip())
+        if in_indented and re.match(r"\s+(\S*relu-deploy|python3? -m relu_deploy) ", lines[at]):
             problems.append(f"{name}:{at + 1}: a command in an indented block is never run: use ```console")
         at += 1
     return Page(path, tuple(blocks), tuple(problems))
@@ -135,7 +140,7 @@ def commands(block: Block) -> list[Command]:
         shown = at
         while at < len(lines) and not lines[at].startswith("$ "):
             at += 1
-        code = re.search(r"#\s*exit (\d+)\s*$", text[-1])
+        code = re.search(r"#.*\bexit (\d+)\s*$", text[-1])
         found.append(Command("\n".join(text), block.line + start, tuple(lines[shown:at]), int(code[1]) if code else 0))
     return found
 
@@ -149,12 +154,18 @@ def _closing(lines: list[str], at: int, fence: re.Match[str]) -> int:
     return len(lines)
 
 
+def _reason(said: dict[str, str]) -> str | None:
+    needed = said.get("needs")
+    missing = f"{needed} is not installed" if needed and find_spec(needed) is None else None
+    return said.get("not run", missing)
+
+
 def _comment(text: str) -> tuple[str, str]:
-    """Return what a comment says about a block (`run`, `not run`, `file` or nothing) and the rest of it."""
+    """Return what a comment says about a block (`run`, one of `SAID`, or nothing) and the rest of it."""
     if text.strip() == "run" or text.lstrip().startswith("run\n"):
         return "run", text.lstrip()[len("run\n") :]
     kind, _, content = text.strip().partition(":")
-    return (kind, " ".join(content.split())) if kind in ("not run", "file") else ("", "")
+    return (kind, " ".join(content.split())) if kind in SAID else ("", "")
 
 
 def _wrong_with(block: Block) -> list[str]:

@@ -95,7 +95,7 @@ class _Child:
     """A process in a session of its own, read by a thread so that waiting for it can end."""
 
     def __init__(self, words: list[str], folder: Path, tools: Path, patience: float) -> None:
-        self._patience = patience
+        self._patience, self._gone = patience, False
         self._process = subprocess.Popen(
             words,
             cwd=folder,
@@ -122,11 +122,16 @@ class _Child:
         self._process.stdin.flush()
 
     def _next(self, until: float) -> str | None:
-        """Return the next line, None when the process has gone or the time is up."""
+        """Return the next line, None when the process has gone or the time is up; `_late` then says which."""
         try:
-            return self._lines.get(timeout=max(0.0, until - time.monotonic()))
+            line = self._lines.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:
             return None
+        self._gone = line is None
+        return line
+
+    def _late(self, what: str) -> str:
+        return f"{what} ended" if self._gone else f"not finished after {self._patience:g} s"
 
     def end(self) -> None:
         """End the process and all that it started, and wait until they are gone."""
@@ -165,8 +170,7 @@ class _Shell(_Child):
             if line.startswith(DONE):
                 return said, int(line.split()[-1])
             said += line
-        late = "the shell ended" if self._process.poll() is not None else f"not finished after {self._patience:g} s"
-        raise Wrong(f"{where}: {late}: {text.strip()}\n{said}")
+        raise Wrong(f"{where}: {self._late('the shell')}: {text.strip()}\n{said}")
 
     def _until_it_answers(self, command: Command, where: str, said: str) -> str:
         ports = _ports(command)
@@ -193,8 +197,7 @@ class _Interpreter(_Child):
         self._say(json.dumps({"text": block.text, "line": block.line, "file": str(page.path)}) + "\n")
         answer = self._next(time.monotonic() + self._patience)
         if answer is None:
-            late = "Python ended" if self._process.poll() is not None else f"not finished after {self._patience:g} s"
-            raise Wrong(f"{page.path}:{block.line}: {late}")
+            raise Wrong(f"{page.path}:{block.line}: {self._late('Python')}")
         result = json.loads(answer)
         if result["error"]:
             inner = re.findall(rf'File "{re.escape(str(page.path))}", line (\d+)', result["error"])

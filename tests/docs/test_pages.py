@@ -1,5 +1,7 @@
 """Every example in the documentation runs as it is written, and what it shows is what comes."""
 
+import re
+
 import pytest
 from doc_pages import ROOT, page_at, pages
 from doc_runs import PATIENCE, Wrong, can_run, is_free, ports_of, run_page
@@ -24,6 +26,13 @@ def test_the_readme_and_the_tutorials_have_examples_that_run():
     assert set(tutorials) <= set(runnable)
 
 
+def test_every_link_to_a_file_of_the_repository_leads_to_one():
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s#]+)", page.path.read_text(encoding="utf-8"))]
+    inside = [(page, link) for page, link in links if "://" not in link]
+    assert len(inside) > 50
+    assert [f"{name_of(page)}: {link}" for page, link in inside if not (page.path.parent / link).exists()] == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3 * PATIENCE)
 @pytest.mark.parametrize("page", [page for page in PAGES if page.is_run], ids=name_of)
@@ -34,10 +43,13 @@ def test_a_page_runs_as_it_is_written(page, tmp_path):
         pytest.skip(why)
     if taken := [port for port in ports_of(page) if not is_free(port)]:
         pytest.skip(f"port {taken[0]}, on which this page starts a server, is in use")
+    what = ""
     try:
         run_page(page, tmp_path)
     except Wrong as wrong:
-        pytest.fail(str(wrong), pytrace=False)
+        what = str(wrong)
+    if what:
+        pytest.fail(what, pytrace=False)
 
 
 @pytest.mark.parametrize(("page", "block"), NOT_RUN, ids=[f"{name_of(page)}:{block.line}" for page, block in NOT_RUN])

@@ -85,6 +85,14 @@ def test_a_reason_belongs_to_the_block_on_the_next_line():
     assert page_of("<!-- not run: needs a GPU -->\n\n" + fenced("console", "$ false")).problems
 
 
+def test_a_block_that_needs_a_module_runs_where_that_is():
+    page = page_of(
+        "<!-- needs: json -->\n" + fenced("console", "$ true") + "<!-- needs: no_such_module -->\n" + fenced("python", "1")
+    )
+    assert [block.reason for block in page.blocks] == [None, "no_such_module is not installed"]
+    assert page_of("<!-- needs: -->\n" + fenced("python", "1")).problems
+
+
 @pytest.mark.parametrize("language", ["", "sh", "bash", "text"])
 @pytest.mark.parametrize("line", ["$ ls", "relu-deploy zoo"])
 def test_commands_in_a_block_that_is_not_run_are_found(language, line):
@@ -93,7 +101,8 @@ def test_commands_in_a_block_that_is_not_run_are_found(language, line):
 
 
 def test_commands_in_an_indented_block_are_found():
-    assert "page.md:3" in page_of("text\n\n    relu-deploy zoo\n").problems[0]
+    assert "page.md:4" in page_of("text\n\n    cd here\n    relu-deploy zoo\n").problems[0]
+    assert page_of("- text about\n    relu-deploy and others\n").problems == ()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,14 @@ def test_good_blocks_of_other_languages_are_no_problem():
 
 def test_commands_their_output_and_their_exit_codes_are_told_apart():
     text = fenced(
-        "console", "$ one \\", "    --more", "> end", "said", "", "$ two    # exit 3", "$ relu-deploy serve m.rdb &  # here"
+        "console",
+        "$ one \\",
+        "    --more",
+        "> end",
+        "said",
+        "",
+        "$ two    # too many: exit 3",
+        "$ relu-deploy serve m.rdb &  # here",
     )
     first, second, third = commands(page_of(text).blocks[0])
     assert (first.text, first.shown, first.line, first.code) == ("one \\\n    --more\nend", ("said", ""), 2, 0)
