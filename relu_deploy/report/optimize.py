@@ -94,10 +94,13 @@ def _checked(result: Result) -> str:
     checked = result["verified"]
     if checked is None:
         return "its Relus were not compared: the gate was missed before"
-    verdict = "agree with the float32 graph within the precision's own noise" if checked["passed"] else "differ"
-    where = f", first at {checked['first_divergence']}" if checked["first_divergence"] else ""
     ratio = "" if checked["largest_ratio"] is None else f" (largest error ratio {checked['largest_ratio']:.2f})"
-    return f"{checked['relus_passed']} of {checked['relus']} Relus {verdict}{where}{ratio}"
+    if checked["passed"]:
+        agree = "agree with the float32 graph within the precision's own noise"
+        return f"{checked['relus_passed']} of {checked['relus']} Relus {agree}{ratio}"
+    where = f", first at {checked['first_divergence']}" if checked["first_divergence"] else ""
+    differ = checked["relus"] - checked["relus_passed"]
+    return f"{differ} of {checked['relus']} Relus differ from the float32 graph by more than the precision explains{where}{ratio}"
 
 
 def _prepared(result: Result) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from relu_deploy.report.optimize import _checked
 from relu_deploy.report.tables import print_bench, print_prove, print_verify
 
 
@@ -43,3 +44,10 @@ def test_the_load_is_one_number_and_absent_where_the_system_has_none(capsys, ave
     environment = {"cpu": {"model": "a CPU", "usable_cpus": 2}, "threads": 2, "libraries": {}, "load_average": average}
     print_bench({"environment": environment, "runs": [], "ratios": [], "left_out": {}})
     assert capsys.readouterr().out.splitlines()[0].endswith(words)
+
+
+def test_relus_that_differ_are_counted_not_those_that_agree():
+    checked = {"relus": 35, "relus_passed": 34, "largest_ratio": 1.99, "first_divergence": "a/Clip"}
+    assert _checked({"verified": {**checked, "passed": False}}).startswith("1 of 35 Relus differ")
+    whole = {**checked, "relus_passed": 35, "first_divergence": None, "passed": True}
+    assert _checked({"verified": whole}).startswith("35 of 35 Relus agree")
