@@ -72,8 +72,10 @@ def optimize_page(result: Result) -> str:
 def _accuracy(result: Result) -> str:
     one = result["accuracy"]
     how = ", simulated on the CPU" if one["simulated"] else ""
+    # Only 8 bits are calibrated; the other precisions have seen no row before.
+    seen = ", calibrated on too" if result["precision"] in ("int8", "fp8") and not result["evidence"]["held_out"] else ""
     return (
-        f"{one['metric']} {one['before']:.4f} → {one['after']:.4f} on {one['samples']} rows "
+        f"{one['metric']} {one['before']:.4f} → {one['after']:.4f} on {one['samples']} rows{seen} "
         f"(drop {one['drop']:.4f}, {one['max_drop']:g} is allowed{how})"
     )
 

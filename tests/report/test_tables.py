@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relu_deploy.report.optimize import _checked
+from relu_deploy.report.optimize import _accuracy, _checked
 from relu_deploy.report.tables import print_bench, print_prove, print_verify
 
 
@@ -51,3 +51,12 @@ def test_relus_that_differ_are_counted_not_those_that_agree():
     assert _checked({"verified": {**checked, "passed": False}}).startswith("1 of 35 Relus differ")
     whole = {**checked, "relus_passed": 35, "first_divergence": None, "passed": True}
     assert _checked({"verified": whole}).startswith("35 of 35 Relus agree")
+
+
+@pytest.mark.parametrize(
+    ("precision", "held_out", "words"),
+    [("int8", False, "on 8 rows, calibrated on too ("), ("int8", True, "on 8 rows ("), ("fp16", False, "on 8 rows (")],
+)
+def test_accuracy_on_rows_that_chose_the_scales_says_so(precision, held_out, words):
+    accuracy = {"metric": "top1", "before": 1.0, "after": 1.0, "samples": 8, "drop": 0.0, "max_drop": 0.1, "simulated": False}
+    assert words in _accuracy({"accuracy": accuracy, "precision": precision, "evidence": {"held_out": held_out}})
