@@ -125,6 +125,7 @@ def verify(options: argparse.Namespace) -> int:
             options.backend or ["onnxruntime-cpu"],
             feeds=load_npz(options.inputs) if options.inputs else None,
             against=options.against,
+            data=options.data,
             samples=options.samples,
             seed=options.seed,
             threads=options.threads,
@@ -291,6 +292,7 @@ def bench(options: argparse.Namespace) -> int:
             threads=options.threads,
             seed=options.seed,
             settings=settings,
+            data=options.data,
             progress=step,
         )
         result = report.to_json()

@@ -151,8 +151,8 @@ def load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
     return _from_pictures_json(bundle, folder / "pictures.json")
 
 
-def sample_feeds(bundle: Bundle, samples: int, seed: int) -> tuple[Feeds, dict[str, Any]]:
-    """Return feeds of `samples` rows, and where they come from: the bundle's own data set if it is here, else random.
+def sample_feeds(bundle: Bundle, samples: int, seed: int, data: str | None = None) -> tuple[Feeds, dict[str, Any]]:
+    """Return feeds of `samples` rows, and where they come from: `data`, else the bundle's own data set if it is here, else random.
 
     A model whose batch is fixed gets as many rows as it takes.
     """
@@ -160,15 +160,20 @@ def sample_feeds(bundle: Bundle, samples: int, seed: int) -> tuple[Feeds, dict[s
     rows = fixed if isinstance(fixed, int) else samples
     if samples < 1:
         raise UsageError(f"--samples must be at least 1, not {samples}", "for instance --samples 4")
-    if name := bundle.manifest.get("dataset"):
+    if name := data or bundle.manifest.get("dataset"):
         try:
             dataset = load_dataset(bundle, name)
         except (InputError, UsageError):
-            pass
+            if data is not None:
+                raise
         else:
             picked = np.random.default_rng(seed).permutation(len(dataset))[:rows]
             if len(picked) == rows:
                 return {key: array[picked] for key, array in dataset.feeds.items()}, {"source": f"data set {name}", "seed": seed}
+            if data is not None:
+                raise UsageError(
+                    f"{data} has {len(dataset)} rows, fewer than the {rows} wanted", "ask for fewer, or give more data"
+                )
     return random_feeds(bundle.inputs, rows, seed), {"source": "random", "seed": seed}
 
 

@@ -84,6 +84,9 @@ def _verify(verbs: Any, functions: Mapping[str, Verb]) -> None:
         "--against", metavar="torch|reference|OTHER.onnx", help="the truth (default: torch where its program travels along)"
     )
     verb.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays named after the model's inputs")
+    verb.add_argument(
+        "--data", metavar="D", help="folder of pictures, FILE.npz or shipped data set (default: the model's own, else random)"
+    )
     verb.add_argument("--samples", type=int, default=1, metavar="N", help="rows of data when no --inputs are given (default 1)")
     verb.add_argument(
         "--optimization",
@@ -213,6 +216,7 @@ def _bench(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb = _verb(verbs, functions, "bench", "measure speed and accuracy; with no PATH, of the shipped models")
     verb.add_argument("paths", nargs="*", metavar="PATH", help="bundles, .onnx files or zoo names")
     verb.add_argument("--batch", default="1", metavar="N[,N…]", help="batch sizes (default 1)")
+    verb.add_argument("--data", metavar="D", help="what is fed and scored (default: the model's own data set, else random)")
     verb.add_argument("--seconds", type=float, default=2.0, metavar="S", help="of timed runs per row (default 2)")
     verb.add_argument("--against", metavar="BACKEND", help="take ratios against this backend (default: the first)")
     verb.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")

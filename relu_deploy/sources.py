@@ -108,8 +108,12 @@ def _call(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     except AttributeError as error:
         raise InputError(f"{where!r} has nothing called {what!r}", "write package.module:callable") from error
     except Exception as error:  # the user's module may raise anything
+        other_builds = "torchvision::" in str(error)
         raise InputError(
-            f"importing {where!r} failed: {type(error).__name__}: {error}", "import it in Python to see why"
+            f"importing {where!r} failed: {type(error).__name__}: {error}",
+            "torch and torchvision are of different builds: install both in one command, from the same index"
+            if other_builds
+            else "import it in Python to see why",
         ) from error
     try:
         module = target if isinstance(target, torch.nn.Module) else target(**arguments)

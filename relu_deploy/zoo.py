@@ -7,6 +7,7 @@ Architectures live in `relu_deploy.nn`; trained models in `models/`, one folder 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -169,7 +170,7 @@ def build(name: str, weights: str | os.PathLike[str] | None = None, *, seed: int
 
     weights: None for random ones, "default" for the zoo's own, or a `.safetensors` or `.pth` file.
     seed: makes the random ones reproducible, without touching the caller's random state. arguments: for the architecture.
-    Raises UsageError for an unknown name, InputError for weights that are not this architecture's.
+    Raises UsageError for an unknown name or argument, InputError for weights that are not this architecture's.
     """
     known = recipe(name)
     try:
@@ -179,10 +180,14 @@ def build(name: str, weights: str | os.PathLike[str] | None = None, *, seed: int
     from relu_deploy.nn import architecture
 
     arguments = {**(known.arguments or {}), **arguments}
+    make = architecture(name)
+    takes = inspect.signature(make).parameters
+    if strange := [each for each in arguments if each not in takes]:
+        raise UsageError(f"{name} has no argument {strange[0]!r}", nearest(strange[0], takes))
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        module: nn.Module = architecture(name)(**arguments)
+        module: nn.Module = make(**arguments)
     if weights is not None:
         file = weights_file(known) if weights == "default" else Path(weights)
         load_weights(module, file, name)

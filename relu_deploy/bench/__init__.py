@@ -40,6 +40,7 @@ def bench(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     variants: Sequence[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
     """Return the benchmark of each model on each backend at each batch size.
@@ -49,7 +50,8 @@ def bench(
     row, and as many again of the GPU alone. against: the backend that ratios are taken against, by default the first one.
     threads: CPU threads, by default every CPU this process may use. settings: fields of `backends.Options` for every
     session, such as tf32 or torch_mode. variants: those that are rows, in the model's place on their backend; None for all.
-    progress: called with a line about what happens next.
+    data: what the models are fed and scored on, by default each one's own data set. progress: called with a line about what
+    happens next.
     Raises BackendUnavailable for a backend that was asked for by name, UsageError and InputError for bad arguments.
     """
     models = [Bundle.open(one) for one in ([bundles] if isinstance(bundles, Bundle | str | os.PathLike) else bundles)]
@@ -73,9 +75,22 @@ def bench(
         "gpu_limits": limits.to_json() if limits else None if gpu is None else {"not_measured": gpu},
         "settings": settings,
         "seconds_per_row": seconds,
+        "data": None if data is None else str(data),
         "seed": seed,
     }
-    plan = Plan(names, seconds, threads, seed, backends is None, machine, limits, settings, variants, progress)
+    plan = Plan(
+        names,
+        seconds,
+        threads,
+        seed,
+        backends is None,
+        machine,
+        limits,
+        settings,
+        variants,
+        progress,
+        None if data is None else str(data),
+    )
     runs: list[Run] = []
     ratios: list[Ratios] = []
     for bundle in models:

@@ -37,7 +37,7 @@ class Plan:
     """How everything is measured. settings: options of `backends.load` beside threads, for backends that have them.
 
     variants: which of a bundle's variants are rows, None for all; where some are named, they stand in the model's place on
-    their backend. may_skip: a backend that cannot run a model leaves a row with its error instead of ending all.
+    their backend. data: instead of each model's own data set. may_skip: a backend that cannot run a model leaves a row with its error instead of ending all.
     """
 
     backends: Sequence[str]
@@ -50,6 +50,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     variants: Sequence[str] | None = None
     progress: Callable[[str], None] = lambda _: None
+    data: str | None = None
 
 
 class Key(NamedTuple):
@@ -81,7 +82,7 @@ def measure_rows(bundle: Bundle, batch: int, plan: Plan) -> tuple[list[Run], Tim
     try:
         for key, process in processes.items():
             process.tell("prepare", backend=key.backend)
-        feeds, _ = sample_feeds(bundle, batch, plan.seed)
+        feeds, _ = sample_feeds(bundle, batch, plan.seed, plan.data)
         checked = _checked_rows(bundle, batch)
         few = {name: array[:checked] for name, array in feeds.items()}
         truths = {(key.variant, _cast(key, plan)): _truth(graphs[key], few, plan.threads, _cast(key, plan)) for key in keys}
@@ -130,7 +131,7 @@ def _load(
     for key, process in processes.items():
         plan.progress(f"{what}: loading {key}")
         path = graphs[key].onnx if key.variant else bundle.path
-        common = {"threads": plan.threads, "batch": batch, "seed": plan.seed, "settings": dict(plan.settings)}
+        common = {"threads": plan.threads, "batch": batch, "seed": plan.seed, "settings": dict(plan.settings), "data": plan.data}
         reply = process.ask("load", bundle=str(path), backend=key.backend, **common)
         if "error" in reply:
             if not plan.may_skip:

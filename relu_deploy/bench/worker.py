@@ -42,10 +42,20 @@ class Worker:
         probe(backend)
         return {"import_seconds": time.perf_counter() - started}
 
-    def load(self, bundle: str, backend: str, threads: int, batch: int, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def load(
+        self,
+        bundle: str,
+        backend: str,
+        threads: int,
+        batch: int,
+        seed: int,
+        settings: Mapping[str, Any],
+        data: str | None = None,
+    ) -> dict[str, Any]:
         """Load the model and answer once. Times are of loading alone and of the first run alone."""
         self.bundle, self.batch, self.gpu = Bundle.open(bundle), batch, int(settings.get("device", 0))
-        self.feeds = [sample_feeds(self.bundle, batch, seed + turn)[0] for turn in range(ROTATION)]
+        self.data = data or self.bundle.manifest.get("dataset")
+        self.feeds = [sample_feeds(self.bundle, batch, seed + turn, data)[0] for turn in range(ROTATION)]
         ready = time.perf_counter()
         self.session = load(self.bundle, backend, threads=threads, **settings)
         loaded = time.perf_counter()
@@ -128,9 +138,9 @@ class Worker:
         return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
     def accuracy(self) -> dict[str, Any]:
-        if not self.bundle.manifest.get("dataset"):
+        if not self.data:
             return {"accuracy": None}
-        dataset = load_dataset(self.bundle, self.bundle.manifest["dataset"])
+        dataset = load_dataset(self.bundle, self.data)
         metric = score(self.bundle.manifest, self.session.run, dataset, self.batch)
         return {"accuracy": metric.to_json() if metric else None}
 

@@ -281,6 +281,16 @@ def print_bench(result: Result) -> None:
         )
     if any(run["warmed_up"] is False for run in result["runs"]):
         show("[yellow]*[/] did not settle while warming up: the machine was busy, read its interval")
+    for run in result["runs"]:
+        if run["verified"] is False and run["error_ratio"] is not None:
+            # Noise is not what 8 bits were calibrated for.
+            fed = (
+                "; it was fed random numbers: --data D feeds real rows"
+                if not (run["accuracy"] or environment.get("data"))
+                else ""
+            )
+            row = f"{run['model']} {run['backend']} {run['variant']}".strip()
+            show(f"[bold red]not verified[/]: {escape(row)}: error ratio {_number(run['error_ratio'])}{escape(fed)}")
     for name, reason in result["left_out"].items():
         show(f"[dim]not run: {name}: {escape(reason)}[/]")
 

@@ -200,6 +200,7 @@ def verify(
     backends: Sequence[str] = ("onnxruntime-cpu",),
     *,
     feeds: Feeds | None = None,
+    data: str | os.PathLike[str] | None = None,
     against: str | None = None,
     samples: int = 1,
     seed: int = 0,
@@ -210,7 +211,8 @@ def verify(
 ) -> VerifyReport:
     """Return the comparison of every Relu and every output on `backends` with the truth.
 
-    feeds: arrays for the model's inputs; by default `samples` real ones of the model's own data set, or random ones from `seed`.
+    feeds: arrays for the model's inputs; by default `samples` rows of `data` (see `load_dataset`), without that of the model's
+    own data set, or random ones from `seed`.
     against: "torch", "reference", another ONNX file or bundle; by default PyTorch's program where it travels along.
     optimization: how far the runtime may rewrite the graph ("none", "basic", "extended", "all"), where it has such a switch.
     device: index of the GPU, for backends on one. progress: called with a line about what happens next.
@@ -219,6 +221,8 @@ def verify(
     started = time.perf_counter()
     if optimization not in OPTIMIZATIONS:
         raise UsageError(f"there is no optimization level {optimization!r}", f"one of: {', '.join(OPTIMIZATIONS)}")
+    if feeds is not None and data is not None:
+        raise UsageError("arrays and --data both say what is fed", "give --inputs or --data")
     options = {"threads": threads, "device": device, "optimization": optimization}
     for name in backends:
         require(name)
@@ -229,7 +233,7 @@ def verify(
     if feeds is None:
         from relu_deploy.data import sample_feeds
 
-        feeds, described = sample_feeds(bundle, samples, seed)
+        feeds, described = sample_feeds(bundle, samples, seed, None if data is None else str(data))
     else:
         described = {"source": "given", "seed": None}
     feeds = check_feeds(feeds, bundle.inputs, bundle.name)

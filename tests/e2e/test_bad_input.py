@@ -41,6 +41,7 @@ def refused(answer, *words, code=2):
         (["export", "digits", "-o", "x.rdb", "--decode", "boxes"], ["not a detector"]),
         (["export", "digits", "-o", "x.rdb", "--mean", "0.5"], ["--mean and --std go together"]),
         (["export", "digits", "-o", "x.rdb", "--weights", "nothing.pth"], ["no weights file"]),
+        (["export", "digits", "-o", "x.rdb", "--arg", "classes=7"], ["no argument 'classes'", "did you mean 'num_classes'?"]),
         (["export", "digits", "-o", "x.rdb", "--labels", "nothing.txt"], ["--labels nothing.txt cannot be read"]),
         (["verify", "nothing.rdb"], ["does not exist"]),
         (["inspect", "."], ["not a bundle"]),

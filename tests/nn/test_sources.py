@@ -16,6 +16,15 @@ def test_a_torchvision_model_travels_by_its_own_name(command):
     assert command("verify", "r.rdb").code == 0
 
 
+def test_a_torchvision_of_another_build_is_told_from_a_broken_module(command, tmp_path):
+    for name, words in (("mismatched", "operator torchvision::nms does not exist"), ("broken", "no luck")):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError({words!r})\n")
+        refused = command("export", f"{name}:net", "-o", "m.rdb", "--input", "x=1x2")
+        assert refused.code == 2
+        assert words in refused.stderr
+        assert ("from the same index" in refused.stderr) == (name == "mismatched")
+
+
 def test_a_timm_model_is_named_behind_its_package(command, tmp_path, monkeypatch):
     # A stand-in with timm's own entry point: the package itself is no dependency.
     (tmp_path / "timm.py").write_text(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from relu_deploy.report.optimize import _accuracy, _checked
 from relu_deploy.report.tables import print_bench, print_prove, print_verify
 from relu_deploy.verify.prove import Kernel, ProveReport
 
@@ -44,3 +45,31 @@ def test_the_load_is_one_number_and_absent_where_the_system_has_none(capsys, ave
     environment = {"cpu": {"model": "a CPU", "usable_cpus": 2}, "threads": 2, "libraries": {}, "load_average": average}
     print_bench({"environment": environment, "runs": [], "ratios": [], "left_out": {}})
     assert capsys.readouterr().out.splitlines()[0].endswith(words)
+
+
+def test_relus_that_differ_are_counted_not_those_that_agree():
+    checked = {"relus": 35, "relus_passed": 34, "largest_ratio": 1.99, "first_divergence": "a/Clip"}
+    assert _checked({"verified": {**checked, "passed": False}}).startswith("1 of 35 Relus differ")
+    whole = {**checked, "relus_passed": 35, "first_divergence": None, "passed": True}
+    assert _checked({"verified": whole}).startswith("35 of 35 Relus agree")
+
+
+@pytest.mark.parametrize(
+    ("precision", "held_out", "words"),
+    [("int8", False, "on 8 rows, calibrated on too ("), ("int8", True, "on 8 rows ("), ("fp16", False, "on 8 rows (")],
+)
+def test_accuracy_on_rows_that_chose_the_scales_says_so(precision, held_out, words):
+    accuracy = {"metric": "top1", "before": 1.0, "after": 1.0, "samples": 8, "drop": 0.0, "max_drop": 0.1, "simulated": False}
+    assert words in _accuracy({"accuracy": accuracy, "precision": precision, "evidence": {"held_out": held_out}})
+
+
+@pytest.mark.parametrize(("data", "hinted"), [(None, True), ("photos", False)])
+def test_a_row_that_is_not_verified_says_by_how_much_and_whether_it_saw_real_data(capsys, data, hinted):
+    environment = {"cpu": {"model": "a CPU", "usable_cpus": 2}, "threads": 2, "libraries": {}, "load_average": None, "data": data}
+    run = {"model": "m", "backend": "onnxruntime-cpu", "variant": "int8-cpu", "batch": 1, "error": "", "warmed_up": True}
+    run |= {"latency_ms": {"p50": 1, "p90": 1, "p99": 1, "mean": 1, "ci95": None}, "roofline": None, "throughput": 1}
+    run |= {"peak_bytes": 1, "load_seconds": 1, "first_run_seconds": 1, "accuracy": None, "verified": False, "error_ratio": 157.0}
+    print_bench({"environment": environment, "runs": [run], "ratios": [], "left_out": {}})
+    told = capsys.readouterr().out
+    assert "not verified: m onnxruntime-cpu int8-cpu: error ratio 157" in told
+    assert ("--data D feeds real rows" in told) is hinted
