@@ -1,4 +1,4 @@
-"""One HTTP connection's manners, on top of uvicorn's protocol: how slow, how large, and how it ends.
+"""One HTTP connection's manners, on top of uvicorn's protocol: how slow, how large, how it ends, and what is turned away.
 
 uvicorn bounds neither the headers nor the time that they take, closes idle connections at once when it stops, and gives up
 a request whose client has shut down its sending side. A client may do that and still wait for its answer.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from relu_deploy.serve.door import Turn
 from relu_deploy.serve.http import LEAVING
 
 __all__ = ["Connection", "Manners"]
@@ -19,6 +21,10 @@ __all__ = ["Connection", "Manners"]
 SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
 LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
 MALFORMED = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+#: bytes of a body that arrives with its headers or soon after, and is skipped when the request is turned away
+SKIPPED = 2**15
+#: in the place of uvicorn's cycle, for a request that was answered without one
+TURNED_AWAY: Any = SimpleNamespace(response_started=True, response_complete=True, keep_alive=True)
 
 
 @dataclass
@@ -26,13 +32,17 @@ class Manners:
     """Shared by all connections of a server. draining: the server is going down, and each answer is its connection's last.
 
     header_seconds: until the headers of a request are complete. header_bytes: at most. grace: seconds that an idle
-    connection is kept while draining, because a request may be on its way.
+    connection is kept while draining, because a request may be on its way. turn: what is turned away at the door.
+    pause: seconds that a connection is then not read: Retry-After names at least one second, and who asks again at once
+    would leave the server less time for what it has taken.
     """
 
     header_seconds: float = 10.0
     header_bytes: int = 2**16
     grace: float = 0.5
     draining: bool = False
+    turn: Turn = lambda *_: None
+    pause: float = 0.25
 
 
 class Connection(HttpToolsProtocol):
@@ -77,9 +87,37 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_time()
+        if self._can_be_turned_away():
+            answer = self._manners.turn(self.parser.get_method(), self.url, self.client[0] if self.client else "")
+            if answer is not None:
+                self._turn_away(answer)
+                return
         super().on_headers_complete()
         if self._manners.draining and self.cycle is not None:
             self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        # The body of a request that was turned away is no header that is slow to arrive.
+        self._in_time()
+        super().on_message_complete()
+
+    def _can_be_turned_away(self) -> bool:
+        """Return whether all that is left of the request can be skipped, and the connection then used again."""
+        if not self._is_idle() or self._manners.draining or self.expect_100_continue or not self.parser.should_keep_alive():
+            return False
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        return length.isdigit() and int(length) <= SKIPPED and self.parser.get_http_version() == "1.1"
+
+    def _turn_away(self, answer: bytes) -> None:
+        self.cycle = TURNED_AWAY
+        self.transport.write(answer)
+        self.on_response_complete()
+        self.flow.pause_reading()
+        self.loop.call_later(self._manners.pause, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own signature
         if self._is_idle():

@@ -15,6 +15,7 @@ from typing import Any
 
 from relu_deploy.errors import UsageError, missing_package
 from relu_deploy.serve.decoding import PictureLimits
+from relu_deploy.serve.door import Door
 from relu_deploy.serve.grpc import GrpcServer, GrpcService
 from relu_deploy.serve.http import HttpApp, HttpLimits, Route
 from relu_deploy.serve.listener import listening, take_no_more
@@ -109,6 +110,7 @@ async def _serve(
         models = Models(options.settings, monitored)
         routes: list[Route] = [stack.enter_context(Pictures(models, options.pictures))]
         access = Access(options.log)
+        manners.turn = Door(models, access)
         grpc = _grpc(models, options, lambda: not stop.is_set(), access)
         try:
             for path in paths:
