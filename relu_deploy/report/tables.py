@@ -194,7 +194,7 @@ def print_verify(result: Result) -> None:
     for backend in result["backends"]:
         compared = [relu for relu in backend["relus"] if relu["passed"] is not None]
         right = sum(relu["passed"] for relu in compared)
-        verdict = "[green]passed[/]" if backend["passed"] else "[bold red]differs[/]"
+        verdict = f"[green]passed[/]: {right}" if backend["passed"] else f"[bold red]differs[/]: in {len(compared) - right}"
         deployed = sum(relu["as_deployed"] for relu in backend["relus"])
         seen = {
             True: ", observed as deployed",
@@ -202,7 +202,7 @@ def print_verify(result: Result) -> None:
             None: "",
         }[backend["as_deployed"]]
         note = f" ({escape(backend['note'])})" if backend["note"] else ""
-        show(f"{backend['name']}: {verdict}: {right} of {len(compared)} Relus{seen}{note}")
+        show(f"{backend['name']}: {verdict} of {len(compared)} Relus{seen}{note}")
         for fault in backend["faults"][:4]:
             where = "in the graph" if fault["where"] == "graph" else f"on {fault['where']}"
             scope = f" ({escape(fault['scope'])})" if fault["scope"] else ""
