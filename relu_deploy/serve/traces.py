@@ -116,7 +116,7 @@ class Traces:
         span = self._tracer.start_span(named[0], parent or Context(), self._kind, start_time=began)
         if not span.is_recording():
             return None
-        span.set_attributes(named[1] | _ours(fields, timings))
+        span.set_attributes({name: value for name, value in (named[1] | _ours(fields, timings)).items() if value != ""})
         if status >= 500:
             span.set_status(self._error)
         within = set_span_in_context(span, Context())
@@ -181,7 +181,7 @@ def _rpc(fields: Mapping[str, Any], status: int) -> tuple[str, Attributes] | Non
     """Return what `_http` does, for a call over gRPC."""
     if fields["path"] not in CALLS:
         return None
-    name, code = f"{SERVICE}/{fields['path']}", GRPC[status]
+    name, code = f"{SERVICE}/{fields['path']}", GRPC.get(status, "UNKNOWN")
     told: Attributes = {
         "rpc.system.name": "grpc",
         "rpc.method": name,
@@ -195,10 +195,8 @@ def _rpc(fields: Mapping[str, Any], status: int) -> tuple[str, Attributes] | Non
 
 
 def _ours(fields: Mapping[str, Any], timings: Timings | None) -> Attributes:
-    told: Attributes = {} if timings is None else {"relu_deploy.batch_rows": timings.rows}
-    if fields.get("id"):
-        told["relu_deploy.request_id"] = _text(fields["id"])
-    return told
+    told: Attributes = {"relu_deploy.request_id": _text(fields.get("id"))}
+    return told if timings is None else told | {"relu_deploy.batch_rows": timings.rows}
 
 
 def _text(value: Any) -> str:

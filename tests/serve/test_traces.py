@@ -126,6 +126,26 @@ def test_only_what_the_server_failed_on_is_an_error(collector, status, failed, k
 
 
 @pytest.mark.parametrize(
+    ("status", "code", "failed"),
+    [
+        (200, "OK", False),
+        (0, "CANCELLED", False),
+        (400, "INVALID_ARGUMENT", False),
+        (413, "RESOURCE_EXHAUSTED", False),
+        (500, "INTERNAL", True),
+        (503, "UNAVAILABLE", True),
+        (504, "DEADLINE_EXCEEDED", True),
+    ],
+)
+def test_a_call_over_grpc_has_the_code_that_its_client_gets(collector, status, code, failed):
+    with tracing(TraceOptions(collector.url, 1.0), Told()) as traces:
+        traces.tell({"method": "gRPC", "path": "ModelInfer", "model": "digits"}, status, 0.001)
+    (span,) = collector.roots()
+    assert (span.attributes["rpc.response.status_code"], span.failed) == (code, failed)
+    assert span.attributes.get("error.type") == (code if failed or status == 0 else None)
+
+
+@pytest.mark.parametrize(
     ("path", "route"),
     [
         ("/v2/models/m/versions/1/infer", "/v2/models/{model}/versions/{version}/infer"),
