@@ -257,6 +257,15 @@ def _serve(verbs: Any, functions: Mapping[str, Verb]) -> None:
         metavar="S",
         help="share of rows whose Relus are compared with the census, 0 to 1 (default 0.01 for a model that has a census)",
     )
+    verb.add_argument(
+        "--traces", metavar="ENDPOINT", help="send OpenTelemetry traces to this collector (OTLP over HTTP): http://localhost:4318"
+    )
+    verb.add_argument(
+        "--trace-share",
+        type=float,
+        metavar="S",
+        help="share of requests that are traced unless their traceparent says whether, 0 to 1 (default 0.01)",
+    )
     verb.add_argument("--log-json", action="store_true", help="log one JSON object a line to stderr")
     verb.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least that is logged (default info)"

@@ -15,8 +15,9 @@ from relu_deploy.serve.http import HttpLimits
 from relu_deploy.serve.logs import LogOptions
 from relu_deploy.serve.models import Settings
 from relu_deploy.serve.server import Ports, ServeOptions, serve
+from relu_deploy.serve.traces import TraceOptions
 
-__all__ = ["HttpLimits", "Limits", "LogOptions", "Ports", "ServeOptions", "Settings", "serve", "serve_options"]
+__all__ = ["HttpLimits", "Limits", "LogOptions", "Ports", "ServeOptions", "Settings", "TraceOptions", "serve", "serve_options"]
 
 
 def serve_options(asked: Any) -> ServeOptions:
@@ -42,6 +43,7 @@ def serve_options(asked: Any) -> ServeOptions:
         raise UsageError(f"--monitor-share must be from 0 to 1, not {asked.monitor_share:g}", "for instance --monitor-share 0.01")
     if asked.log_slow < 0:
         raise UsageError(f"--log-slow must be at least 0, not {asked.log_slow:g}", "for instance --log-slow 1000")
+    traces = _trace_options(asked.traces, asked.trace_share)
     limits = Limits(asked.max_batch, asked.max_delay / 1e3, asked.queue)
     return ServeOptions(
         host=asked.host,
@@ -52,4 +54,17 @@ def serve_options(asked: Any) -> ServeOptions:
         watch=asked.watch,
         monitor_share=asked.monitor_share,
         log=LogOptions(asked.log_json, asked.log_level, asked.log_slow / 1e3),
+        traces=traces,
     )
+
+
+def _trace_options(endpoint: str | None, share: float | None) -> TraceOptions | None:
+    if endpoint is None:
+        if share is not None:
+            raise UsageError("--trace-share is given, but not where traces go", "for instance --traces http://localhost:4318")
+        return None
+    options = TraceOptions(endpoint) if share is None else TraceOptions(endpoint, share)
+    if not 0 <= options.share <= 1:
+        raise UsageError(f"--trace-share must be from 0 to 1, not {options.share:g}", "for instance --trace-share 0.01")
+    _ = options.url  # raises for one that is none
+    return options

@@ -168,7 +168,7 @@ class Batcher:
             self._after(feeds, outputs, rows)
         done = time.perf_counter()
         for ticket in batch:
-            ticket.timings = Timings(taken - ticket.arrived, ready - taken, ran - ready, done - ran)
+            ticket.timings = Timings(taken - ticket.arrived, ready - taken, ran - ready, done - ran, ticket.arrived, rows)
         self._statistics.ran(rows, ready - taken, ran - ready, done - ran)
         return split
 

@@ -88,7 +88,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_time()
         if self._can_be_turned_away():
-            answer = self._manners.turn(self.parser.get_method(), self.url, self.client[0] if self.client else "")
+            client = self.client[0] if self.client else ""
+            answer = self._manners.turn(self.parser.get_method(), self.url, client, self.headers)
             if answer is not None:
                 self._turn_away(answer)
                 return

@@ -7,17 +7,17 @@ So one is made of the request's first line alone, and its connection is then not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from relu_deploy.serve.codec import dump
-from relu_deploy.serve.logs import Access
 from relu_deploy.serve.models import Models
 from relu_deploy.serve.status import Busy, NotFound
+from relu_deploy.serve.telling import Telling
 
 __all__ = ["Door", "Turn"]
 
-#: takes a request's method, target and client, and returns the whole answer where it is turned away, else None
-Turn = Callable[[bytes, bytes, str], bytes | None]
+#: takes a request's method, target, client and headers, and returns the whole answer where it is turned away, else None
+Turn = Callable[[bytes, bytes, str, Sequence[tuple[bytes, bytes]]], bytes | None]
 
 HEAD = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\nretry-after: {}\r\n\r\n"
 
@@ -25,10 +25,10 @@ HEAD = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nco
 class Door:
     """A `Turn` for the requests that a model's queue takes: infer and predict. What it turns away is counted and logged."""
 
-    def __init__(self, models: Models, access: Access) -> None:
+    def __init__(self, models: Models, access: Telling) -> None:
         self._models, self._access = models, access
 
-    def __call__(self, method: bytes, target: bytes, client: str) -> bytes | None:
+    def __call__(self, method: bytes, target: bytes, client: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
         if method != b"POST":
             return None
         path = target.partition(b"?")[0].decode("latin-1")
@@ -47,7 +47,8 @@ class Door:
         try:
             model.check_room()
         except Busy as busy:
-            self._access.tell({"method": "POST", "path": path, "client": client, "model": name}, busy.http, 0.0)
+            fields = {"method": "POST", "path": path, "client": client, "headers": headers, "model": name}
+            self._access.tell(fields, busy.http, 0.0)
             body = dump({"error": busy.told})
             return HEAD.format(len(body), math.ceil(busy.retry_after or 1.0)).encode() + body
         return None

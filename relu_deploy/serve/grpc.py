@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from relu_deploy import __version__
 from relu_deploy.errors import InputError, ReluDeployError
@@ -20,6 +21,7 @@ from relu_deploy.serve.messages import decode, fill, parameters_of
 from relu_deploy.serve.models import VERSION, Models
 from relu_deploy.serve.proto import stubs
 from relu_deploy.serve.status import Busy, Failed, Invalid, NotFound, ServeError
+from relu_deploy.serve.telling import Telling
 
 __all__ = ["GrpcServer", "GrpcService"]
 
@@ -29,7 +31,8 @@ CALM, CALM_WITHIN = 0.05, 1.0
 TOLD_BYTES = 2000
 
 log = logging.getLogger("relu_deploy.serve")
-Call = Callable[[Any, Any], Awaitable[Any]]
+#: takes the message, gRPC's context, and what gets noted for the log
+Call = Callable[[Any, Any, dict[str, Any]], Awaitable[Any]]
 
 
 class GrpcServer:
@@ -65,7 +68,7 @@ class GrpcServer:
 class GrpcService:
     """The calls of the protocol. ready: whether traffic should come. closing: no more of it is taken. access: is told of them."""
 
-    def __init__(self, models: Models, ready: Callable[[], bool] = lambda: True, access: Access | None = None) -> None:
+    def __init__(self, models: Models, ready: Callable[[], bool] = lambda: True, access: Telling | None = None) -> None:
         """Raises what `stubs` raises."""
         self._access = access or Access()
         self._models, self._ready = models, ready
@@ -100,7 +103,8 @@ class GrpcService:
 
         async def answered(received: bytes, context: Any) -> bytes:
             self.last_call = started = time.monotonic()
-            fields = {"method": "gRPC", "path": kind.DESCRIPTOR.name.removesuffix("Request")}
+            fields: dict[str, Any] = {"method": "gRPC", "path": kind.DESCRIPTOR.name.removesuffix("Request")}
+            fields |= {"client": _address(context.peer()), "headers": context.invocation_metadata() or ()}
             status = 0  # as it stays when the client leaves
             try:
                 answer = await _called(call, kind, received, context, fields)
@@ -114,38 +118,38 @@ class GrpcService:
 
         return answered
 
-    async def _server_live(self, _request: Any, _context: Any) -> Any:
+    async def _server_live(self, _request: Any, *_: Any) -> Any:
         return self._told.ServerLiveResponse(live=True)
 
-    async def _server_ready(self, _request: Any, _context: Any) -> Any:
+    async def _server_ready(self, _request: Any, *_: Any) -> Any:
         return self._told.ServerReadyResponse(ready=self._ready() and self._models.all_ready())
 
-    async def _server_metadata(self, _request: Any, _context: Any) -> Any:
+    async def _server_metadata(self, _request: Any, *_: Any) -> Any:
         extensions = [one for one in EXTENSIONS if one != "binary_tensor_data"]
         return self._told.ServerMetadataResponse(name="relu_deploy", version=__version__, extensions=extensions)
 
-    async def _model_ready(self, request: Any, _context: Any) -> Any:
+    async def _model_ready(self, request: Any, *_: Any) -> Any:
         try:
             self._models.get(request.name, request.version)
         except (Busy, NotFound):
             return self._told.ModelReadyResponse(ready=False)
         return self._told.ModelReadyResponse(ready=True)
 
-    async def _model_metadata(self, request: Any, _context: Any) -> Any:
+    async def _model_metadata(self, request: Any, *_: Any) -> Any:
         return self._told.ModelMetadataResponse(**self._models.get(request.name, request.version).metadata())
 
-    async def _model_config(self, request: Any, _context: Any) -> Any:
+    async def _model_config(self, request: Any, *_: Any) -> Any:
         config = self._models.get(request.name, request.version).config()
         return self._told.ModelConfigResponse(config=config)
 
-    async def _model_statistics(self, request: Any, _context: Any) -> Any:
+    async def _model_statistics(self, request: Any, *_: Any) -> Any:
         if request.name:
             model = self._models.get(request.name, request.version)
             return self._told.ModelStatisticsResponse(model_stats=[model.statistics.to_json(model.name, VERSION)])
         every = [each.to_json(name, VERSION) for name, each in self._models.statistics().items()]
         return self._told.ModelStatisticsResponse(model_stats=every)
 
-    async def _infer(self, request: Any, context: Any) -> Any:
+    async def _infer(self, request: Any, context: Any, noted: dict[str, Any]) -> Any:
         if self.closing:
             raise Busy("the server is going down", retry_after=1.0)
         model = self._models.get(request.model_name, request.model_version)
@@ -156,33 +160,33 @@ class GrpcService:
         else:
             asked = decode(request, model.inputs, model.settings.allow_nan)
         wanted = asked.wanted(model.outputs)
-        results = await model.infer(asked, within=context.time_remaining())
+        results, noted["timings"] = await model.timed(asked, within=context.time_remaining())
         answer = self._told.ModelInferResponse(model_name=model.name, model_version=VERSION, id=asked.id)
         fill(answer, results, wanted)
         return answer
 
-    async def _index(self, request: Any, _context: Any) -> Any:
+    async def _index(self, request: Any, *_: Any) -> Any:
         entries = [one for one in self._models.index() if one["state"] == "READY" or not request.ready]
         return self._told.RepositoryIndexResponse(models=entries)
 
-    async def _load(self, request: Any, _context: Any) -> Any:
+    async def _load(self, request: Any, *_: Any) -> Any:
         check_load(parameters_of(request))
         await self._models.load(request.model_name)
         return self._told.RepositoryModelLoadResponse()
 
-    async def _unload(self, request: Any, _context: Any) -> Any:
+    async def _unload(self, request: Any, *_: Any) -> Any:
         await self._models.unload(request.model_name)
         return self._told.RepositoryModelUnloadResponse()
 
 
-async def _called(call: Call, kind: Any, received: bytes, context: Any, fields: dict[str, str]) -> bytes:
+async def _called(call: Call, kind: Any, received: bytes, context: Any, fields: dict[str, Any]) -> bytes:
     """Return the answer of `call`, serialised. fields: gets what the log may tell. Raises ServeError, whatever went wrong."""
     from google.protobuf.message import DecodeError
 
     try:
         message = kind.FromString(received)
         fields |= {"model": getattr(message, "model_name", ""), "id": getattr(message, "id", "")}
-        serialised: bytes = (await call(message, context)).SerializeToString()
+        serialised: bytes = (await call(message, context, fields)).SerializeToString()
         return serialised
     except DecodeError:
         # Here and not in gRPC, which would call it an unknown error and log a traceback.
@@ -194,6 +198,12 @@ async def _called(call: Call, kind: Any, received: bytes, context: Any, fields: 
     except Exception as error:
         log.exception("a call failed")
         raise Failed("the server failed on this request; its log says more") from error
+
+
+def _address(peer: str) -> str:
+    """Return the address in what gRPC calls its peer, such as ipv4:10.0.0.1:50000; "" for one that is none."""
+    kind, _, rest = unquote(peer).partition(":")
+    return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
 
 
 async def _abort(context: Any, error: ServeError) -> NoReturn:

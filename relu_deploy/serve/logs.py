@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from relu_deploy.serve.statistics import Timings
+from relu_deploy.serve.statistics import PARTS, Timings
+from relu_deploy.serve.telling import BESIDE, CUT, Telling
 
 __all__ = ["LEVELS", "Access", "AccessLog", "LogOptions", "logging_to_stderr"]
 
 LEVELS = ("debug", "info", "warning", "error")
-#: characters of what a client chose
-CUT = 128
 #: lines of one kind in one second; more are counted and told with the next one
 MOST = 20
 
@@ -87,7 +86,7 @@ def _plain(value: Any) -> str:
 
 
 class Access:
-    """Tells what came of requests, over HTTP and gRPC, within bounds.
+    """A `Telling` that logs what came of requests, over HTTP and gRPC, within bounds.
 
     Failures by the server (500 and above) are warnings, others (400 and above) and slow requests infos, the rest debug.
     """
@@ -97,10 +96,7 @@ class Access:
         self._second, self._lines, self._left_out = 0, 0, 0
 
     def tell(self, fields: Mapping[str, Any], status: int, seconds: float) -> None:
-        """Log one request, if it is worth it. status: HTTP's, 0 where the client left before there was an answer.
-
-        fields: its method and path; `model`, `id` and `timings` where they are known.
-        """
+        """Log one request, if it is worth it."""
         slow = seconds >= self._slow
         level = logging.WARNING if status >= 500 else logging.INFO if status >= 400 or status == 0 or slow else logging.DEBUG
         if not access.isEnabledFor(level):
@@ -122,7 +118,7 @@ class Access:
 class AccessLog:
     """An ASGI application around another one, which tells `access` what comes of its requests."""
 
-    def __init__(self, app: Any, access: Access) -> None:
+    def __init__(self, app: Any, access: Telling) -> None:
         self._app, self._access = app, access
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -141,14 +137,14 @@ class AccessLog:
             await self._app({**scope, "noted": noted}, receive, sent)
         finally:
             client = scope.get("client")
-            fields = {"method": scope["method"], "path": scope["path"], "client": client[0] if client else "", **noted}
-            self._access.tell(fields, status, time.perf_counter() - started)
+            fields = {"method": scope["method"], "path": scope["path"], "client": client[0] if client else ""}
+            self._access.tell({**fields, "headers": scope["headers"], **noted}, status, time.perf_counter() - started)
 
 
 def _cut(fields: Mapping[str, Any]) -> dict[str, Any]:
-    told = {name: value[:CUT] if isinstance(value, str) else value for name, value in fields.items() if name != "timings"}
+    told = {name: value[:CUT] if isinstance(value, str) else value for name, value in fields.items() if name not in BESIDE}
     return {name: value for name, value in told.items() if value not in ("", None)}
 
 
 def _times(timings: Timings | None) -> dict[str, float]:
-    return {} if timings is None else {f"{name}_ms": round(value * 1e3, 3) for name, value in vars(timings).items()}
+    return {} if timings is None else {f"{name}_ms": round(getattr(timings, name) * 1e3, 3) for name in PARTS}

@@ -23,6 +23,8 @@ from relu_deploy.serve.logs import Access, AccessLog, LogOptions, logging_to_std
 from relu_deploy.serve.models import Models, Settings
 from relu_deploy.serve.monitor import Monitored
 from relu_deploy.serve.page import Pictures
+from relu_deploy.serve.telling import Telling
+from relu_deploy.serve.traces import TraceOptions, tracing
 
 __all__ = ["Ports", "ServeOptions", "serve"]
 
@@ -59,6 +61,7 @@ class ServeOptions:
     drain_seconds: float = 60.0
     monitor_share: float | None = None
     log: LogOptions = field(default_factory=LogOptions)
+    traces: TraceOptions | None = None
 
 
 def serve(
@@ -109,7 +112,9 @@ async def _serve(
         monitored = Monitored(options.monitor_share)
         models = Models(options.settings, monitored)
         routes: list[Route] = [stack.enter_context(Pictures(models, options.pictures))]
-        access = Access(options.log)
+        access: Telling = Access(options.log)
+        if options.traces is not None:
+            access = stack.enter_context(tracing(options.traces, access))
         manners.turn = Door(models, access)
         grpc = _grpc(models, options, lambda: not stop.is_set(), access)
         try:
@@ -190,7 +195,7 @@ async def _started(app: Any, protocol: Any, bound: socket.socket, options: Serve
     return server, serving
 
 
-def _grpc(models: Models, options: ServeOptions, ready: Callable[[], bool], access: Access) -> GrpcServer | None:
+def _grpc(models: Models, options: ServeOptions, ready: Callable[[], bool], access: Telling) -> GrpcServer | None:
     """Return the gRPC port, bound, None when there is to be none. Raises InputError when it is taken."""
     port = options.ports.grpc
     if port is None:

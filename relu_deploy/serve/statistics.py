@@ -8,20 +8,29 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BUCKETS", "Duration", "Reading", "Statistics", "Timings"]
+__all__ = ["BUCKETS", "PARTS", "Duration", "Reading", "Statistics", "Timings"]
 
 #: upper bounds of the buckets of the latency histogram, in seconds
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
+#: of a request's time, in order
+PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+
+
 @dataclass(frozen=True)
 class Timings:
-    """Seconds that one request spent: in the queue, until its input was ready, in the model, until its output was ready."""
+    """Seconds that one request spent: in the queue, until its input was ready, in the model, until its output was ready.
+
+    arrived: when the first of them began, of time.perf_counter(). rows: real ones of the run that it was in.
+    """
 
     queue: float
     compute_input: float
     compute_infer: float
     compute_output: float
+    arrived: float = 0.0
+    rows: int = 0
 
 
 class Duration:
@@ -111,13 +120,12 @@ class Statistics:
 
     def reading(self) -> Reading:
         """Return the counts of this moment."""
-        names = ("queue", "compute_input", "compute_infer", "compute_output")
         with self._lock:
             return Reading(
                 self.success.count,
                 self.inferences,
                 self.executions,
-                {"request": self.success.seconds} | {name: getattr(self, name).seconds for name in names},
+                {"request": self.success.seconds} | {name: getattr(self, name).seconds for name in PARTS},
                 dict(self.failures),
                 tuple(self.buckets),
                 {rows: each[0].count for rows, each in self.batches.items()},

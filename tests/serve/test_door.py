@@ -42,8 +42,8 @@ class Full:
     def __init__(self):
         self.asked = []
 
-    def __call__(self, method, target, client):
-        self.asked.append((method, target, client))
+    def __call__(self, method, target, client, headers):
+        self.asked.append((method, target, client, headers))
         return b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy" if b"/full/" in target else None
 
 
@@ -182,7 +182,7 @@ def test_the_door_turns_away_what_a_full_queue_would_take_and_nothing_else():
     told = Told()
     door = Door(Models(), told)
     for path in (b"/v2/models/full/infer", b"/v2/models/full/predict?top=3", b"/v2/models/full/versions/1/infer"):
-        head, _, body = door(b"POST", path, "10.0.0.1").partition(b"\r\n\r\n")
+        head, _, body = door(b"POST", path, "10.0.0.1", [(b"a", b"b")]).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"\r\nretry-after: 2" in head
         assert f"\r\ncontent-length: {len(body)}\r\n".encode() in head
@@ -192,6 +192,7 @@ def test_the_door_turns_away_what_a_full_queue_would_take_and_nothing_else():
         ("/v2/models/full/predict", "full", 503),
         ("/v2/models/full/versions/1/infer", "full", 503),
     ]
+    assert all(fields["headers"] == [(b"a", b"b")] for fields, *_ in told)
     for method, path in (
         (b"GET", b"/v2/models/full/infer"),
         (b"POST", b"/v2/models/full"),
@@ -201,5 +202,5 @@ def test_the_door_turns_away_what_a_full_queue_would_take_and_nothing_else():
         (b"POST", b"/v2/models/gone/infer"),
         (b"POST", b"/v2/repository/models/full/load"),
     ):
-        assert door(method, path, "") is None
+        assert door(method, path, "", []) is None
     assert len(told) == 3

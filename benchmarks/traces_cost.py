@@ -1,0 +1,171 @@
+"""What traces cost: requests a second of `relu-deploy serve` without them, and with different shares of the requests traced.
+
+    python benchmarks/traces_cost.py --out benchmarks/results/traces_cost.json [--rounds 40] [--seconds 0.7]
+
+As `monitor_cost` does it: one server for each share, all started before anything is timed; rounds of about a second that go
+from one to the next in random order; each server's requests a second divided by those of the one without traces in the same
+round. The spans go to a collector in a process of its own on the same processors, which reads them and keeps nothing: what a
+real one does with them is not in these numbers. A round begins when it has nothing left to read, for which the servers send every
+half second and not, as they do otherwise, every five.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monitor_cost import CONNECTIONS, interval, load_of, request_for
+
+from relu_deploy.bench.environment import describe
+from relu_deploy.bundle import Bundle
+from relu_deploy.data import load_dataset
+from relu_deploy.export import export_source
+
+SHARES = ("off", "0.01", "0.1", "1")
+COLLECTOR = """
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+spans = 0
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, body=b""):
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.answer(str(spans).encode())
+
+    def do_POST(self):
+        global spans
+        got = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
+        spans += sum(len(scope.spans) for group in got.resource_spans for scope in group.scope_spans)
+        self.answer()
+
+    def log_message(self, *_):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+def started(
+    bundle: Bundle, share: str, collector: str, folder: Path, threads: int
+) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
+    file = folder / f"{share}.json"
+    words = [
+        "serve",
+        bundle.path,
+        "--http-port",
+        0,
+        "--grpc-port",
+        -1,
+        "--metrics-port",
+        -1,
+        "--threads",
+        threads,
+        "--json",
+        file,
+    ]
+    words += ["--quiet", "--log-json", "--log-level", "warning", "--monitor-share", 0]
+    if share != "off":
+        words += ["--traces", collector, "--trace-share", share]
+    with (folder / f"{share}.log").open("wb") as log:
+        command = [sys.executable, "-m", "relu_deploy", *map(str, words)]
+        environment = {**os.environ, "OTEL_BSP_SCHEDULE_DELAY": "500"}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=environment)
+    while not file.exists():
+        if process.poll() is not None:
+            raise SystemExit("the server did not start")
+        time.sleep(0.05)
+    return process, json.loads(file.read_text())
+
+
+def spans_at(collector: str) -> int:
+    with urllib.request.urlopen(collector) as answer:
+        return int(answer.read())
+
+
+def settle(collector: str) -> None:
+    """Return when no spans come any more: else they would come while another server is timed."""
+    before = None
+    while (now := spans_at(collector)) != before:
+        before = now
+        time.sleep(0.6)
+
+
+def lost_by(log: Path) -> int:
+    """Return how many spans a server says it lost."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return sum(line["spans"] for line in lines if line["event"] == "traces were lost")
+
+
+def measured(arguments: argparse.Namespace, collector: str, folder: Path) -> dict[str, Any]:
+    bundle = export_source("digits", folder / "digits.rdb").bundle
+    pixels = load_dataset(bundle, "digits").feeds["x"]
+    requests = [request_for(bundle, row[None]) for row in pixels[:128]]
+    servers = {share: started(bundle, share, collector, folder, arguments.threads) for share in SHARES}
+    rows: dict[str, list[dict[str, float]]] = {share: [] for share in SHARES}
+    try:
+        for share in SHARES:
+            asyncio.run(load_of(servers[share][1]["http"], requests, 1.0))
+        for turn in range(arguments.rounds):
+            for share in np.random.default_rng(turn).permutation(SHARES):
+                settle(collector)
+                rows[share].append(asyncio.run(load_of(servers[share][1]["http"], requests, arguments.seconds)))
+                print(f"round {turn + 1}: share {share}: {rows[share][-1]['per_second']:.0f} a second", flush=True)
+    finally:
+        for process, _ in servers.values():
+            process.terminate()
+            process.wait(30)
+    shares = {}
+    for share, each in rows.items():
+        ratios = [mine["per_second"] / plain["per_second"] for mine, plain in zip(each, rows["off"], strict=True)]
+        ratio = {"median": float(np.median(ratios)), "ci95": interval(ratios), "least": min(ratios), "greatest": max(ratios)}
+        shares[share] = {"ratio": ratio, "lost_spans": lost_by(folder / f"{share}.log"), "rounds": each}
+    return {
+        "environment": describe(arguments.threads),
+        "connections": CONNECTIONS,
+        "spans_received": spans_at(collector),
+        "shares": shares,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=0.7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    taker = subprocess.Popen([sys.executable, "-c", COLLECTOR], stdout=subprocess.PIPE, text=True)
+    assert taker.stdout is not None
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            result = measured(arguments, f"http://127.0.0.1:{taker.stdout.readline().strip()}", Path(folder))
+    finally:
+        taker.terminate()
+        taker.wait(10)
+    print(json.dumps({share: {**row["ratio"], "lost": row["lost_spans"]} for share, row in result["shares"].items()}, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
