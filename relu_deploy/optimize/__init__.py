@@ -138,6 +138,7 @@ class OptimizeReport:
                 "relus_passed": sum(bool(relu.passed) for relu in checked.relus),
                 "largest_ratio": max((one.comparison.error_ratio for one in checked.relus if one.comparison), default=None),
                 "first_divergence": checked.first_divergence,
+                "reason": next((fields["reason"] for one in checked.relus if (fields := one.to_json())["passed"] is False), ""),
             },
             "evidence": self.evidence.to_json(),
             "prepared": self.prepared.to_json(),

@@ -102,7 +102,8 @@ def _checked(result: Result) -> str:
         return f"{checked['relus_passed']} of {checked['relus']} Relus {agree}{ratio}"
     where = f", first at {checked['first_divergence']}" if checked["first_divergence"] else ""
     differ = checked["relus"] - checked["relus_passed"]
-    return f"{differ} of {checked['relus']} Relus differ from the float32 graph by more than the precision explains{where}{ratio}"
+    why = f": {checked['reason']}" if checked["reason"] else ratio
+    return f"{differ} of {checked['relus']} Relus differ from the float32 graph by more than the precision explains{where}{why}"
 
 
 def _prepared(result: Result) -> list[str]:

@@ -23,7 +23,7 @@ from relu_deploy.verify.delivered import Delivered, compare_with_request
 from relu_deploy.verify.locate import Fault, faults_of_graph, locate_on_backend
 from relu_deploy.verify.observe import Observed, observe
 from relu_deploy.verify.truth import Truth, choose_against, find_truth, open_source, relus_to_compare
-from relu_deploy.verify.verdict import LIMITS, Comparison, compare
+from relu_deploy.verify.verdict import LIMITS, SINGLE, Comparison, compare
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -299,8 +299,8 @@ def _judge(task: _Task, truth: Truth, answers: _Answers) -> BackendReport:
             reports.append(ReluReport(relu, None))
             continue
         noise = yardstick.get(relu.output, 0.0)
-        spread = truth.by_channel.get(relu.output, noise)
-        contract = check_contract(relu, got, true, spread, truth.precision, answers.nan_kept.get(relu.output))
+        single = truth.single.get(relu.output, SINGLE * noise)
+        contract = check_contract(relu, got, true, single, truth.precision, answers.nan_kept.get(relu.output))
         comparison = None if true is None else compare(got, true, noise, LIMITS[truth.precision])
         reports.append(ReluReport(relu, comparison, contract, relu.output in seen.as_deployed))
     blind = sum(report.comparison is None for report in reports)

@@ -92,16 +92,16 @@ class Contract:
 
 
 def check_contract(
-    relu: Relu, got: Array, true: Array | None, yardstick: float | Array, precision: str, nan_kept: bool | None
+    relu: Relu, got: Array, true: Array | None, single: float | Array, precision: str, nan_kept: bool | None
 ) -> Contract:
     """Return how the Relu's output `got` keeps the contract.
 
-    true: float64 of its shape, None when there is none. yardstick: RMS noise, of the tensor or of each channel.
+    true: float64 of its shape, None when there is none. single: how far off correct arithmetic may leave a single element,
+    of the tensor or of each channel.
     """
     wrong = None
     if true is not None and true.shape == got.shape:
-        # A tensor passes with an RMS error of `limit` yardsticks; single elements of it may be four times as far off.
-        noise = 4 * LIMITS[precision] * yardstick
+        noise = LIMITS[precision] * single
         wide = got.astype(np.float64)
         with np.errstate(invalid="ignore"):
             wrong = int(np.count_nonzero(((wide == 0) & (true > noise)) | ((true == 0) & (wide > noise))))

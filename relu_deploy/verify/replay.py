@@ -17,7 +17,7 @@ from relu_deploy.graph.precision import PRECISIONS
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verify.checks import Contract, check_contract
 from relu_deploy.verify.regions import Region, Shown, View
-from relu_deploy.verify.verdict import LIMITS, Comparison, compare, yardstick_error
+from relu_deploy.verify.verdict import LIMITS, SINGLE, Comparison, compare, yardstick_error
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -104,4 +104,4 @@ def _true_and_noise(shown: Shown, evaluations: Evaluations, precision: str) -> t
 def contract_of(relu: Relu, shown: Shown, own: Evaluations, precision: str) -> Contract:
     """Return how the Relu keeps its contract on what it was given, whether or not that was right."""
     true, noise = _true_and_noise(shown, own, precision)
-    return check_contract(relu, shown.real(shown.value), true, noise, "int8" if shown.quantised else precision, None)
+    return check_contract(relu, shown.real(shown.value), true, SINGLE * noise, "int8" if shown.quantised else precision, None)

@@ -16,7 +16,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verify.verdict import yardstick_error
+from relu_deploy.verify.verdict import SINGLE, yardstick_error
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -28,15 +28,15 @@ __all__ = ["Source", "Truth", "choose_against", "find_truth", "open_source", "re
 class Truth:
     """values: float64 by tensor name, outputs and Relus. yardstick: RMS error of correct arithmetic, by the same names.
 
-    by_channel: the RMS error of the elements of each channel that have one, of a shape that broadcasts to the tensor: what a
-    single element may be off by. Rounding one channel's weights may be many times as noisy as rounding another's.
+    single: what correct arithmetic may leave a single element off by, of a shape that broadcasts to the tensor: by channel, as
+    rounding one channel's weights may be many times as noisy as rounding another's.
     """
 
     against: str
     values: Mapping[str, Array]
     yardstick: Mapping[str, float]
     precision: str = "float32"
-    by_channel: Mapping[str, Array] = field(default_factory=dict)
+    single: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,19 +158,20 @@ def find_truth(source: Source, against: str, feeds: Feeds, precision: str = "flo
     yardstick = {
         name: yardstick_error(value, *(other[name] for other in others), precision=precision) for name, value in true.items()
     }
-    by_channel = {
-        name: _active_noise(value, *(other[name] for other in others))
+    single = {
+        name: _single_noise(value, *(other[name] for other in others))
         for name, value in true.items()
         if value.ndim > 2 and np.issubdtype(value.dtype, np.floating)
     }
-    return Truth(against, true, yardstick, precision, by_channel)
+    return Truth(against, true, yardstick, precision, single)
 
 
-def _active_noise(truth: Array, *evaluations: Array) -> Array:
-    """Return the largest RMS error of `evaluations` in each channel (axis 1), and at least the whole tensor's.
+def _single_noise(truth: Array, *evaluations: Array) -> Array:
+    """Return how far off `evaluations` leave single elements of each channel (axis 1): the largest of three.
 
-    Only elements count that have an error at all: most of a sparse Relu's are 0 on every side, and say nothing about how
-    far off the others are.
+    `SINGLE` RMS errors of the channel's elements that have an error at all, because most of a sparse Relu's are 0 on every side
+    and say nothing about the others; as much of all channels; and the channel's largest error, because some noise has long
+    tails: along the edges in a picture 8 bits are much further off than on the even ground that fills most of it.
     """
     axes = tuple(axis for axis in range(truth.ndim) if axis != 1)
     noise = np.zeros((1, truth.shape[1], *(1,) * (truth.ndim - 2)))
@@ -179,7 +180,8 @@ def _active_noise(truth: Array, *evaluations: Array) -> Array:
             square = np.nan_to_num(np.square(one.astype(np.float64) - truth), nan=0.0, posinf=0.0)
         active = np.count_nonzero(square, axis=axes, keepdims=True)
         sums = square.sum(axis=axes, keepdims=True)
-        noise = np.maximum(noise, np.sqrt(np.maximum(sums / np.maximum(active, 1), sums.sum() / max(1, active.sum()))))
+        mean = np.maximum(sums / np.maximum(active, 1), sums.sum() / max(1, active.sum()))
+        noise = np.maximum(noise, np.sqrt(np.maximum(SINGLE**2 * mean, square.max(axis=axes, keepdims=True, initial=0))))
     return noise
 
 

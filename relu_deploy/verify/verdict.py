@@ -40,11 +40,13 @@ import numpy as np
 
 from relu_deploy.tensors import Array
 
-__all__ = ["LIMIT", "LIMITS", "Comparison", "compare", "error_ratio", "rms", "ulp_distance", "yardstick_error"]
+__all__ = ["LIMIT", "LIMITS", "SINGLE", "Comparison", "compare", "error_ratio", "rms", "ulp_distance", "yardstick_error"]
 
 #: largest error ratio that is called noise, by precision; the module's docstring gives the reasons
 LIMITS = {"float64": 32.0, "float32": 32.0, "float16": 4.0, "bfloat16": 4.0, "float8": 4.0, "int8": 4.0}
 LIMIT = LIMITS["float32"]
+#: RMS errors that a single element may be off by: a normal distribution leaves one in 16,000 beyond
+SINGLE = 4.0
 #: dtype in which each precision keeps a tensor between two kernels
 STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8": ml_dtypes.float8_e4m3fn}
 

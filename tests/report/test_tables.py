@@ -48,8 +48,10 @@ def test_the_load_is_one_number_and_absent_where_the_system_has_none(capsys, ave
 
 
 def test_relus_that_differ_are_counted_not_those_that_agree():
-    checked = {"relus": 35, "relus_passed": 34, "largest_ratio": 1.99, "first_divergence": "a/Clip"}
-    assert _checked({"verified": {**checked, "passed": False}}).startswith("1 of 35 Relus differ")
+    checked = {"relus": 35, "relus_passed": 34, "largest_ratio": 1.99, "first_divergence": "a/Clip", "reason": "swallows NaN"}
+    told = _checked({"verified": {**checked, "passed": False}})
+    assert told.startswith("1 of 35 Relus differ")
+    assert told.endswith("first at a/Clip: swallows NaN")
     whole = {**checked, "relus_passed": 35, "first_divergence": None, "passed": True}
     assert _checked({"verified": whole}).startswith("35 of 35 Relus agree")
 
