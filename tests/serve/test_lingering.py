@@ -58,7 +58,7 @@ def test_a_body_that_is_too_large_gets_its_413_though_all_of_it_is_sent_first(se
     for path in ("/v2/models/digits/infer", "/v2/models/digits/predict", "/v2/models/digits/relus"):
         status, told, after = answer_to(server.port, head(path, len(body)), body, pause)
         assert (status, after) == (413, b"")
-        assert told == {"error": "a body of 3145728 bytes is more than the 1048576 that are taken"}
+        assert told["error"].startswith("a body of 3145728 bytes is more than the 1048576 that are taken; ")
         pause = 0
 
 
