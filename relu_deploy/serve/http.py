@@ -124,7 +124,7 @@ class HttpApp:
             case ("GET", "v2", "models", "stats"):
                 return _json({"model_stats": [each.to_json(name, VERSION) for name, each in self._models.statistics().items()]})
             case ("GET", "v2", "models", name, *rest):
-                return self._about(name, rest)
+                return await self._about(name, rest)
             case ("POST", "v2", "repository", *rest):
                 return await self._repository(ask, rest)
         for route in self._routes:
@@ -154,7 +154,7 @@ class HttpApp:
             return Answer(parts)
         return Answer(parts, content_type="application/octet-stream", headers={"inference-header-content-length": str(length)})
 
-    def _about(self, name: str, rest: Sequence[str]) -> Answer:
+    async def _about(self, name: str, rest: Sequence[str]) -> Answer:
         version = ""
         if rest[:1] == ["versions"] and len(rest) > 1:
             version, rest = rest[1], rest[2:]
@@ -171,7 +171,7 @@ class HttpApp:
             case ["config"]:
                 return _json(model.config())
             case ["monitor"] if model.watch is not None:
-                return _json(model.watch.to_json())
+                return _json(await asyncio.to_thread(model.watch.to_json))
             case ["stats"]:
                 return _json({"model_stats": [model.statistics.to_json(name, VERSION)]})
         raise NotFound(f"there is nothing at /v2/models/{name}/{'/'.join(rest)}")
