@@ -2,7 +2,9 @@
 
 import io
 import shutil
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import pytest
 pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
+sys.path.append(str(Path(__file__).parents[1] / "serve"))
 from PIL import Image
+from running import until
 from test_page import SHIPPED, Page, Running, browser, fits_and_can_be_read, pytestmark  # noqa: F401  # browser is a fixture
 
 from relu_deploy.bundle import Bundle
@@ -20,11 +24,14 @@ MEASURES = "return ['pad', 'relus'].map(name => document.getElementById(name).ge
 
 @pytest.fixture(scope="module")
 def counted(digits_bundle, tmp_path_factory):
-    """The path of the digit classifier with a census of 800 shipped digits; the other 200, uint8."""
+    return with_census(digits_bundle.path, tmp_path_factory.mktemp("counted"))
+
+
+def with_census(path, folder):
+    """Return the path of a copy of the digit classifier, in `folder`, with a census of 800 shipped digits; the other 200, uint8."""
     from relu_deploy.verify.census import census
 
-    folder = tmp_path_factory.mktemp("counted")
-    shutil.copytree(digits_bundle.path, folder / "digits.rdb")
+    shutil.copytree(path, folder / "digits.rdb")
     with np.load(SHIPPED / "digits" / "test.npz") as archive:
         digits = archive["x"]
     np.savez(folder / "known.npz", x=digits[:800])
@@ -40,22 +47,31 @@ def server(counted):
 
 
 def send(server, pictures):
-    """Send each picture to be looked at, and return the monitor's state when all of them have been."""
-    before = server.ask("GET", "/v2/models/digits/monitor")[1]["samples"]
-    for picture in pictures:
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "PNG")
-        assert server.ask("POST", "/v2/models/digits/predict", file.getvalue(), Content_Type="image/png")[0] == 200
-    while (told := server.ask("GET", "/v2/models/digits/monitor")[1])["samples"] + told["dropped"] < before + len(pictures):
-        time.sleep(0.05)
-    return told
+    """Send each picture to be looked at, never more than the monitor can keep, and return its state at the end."""
+
+    def state():
+        return server.ask("GET", "/v2/models/digits/monitor")[1]
+
+    for start in range(0, len(pictures), 16):
+        part = pictures[start : start + 16]
+        wanted = state()["samples"] + len(part)
+        for picture in part:
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, "PNG")
+            assert server.ask("POST", "/v2/models/digits/predict", file.getvalue(), Content_Type="image/png")[0] == 200
+        until(lambda wanted=wanted: state()["samples"] >= wanted)
+    return state()
+
+
+def written(score):
+    return f"score {score:.1f}".replace("-", "−")
 
 
 def test_an_alarm_that_is_raised_is_shown_in_words_and_ends_and_disturbs_nothing(browser, server, counted):  # noqa: F811
     _, fresh = counted
     page = Page(browser, server.port)
     page.until(lambda: page("state").text == "… Watching: 0 of the 16 samples that it takes to judge")
-    assert page("looks").text == "looks at all of what arrives"
+    assert page("looks").text == "looks at all of what arrives (--monitor-share)"
     assert page("score").text == "no score yet"
     browser.execute_script("document.getElementById('clear').focus()")
     places, spoken = browser.execute_script(MEASURES), page("alarm").get_attribute("textContent")
@@ -66,7 +82,7 @@ def test_an_alarm_that_is_raised_is_shown_in_words_and_ends_and_disturbs_nothing
     told = send(server, fresh[5:100])
     assert not told["drift"]["alarm"]
     page.until(lambda: page("state").text == "✓ Watching: what arrives looks to the Relus like the census")
-    page.until(lambda: page("score").text == f"score {told['drift']['score']:.1f}")
+    page.until(lambda: page("score").text == written(told["drift"]["score"]))
     assert page("mark").text == "alarm above 3.09"
     assert "1 window in 1,000 raises the alarm by chance" in page("chance").text
     assert page("alarm").get_attribute("textContent") == ""
@@ -74,14 +90,14 @@ def test_an_alarm_that_is_raised_is_shown_in_words_and_ends_and_disturbs_nothing
     told = send(server, 255 - fresh[:64])
     assert told["drift"]["alarm"]
     page.until(lambda: page("pill").text == "▲ DRIFT ALARM")
-    page.until(lambda: page("score").text == f"score {told['drift']['score']:.1f}")
+    page.until(lambda: page("score").text == written(told["drift"]["score"]))
     assert page("state").text.startswith("▲ DRIFT ALARM: what arrives does not look")
     assert page("alarm").get_attribute("textContent") == "Drift alarm of digits"
     assert page("gauge").get_attribute("aria-valuenow") == f"{2 * told['drift']['threshold']:.2f}"
     facts = dict(zip([one.text for one in page.every("#counts dt")], [one.text for one in page.every("#counts dd")], strict=True))
     assert (facts["window"], facts["alarms"]) == ("64 of 64 samples", "1")
     assert int(facts["unusual"].split()[0]) == told["unusual"] >= 50
-    assert int(facts["range excursions"].split()[0]) == sum(one["excursions"] for one in told["relus"])
+    assert int(facts["excursions"].split()[0]) == sum(one["excursions"] for one in told["relus"])
     rows = [[cell.text for cell in row.find_elements("css selector", "th, td")] for row in page.every("#rows tr")]
     by_name = {one["node"].removesuffix("/Relu"): one for one in told["relus"]}
     assert len(rows) == 4
@@ -153,7 +169,7 @@ def test_a_census_that_is_made_while_the_server_runs_is_taken_up(browser, counte
         page.until(lambda: page("state").text == "○ Not watched")
         digits_copy.add("reports/norm.npz", (counted[0] / "reports" / "norm.npz").read_bytes())
         page.until(lambda: page("state").text.startswith("… Watching"))
-        assert page("looks").text == "looks at 1.0% of what arrives"
+        assert page("looks").text == "looks at 1.0% of what arrives (--monitor-share)"
 
 
 def test_a_server_that_was_told_not_to_watch_says_so(browser, counted):  # noqa: F811

@@ -91,6 +91,12 @@ def test_headers_that_are_too_long_get_their_431(server):
     assert (got, told) == (431, {"error": "the headers are too long"})
 
 
+def test_what_is_not_http_gets_its_400_though_more_is_sent(server):
+    top = head("/v2/models/digits/infer", "many")
+    got, told, _ = answer_to(server.port, top, bytes(MIB))
+    assert (got, told) == (400, {"error": "this is not an HTTP request"})
+
+
 def test_a_client_that_waits_for_its_100_sends_nothing(server):
     received = server.raw(head("/v2/models/digits/infer", 3 * MIB, "Expect: 100-continue"))
     assert received.startswith(b"HTTP/1.1 413")
