@@ -7,7 +7,7 @@ a request whose client has shut down its sending side. A client may do that and 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from relu_deploy.serve.door import Turn
 from relu_deploy.serve.http import LEAVING
+from relu_deploy.serve.lingering import Lingering, Patience, WhenAnswered
 
 __all__ = ["Connection", "Manners"]
 
@@ -34,7 +35,7 @@ class Manners:
     header_seconds: until the headers of a request are complete. header_bytes: at most. grace: seconds that an idle
     connection is kept while draining, because a request may be on its way. turn: what is turned away at the door.
     pause: seconds that a connection is then not read: Retry-After names at least one second, and who asks again at once
-    would leave the server less time for what it has taken.
+    would leave the server less time for what it has taken. patience: with who still sends when the answer is complete.
     """
 
     header_seconds: float = 10.0
@@ -43,6 +44,7 @@ class Manners:
     draining: bool = False
     turn: Turn = lambda *_: None
     pause: float = 0.25
+    patience: Patience = field(default_factory=Patience)
 
 
 class Connection(HttpToolsProtocol):
@@ -54,6 +56,7 @@ class Connection(HttpToolsProtocol):
         self._header_bytes = 0
         self._waiting_for: asyncio.Future[Any] | None = None
         self._slow: asyncio.TimerHandle | None = None
+        self._has_ended = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -94,8 +97,24 @@ class Connection(HttpToolsProtocol):
                 self._turn_away(answer)
                 return
         super().on_headers_complete()
-        if self._manners.draining and self.cycle is not None:
-            self.cycle.keep_alive = False
+        if self.cycle is not None:
+            self.cycle.transport = WhenAnswered(self.transport, self._end)  # type: ignore[assignment]  # all that it needs
+            if self._manners.draining:
+                self.cycle.keep_alive = False
+
+    def _end(self) -> None:
+        """Close after the answer; but while the client still sends, closing would take the answer from it."""
+        if self.cycle.more_body:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        if self._has_ended or not self._is_idle() or self.transport.is_closing() or not self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            self.flow.resume_reading()
+            Lingering(self.transport, self._manners.patience, self.connection_lost)
 
     def on_message_complete(self) -> None:
         # The body of a request that was turned away is no header that is slow to arrive.
@@ -121,6 +140,7 @@ class Connection(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own signature
+        self._has_ended = True
         if self._is_idle():
             return None
         # Whoever has closed altogether answers this with a reset, and is gone; whoever still listens skips it.
@@ -160,4 +180,4 @@ class Connection(HttpToolsProtocol):
         self._in_time()
         if not self.transport.is_closing():
             self.transport.write(head % (len(body), body))
-            self.transport.close()
+            self._linger()

@@ -24,6 +24,8 @@ __all__ = ["Answer", "Ask", "HttpApp", "HttpLimits", "Route"]
 EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration", "statistics"]
 #: a JSON body above this many bytes is parsed in a thread, so that other requests go on meanwhile
 PARSED_ASIDE = 2**20
+#: what may be done about a body that is too large
+LARGER = "send less, or let serve --max-body take more MiB"
 
 #: the extension of an ASGI scope that takes a future to cancel when the client goes; `connection` offers it
 LEAVING = "relu_deploy.leaving"
@@ -122,7 +124,7 @@ class HttpApp:
             case ("GET", "v2", "models", "stats"):
                 return _json({"model_stats": [each.to_json(name, VERSION) for name, each in self._models.statistics().items()]})
             case ("GET", "v2", "models", name, *rest):
-                return self._about(name, rest)
+                return await self._about(name, rest)
             case ("POST", "v2", "repository", *rest):
                 return await self._repository(ask, rest)
         for route in self._routes:
@@ -152,7 +154,7 @@ class HttpApp:
             return Answer(parts)
         return Answer(parts, content_type="application/octet-stream", headers={"inference-header-content-length": str(length)})
 
-    def _about(self, name: str, rest: Sequence[str]) -> Answer:
+    async def _about(self, name: str, rest: Sequence[str]) -> Answer:
         version = ""
         if rest[:1] == ["versions"] and len(rest) > 1:
             version, rest = rest[1], rest[2:]
@@ -169,7 +171,7 @@ class HttpApp:
             case ["config"]:
                 return _json(model.config())
             case ["monitor"] if model.watch is not None:
-                return _json(model.watch.to_json())
+                return _json(await asyncio.to_thread(model.watch.to_json))
             case ["stats"]:
                 return _json({"model_stats": [model.statistics.to_json(name, VERSION)]})
         raise NotFound(f"there is nothing at /v2/models/{name}/{'/'.join(rest)}")
@@ -201,7 +203,7 @@ class _Reader:
         """Return the body. Raises TooLarge beyond the limit, as soon as that is known, and Late when it does not arrive."""
         told = self._headers.get("content-length")
         if told is not None and told.isdecimal() and int(told) > self._limits.max_body:
-            raise TooLarge(f"a body of {told} bytes is more than the {self._limits.max_body} that are taken")
+            raise TooLarge(f"a body of {told} bytes is more than the {self._limits.max_body} that are taken", LARGER)
         encoding = self._headers.get("content-encoding", "identity").lower()
         if encoding not in ("identity", "gzip", "deflate"):
             raise Invalid(f"a body in content encoding {encoding!r} is not taken", "send it as it is, in gzip or in deflate")
@@ -222,7 +224,7 @@ class _Reader:
             pieces.append(message.get("body", b""))
             size += len(pieces[-1])
             if size > self._limits.max_body:
-                raise TooLarge(f"the body is more than the {self._limits.max_body} bytes that are taken")
+                raise TooLarge(f"the body is more than the {self._limits.max_body} bytes that are taken", LARGER)
             if not message.get("more_body", False):
                 self.done = True
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -240,7 +242,7 @@ def _unpacked(body: bytes, most: int) -> bytes:
     except zlib.error as error:
         raise Invalid(f"the body is not what its content encoding says: {error}") from None
     if len(found) > most:
-        raise TooLarge(f"the unpacked body is more than the {most} bytes that are taken")
+        raise TooLarge(f"the unpacked body is more than the {most} bytes that are taken", LARGER)
     if not unpacker.eof or unpacker.unused_data:
         raise Invalid("the compressed body ends too early or too late")
     return found

@@ -26,7 +26,7 @@ from relu_deploy.bundle import Bundle, sha256
 from relu_deploy.errors import InputError, ReluDeployError
 from relu_deploy.graph import Relu, find_relus, load_model
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verify.drift import Norm, p_value, rank_sum, rates_of, threshold_of
+from relu_deploy.verify.drift import LEAST_ROWS, Norm, p_value, rank_sum, rates_of, threshold_of
 
 __all__ = ["DEFAULT_SHARE", "Monitor", "Monitored"]
 
@@ -60,12 +60,12 @@ class _Seen:
 class Monitor:
     """Watches one loaded model. Called in its batch thread; everything slow happens in a thread of its own.
 
-    `off` says why there is nothing to see, "" while it watches.
+    `off` says why there is nothing to see, "" while it watches; `hint` what to do about that.
     """
 
     def __init__(self, bundle: Bundle, share: float, *, seed: int | None = None) -> None:
         self.name = f"{bundle.name}-{bundle.variant}" if bundle.variant else bundle.name
-        self.share, self.off = share, ""
+        self.share, self.off, self.hint = share, "", ""
         self._bundle, self._random = bundle, np.random.default_rng(seed)
         first = bundle.inputs[0].batch if bundle.inputs else None
         # Rows that come one by one can be looked at one by one.
@@ -114,7 +114,8 @@ class Monitor:
     def to_json(self) -> dict[str, Any]:
         """Return the state, as at /v2/models/NAME/monitor."""
         if self._norm is None or self.off:
-            return {"model": self.name, "on": False, "reason": self.off or "it is being loaded", "share": self.share}
+            reason = self.off or "it is being loaded"
+            return {"model": self.name, "on": False, "reason": reason, "hint": self.hint, "share": self.share}
         with self._lock:
             seen, excursions = replace(self._seen), list(self._excursions)
             distances = np.array(self._distances).reshape(len(self._distances), len(self._norm.relus))
@@ -178,6 +179,7 @@ class Monitor:
             norm, relus, session = _prepare(self._bundle)
         except Exception as error:
             told = error.message if isinstance(error, ReluDeployError) else f"its session failed: {type(error).__name__}"
+            self.hint = error.hint if isinstance(error, ReluDeployError) else ""
             self.off = self.off or told
             log.info("%s: the Relu monitor is off: %s", self.name, self.off)
             self._empty()
@@ -263,10 +265,15 @@ def _prepare(bundle: Bundle) -> tuple[Norm, list[Relu], Session]:
 
     Raises InputError when there is no norm or its graph is gone, and what loading raises.
     """
-    hint = f"relu-deploy census {bundle.path} --data D, with at least 64 rows"
+    if not bundle.is_folder:
+        hint = f"relu-deploy export {bundle.path} -o NAME.rdb, and then relu-deploy census NAME.rdb --data D"
+        raise InputError(f"{bundle.path} is no bundle, and so has no census to compare with", hint)
+    hint = f"relu-deploy census {bundle.path} --data D, where D is data of what is normal in {LEAST_ROWS} rows or more"
     file = bundle.path / "reports" / "norm.npz"
-    if not bundle.is_folder or not file.is_file():
-        raise InputError(f"{bundle.path} has no census to compare with", hint)
+    if not file.is_file():
+        there = (bundle.path / "reports" / "census.json").is_file()
+        told = "has a census that leaves nothing" if there else "has no census"
+        raise InputError(f"{bundle.path} {told} to compare with", hint)
     norm = Norm.read(file)
     graphs = [bundle, Bundle(bundle.path, bundle.manifest)]
     counted = next((each for each in graphs if sha256(each.onnx) == norm.graph), None)

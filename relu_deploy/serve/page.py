@@ -73,11 +73,13 @@ def policy_of(page: str) -> str:
 def _shown(model: Model) -> dict[str, Any]:
     """Return what the page shows of a model. reason: why it takes neither pictures nor texts, "" when it does.
 
-    text: how many bytes of UTF-8 it takes, for a model that takes texts.
+    watched: whether there is a Relu monitor to ask, which may be off all the same. text: how many bytes of UTF-8 it takes,
+    for a model that takes texts.
     """
     manifest = model.bundle.manifest
     missing = lacking(model.bundle)
     told: dict[str, Any] = {"name": model.name, "task": manifest.get("task"), "backend": model.settings.backend}
+    told["watched"] = model.watch is not None
     told["reason"] = "" if missing is None else f"{missing[0]}; {missing[1]}"
     if missing is not None:
         return told

@@ -39,7 +39,7 @@ from relu_deploy.errors import InputError
 from relu_deploy.graph import Relu
 from relu_deploy.tensors import Array
 
-__all__ = ["Norm", "NormBuilder", "ReluNorm", "p_value", "rank_sum", "rates_of", "threshold_of"]
+__all__ = ["LEAST_ROWS", "Norm", "NormBuilder", "ReluNorm", "p_value", "rank_sum", "rates_of", "threshold_of"]
 
 SCHEMA = "relu-deploy/norm/1"
 ARRAYS = ("mean", "spread", "directions", "variances")

@@ -338,14 +338,10 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1400])
-def test_the_page_fits_and_can_be_read(browser, server, width, dark):
-    page = Page(browser, server.port, width, dark)
-    page.draw(WRITTEN[3])
-    page.settled()
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    for one in page.every("h1, h2, p, li span, button, dt, dd, #verdict"):
+def fits_and_can_be_read(page, width):
+    """Assert that nothing is cut off and that all that can be read has a contrast of at least 4.5."""
+    assert page.browser.execute_script("return document.documentElement.scrollWidth") <= width
+    for one in page.every("h1, h2, p, li span, button, dt, dd, #verdict, #pill, #monitor :is(span, code, caption, th, td)"):
         if not (one.text and one.is_displayed()):
             continue
         box = one.rect
@@ -355,6 +351,31 @@ def test_the_page_fits_and_can_be_read(browser, server, width, dark):
             let at = arguments[0], colour = getComputedStyle(at).color;
             while (at && getComputedStyle(at).backgroundColor === "rgba(0, 0, 0, 0)") at = at.parentElement;
             return [colour, getComputedStyle(at).backgroundColor]"""
-        assert contrast(*browser.execute_script(script, one)) >= 4.5, one.text
+        assert contrast(*page.browser.execute_script(script, one)) >= 4.5, one.text
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_page_fits_and_can_be_read(browser, server, width, dark):
+    page = Page(browser, server.port, width, dark)
+    page.draw(WRITTEN[3])
+    page.settled()
+    fits_and_can_be_read(page, width)
     narrow = page("answer").rect["y"] > page("pad").rect["y"] + page("pad").rect["height"]
     assert narrow == (width < 860)
+
+
+def test_a_picture_that_is_too_large_gets_the_servers_own_sentence(browser, digits_bundle, tmp_path):
+    Image.fromarray(np.zeros((1000, 1100, 3), np.uint8)).save(tmp_path / "large.bmp")
+    assert (tmp_path / "large.bmp").stat().st_size > 3 * 2**20
+    gradient().save(tmp_path / "fine.png")
+    with Running(digits_bundle.path, "--threads", "1", "--max-body", "1") as running:
+        page = Page(browser, running.port)
+        page.way("file")
+        for _ in range(3):
+            page.give(tmp_path / "large.bmp")
+            page.until(lambda: "is more than the 1048576 that are taken" in page("error").text)
+            assert page("error").text.endswith("(413)")
+            page.give(tmp_path / "fine.png")
+            page.until(lambda: page.verdict)
+            assert not page("error").is_displayed()

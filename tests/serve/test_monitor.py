@@ -194,6 +194,7 @@ def test_a_model_with_a_census_is_watched_by_default_and_one_without_is_not(cens
     told = served(digits_bundle, None, censused[2][:1])[1]
     assert not told["on"]
     assert "no census" in told["reason"]
+    assert told["hint"].startswith(f"relu-deploy census {digits_bundle.path} --data")
     assert served(censused[0], 0, censused[2][:1])[1] is None
 
 
@@ -214,6 +215,24 @@ def test_a_census_of_another_graph_is_not_taken_for_this_ones(censused, digits_c
     assert monitor.wait(30)
     assert "another graph" in monitor.off
     monitor.close()
+
+
+def test_why_there_is_nothing_to_compare_with_is_said_with_what_to_do(digits_copy):
+    from relu_deploy.verify.census import census
+
+    report = census(digits_copy, "digits", samples=8, threads=1)
+    assert report.norm is None
+    counted = digits_copy.add("reports/census.json", json.dumps(report.to_json()))
+    wanted = [
+        (counted, "a census that leaves nothing", "relu-deploy census"),
+        (Bundle.open(counted.onnx), "no bundle", "relu-deploy export"),
+    ]
+    for bundle, why, hint in wanted:
+        monitor = Monitor(bundle, 1.0)
+        assert monitor.wait(30)
+        assert why in monitor.off
+        assert hint in monitor.hint
+        monitor.close()
 
 
 def test_a_variant_is_watched_with_the_graph_that_was_counted(censused, tmp_path):

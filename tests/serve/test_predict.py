@@ -658,6 +658,7 @@ def test_the_page_is_one_file_that_may_only_talk_to_its_server(server):
 
 def test_the_page_is_told_which_models_take_pictures(server):
     told = {one["name"]: one for one in server.ask("GET", "/page/models")[1]["models"]}
+    assert told["digits"]["watched"]
     assert told["digits"]["drawable"]
     assert (told["digits"]["channels"], told["digits"]["width"], told["digits"]["classes"]) == (1, 28, 10)
     assert told["digit_detector"]["threshold"] == 0.05
