@@ -85,14 +85,23 @@ class Batcher:
             self._changed.notify()
         return ticket
 
-    def check_room(self) -> None:
-        """Raise Busy where `submit` would: what is turned away anyway need not be unpacked before."""
+    def room(self) -> int:
+        """Return how many more requests the queue takes, 0 while more than half of it is taken."""
+        free = self.limits.queue - len(self._queue)
+        return free if 2 * free >= self.limits.queue else 0
+
+    def check_room(self, entering: int = 0) -> None:
+        """Raise Busy where `submit` would: what is turned away anyway need not be unpacked before.
+
+        entering: requests that were let in and are not in the queue yet.
+        """
         if self._closing:
             raise Busy("the model is being unloaded", retry_after=1.0)
-        if len(self._queue) >= self.limits.queue:
+        waiting = len(self._queue) + entering
+        if waiting >= self.limits.queue:
             self._statistics.refused()
-            ahead = len(self._queue) * self._batch_seconds / max(1, self.limits.max_batch)
-            raise Busy(f"{len(self._queue)} requests are waiting already", "try again later", retry_after=max(0.05, ahead))
+            ahead = waiting * self._batch_seconds / max(1, self.limits.max_batch)
+            raise Busy(f"{waiting} requests are waiting already", "try again later", retry_after=max(0.05, ahead))
 
     def close(self) -> None:
         """Answer what is in the queue, then end the thread and the session. Blocks until it is done."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from relu_deploy.serve.door import Turn
+from relu_deploy.serve.door import Refusal, Turn
+from relu_deploy.serve.hall import Hall
 from relu_deploy.serve.http import LEAVING
 from relu_deploy.serve.lingering import Lingering, Patience, WhenAnswered
 
@@ -25,7 +26,9 @@ MALFORMED = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncont
 #: bytes of a body that arrives with its headers or soon after, and is skipped when the request is turned away
 SKIPPED = 2**15
 #: in the place of uvicorn's cycle, for a request that was answered without one
-TURNED_AWAY: Any = SimpleNamespace(response_started=True, response_complete=True, keep_alive=True)
+TURNED_AWAY: Any = SimpleNamespace(
+    response_started=True, response_complete=True, keep_alive=True, message_event=SimpleNamespace(set=lambda: None)
+)
 
 
 @dataclass
@@ -34,8 +37,7 @@ class Manners:
 
     header_seconds: until the headers of a request are complete. header_bytes: at most. grace: seconds that an idle
     connection is kept while draining, because a request may be on its way. turn: what is turned away at the door.
-    pause: seconds that a connection is then not read: Retry-After names at least one second, and who asks again at once
-    would leave the server less time for what it has taken. patience: with who still sends when the answer is complete.
+    hall: where it then waits. patience: with who still sends when the answer is complete.
     """
 
     header_seconds: float = 10.0
@@ -43,7 +45,7 @@ class Manners:
     grace: float = 0.5
     draining: bool = False
     turn: Turn = lambda *_: None
-    pause: float = 0.25
+    hall: Hall = field(default_factory=Hall)
     patience: Patience = field(default_factory=Patience)
 
 
@@ -92,9 +94,9 @@ class Connection(HttpToolsProtocol):
         self._in_time()
         if self._can_be_turned_away():
             client = self.client[0] if self.client else ""
-            answer = self._manners.turn(self.parser.get_method(), self.url, client, self.headers)
-            if answer is not None:
-                self._turn_away(answer)
+            refusal = self._manners.turn(self.parser.get_method(), self.url, client, self.headers)
+            if refusal is not None:
+                self._turn_away(refusal)
                 return
         super().on_headers_complete()
         if self.cycle is not None:
@@ -128,12 +130,12 @@ class Connection(HttpToolsProtocol):
         length = next((value for name, value in self.headers if name == b"content-length"), b"")
         return length.isdigit() and int(length) <= SKIPPED and self.parser.get_http_version() == "1.1"
 
-    def _turn_away(self, answer: bytes) -> None:
+    def _turn_away(self, refusal: Refusal) -> None:
         self.cycle = TURNED_AWAY
-        self.transport.write(answer)
+        self.transport.write(refusal.answer)
         self.on_response_complete()
         self.flow.pause_reading()
-        self.loop.call_later(self._manners.pause, self._read_on)
+        self._manners.hall.hold(self._read_on, refusal.room)
 
     def _read_on(self) -> None:
         if not self.transport.is_closing():
@@ -151,6 +153,8 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         if self._is_idle():
+            # A request may wait in a connection that is not read.
+            self._read_on()
             self.loop.call_later(self._manners.grace, self._close_if_idle)
         else:
             self.cycle.keep_alive = False

@@ -78,9 +78,13 @@ class Model:
     def waiting(self) -> int:
         return self._batcher.waiting
 
-    def check_room(self) -> None:
-        """Raise Busy where `infer` would."""
-        self._batcher.check_room()
+    def room(self) -> int:
+        """Return how many more requests fit, 0 while more than half of the queue is taken."""
+        return self._batcher.room()
+
+    def check_room(self, entering: int = 0) -> None:
+        """Raise Busy where `infer` would. entering: requests that were let in and have not asked for that yet."""
+        self._batcher.check_room(entering)
 
     async def infer(
         self,

@@ -14,7 +14,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from relu_deploy.serve.connection import SKIPPED, Connection, Manners
-from relu_deploy.serve.door import Door
+from relu_deploy.serve.door import Door, Refusal
+from relu_deploy.serve.hall import Hall
 from relu_deploy.serve.status import Busy, NotFound
 
 PAUSE = 0.2
@@ -37,14 +38,16 @@ async def app(scope, receive, send):
 
 
 class Full:
-    """Turns away all that is asked of the model called `full`."""
+    """Turns away all that is asked of the model called `full`. room: that its queue has again behind a refusal."""
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self, room=0):
+        self.asked, self.room = [], room
 
     def __call__(self, method, target, client, headers):
         self.asked.append((method, target, client, headers))
-        return b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy" if b"/full/" in target else None
+        if b"/full/" not in target:
+            return None
+        return Refusal(b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy", lambda: self.room)
 
 
 async def answered(reader):
@@ -55,13 +58,13 @@ async def answered(reader):
 
 
 @contextlib.asynccontextmanager
-async def connected(turn, **manners):
+async def connected(turn, protocol=Connection, seconds=PAUSE, **manners):
     config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
     state = ServerState()
     given = {"config": config, "server_state": state, "app_state": {}}
-    shared = Manners(turn=turn, pause=PAUSE, **manners)
-    server = await asyncio.get_running_loop().create_server(partial(Connection, shared, **given), "127.0.0.1", 0)
+    shared = Manners(turn=turn, hall=Hall(seconds), **manners)
+    server = await asyncio.get_running_loop().create_server(partial(protocol, shared, **given), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
         yield reader, writer
@@ -86,6 +89,77 @@ def test_a_refused_connection_is_answered_at_once_and_then_not_read_for_a_while(
             assert (await answered(reader))[2] - sent < PAUSE
 
     asyncio.run(run())
+
+
+def test_a_refused_connection_is_read_as_soon_as_there_is_room():
+    async def run():
+        async with connected(Full(room=5)) as (reader, writer):
+            started = time.perf_counter()
+            for _ in range(3):
+                writer.write(request("full") + request("free"))
+                assert [(await answered(reader))[0] for _ in range(2)] == [503, 200]
+            assert time.perf_counter() - started < 3 * PAUSE
+
+    asyncio.run(run())
+
+
+def test_a_server_that_goes_down_reads_what_refused_connections_have_sent_meanwhile():
+    async def run():
+        protocols = []
+
+        class Watched(Connection):
+            def connection_made(self, transport):
+                protocols.append(self)
+                super().connection_made(transport)
+
+        async with connected(Full(), protocol=Watched, seconds=60) as (reader, writer):
+            writer.write(request("full"))
+            assert (await answered(reader))[0] == 503
+            writer.write(request("free"))
+            await asyncio.sleep(0.05)
+            protocols[0].shutdown()
+            assert (await answered(reader))[0] == 200
+
+    asyncio.run(run())
+
+
+def test_the_hall_lets_go_in_order_as_many_as_there_is_room_for_and_all_in_the_end():
+    async def run():
+        gone, rooms = [], {"a": [0, 2, 0], "b": [0, 0, 1]}
+        hall = Hall(0.5, every=0.02)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+
+        def taking(name):
+            return lambda: rooms[name].pop(0) if rooms[name] else 0
+
+        room = {name: taking(name) for name in rooms}
+        for name in ("a1", "b1", "a2", "a3", "b2", "a4"):
+            hall.hold(lambda name=name: gone.append((name, loop.time() - started)), room[name[0]])
+        await asyncio.sleep(0.8)
+        return gone
+
+    gone = asyncio.run(run())
+    assert [name for name, _ in gone] == ["a1", "a2", "b1", "a3", "a4", "b2"]
+    assert all(seconds < 0.48 for _, seconds in gone[:3])
+    assert all(seconds >= 0.5 for _, seconds in gone[3:])
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_client_that_leaves_once_it_was_refused_makes_no_error(half):
+    async def run():
+        found = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(context))
+        async with connected(Full()) as (reader, writer):
+            writer.write(request("full"))
+            assert (await answered(reader))[0] == 503
+            if half:
+                writer.write_eof()
+                assert await asyncio.wait_for(reader.read(), 10) == b""
+        await asyncio.sleep(2 * PAUSE)
+        return found
+
+    assert asyncio.run(run()) == []
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
@@ -168,8 +242,11 @@ class Models:
         self.name = name
         return self
 
-    def check_room(self):
-        if self.name == "full":
+    def room(self):
+        return 17
+
+    def check_room(self, entering=0):
+        if self.name == "full" or entering >= 3:
             raise Busy("7 requests are waiting already", "try again later", retry_after=1.2)
 
 
@@ -182,7 +259,9 @@ def test_the_door_turns_away_what_a_full_queue_would_take_and_nothing_else():
     told = Told()
     door = Door(Models(), told)
     for path in (b"/v2/models/full/infer", b"/v2/models/full/predict?top=3", b"/v2/models/full/versions/1/infer"):
-        head, _, body = door(b"POST", path, "10.0.0.1", [(b"a", b"b")]).partition(b"\r\n\r\n")
+        refusal = door(b"POST", path, "10.0.0.1", [(b"a", b"b")])
+        assert refusal.room() == 17
+        head, _, body = refusal.answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"\r\nretry-after: 2" in head
         assert f"\r\ncontent-length: {len(body)}\r\n".encode() in head
@@ -193,6 +272,10 @@ def test_the_door_turns_away_what_a_full_queue_would_take_and_nothing_else():
         ("/v2/models/full/versions/1/infer", "full", 503),
     ]
     assert all(fields["headers"] == [(b"a", b"b")] for fields, *_ in told)
+
+    async def let_in(method, path):
+        return door(method, path, "", [])
+
     for method, path in (
         (b"GET", b"/v2/models/full/infer"),
         (b"POST", b"/v2/models/full"),
@@ -202,5 +285,16 @@ def test_the_door_turns_away_what_a_full_queue_would_take_and_nothing_else():
         (b"POST", b"/v2/models/gone/infer"),
         (b"POST", b"/v2/repository/models/full/load"),
     ):
-        assert door(method, path, "", []) is None
+        assert asyncio.run(let_in(method, path)) is None
     assert len(told) == 3
+
+
+def test_who_was_let_in_counts_until_it_is_in_the_queue():
+    async def run():
+        door = Door(Models(), Told())
+        ask = partial(door, b"POST", b"/v2/models/free/infer", "", [])
+        at_once = [ask() is None for _ in range(5)]
+        await asyncio.sleep(0)
+        return at_once, ask() is None
+
+    assert asyncio.run(run()) == ([True, True, True, False, False], True)
