@@ -445,7 +445,7 @@ def test_on_this_machine_doctor_says_what_loading_does(command, digits_bundle):
 
 
 @pytest.mark.parametrize("verb", ["verify", "prove", "census"])
-def test_the_gpu_that_was_chosen_is_the_one_that_is_loaded_on(command, digits_bundle, monkeypatch, verb):
+def test_the_gpu_that_was_chosen_is_the_one_that_is_loaded_on(command, digits_copy, monkeypatch, verb):
     chosen = []
 
     def options(**fields):
@@ -454,9 +454,9 @@ def test_the_gpu_that_was_chosen_is_the_one_that_is_loaded_on(command, digits_bu
 
     monkeypatch.setattr(backends, "Options", options)
     arguments = {
-        "verify": (digits_bundle.path, "--against", "reference"),
+        "verify": (digits_copy.path, "--against", "reference"),
         "prove": ("--dtype", "int8"),
-        "census": (digits_bundle.path, "--data", "digits", "--samples", "8"),
+        "census": (digits_copy.path, "--data", "digits", "--samples", "8"),
     }
     answer = command(verb, *arguments[verb], "--device", "2", "--quiet")
     assert answer.code == 0, answer.stderr
