@@ -36,6 +36,7 @@ __all__ = [
     "load_npz",
     "rows_outside",
     "sample_feeds",
+    "several_feeds",
     "spread_evenly",
     "to_input",
 ]
@@ -156,6 +157,13 @@ def sample_feeds(bundle: Bundle, samples: int, seed: int, data: str | None = Non
 
     A model whose batch is fixed gets as many rows as it takes.
     """
+    return several_feeds(bundle, samples, [seed], data)[0]
+
+
+def several_feeds(
+    bundle: Bundle, samples: int, seeds: Sequence[int], data: str | None = None
+) -> list[tuple[Feeds, dict[str, Any]]]:
+    """Return what `sample_feeds` does for each of `seeds`; the data are read once."""
     fixed = bundle.inputs[0].batch if bundle.inputs else None
     rows = fixed if isinstance(fixed, int) else samples
     if samples < 1:
@@ -167,14 +175,18 @@ def sample_feeds(bundle: Bundle, samples: int, seed: int, data: str | None = Non
             if data is not None:
                 raise
         else:
-            picked = np.random.default_rng(seed).permutation(len(dataset))[:rows]
-            if len(picked) == rows:
-                return {key: array[picked] for key, array in dataset.feeds.items()}, {"source": f"data set {name}", "seed": seed}
+            if len(dataset) >= rows:
+                return [(_drawn(dataset, rows, seed), {"source": f"data set {name}", "seed": seed}) for seed in seeds]
             if data is not None:
                 raise UsageError(
                     f"{data} has {len(dataset)} rows, fewer than the {rows} wanted", "ask for fewer, or give more data"
                 )
-    return random_feeds(bundle.inputs, rows, seed), {"source": "random", "seed": seed}
+    return [(random_feeds(bundle.inputs, rows, seed), {"source": "random", "seed": seed}) for seed in seeds]
+
+
+def _drawn(dataset: Dataset, rows: int, seed: int) -> Feeds:
+    picked = np.random.default_rng(seed).permutation(len(dataset))[:rows]
+    return {key: array[picked] for key, array in dataset.feeds.items()}
 
 
 def spread_evenly(length: int, samples: int) -> Array:

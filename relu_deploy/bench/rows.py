@@ -37,7 +37,8 @@ class Plan:
     """How everything is measured. settings: options of `backends.load` beside threads, for backends that have them.
 
     variants: which of a bundle's variants are rows, None for all; where some are named, they stand in the model's place on
-    their backend. data: instead of each model's own data set. may_skip: a backend that cannot run a model leaves a row with its error instead of ending all.
+    their backend. may_skip: a backend that cannot run a model leaves a row with its error instead of ending all.
+    data: instead of each model's own data set.
     """
 
     backends: Sequence[str]

@@ -19,7 +19,7 @@ import numpy as np
 
 from relu_deploy.backends import load, probe
 from relu_deploy.bundle import Bundle
-from relu_deploy.data import load_dataset, sample_feeds
+from relu_deploy.data import load_dataset, several_feeds
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.tasks import score
 from relu_deploy.tensors import Feeds
@@ -55,7 +55,7 @@ class Worker:
         """Load the model and answer once. Times are of loading alone and of the first run alone."""
         self.bundle, self.batch, self.gpu = Bundle.open(bundle), batch, int(settings.get("device", 0))
         self.data = data or self.bundle.manifest.get("dataset")
-        self.feeds = [sample_feeds(self.bundle, batch, seed + turn, data)[0] for turn in range(ROTATION)]
+        self.feeds = [feeds for feeds, _ in several_feeds(self.bundle, batch, range(seed, seed + ROTATION), data)]
         ready = time.perf_counter()
         self.session = load(self.bundle, backend, threads=threads, **settings)
         loaded = time.perf_counter()

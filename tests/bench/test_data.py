@@ -52,3 +52,18 @@ def test_named_data_never_give_way_to_random_numbers(own, tmp_path):
         relu_deploy.verify(bundle, data=tmp_path / "nothing")
     with pytest.raises(UsageError, match="both say what is fed"):
         relu_deploy.verify(bundle, data=data, feeds={"x": np.zeros((1, 1, 4, 4), np.float32)})
+
+
+def test_several_samples_are_those_of_their_seeds_and_the_data_are_read_once(digits_bundle, monkeypatch):
+    from relu_deploy import data
+
+    alone = [data.sample_feeds(digits_bundle, 3, seed) for seed in (5, 6)]
+    read = []
+    load = data.load_dataset
+    monkeypatch.setattr(data, "load_dataset", lambda *given: read.append(given) or load(*given))
+    together = data.several_feeds(digits_bundle, 3, (5, 6))
+    assert len(read) == 1
+    for (feeds, told), (wanted, described) in zip(together, alone, strict=True):
+        assert told == described
+        np.testing.assert_array_equal(feeds["x"], wanted["x"])
+    assert not np.array_equal(together[0][0]["x"], together[1][0]["x"])
