@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from relu_deploy.serve.asked import asked_of
 from relu_deploy.serve.codec import dump
 from relu_deploy.serve.models import Models
 from relu_deploy.serve.status import Busy, NotFound
@@ -48,16 +49,12 @@ class Door:
         if method != b"POST":
             return None
         path = target.partition(b"?")[0].decode("latin-1")
-        version = ""
-        match path.strip("/").split("/"):
-            case ["v2", "models", name, "infer" | "predict"]:
-                pass
-            case ["v2", "models", name, "versions", version, "infer" | "predict"]:
-                pass
-            case _:
-                return None
+        asked = asked_of(path)
+        if asked is None or asked.verb not in ("infer", "predict"):
+            return None
+        name = asked.model
         try:
-            model = self._models.get(name, version)
+            model = self._models.get(name, asked.version or "")
         except (NotFound, Busy):
             return None
         try:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from relu_deploy import __version__
 from relu_deploy.errors import UsageError, missing_package
+from relu_deploy.serve.asked import asked_of
 from relu_deploy.serve.delivery import Delivery, delivering
 from relu_deploy.serve.statistics import PARTS, Timings
 from relu_deploy.serve.status import Busy, Failed, Invalid, Late, NotFound, TooLarge
@@ -155,20 +156,17 @@ def _parent(headers: Iterable[tuple[Any, Any]]) -> Any:
 def _http(fields: Mapping[str, Any], status: int) -> tuple[str, Attributes] | None:
     """Return the span's name and its attributes by the conventions, None for a request that runs no model."""
     method, path = fields["method"], fields["path"]
-    match path.strip("/").split("/"):
-        case ["v2", "models", model, verb] if method == "POST" and verb in VERBS:
-            route = f"/v2/models/{{model}}/{verb}"
-        case ["v2", "models", model, "versions", _, verb] if method == "POST" and verb in VERBS:
-            route = f"/v2/models/{{model}}/versions/{{version}}/{verb}"
-        case _:
-            return None
+    asked = asked_of(path)
+    if asked is None or method != "POST" or asked.verb not in VERBS:
+        return None
+    route = f"/v2/models/{{model}}{'/versions/{version}' if asked.version is not None else ''}/{asked.verb}"
     told: Attributes = {
         "http.request.method": method,
         "http.route": route,
         "url.scheme": "http",
         "url.path": _text(path),
         "client.address": _text(fields.get("client")),
-        "relu_deploy.model": _text(model),
+        "relu_deploy.model": _text(asked.model),
     }
     if status:
         told["http.response.status_code"] = status
