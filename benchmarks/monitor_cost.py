@@ -19,7 +19,9 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,29 +93,51 @@ def interval(ratios: list[float]) -> list[float]:
     return np.quantile(np.median(drawn, axis=1), (0.025, 0.975)).tolist()
 
 
-def started(bundle: Bundle, share: float, folder: Path, threads: int) -> tuple[subprocess.Popen, dict]:
-    file = folder / f"{share:g}.json"
-    words = [
-        "serve",
-        bundle.path,
-        "--http-port",
-        0,
-        "--grpc-port",
-        -1,
-        "--metrics-port",
-        -1,
-        "--threads",
-        threads,
-        "--json",
-        file,
-    ]
-    words += ["--log-level", "error", "--quiet", "--monitor-share", share]
-    process = subprocess.Popen([sys.executable, "-m", "relu_deploy", *map(str, words)], stdout=subprocess.DEVNULL)
+def started(bundle: Bundle, file: Path, threads: int, *words: Any, **given: Any) -> tuple[subprocess.Popen, dict]:
+    """Return a server and where it listens. file: that it says so in. words: further options. given: of `subprocess.Popen`."""
+    silent = ("--grpc-port", -1, "--metrics-port", -1, "--quiet")
+    options = ("--http-port", 0, *silent, "--threads", threads, "--json", file, *words)
+    command = [sys.executable, "-m", "relu_deploy", "serve", *map(str, (bundle.path, *options))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **given)
     while not file.exists():
         if process.poll() is not None:
             raise SystemExit("the server did not start")
         time.sleep(0.05)
     return process, json.loads(file.read_text())
+
+
+def in_turns(
+    servers: dict[Any, tuple[subprocess.Popen, dict]],
+    requests: list[bytes],
+    arguments: argparse.Namespace,
+    before: Callable[[Any], None] = lambda _: None,
+    after: Callable[[Any], None] = lambda _: None,
+) -> dict[Any, list[dict]]:
+    """Return the rounds of each share, in random order round by round. before, after: called around each, with its share."""
+    shares = list(servers)
+    rows: dict[Any, list[dict]] = {share: [] for share in shares}
+    for share in shares:
+        asyncio.run(load_of(servers[share][1]["http"], requests, 1.0))
+    for turn in range(arguments.rounds):
+        for place in np.random.default_rng(turn).permutation(len(shares)):
+            share = shares[place]
+            before(share)
+            rows[share].append(asyncio.run(load_of(servers[share][1]["http"], requests, arguments.seconds)))
+            after(share)
+            print(f"round {turn + 1}: share {share}: {rows[share][-1]['per_second']:.0f} a second", flush=True)
+    return rows
+
+
+def end(servers: dict[Any, tuple[subprocess.Popen, dict]]) -> None:
+    for process, _ in servers.values():
+        process.terminate()
+        process.wait(30)
+
+
+def ratio_of(rows: list[dict], plain: list[dict]) -> dict[str, Any]:
+    """Return how the requests a second of `rows` compare with those of `plain`, round by round."""
+    ratios = [mine["per_second"] / other["per_second"] for mine, other in zip(rows, plain, strict=True)]
+    return {"median": float(np.median(ratios)), "ci95": interval(ratios), "least": min(ratios), "greatest": max(ratios)}
 
 
 def main() -> None:
@@ -146,34 +170,23 @@ def measured(arguments, folder: Path) -> dict:
     np.savez(data, x=pixels)
     bundle = bundle.add("reports/norm.npz", census(bundle, data, threads=arguments.threads).norm.to_bytes())
     requests = [request_for(bundle, row[None]) for row in pixels[:128]]
-    servers = {share: started(bundle, share, folder, arguments.threads) for share in SHARES}
+    servers = {
+        share: started(bundle, folder / f"{share:g}.json", arguments.threads, "--log-level", "error", "--monitor-share", share)
+        for share in SHARES
+    }
     try:
-        rows: dict[float, list[dict]] = {share: [] for share in SHARES}
-        for share in SHARES:
-            asyncio.run(load_of(servers[share][1]["http"], requests, 1.0))
-        for turn in range(arguments.rounds):
-            for share in np.random.default_rng(turn).permutation(SHARES):
-                rows[share].append(asyncio.run(load_of(servers[share][1]["http"], requests, arguments.seconds)))
-                settle(servers[share][1]["http"], bundle.name, share)
-                print(f"round {turn + 1}: share {share:g}: {rows[share][-1]['per_second']:.0f} a second", flush=True)
+        rows = in_turns(servers, requests, arguments, after=lambda share: settle(servers[share][1]["http"], bundle.name, share))
         watched = {share: state_of(servers[share][1]["http"], bundle.name) for share in SHARES[1:]}
     finally:
-        for process, _ in servers.values():
-            process.terminate()
-            process.wait(30)
-    shares = {}
-    for share, each in rows.items():
-        ratios = [mine["per_second"] / plain["per_second"] for mine, plain in zip(each, rows[0.0], strict=True)]
-        shares[f"{share:g}"] = {
-            "ratio": {
-                "median": float(np.median(ratios)),
-                "ci95": interval(ratios),
-                "least": min(ratios),
-                "greatest": max(ratios),
-            },
+        end(servers)
+    shares = {
+        f"{share:g}": {
+            "ratio": ratio_of(each, rows[0.0]),
             "rounds": each,
             **{key: watched[share][key] for key in ("samples", "dropped", "failed") if share in watched},
         }
+        for share, each in rows.items()
+    }
     return {"environment": describe(arguments.threads), "connections": CONNECTIONS, "shares": shares}
 
 

@@ -12,7 +12,6 @@ half second and not, as they do otherwise, every five.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import subprocess
@@ -23,8 +22,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from monitor_cost import CONNECTIONS, interval, load_of, request_for
+from monitor_cost import CONNECTIONS, end, in_turns, ratio_of, request_for, started
 
 from relu_deploy.bench.environment import describe
 from relu_deploy.bundle import Bundle
@@ -65,36 +63,16 @@ server.serve_forever()
 """
 
 
-def started(
+def traced(
     bundle: Bundle, share: str, collector: str, folder: Path, threads: int
 ) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
-    file = folder / f"{share}.json"
-    words = [
-        "serve",
-        bundle.path,
-        "--http-port",
-        0,
-        "--grpc-port",
-        -1,
-        "--metrics-port",
-        -1,
-        "--threads",
-        threads,
-        "--json",
-        file,
-    ]
-    words += ["--quiet", "--log-json", "--log-level", "warning", "--monitor-share", 0]
+    """Return a server that traces `share` of its requests, and where it listens."""
+    words = ["--log-json", "--log-level", "warning", "--monitor-share", 0]
     if share != "off":
         words += ["--traces", collector, "--trace-share", share]
+    environment = {**os.environ, "OTEL_BSP_SCHEDULE_DELAY": "500"}
     with (folder / f"{share}.log").open("wb") as log:
-        command = [sys.executable, "-m", "relu_deploy", *map(str, words)]
-        environment = {**os.environ, "OTEL_BSP_SCHEDULE_DELAY": "500"}
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=environment)
-    while not file.exists():
-        if process.poll() is not None:
-            raise SystemExit("the server did not start")
-        time.sleep(0.05)
-    return process, json.loads(file.read_text())
+        return started(bundle, folder / f"{share}.json", threads, *words, stderr=log, env=environment)
 
 
 def spans_at(collector: str) -> int:
@@ -120,25 +98,15 @@ def measured(arguments: argparse.Namespace, collector: str, folder: Path) -> dic
     bundle = export_source("digits", folder / "digits.rdb").bundle
     pixels = load_dataset(bundle, "digits").feeds["x"]
     requests = [request_for(bundle, row[None]) for row in pixels[:128]]
-    servers = {share: started(bundle, share, collector, folder, arguments.threads) for share in SHARES}
-    rows: dict[str, list[dict[str, float]]] = {share: [] for share in SHARES}
+    servers = {share: traced(bundle, share, collector, folder, arguments.threads) for share in SHARES}
     try:
-        for share in SHARES:
-            asyncio.run(load_of(servers[share][1]["http"], requests, 1.0))
-        for turn in range(arguments.rounds):
-            for share in np.random.default_rng(turn).permutation(SHARES):
-                settle(collector)
-                rows[share].append(asyncio.run(load_of(servers[share][1]["http"], requests, arguments.seconds)))
-                print(f"round {turn + 1}: share {share}: {rows[share][-1]['per_second']:.0f} a second", flush=True)
+        rows = in_turns(servers, requests, arguments, before=lambda _: settle(collector))
     finally:
-        for process, _ in servers.values():
-            process.terminate()
-            process.wait(30)
-    shares = {}
-    for share, each in rows.items():
-        ratios = [mine["per_second"] / plain["per_second"] for mine, plain in zip(each, rows["off"], strict=True)]
-        ratio = {"median": float(np.median(ratios)), "ci95": interval(ratios), "least": min(ratios), "greatest": max(ratios)}
-        shares[share] = {"ratio": ratio, "lost_spans": lost_by(folder / f"{share}.log"), "rounds": each}
+        end(servers)
+    shares = {
+        share: {"ratio": ratio_of(each, rows["off"]), "lost_spans": lost_by(folder / f"{share}.log"), "rounds": each}
+        for share, each in rows.items()
+    }
     return {
         "environment": describe(arguments.threads),
         "connections": CONNECTIONS,

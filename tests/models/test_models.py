@@ -116,13 +116,17 @@ def test_a_tenth_of_all_stems_is_held_out_and_forms_of_a_stem_stay_together(monk
         assert words.is_held_out(stem) == words.is_held_out(stem.upper() + "ing")
 
 
+def cut_out(ink_extent):
+    """Return the ink of the first 100 shipped digits, and their labels."""
+    with np.load(models_folder() / "digits" / "test.npz") as data:
+        return [image[ink_extent(image)] for image in data["x"][:100, ..., 0]], data["labels"][:100]
+
+
 def test_scenes_follow_from_their_seed_and_boxes_hold_the_ink(monkeypatch):
     monkeypatch.syspath_prepend(str(models_folder() / "digit_detector"))
     import scenes
 
-    with np.load(models_folder() / "digits" / "test.npz") as data:
-        digits = [image[scenes.ink_extent(image)] for image in data["x"][:100, ..., 0]]
-        labels = data["labels"][:100]
+    digits, labels = cut_out(scenes.ink_extent)
     one, same, other = (scenes.make_scenes(digits, labels, 5, seed) for seed in (0, 0, 1))
     for first, second in zip(one, same, strict=True):
         np.testing.assert_array_equal(first.pixels, second.pixels)
@@ -140,9 +144,7 @@ def test_cluttered_scenes_follow_from_their_seed_and_masks_hold_the_ink_of_the_d
     import clutter
     import scenes
 
-    with np.load(models_folder() / "digits" / "test.npz") as data:
-        digits = [image[scenes.ink_extent(image)] for image in data["x"][:100, ..., 0]]
-        labels = data["labels"][:100]
+    digits, labels = cut_out(scenes.ink_extent)
     one, same, other = (clutter.make_scenes(digits, labels, 5, seed) for seed in (0, 0, 1))
     for first, second in zip(one, same, strict=True):
         np.testing.assert_array_equal(first.pixels, second.pixels)
