@@ -1,0 +1,90 @@
+"""The session of the reference backend: a graph evaluated by NumPy, in float64 for the truth or in its own types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_deploy.backends.base import Executed, Options, Probe, Rounding, Seen
+from relu_deploy.backends.reference.evaluator import Evaluator
+from relu_deploy.backends.reference.program import unsupported_nodes
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError, ReluDeployError, Unsupported
+from relu_deploy.graph.model import load_model
+from relu_deploy.graph.taps import with_taps
+from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["ReferenceSession", "load", "probe"]
+
+
+def probe(name: str) -> Probe:
+    """Return that the backend is usable: it needs nothing that is not always installed."""
+    import onnx
+
+    return Probe(name, True, version=f"onnx {onnx.__version__}, numpy {np.__version__}", device="CPU")
+
+
+def load(_: str, bundle: Bundle, options: Options) -> ReferenceSession:
+    """Return a session for the graph of `bundle`. Raises Unsupported when a node cannot be evaluated."""
+    return ReferenceSession(bundle, with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
+
+
+class ReferenceSession:
+    """A graph evaluated by NumPy, one operator after the other. Threads are the BLAS library's own."""
+
+    def __init__(self, bundle: Bundle, model: ir.Model) -> None:
+        if missing := unsupported_nodes(model):
+            listed = ", ".join(f"{domain or 'ai.onnx'}.{operator} (node {node!r})" for node, domain, operator in missing[:3])
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise Unsupported(
+                f"{bundle.name}: the reference evaluator does not have the operators of {listed}{more}",
+                "run the model with --backend onnxruntime-cpu; to verify it, remove these nodes from the graph",
+            )
+        self._bundle, self._model = bundle, model
+        self._evaluators: dict[bool, Evaluator] = {}
+        self.inputs: tuple[TensorSpec, ...] = bundle.inputs
+        self.outputs: tuple[TensorSpec, ...] = bundle.outputs
+        self.facts: Mapping[str, Any] = {"precision": "float32", "device": "CPU"}
+        self._evaluator(wide=False)
+
+    @property
+    def random_nodes(self) -> tuple[str, ...]:
+        """Return the names of the nodes that draw random numbers. They draw the same in every evaluation."""
+        return self._evaluator(wide=False).random_nodes
+
+    def run(self, feeds: Mapping[str, Any]) -> Feeds:
+        """Return every output and tap in the graph's own types."""
+        return self.evaluate(feeds, wide=False)
+
+    def evaluate(
+        self, feeds: Mapping[str, Any], *, wide: bool = True, rounding: Rounding | None = None, seen: Seen | None = None
+    ) -> Feeds:
+        """Return every output and tap; see `TruthSession`."""
+        evaluator = self._evaluator(wide)
+        arrays = check_feeds(feeds, self.inputs, self._bundle.name)
+        try:
+            return evaluator.run(arrays, rounding, seen)
+        except ReluDeployError as error:
+            raise type(error)(f"{self._bundle.name}: {error.message}", error.hint) from error
+        except Exception as error:
+            raise InputError(
+                f"{self._bundle.name}: the reference evaluator failed: {type(error).__name__}: {error}",
+                "check the input shapes; if they are right, compare against another backend",
+            ) from error
+
+    def executed(self) -> Sequence[Executed]:
+        """Return nothing: there are no kernels to name."""
+        return ()
+
+    def close(self) -> None:
+        self._evaluators.clear()
+
+    def _evaluator(self, wide: bool) -> Evaluator:
+        if wide not in self._evaluators:
+            self._evaluators[wide] = Evaluator(self._model, wide=wide)
+        return self._evaluators[wide]
