@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from relu_deploy.cli import main
+from relu_deploy.cli.main import main
 
 
 @pytest.fixture(scope="session")
 def digits_bundle(tmp_path_factory):
     """The digit classifier, exported once. Tests that change it copy it first."""
-    from relu_deploy.export import export_source
+    from relu_deploy.exporting.exporter import export_source
 
     return export_source("digits", tmp_path_factory.mktemp("bundles") / "digits.rdb").bundle
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from relu_deploy.cli import VERBS
-from relu_deploy.options import parser_for
+from relu_deploy.cli.main import VERBS
+from relu_deploy.cli.options import parser_for
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"

@@ -11,7 +11,7 @@ from relu_deploy.bundle import Bundle
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    from relu_deploy.export import export_source
+    from relu_deploy.exporting.exporter import export_source
 
     return export_source("language_id", tmp_path_factory.mktemp("bundles") / "m.rdb").bundle
 
@@ -74,7 +74,7 @@ def test_data_of_the_wrong_kind_are_refused_by_name(command, tmp_path, exported,
 
 
 def test_the_deployed_graph_answers_a_text_alike_whatever_stands_in_the_other_rows(exported):
-    from relu_deploy.texts import to_bytes
+    from relu_deploy.data.texts import to_bytes
 
     texts = ["år", "zażółć gęślą jaźń", "x" * 64, "Donaudampfschifffahrt", "\ufffd", "été"]
     rows = to_bytes(texts, exported.inputs[0])

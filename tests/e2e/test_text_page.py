@@ -10,7 +10,7 @@ from test_page import Page, Running, browser, contrast, pytestmark  # noqa: F401
 
 @pytest.fixture(scope="module")
 def server(digits_bundle, tmp_path_factory):
-    from relu_deploy.export import export_source
+    from relu_deploy.exporting.exporter import export_source
 
     language = export_source("language_id", tmp_path_factory.mktemp("bundles") / "language_id.rdb").bundle
     with Running(language.path, digits_bundle.path, "--threads", "1") as running:

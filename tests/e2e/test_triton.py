@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from triton_server import Triton, environment
 
-from relu_deploy.export import export_source
-from relu_deploy.package import package
+from relu_deploy.exporting.exporter import export_source
+from relu_deploy.packaging.run import package
 
 VENV = os.environ.get("RELU_DEPLOY_TRITON", "")
 pytestmark = [

@@ -1,5 +1,1 @@
-"""The reference backend: ONNX graphs evaluated by NumPy, in float64 for the truth and in float32 for its noise floor."""
-
-from relu_deploy.backends.reference.session import load, probe
-
-__all__ = ["load", "probe"]
+"""ONNX graphs evaluated by NumPy: in float64 for the truth, in float32 for its noise floor."""

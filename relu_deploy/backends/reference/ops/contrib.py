@@ -72,9 +72,8 @@ def fused_gemm(call: Call, a: Array, b: Array, c: Array | None = None) -> Array:
 def fused_matmul(call: Call, a: Array, b: Array) -> Array:
     """transBatch moves the first axis of an operand before its last two, before the last two are swapped or not."""
     parts = []
-    for x, name in ((a, "A"), (b, "B")):
-        if call.get(f"transBatch{name}", 0):
-            x = np.moveaxis(x, 0, -2)
+    for operand, name in ((a, "A"), (b, "B")):
+        x = np.moveaxis(operand, 0, -2) if call.get(f"transBatch{name}", 0) else operand
         parts.append(np.swapaxes(x, -1, -2) if call.get(f"trans{name}", 0) and x.ndim > 1 else x)
     return affine(np.asarray(parts[0] @ parts[1]), None, call.float("alpha", 1.0), 1.0)
 
@@ -101,14 +100,11 @@ def quick_gelu(call: Call, x: Array) -> Array:
 
 @operator("BiasSoftmax", domain=CONTRIB)
 def bias_softmax(call: Call, x: Array, bias: Array) -> Array:
-    """The axes from `axis` on count as one. The bias repeats in the inner axes of the batch, or broadcasts to it."""
+    """The axes from `axis` on count as one; the bias broadcasts to them from the right or from the left."""
     axis = call.get("axis", 1) % x.ndim
-    if not call.get("is_inner_broadcast", 1):
-        y = x + bias.reshape(*bias.shape[:axis], *bias.shape[axis:]) if bias.ndim == x.ndim else x + bias
-    else:
-        y = x + bias
-    flat = y.reshape(int(np.prod(x.shape[:axis])), -1)
-    return softmax(flat).reshape(x.shape)
+    if not call.get("is_inner_broadcast", 1) and bias.ndim < x.ndim:
+        bias = bias.reshape(*bias.shape, *(1,) * (x.ndim - bias.ndim))
+    return softmax((x + bias).reshape(int(np.prod(x.shape[:axis])), -1)).reshape(x.shape)
 
 
 def _skip_total(x: Array, skip: Array, bias: Array | None) -> Array:

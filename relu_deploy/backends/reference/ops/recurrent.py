@@ -95,7 +95,8 @@ def _run(
     """Run `step` (direction, h, c, peephole) over all directions and return Y, Y_h, Y_c."""
     padded = [*operands, *[None] * (8 - len(operands))]
     x, w, r, b, lengths, initial_h, initial_c, peephole = padded
-    assert x is not None and w is not None and r is not None
+    if x is None or w is None or r is None:
+        raise ValueError("the inputs X, W and R are required")
     batch_first = bool(call.get("layout", 0))
     if batch_first:
         x = x.swapaxes(0, 1)

@@ -84,11 +84,9 @@ def _register_argument(name: str, function: Callable[..., Any]) -> None:
     @operator(name, until=LATEST)
     def run(call: Call, x: Array) -> Array:
         axis = call.get("axis", 0)
-        if call.get("select_last_index", 0):
-            found = x.shape[axis] - 1 - function(np.flip(x, axis), axis=axis)
-        else:
-            found = function(x, axis=axis)
-        found = np.asarray(found, np.int64)
+        last = bool(call.get("select_last_index", 0))
+        place = function(np.flip(x, axis) if last else x, axis=axis)
+        found = np.asarray(x.shape[axis] - 1 - place if last else place, np.int64)
         return np.expand_dims(found, axis) if call.get("keepdims", 1) else found
 
 

@@ -165,7 +165,7 @@ def eye_like(call: Call, x: Array) -> Array:
 
 
 @operator("Range", keeps_types=True)
-def arithmetic_range(call: Call, start: Array, limit: Array, delta: Array) -> Array:
+def arithmetic_range(_: Call, start: Array, limit: Array, delta: Array) -> Array:
     """start + i * delta, with the number of elements ceil((limit - start) / delta)."""
     first, last, step = (value.reshape(()) for value in (start, limit, delta))
     dtype = first.dtype

@@ -49,10 +49,8 @@ def short_time_fourier_transform(
     """signal (N, samples, 1 or 2) or (N, samples). Returns (N, frames, frequencies, 2)."""
     hop = integers(step)[0]
     size = integers(length)[0] if length is not None else window.shape[0] if window is not None else signal.shape[1]
-    if signal.ndim == 2 or signal.shape[2] == 1:
-        values = signal.reshape(*signal.shape[:2])
-    else:
-        values = signal[..., 0] + 1j * signal[..., 1]
+    real = signal.ndim == 2 or signal.shape[2] == 1
+    values = signal.reshape(*signal.shape[:2]) if real else signal[..., 0] + 1j * signal[..., 1]
     frames = 1 + (signal.shape[1] - size) // hop
     index = np.arange(frames)[:, None] * hop + np.arange(size)
     cut = values[:, index]
