@@ -95,7 +95,7 @@ def _taken(value: Any) -> Any:
 def _difference(mine: Any, theirs: Any, test: Any, wide: bool) -> str:
     """Return how a result differs from the expected one, "" when it does not."""
     if theirs is None or isinstance(theirs, list):
-        if type(mine) is not type(theirs) or (theirs is not None and len(mine) != len(theirs)):
+        if type(mine) is not type(theirs) or len(mine or ()) != len(theirs or ()):
             return f"{type(mine).__name__} instead of {type(theirs).__name__}"
         return next(
             (found for a, b in zip(mine or [], theirs or [], strict=True) if (found := _difference(a, b, test, wide))), ""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["Evaluation", "Evaluator", "Frame", "Limits"]
+__all__ = ["Evaluation", "Evaluator", "Limits"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Evaluation:
 
 
 @dataclass
-class Frame:
-    """The tensors of a graph that is being evaluated, for operators that evaluate graphs of their own."""
+class Tensors:
+    """The tensors of a graph that is being evaluated, for operators that evaluate graphs of their own (a `Frame`)."""
 
     values: Mapping[str, Any]
     evaluation: Evaluation
@@ -131,7 +131,7 @@ def run_program(
             constant = dict(zip(node.reads, node.constant, strict=True))
             operands = rounding.operands(node.op_type, operands, [constant.get(name, False) for name in node.inputs])
         evaluation.check_time(node.name)
-        results = _run_node(node, operands, Frame(values, evaluation), program)
+        results = _run_node(node, operands, Tensors(values, evaluation), program)
         for name, result in zip(node.outputs, results, strict=False):
             if not name:
                 continue
@@ -142,7 +142,7 @@ def run_program(
     return [values[name] for name in program.outputs]
 
 
-def _run_node(node: Node, operands: list[Any], frame: Frame, program: Program) -> tuple[Any, ...]:
+def _run_node(node: Node, operands: list[Any], frame: Tensors, program: Program) -> tuple[Any, ...]:
     try:
         if node.operator:
             call = Call(
@@ -238,6 +238,7 @@ def _body_of_context(schema: Any, node: Node, types: Sequence[int], shapes: Sequ
     import onnx_ir as ir
     from onnx import helper
 
+    assert node.source is not None
     proto = ir.serde.serialize_node(node.source)
     referring = [attribute.name for attribute in proto.attribute if attribute.ref_attr_name]
     plain = [attribute for attribute in proto.attribute if not attribute.ref_attr_name]

@@ -180,8 +180,8 @@ def _bind(node: ir.Node, position: int, scope: Scope) -> Node:
     attributes = {}
     for key, attribute in node.attributes.items():
         if attribute.is_ref():
-            if attribute.ref_attr_name in scope.bindings:
-                attributes[key] = scope.bindings[attribute.ref_attr_name]
+            if str(attribute.ref_attr_name) in scope.bindings:
+                attributes[key] = scope.bindings[str(attribute.ref_attr_name)]
         else:
             attributes[key] = _attribute(attribute.value, scope)
     inputs = tuple("" if value is None else str(value.name) for value in node.inputs)

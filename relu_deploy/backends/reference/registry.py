@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from relu_deploy.backends.reference.types import dtype_of, widened_dtype
 
-if TYPE_CHECKING:
-    from relu_deploy.backends.reference.evaluator import Frame
-
-__all__ = ["CONTRIB", "Call", "Operator", "find", "operator", "registered"]
+__all__ = ["CONTRIB", "Call", "Frame", "Operator", "filled", "find", "operator", "registered"]
 
 #: the domain of the operators that ONNX Runtime's optimizer and quantizer write
 CONTRIB = "com.microsoft"
 #: the last version of any operator set: "no upper limit"
 LATEST = 2**31
+
+
+class Frame(Protocol):
+    """What an operator with a body needs of the graph around it. evaluation: limits and random generators."""
+
+    @property
+    def evaluation(self) -> Any: ...
+
+    def run(self, body: Any, arguments: Sequence[Any]) -> list[Any]:
+        """Evaluate `body`, an attribute of the node, on `arguments`; it reads the tensors around it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,11 @@ class Call:
     def has_output(self, index: int) -> bool:
         """Return whether the node has the output at `index`."""
         return index < len(self.outputs) and self.outputs[index] != ""
+
+
+def filled(operands: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """Return `operands` with None for those at the end that the node leaves out."""
+    return (*operands, *[None] * (count - len(operands)))
 
 
 _TABLE: dict[tuple[str, str], list[Operator]] = {}

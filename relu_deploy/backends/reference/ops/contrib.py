@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from relu_deploy.backends.reference.ops.convolution import convolve
 from relu_deploy.backends.reference.ops.linear_algebra import affine
 from relu_deploy.backends.reference.ops.normalization import layer_norm, softmax
 from relu_deploy.backends.reference.ops.pooling import max_pool
-from relu_deploy.backends.reference.registry import CONTRIB, Call, operator
+from relu_deploy.backends.reference.registry import CONTRIB, Call, filled, operator
 from relu_deploy.backends.reference.special import log1p_exp, sigmoid
 from relu_deploy.backends.reference.windows import Geometry
 from relu_deploy.tensors import Array
@@ -29,7 +30,7 @@ def _activated(y: Array, name: str, parameters: list[float]) -> Array:
         return np.asarray(np.clip(y, first, second))
     if name == "HardSigmoid":
         return np.asarray(np.clip(first * y + second, 0, 1))
-    simple = {
+    simple: dict[str, Callable[[Array], Any]] = {
         "": lambda x: x,
         "Tanh": np.tanh,
         "Sigmoid": sigmoid,
@@ -114,7 +115,7 @@ def _skip_total(x: Array, skip: Array, bias: Array | None) -> Array:
 
 @operator("SkipLayerNormalization", domain=CONTRIB)
 def skip_layer_normalization(call: Call, *operands: Any) -> tuple[Any, ...]:
-    x, skip, gamma, beta, bias = (*operands, *[None] * (5 - len(operands)))
+    x, skip, gamma, beta, bias = filled(operands, 5)
     total = _skip_total(x, skip, bias)
     y, mean, inverse = layer_norm(total, total.ndim - 1, call.float("epsilon", 1e-12))
     return (y * gamma if beta is None else y * gamma + beta), mean, inverse, total
@@ -122,7 +123,7 @@ def skip_layer_normalization(call: Call, *operands: Any) -> tuple[Any, ...]:
 
 @operator("SkipSimplifiedLayerNormalization", domain=CONTRIB)
 def skip_simplified_layer_normalization(call: Call, *operands: Any) -> tuple[Any, ...]:
-    x, skip, gamma, bias = (*operands, *[None] * (4 - len(operands)))
+    x, skip, gamma, bias = filled(operands, 4)
     total = _skip_total(x, skip, bias)
     y, inverse = _root_mean_square(total, total.ndim - 1, call.float("epsilon", 1e-12))
     return y * gamma, None, inverse, total
@@ -144,7 +145,7 @@ def _root_mean_square(x: Array, axis: int, epsilon: float) -> tuple[Array, Array
 @operator("EmbedLayerNormalization", domain=CONTRIB)
 def embed_layer_normalization(call: Call, *operands: Any) -> tuple[Any, ...]:
     """Word, position and segment embeddings, added and normalized; the mask's row sums are the lengths."""
-    ids, segments, words, positions, segment_table, gamma, beta, mask, places = (*operands, *[None] * (9 - len(operands)))
+    ids, segments, words, positions, segment_table, gamma, beta, mask, places = filled(operands, 9)
     index = np.arange(ids.shape[1]) if places is None else places
     total = words[ids] + positions[index]
     if segments is not None and segment_table is not None:
@@ -157,7 +158,7 @@ def embed_layer_normalization(call: Call, *operands: Any) -> tuple[Any, ...]:
 @operator("Attention", domain=CONTRIB)
 def attention(call: Call, *operands: Any) -> Array:
     """Self-attention whose weights for query, key and value lie side by side: x (N, L, I), w (I, 3 D)."""
-    x, w, bias, mask, past, added = (*operands, *[None] * (6 - len(operands)))[:6]
+    x, w, bias, mask, past, added = filled(operands, 6)[:6]
     if past is not None or call.get("do_rotary", 0) or call.has_output(1):
         raise ValueError("com.microsoft.Attention with past keys or rotary embedding is not evaluated")
     y = x @ w if bias is None else x @ w + bias
@@ -168,7 +169,7 @@ def attention(call: Call, *operands: Any) -> Array:
 
 @operator("MultiHeadAttention", domain=CONTRIB)
 def multi_head_attention(call: Call, *operands: Any) -> Array:
-    query, key, value, bias, mask, added, *past = (*operands, *[None] * (8 - len(operands)))
+    query, key, value, bias, mask, added, *past = filled(operands, 8)
     if any(item is not None for item in past) or call.has_output(1) or key is None or key.ndim != 3:
         raise ValueError("com.microsoft.MultiHeadAttention with packed or past keys is not evaluated")
     parts = [query, key, value]

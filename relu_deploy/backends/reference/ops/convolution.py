@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -134,7 +135,8 @@ def _added_up(columns: Array, full: Sequence[int], geometry: Geometry) -> Array:
             slice(o * d, o * d + (n - 1) * s + 1, s)
             for o, d, n, s in zip(offset, geometry.dilations, steps, geometry.strides, strict=True)
         ]
-        y[(slice(None), slice(None), *places)] += columns[(slice(None), slice(None), *offset)]
+        taken: tuple[Any, ...] = (slice(None), slice(None), *offset)
+        y[(slice(None), slice(None), *places)] += columns[taken]
     return y
 
 

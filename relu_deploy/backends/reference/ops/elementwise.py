@@ -60,10 +60,10 @@ def _register_binary(name: str, function: Callable[[Any, Any], Any]) -> None:
         return function(*_aligned(call, a, b))
 
 
-for _name, _function in UNARY.items():
-    _register_unary(_name, _function)
-for _name, _function in BINARY.items():
-    _register_binary(_name, _function)
+for _name, _unary in UNARY.items():
+    _register_unary(_name, _unary)
+for _name, _binary in BINARY.items():
+    _register_binary(_name, _binary)
 
 
 @operator("Reciprocal")

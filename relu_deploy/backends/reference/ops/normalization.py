@@ -14,12 +14,22 @@ from relu_deploy.tensors import Array
 __all__ = ["layer_norm", "softmax"]
 
 
+#: elements of the rows that are normalized at once, so that the intermediate arrays stay in the cache
+BLOCK = 2**15
+
+
 def softmax(x: Array, axis: int = -1) -> Array:
     """Return exp(x) / sum(exp(x)) along `axis`."""
-    powers = x - x.max(axis, keepdims=True, initial=-np.inf)
-    np.exp(powers, out=powers)
-    powers /= powers.sum(axis, keepdims=True)
-    return powers
+    rows = np.moveaxis(x, axis, -1)
+    flat = rows.reshape(-1, rows.shape[-1])
+    result = np.empty_like(flat)
+    count = max(1, BLOCK // max(1, flat.shape[1]))
+    for start in range(0, len(flat), count):
+        part, out = flat[start : start + count], result[start : start + count]
+        np.subtract(part, part.max(1, keepdims=True, initial=-np.inf), out=out)
+        np.exp(out, out=out)
+        out /= out.sum(1, keepdims=True)
+    return np.moveaxis(result.reshape(rows.shape), -1, axis)
 
 
 def _log_softmax(x: Array, axis: int) -> Array:
@@ -94,16 +104,18 @@ def _trained(call: Call, x: Array, scale: Array, bias: Array, mean: Array, varia
 
 @operator("InstanceNormalization")
 def instance_normalization(call: Call, x: Array, scale: Array, bias: Array) -> Array:
-    axes = tuple(range(2, x.ndim))
-    centered, spread = _centered(x, axes, call.float("epsilon", 1e-5))
-    return centered / spread * _per_channel(scale, x) + _per_channel(bias, x)
+    rows = x.reshape(*x.shape[:2], -1)
+    centered, spread = _centered(rows, call.float("epsilon", 1e-5))
+    centered *= scale.reshape(1, -1, 1) / spread
+    centered += bias.reshape(1, -1, 1)
+    return centered.reshape(x.shape)
 
 
-def _centered(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array]:
-    """Return x - mean and sqrt(variance + epsilon) over `axes`."""
-    centered = x - x.mean(axes, keepdims=True)
-    variance = np.square(centered).mean(axes, keepdims=True)
-    return centered, np.sqrt(variance + x.dtype.type(epsilon))
+def _centered(rows: Array, epsilon: float) -> tuple[Array, Array]:
+    """Return a new array x - mean, and sqrt(variance + epsilon), over the last axis."""
+    centered = rows - rows.mean(-1, keepdims=True)
+    variance = np.vecdot(centered, centered)[..., None] / rows.dtype.type(max(1, rows.shape[-1]))
+    return centered, np.sqrt(variance + rows.dtype.type(epsilon))
 
 
 @operator("LayerNormalization", keeps_types=True)
@@ -120,9 +132,11 @@ def layer_normalization(call: Call, x: Array, scale: Array, bias: Array | None =
 
 def layer_norm(x: Array, axis: int, epsilon: float) -> tuple[Array, Array, Array]:
     """Return `x` standardized over the axes from `axis` on, the mean and 1 / sqrt(variance + epsilon)."""
-    axes = tuple(range(axis, x.ndim))
-    centered, spread = _centered(x, axes, epsilon)
-    return centered / spread, x.mean(axes, keepdims=True), np.asarray(1 / spread)
+    rows = x.reshape(*x.shape[:axis], -1)
+    centered, spread = _centered(rows, epsilon)
+    centered /= spread
+    kept = (*x.shape[:axis], *(1,) * (x.ndim - axis))
+    return centered.reshape(x.shape), rows.mean(-1).reshape(kept), (1 / spread).reshape(kept)
 
 
 @operator("RMSNormalization", keeps_types=True)
@@ -143,8 +157,9 @@ def group_normalization(call: Call, x: Array, scale: Array, bias: Array) -> Arra
         x, scale, bias = (value.astype(np.float32) if value.dtype.itemsize < 4 else value for value in (x, scale, bias))
     groups = call.get("num_groups")
     parts = x.reshape(x.shape[0], groups, -1)
-    centered, spread = _centered(parts, (2,), call.float("epsilon", 1e-5))
-    y = (centered / spread).reshape(x.shape)
+    centered, spread = _centered(parts, call.float("epsilon", 1e-5))
+    centered /= spread
+    y = centered.reshape(x.shape)
     if call.version < 21:
         scale, bias = (np.repeat(value, x.shape[1] // groups) for value in (scale, bias))
     return (y * _per_channel(scale, x) + _per_channel(bias, x)).astype(dtype)

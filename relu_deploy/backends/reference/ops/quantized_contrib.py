@@ -11,7 +11,7 @@ from relu_deploy.backends.reference.ops.normalization import softmax
 from relu_deploy.backends.reference.ops.pooling import average_pool
 from relu_deploy.backends.reference.ops.quantization import dequantize, dynamically_quantized, quantize
 from relu_deploy.backends.reference.ops.reductions import REDUCTIONS
-from relu_deploy.backends.reference.registry import CONTRIB, Call, operator
+from relu_deploy.backends.reference.registry import CONTRIB, Call, filled, operator
 from relu_deploy.backends.reference.special import sigmoid
 from relu_deploy.backends.reference.windows import Geometry
 from relu_deploy.tensors import Array
@@ -106,7 +106,7 @@ def qlinear_where(_: Call, condition: Array, *operands: Any) -> Array:
 @operator("QGemm", domain=CONTRIB, keeps_types=True)
 def qgemm(call: Call, *operands: Any) -> Array:
     """Without an output scale the result is in floating point. C is int32 with the scale alpha * a_scale * b_scale."""
-    a, a_scale, a_zero, b, b_scale, b_zero, c, y_scale, y_zero = (*operands, *[None] * (9 - len(operands)))
+    a, a_scale, a_zero, b, b_scale, b_zero, c, y_scale, y_zero = filled(operands, 9)
     a, b = (a.T if call.get("transA", 0) else a), (b.T if call.get("transB", 0) else b)
     total = rows_and_columns(a, a_zero, b, b_zero)
     if c is not None:
@@ -118,14 +118,14 @@ def qgemm(call: Call, *operands: Any) -> Array:
 
 @operator("MatMulIntegerToFloat", domain=CONTRIB, keeps_types=True)
 def matmul_integer_to_float(_: Call, *operands: Any) -> Array:
-    a, b, a_scale, b_scale, a_zero, b_zero, bias = (*operands, *[None] * (7 - len(operands)))
+    a, b, a_scale, b_scale, a_zero, b_zero, bias = filled(operands, 7)
     y = rows_and_columns(a, a_zero, b, b_zero).astype(a_scale.dtype) * (a_scale * b_scale)
     return np.asarray(y if bias is None else y + bias)
 
 
 @operator("DynamicQuantizeMatMul", domain=CONTRIB, keeps_types=True)
 def dynamic_quantize_matmul(_: Call, *operands: Any) -> Array:
-    a, b, b_scale, b_zero, bias = (*operands, *[None] * (5 - len(operands)))
+    a, b, b_scale, b_zero, bias = filled(operands, 5)
     levels, scale, zero = dynamically_quantized(a)
     y = rows_and_columns(levels, zero, b, b_zero).astype(a.dtype) * (scale.astype(a.dtype) * b_scale)
     return np.asarray(y if bias is None else y + bias)
@@ -134,7 +134,7 @@ def dynamic_quantize_matmul(_: Call, *operands: Any) -> Array:
 @operator("MatMulNBits", domain=CONTRIB)
 def matmul_of_packed_bits(call: Call, *operands: Any) -> Array:
     """B: (N, blocks, bytes a block), values of `bits` bits, the lowest first; zero points default to half the range."""
-    a, b, scales, zeros, groups, bias = (*operands, *[None] * (6 - len(operands)))
+    a, b, scales, zeros, groups, bias = filled(operands, 6)
     bits, block = call.get("bits", 4), call.get("block_size")
     rows, depth = call.get("N"), call.get("K")
     if groups is not None and groups.size:

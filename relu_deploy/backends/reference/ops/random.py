@@ -71,5 +71,5 @@ def dropout(call: Call, x: Array, ratio: Array | None = None, training: Array | 
     share = 0.5 if ratio is None else float(ratio)
     if training is None or not bool(training) or share == 0:
         return x, np.ones(x.shape, bool)
-    kept = _generator(call).uniform(size=x.shape) >= share
+    kept = np.asarray(_generator(call).uniform(size=x.shape) >= share)
     return np.where(kept, x / x.dtype.type(1 - share), x.dtype.type(0)), kept

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from relu_deploy.backends.reference.registry import Call, operator
+from relu_deploy.backends.reference.registry import Call, filled, operator
 from relu_deploy.backends.reference.special import log1p_exp, sigmoid
 from relu_deploy.tensors import Array
 
@@ -93,7 +93,7 @@ def _run(
     call: Call, operands: Sequence[Array | None], defaults: Sequence[str], step: Callable[..., tuple[Array, Array, Array]]
 ) -> tuple[Array, ...]:
     """Run `step` (direction, h, c, peephole) over all directions and return Y, Y_h, Y_c."""
-    padded = [*operands, *[None] * (8 - len(operands))]
+    padded = filled(tuple(operands), 8)
     x, w, r, b, lengths, initial_h, initial_c, peephole = padded
     if x is None or w is None or r is None:
         raise ValueError("the inputs X, W and R are required")

@@ -71,6 +71,8 @@ def resize(
         assert scales is not None
         axes = _scaled_axes(x, chosen, scales.ravel().tolist(), region)
     mode, transformation = call.get("mode", "nearest"), call.get("coordinate_transformation_mode", "half_pixel")
+    # The last axis first: it is the slowest one, and the others are not yet enlarged.
+    axes = axes[::-1]
     outside = None
     whole = x.dtype
     if mode != "nearest" and whole.kind in "iu":
@@ -215,7 +217,8 @@ def _interpolated(x: Array, axis: Axis, index: Array, weights: Array) -> Array:
     for tap in range(index.shape[1]):
         if not weights[:, tap].any():
             continue
-        term = np.take(x, index[:, tap], axis.index) * weights[:, tap].astype(x.dtype).reshape(spread)
+        term = np.take(x, index[:, tap], axis.index)
+        term *= weights[:, tap].astype(x.dtype).reshape(spread)
         if total is None:
             total = term
         else:

@@ -48,7 +48,7 @@ def _padded_place(place: Array, size: int, padding: str, corners: bool) -> Array
 
 def _sampled(pixels: Array, sizes: tuple[int, ...], places: list[Array], mode: str, outside: tuple[str, bool]) -> Array:
     """Return (points, C) of `pixels` (all places in order, C) at `places`, one array of points per axis."""
-    taps = []
+    taps: list[list[tuple[Array, Array | None]]] = []
     for size, place in zip(sizes, places, strict=True):
         if mode == "nearest":
             taps.append([(np.rint(place), None)])
@@ -102,8 +102,15 @@ def _pooled(x: Array, rows: Taps, columns: Taps, bins: tuple[int, int], *, large
         return samples.reshape(x.shape[0], bins[0], rows[0].size // bins[0], bins[1], columns[0].size // bins[1])
 
     if not largest:
-        read = _between(_between(x.swapaxes(1, 2), rows).swapaxes(1, 2), columns)
-        return np.asarray(in_bins(read).mean((2, 4)))
+        # Only the columns that are read, of the rows that are read.
+        first, last = int(columns[0].min()), int(columns[1].max()) + 1
+        strip = x[:, :, first:last]
+        low, high, low_weight, high_weight = rows
+        read = strip[:, low] * low_weight.astype(x.dtype)[:, None] + strip[:, high] * high_weight.astype(x.dtype)[:, None]
+        read = read.reshape(x.shape[0], bins[0], -1, last - first).mean(2)
+        low, high, low_weight, high_weight = columns
+        read = read[..., low - first] * low_weight.astype(x.dtype) + read[..., high - first] * high_weight.astype(x.dtype)
+        return np.asarray(read.reshape(x.shape[0], *bins, -1).mean(3))
     corners = []
     for place, weight in ((rows[0], rows[2]), (rows[1], rows[3])):
         for other, share in ((columns[0], columns[2]), (columns[1], columns[3])):
@@ -124,11 +131,6 @@ def _bin_taps(start: Any, length: Any, bins: int, ratio: int, size: int) -> tupl
     share = places - low
     high = np.minimum(low + 1, size - 1)
     return low.astype(np.int64), high.astype(np.int64), (1 - share) * inside, share * inside
-
-
-def _between(x: Array, taps: Taps) -> Array:
-    low, high, low_weight, high_weight = taps
-    return x[..., low] * low_weight.astype(x.dtype) + x[..., high] * high_weight.astype(x.dtype)
 
 
 @operator("MaxRoiPool")

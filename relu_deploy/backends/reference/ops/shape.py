@@ -167,11 +167,10 @@ def eye_like(call: Call, x: Array) -> Array:
 @operator("Range", keeps_types=True)
 def arithmetic_range(_: Call, start: Array, limit: Array, delta: Array) -> Array:
     """start + i * delta, with the number of elements ceil((limit - start) / delta)."""
-    first, last, step = (value.reshape(()) for value in (start, limit, delta))
-    dtype = first.dtype
+    dtype = start.dtype
     if dtype.kind in "iu":
-        return np.arange(int(first), int(last), int(step), dtype)
-    first, last, step = (float(value) for value in (first, last, step))
+        return np.array(range(*(int(value.reshape(())) for value in (start, limit, delta))), dtype)
+    first, last, step = (float(value.reshape(())) for value in (start, limit, delta))
     count = max(int(np.ceil((last - first) / step)), 0)
     return (first + np.arange(count) * step).astype(dtype)
 
