@@ -9,8 +9,21 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from support import processes
 
 from relu_deploy.cli import main
+
+#: whether this process began the fork server and ends it
+ENDS_PROCESSES = pytest.StashKey[bool]()
+
+
+def pytest_configure(config):
+    config.stash[ENDS_PROCESSES] = processes.begin()
+
+
+def pytest_unconfigure(config):
+    if config.stash[ENDS_PROCESSES]:
+        processes.end()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from doc_output import first_missing
 from doc_pages import ROOT, Block, Command, Page, commands
+from support.processes import CONSOLE_SCRIPT, command_folder, python
 
 #: seconds that one command or block may take
 PATIENCE = 420
@@ -190,7 +191,7 @@ class _Shell(_Child):
 
 class _Interpreter(_Child):
     def __init__(self, folder: Path, tools: Path, patience: float) -> None:
-        super().__init__([sys.executable, str(Path(__file__).with_name("doc_python.py"))], folder, tools, patience)
+        super().__init__([python(), str(Path(__file__).with_name("doc_python.py"))], folder, tools, patience)
 
     def run(self, page: Page, block: Block) -> str:
         """Return what the block printed."""
@@ -208,13 +209,13 @@ class _Interpreter(_Child):
 
 def _environment(tools: Path) -> dict[str, str]:
     """Return an environment in which `relu-deploy` and `python` are this working tree's, whatever is installed."""
+    forked = command_folder()
     script = tools / "relu-deploy"
-    if not script.exists():
-        script.write_text(
-            f"#!{sys.executable}\nimport sys\nfrom relu_deploy.__main__ import main\nsys.exit(main())\n", encoding="utf-8"
-        )
+    if forked is None and not script.exists():
+        script.write_text(f"#!{sys.executable}\n{CONSOLE_SCRIPT}", encoding="utf-8")
         script.chmod(0o755)
-    path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    folders = [str(forked or tools), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    path = os.pathsep.join(folders)
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     # Without TERM and with a fixed width a page's output is the same wherever it is checked.
     plain = {"TERM": "dumb", "COLUMNS": "120", "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}

@@ -1,0 +1,54 @@
+"""Be the Python process that `fork_server` forks: pass it everything a process has, forward signals, end as it ends.
+
+`processes` writes this text into scripts whose interpreter loads no standard library (`-I -S`): one is started for each
+command. This is why only built-in modules are imported.
+"""
+
+import marshal
+import posix
+import sys
+from _signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, getsignal, signal
+from _socket import AF_UNIX, SCM_RIGHTS, SOL_SOCKET, socket
+
+SIGNALS = (SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2)
+
+
+def run(interpreter, address, before):
+    """Run `python BEFORE ARGUMENTS` with this process's arguments and end as that one ends.
+
+    interpreter: what runs instead when the arguments have options that the server does not know.
+    """
+    arguments = [*before, *sys.argv[1:]]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-m", "-c", "-")):
+        posix.execv(interpreter, [interpreter, *arguments])
+    request = marshal.dumps(
+        {
+            "arguments": arguments,
+            "folder": posix.getcwd(),
+            "environment": dict(posix.environ),
+            "ignores_sigint": getsignal(SIGINT) == SIG_IGN,
+            "processors": list(posix.sched_getaffinity(0)),
+        }
+    )
+    server = socket(AF_UNIX)
+    server.connect(address)
+    streams = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
+    server.sendmsg([len(request).to_bytes(4, "big")], [(SOL_SOCKET, SCM_RIGHTS, streams)])
+    server.sendall(request)
+    for number in SIGNALS:
+        if getsignal(number) != SIG_IGN:
+            signal(number, lambda number, _: server.send(bytes([number])))
+    status = b""
+    while len(status) < 4:
+        piece = server.recv(4 - len(status))
+        if not piece:
+            posix.write(2, b"the fork server of the tests has ended\n")
+            posix._exit(70)
+        status += piece
+    code = int.from_bytes(status, "big", signed=True)
+    if code < 0:
+        # Ended by a signal: so does this process.
+        if -code in SIGNALS:
+            signal(-code, SIG_DFL)
+        posix.kill(posix.getpid(), -code)
+    posix._exit(code)
