@@ -9,29 +9,44 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from support import processes
+from support import processes, workers
+from support.progress import Progress
 
-from relu_deploy.cli import main
+# Before anything imports NumPy or torch.
+workers.take_share_of_processors()
 
-#: whether this process began the fork server and ends it
-ENDS_PROCESSES = pytest.StashKey[bool]()
+from relu_deploy.cli import main  # noqa: E402
+
+#: whether this process is the one that all others of this run belong to
+IS_FIRST = pytest.StashKey[bool]()
 
 
 def pytest_configure(config):
-    config.stash[ENDS_PROCESSES] = processes.begin()
+    config.stash[IS_FIRST] = processes.begin()
+    if config.stash[IS_FIRST] and config.get_verbosity() < 1:
+        config.pluginmanager.register(Progress(config), "progress")
 
 
 def pytest_unconfigure(config):
-    if config.stash[ENDS_PROCESSES]:
+    if config.stash[IS_FIRST]:
         processes.end()
 
 
-@pytest.fixture(scope="session")
-def digits_bundle(tmp_path_factory):
-    """The digit classifier, exported once. Tests that change it copy it first."""
-    from relu_deploy.export import export_source
+def pytest_xdist_auto_num_workers():
+    return workers.worker_count()
 
-    return export_source("digits", tmp_path_factory.mktemp("bundles") / "digits.rdb").bundle
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    workers.group(items)
+
+
+@pytest.fixture(scope="session")
+def digits_bundle():
+    """The digit classifier, exported once. Tests that change it copy it first."""
+    from support.bundles import exported
+
+    return exported("digits")
 
 
 @pytest.fixture

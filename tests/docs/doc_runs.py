@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from doc_output import first_missing
@@ -23,6 +24,8 @@ from support.processes import CONSOLE_SCRIPT, command_folder, python
 
 #: seconds that one command or block may take
 PATIENCE = 420
+#: of `relu-deploy serve`
+DEFAULT_PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 DONE = "the-command-before-this-line-ended-with"
 
 
@@ -32,6 +35,7 @@ class Wrong(Exception):
 
 def run_page(page: Page, folder: Path, patience: float = PATIENCE) -> None:
     """Run every block of `page` in `folder`. Raises Wrong for the first that does not do what it shows."""
+    page = with_free_ports(page)
     shell: _Shell | None = None
     interpreter: _Interpreter | None = None
     with tempfile.TemporaryDirectory(prefix="relu-deploy-page-") as tools:
@@ -66,6 +70,35 @@ def ports_of(page: Page) -> list[int]:
     return [port for block in blocks for command in commands(block) if command.serves for port in _ports(command)]
 
 
+def with_free_ports(page: Page) -> Page:
+    """Return `page` with its servers, and what speaks to them, on free ports: several pages may run at a time.
+
+    Only what runs is changed; in what a page shows, a numeral stands for any other.
+    """
+    moved = {port: free_port() for port in ports_of(page) if port >= 1024}
+    spoken_to = re.compile(r"(?<=localhost:)(\d+)|(?<=127\.0\.0\.1:)(\d+)|(?<=-port[ =])(\d+)")
+
+    def move(found: re.Match[str]) -> str:
+        return str(moved.get(int(found[0]), found[0]))
+
+    blocks = []
+    for block in page.blocks:
+        text = block.text
+        if block.is_run and block.language == "console":
+            for command in commands(block):
+                if command.serves:
+                    text = text.replace(command.text, _with_every_port(command.text))
+        blocks.append(replace(block, text=spoken_to.sub(move, text) if block.is_run else text))
+    return replace(page, blocks=tuple(blocks))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,9 +109,17 @@ def is_free(port: int) -> bool:
     return True
 
 
+def _with_every_port(text: str) -> str:
+    """Return the command that starts a server with its default ports given as options."""
+    for name, port in DEFAULT_PORTS.items():
+        if f"--{name}-port" not in text:
+            text = re.sub(r"\bserve\b", f"serve --{name}-port {port}", text, count=1)
+    return text
+
+
 def _ports(command: Command) -> list[int]:
     ports = []
-    for name, default in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+    for name, default in DEFAULT_PORTS.items():
         given = re.search(rf"--{name}-port[ =](-?\d+)", command.text)
         port = int(given[1]) if given else default
         if port > 0:
@@ -238,4 +279,4 @@ def _has_members(group: int) -> bool:
 
 def can_run() -> str:
     """Return why pages cannot be run here, "" when they can."""
-    return "" if shutil.which("bash") and hasattr(os, "killpg") else "pages are run by bash, which is not here"
+    return "" if shutil.which("bash") and hasattr(os, "killpg") else "the examples are run by bash on a POSIX system: install bash"

@@ -21,8 +21,8 @@ from filelock import FileLock
 
 __all__ = ["begin", "can_fork", "command_folder", "end", "python"]
 
-#: names the folder of this run's fork server, for all of its worker processes
-VARIABLE = "RELU_DEPLOY_TEST_PROCESSES"
+#: names the folder that all processes of this run of the tests share
+VARIABLE = "RELU_DEPLOY_TEST_FOLDER"
 HERE = Path(__file__).parent
 #: what the console script runs, with this working tree's package
 CONSOLE_SCRIPT = "import sys\nfrom relu_deploy.__main__ import main\nsys.exit(main())\n"
@@ -51,7 +51,7 @@ def command_folder() -> Path | None:
 
 def begin() -> bool:
     """Prepare a run of the tests. Return whether this process is the one that is to `end` it: its workers are not."""
-    if VARIABLE in os.environ or not can_fork():
+    if VARIABLE in os.environ:
         return False
     folder = Path(tempfile.mkdtemp(prefix="relu-deploy-tests-"))
     os.environ[VARIABLE] = str(folder)
@@ -60,7 +60,7 @@ def begin() -> bool:
 
 
 def end() -> None:
-    """End the fork server, if one was needed, and remove what `begin` made."""
+    """End the fork server, if one was needed, and remove the folder that `begin` made."""
     folder = Path(os.environ.pop(VARIABLE))
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
