@@ -32,9 +32,9 @@ def test_float32_is_float32_unless_tf32_is_asked_for_and_nobody_elses_setting_is
 
 
 def test_a_program_moves_with_the_tensors_that_it_makes_while_it_runs(tmp_path):
-    from relu_deploy.export import export_source
+    from support.bundles import exported
 
-    bundle = export_source("digit_detector", tmp_path / "d.rdb", decode="boxes").bundle
+    bundle = exported("digit_detector", decode="boxes")
     module = _load_program(bundle, torch.device("meta"))
     places = {node.kwargs["device"].type for node in module.graph.nodes if node.kwargs.get("device") is not None}
     assert places <= {"meta"}

@@ -279,4 +279,6 @@ def _has_members(group: int) -> bool:
 
 def can_run() -> str:
     """Return why pages cannot be run here, "" when they can."""
-    return "" if shutil.which("bash") and hasattr(os, "killpg") else "the examples are run by bash on a POSIX system: install bash"
+    return (
+        "" if shutil.which("bash") and hasattr(os, "killpg") else "the examples are run by bash on a POSIX system: install bash"
+    )

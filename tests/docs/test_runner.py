@@ -163,7 +163,9 @@ def test_the_ports_of_a_page_without_options_are_the_ones_that_serve_has():
 
 def test_servers_and_what_speaks_to_them_move_to_the_same_free_ports():
     page = page_of(
-        fenced("console", "$ relu-deploy serve m.rdb --grpc-port 9001 &  # here", "$ curl localhost:8000/v2", "http://localhost:8000")
+        fenced(
+            "console", "$ relu-deploy serve m.rdb --grpc-port 9001 &  # here", "$ curl localhost:8000/v2", "http://localhost:8000"
+        )
         + fenced("python", "at = ['localhost:8000', '127.0.0.1:9001', 'localhost:8002', 'localhost:4318', '8000']")
         + fenced("json", '"localhost:8000"')
     )

@@ -66,10 +66,9 @@ WRITTEN = {
 
 @pytest.fixture(scope="module")
 def server(digits_bundle, tmp_path_factory):
-    from relu_deploy.export import export_source
+    from support.bundles import exported
 
-    folder = tmp_path_factory.mktemp("bundles")
-    drawn = [export_source(name, folder / f"{name}.rdb").bundle.path for name in ("digit_detector", "digit_segmenter")]
+    drawn = [exported(name).path for name in ("digit_detector", "digit_segmenter")]
     with Running(digits_bundle.path, *drawn, digits_bundle.onnx, "--threads", "1") as running:
         yield running
 

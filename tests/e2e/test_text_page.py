@@ -10,9 +10,9 @@ from test_page import Page, Running, browser, contrast, pytestmark  # noqa: F401
 
 @pytest.fixture(scope="module")
 def server(digits_bundle, tmp_path_factory):
-    from relu_deploy.export import export_source
+    from support.bundles import exported
 
-    language = export_source("language_id", tmp_path_factory.mktemp("bundles") / "language_id.rdb").bundle
+    language = exported("language_id")
     with Running(language.path, digits_bundle.path, "--threads", "1") as running:
         yield running
 

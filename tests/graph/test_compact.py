@@ -96,9 +96,7 @@ def reference(model):
 def evaluated(session, x, wide=True, rounding=None):
     """Return every tensor of the session's model on `x`, by name, in float64 or float32."""
     tensors = {}
-    tensors |= session.evaluate(
-        {"x": x}, wide=wide, rounding=rounding, seen=lambda name, value: tensors.setdefault(name, value)
-    )
+    tensors |= session.evaluate({"x": x}, wide=wide, rounding=rounding, seen=lambda name, value: tensors.setdefault(name, value))
     return tensors
 
 

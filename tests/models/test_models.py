@@ -8,9 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from support.bundles import exported  # noqa: E402
+
 from relu_deploy.bundle import sha256  # noqa: E402
 from relu_deploy.data import load_dataset  # noqa: E402
-from relu_deploy.export import export_source  # noqa: E402
 from relu_deploy.locate_models import models_folder  # noqa: E402
 from relu_deploy.tasks import score  # noqa: E402
 from relu_deploy.zoo import build, recipe, recipes, weights_file  # noqa: E402
@@ -62,7 +63,7 @@ def test_the_model_as_deployed_is_as_good_on_its_shipped_data(tmp_path, name, le
         weights_file(recipe(name))
     except Exception as why:
         pytest.skip(str(why))
-    bundle = export_source(name, tmp_path / "m.rdb").bundle
+    bundle = exported(name)
     dataset = load_dataset(bundle, name)
     metric = score(bundle.manifest, bundle.session("onnxruntime-cpu").run, dataset, batch=16)
     assert metric.value >= least

@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from support.bundles import exported  # noqa: E402
 from torch import nn  # noqa: E402
 
 from relu_deploy.backends import load  # noqa: E402
 from relu_deploy.detections import nms, postprocess  # noqa: E402
-from relu_deploy.export import export_source  # noqa: E402
 from relu_deploy.nn.detection import (  # noqa: E402
     ONNX_TRANSLATIONS,
     AnchorDecoder,
@@ -155,7 +155,7 @@ def test_decoding_and_suppression_survive_the_export_with_any_number_of_images(m
 
 @pytest.mark.parametrize(("decode", "names"), [("none", 2), ("boxes", 2), ("nms", 4)])
 def test_a_detector_ships_with_or_without_its_steps_and_answers_alike(tmp_path, decode, names):
-    bundle = export_source("digit_detector", tmp_path / "d.rdb", decode=decode).bundle
+    bundle = exported("digit_detector", decode=decode)
     assert len(bundle.outputs) == names
     feeds = {"x": np.random.default_rng(0).normal(0, 1, (3, 1, 128, 128)).astype(np.float32)}
     torch_says, onnxruntime_says = (load(bundle, name).run(feeds) for name in ("torch", "onnxruntime-cpu"))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from grpc_running import same_onnx, serving
 from onnx import TensorProto, helper, numpy_helper, save
+from support.processes import python
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.serve.codec import DATATYPES
@@ -494,7 +495,7 @@ def test_under_load_every_call_is_answered_or_refused_as_unavailable_on_sigterm(
 
 
 def run_serve(*arguments):
-    command = [sys.executable, "-m", "relu_deploy", "serve", *map(str, arguments)]
+    command = [python(), "-m", "relu_deploy", "serve", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 

@@ -226,9 +226,10 @@ def test_slow_headers_and_slow_bodies_are_given_up_on(digits_bundle, tmp_path):
         "serve([sys.argv[1]], options, started=lambda told: print(told['http'], flush=True))\n"
     )
     import subprocess
-    import sys
 
-    with subprocess.Popen([sys.executable, script, digits_bundle.path], stdout=subprocess.PIPE, text=True) as process:
+    from support.processes import python
+
+    with subprocess.Popen([python(), script, digits_bundle.path], stdout=subprocess.PIPE, text=True) as process:
         slow = Running.__new__(Running)
         slow.port = int(process.stdout.readline())
         try:

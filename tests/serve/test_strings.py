@@ -25,9 +25,9 @@ TEXTS = ["smörgåsbord", "Zaunkönig", "hola", "żółw", "quatre-vingt-dix", "
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    from relu_deploy.export import export_source
+    from support.bundles import exported
 
-    return export_source("language_id", tmp_path_factory.mktemp("bundles") / "language_id.rdb").bundle
+    return exported("language_id")
 
 
 @pytest.fixture(scope="module")

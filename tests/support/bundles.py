@@ -6,14 +6,13 @@ import functools
 import json
 import os
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from support.processes import python
 
 from relu_deploy.bundle import Bundle
+from support.processes import python
 
 __all__ = ["exported"]
 
@@ -33,6 +32,8 @@ def _exported(source: str, options: str) -> Bundle:
     path = folder / f"{source}.rdb"
     with FileLock(folder / "lock"):
         if not path.exists():
-            done = subprocess.run([python(), "-c", EXPORT, source, str(path), options], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [python(), "-c", EXPORT, source, str(path), options], capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, done.stderr
     return Bundle.open(path)

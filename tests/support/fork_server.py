@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import io
 import marshal
 import os
 import pkgutil
@@ -23,10 +22,10 @@ import socket
 import struct
 import sys
 import tempfile
-import threading
 import traceback
 from pathlib import Path
-from types import ModuleType
+
+from forked_python import run
 
 ROOT = Path(__file__).resolve().parents[2]
 FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -144,114 +143,6 @@ class ForkServer:
             os._exit(code)
 
 
-# ---------------------------------------------------------------- in the child
-
-
-def run(request: dict) -> int:
-    """Run the Python program that `request` describes; return its exit code."""
-    os.chdir(request["folder"])
-    os.environb.clear()
-    os.environb.update(request["environment"])
-    _open_streams()
-    _settle_threads(request["processors"])
-    main = ModuleType("__main__")
-    sys.modules["__main__"] = main
-    sys.argv = list(request["arguments"])
-    try:
-        _run_main(main)
-        code: object = None
-    except SystemExit as exit_:
-        code = exit_.code
-    except KeyboardInterrupt:
-        traceback.print_exc()
-        code = -signal.SIGINT
-    except BaseException as error:
-        frames = error.__traceback__
-        while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-            frames = frames.tb_next
-        sys.excepthook(type(error), error.with_traceback(frames), frames)
-        code = 1
-    return _end_python(code)
-
-
-def _run_main(main: ModuleType) -> None:
-    """Do what `python ARGUMENTS` does: `-m MODULE`, `-c CODE`, `-` or the path of a script."""
-    kind = sys.argv[0]
-    if kind in ("-m", "-c"):
-        target = sys.argv.pop(1)
-    _set_path({"-m": os.getcwd(), "-c": "", "-": ""}.get(kind, os.path.dirname(os.path.abspath(kind))))
-    if kind == "-m":
-        import runpy
-
-        runpy._run_module_as_main(target)
-        return
-    if kind == "-c":
-        name, text = "<string>", target
-    elif kind == "-":
-        name, text = "<stdin>", sys.stdin.read()
-    else:
-        name, text = kind, Path(kind).read_bytes()
-        main.__dict__["__file__"] = os.path.abspath(kind)
-    main.__dict__["__builtins__"] = __builtins__
-    exec(compile(text, name, "exec"), main.__dict__)
-
-
-def _set_path(first: str) -> None:
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:] = [first, *paths, *(path for path in sys.path if path not in paths)]
-    sys.path_importer_cache.clear()
-    importlib.invalidate_caches()
-    # A copy of the package in the folder, or on PYTHONPATH, is another program than the one imported here.
-    found = importlib.machinery.PathFinder.find_spec("relu_deploy")
-    loaded = sys.modules.get("relu_deploy")
-    if loaded is not None and (found is None or found.origin != loaded.__file__):
-        for name in [name for name in sys.modules if name.partition(".")[0] == "relu_deploy"]:
-            del sys.modules[name]
-
-
-def _open_streams() -> None:
-    """Open the standard streams anew: what they are is known only now."""
-    through = bool(os.environ.get("PYTHONUNBUFFERED"))
-    for name, number, mode, errors in (("stdin", 0, "r", "strict"), ("stdout", 1, "w", "strict"), ("stderr", 2, "w", None)):
-        raw = open(number, f"{mode}b", -1 if mode == "r" or not through else 0, closefd=False)
-        options = {"line_buffering": os.isatty(number) or name == "stderr", "write_through": through and mode == "w"}
-        stream = io.TextIOWrapper(raw, "utf-8", errors or "backslashreplace", **options)
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-
-
-def _settle_threads(processors: list[int]) -> None:
-    """Use the client's processors, with as many threads as a Python that starts on them."""
-    if processors and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, processors)
-    count = os.environ.get("OMP_NUM_THREADS") or len(processors) or os.cpu_count() or 1
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(count))
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
-
-
-def _end_python(code: object) -> int:
-    """Do what Python does at its end, except for the destructors of libraries; return the exit code."""
-    if code is not None and not isinstance(code, int):
-        print(code, file=sys.stderr)
-        code = 1
-    import atexit
-
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    if code == -signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    return int(code or 0) & 0xFF
-
-
-# ---------------------------------------------------------------- warming up
-
-
 def warm_up() -> None:
     """Import the package with what it imports, and export a small network once: this fills torch's registry of operators."""
     sys.path.insert(0, str(ROOT))
@@ -270,14 +161,14 @@ def warm_up() -> None:
         relu_deploy.export("digits", Path(folder) / "digits.rdb")
     sys.path.remove(str(ROOT))
     del sys.modules["onnxruntime"]
-    threads = os.listdir("/proc/self/task")
+    threads = list(Path("/proc/self/task").iterdir())
     if len(threads) > 1:
         raise RuntimeError(f"warming up has started {len(threads) - 1} threads")
 
 
 def main() -> None:
     folder, owner = Path(sys.argv[1]), int(sys.argv[2])
-    # This folder is no place to import from.
+    # This folder is no place for commands to import from.
     del sys.path[0]
     # Clients that connect while it warms up wait.
     server = ForkServer(folder, owner)

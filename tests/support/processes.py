@@ -77,7 +77,7 @@ def _start(folder: Path) -> None:
         script.chmod(0o755)
     words = [sys.executable, str(HERE / "fork_server.py"), str(folder), (folder / "owner").read_text()]
     # One thread while it warms up: a thread does not survive a fork. Its children have as many as they ask for.
-    single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     server = subprocess.Popen(
         words,
         env={**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, **single},

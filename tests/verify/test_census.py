@@ -202,9 +202,9 @@ def test_samples_are_spread_over_the_data(tmp_path):
 
 def test_a_uint8_input_is_bounded_by_its_bytes(tmp_path):
     pytest.importorskip("torch", reason="torch is not installed")
-    from relu_deploy.export import export_source
+    from support.bundles import exported
 
-    bundle = export_source("digits", tmp_path / "pixels.rdb", embed_preprocess=True).bundle
+    bundle = exported("digits", embed_preprocess=True)
     report = census(bundle, "digits", samples=10, threads=1)
     assert report.input_range.source == "uint8"
     assert report.input_range.rows_outside == 0
