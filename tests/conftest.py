@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from support import processes, workers
 from support.progress import Progress
+from support.timing import measure_briefly
 
 # Before anything imports NumPy or torch.
 workers.take_share_of_processors()
@@ -25,6 +26,17 @@ def pytest_configure(config):
     config.stash[IS_FIRST] = processes.begin()
     if config.stash[IS_FIRST] and config.get_verbosity() < 1:
         config.pluginmanager.register(Progress(config), "progress")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def brief_timings():
+    measure_briefly()
+
+
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """Fork the worker processes of a benchmark; see `support.processes`."""
+    monkeypatch.setattr(sys, "executable", processes.python())
 
 
 def pytest_unconfigure(config):

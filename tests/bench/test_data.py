@@ -28,7 +28,7 @@ def own(tmp_path_factory):
     return bundle, folder / "pixels.npz"
 
 
-def test_a_benchmark_scores_the_session_that_it_timed_on_the_data_that_are_named(own):
+def test_a_benchmark_scores_the_session_that_it_timed_on_the_data_that_are_named(own, forked_workers):
     bundle, data = own
     without = relu_deploy.bench(bundle, ["onnxruntime-cpu"], seconds=0.1).to_json()
     assert without["runs"][0]["accuracy"] is None

@@ -13,16 +13,20 @@ from _socket import AF_UNIX, SCM_RIGHTS, SOL_SOCKET, socket
 SIGNALS = (SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2)
 
 
-def run(interpreter, address, before):
+def run(interpreter, folder, before):
     """Run `python BEFORE ARGUMENTS` with this process's arguments and end as that one ends.
 
-    interpreter: what runs instead when the arguments have options that the server does not know.
+    interpreter: what runs instead when the arguments have options that the server does not know, or more files are open
+    than the standard streams. folder: the server's, where `python` is a script like this one.
     """
     arguments = [*before, *sys.argv[1:]]
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-m", "-c", "-")):
+    is_known = arguments and (not arguments[0].startswith("-") or arguments[0] in ("-m", "-c", "-"))
+    # The fourth is the folder that is listed.
+    if not is_known or len(posix.listdir("/proc/self/fd")) > 4:
         posix.execv(interpreter, [interpreter, *arguments])
     request = marshal.dumps(
         {
+            "executable": f"{folder}/python",
             "arguments": arguments,
             "folder": posix.getcwd(),
             "environment": dict(posix.environ),
@@ -31,7 +35,7 @@ def run(interpreter, address, before):
         }
     )
     server = socket(AF_UNIX)
-    server.connect(address)
+    server.connect(f"{folder}/socket")
     streams = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
     server.sendmsg([len(request).to_bytes(4, "big")], [(SOL_SOCKET, SCM_RIGHTS, streams)])
     server.sendall(request)

@@ -26,6 +26,7 @@ import traceback
 from pathlib import Path
 
 from forked_python import run
+from timing import measure_briefly
 
 ROOT = Path(__file__).resolve().parents[2]
 FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -159,6 +160,7 @@ def warm_up() -> None:
 
         torch.set_num_threads(1)
         relu_deploy.export("digits", Path(folder) / "digits.rdb")
+    measure_briefly()
     sys.path.remove(str(ROOT))
     del sys.modules["onnxruntime"]
     threads = list(Path("/proc/self/task").iterdir())

@@ -25,7 +25,7 @@ def run(request: dict) -> int:
     _open_streams()
     _settle_threads(request["processors"])
     sys.modules["__main__"] = main = ModuleType("__main__")
-    sys.argv = list(request["arguments"])
+    sys.argv, sys.executable = list(request["arguments"]), request["executable"]
     try:
         _run_main(main)
         code: object = None

@@ -73,7 +73,7 @@ def _start(folder: Path) -> None:
     client = (HERE / "fork_client.py").read_text()
     for name, before in (("python", []), ("relu-deploy", [str(console_script)])):
         script = folder / name
-        script.write_text(f"#!{sys.executable} -IS\n{client}\n\nrun({sys.executable!r}, {str(address)!r}, {before!r})\n")
+        script.write_text(f"#!{sys.executable} -IS\n{client}\n\nrun({sys.executable!r}, {str(folder)!r}, {before!r})\n")
         script.chmod(0o755)
     words = [sys.executable, str(HERE / "fork_server.py"), str(folder), (folder / "owner").read_text()]
     # One thread while it warms up: a thread does not survive a fork. Its children have as many as they ask for.

@@ -106,6 +106,16 @@ def test_a_forked_process_is_killed_with_the_one_that_stands_for_it():
 
 
 @needs_fork
+def test_the_processes_that_a_forked_one_starts_are_forked_too_unless_they_need_more_than_three_streams():
+    code = "import os, sys; print(os.getppid() == int(sys.argv[1])); print(sys.executable)"
+    server = (command_folder() / "pid").read_text()
+    assert run(python(), "-c", code, server).stdout.split() == ["True", python()]
+    with (command_folder() / "owner").open() as file:
+        answer = run(python(), "-c", f"import os; print(os.read({file.fileno()}, 99))", pass_fds=[file.fileno()])
+    assert (answer.stdout, answer.stderr) == (f"{(command_folder() / 'owner').read_bytes()!r}\n", "")
+
+
+@needs_fork
 def test_a_copy_of_the_package_in_the_folder_is_the_one_that_runs(tmp_path):
     shutil.copytree(ROOT / "relu_deploy", tmp_path / "relu_deploy", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "models").symlink_to(ROOT / "models")
