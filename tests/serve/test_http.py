@@ -329,7 +329,8 @@ def test_on_a_signal_nothing_that_was_taken_is_lost(digits_bundle, number):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_is_sent_again_and_again_until_the_end_does_not_spoil_it(digits_bundle, number):
-    with Running(digits_bundle.path) as server:
+    # The end of a real interpreter is what is tested.
+    with Running(digits_bundle.path, forked=False) as server:
         while server.process.poll() is None:
             server.process.send_signal(number)
             time.sleep(1e-4)

@@ -39,9 +39,16 @@ def run(interpreter, folder, before):
     streams = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
     server.sendmsg([len(request).to_bytes(4, "big")], [(SOL_SOCKET, SCM_RIGHTS, streams)])
     server.sendall(request)
+
+    def forward(number, _):
+        try:  # noqa: SIM105  # contextlib is no built-in module
+            server.send(bytes([number]))
+        except OSError:
+            pass  # the process has ended
+
     for number in SIGNALS:
         if getsignal(number) != SIG_IGN:
-            signal(number, lambda number, _: server.send(bytes([number])))
+            signal(number, forward)
     status = b""
     while len(status) < 4:
         piece = server.recv(4 - len(status))
