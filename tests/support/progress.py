@@ -44,9 +44,9 @@ class Progress:
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Leave out the letter of each test."""
         if report.when == "call" and report.passed:
-            return "passed", "", ""
+            return "passed", "", "PASSED"
         if report.skipped and not hasattr(report, "wasxfail"):
-            return "skipped", "", ""
+            return "skipped", "", "SKIPPED"
         if report.failed:
-            return ("failed" if report.when == "call" else "error"), "", ""
+            return ("failed", "", "FAILED") if report.when == "call" else ("error", "", "ERROR")
         return None
