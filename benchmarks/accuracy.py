@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from relu_deploy.bench.environment import describe
-from relu_deploy.export import export_source
-from relu_deploy.optimize import Settings, optimize_bundle
+from relu_deploy.benchmark.environment import describe
+from relu_deploy.exporting.exporter import export_source
+from relu_deploy.optimization.run import Settings, optimize_bundle
 
 MODELS = Path(__file__).parent.parent / "models"
 CASES = [("cpu", "int8"), ("tensorrt", "int8"), ("tensorrt", "fp16"), ("tensorrt", "bf16"), ("tensorrt", "fp8")]

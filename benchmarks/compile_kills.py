@@ -23,8 +23,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from relu_deploy.bench.environment import describe
-from relu_deploy.export import export_source
+from relu_deploy.benchmark.environment import describe
+from relu_deploy.exporting.exporter import export_source
 
 
 def call(bundle: Path, *more: str) -> subprocess.Popen[str]:

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, save
 
-from relu_deploy.bench.environment import describe
+from relu_deploy.benchmark.environment import describe
 from relu_deploy.bundle import Bundle
-from relu_deploy.serve.proto import stubs
+from relu_deploy.serving.protocol.proto import stubs
 from relu_deploy.tensors import random_feeds
 
 ROWS = 8

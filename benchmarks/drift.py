@@ -26,13 +26,13 @@ import numpy as np
 from accuracy import CALIBRATION, MEASURING, photographs
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from relu_deploy.activations.census import census
+from relu_deploy.activations.drift import p_value, rank_sum, rates_of, threshold_of
 from relu_deploy.backends import load
-from relu_deploy.bench.environment import describe
-from relu_deploy.data import to_input
-from relu_deploy.export import export_source
+from relu_deploy.benchmark.environment import describe
+from relu_deploy.data.datasets import to_input
+from relu_deploy.exporting.exporter import export_source
 from relu_deploy.graph import find_relus, load_model
-from relu_deploy.verify.census import census
-from relu_deploy.verify.drift import p_value, rank_sum, rates_of, threshold_of
 
 WINDOWS, WINDOWS_DRAWN = (16, 64), 400
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYZabcdefghijkmnpqrtuvwxyz"

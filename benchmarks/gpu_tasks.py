@@ -31,8 +31,8 @@ LARGEST = 256
 def environment(keep: Keep, work: Path, backends: list[str], rates: bool) -> None:
     from relu_deploy.backends import probe
     from relu_deploy.backends.base import default_threads
-    from relu_deploy.bench.environment import describe
-    from relu_deploy.bench.gpu_limits import GpuLimits, calibrate_gpu
+    from relu_deploy.benchmark.environment import describe
+    from relu_deploy.benchmark.gpu_limits import GpuLimits, calibrate_gpu
 
     probes = [probe(name) for name in backends]
     found: dict[str, Any] = {
@@ -52,12 +52,12 @@ def environment(keep: Keep, work: Path, backends: list[str], rates: bool) -> Non
 def rtx(keep: Keep, work: Path) -> None:
     """Build an engine, have the library judge it on this GPU, and run it if that is possible."""
     from relu_deploy.backends.base import Options
-    from relu_deploy.backends.nvidia import Missing, find_gpu
-    from relu_deploy.backends.tensorrt import can_build, probe
-    from relu_deploy.backends.tensorrt_build import build_engine
-    from relu_deploy.backends.tensorrt_options import BuildOptions
-    from relu_deploy.backends.tensorrt_run import load_session
-    from relu_deploy.data import sample_feeds
+    from relu_deploy.backends.nvidia.driver import Missing, find_gpu
+    from relu_deploy.backends.tensorrt.build import build_engine
+    from relu_deploy.backends.tensorrt.options import BuildOptions
+    from relu_deploy.backends.tensorrt.probe import can_build, probe
+    from relu_deploy.backends.tensorrt.session import load_session
+    from relu_deploy.data.datasets import sample_feeds
 
     able = can_build("tensorrt-rtx")
     if not able.usable:
@@ -91,13 +91,13 @@ def rtx(keep: Keep, work: Path) -> None:
 
 
 def prove(keep: Keep, work: Path, backend: str, dtype: str) -> None:  # noqa: ARG001  # one signature for all
-    from relu_deploy.verify.prove import prove as run
+    from relu_deploy.verification.exhaustive import prove as run
 
     keep(run(backend, dtype).to_json())
 
 
 def verify(keep: Keep, work: Path, backend: str, model: str) -> None:
-    from relu_deploy.verify import verify as run
+    from relu_deploy.verification.run import verify as run
 
     keep(run(exported(work, model), [backend]).to_json())
 
@@ -106,10 +106,10 @@ def bench(
     keep: Keep, work: Path, model: str, precision: str, batches: list[int], backends: list[str], seconds: float, torch_mode: str
 ) -> None:
     from relu_deploy.backends.base import default_threads
-    from relu_deploy.bench import ratios_of
-    from relu_deploy.bench.gpu_limits import GpuLimits
-    from relu_deploy.bench.roofline import calibrate
-    from relu_deploy.bench.rows import Plan, measure_rows
+    from relu_deploy.benchmark.gpu_limits import GpuLimits
+    from relu_deploy.benchmark.roofline import calibrate
+    from relu_deploy.benchmark.run import ratios_of
+    from relu_deploy.benchmark.runner import Plan, measure_rows
 
     bundle = exported(work, model, precision)
     left_out: dict[str, str] = {}
@@ -143,7 +143,7 @@ def bench(
 
 def exported(work: Path, model: str, precision: str = "") -> Bundle:
     """Return the bundle of a zoo model, exported once. TF32 has one of its own: its engines differ in nothing else."""
-    from relu_deploy.export import export_source
+    from relu_deploy.exporting.exporter import export_source
 
     place = work / f"{model}.rdb"
     if not place.exists():
@@ -159,8 +159,8 @@ def exported(work: Path, model: str, precision: str = "") -> Bundle:
 
 def variants_for(bundle: Bundle, precision: str, backends: list[str], left_out: dict[str, str]) -> list[str]:
     """Return the names of the variants to measure, made if need be; a backend that has none in this precision is left out."""
-    from relu_deploy.optimize import Settings, optimize_bundle
-    from relu_deploy.optimize.targets import TARGETS as KNOWN
+    from relu_deploy.optimization.run import Settings, optimize_bundle
+    from relu_deploy.optimization.targets import TARGETS as KNOWN
 
     if precision in ("fp32", "tf32"):
         return []
@@ -193,8 +193,8 @@ def engines_for(backend: str, bundle: Bundle, precision: str, variants: list[str
     """Build the engine that `backend` will take, and return "" or why it cannot be."""
     if not backend.startswith("tensorrt"):
         return ""
-    from relu_deploy.backends.engines import engine_for
-    from relu_deploy.backends.tensorrt_options import BuildOptions
+    from relu_deploy.backends.tensorrt.engine_cache import engine_for
+    from relu_deploy.backends.tensorrt.options import BuildOptions
 
     name = f"{precision}-{TARGETS[backend]}"
     graph = bundle.with_variant(name) if name in variants else bundle

@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.bench.environment import describe
+from relu_deploy.activations.census import census
+from relu_deploy.benchmark.environment import describe
 from relu_deploy.bundle import Bundle
-from relu_deploy.data import load_dataset
-from relu_deploy.export import export_source
-from relu_deploy.verify.census import census
+from relu_deploy.data.datasets import load_dataset
+from relu_deploy.exporting.exporter import export_source
 
 SHARES = (0.0, 0.01, 0.1, 1.0)
 CONNECTIONS = 8
@@ -164,7 +164,7 @@ def measured(arguments, folder: Path) -> dict:
     else:
         from accuracy import CALIBRATION, MEASURING, photographs
 
-        from relu_deploy.data import to_input
+        from relu_deploy.data.datasets import to_input
 
         pixels = to_input(bundle, photographs(CALIBRATION + MEASURING, 128, 0))
     np.savez(data, x=pixels)

@@ -25,15 +25,14 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "serve"))
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "e2e"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 from running import Running
 from triton_server import Triton
 
-from relu_deploy.bench.environment import describe
+from relu_deploy.benchmark.environment import describe
 from relu_deploy.bundle import Bundle
-from relu_deploy.export import export_source
+from relu_deploy.exporting.exporter import export_source
 from relu_deploy.tensors import random_feeds
 
 ROUNDS = 5

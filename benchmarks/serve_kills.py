@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "serve"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 from running import Running, hammer, until
 
-from relu_deploy.bench.environment import describe
-from relu_deploy.export import export_source
+from relu_deploy.benchmark.environment import describe
+from relu_deploy.exporting.exporter import export_source
 
 
 def request() -> tuple[bytes, dict[str, str]]:

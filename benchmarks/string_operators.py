@@ -2,7 +2,7 @@
 
     regex        a string in; RegexFullMatch (ONNX 20): each of its nodes asks for one bit of one character's code point
     tokenizer    a string in; Tokenizer, an operator of ONNX Runtime's own, and LabelEncoder (ai.onnx.ml 2)
-    bytes        UTF-8 bytes in; integer arithmetic (relu_deploy.nn.utf8)
+    bytes        UTF-8 bytes in; integer arithmetic (relu_deploy.zoo.nn.utf8)
 
 The first two know the code points of an alphabet only, here those below U+0250: half of all code points make a pattern of
 half a million ranges. No standard operator splits a string into characters or turns it into bytes. Whether TensorRT-RTX's
@@ -26,11 +26,11 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from relu_deploy.bench.environment import describe
-from relu_deploy.export import export_source
-from relu_deploy.nn.utf8 import characters_of
+from relu_deploy.benchmark.environment import describe
+from relu_deploy.data.texts import to_bytes
+from relu_deploy.exporting.exporter import export_source
 from relu_deploy.tensors import TensorSpec
-from relu_deploy.texts import to_bytes
+from relu_deploy.zoo.nn.utf8 import characters_of
 
 LENGTH, ALPHABET, BITS = 64, 0x250, 10
 TEXTS = ["å", "Grüße aus Köln", "żółć gęślą jaźń", "déjà vu, tout à fait", "¿cuánto cuesta el niño?", "a]b-c^d\\e\nf"]

@@ -16,20 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
-from relu_deploy.backends.tensorrt_options import BuildOptions
-from relu_deploy.bench.environment import describe
-from relu_deploy.compile import compile as compile_engine
+from relu_deploy.backends.tensorrt.options import BuildOptions
+from relu_deploy.benchmark.environment import describe
+from relu_deploy.compilation.run import compile as compile_engine
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.export import export_source
+from relu_deploy.exporting.exporter import export_source
 from relu_deploy.graph import load_model, save_model, settle
-from relu_deploy.graph.fold import fold_batch_norms, pool_spatial_means
-from relu_deploy.graph.lower import range_reasons
 from relu_deploy.graph.opset import raise_opset
-from relu_deploy.optimize.calibrate import calibrate
-from relu_deploy.optimize.recipes import Casts, Float32, Quantised, tensors_to_watch
-from relu_deploy.optimize.targets import PRECISIONS
+from relu_deploy.graph.quantization.cast_precision import range_reasons
+from relu_deploy.graph.simplify import fold_batch_norms, pool_spatial_means
+from relu_deploy.optimization.calibration import calibrate
+from relu_deploy.optimization.recipes import Casts, Float32, Quantised, tensors_to_watch
+from relu_deploy.optimization.targets import PRECISIONS
 from relu_deploy.tensors import random_feeds
-from relu_deploy.zoo import recipes
+from relu_deploy.zoo.recipes import recipes
 
 
 def recipe_of(model, precision: str, statistics: dict):

@@ -24,10 +24,10 @@ from typing import Any
 
 from monitor_cost import CONNECTIONS, end, in_turns, ratio_of, request_for, started
 
-from relu_deploy.bench.environment import describe
+from relu_deploy.benchmark.environment import describe
 from relu_deploy.bundle import Bundle
-from relu_deploy.data import load_dataset
-from relu_deploy.export import export_source
+from relu_deploy.data.datasets import load_dataset
+from relu_deploy.exporting.exporter import export_source
 
 SHARES = ("off", "0.01", "0.1", "1")
 COLLECTOR = """

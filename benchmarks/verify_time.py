@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from relu_deploy.bench.environment import describe
+from relu_deploy.benchmark.environment import describe
 
 
 def timed(command: list[str]) -> float:

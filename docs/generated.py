@@ -74,8 +74,8 @@ def command_line() -> str:
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each verb by its name, as the command line has them."""
-    from relu_deploy.cli import VERBS
-    from relu_deploy.options import parser_for
+    from relu_deploy.cli.main import VERBS
+    from relu_deploy.cli.options import parser_for
 
     actions = parser_for(VERBS)._actions
     return next(dict(action.choices) for action in actions if isinstance(action, argparse._SubParsersAction))
@@ -167,7 +167,7 @@ def _type(field: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
 
 def zoo() -> str:
     """Return a table of the zoo: each model, its task, size, weights and measured metric."""
-    from relu_deploy.zoo import recipes
+    from relu_deploy.zoo.recipes import recipes
 
     rows = []
     for model in sorted(recipes().values(), key=lambda one: (one.metric is None, one.name)):

@@ -15,63 +15,46 @@ Importing the package costs next to nothing: each name is loaded when it is firs
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from relu_deploy.bench import bench as bench
+    from relu_deploy.activations.census import census as census
+    from relu_deploy.activations.watch import watch as watch
+    from relu_deploy.benchmark.run import bench as bench
     from relu_deploy.bundle import Bundle as Bundle
-    from relu_deploy.compile import compile as compile  # noqa: A004  # named for the verb
-    from relu_deploy.export import export as export
-    from relu_deploy.nn.watch import watch as watch
-    from relu_deploy.optimize import optimize as optimize
-    from relu_deploy.package import package as package
-    from relu_deploy.relu import relu as relu
-    from relu_deploy.relu import relu6 as relu6
-    from relu_deploy.serve import serve as serve
-    from relu_deploy.verify import verify as verify
-    from relu_deploy.verify.census import census as census
-    from relu_deploy.verify.prove import prove as prove
-    from relu_deploy.zoo import build as build
+    from relu_deploy.compilation.run import compile as compile  # noqa: A004  # named for the verb
+    from relu_deploy.definition import relu as relu
+    from relu_deploy.definition import relu6 as relu6
+    from relu_deploy.exporting.exporter import export as export
+    from relu_deploy.optimization.run import optimize as optimize
+    from relu_deploy.packaging.run import package as package
+    from relu_deploy.serving.run import serve as serve
+    from relu_deploy.verification.exhaustive import prove as prove
+    from relu_deploy.verification.run import verify as verify
+    from relu_deploy.zoo.recipes import build as build
 
 __version__ = "0.1.0"
 
 #: public name → module that defines it
 _HOME = {
     "Bundle": "bundle",
-    "bench": "bench",
-    "build": "zoo",
-    "census": "verify.census",
-    "compile": "compile",
-    "export": "export",
-    "optimize": "optimize",
-    "package": "package",
-    "prove": "verify.prove",
-    "relu": "relu",
-    "relu6": "relu",
-    "serve": "serve",
-    "verify": "verify",
-    "watch": "nn.watch",
+    "bench": "benchmark.run",
+    "build": "zoo.recipes",
+    "census": "activations.census",
+    "compile": "compilation.run",
+    "export": "exporting.exporter",
+    "optimize": "optimization.run",
+    "package": "packaging.run",
+    "prove": "verification.exhaustive",
+    "relu": "definition",
+    "relu6": "definition",
+    "serve": "serving.run",
+    "verify": "verification.run",
+    "watch": "activations.watch",
 }
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604
-
-
-class _Package(ModuleType):
-    """The package, whose verbs share their names with the modules they live in: the name means the verb.
-
-    Importing `relu_deploy.verify` would make Python bind the module over the function of the same name; it stays
-    reachable as every module does, with `from relu_deploy.verify import …`.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

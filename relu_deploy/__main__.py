@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from relu_deploy.cli import main
+from relu_deploy.cli.main import main
 
 __all__ = ["main"]
 

@@ -8,15 +8,16 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import processes
 import pytest
-from support import processes, workers
-from support.progress import Progress
-from support.timing import measure_briefly
+import workers
+from progress import Progress
+from timing import measure_briefly
 
 # Before anything imports NumPy or torch.
 workers.take_share_of_processors()
 
-from relu_deploy.cli import main  # noqa: E402
+from relu_deploy.cli.main import main  # noqa: E402
 
 #: whether this process is the one that all others of this run belong to
 IS_FIRST = pytest.StashKey[bool]()
@@ -35,7 +36,7 @@ def brief_timings():
 
 @pytest.fixture
 def forked_workers(monkeypatch):
-    """Fork the worker processes of a benchmark; see `support.processes`."""
+    """Fork the worker processes of a benchmark; see `processes`."""
     monkeypatch.setattr(sys, "executable", processes.python())
 
 
@@ -56,7 +57,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def digits_bundle():
     """The digit classifier, exported once. Tests that change it copy it first."""
-    from support.bundles import exported
+    from bundles import exported
 
     return exported("digits")
 

@@ -11,12 +11,11 @@ import relu_deploy
 
 PACKAGE = Path(relu_deploy.__file__).parent
 FLOORS = (
-    ("relu", "errors", "tensors", "locate_models", "detections", "masks", "pictures", "texts", "collecting", "measure"),
+    ("definition", "errors", "tensors", "paths", "gc_pause", "latency_stats"),
     ("graph", "bundle", "data", "tasks"),
-    ("backends", "nn"),
-    ("compile", "optimize", "verify", "export", "sources", "zoo"),
-    ("serve", "package", "bench", "report"),
-    ("cli", "options", "option_values", "__main__"),
+    ("backends", "zoo"),
+    ("activations", "compilation", "exporting", "optimization", "verification"),
+    ("benchmark", "packaging", "reporting", "serving", "cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: `bundle.session(...)` is how people want to say it; the import stands inside that method
@@ -92,7 +91,7 @@ def test_rooms_form_no_cycle():
 
 @pytest.mark.parametrize(
     "room",
-    ["graph", "bundle", "relu", "errors", "tensors", "detections", "masks", "pictures", "texts", "data", "tasks", "report"],
+    ["graph", "bundle", "definition", "errors", "tensors", "data", "tasks", "reporting"],
 )
 def test_pure_rooms_import_no_runtime(room):
     guilty = [
@@ -111,7 +110,7 @@ def test_pure_rooms_import_no_runtime(room):
 )
 def test_help_zoo_and_argument_errors_import_no_runtime(arguments):
     code = (
-        "import sys\nfrom relu_deploy.cli import main\n"
+        "import sys\nfrom relu_deploy.cli.main import main\n"
         f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
         "sys.stderr.write('LOADED ' + ' '.join(m for m in ('torch', 'onnxruntime', 'tensorrt', 'onnx', 'onnx_ir') if m in sys.modules))"
     )
@@ -122,7 +121,7 @@ def test_help_zoo_and_argument_errors_import_no_runtime(arguments):
 @pytest.mark.parametrize("verb", ["--help", "zoo"])
 def test_what_must_answer_at_once_does_not_even_load_numpy(verb):
     code = (
-        "import sys\nfrom relu_deploy.cli import main\n"
+        "import sys\nfrom relu_deploy.cli.main import main\n"
         f"try:\n    main([{verb!r}])\nexcept SystemExit:\n    pass\n"
         "sys.exit('numpy' in sys.modules)"
     )
@@ -136,10 +135,10 @@ def test_importing_the_package_loads_nothing_else():
 
 
 def test_the_public_names_are_what_they_say_even_after_their_modules_were_imported():
-    import relu_deploy.bench.roofline
-    import relu_deploy.export
-    import relu_deploy.relu
-    import relu_deploy.verify.verdict
+    import relu_deploy.benchmark.roofline
+    import relu_deploy.definition
+    import relu_deploy.exporting.exporter
+    import relu_deploy.verification.verdict
 
     for name in relu_deploy.__all__:
         assert getattr(relu_deploy, name) is not None

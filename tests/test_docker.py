@@ -14,10 +14,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from support.processes import python
+from processes import python
 
-from relu_deploy.cli import VERBS
-from relu_deploy.options import parser_for
+from relu_deploy.cli.main import VERBS
+from relu_deploy.cli.options import parser_for
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"

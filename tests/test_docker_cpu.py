@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.processes import python
+from processes import python
 
-from relu_deploy.cli import VERBS
-from relu_deploy.options import parser_for
+from relu_deploy.cli.main import VERBS
+from relu_deploy.cli.options import parser_for
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"

@@ -31,11 +31,12 @@ class Subject:
 def prepare(name: str, folder: Path) -> Subject:
     import torch
 
-    from relu_deploy import build, export
+    from relu_deploy import build
+    from relu_deploy.exporting import exporter as export
 
     shape = MODELS[name]
     clean, bundle = folder / f"{name}.onnx", folder / f"{name}.rdb"
-    from relu_deploy.zoo import recipes
+    from relu_deploy.zoo.recipes import recipes
 
     torch.manual_seed(0)
     module = build(name, weights="default" if recipes()[name].to_json()["weights"] else None).eval()

@@ -18,7 +18,7 @@ class Ours:
         self.backend, self.optimization = backend, optimization
 
     def first(self, model: Path, against: str, feeds: Mapping[str, np.ndarray]) -> tuple[bool, str | None, dict]:
-        from relu_deploy.verify import verify
+        from relu_deploy.verification.run import verify
 
         report = verify(model, [self.backend], feeds=dict(feeds), against=against, optimization=self.optimization, threads=2)
         backend = report.backends[0]

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from relu_deploy import export
-from relu_deploy.detections import postprocess
+from relu_deploy.exporting import exporter as export
+from relu_deploy.tasks.detection import postprocess
 
 HERE = Path(__file__).parent
 COLUMNS, ROWS, SCALE, GAP, SURE = 4, 2, 3, 12, 0.5

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from scenes import SIDE, Scene, load_digits, make_scenes
 from train import MEAN, STD
 
-from relu_deploy.detections import postprocess
-from relu_deploy.nn.digits import DigitDetector
-from relu_deploy.tasks import coco_ap
+from relu_deploy.tasks.detection import postprocess
+from relu_deploy.tasks.metrics import coco_ap
+from relu_deploy.zoo.nn.digits import DigitDetector
 
 #: test scenes follow from this seed, which training never uses
 TEST_SEED = 20_000

@@ -20,7 +20,7 @@ from scenes import SIDE, Scene, draw, load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from relu_deploy.nn.digits import DigitDetector
+from relu_deploy.zoo.nn.digits import DigitDetector
 
 STRIDE = DigitDetector.stride
 MEAN, STD = 0.25, 0.25

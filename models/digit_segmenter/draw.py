@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from relu_deploy import export
-from relu_deploy.masks import classes_of_pixels
-from relu_deploy.serve.mask import colour_of
+from relu_deploy.exporting import exporter as export
+from relu_deploy.serving.prediction.masks import colour_of
+from relu_deploy.tasks.segmentation import classes_of_pixels
 
 HERE = Path(__file__).parent
 COLUMNS, SCALE, GAP, GROUND = 6, 2, 8, 0

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from scenes import Scene, load_digits
 from train import as_batch
 
-from relu_deploy.masks import classes_of_pixels, confusion, mean_iou
-from relu_deploy.nn.digits import DigitSegmenter
+from relu_deploy.tasks.segmentation import classes_of_pixels, confusion, mean_iou
+from relu_deploy.zoo.nn.digits import DigitSegmenter
 
 #: test scenes follow from this seed, which training never uses
 TEST_SEED = 30_000

@@ -24,7 +24,7 @@ from scenes import Scene, load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from relu_deploy.nn.digits import DigitSegmenter
+from relu_deploy.zoo.nn.digits import DigitSegmenter
 
 MEAN, STD = 0.25, 0.25
 

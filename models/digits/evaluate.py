@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from train import load_digits, normalised
 
-from relu_deploy.nn.digits import DigitNet
+from relu_deploy.zoo.nn.digits import DigitNet
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from relu_deploy.nn.digits import DigitNet
+from relu_deploy.zoo.nn.digits import DigitNet
 
 #: mean and standard deviation of MNIST's training pixels in 0..1
 MEAN, STD = 0.1307, 0.3081

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from train import LENGTH, as_bytes
 from words import FOLDER, LISTS, flat, phrases_of, read_words, split, vocabularies
 
-from relu_deploy.nn import architecture
+from relu_deploy.zoo.nn import architecture
 
 HERE = Path(__file__).parent
 #: languages whose lists may be handed on, in the lists' own words: public domain, BSD, Apache-2.0 and "for any purpose"

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from words import FOLDER, LISTS, read_words, split, vocabularies
 
-from relu_deploy.nn import architecture
+from relu_deploy.zoo.nn import architecture
 
 #: bytes of UTF-8 of the longest text that the shipped model takes
 LENGTH = 64

@@ -33,17 +33,17 @@ __all__ = [
 ]
 
 BACKENDS: dict[str, str] = {
-    "reference": "reference",
-    "torch": "pytorch",
-    "torch-compile": "pytorch",
-    "torch-cuda": "pytorch",
-    "torch-compile-cuda": "pytorch",
-    "onnxruntime-cpu": "onnx_runtime",
-    "onnxruntime-cuda": "onnx_runtime",
-    "onnxruntime-tensorrt": "onnx_runtime",
-    "onnxruntime-tensorrt-rtx": "onnx_runtime",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt",
+    "reference": "reference.session",
+    "torch": "torch.session",
+    "torch-compile": "torch.session",
+    "torch-cuda": "torch.session",
+    "torch-compile-cuda": "torch.session",
+    "onnxruntime-cpu": "onnxruntime.session",
+    "onnxruntime-cuda": "onnxruntime.session",
+    "onnxruntime-tensorrt": "onnxruntime.session",
+    "onnxruntime-tensorrt-rtx": "onnxruntime.session",
+    "tensorrt": "tensorrt.probe",
+    "tensorrt-rtx": "tensorrt.probe",
 }
 
 #: names that users of this field will ask for, and that this version cannot run yet

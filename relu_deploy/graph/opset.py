@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.intervals.operands import constant_of, shape_of
 from relu_deploy.graph.model import name_nodes, opset_of
-from relu_deploy.graph.operands import constant_of, shape_of
 from relu_deploy.graph.relus import TORCH_NODE_KEY
 
 if TYPE_CHECKING:

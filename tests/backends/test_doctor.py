@@ -11,10 +11,11 @@ from drivers import Driver
 from installations import BARE_METAL, CUBLAS, CUDA, CUDNN, Installation, elf
 
 from relu_deploy import backends
-from relu_deploy.backends import nvidia, probe, probe_all
-from relu_deploy.backends.host import Host
-from relu_deploy.backends.nvidia import Gpu, Missing, find_driver, find_gpu
-from relu_deploy.backends.shared_libraries import SharedLibraries, linked_to
+from relu_deploy.backends import probe, probe_all
+from relu_deploy.backends.nvidia import driver as nvidia
+from relu_deploy.backends.nvidia.container import Host
+from relu_deploy.backends.nvidia.driver import Gpu, Missing, find_driver, find_gpu
+from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries, linked_to
 
 CONTAINER = Host(container=True, kernel_driver="", devices=False, visible=None, platform="linux")
 WITH_GPUS = (

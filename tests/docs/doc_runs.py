@@ -20,7 +20,7 @@ from pathlib import Path
 
 from doc_output import first_missing
 from doc_pages import ROOT, Block, Command, Page, commands
-from support.processes import CONSOLE_SCRIPT, command_folder, python
+from processes import CONSOLE_SCRIPT, command_folder, python
 
 #: seconds that one command or block may take
 PATIENCE = 420

@@ -154,8 +154,8 @@ def test_a_servers_ports_are_known_before_it_is_started():
 
 
 def test_the_ports_of_a_page_without_options_are_the_ones_that_serve_has():
-    from relu_deploy.cli import VERBS
-    from relu_deploy.options import parser_for
+    from relu_deploy.cli.main import VERBS
+    from relu_deploy.cli.options import parser_for
 
     options = parser_for(VERBS).parse_args(["serve", "m.rdb"])
     assert {name: getattr(options, f"{name}_port") for name in DEFAULT_PORTS} == DEFAULT_PORTS

@@ -96,8 +96,8 @@ def test_every_link_inside_the_site_leads_somewhere(site, seen):
 
 
 def test_the_command_line_page_has_every_option_of_every_verb(site):
-    from relu_deploy.cli import VERBS
-    from relu_deploy.options import parser_for
+    from relu_deploy.cli.main import VERBS
+    from relu_deploy.cli.options import parser_for
 
     text = text_of(site / "reference" / "command-line.html")
     verbs = parser_for(VERBS)._subparsers._group_actions[0].choices

@@ -71,7 +71,7 @@ def test_labels_that_do_not_fit_the_model_are_refused(command, tmp_path, source,
 
 
 def test_weights_of_another_architecture_name_the_first_keys(command, tmp_path):
-    from relu_deploy.zoo import build
+    from relu_deploy.zoo.recipes import build
 
     torch.save(build("squeezenet1_1").state_dict(), tmp_path / "squeezenet.pth")
     answer = command("export", "mobilenet_v2", "-o", "x.rdb", "--weights", "squeezenet.pth")
@@ -80,7 +80,7 @@ def test_weights_of_another_architecture_name_the_first_keys(command, tmp_path):
 
 
 def test_weights_for_another_number_of_classes_name_both_shapes(command, tmp_path):
-    from relu_deploy.zoo import build
+    from relu_deploy.zoo.recipes import build
 
     torch.save(build("digits", num_classes=7).state_dict(), tmp_path / "seven.pth")
     refused(command("export", "digits", "-o", "x.rdb", "--weights", "seven.pth"), "has shape (7, 96), but digits needs (10, 96)")

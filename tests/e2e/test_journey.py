@@ -37,7 +37,7 @@ def test_the_segmenter_becomes_int8_with_the_scenes_that_ship(command, target):
     ],
 )
 def test_a_shipped_model_travels_from_export_to_bench(command, forked_workers, tmp_path, model, relus, metric, least):
-    from relu_deploy.zoo import recipe, weights_file
+    from relu_deploy.zoo.recipes import recipe, weights_file
 
     try:
         weights_file(recipe(model))
@@ -101,7 +101,7 @@ def test_a_batch_dimension_varies_unless_it_was_fixed(command, tmp_path):
 
 def test_embedded_preprocessing_takes_pictures_and_gives_the_same_answers(command, tmp_path, digits_bundle):
     from relu_deploy.bundle import Bundle
-    from relu_deploy.data import load_dataset, to_input
+    from relu_deploy.data.datasets import load_dataset, to_input
 
     made = command("export", "digits", "-o", "pixels.rdb", "--embed-preprocess", "--json", "-", "--quiet")
     assert made.json["inputs"] == [{"name": "x", "dtype": "uint8", "shape": ["batch", 28, 28, 1]}]

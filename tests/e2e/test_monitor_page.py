@@ -2,9 +2,7 @@
 
 import io
 import shutil
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ import pytest
 pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-sys.path.append(str(Path(__file__).parents[1] / "serve"))
 from PIL import Image
 from running import until
 from test_page import SHIPPED, Page, Running, browser, fits_and_can_be_read, pytestmark  # noqa: F401  # browser is a fixture
@@ -29,7 +26,7 @@ def counted(digits_bundle, tmp_path_factory):
 
 def with_census(path, folder):
     """Return the path of a copy of the digit classifier, in `folder`, with a census of 800 shipped digits; the other 200, uint8."""
-    from relu_deploy.verify.census import census
+    from relu_deploy.activations.census import census
 
     shutil.copytree(path, folder / "digits.rdb")
     with np.load(SHIPPED / "digits" / "test.npz") as archive:

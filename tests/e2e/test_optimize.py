@@ -10,7 +10,7 @@ import pytest
 
 import relu_deploy
 from relu_deploy.bundle import Bundle
-from relu_deploy.data import load_dataset
+from relu_deploy.data.datasets import load_dataset
 from relu_deploy.errors import AccuracyTooLow, InputError, Unsupported, UsageError
 from relu_deploy.graph import load_model, precision_of
 
@@ -70,10 +70,12 @@ def test_auto_takes_the_fastest_that_passes_and_tells_what_it_tried(command, dig
 
 
 def test_a_gate_that_nothing_passes_stores_nothing_and_exits_1(command, digits_copy, monkeypatch):
-    from relu_deploy.optimize import search
+    from relu_deploy.optimization import search
 
     # As if every candidate lost half of its accuracy.
-    monkeypatch.setattr(search.Judge, "score", lambda self, _: relu_deploy.tasks.Metric("top1", self.before.value / 2, 10))
+    monkeypatch.setattr(
+        search.Judge, "score", lambda self, _: relu_deploy.tasks.metrics.Metric("top1", self.before.value / 2, 10)
+    )
     before = json.loads((digits_copy.path / "manifest.json").read_text())
     answer = command("optimize", digits_copy.path, "--precision", "int8", *FAST, "--json", "-")
     assert answer.code == 1
@@ -86,7 +88,8 @@ def test_a_gate_that_nothing_passes_stores_nothing_and_exits_1(command, digits_c
 
 
 def test_segments_go_back_to_float_until_the_gate_is_passed_and_are_listed(digits_copy, monkeypatch):
-    from relu_deploy.optimize import Settings, optimize_bundle, search
+    from relu_deploy.optimization import search
+    from relu_deploy.optimization.run import Settings, optimize_bundle
 
     real = search.Judge.score
     seen = []
@@ -94,7 +97,7 @@ def test_segments_go_back_to_float_until_the_gate_is_passed_and_are_listed(digit
     def score(self, run):
         # Only the third try, with two segments in float32, passes.
         seen.append(real(self, run))
-        return seen[-1] if len(seen) == 3 else relu_deploy.tasks.Metric("top1", 0.0, 10)
+        return seen[-1] if len(seen) == 3 else relu_deploy.tasks.metrics.Metric("top1", 0.0, 10)
 
     monkeypatch.setattr(search.Judge, "score", score)
     settings = Settings(calibration="digits", samples=32, eval_samples=50)
@@ -136,9 +139,9 @@ def test_a_compacted_and_equalised_graph_answers_as_the_model_and_its_variant_is
 
 def test_a_preparation_that_changes_the_answers_is_refused(digits_copy, monkeypatch):
     from relu_deploy.errors import ReluDeployError
-    from relu_deploy.graph.equalise import Equalisation
+    from relu_deploy.graph.quantization.equalization import Equalisation
 
-    prepare = importlib.import_module("relu_deploy.optimize.prepare")
+    prepare = importlib.import_module("relu_deploy.optimization.prepare")
 
     def broken(model):
         changed = model.clone()

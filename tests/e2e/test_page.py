@@ -3,7 +3,6 @@
 import base64
 import io
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -15,15 +14,13 @@ pytest.importorskip("selenium", reason="selenium is not installed (pip install s
 pytest.importorskip("uvicorn", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 pytest.importorskip("python_multipart", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 
+from pictures import encoded, gradient
+from running import Running
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
-
-sys.path.append(str(Path(__file__).parents[1] / "serve"))
-from pictures import encoded, gradient
-from running import Running
 
 SHIPPED = Path(__file__).parents[2] / "models"
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
@@ -66,7 +63,7 @@ WRITTEN = {
 
 @pytest.fixture(scope="module")
 def server(digits_bundle, tmp_path_factory):
-    from support.bundles import exported
+    from bundles import exported
 
     drawn = [exported(name).path for name in ("digit_detector", "digit_segmenter")]
     with Running(digits_bundle.path, *drawn, digits_bundle.onnx, "--threads", "1") as running:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from relu_deploy.optimize import Settings, optimize_bundle
+from relu_deploy.optimization.run import Settings, optimize_bundle
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'relu-deploy[rtx]'")
 
@@ -13,15 +13,15 @@ def bundle(request, digits_bundle, tmp_path_factory):
     if request.param == "digits":
         return digits_bundle
     pytest.importorskip("torch", reason="torch is not installed")
-    from support.bundles import exported
+    from bundles import exported
 
     return exported(request.param)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_a_variant_is_parsed_and_built_for_gpus_that_are_not_here(bundle, tmp_path, precision):
-    from relu_deploy.backends.tensorrt_build import build_engine
-    from relu_deploy.backends.tensorrt_options import BuildOptions
+    from relu_deploy.backends.tensorrt.build import build_engine
+    from relu_deploy.backends.tensorrt.options import BuildOptions
 
     settings = Settings(calibration=bundle.manifest["dataset"], samples=32, eval_samples=32, max_drop=0.05)
     report = optimize_bundle(bundle, "tensorrt-rtx", precision, out=tmp_path / "out.rdb", settings=settings)

@@ -14,7 +14,7 @@ from relu_deploy.bundle import Bundle
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A copy, because a census is kept in the bundle."""
-    from support.bundles import exported
+    from bundles import exported
 
     path = tmp_path_factory.mktemp("bundles") / "m.rdb"
     shutil.copytree(exported("language_id").path, path)
@@ -79,7 +79,7 @@ def test_data_of_the_wrong_kind_are_refused_by_name(command, tmp_path, exported,
 
 
 def test_the_deployed_graph_answers_a_text_alike_whatever_stands_in_the_other_rows(exported):
-    from relu_deploy.texts import to_bytes
+    from relu_deploy.data.texts import to_bytes
 
     texts = ["år", "zażółć gęślą jaźń", "x" * 64, "Donaudampfschifffahrt", "\ufffd", "été"]
     rows = to_bytes(texts, exported.inputs[0])

@@ -10,7 +10,7 @@ from test_page import Page, Running, browser, contrast, pytestmark  # noqa: F401
 
 @pytest.fixture(scope="module")
 def server(digits_bundle, tmp_path_factory):
-    from support.bundles import exported
+    from bundles import exported
 
     language = exported("language_id")
     with Running(language.path, digits_bundle.path, "--threads", "1") as running:

@@ -9,10 +9,10 @@ import shutil
 
 import numpy as np
 import pytest
-from support.bundles import exported
+from bundles import exported
 from triton_server import Triton, environment
 
-from relu_deploy.package import package
+from relu_deploy.packaging.run import package
 
 VENV = os.environ.get("RELU_DEPLOY_TRITON", "")
 pytestmark = [

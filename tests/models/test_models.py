@@ -8,13 +8,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from support.bundles import exported  # noqa: E402
+from bundles import exported  # noqa: E402
 
 from relu_deploy.bundle import sha256  # noqa: E402
-from relu_deploy.data import load_dataset  # noqa: E402
-from relu_deploy.locate_models import models_folder  # noqa: E402
-from relu_deploy.tasks import score  # noqa: E402
-from relu_deploy.zoo import build, recipe, recipes, weights_file  # noqa: E402
+from relu_deploy.data.datasets import load_dataset  # noqa: E402
+from relu_deploy.paths import models_folder  # noqa: E402
+from relu_deploy.tasks.metrics import score  # noqa: E402
+from relu_deploy.zoo.recipes import build, recipe, recipes, weights_file  # noqa: E402
 
 SHIPPED = [name for name, known in recipes().items() if known.weights == "shipped"]
 TRAINED = [name for name, known in recipes().items() if known.weights]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from processes import python
 
 from relu_deploy.bundle import Bundle
-from support.processes import python
 
 __all__ = ["exported"]
 

@@ -7,7 +7,7 @@ __all__ = ["measure_briefly"]
 
 def measure_briefly() -> None:
     """Time a variant for half a second instead of four, and warm a benchmark up for at most half a second instead of two."""
-    from relu_deploy.bench import rows
-    from relu_deploy.optimize import speed
+    from relu_deploy.benchmark import runner
+    from relu_deploy.optimization import speed
 
-    speed.SECONDS = rows.WARM_UP_SECONDS = 0.5
+    speed.SECONDS = runner.WARM_UP_SECONDS = 0.5

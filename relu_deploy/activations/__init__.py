@@ -1,0 +1,1 @@
+"""How the Relus of a model behave: on data, in training and in a running server."""

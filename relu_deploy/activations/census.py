@@ -1,0 +1,287 @@
+"""How the Relus of a model behave on data: which channels are dead, which never bend, how many zeros there are.
+
+    observed   counted on every number of every Relu while the data stream through a backend
+    proven     follows from the weights and the declared range of the input alone (`graph/intervals/ranges.py`), for every input in it
+
+A channel is a place on axis 1 of the Relu's output: a feature map, or one feature of a 2-D tensor. "Observed dead" is
+evidence, not proof: N independent samples on which a channel never fired bound, with 95% confidence, the chance that it
+fires on the next one by 1 - 0.05^(1/N), about 3/N ("If nothing goes wrong, is everything all right?", Hanley and
+Lippman-Hand, JAMA 249(13), 1983).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_deploy.activations.drift import Norm, NormBuilder
+from relu_deploy.backends import load, require
+from relu_deploy.bundle import Bundle, sha256
+from relu_deploy.data.datasets import InputRange, Ranges, declared_range, load_dataset, rows_outside, spread_evenly
+from relu_deploy.errors import InputError, UsageError
+from relu_deploy.graph import Relu, adopt, find_relus, load_model
+from relu_deploy.graph.intervals.ranges import bounds_of
+from relu_deploy.tensors import Array
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["CensusReport", "InputRange", "ReluCensus", "census"]
+
+#: tapped tensors of one batch stay under so many bytes, and a batch under so many rows, when no batch is given
+TAPPED_BYTES, MOST_ROWS = 1 << 28, 64
+#: 1 - confidence of `observed_bound`
+DOUBT = 0.05
+
+
+@dataclass(frozen=True)
+class ReluCensus:
+    """One Relu's count. samples: rows that were run; places: numbers seen of each channel, over all rows.
+
+    positive, full: int64 (C,), how often each channel was above 0, and at the upper bound of a ReLU6 or clipped Relu.
+    maximum: float64 (C,), NaN where one was seen. proven_dead, proven_always_on: bool (C,).
+    """
+
+    relu: Relu
+    samples: int
+    places: int
+    positive: Array
+    full: Array
+    maximum: Array
+    proven_dead: Array
+    proven_always_on: Array
+
+    @property
+    def channels(self) -> int:
+        return len(self.positive)
+
+    @property
+    def dead(self) -> Array:
+        """Return which channels were never above 0; one that was NaN is broken, not dead."""
+        return (self.positive == 0) & ~np.isnan(self.maximum) & (self.places > 0)
+
+    @property
+    def always_on(self) -> Array:
+        return (self.positive == self.places) & (self.places > 0)
+
+    @property
+    def sparsity(self) -> float | None:
+        values = self.places * self.channels
+        return 1 - int(self.positive.sum()) / values if values else None
+
+    @property
+    def saturated(self) -> float | None:
+        values = self.places * self.channels
+        return int(self.full.sum()) / values if values and self.relu.upper is not None else None
+
+    @property
+    def observed_bound(self) -> float | None:
+        """Return what the chance of a dead channel's firing on a new sample is below, with 95% confidence."""
+        return -math.expm1(math.log(DOUBT) / self.samples) if self.samples else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "node": self.relu.node,
+            "index": self.relu.index,
+            "scope": self.relu.scope,
+            "kind": self.relu.kind,
+            "shape": None if self.relu.shape is None else list(self.relu.shape),
+            "channels": self.channels,
+            "dead": int(self.dead.sum()),
+            "always_on": int(self.always_on.sum()),
+            "sparsity": self.sparsity,
+            "saturated": self.saturated,
+            "proven_dead": int(self.proven_dead.sum()),
+            "proven_always_on": int(self.proven_always_on.sum()),
+            "observed_bound": self.observed_bound,
+            "maximum": None if np.isnan(self.maximum).any() or not self.channels else float(self.maximum.max()),
+            "nan_channels": np.flatnonzero(np.isnan(self.maximum)).tolist(),
+            "dead_channels": np.flatnonzero(self.dead).tolist(),
+            "proven_dead_channels": np.flatnonzero(self.proven_dead).tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class CensusReport:
+    """What `census` found. left_over: rows of the data that did not fill a batch of the size that the model is fixed to.
+
+    norm: what `serve` holds the requests against, None where the rows were too few.
+    """
+
+    model: str
+    data: str
+    backend: str
+    input_range: InputRange | None
+    relus: Sequence[ReluCensus]
+    samples: int
+    left_over: int
+    batch: int
+    seconds: float
+    norm: Norm | None = None
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        values = sum(relu.places * relu.channels for relu in self.relus)
+        positive = sum(int(relu.positive.sum()) for relu in self.relus)
+        return {
+            "relus": len(self.relus),
+            "channels": sum(relu.channels for relu in self.relus),
+            "dead": sum(int(relu.dead.sum()) for relu in self.relus),
+            "always_on": sum(int(relu.always_on.sum()) for relu in self.relus),
+            "proven_dead": sum(int(relu.proven_dead.sum()) for relu in self.relus),
+            "proven_always_on": sum(int(relu.proven_always_on.sum()) for relu in self.relus),
+            "sparsity": 1 - positive / values if values else None,
+            "samples": self.samples,
+            "left_over": self.left_over,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": "relu-deploy/census/1",
+            "model": self.model,
+            "data": self.data,
+            "backend": self.backend,
+            "batch": self.batch,
+            "input_range": None if self.input_range is None else self.input_range.to_json(),
+            "totals": self.totals,
+            "relus": [relu.to_json() for relu in self.relus],
+            "norm": None if self.norm is None else self.norm.to_json(),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def census(
+    bundle: Bundle | str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    backend: str = "onnxruntime-cpu",
+    samples: int | None = None,
+    batch: int | None = None,
+    threads: int = 0,
+    device: int = 0,
+    input_range: tuple[float, float] | Ranges | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> CensusReport:
+    """Return how every channel of every Relu of `bundle` behaves on `data`, and what can be proven about it without data.
+
+    data: as for `load_dataset`. samples: so many rows, spread evenly; by default all. batch: rows at a time; by default as
+    many as keep memory small. A model whose batch is fixed takes exactly that many, and the rest is reported as left over.
+    device: index of the GPU.
+    input_range: (low, high) of every input, or by input's name, inclusive; by default what the bundle's preprocessing makes
+    of pixels from 0 to 255; where that is not known either, only what holds for every input is proven.
+    progress: called with (rows done, rows in all).
+    Raises InputError for data that do not fit, UsageError for options that make no sense, BackendUnavailable, Unsupported.
+    """
+    started = time.perf_counter()
+    require(backend)
+    bundle = Bundle.open(bundle)
+    model = load_model(bundle.onnx) if bundle.is_folder else adopt(bundle.onnx)
+    relus = find_relus(model)
+    declared = declared_range(bundle, input_range)
+    dataset = load_dataset(bundle, data)
+    dataset = dataset if samples is None else dataset.picked(spread_evenly(len(dataset), samples))
+    rows = _batch_size(bundle, relus, batch, len(dataset))
+    left_over = len(dataset) % rows if isinstance(bundle.inputs[0].batch, int) else 0
+    counts = {relu.output: _Count(relu) for relu in relus}
+    norms = NormBuilder(relus, len(dataset) - left_over)
+    done, outside = 0, 0
+    with closing(load(bundle, backend, taps=tuple(relus), threads=threads, device=device)) as session:
+        for feeds in dataset.batches(rows):
+            size = len(next(iter(feeds.values())))
+            if left_over and size < rows:
+                break
+            outside += rows_outside(feeds, declared)
+            results = session.run(feeds) if relus else {}
+            for name, count in counts.items():
+                count.add(results[name])
+            norms.add(results, size)
+            done += size
+            progress(done, len(dataset) - left_over)
+    proven = _proven(model, relus, declared.bounds if declared else {}, counts)
+    found = [counts[relu.output].result(done, *proven[relu.output]) for relu in relus]
+    if declared is not None:
+        declared = replace(declared, rows_outside=outside)
+    norm = norms.result(
+        {relu.relu.output: float(relu.maximum.max(initial=0)) for relu in found},
+        {relu.relu.output: relu.places // max(1, done) for relu in found},
+        backend,
+        sha256(bundle.onnx),
+    )
+    seconds = time.perf_counter() - started
+    return CensusReport(bundle.name, os.fspath(data), backend, declared, found, done, left_over, rows, seconds, norm)
+
+
+class _Count:
+    """The running count of one Relu: nothing of a batch is kept but its sums."""
+
+    def __init__(self, relu: Relu) -> None:
+        self.relu, self.places = relu, 0
+        shape = relu.shape or ()
+        known = shape[1] if len(shape) > 1 and isinstance(shape[1], int) else 0
+        self.positive, self.full = np.zeros(known, np.int64), np.zeros(known, np.int64)
+        self.maximum = np.zeros(known)
+
+    def add(self, values: Array) -> None:
+        """Add one batch of the Relu's output."""
+        channels = values.shape[1] if values.ndim > 1 else 1
+        if self.places == 0 and channels != len(self.positive):
+            self.positive, self.full = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+            self.maximum = np.zeros(channels)
+        if channels != len(self.positive):
+            raise InputError(
+                f"{self.relu.node} gives {channels} channels for some rows and {len(self.positive)} for others",
+                "a census needs the same channels everywhere: fix dimension 1 of the model's input",
+            )
+        # One row for each sample and channel, one column for each place in it.
+        planes = np.ascontiguousarray(values).reshape(max(1, values.shape[0] * channels) if values.ndim else 1, -1)
+        self.positive += _per_channel(planes > 0, channels)
+        if self.relu.upper is not None:
+            self.full += _per_channel(planes >= values.dtype.type(self.relu.upper), channels)
+        self.maximum = np.maximum(self.maximum, planes.max(axis=1).reshape(-1, channels).max(axis=0).astype(np.float64))
+        self.places += values.size // channels
+
+    def result(self, samples: int, dead: Array, always_on: Array) -> ReluCensus:
+        return ReluCensus(self.relu, samples, self.places, self.positive, self.full, self.maximum, dead, always_on)
+
+
+def _per_channel(happened: Array, channels: int) -> Array:
+    # Adding bytes up as uint32 is several times faster than NumPy's own way of counting along an axis.
+    rows = happened.view(np.uint8).sum(axis=1, dtype=np.uint32)
+    return rows.reshape(-1, channels).sum(axis=0, dtype=np.int64)
+
+
+def _proven(
+    model: ir.Model, relus: Sequence[Relu], ranges: Ranges, counts: Mapping[str, _Count]
+) -> dict[str, tuple[Array, Array]]:
+    """Return by Relu which channels are dead, and which always on, whatever the input in `ranges`."""
+    bounds = bounds_of(model, ranges) if relus else {}
+    proven = {}
+    for relu in relus:
+        low, high = bounds.get(relu.input, (np.asarray(-np.inf), np.asarray(np.inf)))
+        channels = len(counts[relu.output].positive)
+        if low.shape not in ((), (channels,)):  # the graph's shapes were wrong: nothing that follows from them counts
+            low, high = np.asarray(-np.inf), np.asarray(np.inf)
+        proven[relu.output] = (np.broadcast_to(high <= 0, (channels,)), np.broadcast_to(low > 0, (channels,)))
+    return proven
+
+
+def _batch_size(bundle: Bundle, relus: Sequence[Relu], asked: int | None, rows: int) -> int:
+    fixed = bundle.inputs[0].batch
+    if isinstance(fixed, int):
+        if asked not in (None, fixed):
+            raise UsageError(f"{bundle.name} takes batches of {fixed} only, not {asked}", "leave --batch away")
+        if rows < fixed:
+            raise InputError(f"{bundle.name} takes {fixed} rows at a time, the data have {rows}", "give more data")
+        return fixed
+    if asked is not None and asked < 1:
+        raise UsageError(f"--batch must be at least 1, not {asked}", "for instance --batch 8")
+    sizes = [[size if isinstance(size, int) else 1 for size in (relu.shape or ())[1:]] for relu in relus]
+    tapped = 4 * sum(math.prod(size) for size in sizes)
+    return asked or max(1, min(MOST_ROWS, TAPPED_BYTES // max(1, tapped)))

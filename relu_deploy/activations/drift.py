@@ -1,0 +1,245 @@
+"""How far a sample is from what a model's Relus did on the census's data, and whether a stream of samples has drifted.
+
+What is looked at is the firing pattern: for each channel of each Relu, the share of its places that are above zero. Which
+units fire says which linear piece of the network a sample lies on, and what the network has not seen tends to lie on pieces
+that it has not used: Cheng, Nührenberg, Yasuoka, "Runtime monitoring neuron activation patterns" (1809.06573), and Olber et
+al., "Detection of out-of-distribution samples using binary neuron activation patterns" (2212.14268), compare binary patterns
+by Hamming distance. A share per channel is the same pattern summed over the places, where it does not depend on position.
+
+1. The rows of the census are divided at random in two halves. One is fitted, the other held out: scored, never fitted.
+2. Each Relu's shares on the fitted half are described by a Gaussian with few directions and one variance for all others
+   (probabilistic principal components: Tipping and Bishop, 1999). A sample's distance is its Mahalanobis distance in it,
+   squared, over the number of channels: about 1 on the census. Channels fire together, and what matters is a combination
+   that was not seen; without the correlations most of what is found below is not.
+3. A sample's score is the mean over the Relus of the logarithm of its distance: no Relu has to be weighted.
+4. A window of samples is compared with the held-out half by the rank-sum test of Mann and Whitney (1947), one-sided. Both
+   were scored by what neither was fitted on, so if the stream is like the census, the alarm stands for the chosen share
+   of windows (normal approximation), however scores are distributed. One sample has its conformal p-value (Vovk et al.).
+5. A range excursion is a Relu above the largest number that it gave on the whole census of N rows ("Outside the Box",
+   Henzinger, Lukina, Schilling, 1911.09032, with one box): one sample in N + 1 does that by chance.
+
+A drift says that the inputs are not those of the census. It does not say that an answer is wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from relu_deploy.data.datasets import load_npz
+from relu_deploy.errors import InputError
+from relu_deploy.graph import Relu
+from relu_deploy.tensors import Array
+
+__all__ = ["LEAST_ROWS", "Norm", "NormBuilder", "ReluNorm", "p_value", "rank_sum", "rates_of", "threshold_of"]
+
+SCHEMA = "relu-deploy/norm/1"
+ARRAYS = ("mean", "spread", "directions", "variances")
+#: principal directions of one Relu at most, and fitted rows that each of them needs
+DIRECTIONS, ROWS_EACH = 16, 4
+#: rows that a norm needs, fitted and held out together, and uses at most; bytes that their rates may take
+LEAST_ROWS, MOST_ROWS, MOST_BYTES = 64, 2000, 1 << 26
+#: a distance below this share of the usual one is as good as none
+NEAR = 0.01
+
+
+@dataclass(frozen=True)
+class ReluNorm:
+    """How one Relu fires on the census. mean, spread: float64 (C,), of each channel's rate over the fitted rows.
+
+    directions: float64 (K, C), orthonormal; variances: (K,) along them; residual: in every other direction.
+    maximum: the largest number that it gave on any row; upper: the bound of a ReLU6 or clipped Relu, beyond which nothing is.
+    """
+
+    node: str
+    output: str
+    upper: float | None
+    maximum: float
+    mean: Array
+    spread: Array
+    directions: Array
+    variances: Array
+    residual: float
+
+    def log_distances(self, rates: Array) -> Array:
+        """Return the logarithm of each sample's distance, (N,). rates: (N, C). Raises InputError for other channels."""
+        if rates.shape[1] != len(self.mean):
+            raise InputError(
+                f"{self.node} has {rates.shape[1]} channels, and {len(self.mean)} in the census", "take the census anew"
+            )
+        off = rates - self.mean
+        along = off @ self.directions.T
+        rest = np.maximum((off**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
+        distances = ((along**2 / self.variances).sum(axis=1) + rest / self.residual) / len(self.mean)
+        result: Array = np.log(NEAR + distances)
+        return result
+
+    def exceeded(self, maxima: Array) -> Array:
+        """Return for which samples the Relu was above all of the census, bool (N,). maxima: of each sample; NaN is above."""
+        if self.upper is not None or math.isnan(self.maximum):
+            return np.zeros(len(maxima), bool)
+        result: Array = ~(maxima <= self.maximum)
+        return result
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What is normal for a model: each Relu's norm, and the held-out rows' logarithmic distances, float64 (N, Relus).
+
+    graph: sha256 of the ONNX file that the census ran, on backend `backend`. samples: rows of the whole census.
+    """
+
+    relus: tuple[ReluNorm, ...]
+    held_out: Array
+    fitted: int
+    samples: int
+    backend: str
+    graph: str
+
+    @property
+    def scores(self) -> Array:
+        """Return the held-out rows' scores, ascending."""
+        return np.sort(self.held_out.mean(axis=1))
+
+    def log_distances(self, rates: Sequence[Array]) -> Array:
+        """Return (N, Relus) logarithmic distances; a sample's score is their mean. rates: of each Relu, (N, C)."""
+        return np.stack([relu.log_distances(each) for relu, each in zip(self.relus, rates, strict=True)], axis=1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what fits in a report; the arrays are in `to_bytes`."""
+        return {"relus": len(self.relus), "fitted": self.fitted, "held_out": len(self.held_out), "samples": self.samples}
+
+    def to_bytes(self) -> bytes:
+        """Return the norm as the content of an .npz file."""
+        told = {"schema": SCHEMA, "fitted": self.fitted, "samples": self.samples, "backend": self.backend, "graph": self.graph}
+        told["relus"] = [
+            {"node": relu.node, "output": relu.output, "upper": relu.upper, "maximum": relu.maximum, "residual": relu.residual}
+            for relu in self.relus
+        ]
+        arrays = {"norm": np.array(json.dumps(told)), "held_out": self.held_out.astype(np.float32)}
+        for index, relu in enumerate(self.relus):
+            for name in ARRAYS:
+                arrays[f"{name}_{index}"] = getattr(relu, name).astype(np.float32)
+        file = io.BytesIO()
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        return file.getvalue()
+
+    @classmethod
+    def read(cls, file: Path) -> Norm:
+        """Return the norm in `file`. Raises InputError when it is none."""
+        arrays = load_npz(file)
+        try:
+            told = json.loads(str(arrays["norm"]))
+            if told["schema"] != SCHEMA:
+                raise ValueError(f"its schema is {told['schema']}")
+            relus = []
+            for index, fields in enumerate(told["relus"]):
+                parts: dict[str, Any] = {name: arrays[f"{name}_{index}"].astype(np.float64) for name in ARRAYS}
+                relus.append(ReluNorm(**fields, **parts))
+            held_out = arrays["held_out"].astype(np.float64)
+            return cls(tuple(relus), held_out, told["fitted"], told["samples"], told["backend"], told["graph"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"{file} is not the norm of a census: {error}", "take the census anew") from error
+
+
+class NormBuilder:
+    """Gathers the firing rates of some of a census's rows while they stream by. total: rows that will come."""
+
+    def __init__(self, relus: Sequence[Relu], total: int) -> None:
+        self._relus, self._total, self._seen = list(relus), total, 0
+        self._picked: Array | None = None
+        self._rates: dict[str, list[Array]] = {}
+
+    def add(self, results: Mapping[str, Array], size: int) -> None:
+        """Take the Relus' outputs of the next `size` rows."""
+        if self._picked is None:
+            # What is no row of each sample (a batch that was folded into another axis) says nothing about one sample.
+            self._relus = [relu for relu in self._relus if results[relu.output].ndim > 1 and len(results[relu.output]) == size]
+            self._picked = self._choose(sum(results[relu.output].shape[1] for relu in self._relus))
+            self._rates = {relu.output: [] for relu in self._relus}
+        rows = np.flatnonzero(self._picked[self._seen : self._seen + size])
+        for name, kept in self._rates.items():
+            kept.append(rates_of(results[name][rows]))
+        self._seen += size
+
+    def _choose(self, channels: int) -> Array:
+        count = min(self._total, MOST_ROWS, MOST_BYTES // max(1, 4 * channels))
+        picked = np.zeros(self._total, bool)
+        picked[np.random.default_rng(0).permutation(self._total)[:count]] = True
+        return picked
+
+    def result(self, maxima: Mapping[str, float], places: Mapping[str, int], backend: str, graph: str) -> Norm | None:
+        """Return the norm, None when there were too few rows or no Relu to look at.
+
+        maxima, places: by the Relu's output, the largest number of the whole census, and numbers of each channel in one row.
+        """
+        gathered = {name: np.concatenate(kept) for name, kept in self._rates.items()}
+        rows = len(next(iter(gathered.values()), ()))
+        if rows < LEAST_ROWS:
+            return None
+        fitted = np.zeros(rows, bool)
+        fitted[np.random.default_rng(1).permutation(rows)[: rows // 2]] = True
+        relus = tuple(_fit(relu, gathered[relu.output][fitted], maxima[relu.output], places[relu.output]) for relu in self._relus)
+        held_out = np.stack([relu.log_distances(gathered[relu.output][~fitted]) for relu in relus], axis=1)
+        return Norm(relus, held_out, int(fitted.sum()), self._seen, backend, graph)
+
+
+def _fit(relu: Relu, rates: Array, maximum: float, places: int) -> ReluNorm:
+    rates = rates.astype(np.float64)
+    rows, channels = rates.shape
+    mean = rates.mean(axis=0)
+    _, singular, directions = np.linalg.svd(rates - mean, full_matrices=False)
+    along = singular**2 / (rows - 1)
+    total = float(along.sum())
+    count = min(DIRECTIONS, rows // ROWS_EACH, channels)
+    rest = (total - float(along[:count].sum())) / (channels - count) if channels > count else 0.0
+    # Rates that never varied are known to one step of a place; others to a thousandth of what they vary.
+    residual = max(rest, 1e-3 * total / channels) or 1.0 / places**2
+    return ReluNorm(
+        relu.node,
+        relu.output,
+        relu.upper,
+        maximum,
+        mean,
+        rates.std(axis=0, ddof=1),
+        directions[:count],
+        np.maximum(along[:count], residual),
+        residual,
+    )
+
+
+def rates_of(values: Array) -> Array:
+    """Return the share of each channel's places that are above zero, float32 (N, C). values: (N, C, ...)."""
+    planes = np.ascontiguousarray(values).reshape(values.shape[0] * values.shape[1], -1)
+    # Adding bytes up as uint32 is several times faster than NumPy's own way of counting along an axis.
+    fired = (planes > 0).view(np.uint8).sum(axis=1, dtype=np.uint32)
+    return (fired / np.float32(planes.shape[1])).astype(np.float32).reshape(values.shape[:2])
+
+
+def rank_sum(window: Array, reference: Array) -> float:
+    """Return how many standard deviations above its expectation the rank sum of `window` is, when both are alike.
+
+    window: (W,), reference: (N,) ascending; ties count half. Standard normal for W and N of a dozen or more.
+    """
+    below = np.searchsorted(reference, window, "left") + np.searchsorted(reference, window, "right")
+    few, many = len(window), len(reference)
+    return float((below.sum() / 2 - few * many / 2) / math.sqrt(few * many * (few + many + 1) / 12))
+
+
+def threshold_of(false_alarm_rate: float) -> float:
+    """Return what `rank_sum` exceeds with probability `false_alarm_rate` when nothing has drifted."""
+    return NormalDist().inv_cdf(1 - false_alarm_rate)
+
+
+def p_value(scores: Array, reference: Array) -> Array:
+    """Return the conformal p-value of each score, (N,): at most p with probability at most p. reference: ascending."""
+    result: Array = (1 + len(reference) - np.searchsorted(reference, scores, "left")) / (len(reference) + 1)
+    return result

@@ -1,0 +1,1 @@
+"""What several backends need of an NVIDIA GPU: driver, CUDA runtime, DLPack."""

@@ -1,0 +1,150 @@
+"""ONNX Runtime, on the CPU or an NVIDIA GPU: three providers of its own, and TensorRT-RTX as a plug-in.
+
+A node that the execution provider asked for does not take would go to the CPU without a word. Here it cannot: with any
+provider but the CPU's, the fall-back is switched off and the session's own report of the placement is read back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from relu_deploy.backends.base import Executed, Options
+from relu_deploy.backends.onnxruntime.probe import PROVIDERS, probe
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.graph.model import load_model, to_bytes
+from relu_deploy.graph.taps import with_taps
+from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
+
+__all__ = ["OnnxRuntimeSession", "explained", "in_words", "load", "probe", "settings_for"]
+
+
+def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
+    model: str | bytes = str(bundle.onnx)
+    if options.taps:
+        model = to_bytes(with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
+    if name != "onnxruntime-cpu":
+        from relu_deploy.backends.onnxruntime.gpu import load_on_gpu
+
+        return load_on_gpu(name, bundle, options, model)
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(model, settings_for(options), providers=[PROVIDERS[name]], enable_fallback=0)
+    except Exception as error:  # the runtime's exception types share no base class
+        raise explained(error, name, bundle) from error
+    return OnnxRuntimeSession(name, bundle, session, options)
+
+
+def settings_for(options: Options) -> Any:
+    """Return the onnxruntime.SessionOptions that every provider starts from."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.thread_count
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3
+    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spin)))
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    level = "DISABLE_ALL" if options.optimization == "none" else f"ENABLE_{options.optimization.upper()}"
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}")
+    if options.profile:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(tempfile.mkdtemp(prefix="relu-deploy-profile-")) / "run")
+    return settings
+
+
+class OnnxRuntimeSession:
+    """A loaded onnxruntime.InferenceSession."""
+
+    def __init__(self, name: str, bundle: Bundle, session: Any, options: Options) -> None:
+        self._bundle, self._session = bundle, session
+        self.inputs: tuple[TensorSpec, ...] = bundle.inputs
+        self.outputs: tuple[TensorSpec, ...] = bundle.outputs
+        self.title, self._profiled = bundle.title, options.profile
+        self._names = [value.name for value in session.get_outputs()]
+        placement: Counter[str] = Counter()
+        for part in session.get_provider_graph_assignment_info():
+            placement[part.ep_name] += len(part.get_nodes())
+        self.facts: Mapping[str, Any] = {
+            "providers": session.get_providers(),
+            "nodes_by_provider": dict(placement),
+            "precision": "float32",
+            "threads": options.thread_count,
+        }
+        elsewhere = [provider for provider in placement if provider != PROVIDERS[name]]
+        if elsewhere or session.get_providers()[0] != PROVIDERS[name]:
+            raise Unsupported(
+                f"{name} would run part of {bundle.name} on {', '.join(elsewhere) or session.get_providers()[0]}",
+                "relu-deploy doctor says what is missing",
+            )
+
+    @property
+    def runtime(self) -> Any:
+        """The onnxruntime.InferenceSession."""
+        return self._session
+
+    def run(self, feeds: Mapping[str, Any]) -> Feeds:
+        arrays = check_feeds(feeds, self.inputs, self._bundle.name)
+        return dict(zip(self._names, self._session.run(self._names, arrays), strict=True))
+
+    def executed(self) -> Sequence[Executed]:
+        if not self._profiled:
+            return ()
+        self._profiled = False
+        file = Path(self._session.end_profiling())
+        events = json.loads(file.read_text(encoding="utf-8"))
+        shutil.rmtree(file.parent)
+        kernels = {
+            event["name"]: event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        }
+        return [
+            Executed(
+                name.removesuffix("_kernel_time"),
+                event["args"]["op_name"],
+                event["args"]["provider"],
+                _precision(event["args"]),
+            )
+            for name, event in kernels.items()
+        ]
+
+    def close(self) -> None:
+        self.executed()
+        self._session = None
+
+
+def _precision(arguments: Mapping[str, Any]) -> str:
+    """Return the precision of a kernel's first result, from the types that the profile names."""
+    types = [name for shapes in arguments.get("output_type_shape", ()) for name in shapes]
+    known = {
+        "float": "float32",
+        "double": "float64",
+        "float16": "float16",
+        "bfloat16": "bfloat16",
+        "int8": "int8",
+        "uint8": "int8",
+    }
+    return known.get(types[0], "") if types else ""
+
+
+def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsupported:
+    """Return what ONNX Runtime raised as an error for people."""
+    if type(error).__name__ in ("InvalidGraph", "InvalidProtobuf"):
+        return InputError(f"{bundle.onnx}: {in_words(error)}", "check the graph with: relu-deploy inspect")
+    return Unsupported(
+        f"{name} cannot run {bundle.name}: {in_words(error)}", "relu-deploy verify --backend reference runs any graph"
+    )
+
+
+def in_words(error: Exception) -> str:
+    """Return the first line of what ONNX Runtime raised, without the place in its source and its own codes."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = re.sub(r"^/\S+\.(cc|h):\d+ .*?\)( const)? (?=[A-Z\[])", "", line)
+    return re.sub(r"^.*?\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", line)

@@ -1,0 +1,1 @@
+"""The ONNX graph in NumPy, in float64 or float32."""

@@ -1,0 +1,263 @@
+"""One execution context of an engine with its buffers on both sides: the inputs and outputs of one set of shapes.
+
+Outputs whose shapes depend on the data, such as the boxes that non-maximum suppression keeps, are allocated while the
+engine runs and only grow. Such a run cannot become a CUDA graph; any other one does, after a first run without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_deploy.backends.nvidia.cuda import Buffer, Device, Event, Graph, Pinned
+from relu_deploy.backends.nvidia.dlpack import DeviceArray, check_feeds_anywhere
+from relu_deploy.errors import ReluDeployError, Unsupported
+from relu_deploy.tensors import Array, Feeds
+
+if TYPE_CHECKING:
+    from relu_deploy.backends.tensorrt.session import TensorRtSession
+
+__all__ = ["GrowingOutput", "TensorRtBound", "allocator"]
+
+#: where the bytes stand among what an allocator is asked: name, address so far, bytes, alignment, stream
+SIZE = 2
+
+
+class GrowingOutput:
+    """Memory of an output whose size only the run tells.
+
+    TensorRT asks for it in the middle of a run (IOutputAllocator), where nothing may be raised: a failure is kept in
+    `error`. shape: what the last run wrote, None before it has told.
+    """
+
+    def __init__(self, gpu: Device, dtype: str) -> None:
+        self._gpu, self.dtype = gpu, np.dtype(dtype)
+        self.buffer: Buffer | None = None
+        self._pinned: Pinned | None = None
+        self.shape: tuple[int, ...] | None = None
+        self.error: ReluDeployError | None = None
+
+    def reserve(self, size: int) -> int:
+        """Return the address of at least `size` bytes, 0 when there are none to be had."""
+        try:
+            if self.buffer is None or self.buffer.nbytes < size:
+                # Freeing waits for whatever still reads the old one.
+                self.close()
+                self.buffer = self._gpu.buffer(max(size, 1))
+        except ReluDeployError as error:
+            self.error = error
+            return 0
+        return self.buffer.pointer
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape or ()) * self.dtype.itemsize if self.shape is not None else 0
+
+    def staging(self) -> Pinned:
+        """Return page-locked memory for the whole of the buffer."""
+        assert self.buffer is not None
+        if self._pinned is None or self._pinned.array.nbytes < self.nbytes:
+            if self._pinned is not None:
+                self._pinned.close()
+            self._pinned = self._gpu.pinned((self.buffer.nbytes,), np.uint8)
+        return self._pinned
+
+    def close(self) -> None:
+        for owned in (self.buffer, self._pinned):
+            if owned is not None:
+                owned.close()
+        self.buffer = self._pinned = None
+
+
+def allocator(trt: Any, output: GrowingOutput) -> Any:
+    """Return TensorRT's view of `output`."""
+
+    class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IOutputAllocator.__init__(self)
+
+        # Which of the two is asked depends on the version.
+        def reallocate_output(self, *asked: Any) -> int:
+            return output.reserve(int(asked[SIZE]))
+
+        def reallocate_output_async(self, *asked: Any) -> int:
+            return output.reserve(int(asked[SIZE]))
+
+        def notify_shape(self, tensor_name: str, shape: Any) -> None:  # noqa: ARG002  # called by position
+            output.shape = tuple(int(size) for size in shape)
+
+    return Allocator()
+
+
+class _Fixed:
+    """An input or output of known shape: in page-locked memory, and on the GPU unless the engine wants it on the CPU."""
+
+    def __init__(self, gpu: Device, shape: tuple[int, ...], dtype: str, on_host: bool = False) -> None:
+        self.pinned = gpu.pinned(shape, dtype)
+        self.buffer = None if on_host else gpu.buffer(self.pinned.array.nbytes)
+
+    @property
+    def pointer(self) -> int:
+        return self.pinned.pointer if self.buffer is None else self.buffer.pointer
+
+    def close(self) -> None:
+        self.pinned.close()
+        if self.buffer is not None:
+            self.buffer.close()
+
+
+class TensorRtBound:
+    """See `backends.base.Bound`."""
+
+    def __init__(self, session: TensorRtSession, feeds: Mapping[str, Any]) -> None:
+        self._session, self._gpu = session, session.gpu
+        self._gpu.make_current()
+        arrays, _ = self._checked(feeds)
+        self.shapes = {name: array.shape for name, array in arrays.items()}
+        self._context = session.new_context()
+        self._inputs: dict[str, _Fixed] = {}
+        self._outputs: dict[str, _Fixed | GrowingOutput] = {}
+        self._allocators: list[Any] = []
+        self._graph: Graph | None = None
+        self._ran = self._kept = False
+        self._uploaded: Event = self._gpu.event()
+        self._held: list[tuple[Event, list[DeviceArray]]] = []
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def stream(self) -> int:
+        return int(self._session.stream)
+
+    @property
+    def context(self) -> Any:
+        """Return TensorRT's execution context, for whoever looks into a run."""
+        return self._context
+
+    def upload(self, feeds: Mapping[str, Any]) -> None:
+        self._gpu.make_current()
+        arrays, resident = self._checked(feeds)
+        # The page-locked memory must not change while an earlier copy still reads it.
+        self._uploaded.synchronize()
+        self._held = [(event, owners) for event, owners in self._held if not event.is_past()]
+        for name, fixed in self._inputs.items():
+            source = resident[name].pointer if name in resident else fixed.pinned.pointer
+            if name not in resident:
+                np.copyto(fixed.pinned.array, arrays[name])
+            self._gpu.copy(fixed.pointer, source, fixed.pinned.array.nbytes, self.stream)
+        self._uploaded.record(self.stream)
+        if resident:
+            event = self._gpu.event()
+            event.record(self.stream)
+            self._held.append((event, list(resident.values())))
+
+    def run(self) -> None:
+        self._gpu.make_current()
+        if self._graph is not None:
+            self._graph.launch(self.stream)
+            return
+        self._enqueue()
+        if not self._ran:
+            self._ran = True
+            self._capture()
+
+    def download(self) -> Feeds:
+        self._gpu.make_current()
+        waiting: list[tuple[str, Callable[[], Array]]] = []
+        for name, output in self._outputs.items():
+            waiting.append((name, self._fetch(output)))
+        self._session.stream.synchronize()
+        self._held.clear()
+        if not self._kept:
+            self._kept = True
+            self._session.keep_runtime_cache()
+        return {name: arrived() for name, arrived in waiting}
+
+    def close(self) -> None:
+        if self._context is None:
+            return
+        self._session.stream.synchronize()
+        if self._graph is not None:
+            self._graph.close()
+        # The context knows the addresses of what is freed after it.
+        self._graph = self._context = None
+        for owned in (*self._inputs.values(), *self._outputs.values(), self._uploaded):
+            owned.close()
+        self._allocators.clear()
+        self._held.clear()
+
+    # ------------------------------------------------------------ steps
+
+    def _checked(self, feeds: Mapping[str, Any]) -> tuple[Feeds, dict[str, DeviceArray]]:
+        return check_feeds_anywhere(feeds, self._session, self.stream, getattr(self, "shapes", None))
+
+    def _prepare(self) -> None:
+        session, context = self._session, self._context
+        profile = session.choose_profile(self.shapes)
+        if context.active_optimization_profile != profile.index:
+            self._require(context.set_optimization_profile_async(profile.index, self.stream), f"profile {profile.index}")
+            session.stream.synchronize()
+        for name, shape in self.shapes.items():
+            self._inputs[name] = _Fixed(self._gpu, shape, session.dtypes[name])
+            self._require(context.set_input_shape(name, shape), f"shape {shape} of {name}")
+            self._require(context.set_tensor_address(name, self._inputs[name].pointer), f"the address of {name}")
+        if unmet := context.infer_shapes():
+            raise Unsupported(
+                f"{session.name} does not know the shapes of {', '.join(unmet)} in {session.title}", "compile it again"
+            )
+        for spec in session.outputs:
+            shape = tuple(context.get_tensor_shape(spec.name))
+            if min(shape, default=0) < 0:
+                growing = GrowingOutput(self._gpu, spec.dtype)
+                self._outputs[spec.name] = growing
+                self._allocators.append(allocator(session.trt, growing))
+                self._require(context.set_output_allocator(spec.name, self._allocators[-1]), f"an allocator for {spec.name}")
+            else:
+                fixed = _Fixed(self._gpu, shape, spec.dtype, session.is_on_host(spec.name))
+                self._outputs[spec.name] = fixed
+                self._require(context.set_tensor_address(spec.name, fixed.pointer), f"the address of {spec.name}")
+
+    def _require(self, taken: bool, what: str) -> None:
+        if not taken:
+            session = self._session
+            raise Unsupported(f"{session.name} does not take {what} for {session.title}: {session.heard()}", "compile it again")
+
+    def _enqueue(self) -> None:
+        if self._context.execute_async_v3(self.stream):
+            return
+        for output in self._outputs.values():
+            if isinstance(output, GrowingOutput) and output.error is not None:
+                raise output.error
+        session = self._session
+        raise Unsupported(f"{session.name} stopped while running {session.title}: {session.heard()}", "relu-deploy doctor")
+
+    def _capture(self) -> None:
+        session = self._session
+        if session.captures_itself or session.observable:
+            return
+        if self._allocators:
+            session.no_cuda_graph("the shapes of outputs depend on the data")
+            return
+        try:
+            self._graph = self._gpu.capture(session.stream, self._enqueue)
+        except ReluDeployError as error:
+            session.no_cuda_graph(error.message)
+
+    def _fetch(self, output: _Fixed | GrowingOutput) -> Callable[[], Array]:
+        """Enqueue the copy of one output, and return what gives it once the stream has been waited for."""
+        if isinstance(output, _Fixed):
+            if output.buffer is not None:
+                self._gpu.copy(output.pinned.pointer, output.buffer.pointer, output.buffer.nbytes, self.stream)
+            return output.pinned.array.copy
+        shape, dtype, nbytes = output.shape, output.dtype, output.nbytes
+        if shape is None or output.buffer is None:
+            raise Unsupported(f"{self._session.name} has not said what it wrote", "run before the outputs are read")
+        staging = output.staging()
+        self._gpu.copy(staging.pointer, output.buffer.pointer, nbytes, self.stream)
+        return lambda: staging.array[:nbytes].copy().view(dtype).reshape(shape)

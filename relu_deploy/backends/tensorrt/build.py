@@ -1,0 +1,370 @@
+"""Building engines with TensorRT or TensorRT-RTX. One file for both; the module is the only difference.
+
+TensorRT times its kernels while it builds and so needs the very GPU that it builds for. TensorRT-RTX compiles ahead of
+time on any machine, for named compute capabilities, and finishes the work on the GPU that loads the engine. Precision
+stands in the graph, for both: networks are strongly typed. What the graph calls float32 stays float32, so TF32 is off
+unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from relu_deploy.backends.nvidia.driver import Missing
+from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions, Shapes, shapes_of, spelt
+from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
+from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
+from relu_deploy.graph.model import load_model
+
+__all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities", "logger_of"]
+
+PARTS = 1000
+#: without a driver each complaint drags along that there is none, which is not what is wrong
+NO_DRIVER = "catchCudaError"
+
+#: called with (done, total) as a build goes on, from the thread that builds; must not print to stdout
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine and how it came about.
+
+    plan: the serialized engine. layers: of the network, before the builder fuses them. profiles: see `Shapes`.
+    warnings: what the library warned of, each once. timing_cache: how long kernels took, for later builds; TensorRT only.
+    """
+
+    backend: str
+    version: str
+    plan: bytes = field(repr=False)
+    seconds: float
+    layers: int
+    compute_capabilities: tuple[str, ...]
+    profiles: tuple[Shapes, ...]
+    warnings: tuple[str, ...]
+    timing_cache: bytes = field(default=b"", repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "backend": self.backend,
+            "version": self.version,
+            "bytes": len(self.plan),
+            "seconds": round(self.seconds, 3),
+            "layers": self.layers,
+            "compute_capabilities": list(self.compute_capabilities),
+            "profiles": [
+                {name: [list(shape) for shape in shapes] for name, shapes in profile.items()} for profile in self.profiles
+            ],
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One node that the parser does not take, and why in its own words; node and operator are "" when it names none."""
+
+    node: str
+    operator: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.operator} {self.node!r}: {self.reason}" if self.node else self.reason
+
+
+class Refused(Unsupported):
+    """The parser does not take the graph; `refusals` holds every node that it named."""
+
+    def __init__(self, message: str, hint: str, refusals: Sequence[Refusal]) -> None:
+        super().__init__(message, hint)
+        self.refusals = tuple(refusals)
+
+
+def build_engine(
+    name: str,
+    onnx_path: Path,
+    options: BuildOptions = BuildOptions(),  # noqa: B008  # it is frozen
+    *,
+    timing_cache: bytes = b"",
+    progress: Progress | None = None,
+) -> Built:
+    """Return the engine that TensorRT builds from the graph in `onnx_path`, whose external weights are read from beside it.
+
+    timing_cache: what an earlier build left in `Built.timing_cache`; TensorRT-RTX times nothing and has none.
+    An interrupt cancels the build at its next step, and so does whatever `progress` raises; both then go on up.
+    Raises BackendUnavailable where it cannot build, InputError when the file is no graph, UsageError for options that
+    do not fit it, Refused for nodes that the parser does not take, Unsupported when the build fails.
+    """
+    found = can_build(name)
+    if not found.usable:
+        raise BackendUnavailable(f"{name} cannot build engines here: {found.reason}", found.fix)
+    trt = import_module(MODULES[name])
+    if not onnx_path.is_file():
+        raise InputError(f"{onnx_path} does not exist", "give the path of an ONNX file")
+    options.check()
+    capabilities = check_capabilities(trt, name, options.compute_capabilities)
+    if options.hardware_compatible and compiles_ahead(trt):
+        raise UsageError(f"{name} has no hardware compatibility levels", "name compute capabilities instead")
+    monitor = _monitor(trt, progress)
+
+    def work() -> Built:
+        logger = logger_of(trt)
+        # One build at a time: what the library says would mix, and the GPU's time too.
+        with logger.one_at_a_time, _stdout_kept_clean() as printed:
+            started = time.perf_counter()
+            messages: list[tuple[str, str]] = []
+            logger.heard = messages
+            builder = _builder(trt, name, logger)
+            # The parser owns the weights that the network points to, so it has to outlive the build.
+            network, parser = _parsed(trt, name, builder, onnx_path)
+            if options.observable:
+                _make_observable(trt, name, network)
+            config = _configured(trt, builder, options, capabilities)
+            profiles = _with_profiles(builder, network, config, options.profiles)
+            times = None
+            if not compiles_ahead(trt):
+                times = config.create_timing_cache(timing_cache)
+                config.set_timing_cache(times, ignore_mismatch=False)
+            config.progress_monitor = monitor
+            plan = builder.build_serialized_network(network, config)
+            layers = network.num_layers
+            del parser
+        if monitor.raised is not None:
+            raise monitor.raised
+        if plan is None:
+            lines = [text for severity, text in messages if severity != "WARNING" and NO_DRIVER not in text]
+            reason = "; ".join(lines[-3:]) or "its builder does not say why"
+            raise Unsupported(f"{name} {found.version} cannot build {onnx_path}: {reason}", _way_out(trt, options))
+        if progress is not None:
+            progress(PARTS, PARTS)
+        warned = tuple(dict.fromkeys([*(text for severity, text in messages if severity == "WARNING"), *printed]))
+        return Built(
+            name,
+            found.version,
+            bytes(plan),
+            time.perf_counter() - started,
+            layers,
+            capabilities,
+            profiles,
+            warned,
+            b"" if times is None else bytes(times.serialize()),
+        )
+
+    # Ctrl-C reaches Python code of the main thread only, which must therefore not be inside the builder.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
+            return pool.submit(work).result()
+        except BaseException:
+            monitor.cancelled.set()
+            raise
+
+
+def _builder(trt: Any, name: str, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # how the bindings say that the library gave them nothing
+        reason = "; ".join(text for _, text in logger.heard) or str(error)
+        raise BackendUnavailable(
+            f"{name} {trt.__version__} cannot start: {reason}", "check the driver's version: nvidia-smi"
+        ) from None
+
+
+def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
+    """Return the network of the graph in `path` and the parser that made it."""
+    # TensorRT 10 still knows weakly typed networks; there precision would be the builder's choice.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger_of(trt))
+    # Read from the file, not from bytes: only so are weights beyond 2 GiB, which lie beside it, found.
+    taken = parser.parse_from_file(str(path))
+    if taken and network.num_outputs:
+        return network, parser
+    load_model(path)  # raises what is wrong with a file that is no graph; the parser takes noise for an empty one
+    refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
+    listed = "; ".join(str(refusal) for refusal in refusals) or "its parser does not say why"
+    raise Refused(f"{name} does not take {path}: {listed}", _other_graph(name, refusals), refusals)
+
+
+def _other_graph(name: str, refusals: Sequence[Refusal]) -> str:
+    """Return what to do about a graph that the parser does not take."""
+    # It takes Q/DQ with zero points of 0 and float biases only; the int8 graphs that are fast on CPUs have neither.
+    if any(refusal.operator in ("QuantizeLinear", "DequantizeLinear") for refusal in refusals):
+        return (
+            f"this int8 graph was made for another runtime: make {name}'s own form from the float32 model with "
+            f"relu-deploy optimize FLOAT32_MODEL --for {name} --precision int8 --calibration D"
+        )
+    return "leave these nodes out of what is quantised or cast, or use another backend"
+
+
+def _make_observable(trt: Any, name: str, network: Any) -> None:
+    """Let a listener see what the engine writes. Unlike an output or a debug tensor that is marked by name, this bars no fusion."""
+    mark = getattr(network, "mark_unfused_tensors_as_debug_tensors", None)
+    if mark is None:
+        raise Unsupported(
+            f"{name} {trt.__version__} cannot build an engine that shows its tensors",
+            "update it, or verify its outputs only",
+        )
+    if not mark():
+        raise Unsupported(
+            f"{name} {trt.__version__} refuses to build an engine that shows its tensors", "verify its outputs only"
+        )
+
+
+def _refusal(error: Any) -> Refusal:
+    lines = error.desc().splitlines()
+    reason = " ".join(line for line in lines if NO_DRIVER not in line and not line.startswith("Invalid Node"))
+    return Refusal(error.node_name(), error.node_operator(), error.code().name if reason in ("", "false") else reason)
+
+
+def check_capabilities(trt: Any, name: str, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return `wanted` as the library spells them. Raises UsageError for one that it cannot build for."""
+    if wanted and not compiles_ahead(trt):
+        raise UsageError(f"{name} builds for the GPU at hand, not for named compute capabilities", "name them for tensorrt-rtx")
+    known = [each for each in trt.ComputeCapability.__members__ if each.startswith("SM")] if wanted else []
+    named = {spelt(each): each for each in wanted}
+    if strange := [given for each, given in named.items() if each not in known]:
+        raise UsageError(f"{name} cannot build for compute capability {strange[0]}", f"it builds for {', '.join(known)}")
+    return tuple(named)
+
+
+def _configured(trt: Any, builder: Any, options: BuildOptions, capabilities: Sequence[str]) -> Any:
+    """Return the build's configuration, all but its profiles."""
+    config = builder.create_builder_config()
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+    for index, each in enumerate(capabilities):
+        if not config.set_compute_capability(getattr(trt.ComputeCapability, each), index):
+            raise Unsupported(f"the builder does not take {each}", "leave it out")
+    # So that the engine that ships can be inspected layer by layer.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware_compatible])
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    for wanted, flag in (
+        (options.version_compatible, "VERSION_COMPATIBLE"),
+        (options.weight_streaming, "WEIGHT_STREAMING"),
+        (options.refit, "REFIT"),
+    ):
+        if wanted:
+            config.set_flag(getattr(trt.BuilderFlag, flag))
+    return config
+
+
+def _with_profiles(builder: Any, network: Any, config: Any, wanted: Sequence[Batch]) -> tuple[Shapes, ...]:
+    """Return the optimisation profiles that were added to `config`, none for a network whose shapes are all fixed."""
+    inputs = {network.get_input(index).name: tuple(network.get_input(index).shape) for index in range(network.num_inputs)}
+    varying = {name: shape for name, shape in inputs.items() if -1 in shape}
+    for batch in wanted:
+        if isinstance(batch, Mapping) and (unknown := [name for name in batch if name not in varying]):
+            raise UsageError(f"the graph has no input {unknown[0]!r} that varies", f"these vary: {', '.join(varying) or 'none'}")
+    if not varying:
+        if wanted:
+            raise UsageError("no input of the graph varies, so it takes no optimisation profile", "leave the sizes out")
+        return ()
+    profiles = tuple({name: shapes_of(name, shape, batch) for name, shape in varying.items()} for batch in wanted or (None,))
+    for profile in profiles:
+        ranges = builder.create_optimization_profile()
+        for name, shapes in profile.items():
+            ranges.set_shape(name, *shapes)
+        if config.add_optimization_profile(ranges) < 0:
+            raise Unsupported(f"the builder does not take the profile {profile}", "give other sizes")
+    return profiles
+
+
+def _way_out(trt: Any, options: BuildOptions) -> str:
+    """Return what to do about a build that failed: the first option that may be why."""
+    if options.refit and isinstance(gpu_for(trt), Missing):
+        return "an engine that can be refitted is built on a machine with a GPU only: build it there, or without --refit"
+    asked = [name for name in ("version_compatible", "refit", "weight_streaming") if getattr(options, name)]
+    return f"build it without --{asked[0].replace('_', '-')}" if asked else "try another precision or target"
+
+
+@cache
+def logger_of(trt: Any) -> Any:
+    """Return the one logger of the library: it keeps the first it is given for as long as any of its objects lives."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.heard: list[tuple[str, str]] = []
+            self.one_at_a_time = threading.Lock()
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity.name not in ("INFO", "VERBOSE"):
+                self.heard.append((severity.name, msg.strip()))
+
+    return Logger()
+
+
+@contextmanager
+def _stdout_kept_clean() -> Iterator[list[str]]:
+    """Yield the lines, once the block is left, that were printed inside: the compiler's own, past every logger."""
+    lines: list[str] = []
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 1)
+        try:
+            yield lines
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+            caught.seek(0)
+            lines += caught.read().decode(errors="replace").splitlines()
+
+
+def _monitor(trt: Any, progress: Progress | None) -> Any:
+    """Return what the builder reports its steps to. It stops the build once `cancelled` is set or `progress` has `raised`."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.cancelled = threading.Event()
+            self.raised: BaseException | None = None
+            self._lock = threading.Lock()
+            self._running: dict[str, tuple[str | None, int, int]] = {}
+            self._told = 0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self._lock:
+                self._running[phase_name] = (parent_phase, num_steps, 0)
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._lock:
+                self._running.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            # An exception must not travel through the builder.
+            try:
+                with self._lock:
+                    if phase_name in self._running:
+                        self._running[phase_name] = (*self._running[phase_name][:2], step + 1)
+                    done = int(PARTS * self._share(None))
+                    further, self._told = done > self._told, max(done, self._told)
+                if progress and further:
+                    progress(done, PARTS)
+            except BaseException as error:
+                self.raised = error
+            return self.raised is None and not self.cancelled.is_set()
+
+        def _share(self, phase: str | None) -> float:
+            """Return how much of `phase` is done: its steps, and of the step under way the phases inside it."""
+            inside = [(name, done, steps) for name, (parent, steps, done) in self._running.items() if parent == phase]
+            return min(1.0, sum(min(1.0, (done + self._share(name)) / max(steps, 1)) for name, done, steps in inside))
+
+    return Monitor()

@@ -1,0 +1,379 @@
+"""Engines, kept: one file each beside a note of what it is, found again by content and built once.
+
+    engines/digits-int8-tensorrt-tensorrt-rtx-5f0c….engine    what TensorRT serialized
+    engines/digits-int8-tensorrt-tensorrt-rtx-5f0c….json      what it was built from, for and with, and its sha256
+    engines/digits-int8-tensorrt-tensorrt-rtx-5f0c….runtime   what TensorRT-RTX compiled on the GPU that ran it
+    engines/tensorrt-11.4.0-3a1f….timing                      how long TensorRT's kernels took, for the next build
+
+The name's last part is a hash of everything that an engine depends on: the graph and its weights, the library's version,
+the options and profiles, and the GPU or compute capabilities it is for. An engine is taken only if its note says exactly
+that and its bytes are the noted ones. The note is written last, so that a build that is killed leaves nothing to be taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from relu_deploy.backends.nvidia.driver import Gpu
+from relu_deploy.backends.tensorrt.build import Progress, build_engine, check_capabilities
+from relu_deploy.backends.tensorrt.options import BuildOptions, spelt
+from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
+from relu_deploy.bundle import Bundle, sha256, write_atomically
+from relu_deploy.errors import BackendUnavailable, InputError, UsageError
+from relu_deploy.graph import load_model, precision_of
+
+__all__ = [
+    "DEFAULT_BATCH",
+    "Engine",
+    "Tell",
+    "engine_for",
+    "find_engine",
+    "folder_for",
+    "graph_hash",
+    "keep",
+    "kept_engines",
+]
+
+SCHEMA = "relu-deploy/engine/1"
+ENGINES = "engines"
+#: smallest, usual and largest batch of an engine that was asked for without sizes
+DEFAULT_BATCH = (1, 8, 32)
+#: what has to be equal for one engine to stand in another's place
+SUBJECT = ("subject", "backend", "options", "device", "platform")
+
+#: called with one line about what a person should know
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A serialized engine on the disk. facts: its note. cache_hit: it was there before it was asked for."""
+
+    file: Path
+    facts: Mapping[str, Any]
+    cache_hit: bool
+
+    @property
+    def key(self) -> str:
+        return str(self.facts["key"])
+
+    @property
+    def runtime_cache(self) -> Path:
+        """Return where TensorRT-RTX keeps what it compiled for the GPU that runs this engine; it may not be there yet."""
+        return self.file.with_suffix(".runtime")
+
+    def read(self) -> bytes:
+        """Return the serialized engine. Raises InputError when it is not the one that was noted."""
+        plan = self.file.read_bytes()
+        if hashlib.sha256(plan).hexdigest() != self.facts["sha256"]:
+            raise InputError(f"{self.file} changed while it was being loaded", "load the model again")
+        return plan
+
+
+def engine_for(
+    name: str,
+    bundle: Bundle,
+    wanted: BuildOptions | None = None,
+    *,
+    device: int = 0,
+    folder: Path | None = None,
+    rebuild: bool = False,
+    progress: Progress | None = None,
+    tell: Tell = lambda line: warnings.warn(line, stacklevel=3),
+) -> Engine:
+    """Return the engine of `bundle` for backend `name`: the one that is kept, or else one that is built now and kept.
+
+    wanted: None takes the engine that was built last for this graph, library and GPU, whatever its options. folder: see
+    `folder_for`. rebuild: build even if there is one. tell: hears of an engine that is there but cannot be used, and of
+    waiting for another process that builds the same one.
+    Raises what `build_engine` raises, and InputError when nothing can be written to `folder`.
+    """
+    folder = folder or folder_for(bundle)
+    options = _with_sizes(bundle, wanted or BuildOptions())
+    identity = _identity(name, bundle, options, device)
+    kept = None if rebuild else _kept(bundle, wanted, identity, device, folder)
+    if kept is not None:
+        return kept
+    file = _file(folder, bundle, identity)
+    with _one_at_a_time(file, tell):
+        entry = None if rebuild else _entry(file, identity)
+        if isinstance(entry, Engine):
+            return entry
+        why = entry or (None if rebuild else _outdated(folder, identity))
+        if why:
+            tell(f"{why}: building a new one")
+        return _build(name, bundle, options, identity, file, progress)
+
+
+def find_engine(
+    name: str, bundle: Bundle, wanted: BuildOptions | None = None, *, device: int = 0, folder: Path | None = None
+) -> Engine | None:
+    """Return the engine that `engine_for` would not have to build, None when it would. Raises as it does."""
+    folder = folder or folder_for(bundle)
+    identity = _identity(name, bundle, _with_sizes(bundle, wanted or BuildOptions()), device)
+    return _kept(bundle, wanted, identity, device, folder)
+
+
+def _kept(bundle: Bundle, wanted: BuildOptions | None, identity: Mapping[str, Any], device: int, folder: Path) -> Engine | None:
+    if wanted is None:
+        return _latest(folder, identity, device)
+    entry = _entry(_file(folder, bundle, identity), identity)
+    return entry if isinstance(entry, Engine) else None
+
+
+def keep(engine: Engine, folder: Path, tell: Tell = lambda _: None) -> Engine:
+    """Return a copy of `engine` in `folder`, in the place of one of the same key."""
+    file = folder / engine.file.name
+    plan = engine.read()
+    with _one_at_a_time(file, tell):
+        _put(file, plan, engine.facts)
+    return Engine(file, engine.facts, cache_hit=False)
+
+
+def kept_engines(bundle: Bundle, name: str) -> list[Engine]:
+    """Return the whole engines of this very graph for backend `name` that lie with `bundle`, whatever they are for; the last one built first.
+
+    Asks neither the library nor the GPU: whether an engine runs is for the machine to say that it is taken to.
+    """
+    graph = graph_hash(bundle.onnx, load_model(bundle.onnx))
+    folders = {folder_for(bundle), bundle.path / ENGINES} if bundle.is_folder else {folder_for(bundle)}
+    notes = [(facts, note) for folder in folders for note in folder.glob("*.json") if (facts := _facts(note)) is not None]
+    fitting = [
+        (facts, note)
+        for facts, note in notes
+        if facts.get("graph") == graph and facts.get("backend") == name and not facts.get("options", {}).get("observable")
+    ]
+    latest = sorted(fitting, key=lambda each: str(each[0].get("built")), reverse=True)
+    found = (_entry(note.with_suffix(".engine"), {}) for _, note in latest)
+    return [entry for entry in found if isinstance(entry, Engine)]
+
+
+def folder_for(bundle: Bundle) -> Path:
+    """Return where the engines of `bundle` are kept: in it, or for a plain ONNX file and a bundle that is read-only in the user's cache.
+
+    The environment variable RELU_DEPLOY_CACHE names another place for the latter.
+    """
+    if bundle.is_folder and os.access(bundle.path, os.W_OK):
+        return bundle.path / ENGINES
+    named = os.environ.get("RELU_DEPLOY_CACHE")
+    return (Path(named) if named else Path.home() / ".cache" / "relu_deploy") / ENGINES
+
+
+def _with_sizes(bundle: Bundle, wanted: BuildOptions) -> BuildOptions:
+    """Return `wanted` with the default profile where the batch varies and no sizes were given."""
+    varies = [spec for spec in bundle.inputs if any(isinstance(size, str) for size in spec.shape)]
+    if not varies and wanted.profiles:
+        sizes = ", ".join(map(str, bundle.inputs))
+        raise UsageError(
+            f"{bundle.title} has inputs of one size only ({sizes})", "leave the sizes out, or export it with --batch dynamic"
+        )
+    if not varies or wanted.profiles:
+        return wanted
+    beyond = [spec for spec in varies if any(isinstance(size, str) for size in spec.shape[1:])]
+    if beyond:
+        raise UsageError(
+            f"input {beyond[0]} of {bundle.title} varies in more than its batch, and no sizes were given for it",
+            f"for instance --profile {beyond[0].name}=1x3x224x224,8x3x224x224,32x3x512x512",
+        )
+    return replace(wanted, profiles=(DEFAULT_BATCH,))
+
+
+def _identity(name: str, bundle: Bundle, wanted: BuildOptions, device: int) -> dict[str, Any]:
+    """Return all that an engine depends on. Raises BackendUnavailable where none can be built."""
+    found = can_build(name)
+    if not found.usable:
+        raise BackendUnavailable(f"{name} cannot build engines here: {found.reason}", found.fix)
+    trt = import_module(MODULES[name])
+    wanted.check()
+    capabilities = check_capabilities(trt, name, wanted.compute_capabilities)
+    made_for = " ".join(sorted(capabilities)) or "default"
+    if not compiles_ahead(trt):
+        made_for = str(gpu_for(trt, device))
+    model = load_model(bundle.onnx)
+    return {
+        "schema": SCHEMA,
+        "subject": bundle.title if bundle.is_folder else str(bundle.path.resolve()),
+        "graph": graph_hash(bundle.onnx, model),
+        "precision": precision_of(model),
+        "backend": name,
+        "library": found.version,
+        "options": wanted.to_json(),
+        "device": made_for,
+        "platform": f"{sys.platform}-{platform.machine()}",
+    }
+
+
+def graph_hash(file: Path, model: Any) -> str:
+    """Return a hash of the graph's file and of the files beside it that hold its weights."""
+    import onnx_ir as ir
+
+    beside = {
+        Path(value.const_value.path)
+        for value in model.graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    parts = [sha256(file), *(sha256(each) for each in sorted(beside))]
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _key(identity: Mapping[str, Any]) -> str:
+    # Where the graph comes from does not change the engine that is built of it.
+    told = {name: value for name, value in identity.items() if name != "subject"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file(folder: Path, bundle: Bundle, identity: Mapping[str, Any]) -> Path:
+    name = "-".join(part for part in (bundle.name, bundle.variant, identity["backend"], _key(identity)) if part)
+    return folder / f"{name}.engine"
+
+
+def _note(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _facts(note: Path) -> dict[str, Any] | None:
+    """Return what a note says, None when there is none or it is not one."""
+    try:
+        facts = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and facts.get("schema") == SCHEMA else None
+
+
+def _entry(file: Path, identity: Mapping[str, Any]) -> Engine | str | None:
+    """Return the engine in `file`; why what is there cannot be used; None when nothing is there."""
+    if not file.exists():
+        return f"{file} is gone, though its note is there" if _note(file).exists() else None
+    facts = _facts(_note(file))
+    if facts is None:
+        return f"{file} has no note that says what it is, as after a build that was killed"
+    if any(facts.get(name) != value for name, value in identity.items() if name != "subject"):
+        return f"{file} is an engine of something else than its name says"
+    try:
+        if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
+            return f"{file} is cut short or changed: its sha256 is not the one noted when it was built"
+    except (OSError, KeyError) as error:
+        return f"{file} cannot be used ({type(error).__name__}: {error})"
+    return Engine(file, facts, cache_hit=True)
+
+
+def _latest(folder: Path, identity: Mapping[str, Any], device: int) -> Engine | None:
+    """Return the engine that was built last for this graph, backend, library and machine, whatever its options.
+
+    But not one that was built to be observed: that is for an audit, and never what somebody deploys.
+    """
+    same = ("graph", "backend", "library", "platform")
+    notes = [(facts, note) for note in folder.glob("*.json") if (facts := _facts(note)) is not None]
+    fitting = [
+        (str(facts["built"]), note.with_suffix(".engine"), facts)
+        for facts, note in notes
+        if all(facts.get(name) == identity[name] for name in same)
+        and not facts.get("options", {}).get("observable")
+        and _runs_here(facts, identity, device)
+    ]
+    for _, file, facts in sorted(fitting, key=lambda each: each[0], reverse=True):
+        entry = _entry(file, {name: facts[name] for name in identity})
+        if isinstance(entry, Engine):
+            return entry
+    return None
+
+
+def _runs_here(facts: Mapping[str, Any], identity: Mapping[str, Any], device: int) -> bool:
+    if facts.get("device") == identity["device"]:
+        return True
+    trt = import_module(MODULES[identity["backend"]])
+    gpu = gpu_for(trt, device)
+    if not compiles_ahead(trt) or not isinstance(gpu, Gpu):
+        return False
+    return spelt("{}{}".format(*gpu.capability)) in str(facts.get("device")).split()
+
+
+def _outdated(folder: Path, identity: Mapping[str, Any]) -> str | None:
+    """Return why an engine that was built before for the same purpose is of no use now, None when there is none."""
+    for note in sorted(folder.glob("*.json")):
+        facts = _facts(note)
+        if facts is None or any(facts.get(name) != identity[name] for name in SUBJECT):
+            continue
+        if facts.get("graph") != identity["graph"]:
+            return f"{note.with_suffix('.engine')} was built of another graph of {identity['subject']}"
+        if facts.get("library") != identity["library"]:
+            return f"{note.with_suffix('.engine')} was built by {identity['backend']} {facts.get('library')}, and this is {identity['library']}"
+    return None
+
+
+@contextmanager
+def _one_at_a_time(file: Path, tell: Tell) -> Iterator[None]:
+    """Hold the lock of this engine, which the system takes back from a process that dies."""
+    from filelock import FileLock, Timeout
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file.parent / f".{file.stem}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            tell("another process is building this very engine: waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {file.parent}: {error.strerror}", "choose another place with -o, or set RELU_DEPLOY_CACHE"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(
+    name: str, bundle: Bundle, wanted: BuildOptions, identity: Mapping[str, Any], file: Path, progress: Progress | None
+) -> Engine:
+    # Under the lock nobody else writes these: what is left of them is of builds that were killed.
+    for leftover in (*file.parent.glob(f".{file.name}.*"), *file.parent.glob(f".{_note(file).name}.*")):
+        leftover.unlink(missing_ok=True)
+    timing = file.parent / f"{name}-{identity['library']}-{hashlib.sha256(identity['device'].encode()).hexdigest()[:8]}.timing"
+    built = build_engine(
+        name, bundle.onnx, wanted, timing_cache=timing.read_bytes() if timing.exists() else b"", progress=progress
+    )
+    if built.timing_cache:
+        write_atomically(timing, built.timing_cache)
+    facts = {
+        **identity,
+        "key": _key(identity),
+        **built.to_json(),
+        "sha256": hashlib.sha256(built.plan).hexdigest(),
+        "built": datetime.now(UTC).isoformat(timespec="microseconds"),
+    }
+    _put(file, built.plan, facts)
+    if bundle.is_folder:
+        _clear(file.parent, identity)
+    return Engine(file, facts, cache_hit=False)
+
+
+def _put(file: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
+    """Write an engine and then its note. For whoever holds the lock."""
+    # From here on the engine that was kept is gone; until here a build that fails or is killed leaves it as it was.
+    for old in (_note(file), file.with_suffix(".runtime")):
+        old.unlink(missing_ok=True)
+    write_atomically(file, plan)
+    write_atomically(_note(file), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def _clear(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Remove the engines that this bundle's graph had before it was exported or optimised anew: nothing can use them now."""
+    for note in folder.glob("*.json"):
+        facts = _facts(note)
+        if facts and all(facts.get(name) == identity[name] for name in SUBJECT) and facts.get("graph") != identity["graph"]:
+            for each in (note, note.with_suffix(".engine"), note.with_suffix(".runtime")):
+                each.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""NVIDIA TensorRT and TensorRT-RTX: what is installed, and what it can do here. One file for both; the module is the only difference."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+from relu_deploy.backends.base import Options, Probe, Session
+from relu_deploy.backends.nvidia.driver import Gpu, Missing, choose_gpu, find_driver, too_old
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import BackendUnavailable
+
+__all__ = ["can_build", "load", "probe"]
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+#: major versions whose interface this package speaks
+MAJORS = {"tensorrt": ("10", "11"), "tensorrt-rtx": ("1",)}
+#: the oldest compute capability that TensorRT 10 and 11 and TensorRT-RTX have code for
+OLDEST = (7, 5)
+INSTALL = {
+    "tensorrt": "pip install 'relu-deploy[gpu]', where NVIDIA's own package index can be reached: the public package only fetches from there",
+    "tensorrt-rtx": "pip install 'relu-deploy[rtx]'",
+}
+
+
+def probe(name: str) -> Probe:
+    """Return whether sessions can run here. Engines can be built on more machines: see `can_build`."""
+    trt, missing = _library(name)
+    if missing is not None:
+        return missing
+    gpu = gpu_for(trt)
+    if isinstance(gpu, Missing):
+        fix = f"{gpu.fix}; engines can be built here without" if compiles_ahead(trt) else gpu.fix
+        return Probe(name, False, version=trt.__version__, reason=gpu.reason, fix=fix)
+    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        return Probe(
+            name,
+            False,
+            version=trt.__version__,
+            device=str(gpu),
+            reason="cuda-bindings, by which buffers on the GPU are made, is not installed",
+            fix="pip install cuda-bindings",
+        )
+    return Probe(name, True, version=trt.__version__, device=str(gpu))
+
+
+def can_build(name: str) -> Probe:
+    """Return whether engines can be built here: TensorRT needs a GPU for it, TensorRT-RTX does not."""
+    trt, missing = _library(name)
+    if missing is not None:
+        return missing
+    if compiles_ahead(trt):
+        return Probe(name, True, version=trt.__version__, device="ahead of time, without a GPU")
+    gpu = gpu_for(trt)
+    if isinstance(gpu, Missing):
+        fix = f"{gpu.fix}, or build for tensorrt-rtx, which needs none"
+        reason = f"it builds on the GPU it builds for, and {gpu.reason}"
+        return Probe(name, False, version=trt.__version__, reason=reason, fix=fix)
+    return Probe(name, True, version=trt.__version__, device=str(gpu))
+
+
+def load(name: str, bundle: Bundle, options: Options) -> Session:
+    """Return a session of the engine that is kept for `bundle`, or else of one that is built now."""
+    found = probe(name)
+    if not found.usable:
+        raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
+    from relu_deploy.backends.tensorrt.session import load_session
+
+    return load_session(name, bundle, options)
+
+
+def gpu_for(trt: Any, index: int = 0) -> Gpu | Missing:
+    """Return the GPU with that index if the library behind `trt` runs on it, else why not."""
+    driver = find_driver()
+    if isinstance(driver, Missing):
+        return driver
+    gpu = choose_gpu(driver, index)
+    if isinstance(gpu, Missing):
+        return gpu
+    title = f"{'TensorRT-RTX' if compiles_ahead(trt) else 'TensorRT'} {trt.__version__}"
+    if (old := too_old(driver, _built_with(trt), title)) is not None:
+        return old
+    if compiles_ahead(trt) and not hasattr(trt.ComputeCapability, "SM{}{}".format(*gpu.capability)):
+        return Missing(f"{title} does not run on {gpu}", "use backend tensorrt on this GPU")
+    if gpu.capability < OLDEST:
+        return Missing(f"{title} needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, and this is {gpu}", "use a newer GPU")
+    return gpu
+
+
+def _built_with(trt: Any) -> int:
+    """Return the major version of CUDA that the installed library was built with, 0 where its packages do not tell."""
+    stem = MODULES["tensorrt-rtx" if compiles_ahead(trt) else "tensorrt"].replace("_", "-")
+    for major in (13, 12, 11):
+        for package in (f"{stem}-cu{major}-libs", f"{stem}-cu{major}"):
+            try:
+                version(package)
+            except PackageNotFoundError:
+                continue
+            return major
+    return 0
+
+
+def _library(name: str) -> tuple[Any, Probe | None]:
+    """Return the module behind `name`, or the probe that says why it cannot be used."""
+    try:
+        trt = import_module(MODULES[name])
+    except ModuleNotFoundError:
+        return None, Probe(name, False, reason=f"{MODULES[name]} is not installed", fix=INSTALL[name])
+    except (ImportError, OSError) as error:
+        reason = f"{MODULES[name]} is installed but its libraries cannot be loaded: {error}"
+        return None, Probe(name, False, reason=reason, fix=INSTALL[name])
+    release = str(getattr(trt, "__version__", ""))
+    if release.partition(".")[0] not in MAJORS[name]:
+        reason = f"{MODULES[name]} {release} is installed; this version of relu_deploy works with {' and '.join(MAJORS[name])}"
+        return None, Probe(name, False, version=release, reason=reason, fix=INSTALL[name])
+    return trt, None
+
+
+def compiles_ahead(trt: Any) -> bool:
+    return hasattr(trt, "ComputeCapability")

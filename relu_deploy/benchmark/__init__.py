@@ -1,0 +1,1 @@
+"""Interleaved benchmarks with confidence intervals."""

@@ -1,0 +1,140 @@
+"""Benchmarks that say what they measured: interleaved, with intervals, beside the accuracy and the verdict of the very session.
+
+For each model and batch every backend gets a process of its own (`worker.py`). All are loaded and warmed up, then take
+turns in rounds whose order rotates, so that drift of the machine hits all alike. What is timed is one call of
+`session.run` from NumPy arrays to NumPy arrays, which is what a caller waits for. On a GPU its own time, launching and the
+copies are told apart beside it (`device.py`), and what the GPU's clocks did meanwhile (`clocks.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from relu_deploy.backends import BACKENDS, probe, require, usable
+from relu_deploy.backends.base import default_threads
+from relu_deploy.benchmark.environment import describe
+from relu_deploy.benchmark.gpu_limits import GpuLimits, calibrate_gpu
+from relu_deploy.benchmark.result import BenchReport, Ratios, Run
+from relu_deploy.benchmark.roofline import calibrate
+from relu_deploy.benchmark.runner import Key, Plan, Timings, measure_rows
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError, UsageError
+from relu_deploy.latency_stats import ratio_of
+
+__all__ = ["BenchReport", "Ratios", "Run", "bench", "ratios_of"]
+
+#: a fallback of the reference kind is far too slow to stand in a table beside runtimes unless it is asked for
+NOT_BY_DEFAULT = ("reference",)
+
+
+def bench(
+    bundles: Bundle | str | os.PathLike[str] | Sequence[Bundle | str | os.PathLike[str]],
+    backends: Sequence[str] | None = None,
+    *,
+    batch: int | Sequence[int] = (1,),
+    seconds: float = 2.0,
+    against: str | None = None,
+    threads: int = 0,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    variants: Sequence[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> BenchReport:
+    """Return the benchmark of each model on each backend at each batch size.
+
+    Each variant in a bundle is a row of its own on the backend that it was made for, beside the model itself; a path to a
+    variant measures that one alone. backends: by default every usable one but `reference`. seconds: of timed runs for each
+    row, and as many again of the GPU alone. against: the backend that ratios are taken against, by default the first one.
+    threads: CPU threads, by default every CPU this process may use. settings: fields of `backends.Options` for every
+    session, such as tf32 or torch_mode. variants: those that are rows, in the model's place on their backend; None for all.
+    data: what the models are fed and scored on, by default each one's own data set. progress: called with a line about what
+    happens next.
+    Raises BackendUnavailable for a backend that was asked for by name, UsageError and InputError for bad arguments.
+    """
+    models = [Bundle.open(one) for one in ([bundles] if isinstance(bundles, Bundle | str | os.PathLike) else bundles)]
+    batches = [batch] if isinstance(batch, int) else list(batch)
+    if not models or not batches or min(batches) < 1 or seconds <= 0:
+        raise UsageError(
+            "bench needs a model, batch sizes of at least 1 and a positive number of seconds", "see relu-deploy bench --help"
+        )
+    threads = threads or default_threads()
+    names, left_out = _choose(backends)
+    if against is not None and against not in names:
+        raise UsageError(f"--against {against} is not among the backends that run: {', '.join(names)}", "add it with --backend")
+    progress("measuring the machine's limits")
+    machine = calibrate(threads)
+    settings = dict(settings or {})
+    gpu = calibrate_gpu(int(settings.get("device", 0))) if any(map(_is_on_gpu, names)) else None
+    limits = gpu if isinstance(gpu, GpuLimits) else None
+    environment = {
+        **describe(threads),
+        "limits": machine.to_json() if machine else None,
+        "gpu_limits": limits.to_json() if limits else None if gpu is None else {"not_measured": gpu},
+        "settings": settings,
+        "seconds_per_row": seconds,
+        "data": None if data is None else str(data),
+        "seed": seed,
+    }
+    plan = Plan(
+        names,
+        seconds,
+        threads,
+        seed,
+        backends is None,
+        machine,
+        limits,
+        settings,
+        variants,
+        progress,
+        None if data is None else str(data),
+    )
+    runs: list[Run] = []
+    ratios: list[Ratios] = []
+    for bundle in models:
+        for size in _batches_of(bundle, batches):
+            rows, timings = measure_rows(bundle, size, plan)
+            runs += rows
+            ratios += ratios_of(bundle, size, timings, against)
+    return BenchReport(environment, runs, ratios, left_out)
+
+
+def ratios_of(bundle: Bundle, batch: int, timings: Timings, against: str | None) -> list[Ratios]:
+    """Return the ratios of every row's timings to those of the first row on backend `against`, None for the first of all."""
+    base: Key | None = next((key for key in timings.calls if key.backend == (against or key.backend)), None)
+    if base is None:
+        return []
+    found = []
+    for key in timings.calls:
+        if key != base:
+            both = key in timings.device and base in timings.device
+            device = ratio_of(timings.device[key], timings.device[base]) if both else None
+            calls = ratio_of(timings.calls[key], timings.calls[base])
+            found.append(Ratios(bundle.name, batch, key.backend, base.backend, calls, key.variant, device))
+    return found
+
+
+def _is_on_gpu(name: str) -> bool:
+    return name.endswith(("-cuda", "-tensorrt", "-tensorrt-rtx")) or name.startswith("tensorrt")
+
+
+def _choose(backends: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """Return the backends to run and, where the choice is ours, why each of the others is left out."""
+    if backends is None:
+        candidates = [name for name in BACKENDS if name not in NOT_BY_DEFAULT]
+        names = usable(candidates)
+        return names, {name: probe(name).reason for name in candidates if name not in names}
+    for name in backends:
+        require(name)
+    return list(dict.fromkeys(backends)), {}
+
+
+def _batches_of(bundle: Bundle, wanted: Sequence[int]) -> list[int]:
+    fixed = bundle.inputs[0].batch
+    if not isinstance(fixed, int):
+        return list(wanted)
+    if fixed not in wanted and list(wanted) != [1]:
+        raise InputError(f"{bundle.name} was exported for batch {fixed} only", "export it with --batch dynamic")
+    return [fixed]

@@ -1,0 +1,171 @@
+"""One backend in a process of its own: loads a model, warms up and times runs when told to.
+
+A process each, because thread pools of two runtimes disturb one another, because peak memory is a property of a process,
+and because a crash then costs one row. Commands and answers are JSON, a line each, on stdin and stdout; whatever a
+runtime prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from relu_deploy.backends import load, probe
+from relu_deploy.bundle import Bundle
+from relu_deploy.data.datasets import load_dataset, several_feeds
+from relu_deploy.errors import ReluDeployError
+from relu_deploy.tasks.metrics import score
+from relu_deploy.tensors import Feeds
+
+if TYPE_CHECKING:
+    from relu_deploy.backends.base import DeviceSession
+
+#: how many different inputs take turns, so that no cache sees the same picture twice in a row
+ROTATION = 4
+#: warm-up ends when two windows' medians agree this closely
+STABLE = 0.05
+
+
+class Worker:
+    """Answers commands about one session."""
+
+    def prepare(self, backend: str) -> dict[str, Any]:
+        """Import the backend's runtime, which several workers may do at the same time."""
+        started = time.perf_counter()
+        probe(backend)
+        return {"import_seconds": time.perf_counter() - started}
+
+    def load(
+        self,
+        bundle: str,
+        backend: str,
+        threads: int,
+        batch: int,
+        seed: int,
+        settings: Mapping[str, Any],
+        data: str | None = None,
+    ) -> dict[str, Any]:
+        """Load the model and answer once. Times are of loading alone and of the first run alone."""
+        self.bundle, self.batch, self.gpu = Bundle.open(bundle), batch, int(settings.get("device", 0))
+        self.data = data or self.bundle.manifest.get("dataset")
+        self.feeds = [feeds for feeds, _ in several_feeds(self.bundle, batch, range(seed, seed + ROTATION), data)]
+        ready = time.perf_counter()
+        self.session = load(self.bundle, backend, threads=threads, **settings)
+        loaded = time.perf_counter()
+        self.session.run(self.feeds[0])
+        first = time.perf_counter()
+        return {
+            "load_seconds": loaded - ready,
+            "first_run_seconds": first - loaded,
+            "facts": dict(self.session.facts),
+            "can_bind": hasattr(self.session, "bind"),
+        }
+
+    def bind(self) -> dict[str, Any]:
+        """Put the inputs that take turns on the GPU, and run each of them once."""
+        from relu_deploy.benchmark.device import DeviceMeter
+
+        self.meter = DeviceMeter(cast("DeviceSession", self.session), self.feeds, self.gpu)
+        return {"bound": len(self.meter.bounds)}
+
+    def device(self, seconds: float) -> dict[str, Any]:
+        """Return milliseconds by kind; see `bench.device`."""
+        return {"milliseconds": self.meter.measure(seconds)}
+
+    def device_facts(self, batch: int, seconds: float) -> dict[str, Any]:
+        facts = self.meter.facts(batch, seconds)
+        self.meter.close()
+        return facts
+
+    def warm(self, seconds: float) -> dict[str, Any]:
+        """Run until two windows of a quarter of `seconds` have medians within 5%, for at most `seconds` after the first."""
+        deadline = time.perf_counter() + seconds
+        before = None
+        while True:
+            window = self._timed(seconds / 4)
+            median = float(np.median(window))
+            if before is not None and abs(median - before) <= STABLE * before:
+                return {"stable": True}
+            if time.perf_counter() >= deadline:
+                return {"stable": False}
+            before = median
+
+    def measure(self, seconds: float) -> dict[str, Any]:
+        return {"milliseconds": self._timed(seconds)}
+
+    def _timed(self, seconds: float) -> list[float]:
+        timings: list[float] = []
+        clock, run = time.perf_counter_ns, self.session.run
+        end = clock() + int(seconds * 1e9)
+        for feeds in self._rotating():
+            start = clock()
+            run(feeds)
+            stop = clock()
+            timings.append((stop - start) / 1e6)
+            if stop >= end:
+                break
+        return timings
+
+    def _rotating(self) -> Iterator[Feeds]:
+        while True:
+            yield from self.feeds
+
+    def outputs(self, feeds: str, results: str) -> dict[str, Any]:
+        """Run on the arrays in the file `feeds` and leave the outputs in the file `results`."""
+        with np.load(feeds) as archive:
+            np.savez(results, **self.session.run({name: archive[name] for name in archive.files}))  # type: ignore[arg-type]
+        return {}
+
+    def memory(self) -> dict[str, Any]:
+        """Return the largest resident memory of this process so far, in bytes; None where the system does not tell."""
+        # Linux hands ru_maxrss down from the parent; the high-water mark of the address space starts anew.
+        status = Path("/proc/self/status")
+        if status.exists():
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+            return {"peak_bytes": int(fields["VmHWM"].split()[0]) * 1024}
+        try:
+            import resource
+        except ImportError:  # Windows
+            return {"peak_bytes": None}
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+
+    def accuracy(self) -> dict[str, Any]:
+        if not self.data:
+            return {"accuracy": None}
+        dataset = load_dataset(self.bundle, self.data)
+        metric = score(self.bundle.manifest, self.session.run, dataset, self.batch)
+        return {"accuracy": metric.to_json() if metric else None}
+
+
+def answer(worker: Worker, command: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer to one command; an error that was foreseen comes back as message, hint and exit code."""
+    arguments = {name: value for name, value in command.items() if name != "do"}
+    try:
+        reply: dict[str, Any] = getattr(worker, command["do"])(**arguments)
+    except ReluDeployError as error:
+        return {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
+    except Exception as error:  # a runtime may raise anything, and the other rows should still be measured
+        lines = str(error).strip().splitlines()
+        return {"error": f"{type(error).__name__}: {lines[0] if lines else ''}", "hint": "", "kind": "Unsupported"}
+    return reply
+
+
+def main() -> None:
+    # The pipe moves to a descriptor of its own, so that nothing a runtime prints can get between the answers.
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""From a graph to an engine, ahead of time: built once, kept by content, and copied to where it is wanted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relu_deploy.backends import BACKENDS, NOT_YET
+from relu_deploy.backends.tensorrt.engine_cache import Engine, Tell, engine_for, find_engine
+from relu_deploy.backends.tensorrt.options import BuildOptions
+from relu_deploy.bundle import MANIFEST, Bundle, create_bundle, seal, write_atomically
+from relu_deploy.compilation.build_variance import Spread, best_of
+from relu_deploy.errors import InputError, UsageError, nearest
+
+__all__ = ["COMPILERS", "CompileReport", "compile"]
+
+#: the backends whose engines are built ahead of time
+COMPILERS = ("tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """The engine that was asked for. seconds: until it was there, a cache hit or a build and all."""
+
+    engine: Path
+    kept: Engine
+    seconds: float
+    spread: Spread | None = None
+
+    @property
+    def cache_hit(self) -> bool:
+        return self.kept.cache_hit
+
+    def to_json(self) -> dict[str, Any]:
+        facts: Mapping[str, Any] = self.kept.facts
+        return {
+            "engine": str(self.engine),
+            "backend": facts["backend"],
+            "cache_hit": self.cache_hit,
+            "seconds": round(self.seconds, 3),
+            "bytes": facts["bytes"],
+            "kept": str(self.kept.file),
+            "key": facts["key"],
+            "precision": facts["precision"],
+            "library": facts["library"],
+            "device": facts["device"],
+            "profiles": facts["profiles"],
+            "options": facts["options"],
+            "layers": facts["layers"],
+            "build_seconds": facts["seconds"],
+            "built": facts["built"],
+            "warnings": facts["warnings"],
+            "spread": self.spread.to_json() if self.spread else None,
+        }
+
+
+def compile(  # noqa: A001  # named for the verb
+    model: Bundle | str | os.PathLike[str],
+    backend: str,
+    *,
+    variant: str = "",
+    out: str | os.PathLike[str] | None = None,
+    options: BuildOptions | None = None,
+    device: int = 0,
+    repeat: int = 1,
+    rebuild: bool = False,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    tell: Tell = lambda _: None,
+) -> CompileReport:
+    """Return the engine of `model`, or of its `variant`, for `backend`: the one that is kept, or else built now.
+
+    out: where else to put it: a file; a folder (a name that ends with a slash, or a folder that is there), which then
+    keeps the engines in the place of the bundle; or a bundle (`.rdb`), a copy of `model` with the engine in it. repeat:
+    build that often, run them all, and keep the best that verifies. rebuild: build even if one is kept. force: replace a
+    file at `out` that is another engine, or a bundle of another model.
+    progress, tell: see `engine_for`.
+    Raises UsageError for a backend that compiles nothing, InputError for what is in the way, and what `engine_for` raises.
+    """
+    started = time.perf_counter()
+    _require_compiler(backend)
+    bundle = Bundle.open(model)
+    bundle = bundle.with_variant(variant) if variant else bundle
+    options = options or BuildOptions()
+    target, folder = None if out is None else Path(out), None
+    if target is not None and _is_bundle(target):
+        bundle = _copied(bundle, target, force)
+    elif target is not None and (target.is_dir() or str(out).endswith(("/", os.sep))):
+        folder = target
+    elif target is not None and target.exists() and not force:
+        _refuse_another(target, None if rebuild or repeat > 1 else find_engine(backend, bundle, options, device=device))
+    spread = None
+    if repeat > 1:
+        engine, spread = best_of(backend, bundle, options, repeat, device=device, folder=folder, progress=progress, tell=tell)
+    else:
+        engine = engine_for(backend, bundle, options, device=device, folder=folder, rebuild=rebuild, progress=progress, tell=tell)
+    placed = engine.file
+    if target is not None and folder is None and not _is_bundle(target):
+        placed = target
+        if not target.exists() or target.read_bytes() != engine.read():
+            write_atomically(target, engine.read())
+    return CompileReport(placed, engine, time.perf_counter() - started, spread)
+
+
+def _require_compiler(backend: str) -> None:
+    if backend in COMPILERS:
+        return
+    if backend not in (*BACKENDS, *NOT_YET):
+        raise UsageError(f"there is no backend called {backend!r}", nearest(backend, COMPILERS))
+    raise UsageError(f"{backend} compiles nothing ahead of time", f"engines are built for {' and '.join(COMPILERS)}")
+
+
+def _is_bundle(target: Path) -> bool:
+    return target.suffix == ".rdb" or (target / MANIFEST).is_file()
+
+
+def _refuse_another(target: Path, kept: Engine | None) -> None:
+    """Raise InputError unless the file `target` is the very engine that is kept."""
+    if target.is_file() and kept is not None and target.read_bytes() == kept.read():
+        return
+    raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
+
+
+def _copied(bundle: Bundle, target: Path, force: bool) -> Bundle:
+    """Return the bundle at `target`: a copy of `bundle` that is made now, or the one that is there if it is of the same graph."""
+    if not bundle.is_folder:
+        raise UsageError(
+            f"{bundle.path} is a plain ONNX file, not a bundle", "name the engine's file with -o, or export it first"
+        )
+    if target.resolve() == bundle.path.resolve():
+        return bundle
+    if target.exists() and not force:
+        there = Bundle.open(target)
+        if there.manifest["files"] != bundle.manifest["files"]:
+            raise InputError(f"{target} already exists and is another model", "choose another name, or replace it with --force")
+        return Bundle(there.path, there.manifest, bundle.variant)
+    with create_bundle(target, force=force) as folder:
+        bundle.copy_files(folder)
+        seal(folder, bundle.manifest)
+    return Bundle(target, Bundle.open(target).manifest, bundle.variant)

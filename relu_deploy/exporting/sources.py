@@ -1,0 +1,144 @@
+"""What can be exported: a zoo model, any callable that gives a module, an exported program, a finished ONNX file."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relu_deploy.bundle import sha256
+from relu_deploy.errors import InputError, UsageError, missing_package, nearest
+from relu_deploy.zoo.recipes import Recipe, build, load_weights, recipe, recipes, weights_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Loaded", "import_torch", "load_source", "reason_of"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A source, loaded. module: None for an ONNX file; program: a `.pt2` that is already exported."""
+
+    module: nn.Module | None
+    kind: str
+    spec: str
+    weights: dict[str, str] | None = None
+    recipe: Recipe | None = None
+    shapes: Mapping[str, Sequence[int]] | None = None
+
+    @property
+    def name(self) -> str:
+        return (
+            self.recipe.name
+            if self.recipe
+            else Path(self.spec).stem
+            if self.kind in ("pt2", "onnx")
+            else self.spec.split(":")[-1]
+        )
+
+
+def load_source(spec: str, weights: str | os.PathLike[str] | None, arguments: Mapping[str, Any], seed: int) -> Loaded:
+    """Return what `spec` names: a zoo model, a callable's module, an exported program, or an ONNX file."""
+    path = Path(spec)
+    if path.suffix in (".onnx", ".pt2"):
+        if not path.is_file():
+            raise InputError(f"there is no file {spec}", "check the path")
+        return Loaded(None, "onnx", path.name) if path.suffix == ".onnx" else _load_pt2(path)
+    if ":" in spec:
+        module = _call(spec, arguments)
+        if weights is not None:
+            load_weights(module, Path(weights), spec)
+        return Loaded(module, "callable", spec, _weights_facts(weights))
+    if path.is_dir() or path.suffix in (".pth", ".safetensors", ".pt"):
+        raise UsageError(
+            f"{spec} is not something that can be exported by itself",
+            "give the architecture, and the file with --weights: relu-deploy export resnet50 --weights FILE",
+        )
+    if spec not in recipes():
+        raise UsageError(
+            f"there is no zoo model called {spec!r}", f"{nearest(spec, recipes())} other models: package.module:callable"
+        )
+    known = recipe(spec)
+    # A changed architecture (say, another number of classes) cannot hold the zoo's own weights.
+    if weights is None and known.weights is not None and not arguments:
+        weights = weights_file(known)
+    return Loaded(build(spec, weights, seed=seed, **arguments), "zoo", spec, _weights_facts(weights), known)
+
+
+def _weights_facts(weights: str | os.PathLike[str] | None) -> dict[str, str] | None:
+    return None if weights is None else {"name": Path(weights).name, "sha256": sha256(Path(weights))}
+
+
+def _load_pt2(path: Path) -> Loaded:
+    torch = import_torch()
+    try:
+        program = torch.export.load(str(path))
+    except Exception as error:  # torch.export raises whatever a broken archive leads to
+        raise InputError(f"{path} is not an exported PyTorch program: {error}", "save it with torch.export.save") from error
+    names = program.graph_signature.user_inputs
+    placeholders = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    shapes = {name: [dim if isinstance(dim, int) else 2 for dim in placeholders[name].shape] for name in names}
+    return Loaded(program.module(check_guards=False), "pt2", path.name, shapes=shapes)
+
+
+def _call(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
+    torch = import_torch()
+    where, _, what = spec.partition(":")
+    # As `python -m` does: a model in the current folder can be named without installing it.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        target: Any = importlib.import_module(where)
+        if where == "timm" and not hasattr(target, what):
+            # timm's models have names of their own: timm:resnet50d
+            target = partial(target.create_model, what)
+        else:
+            for part in what.split("."):
+                target = getattr(target, part)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"cannot import {where!r}: {error}", f"install it, or run from the folder that holds {where}.py"
+        ) from error
+    except AttributeError as error:
+        raise InputError(f"{where!r} has nothing called {what!r}", "write package.module:callable") from error
+    except Exception as error:  # the user's module may raise anything
+        other_builds = "torchvision::" in str(error)
+        raise InputError(
+            f"importing {where!r} failed: {type(error).__name__}: {error}",
+            "torch and torchvision are of different builds: install both in one command, from the same index"
+            if other_builds
+            else "import it in Python to see why",
+        ) from error
+    try:
+        module = target if isinstance(target, torch.nn.Module) else target(**arguments)
+    except Exception as error:  # the user's callable may raise anything
+        raise InputError(
+            f"calling {spec} failed: {type(error).__name__}: {error}", "give its arguments with --arg key=value"
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(
+            f"{spec} gave a {type(module).__name__}, not a torch.nn.Module", "name a callable that returns the model"
+        )
+    return module
+
+
+def import_torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_package("torch", "torch") from error
+    return torch
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of the innermost error, which is the one that says what happened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

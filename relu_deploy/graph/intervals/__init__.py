@@ -1,0 +1,1 @@
+"""Bounds on the tensors of a graph, by interval arithmetic."""

@@ -1,0 +1,1 @@
+"""Removal of channels and Relus that provably never act."""

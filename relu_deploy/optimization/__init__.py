@@ -1,0 +1,1 @@
+"""Variants of a model for a target: smaller and faster, within an accuracy gate."""

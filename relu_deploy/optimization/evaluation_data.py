@@ -1,0 +1,179 @@
+"""The data that a variant is made with and judged on: two different sets, or two parts of one, wherever that is possible."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_deploy.bundle import Bundle
+from relu_deploy.data.datasets import Dataset, declared_range, load_dataset, spread_evenly
+from relu_deploy.errors import InputError, UsageError
+from relu_deploy.graph import load_model
+from relu_deploy.tensors import Feeds, random_feeds
+
+if TYPE_CHECKING:
+    from relu_deploy.optimization.run import Settings
+
+__all__ = ["Evidence", "gather"]
+
+#: a batch's tensors stay under so many bytes, and a batch under so many rows
+BATCH_BYTES, MOST_ROWS = 1 << 28, 16
+#: rows of a set that must be left over when some of it is calibrated on, for the rest to be what accuracy is measured on
+ENOUGH = 100
+#: rows of random numbers where nobody gives data and none are needed to calibrate 8 bits
+RANDOM_ROWS = 16
+#: how far beyond the declared range data may lie, as a share of its width: rounding, and preprocessing by other libraries
+SLACK = 0.01
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """calibrated_on, judged_on: the data. held_out: no row is in both. batch: rows at a time.
+
+    weight_bits: what a CPU like this one can add up without overflow. is_fixed: the model takes `batch` rows and no other number.
+    """
+
+    calibrated_on: Dataset
+    judged_on: Dataset
+    held_out: bool
+    random: bool
+    batch: int
+    weight_bits: int
+    is_fixed: bool = False
+
+    @property
+    def one_row(self) -> Feeds:
+        """Return the smallest batch that the model takes, of what was calibrated on.
+
+        On it a graph is held against another: whether ranges fit rows that nobody saw is what accuracy is measured for.
+        """
+        return self._few(self.calibrated_on, 1)[0]
+
+    @property
+    def some_rows(self) -> list[Feeds]:
+        """Return up to four of the smallest batches that the model takes, of what accuracy is measured on."""
+        return self._few(self.judged_on, 4)
+
+    def _few(self, dataset: Dataset, count: int) -> list[Feeds]:
+        size = self.batch if self.is_fixed else 1
+        rows = spread_evenly(len(dataset), min(count * size, len(dataset)))
+        few = [feeds for feeds in dataset.picked(rows).batches(size) if len(next(iter(feeds.values()))) == size]
+        if few:
+            return few
+        feeds = next(iter(dataset.batches(size)))
+        return [{name: np.concatenate([array, np.repeat(array[-1:], size - len(array), 0)]) for name, array in feeds.items()}]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "calibrated_on": {"data": self.calibrated_on.name, "rows": len(self.calibrated_on)},
+            "measured_on": {"data": self.judged_on.name, "rows": len(self.judged_on)},
+            "held_out": self.held_out,
+            "random": self.random,
+        }
+
+
+def gather(bundle: Bundle, settings: Settings, data_needed: bool) -> Evidence:
+    """Return what there is to calibrate and to judge on.
+
+    data_needed: 8 bits are calibrated on real data, or not at all. Raises InputError where data are missing or do not fit,
+    UsageError for numbers of rows that make no sense.
+    """
+    if settings.samples < 1 or (settings.eval_samples is not None and settings.eval_samples < 1):
+        raise UsageError("--samples and --eval-samples must be at least 1", "for instance --samples 128")
+    own = bundle.manifest.get("dataset")
+    if settings.calibration is None and data_needed:
+        like = own or "photos/"
+        raise InputError(
+            "8 bits need data to calibrate on, and none were given",
+            f"for instance --calibration {like}: a folder of pictures, an .npz file, or the name of a shipped data set",
+        )
+    fixed = bundle.inputs[0].batch if bundle.inputs else None
+    batch = fixed if isinstance(fixed, int) else _batch(bundle)
+    known = _own(bundle, own)
+    given = None if settings.calibration is None else _checked(bundle, settings.calibration)
+    judged = _checked(bundle, settings.data) if settings.data is not None else (known if known is not None else given)
+    calibrated = given if given is not None else judged
+    random = calibrated is None or judged is None
+    if calibrated is None or judged is None:
+        noise = Dataset("random", dict(random_feeds(bundle.inputs, max(RANDOM_ROWS, batch), settings.seed)), {})
+        calibrated = judged = noise
+    source = settings.data if settings.data is not None else (own if known is not None else settings.calibration)
+    same = settings.calibration is None or _is_same(source, settings.calibration)
+    rows = spread_evenly(len(calibrated), settings.samples)
+    held_out = not same
+    if same:
+        rest = np.setdiff1d(np.arange(len(judged)), rows)
+        held_out = len(rest) >= ENOUGH
+        judged = judged.picked(rest) if held_out else judged
+    if settings.eval_samples is not None:
+        judged = judged.picked(spread_evenly(len(judged), settings.eval_samples))
+    calibrated = calibrated.picked(rows)
+    if isinstance(fixed, int) and len(calibrated) < fixed:
+        raise InputError(f"{bundle.name} takes {fixed} rows at a time, {calibrated.name} has {len(calibrated)}", "give more data")
+    return Evidence(calibrated, judged, held_out, random, batch, _weight_bits(), isinstance(fixed, int))
+
+
+def _own(bundle: Bundle, name: str | None) -> Dataset | None:
+    """Return the data set that scores this model, None where it is not here."""
+    if not name:
+        return None
+    try:
+        return load_dataset(bundle, name)
+    except (InputError, UsageError):
+        return None
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return str(one) == str(other) or (Path(str(one)).exists() and Path(str(one)).resolve() == Path(str(other)).resolve())
+
+
+def _checked(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
+    """Return the data at `source`. Raises InputError where they leave the range that the model's preprocessing gives."""
+    dataset = load_dataset(bundle, source)
+    if not len(dataset):
+        raise InputError(f"{source} has no rows", "give at least one picture or row")
+    declared = declared_range(bundle)
+    for name, array in dataset.feeds.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            continue
+        low, high = float(np.min(array)), float(np.max(array))
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise InputError(f"{source}: {name!r} holds NaN or infinities", "remove these rows")
+        if declared is None or name not in declared.bounds:
+            continue
+        lower, upper = (float(edge(bound)) for edge, bound in zip((np.min, np.max), declared.bounds[name], strict=True))
+        slack = SLACK * (upper - lower)
+        if low < lower - slack or high > upper + slack:
+            raise InputError(
+                f"{source}: {name!r} goes from {low:.4g} to {high:.4g}; what the model's preprocessing gives goes from "
+                f"{lower:.4g} to {upper:.4g}",
+                "give preprocessed arrays, or uint8 pixels (N, H, W, C), which are preprocessed as the bundle says",
+            )
+    return dataset
+
+
+def _batch(bundle: Bundle) -> int:
+    """Return how many rows at a time keep all tensors of the graph in little memory."""
+    sizes = [
+        prod(dim for dim in value.shape if isinstance(dim, int))
+        for node in load_model(bundle.onnx).graph
+        for value in node.outputs
+        if value.shape is not None
+    ]
+    return max(1, min(MOST_ROWS, BATCH_BYTES // max(1, 4 * sum(sizes))))
+
+
+def _weight_bits() -> int:
+    """Return 8 where products of 8-bit numbers are added up in 32 bits, 7 for x86 without VNNI, which adds pairs in 16 bits."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return 8
+    try:
+        return 8 if "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8") else 7
+    except OSError:
+        return 7

@@ -1,0 +1,173 @@
+"""How right a candidate is: by labels where there are some, else by how far it agrees with the float32 model.
+
+    labels, a classifier      top1                 share of rows that are named rightly
+    labels, a detector        AP                   COCO's, against the boxes that are true
+    labels, a segmenter       mIoU                 mean IoU over the classes of pixels, against the masks that are true
+    none, a classifier        top1_agreement       share of rows that get the float32 model's answer
+    none, a detector          AP_agreement         COCO's AP, against the float32 model's own sure detections
+    none, a segmenter         mIoU_agreement       mean IoU, against the float32 model's own masks
+    none, anything else       signal               1 - RMS(difference) / RMS(float32 answer), the worst output's
+
+Without labels the float32 model scores 1 by definition, and a candidate loses points for every answer that is another one
+although some of those answers were wrong to begin with: the limits are wider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from relu_deploy.bundle import Bundle
+from relu_deploy.data.datasets import Dataset
+from relu_deploy.errors import InputError
+from relu_deploy.tasks.metrics import Metric, score
+from relu_deploy.tasks.segmentation import classes_of_pixels
+from relu_deploy.tensors import Array, Feeds
+from relu_deploy.verification.verdict import rms
+
+__all__ = ["MAX_DROP", "Judge", "answers_of", "distance"]
+
+#: how much of each metric a variant may lose when nobody says
+MAX_DROP = {
+    "top1": 0.005,
+    "AP": 0.005,
+    "mIoU": 0.005,
+    "top1_agreement": 0.05,
+    "AP_agreement": 0.05,
+    "mIoU_agreement": 0.05,
+    "signal": 0.1,
+}
+#: certainty from which a detection of the float32 model counts as true, where there are no labels
+SURE = 0.5
+
+Run = Callable[[Feeds], Feeds]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores candidates on `dataset`, `batch` rows at a time. before: the float32 model's score."""
+
+    manifest: Mapping[str, Any]
+    dataset: Dataset
+    batch: int
+    before: Metric
+    answers: Mapping[str, Array]
+
+    @classmethod
+    def prepare(cls, bundle: Bundle, dataset: Dataset, run: Run, batch: int) -> Judge:
+        """Return the judge of `bundle`'s variants. run: the float32 model.
+
+        Raises InputError when the data are no rows at all, or the float32 model itself is not finite on them.
+        """
+        if not len(dataset):
+            raise InputError("there are no data to measure accuracy on", "give some with --data")
+        manifest = dict(bundle.manifest)
+        labelled = score(manifest, run, dataset, batch)
+        if labelled is not None and labelled.samples:
+            return cls(manifest, dataset, batch, labelled, {})
+        if manifest.get("task") == "segmentation" and (own := _own_masks(bundle, run, dataset, batch)) is not None:
+            return cls(manifest, own, batch, Metric("mIoU_agreement", 1.0, len(dataset)), {})
+        answers = answers_of(run, dataset, batch)
+        if not all(np.isfinite(array).all() for array in answers.values() if array.dtype.kind == "f"):
+            raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
+        judge = cls(manifest, dataset, batch, Metric(_kind(manifest, answers), 1.0, len(dataset)), answers)
+        if judge.before.name == "AP_agreement" and not len(judge._true_boxes()["labels"]):
+            return cls(manifest, dataset, batch, Metric("signal", 1.0, len(dataset)), answers)
+        return judge
+
+    @property
+    def max_drop(self) -> float:
+        return MAX_DROP[self.before.name]
+
+    def score(self, run: Run) -> Metric:
+        """Return the score of the candidate behind `run`, of the metric that `before` is of."""
+        name = self.before.name
+        if not self.answers:
+            metric = score(self.manifest, run, self.dataset, self.batch)
+            assert metric is not None  # it was not for the float32 model on the same data
+            return replace(metric, name=name)
+        answers = answers_of(run, self.dataset, self.batch)
+        value = {"top1_agreement": self._same_class, "AP_agreement": self._same_boxes, "signal": self._signal}[name](answers)
+        return Metric(name, value, len(self.dataset))
+
+    def _same_class(self, answers: Mapping[str, Array]) -> float:
+        (one, other) = (next(iter(them.values())) for them in (answers, self.answers))
+        return float(np.mean(one.reshape(len(one), -1).argmax(1) == other.reshape(len(other), -1).argmax(1)))
+
+    def _signal(self, answers: Mapping[str, Array]) -> float:
+        return max(0.0, 1 - distance(answers, self.answers))
+
+    def _same_boxes(self, answers: Mapping[str, Array]) -> float:
+        from relu_deploy.tasks.metrics import coco_ap
+
+        return coco_ap(self._detections(answers), self._true_boxes(), len(self.dataset))["AP"]
+
+    def _detections(self, answers: Mapping[str, Array]) -> list[dict[str, Array]]:
+        from relu_deploy.tasks.detection import postprocess
+
+        fields = self.manifest.get("postprocess") or {}
+        limits = {key: value for key, value in fields.items() if key not in ("decode", "label_offset")}
+        return postprocess(answers["boxes"], answers["scores"], **limits)
+
+    def _true_boxes(self) -> dict[str, Array]:
+        found = [(row, one) for row, one in enumerate(self._detections(self.answers))]
+        sure = [(row, one, one["scores"] >= SURE) for row, one in found]
+        return {
+            "boxes": np.concatenate([one["boxes"][mine] for _, one, mine in sure]),
+            "labels": np.concatenate([one["labels"][mine] for _, one, mine in sure]),
+            "image": np.concatenate([np.full(int(mine.sum()), row) for row, _, mine in sure]),
+        }
+
+
+def answers_of(run: Run, dataset: Dataset, batch: int) -> dict[str, Array]:
+    """Return every output of `run` for all rows of `dataset`, fed `batch` rows at a time."""
+    parts: list[Feeds] = []
+    for feeds in dataset.batches(batch):
+        rows = len(next(iter(feeds.values())))
+        full = {name: np.concatenate([array, np.repeat(array[-1:], batch - rows, 0)]) for name, array in feeds.items()}
+        results = run(full)
+        parts.append({name: value[:rows] if value.ndim and len(value) == batch else value for name, value in results.items()})
+    return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
+
+
+def _own_masks(bundle: Bundle, run: Run, dataset: Dataset, batch: int) -> Dataset | None:
+    """Return `dataset` with the masks that the model behind `run` finds as the true ones, None where it gives no masks.
+
+    Masks are kept, and not what they are made of: logits of every pixel are some hundred times as large.
+    """
+    masks = []
+    for start in range(0, len(dataset), batch):
+        (output, *_) = answers_of(run, dataset.picked(np.arange(start, min(start + batch, len(dataset)))), batch).values()
+        if output.dtype.kind == "f" and not np.isfinite(output).all():
+            raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
+        try:
+            masks.append(classes_of_pixels(output))
+        except ValueError:
+            return None
+    return replace(dataset, targets={"mask": np.concatenate(masks).astype(np.int16)})
+
+
+def _kind(manifest: Mapping[str, Any], answers: Mapping[str, Array]) -> str:
+    decoded = (manifest.get("postprocess") or {}).get("decode") == "boxes"
+    if manifest.get("task") == "detection":
+        return "AP_agreement" if decoded and {"boxes", "scores"} <= set(answers) else "signal"
+    only = next(iter(answers.values()))
+    # What is not declared but has one row of at least two numbers for each input is a classifier's answer.
+    looks = len(answers) == 1 and only.dtype.kind == "f" and only.reshape(len(only), -1).shape[1] > 1 and only.ndim == 2
+    return "top1_agreement" if looks else "signal"
+
+
+def distance(answers: Mapping[str, Array], true: Mapping[str, Array]) -> float:
+    """Return the worst output's RMS difference from the float32 answers `true`, as a share of their RMS; infinite when broken."""
+    shares = []
+    for name, array in true.items():
+        if array.dtype.kind != "f":
+            continue
+        got = answers[name].astype(np.float64)
+        if got.shape != array.shape or not np.isfinite(got).all():
+            return float("inf")
+        shares.append(rms(got - array) / max(rms(array), 1e-30))
+    return max(shares, default=0.0)

@@ -1,0 +1,123 @@
+"""How a precision is written into a graph: one recipe a kind, all alike to the search that sends segments back to float.
+
+A recipe knows its segments (what ends in one Relu) and builds the graph in which those in `off` stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from relu_deploy.graph.quantization.cast_precision import lower
+from relu_deploy.graph.quantization.qdq import SCHEMES, quantise
+from relu_deploy.graph.quantization.qdq_placement import place, segments_of
+from relu_deploy.optimization.calibration import Statistics, range_of
+from relu_deploy.optimization.targets import PRECISIONS
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["Casts", "Float32", "Quantised", "Recipe", "tensors_to_watch"]
+
+#: of the CPU's 8-bit products, 7 bits of weights keep sums of two from overflowing 16 bits on processors without VNNI
+SAFE_LEVELS = 63
+
+
+class Recipe(Protocol):
+    """What the search needs of a precision."""
+
+    @property
+    def segments(self) -> list[str]:
+        """Return what can go back to float32, in the graph's order."""
+        ...
+
+    def build(self, off: Collection[str] = ()) -> ir.Model:
+        """Return the graph in this precision, the segments `off` in float32."""
+        ...
+
+    def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:
+        """Return the nodes with arithmetic that stay float32 although they were not asked to, each with the reason."""
+        ...
+
+
+@dataclass(frozen=True)
+class Float32:
+    """The prepared graph itself."""
+
+    model: ir.Model
+
+    @property
+    def segments(self) -> list[str]:
+        return []
+
+    def build(self, off: Collection[str] = ()) -> ir.Model:  # noqa: ARG002
+        return self.model
+
+    def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:  # noqa: ARG002
+        return {}
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """int8 or fp8, as `placement` (of "cpu" or "tensorrt") wants it. weight_bits: 8, or 7 for CPUs without VNNI."""
+
+    model: ir.Model
+    precision: str
+    placement: str
+    statistics: Mapping[str, Statistics]
+    method: str = "mse"
+    per_channel: bool = True
+    correct_biases: bool = True
+    weight_bits: int = 8
+
+    @property
+    def segments(self) -> list[str]:
+        return place(self.model, self.placement, PRECISIONS[self.precision]).segments
+
+    def build(self, off: Collection[str] = ()) -> ir.Model:
+        placed = place(self.model, self.placement, PRECISIONS[self.precision], off)
+        scheme = SCHEMES[self.placement, PRECISIONS[self.precision]]
+        levels = SAFE_LEVELS if self.weight_bits == 7 else scheme.levels
+        scheme = replace(scheme, per_channel=self.per_channel, levels=levels)
+        ranges = {name: range_of(one, self.method, scheme.activation) for name, one in self.statistics.items()}
+        means = {name: one.means for name, one in self.statistics.items()} if self.correct_biases else None
+        return quantise(self.model, placed, ranges, scheme, means)
+
+    def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:
+        return dict(place(self.model, self.placement, PRECISIONS[self.precision], off).refused)
+
+
+@dataclass(frozen=True)
+class Casts:
+    """fp16 or bf16. keep: nodes that must stay float32 whatever the search finds, with the reason."""
+
+    model: ir.Model
+    precision: str
+    keep: Mapping[str, str]
+
+    @property
+    def segments(self) -> list[str]:
+        return list(dict.fromkeys(segments_of(self.model).values()))
+
+    def _kept(self, off: Collection[str]) -> dict[str, str]:
+        back = {name: "accuracy" for name, segment in segments_of(self.model).items() if segment in off}
+        return back | dict(self.keep)
+
+    def build(self, off: Collection[str] = ()) -> ir.Model:
+        return lower(self.model, PRECISIONS[self.precision], self._kept(off)).model
+
+    def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:
+        lowered = lower(self.model, PRECISIONS[self.precision], self._kept(off))
+        return {name: why for name, why in lowered.float32_nodes.items() if why != "accuracy"}
+
+
+def tensors_to_watch(model: ir.Model, precision: str, placement: str) -> Sequence[str]:
+    """Return the tensors whose statistics the recipe of `precision` needs."""
+    if precision in ("int8", "fp8"):
+        placed = place(model, placement, PRECISIONS[precision])
+        nodes = {str(node.name): node for node in model.graph}
+        read = [str(nodes[name].inputs[position].name) for name, position in sorted(placed.reads)]  # type: ignore[union-attr]
+        return list(dict.fromkeys([*read, *sorted(placed.results), *sorted(name for tied in placed.tied for name in tied)]))
+    floats = [value for node in model.graph for value in node.outputs if value.dtype is not None and value.dtype.name == "FLOAT"]
+    return [str(value.name) for value in floats]

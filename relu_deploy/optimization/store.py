@@ -1,0 +1,68 @@
+"""A variant that passed becomes part of a bundle, with everything that was found out about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relu_deploy.bundle import MODEL, VARIANTS, Bundle, create_bundle, seal, sha256
+from relu_deploy.graph import to_bytes
+
+if TYPE_CHECKING:
+    from relu_deploy.optimization.run import OptimizeReport
+
+__all__ = ["store"]
+
+
+def store(bundle: Bundle, report: OptimizeReport, out: str | os.PathLike[str] | None, force: bool) -> Bundle:
+    """Return `bundle` with `report`'s variant in it: as it is, or with `out` a copy of it there.
+
+    The variant's file, the float32 graph that it was checked against where that is not the model itself, and the report
+    are written; then the manifest, so that a reader sees all of it or nothing.
+    """
+    in_place = out is None or Path(out).resolve() == bundle.path.resolve()
+    if not bundle.is_folder:
+        return _adopted(bundle, report, Path(str(out)), force)
+    if in_place:
+        return _add(bundle, report)
+    with create_bundle(Path(str(out)), force=force) as folder:
+        bundle.copy_files(folder)
+        seal(folder, bundle.manifest)
+        _add(Bundle.open(folder), report)
+    return Bundle.open(Path(str(out)))
+
+
+def _adopted(bundle: Bundle, report: OptimizeReport, out: Path, force: bool) -> Bundle:
+    """Return the bundle at `out` made of a plain ONNX file."""
+    from relu_deploy.exporting.exporter import export_source
+
+    with tempfile.TemporaryDirectory(prefix="relu-deploy-adopt-") as parent:
+        made = export_source(str(bundle.path), Path(parent) / out.name).bundle
+        return store(made, report, out, force)
+
+
+def _add(bundle: Bundle, report: OptimizeReport) -> Bundle:
+    name, checked_against = report.variant, MODEL
+    file = f"{VARIANTS}/{name}.onnx"
+    if report.prepared.is_another:
+        # The prepared graph answers as the model does, but its tensors have other channels or scales.
+        checked_against = file if report.precision == "fp32" else f"prepared/{name}.onnx"
+        bundle = bundle.add(checked_against, to_bytes(report.prepared.model))
+    bundle = bundle.add(file, to_bytes(report.found.model))
+    told = {**report.to_json(), "file": file}
+    entry: dict[str, Any] = {
+        "precision": report.precision,
+        "target": report.target.name,
+        "checked_against": checked_against,
+        "checked_against_sha256": sha256(bundle.path / checked_against),
+        "accuracy": told["accuracy"],
+        "speedup": told["speedup"],
+        "verified": told["verified"],
+        "evidence": told["evidence"],
+        "float32_nodes": len(report.fallbacks),
+    }
+    variants = {**bundle.manifest["variants"], name: entry}
+    return bundle.add(f"reports/optimize-{name}.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n", variants=variants)

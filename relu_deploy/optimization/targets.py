@@ -1,0 +1,109 @@
+"""What each target runs, how its 8-bit kernels want a graph written, and where a variant for it can be tried out here.
+
+    target          precisions                       8-bit graphs                       runs on
+    cpu             fp32, int8                       uint8 activations, int8 weights    onnxruntime-cpu
+    cuda            fp32, fp16                       none: its kernels are float        onnxruntime-cuda
+    tensorrt        fp32, fp16, bf16, int8, fp8      symmetric, float biases            tensorrt
+    tensorrt-rtx    fp32, fp16, bf16, int8, fp8      the same                           tensorrt-rtx
+
+Without the target's hardware a variant is simulated: its own graph, with its Q/DQ pairs and casts, evaluated by ONNX Runtime
+on the CPU in float32 with nothing merged. That shows its accuracy, and says nothing about its speed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relu_deploy.backends import Session, load
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import UsageError, nearest
+from relu_deploy.graph import save_model
+from relu_deploy.graph.quantization.cast_precision import simulated
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["PRECISIONS", "TARGETS", "Target", "find_target"]
+
+#: how people call a precision → how the rest of the house does
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "fp8": "float8"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target. placement: the rules of `graph.placement` that it follows. backend: what runs it.
+
+    refused: precision → why this target has none. measurable: its backend runs on any machine, so speed can be measured.
+    """
+
+    name: str
+    precisions: tuple[str, ...]
+    placement: str
+    backend: str
+    measurable: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def require(self, precision: str) -> None:
+        """Raise UsageError when this target cannot run `precision`."""
+        if precision not in self.precisions:
+            why = self.refused.get(precision, "it has no such kernels")
+            raise UsageError(
+                f"the target {self.name} cannot run {precision}: {why}", f"--for {self.name} takes {', '.join(self.precisions)}"
+            )
+
+    @contextmanager
+    def session(self, model: ir.Model, **options: Any) -> Iterator[Session]:
+        """Yield a session that answers as `model` does on this target: on its backend, or simulated on the CPU."""
+        with self.trial(model) as (bundle, settings):
+            session = load(bundle, "onnxruntime-cpu", **settings, **options)
+            try:
+                yield session
+            finally:
+                session.close()
+
+    @contextmanager
+    def trial(self, model: ir.Model) -> Iterator[tuple[Bundle, dict[str, Any]]]:
+        """Yield `model`, simulated where need be, as a file of its own, and the options that ONNX Runtime on the CPU runs it with."""
+        with tempfile.TemporaryDirectory(prefix="relu-deploy-trial-") as folder:
+            path = Path(folder) / "variant.onnx"
+            save_model(model if self.measurable else simulated(model), path)
+            # Merging Q/DQ pairs into 8-bit kernels starts above "basic": these are another target's kernels.
+            yield Bundle.open(path), {} if self.measurable else {"optimization": "basic"}
+
+
+_FLOAT_ONLY = "ONNX Runtime's CUDA kernels compute 8-bit graphs in float, slower than float32; use --for tensorrt"
+_CPU_HALF = "ONNX Runtime's CPU kernels have none: it would run in float32 with a cast around every node"
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            "cpu",
+            ("fp32", "int8"),
+            "cpu",
+            "onnxruntime-cpu",
+            True,
+            {"fp16": _CPU_HALF, "bf16": _CPU_HALF, "fp8": "no CPU has float8 arithmetic"},
+        ),
+        Target(
+            "cuda",
+            ("fp32", "fp16"),
+            "tensorrt",
+            "onnxruntime-cuda",
+            refused={"int8": _FLOAT_ONLY, "fp8": _FLOAT_ONLY, "bf16": "ONNX Runtime's CUDA convolutions have no bfloat16"},
+        ),
+        Target("tensorrt", tuple(PRECISIONS), "tensorrt", "tensorrt"),
+        Target("tensorrt-rtx", tuple(PRECISIONS), "tensorrt", "tensorrt-rtx"),
+    )
+}
+
+
+def find_target(name: str) -> Target:
+    """Return the target called `name`. Raises UsageError when there is none."""
+    if name not in TARGETS:
+        raise UsageError(f"there is no target called {name!r}", nearest(name, TARGETS))
+    return TARGETS[name]

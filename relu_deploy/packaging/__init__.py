@@ -1,0 +1,1 @@
+"""What other engines deploy: Triton, KServe, Docker."""

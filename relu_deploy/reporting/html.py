@@ -1,0 +1,204 @@
+"""Self-contained pages: one file, no script, nothing loaded from elsewhere; readable on a phone and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import groupby
+from typing import Any
+
+from relu_deploy.reporting.device import device_table
+from relu_deploy.reporting.scaling import Series, scaling
+from relu_deploy.reporting.svg import Bar, bars, dots
+
+__all__ = ["bench_page", "page"]
+
+Result = Mapping[str, Any]
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--line:#d1d9e0;--paper:#fff;--panel:#f6f8fa;--bad:#b42318;--good:#1a7f37}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--line:#3d444d;--paper:#0d1117;--panel:#151b23;--bad:#ff7b72;--good:#3fb950}}
+*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+main{max-width:1240px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.6rem;margin:0 0 4px}h2{font-size:1.2rem;margin:40px 0 8px}
+p{margin:8px 0;max-width:75ch}.soft{color:var(--soft);font-size:.92rem}.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}th,td{padding:6px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
+th{color:var(--soft);font-weight:600}th:nth-child(-n+3),td:nth-child(-n+3){text-align:left}.bad{color:var(--bad);font-weight:700}.good{color:var(--good)}
+.charts{margin-top:14px;display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:16px}figure{margin:0;padding:12px;background:var(--panel);border:1px solid var(--line);border-radius:8px}
+figcaption{font-size:.92rem;font-weight:600;margin-bottom:6px}svg{width:100%;height:auto;display:block}svg text{font:13px system-ui,sans-serif;fill:var(--ink)}
+svg .name{text-anchor:end}svg .tick{text-anchor:middle;fill:var(--soft);font-size:11px}svg .unit{fill:var(--soft);font-size:11px}svg .grid{stroke:var(--line)}svg .whisker{stroke:var(--ink);fill:none;stroke-width:1.5}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:.9rem}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+.wide svg{min-width:640px}svg .soft{fill:var(--soft);font-size:11px}svg .guide{stroke:var(--soft);stroke-dasharray:5 4;fill:none}svg .limit{stroke:var(--bad);stroke-dasharray:2 3;fill:none}svg .fault{stroke:var(--bad);stroke-width:2}
+.fault-box{border-left:4px solid var(--bad);background:var(--panel);padding:10px 14px;margin:14px 0}.fault-box p{margin:2px 0}code{font:.92em ui-monospace,monospace;overflow-wrap:anywhere}
+figure.wide{margin-top:14px}.left td,.left th{text-align:left;white-space:normal}.left td:nth-child(5){min-width:250px}
+.curves figure{max-width:640px}.legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:.85rem;margin:6px 0 0}.legend i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:6px}
+@media print{figure{break-inside:avoid}}
+"""
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole HTML document."""
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
+def bench_page(result: Result) -> str:
+    """Return the page for what `bench --json` writes."""
+    environment = result["environment"]
+    cpu = environment["cpu"]
+    names = list(dict.fromkeys(_name(run) for run in result["runs"]))
+    verdict = (
+        '<span class="good">Every row gives the right answers.</span>'
+        if result["passed"]
+        else '<span class="bad">Not every row ran and gave the right answers.</span>'
+    )
+    body = [
+        "<h1>Benchmark</h1>",
+        f'<p class="soft">{escape(cpu["model"])}, {environment["threads"]} threads, {escape(environment["time"])}, '
+        f"relu_deploy {escape(environment['relu_deploy'])}</p>",
+        f"<p>{verdict} A timing is one call from arrays to arrays. Backends ran in processes of their own and took turns; whiskers "
+        "are 95% confidence intervals of the mean, from the rounds. Nothing was left out of any figure. Right: the answers agree with the float64 truth. Load: until the first "
+        "answer. Of limit: of the float32 matrix rate measured on this CPU; on a GPU, of what its matrix rate in the row's precision and "
+        "the bytes of weights, inputs and outputs allow for its own time.</p>",
+    ]
+    charted: set[str] = set()
+    for (model, batch), group in groupby(result["runs"], key=lambda run: (run["model"], run["batch"])):
+        rows = list(group)
+        if model not in charted:
+            charted.add(model)
+            body.append(_by_batch(model, [run for run in result["runs"] if run["model"] == model], names))
+        body.append(f"<h2>{escape(model)}, batch {batch}</h2>")
+        body.append(_table(rows, result["ratios"]))
+        body.append(device_table({_name(row): row for row in rows}))
+        measured = [row for row in rows if row["latency_ms"]]
+        if measured:
+            body.append(f'<div class="charts">{_latency(model, measured, names)}{_spread(model, measured, names)}</div>')
+    if any(run["warmed_up"] is False for run in result["runs"]):
+        body.append('<p class="soft">* did not settle while warming up: the machine was busy, read its interval.</p>')
+    body.append("<h2>Measured on</h2>" + _facts(environment))
+    if result["left_out"]:
+        missing = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>" for name, reason in result["left_out"].items())
+        body.append(f"<h2>Not run</h2><dl>{missing}</dl>")
+    return page("relu_deploy: benchmark", "".join(body))
+
+
+def _by_batch(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
+    """Return the curves over batch sizes of whole calls, and of the GPU's own time where there is one; "" with one size only."""
+    figures = []
+    for caption, part in (("whole calls", "latency_ms"), ("the GPU's own time", "run_ms")):
+        points: dict[str, list[tuple[int, float, tuple[float, float] | None]]] = {}
+        for row in rows:
+            latency = row["latency_ms"] if part == "latency_ms" else (row.get("device") or {}).get(part)
+            if latency:
+                low, high = latency["ci95"] or (0, 0)
+                interval = (row["batch"] / high, row["batch"] / low) if low > 0 else None
+                points.setdefault(_name(row), []).append((row["batch"], row["batch"] / latency["mean"], interval))
+        # Milliseconds make images a millisecond.
+        entries = [
+            Series(name, [(b, 1e3 * mean, (1e3 * i[0], 1e3 * i[1]) if i else None) for b, mean, i in at], names.index(name))
+            for name, at in points.items()
+        ]
+        if chart := scaling(f"Throughput of {model} over batch sizes, {caption}", entries):
+            figures.append(
+                f"<figure><figcaption>Throughput over batch sizes, {caption}, with 95% intervals</figcaption>{chart}</figure>"
+            )
+    return f'<h2>{escape(model)}</h2><div class="charts curves">{"".join(figures)}</div>' if figures else ""
+
+
+def _name(row: Result) -> str:
+    """Return what a row or a ratio is called: its backend, and the variant where it is not the model itself."""
+    return f"{row['backend']} {row['variant']}" if row["variant"] else str(row["backend"])
+
+
+def _table(rows: Sequence[Result], ratios: Sequence[Result]) -> str:
+    head = (
+        *("backend", "right", "accuracy", "precision", "p50 ms", "p90", "p99", "mean", "images/s", "speed-up", "of limit"),
+        *("peak MB", "load s"),
+    )
+    lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
+    for row in rows:
+        latency = row["latency_ms"]
+        if latency is None:
+            lines.append(
+                f'<tr><td>{escape(_name(row))}</td><td class="bad" colspan="{len(head) - 1}">{escape(row["error"])}</td></tr>'
+            )
+            continue
+        same = (row["model"], row["batch"], _name(row))
+        ratio = next((one for one in ratios if (one["model"], one["batch"], _name(one)) == same), None)
+        speedup = "1" if ratio is None else f"{ratio['speedup']:.2f}×"
+        if ratio and ratio["ci95"]:
+            speedup += f" <span class='soft'>[{ratio['ci95'][0]:.2f}, {ratio['ci95'][1]:.2f}]</span>"
+        metric, roofline = row["accuracy"], row["roofline"]
+        cells = (
+            escape(_name(row)) + ("" if row["warmed_up"] else " *"),
+            '<span class="good">yes</span>' if row["verified"] else '<span class="bad">NO</span>',
+            f"{metric['name']} {metric['value']:.4f} <span class='soft'>({metric['samples']})</span>" if metric else "",
+            escape(row["precision"]),
+            *(f"{latency[name]:.3g}" for name in ("p50", "p90", "p99", "mean")),
+            f"{row['throughput']:,.1f}",
+            speedup,
+            f"{roofline['share']:.0%}" if roofline else "",
+            f"{row['peak_bytes'] / 1e6:,.0f}" if row["peak_bytes"] else "",
+            f"{row['load_seconds'] + row['first_run_seconds']:.2f}",
+        )
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _latency(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
+    entries = [
+        Bar(
+            _name(row),
+            row["latency_ms"]["mean"],
+            tuple(row["latency_ms"]["ci95"]) if row["latency_ms"]["ci95"] else None,
+            names.index(_name(row)),
+            f"{_name(row)}: mean {row['latency_ms']['mean']:.4g} ms over {row['latency_ms']['runs']} runs",
+        )
+        for row in rows
+    ]
+    return f"<figure><figcaption>Mean latency, with its 95% interval</figcaption>{bars(f'Mean latency of {model}', 'ms', entries)}</figure>"
+
+
+def _spread(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
+    marks = [
+        (
+            _name(row),
+            [row["latency_ms"][name] for name in ("minimum", "p50", "p90", "p99", "maximum")],
+            names.index(_name(row)),
+        )
+        for row in rows
+    ]
+    caption = "From the fastest run to the slowest: minimum, p50, p90, p99, maximum (logarithmic)"
+    return f"<figure><figcaption>{caption}</figcaption>{dots(f'Latency distribution of {model}', 'ms', marks)}</figure>"
+
+
+def _gpu_limits(limits: Result | None) -> str:
+    if not limits:
+        return "none was used"
+    if "not_measured" in limits:
+        return f"not measured: {limits['not_measured']}"
+    rates = [f"{name} {rate:,.1f}" for name, rate in limits["tera_operations_per_s"].items()]
+    rates += [f"{name} {why}" for name, why in limits["missing"].items()]
+    return f"10^12 operations a second: {', '.join(rates)}; copy {limits['copy_gb_per_s']:,.0f} GB/s; L2 {limits['l2_mb']:.0f} MB"
+
+
+def _facts(environment: Result) -> str:
+    cpu, limits = environment["cpu"], environment["limits"]
+    facts = {
+        "CPU": f"{cpu['model']}, {cpu['usable_cpus']} usable CPUs, {', '.join(cpu['features']) or 'no vector extensions known'}",
+        "clock": f"{cpu['mhz']:.0f} MHz when looked at, governor {cpu['governor'] or 'not readable'}"
+        if cpu["mhz"]
+        else "not readable",
+        "measured limits": f"{limits['float32_gflops']} GFLOP/s float32, copy {limits['copy_gb_per_s']} GB/s"
+        if limits
+        else "not measured",
+        "limits of the GPU": _gpu_limits(environment.get("gpu_limits")),
+        "GPU": "; ".join(" ".join(gpu.values()) for gpu in environment["gpus"]) or "none",
+        "threads": str(environment["threads"]),
+        "load average": str(environment["load_average"]),
+        "system": f"{environment['os']}, Python {environment['python']}",
+        "libraries": ", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
+        "timed per row": f"{environment['seconds_per_row']} s, seed {environment['seed']}",
+    }
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items()) + "</dl>"

@@ -1,0 +1,1 @@
+"""Images and texts in, labels, boxes and masks out; the web page."""

@@ -1,0 +1,130 @@
+"""From a request's body to a picture, upright and in 8-bit RGB or grey, without trusting a byte of it.
+
+The size is read from the header and checked before any pixel is unpacked: a few bytes can claim gigabytes. Of a picture that
+moves the first frame is taken; what is transparent is put on white, as most viewers show it; 16 bits are scaled to 8.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from relu_deploy.errors import missing_package
+from relu_deploy.serving.errors import Invalid, TooLarge
+
+__all__ = ["FORMATS", "PictureLimits", "decode_picture", "file_of"]
+
+#: Pillow's names of the formats that are taken; others are not even looked for
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+KNOWN = "JPEG, PNG, WebP or BMP"
+#: of a form; each costs time, even an empty one
+MOST_PARTS = 16
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """max_pixels: of one picture, at most what Pillow itself takes (178,956,970).
+
+    decoders: pictures that are decoded at a time. waiting: more that may wait for that.
+    """
+
+    max_pixels: int = 40_000_000
+    decoders: int = 2
+    waiting: int = 64
+
+
+def file_of(body: bytes, content_type: str) -> bytes:
+    """Return the picture file in `body`: the body itself, or the one file of a multipart/form-data form.
+
+    Raises Invalid for another content type, a malformed form, or one with no or several files.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        body = _file_of_form(body, content_type)
+    elif kind and kind != "application/octet-stream" and not kind.startswith("image/"):
+        raise Invalid(
+            f"content type {kind!r} is not taken",
+            "send a picture as image/* or application/octet-stream, or a form with one file",
+        )
+    if not body:
+        raise Invalid("there is no picture in the body", f"send a {KNOWN} file")
+    return body
+
+
+def decode_picture(file: bytes, channels: int, limits: PictureLimits) -> tuple[Image.Image, str]:
+    """Return the picture in `file`, upright, of mode L for one channel and RGB for three, and its format's name.
+
+    Raises TooLarge for too many pixels, before they are unpacked, and Invalid for what is no picture or is damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(file), formats=FORMATS) as opened:
+            if opened.width * opened.height > limits.max_pixels:
+                size = f"{opened.width}x{opened.height}"
+                raise TooLarge(
+                    f"a picture of {size} pixels is more than the {limits.max_pixels} that are taken", "make it smaller"
+                )
+            name = opened.format or ""
+            opened.load()
+            return _in_bytes(_upright(opened), "L" if channels == 1 else "RGB"), name
+    except TooLarge:
+        raise
+    except Image.DecompressionBombError:
+        raise TooLarge(f"the picture has more than the {limits.max_pixels} pixels that are taken", "make it smaller") from None
+    except UnidentifiedImageError:
+        raise Invalid(f"this is not a {KNOWN} picture", "convert it to one of these") from None
+    except Exception as error:  # Pillow raises a dozen types for a damaged picture
+        raise Invalid(f"the picture is damaged: {' '.join(str(error).split())[:200]}") from None
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # damaged metadata of a picture that is sound itself
+        return picture
+
+
+def _in_bytes(picture: Image.Image, mode: str) -> Image.Image:
+    if picture.mode.startswith("I"):
+        # Pillow's own conversion cuts off what is above 255.
+        wide = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif picture.has_transparency_data:
+        opaque = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
+    return picture.convert(mode)
+
+
+def _file_of_form(body: bytes, content_type: str) -> bytes:
+    try:
+        from python_multipart.exceptions import FormParserError
+        from python_multipart.multipart import File, create_form_parser
+    except ImportError as error:
+        raise missing_package("python-multipart", "serve") from error
+    files: list[Any] = []
+    parts = 0
+
+    def found(part: Any) -> None:
+        nonlocal parts
+        parts += 1
+        if parts > MOST_PARTS:
+            raise Invalid(f"the form has more than {MOST_PARTS} parts", "send one picture at a time")
+        if isinstance(part, File):
+            files.append(part)
+
+    # In memory throughout: the body's own limit is the form's.
+    config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
+    try:
+        parser = create_form_parser({"Content-Type": content_type.encode("latin-1")}, found, found, config)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise Invalid(f"the body is not the form that its content type says: {error}") from None
+    if len(files) != 1:
+        raise Invalid(f"the form has {len(files)} files", "send one picture at a time, as a part with a file name")
+    stream = files[0].file_object
+    stream.seek(0)
+    return bytes(stream.read())

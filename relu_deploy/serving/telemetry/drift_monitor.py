@@ -1,0 +1,307 @@
+"""The Relu monitor: whether what clients send still looks, to the model's Relus, like the data of its census.
+
+A share of the rows is run once more, on a second session that shows every Relu, and held against the census's norm
+(`activations/drift.py` says by which statistic, and what its alarm means). What is served is never touched: the second session
+is the graph that the census ran, in a thread of the lowest priority with a short queue, and a sample that finds the queue
+full is left out. The last `WINDOW` samples are one test; a client that sends one picture over and over is a drift, too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from relu_deploy.activations.drift import LEAST_ROWS, Norm, p_value, rank_sum, rates_of, threshold_of
+from relu_deploy.backends import Session, load
+from relu_deploy.bundle import Bundle, sha256
+from relu_deploy.errors import InputError, ReluDeployError
+from relu_deploy.graph import Relu, find_relus, load_model
+from relu_deploy.tensors import Array, Feeds
+
+__all__ = ["DEFAULT_SHARE", "Monitor", "Monitored"]
+
+#: share of the rows that are looked at, where there is a norm and nobody says
+DEFAULT_SHARE = 0.01
+#: samples of one test, and how many there must be before there is one
+WINDOW, LEAST = 64, 16
+#: share of windows that raise the alarm, and of samples that are called unusual, while nothing has drifted
+FALSE_ALARMS, UNUSUAL = 0.001, 0.01
+#: samples, and bytes of them, that may wait; samples of one run
+QUEUE, QUEUE_BYTES, TOGETHER = 64, 1 << 26, 8
+#: how much less important the thread is than those that serve (see nice(2))
+NICE = 10
+
+log = logging.getLogger("relu_deploy.serve")
+
+
+@dataclass
+class _Seen:
+    """What the samples so far have shown. For one thread at a time."""
+
+    samples: int = 0
+    dropped: int = 0
+    failed: int = 0
+    unusual: int = 0
+    alarms: int = 0
+    alarm: bool = False
+    score: float | None = None
+
+
+class Monitor:
+    """Watches one loaded model. Called in its batch thread; everything slow happens in a thread of its own.
+
+    `off` says why there is nothing to see, "" while it watches; `hint` what to do about that.
+    """
+
+    def __init__(self, bundle: Bundle, share: float, *, seed: int | None = None) -> None:
+        self.name = f"{bundle.name}-{bundle.variant}" if bundle.variant else bundle.name
+        self.share, self.off, self.hint = share, "", ""
+        self._bundle, self._random = bundle, np.random.default_rng(seed)
+        first = bundle.inputs[0].batch if bundle.inputs else None
+        # Rows that come one by one can be looked at one by one.
+        self._by_row = isinstance(first, str) and all(spec.batch == first for spec in bundle.inputs)
+        self._skip = self._gap()
+        self._queue: queue.Queue[Feeds | None] = queue.Queue()
+        self._lock = threading.Lock()
+        self._seen = _Seen()
+        self._norm: Norm | None = None
+        self._scores = np.zeros(0)
+        self._distances: deque[Array] = deque(maxlen=WINDOW)
+        self._rates: deque[Array] = deque(maxlen=WINDOW)
+        self._excursions: list[int] = []
+        self._ready = threading.Event()
+        self._over: Feeds | None = None
+        self._thread = threading.Thread(target=self._work, name=f"relu-deploy monitor {self.name}", daemon=True)
+        self._thread.start()
+
+    def __call__(self, feeds: Feeds, outputs: Feeds, rows: int, /) -> None:  # noqa: ARG002  # see `models.Watch`
+        units = rows if self._by_row else 1
+        if self._skip >= units:
+            self._skip -= units
+            return
+        while self._skip < units:
+            row = slice(self._skip, self._skip + 1) if self._by_row else slice(None)
+            self._offer({name: array[row] for name, array in feeds.items()})
+            self._skip += 1 + self._gap()
+        self._skip -= units
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Return whether the norm and the session are there, or `off` says why not. Blocks until one is true."""
+        return self._ready.wait(seconds)
+
+    def settle(self, seconds: float | None = None) -> bool:
+        """Return whether every sample that was taken has been looked at. Blocks until then."""
+        with self._queue.all_tasks_done:
+            return self._queue.all_tasks_done.wait_for(lambda: not self._queue.unfinished_tasks, seconds)
+
+    def close(self) -> None:
+        """End the thread and the session; samples that wait are left out. Blocks."""
+        self.off = self.off or "the model was unloaded"
+        self._empty()
+        self._queue.put(None)
+        self._thread.join()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the state, as at /v2/models/NAME/monitor."""
+        if self._norm is None or self.off:
+            reason = self.off or "it is being loaded"
+            return {"model": self.name, "on": False, "reason": reason, "hint": self.hint, "share": self.share}
+        with self._lock:
+            seen, excursions = replace(self._seen), list(self._excursions)
+            distances = np.array(self._distances).reshape(len(self._distances), len(self._norm.relus))
+            rates = np.array(self._rates).reshape(distances.shape)
+        norm, enough = self._norm, len(distances) >= LEAST
+        return {
+            "model": self.name,
+            "on": True,
+            "share": self.share,
+            "samples": seen.samples,
+            "dropped": seen.dropped,
+            "failed": seen.failed,
+            "unusual": seen.unusual,
+            "unusual_expected": UNUSUAL,
+            "window": {"samples": len(distances), "least": LEAST, "most": WINDOW},
+            "drift": {
+                "score": seen.score,
+                "threshold": threshold_of(FALSE_ALARMS),
+                "false_alarm_rate": FALSE_ALARMS,
+                "alarm": seen.alarm,
+                "alarms": seen.alarms,
+            },
+            "census": norm.to_json(),
+            "relus": [
+                {
+                    "node": relu.node,
+                    "firing_rate": float(rates[:, at].mean()) if len(rates) else None,
+                    "sparsity": 1 - float(rates[:, at].mean()) if len(rates) else None,
+                    "census_sparsity": 1 - float(relu.mean.mean()),
+                    "drift_score": rank_sum(distances[:, at], np.sort(norm.held_out[:, at])) if enough else None,
+                    "excursions": excursions[at],
+                    "excursions_expected": 0.0 if relu.upper is not None else seen.samples / (norm.samples + 1),
+                }
+                for at, relu in enumerate(norm.relus)
+            ],
+        }
+
+    def _gap(self) -> int:
+        """Return how many rows to let pass: as many as lie between two that are picked independently with the share's odds."""
+        return int(self._random.geometric(self.share)) - 1
+
+    def _offer(self, sample: Feeds) -> None:
+        size = sum(array.nbytes for array in sample.values())
+        if self.off:
+            return
+        if self._queue.qsize() >= min(QUEUE, max(1, QUEUE_BYTES // max(1, size))):
+            with self._lock:
+                self._seen.dropped += 1
+            return
+        # A copy: a view would keep the whole batch alive.
+        self._queue.put({name: array.copy() for name, array in sample.items()})
+
+    # ------------------------------------------------------------ in its own thread
+
+    def _work(self) -> None:
+        if sys.platform.startswith("linux"):
+            # Linux has a priority for each thread, and others for processes only.
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        try:
+            norm, relus, session = _prepare(self._bundle)
+        except Exception as error:
+            told = error.message if isinstance(error, ReluDeployError) else f"its session failed: {type(error).__name__}"
+            self.hint = error.hint if isinstance(error, ReluDeployError) else ""
+            self.off = self.off or told
+            log.info("%s: the Relu monitor is off: %s", self.name, self.off)
+            self._empty()
+            self._ready.set()
+            return
+        self._excursions, self._scores, self._norm = [0] * len(norm.relus), norm.scores, norm
+        self._ready.set()
+        try:
+            while batch := self._next():
+                joined = batch[0] if len(batch) == 1 else {name: np.concatenate([f[name] for f in batch]) for name in batch[0]}
+                self._look(session, norm, relus, joined)
+                for _ in batch:
+                    self._queue.task_done()
+        finally:
+            session.close()
+
+    def _next(self) -> list[Feeds]:
+        """Return some waiting samples that can be one batch, [] at the end. Blocks."""
+        first = self._over or self._queue.get()
+        self._over = None
+        batch = [first] if first is not None else []
+        with suppress(queue.Empty):
+            while batch and self._by_row and len(batch) < TOGETHER:
+                following = self._queue.get_nowait()
+                if following is None:
+                    self._queue.put(None)
+                    break
+                if any(following[name].shape != array.shape for name, array in batch[0].items()):
+                    self._over = following
+                    break
+                batch.append(following)
+        return batch
+
+    def _empty(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+                self._queue.task_done()
+
+    def _look(self, session: Session, norm: Norm, relus: Sequence[Relu], feeds: Feeds) -> None:
+        rows = len(next(iter(feeds.values())))
+        try:
+            results = session.run(feeds)
+            values = [results[relu.output] for relu in relus]
+            rates = [rates_of(each) for each in values]
+            distances = norm.log_distances(rates)
+            exceeded = [
+                relu.exceeded(each.reshape(len(each), -1).max(axis=1)) for relu, each in zip(norm.relus, values, strict=True)
+            ]
+        except Exception as error:
+            with self._lock:
+                self._seen.failed += rows
+                first = self._seen.failed == rows
+            if first:
+                log.warning("%s: the Relu monitor could not run a sample: %s", self.name, " ".join(str(error).split())[:300])
+            return
+        with self._lock:
+            self._distances.extend(distances)
+            self._rates.extend(np.stack([each.mean(axis=1) for each in rates], axis=1))
+            for at, each in enumerate(exceeded):
+                self._excursions[at] += int(each.sum())
+            self._seen.samples += rows
+            self._seen.unusual += int((p_value(distances.mean(axis=1), self._scores) <= UNUSUAL).sum())
+            self._judge()
+
+    def _judge(self) -> None:
+        if len(self._distances) < LEAST:
+            return
+        seen, was = self._seen, self._seen.alarm
+        seen.score = rank_sum(np.array(self._distances).mean(axis=1), self._scores)
+        seen.alarm = seen.score > threshold_of(FALSE_ALARMS)
+        if seen.alarm and not was:
+            seen.alarms += 1
+            log.warning(
+                "%s: drift: the last %d samples fire unlike the census (%.1f)", self.name, len(self._distances), seen.score
+            )
+        elif was and not seen.alarm:
+            log.info("%s: drift is over", self.name)
+
+
+def _prepare(bundle: Bundle) -> tuple[Norm, list[Relu], Session]:
+    """Return the norm of `bundle`'s census, its Relus, and a session that shows them.
+
+    Raises InputError when there is no norm or its graph is gone, and what loading raises.
+    """
+    if not bundle.is_folder:
+        hint = f"relu-deploy export {bundle.path} -o NAME.rdb, and then relu-deploy census NAME.rdb --data D"
+        raise InputError(f"{bundle.path} is no bundle, and so has no census to compare with", hint)
+    hint = f"relu-deploy census {bundle.path} --data D, where D is data of what is normal in {LEAST_ROWS} rows or more"
+    file = bundle.path / "reports" / "norm.npz"
+    if not file.is_file():
+        there = (bundle.path / "reports" / "census.json").is_file()
+        told = "has a census that leaves nothing" if there else "has no census"
+        raise InputError(f"{bundle.path} {told} to compare with", hint)
+    norm = Norm.read(file)
+    graphs = [bundle, Bundle(bundle.path, bundle.manifest)]
+    counted = next((each for each in graphs if sha256(each.onnx) == norm.graph), None)
+    if counted is None:
+        raise InputError(f"the census in {bundle.path} is of another graph than the one that is served", hint)
+    known = {relu.output: relu for relu in find_relus(load_model(counted.onnx))}
+    relus = [known[relu.output] for relu in norm.relus]
+    session = load(counted, norm.backend, taps=tuple(relus), threads=1)
+    return norm, relus, session
+
+
+class Monitored:
+    """Makes the monitors of a server, for `Models`. share: None for the default where there is a norm, 0 for none at all."""
+
+    def __init__(self, share: float | None) -> None:
+        self._share = share
+
+    def __call__(self, bundle: Bundle) -> Monitor | None:
+        if self._share == 0:
+            return None
+        return Monitor(bundle, DEFAULT_SHARE if self._share is None else self._share)
+
+    def require(self, monitor: object) -> None:
+        """Raise InputError when a share was asked for and `monitor` cannot watch. Blocks until that is known."""
+        if not self._share or not isinstance(monitor, Monitor):
+            return
+        monitor.wait()
+        if monitor.off:
+            raise InputError(
+                f"--monitor-share {self._share:g}: {monitor.off}", "relu-deploy census PATH --data D makes what it compares with"
+            )

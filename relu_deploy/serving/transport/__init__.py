@@ -1,0 +1,1 @@
+"""The HTTP connection: admission, limits, sockets and graceful close."""

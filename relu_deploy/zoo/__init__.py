@@ -1,0 +1,1 @@
+"""The shipped models and the architectures that can be built by name."""

@@ -1,0 +1,213 @@
+"""A watch counts dead ReLU channels in training, warns once with a cause, and leaves the module as it was."""
+
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+from torch import nn  # noqa: E402
+
+from relu_deploy.activations.watch import DyingReluWarning, watch  # noqa: E402
+
+
+def hooks_of(module):
+    return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in module.modules())
+
+
+def layer(bias, inputs=3, inplace=False):
+    """Return a Linear with one unit for each of `bias`, and its ReLU."""
+    linear = nn.Linear(inputs, len(bias))
+    with torch.no_grad():
+        linear.bias.copy_(torch.tensor(bias))
+    return nn.Sequential(linear, nn.ReLU(inplace=inplace))
+
+
+def run(module, batches, inputs=3):
+    torch.manual_seed(0)
+    for _ in range(batches):
+        module(torch.randn(8, inputs))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_channels_that_did_not_fire_for_patience_batches_are_dead(inplace):
+    module = layer([-100.0, 100.0, -100.0, 0.0], inplace=inplace)
+    with watch(module, warn=False, patience=5) as watched:
+        run(module, 4)
+        assert watched.dead() == {"1": 0}
+        run(module, 1)
+        assert watched.dead() == {"1": 2}
+    (found,) = watched.report()
+    assert (found.scope, found.channels, found.dead, found.batches, found.share) == ("1", 4, 2, 5, 0.5)
+
+
+def test_a_channel_that_fires_again_is_alive_again():
+    module = layer([-100.0, 1.0])
+    with watch(module, warn=False, patience=3) as watched:
+        run(module, 5)
+        assert watched.dead() == {"1": 1}
+        module(torch.full((1, 3), 1.0))
+        with torch.no_grad():
+            module[0].bias.fill_(100)
+        run(module, 1)
+        assert watched.dead() == {"1": 0}
+
+
+def test_batches_in_eval_mode_are_not_counted():
+    module = layer([-100.0]).eval()
+    with watch(module, patience=1) as watched:
+        run(module, 5)
+        assert watched.dead() == {"1": 0}
+        assert watched.report()[0].batches == 0
+
+
+def test_the_warning_comes_once_and_names_module_share_and_cause():
+    module = layer([-100.0, -100.0, 100.0])
+    with pytest.warns(DyingReluWarning) as caught, watch(module, patience=2):
+        run(module, 50)
+    (warning,) = caught
+    text = str(warning.message)
+    assert "1: 2 of 3 channels (67%) have not fired for 2 training batches" in text
+    assert "large negative biases (median -100 in 0)" in text
+    assert warning.filename == __file__
+
+
+def test_what_died_since_the_last_look_is_said_when_the_block_ends():
+    module = layer([-100.0, 0.0])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with watch(module, patience=15):
+            run(module, 16)
+            assert caught == []
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_nothing_is_said_below_the_share_or_when_unwanted():
+    module = layer([-100.0] + [100.0] * 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with watch(module, patience=2, share=0.2):
+            run(module, 10)
+        with watch(layer([-100.0]), warn=False, patience=2):
+            run(module, 10)
+
+
+def causes(module, inputs):
+    with watch(module, warn=False, patience=1) as watched:
+        module(inputs)
+    return " | ".join(watched.report()[0].causes)
+
+
+def test_unnormalised_input_is_recognised():
+    assert "unnormalised input (its root mean square is 255)" in causes(layer([-1e6]), torch.full((4, 3), 255.0))
+    assert "unnormalised" not in causes(layer([-1e6]), torch.ones(4, 3))
+
+
+def test_a_learning_rate_that_throws_the_weights_is_recognised():
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    torch.manual_seed(0)
+    with watch(module, warn=False, patience=2) as watched:
+        optimiser = torch.optim.SGD(module.parameters(), lr=100.0)
+        for _ in range(6):
+            optimiser.zero_grad()
+            module(torch.randn(32, 3).abs()).square().mean().backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimiser.step()
+    (found,) = watched.report()
+    assert found.dead > 0
+    assert found.causes[0].startswith("learning rate too high (the weights of 0 moved by ")
+
+
+def test_initialisation_and_missing_normalisation_are_recognised():
+    module = layer([-1e3])
+    with torch.no_grad():
+        module[0].weight.mul_(1000)
+        module[0].bias.fill_(-1e6)
+    assert "initialisation (0 began at" in causes(module, torch.ones(4, 3))
+    normalised = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+    with torch.no_grad():
+        normalised[1].bias.fill_(-100)
+    assert "no normalisation" not in causes(normalised, torch.randn(4, 1, 8, 8))
+    assert "no normalisation between 0 and the ReLU" in causes(layer([-1e3]), torch.ones(4, 3))
+
+
+class Shared(nn.Module):
+    """One ReLU called after two layers of different width, as torchvision's bottlenecks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.relu = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 6, 1), nn.ReLU(inplace=True)
+        with torch.no_grad():
+            self.first.bias.fill_(10)
+            self.second.bias.fill_(-1e3)
+
+    def forward(self, x):
+        return self.relu(self.second(self.relu(self.first(x))))
+
+
+def test_a_module_that_is_called_twice_has_the_channels_of_both_calls():
+    module = Shared()
+    with watch(module, warn=False, patience=3) as watched:
+        for _ in range(4):
+            module(torch.randn(16, 1, 4, 4))
+    (found,) = watched.report()
+    assert (found.scope, found.channels, found.dead, found.batches) == ("relu", 10, 6, 4)
+
+
+def test_a_part_run_by_itself_is_counted_as_one_call():
+    module = nn.Sequential(layer([-100.0, 100.0]), nn.Linear(2, 1))
+    with watch(module, warn=False, patience=3) as watched:
+        run(module[0], 5)
+    assert watched.dead() == {"0.1": 1}
+    assert watched.report()[0].batches == 5
+
+
+def test_features_behind_a_linear_layer_are_the_last_axis():
+    module = layer([-100.0, 100.0])
+    with watch(module, warn=False, patience=1) as watched:
+        module(torch.randn(4, 7, 3))
+    assert watched.report()[0].channels == 2
+
+
+def test_relu6_counts_too_and_functional_relus_are_refused_as_invisible():
+    with watch(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU6()), warn=False) as watched:
+        assert watched.dead() == {"1": 0}
+    with pytest.raises(ValueError, match="functional relus are invisible"), watch(nn.Linear(1, 1)):
+        pass
+
+
+@pytest.mark.parametrize("options", [{"patience": 0}, {"share": 0.0}, {"share": 1.5}])
+def test_options_without_sense_are_refused(options):
+    with pytest.raises(ValueError, match="patience must be"), watch(layer([0.0]), **options):
+        pass
+
+
+def test_hooks_are_gone_when_the_block_ends_even_with_an_exception():
+    module = Shared()
+    with watch(module, warn=False):
+        assert hooks_of(module) == 3
+        module(torch.randn(2, 1, 4, 4))
+    assert hooks_of(module) == 0
+    with pytest.raises(RuntimeError, match="mine"), watch(module, warn=False):
+        raise RuntimeError("mine")
+    assert hooks_of(module) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_watching_changes_no_result_and_keeps_no_gradient(dtype):
+    torch.manual_seed(0)
+    module, images = Shared().to(dtype), torch.randn(4, 1, 5, 5).to(dtype)
+    module(images).sum().backward()
+    before = [parameter.grad.clone() for parameter in module.parameters()]
+    module.zero_grad()
+    with watch(module, warn=False, patience=1) as watched:
+        module(images).sum().backward()
+        assert all(not call.last_fired.requires_grad for record in watched._records.values() for call in record.calls)
+    for old, parameter in zip(before, module.parameters(), strict=True):
+        assert torch.equal(old, parameter.grad)
+
+
+def test_the_public_name_is_the_context_manager():
+    import relu_deploy
+
+    assert relu_deploy.watch is watch
+    assert callable(relu_deploy.census)

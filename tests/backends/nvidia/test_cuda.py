@@ -1,0 +1,156 @@
+"""The CUDA runtime's wrapper: errors with the real bindings, which need no GPU to fail; the rest with a lazy test double."""
+
+import gc
+
+import ml_dtypes
+import numpy as np
+import pytest
+from doubles import Runtime
+
+from relu_deploy.backends.nvidia import cuda
+from relu_deploy.backends.nvidia.cuda import CudaError, Device
+from relu_deploy.backends.nvidia.dlpack import describe, is_on_gpu
+from relu_deploy.backends.nvidia.driver import Missing, find_gpu
+from relu_deploy.errors import BackendUnavailable, InputError
+
+
+@pytest.fixture
+def gpu():
+    return Device(0, Runtime())
+
+
+@pytest.mark.skipif(not isinstance(find_gpu(), Missing), reason="there is a GPU here: nothing fails")
+def test_without_a_driver_the_real_bindings_error_has_cudas_name_and_what_to_do():
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    with pytest.raises(CudaError) as failed:
+        Device()
+    assert failed.value.name in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice")
+    assert failed.value.name in str(failed.value)
+    assert "cudaSetDevice failed" in failed.value.message
+    assert "--gpus all" in failed.value.hint
+    assert failed.value.exit_code == 3
+
+
+def test_bindings_that_are_not_installed_are_named(monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(cuda, "import_module", missing)
+    with pytest.raises(BackendUnavailable, match="cuda-bindings"):
+        Device()
+
+
+def test_the_hint_fits_the_error():
+    with pytest.raises(CudaError, match="cudaErrorInvalidDevice") as failed:
+        Device(7, Runtime())
+    assert "nvidia-smi -L" in failed.value.hint
+    gpu = Device(0, Runtime(memory=1000))
+    with pytest.raises(CudaError, match="cudaErrorMemoryAllocation") as failed:
+        gpu.buffer(1001)
+    assert "smaller batch" in failed.value.hint
+
+
+def test_everything_is_freed_once_however_it_ends(gpu):
+    runtime = gpu.runtime
+    with gpu.buffer(100) as buffer, gpu.pinned((5,), np.float32):
+        assert len(runtime.alive) == 2
+        buffer.close()
+        assert not buffer.is_open
+    assert len(runtime.freed) == 2
+    forgotten = gpu.buffer(10)
+    del forgotten
+    gc.collect()
+    assert len(runtime.freed) == 3
+    assert not runtime.alive
+
+
+def test_an_exception_inside_still_frees(gpu):
+    with pytest.raises(ZeroDivisionError), gpu.stream(), gpu.event(), gpu.buffer(4):
+        raise ZeroDivisionError
+    assert not gpu.runtime.alive
+    assert not gpu.runtime.queues
+    assert not gpu.runtime.events
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, bool, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 4)])
+def test_pinned_arrays_have_any_dtype_and_shape(gpu, dtype, shape):
+    with gpu.pinned(shape, dtype) as pinned:
+        pinned.array[...] = np.ones(shape).astype(dtype)
+        assert pinned.array.shape == shape
+        assert pinned.array.dtype == dtype
+        assert pinned.array.astype(np.float32).sum() == np.prod(shape, dtype=int)
+
+
+def test_copies_arrive_once_the_stream_was_waited_for_and_events_keep_time(gpu):
+    with (
+        gpu.stream() as stream,
+        gpu.event() as start,
+        gpu.event() as end,
+        gpu.buffer(12) as there,
+        gpu.pinned((3,), "f4") as here,
+    ):
+        here.array[:] = 1, 2, 3
+        start.record(stream)
+        gpu.copy(there.pointer, here.pointer, 12, stream)
+        gpu.runtime.enqueue(int(stream), lambda: None, milliseconds=1.5)
+        end.record(stream)
+        assert not end.is_past()
+        end.synchronize()
+        assert end.is_past()
+        assert end.milliseconds_since(start) == 1.5
+        assert gpu.runtime.array_at(there.pointer, (3,), np.float32).tolist() == [1, 2, 3]
+
+
+def test_captured_work_runs_when_launched_and_not_before(gpu):
+    done = []
+    with gpu.stream() as stream:
+        with gpu.capture(stream, lambda: gpu.runtime.enqueue(int(stream), lambda: done.append(1))) as graph:
+            stream.synchronize()
+            assert done == []
+            graph.launch(stream)
+            graph.launch(stream)
+            stream.synchronize()
+        assert done == [1, 1]
+
+
+def test_a_capture_that_fails_leaves_the_stream_usable(gpu):
+    def broken():
+        raise InputError("no", "")
+
+    with gpu.stream() as stream:
+        with pytest.raises(InputError):
+            gpu.capture(stream, broken)
+        assert gpu.runtime.capturing is None
+
+
+# ---------------------------------------------------------------- DLPack, with capsules that real libraries made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "uint8", "bool"])
+def test_an_array_of_another_library_is_found_where_it_lies(dtype):
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    found = describe(array.__dlpack__(), "x")
+    assert (found.pointer, found.shape, found.dtype, found.nbytes) == (array.ctypes.data, (2, 3, 4), dtype, array.nbytes)
+    assert found.outline().shape == (2, 3, 4)
+    assert found.outline().dtype == dtype
+
+
+def test_bfloat16_tensors_have_numpys_name():
+    torch = pytest.importorskip("torch")
+    tensor = torch.zeros(4, 5, dtype=torch.bfloat16)[1:]
+    found = describe(tensor.__dlpack__(), "x")
+    assert (found.dtype, found.shape, found.pointer) == ("bfloat16", (3, 5), tensor.data_ptr())
+
+
+def test_what_is_not_contiguous_is_refused_by_name():
+    with pytest.raises(InputError, match="'pixels' on the GPU is not contiguous"):
+        describe(np.zeros((4, 6), np.float32).T.__dlpack__(), "pixels")
+    # A dimension of one element has no stride to speak of.
+    assert describe(np.zeros((6, 1, 4), np.float32)[:, :, :].__dlpack__(), "x").shape == (6, 1, 4)
+
+
+def test_arrays_of_the_cpu_are_told_from_the_gpus():
+    assert not is_on_gpu(np.zeros(3))
+    assert not is_on_gpu([1, 2, 3])
+    assert is_on_gpu(type("Tensor", (), {"__dlpack_device__": lambda self: (2, 0)})())

@@ -1,0 +1,105 @@
+"""Which numbers become 8 bits wide: what each target's kernels want."""
+
+import numpy as np
+import pytest
+from onnx import helper
+from small import graph_of, residual
+
+from relu_deploy.graph.quantization.qdq_placement import place, segments_of
+
+
+def conv_net(shape, groups=1, channels=32, opset=20):
+    node = helper.make_node("Conv", ["a", "w"], ["c"], "conv", group=groups, pads=[1, 1, 1, 1])
+    first = helper.make_node("Relu", ["x"], ["a"], "before")
+    size = shape[1] * groups
+    return graph_of(
+        [first, node, helper.make_node("Relu", ["c"], ["y"], "relu")],
+        [("x", [1, size, 8, 8])],
+        [("y", None)],
+        [("w", np.ones(shape, np.float32))],
+        opset,
+    )
+
+
+def test_a_node_belongs_to_the_segment_of_the_first_relu_behind_it():
+    segments = segments_of(residual())
+    assert [segments[name] for name in ("stem", "relu0", "inner", "last", "add", "mean", "head")] == [
+        *("relu0", "relu0", "relu1", "relu2", "relu2"),
+        *("mean", "head"),
+    ]
+
+
+def test_the_cpu_reads_and_gives_8_bits_and_a_last_gemm_gives_float():
+    placed = place(residual(), "cpu")
+    assert set(placed.nodes) == {"stem", "inner", "last", "add", "mean", "head"}
+    assert placed.results == {"stem_relu", "inner_relu", "last", "sum_relu", "mean"}
+    assert ("head", 0) in placed.reads
+    assert not placed.refused
+
+
+def test_at_a_residual_add_tensorrt_gets_the_skip_branch_quantised_and_nothing_behind_the_conv():
+    placed = place(residual(), "tensorrt")
+    assert placed.reads == {("stem", 0), ("inner", 0), ("last", 0), ("add", 1), ("head", 0)}
+    assert placed.results == frozenset()
+
+
+def test_of_two_convs_at_an_add_the_one_on_the_skip_branch_is_quantised():
+    # x feeds both the projection and the main branch: it is the projection that reads what the block starts from.
+    nodes = [
+        helper.make_node("Relu", ["x"], ["start"], "start"),
+        helper.make_node("Conv", ["start", "w"], ["a"], "a"),
+        helper.make_node("Relu", ["a"], ["b"], "b"),
+        helper.make_node("Conv", ["b", "w"], ["main"], "main"),
+        helper.make_node("Conv", ["start", "w"], ["projected"], "projected"),
+        helper.make_node("Add", ["main", "projected"], ["sum"], "add"),
+        helper.make_node("Relu", ["sum"], ["y"], "relu"),
+    ]
+    model = graph_of(nodes, [("x", [1, 16, 4, 4])], [("y", None)], [("w", np.ones((16, 16, 1, 1), np.float32))])
+    assert ("add", 1) in place(model, "tensorrt").reads
+    assert ("add", 0) not in place(model, "tensorrt").reads
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "int8", "float8"),
+    [
+        ((32, 32, 3, 3), 1, True, True),
+        ((10, 64, 3, 3), 1, False, False),
+        ((8, 64, 3, 3), 1, True, False),
+        ((9, 63, 3, 3), 1, False, False),
+        ((32, 1, 3, 3), 32, True, False),
+        ((30, 1, 3, 3), 30, False, False),
+        ((32, 32, 7, 7), 1, True, False),
+        ((8, 8, 3, 3), 1, False, False),
+    ],
+)
+def test_layers_that_8_bits_make_slower_stay_float_on_tensorrt_with_the_reason(shape, groups, int8, float8):
+    model = conv_net(shape, groups)
+    for precision, wanted in (("int8", int8), ("float8", float8)):
+        placed = place(model, "tensorrt", precision)
+        assert ("conv" in placed.nodes) == wanted
+        assert ("conv" in placed.refused) != wanted
+
+
+def test_a_segment_that_is_switched_off_is_not_quantised_and_its_neighbours_are():
+    placed = place(residual(), "cpu", off=["relu1"])
+    assert "inner" not in placed.nodes
+    assert "inner_relu" not in placed.results
+    assert {"stem", "last", "head"} <= set(placed.nodes)
+
+
+def test_weights_that_are_computed_are_refused_with_the_reason():
+    nodes = [helper.make_node("MatMul", ["x", "z"], ["y"], "product")]
+    placed = place(graph_of(nodes, [("x", [4, 4]), ("z", [4, 4])], [("y", [4, 4])]), "cpu")
+    assert not placed.nodes
+    assert "computed" in placed.refused["product"]
+
+
+def test_what_a_pool_only_moves_has_one_scale_and_what_a_concat_joins_has_one_on_tensorrt():
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["pooled"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Relu", ["pooled"], ["a"], "relu"),
+        helper.make_node("Concat", ["a", "pooled"], ["y"], "concat", axis=1),
+    ]
+    model = graph_of(nodes, [("x", [1, 16, 4, 4])], [("y", None)])
+    assert [sorted(names) for names in place(model, "cpu").tied] == [["pooled", "x"]]
+    assert [sorted(names) for names in place(model, "tensorrt").tied] == [["a", "pooled", "x", "y"]]

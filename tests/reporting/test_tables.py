@@ -1,0 +1,77 @@
+"""What the tables for the terminal say beside the numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from relu_deploy.reporting.optimize import _accuracy, _checked
+from relu_deploy.reporting.tables import print_bench, print_prove, print_verify
+from relu_deploy.verification.exhaustive import Kernel, ProveReport
+
+
+def proof(passed, strict, **counts):
+    mismatches = {"nan": 0, "signed_zero": 0, "subnormal": 0, "value": 0, **counts}
+    kernels = [Kernel("Relu", "behind a Conv", 4, mismatches)]
+    report = ProveReport("torch", "2", "float16", kernels, 0.1, strict)
+    assert report.passed == passed
+    return report.to_json()
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (proof(False, True, signed_zero=1), "differs in signed zero (--strict), first in Relu behind a Conv"),
+        (proof(False, False, subnormal=2, signed_zero=1), "differs in subnormal, first in Relu behind a Conv"),
+    ],
+)
+def test_a_proof_that_fails_says_which_kind_of_difference_failed_it(capsys, result, words):
+    print_prove(result)
+    assert words in capsys.readouterr().out
+
+
+def test_a_proof_that_passes_names_no_reason(capsys):
+    print_prove(proof(True, False, signed_zero=1))
+    assert capsys.readouterr().out.rstrip().endswith("in 0.1 s")
+
+
+def test_verify_writes_shapes_as_the_other_verbs_do(capsys):
+    inputs = {"source": "random", "shapes": {"x": [1, 3, 8, 8], "y": [1, 2]}}
+    print_verify({"model": "m", "against": "torch", "inputs": inputs, "backends": []})
+    assert "on random input x 1x3x8x8, y 1x2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("average", "words"), [([0.8149, 0.7, 0.9], "2 CPUs, load 0.8"), (None, "2 CPUs")])
+def test_the_load_is_one_number_and_absent_where_the_system_has_none(capsys, average, words):
+    environment = {"cpu": {"model": "a CPU", "usable_cpus": 2}, "threads": 2, "libraries": {}, "load_average": average}
+    print_bench({"environment": environment, "runs": [], "ratios": [], "left_out": {}})
+    assert capsys.readouterr().out.splitlines()[0].endswith(words)
+
+
+def test_relus_that_differ_are_counted_not_those_that_agree():
+    checked = {"relus": 35, "relus_passed": 34, "largest_ratio": 1.99, "first_divergence": "a/Clip", "reason": "swallows NaN"}
+    told = _checked({"verified": {**checked, "passed": False}})
+    assert told.startswith("1 of 35 Relus differ")
+    assert told.endswith("first at a/Clip: swallows NaN")
+    whole = {**checked, "relus_passed": 35, "first_divergence": None, "passed": True}
+    assert _checked({"verified": whole}).startswith("35 of 35 Relus agree")
+
+
+@pytest.mark.parametrize(
+    ("precision", "held_out", "words"),
+    [("int8", False, "on 8 rows, calibrated on too ("), ("int8", True, "on 8 rows ("), ("fp16", False, "on 8 rows (")],
+)
+def test_accuracy_on_rows_that_chose_the_scales_says_so(precision, held_out, words):
+    accuracy = {"metric": "top1", "before": 1.0, "after": 1.0, "samples": 8, "drop": 0.0, "max_drop": 0.1, "simulated": False}
+    assert words in _accuracy({"accuracy": accuracy, "precision": precision, "evidence": {"held_out": held_out}})
+
+
+@pytest.mark.parametrize(("data", "hinted"), [(None, True), ("photos", False)])
+def test_a_row_that_is_not_verified_says_by_how_much_and_whether_it_saw_real_data(capsys, data, hinted):
+    environment = {"cpu": {"model": "a CPU", "usable_cpus": 2}, "threads": 2, "libraries": {}, "load_average": None, "data": data}
+    run = {"model": "m", "backend": "onnxruntime-cpu", "variant": "int8-cpu", "batch": 1, "error": "", "warmed_up": True}
+    run |= {"latency_ms": {"p50": 1, "p90": 1, "p99": 1, "mean": 1, "ci95": None}, "roofline": None, "throughput": 1}
+    run |= {"peak_bytes": 1, "load_seconds": 1, "first_run_seconds": 1, "accuracy": None, "verified": False, "error_ratio": 157.0}
+    print_bench({"environment": environment, "runs": [run], "ratios": [], "left_out": {}})
+    told = capsys.readouterr().out
+    assert "not verified: m onnxruntime-cpu int8-cpu: error ratio 157" in told
+    assert ("--data D feeds real rows" in told) is hinted

@@ -1,0 +1,224 @@
+"""The queue in front of a session, with a session that runs when it is told to."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relu_deploy.serving.batcher import Batcher, Limits
+from relu_deploy.serving.errors import Busy, Failed, Late
+from relu_deploy.serving.telemetry.statistics import Statistics
+
+
+class Gated:
+    """Doubles its rows once it is let to; `poison` rows make a run fail."""
+
+    def __init__(self, opened=True):
+        self.gate, self.ran, self.closed = threading.Event(), [], False
+        if opened:
+            self.gate.set()
+
+    def run(self, feeds):
+        self.gate.wait(10)
+        x = feeds["x"]
+        self.ran.append(x[:, 0].tolist())
+        if (x == 666).any():
+            raise RuntimeError("poison\nin line 2")
+        return {"y": 2 * x}
+
+    def close(self):
+        self.closed = True
+
+
+def rows(*values):
+    return {"x": np.array(values, np.float32).reshape(-1, 1)}
+
+
+def play(scenario, session, limits=None, after=None):
+    """Run the coroutine `scenario(batcher)` and close the batcher behind it. Returns the scenario's result and the statistics."""
+    statistics = Statistics()
+
+    async def whole():
+        batcher = Batcher("m", session, limits or Limits(), statistics, after)
+        try:
+            return await scenario(batcher)
+        finally:
+            session.gate.set()
+            await asyncio.to_thread(batcher.close)
+
+    return asyncio.run(whole()), statistics
+
+
+async def first_is_running(session, batcher):
+    """Submit a request that keeps the session busy until its gate opens, and wait until it has been taken."""
+    ticket = batcher.submit(rows(0), 1)
+    while batcher.waiting:
+        await asyncio.sleep(0.001)
+    return ticket
+
+
+def test_what_gathers_while_the_model_runs_is_the_next_batch():
+    session = Gated(opened=False)
+
+    async def scenario(batcher):
+        tickets = [await first_is_running(session, batcher), *(batcher.submit(rows(i), 1) for i in range(1, 6))]
+        session.gate.set()
+        return [(await ticket.future)["y"].tolist() for ticket in tickets]
+
+    answers, statistics = play(scenario, session, Limits(max_batch=4))
+    assert answers == [[[2 * i]] for i in range(6)]
+    assert session.ran == [[0], [1, 2, 3, 4], [5]]
+    told = statistics.to_json("m", "1")
+    assert (told["inference_count"], told["execution_count"]) == (6, 3)
+    assert [batch["batch_size"] for batch in told["batch_stats"]] == [1, 4]
+    assert session.closed
+
+
+def test_alone_a_request_does_not_wait_unless_told_to():
+    async def scenario(batcher):
+        first, second = batcher.submit(rows(1), 1), None
+        await asyncio.sleep(0.01)
+        second = batcher.submit(rows(2), 1)
+        await asyncio.gather(first.future, second.future)
+
+    at_once, patient = Gated(), Gated()
+    play(scenario, at_once, Limits(max_delay=0.0))
+    assert at_once.ran == [[1], [2]]
+    play(scenario, patient, Limits(max_delay=1.0, max_batch=2))
+    assert patient.ran == [[1, 2]]
+
+
+def test_a_request_is_never_split_and_padding_is_not_answered():
+    session = Gated(opened=False)
+
+    async def scenario(batcher):
+        tickets = [await first_is_running(session, batcher), batcher.submit(rows(1, 2, 3), 3), batcher.submit(rows(4, 5), 2)]
+        session.gate.set()
+        return [(await ticket.future)["y"].ravel().tolist() for ticket in tickets]
+
+    answers, statistics = play(scenario, session, Limits(max_batch=4, sizes=(1, 4)))
+    assert answers == [[0], [2, 4, 6], [8, 10]]
+    assert session.ran == [[0], [1, 2, 3, 3], [4, 5, 5, 5]]
+    assert statistics.to_json("m", "1")["inference_count"] == 6
+
+
+def test_beyond_the_queue_a_request_is_refused_at_once_with_when_to_come_back():
+    session = Gated(opened=False)
+
+    async def scenario(batcher):
+        await first_is_running(session, batcher)
+        kept = [batcher.submit(rows(i), 1) for i in range(3)]
+        with pytest.raises(Busy, match="3 requests are waiting") as refused:
+            batcher.submit(rows(9), 1)
+        assert refused.value.retry_after > 0
+        session.gate.set()
+        await asyncio.gather(*(ticket.future for ticket in kept))
+
+    _, statistics = play(scenario, session, Limits(queue=3))
+    assert statistics.failures == {"refused": 1}
+
+
+def test_a_request_that_fails_does_not_harm_those_it_ran_with():
+    session = Gated(opened=False)
+
+    async def scenario(batcher):
+        await first_is_running(session, batcher)
+        tickets = [batcher.submit(rows(value), 1) for value in (1, 666, 3)]
+        session.gate.set()
+        return await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
+
+    (one, poisoned, three), statistics = play(scenario, session)
+    assert (one["y"].item(), three["y"].item()) == (2, 6)
+    assert isinstance(poisoned, Failed)
+    assert poisoned.told == "the backend failed: RuntimeError: poison in line 2"
+    assert statistics.failures == {"failed": 1}
+
+
+def test_who_has_gone_or_is_too_late_is_not_run():
+    session = Gated(opened=False)
+
+    async def scenario(batcher):
+        await first_is_running(session, batcher)
+        gone, late, fine = (batcher.submit(rows(1), 1), batcher.submit(rows(2), 1, deadline=0.0), batcher.submit(rows(3), 1))
+        gone.future.cancel()
+        session.gate.set()
+        assert (await fine.future)["y"].item() == 6
+        with pytest.raises(Late, match="in the queue"):
+            await late.future
+
+    _, statistics = play(scenario, session)
+    assert session.ran == [[0], [3]]
+    assert statistics.failures == {"cancelled": 1, "late": 1}
+
+
+def test_closing_answers_what_was_taken_and_takes_no_more():
+    session = Gated(opened=False)
+
+    async def scenario(batcher):
+        tickets = [await first_is_running(session, batcher), *(batcher.submit(rows(i), 1) for i in range(1, 20))]
+        closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Busy, match="unloaded"):
+            batcher.submit(rows(99), 1)
+        session.gate.set()
+        answers = [(await ticket.future)["y"].item() for ticket in tickets]
+        await closing
+        return answers
+
+    answers, _ = play(scenario, session)
+    assert answers == [2 * i for i in range(20)]
+
+
+def test_rows_of_other_sizes_are_not_put_together():
+    class Wide(Gated):
+        def run(self, feeds):
+            self.gate.wait(10)
+            self.ran.append(feeds["x"].shape)
+            return {"y": feeds["x"]}
+
+    session = Wide(opened=False)
+
+    async def scenario(batcher):
+        await first_is_running(session, batcher)
+        wide = [batcher.submit({"x": np.zeros((1, width), np.float32)}, 1) for width in (2, 2, 3)]
+        session.gate.set()
+        await asyncio.gather(*(ticket.future for ticket in wide))
+
+    play(scenario, session)
+    assert session.ran == [(1, 1), (2, 2), (1, 3)]
+
+
+def test_whoever_watches_sees_each_batch_with_its_real_rows():
+    seen = []
+
+    async def scenario(batcher):
+        await batcher.submit(rows(1, 2, 3), 3).future
+
+    play(
+        scenario,
+        Gated(),
+        Limits(sizes=(4,)),
+        after=lambda feeds, outputs, count: seen.append((len(feeds["x"]), len(outputs["y"]), count)),
+    )
+    assert seen == [(4, 4, 3)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=30), st.integers(5, 9), st.lists(st.integers(1, 9), max_size=3, unique=True)
+)
+def test_every_request_gets_its_own_rows_back(counts, most, sizes):
+    async def scenario(batcher):
+        number, tickets = 0, []
+        for count in counts:
+            tickets.append((batcher.submit(rows(*range(number, number + count)), count), number, count))
+            number += count
+        for ticket, start, count in tickets:
+            assert (await ticket.future)["y"].ravel().tolist() == [2 * i for i in range(start, start + count)]
+
+    session = Gated()
+    play(scenario, session, Limits(max_batch=most, sizes=tuple(sorted(sizes))))
+    assert max(map(len, session.ran)) <= max(most, *sizes, 0)

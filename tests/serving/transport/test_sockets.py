@@ -1,0 +1,47 @@
+"""The end of a listening socket: nobody new gets in, and who has begun is not turned out."""
+
+import socket
+import sys
+import time
+
+import pytest
+
+from relu_deploy.errors import InputError
+from relu_deploy.serving.transport.sockets import listening, take_no_more
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a socket drop who knocks")
+def test_who_had_begun_is_taken_and_who_comes_later_is_not():
+    with listening("127.0.0.1", 0, "--http-port") as bound:
+        bound.listen(8)
+        bound.settimeout(2)
+        with socket.create_connection(bound.getsockname()) as early:
+            take_no_more(bound)
+            early.sendall(b"a request")
+            with pytest.raises(TimeoutError):
+                socket.create_connection(bound.getsockname(), timeout=0.3)
+            taken, _ = bound.accept()
+            with taken:
+                taken.settimeout(2)
+                assert taken.recv(100) == b"a request"
+                taken.sendall(b"its answer")
+                early.sendall(b"another")
+                assert taken.recv(100) == b"another"
+                early.settimeout(2)
+                assert early.recv(100) == b"its answer"
+            started = time.monotonic()
+            bound.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                bound.accept()
+            assert time.monotonic() - started < 2
+
+
+def test_a_port_that_is_taken_is_named_with_its_option():
+    with listening("127.0.0.1", 0, "--http-port") as bound:
+        bound.listen()
+        with (
+            pytest.raises(InputError, match=str(bound.getsockname()[1])) as refused,
+            listening("127.0.0.1", bound.getsockname()[1], "--grpc-port"),
+        ):
+            pass
+        assert "--grpc-port" in refused.value.hint

@@ -1,0 +1,52 @@
+"""A server in a process of its own, and the smallest models to put into it."""
+
+import contextlib
+import json
+import subprocess
+import time
+from types import SimpleNamespace
+
+import grpc
+import numpy as np
+from onnx import TensorProto, helper, save
+from processes import python
+
+from relu_deploy.serving.protocol.proto import stubs
+
+ONNX = {"object": TensorProto.STRING, "bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
+
+
+def onnx_type(dtype):
+    return ONNX.get(dtype) or helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+def same_onnx(path, dtype):
+    """Write a model whose output is its input."""
+    ends = [helper.make_tensor_value_info(name, onnx_type(dtype), ["n", 3]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "same", ends[:1], ends[1:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@contextlib.contextmanager
+def serving(folder, *arguments):
+    """Yield a running server: .stub, .channel, .grpc and .http ports, .process. It has to end well on SIGTERM."""
+    told = folder / f"told-{time.monotonic_ns()}.json"
+    ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "-1")
+    command = [python(), "-m", "relu_deploy", "serve", *ports, "--threads", "1", "--json", str(told), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while not told.exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        where = json.loads(told.read_text())
+        with grpc.insecure_channel(f"127.0.0.1:{where['grpc']}") as channel:
+            stub = stubs()[1].GRPCInferenceServiceStub(channel)
+            yield SimpleNamespace(stub=stub, channel=channel, process=process, grpc=where["grpc"], http=where["http"])
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, said
+        assert "Traceback" not in said
+    finally:
+        process.kill()
+        process.wait()
