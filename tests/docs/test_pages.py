@@ -38,8 +38,8 @@ def test_every_link_to_a_file_of_the_repository_leads_to_one():
 @pytest.mark.timeout(3 * PATIENCE)
 @pytest.mark.parametrize("page", [page for page in PAGES if page.is_run], ids=name_of)
 def test_a_page_runs_as_it_is_written(page, tmp_path):
-    pytest.importorskip("torch", reason="torch is not installed")
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     if why := can_run():
         pytest.skip(why)
     what = ""

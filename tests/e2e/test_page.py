@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
+pytest.importorskip("selenium", reason="selenium is not installed (pip install 'relu-deploy[dev]')")
 pytest.importorskip("uvicorn", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 pytest.importorskip("python_multipart", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 

@@ -12,7 +12,7 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip i
 def bundle(request, digits_bundle, tmp_path_factory):
     if request.param == "digits":
         return digits_bundle
-    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
     from bundles import exported
 
     return exported(request.param)

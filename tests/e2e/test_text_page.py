@@ -2,8 +2,8 @@
 
 import pytest
 
-pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
-pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("selenium", reason="selenium is not installed (pip install 'relu-deploy[dev]')")
+pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 
 from test_page import Page, Running, browser, contrast, pytestmark  # noqa: F401  # the browser is a fixture, the mark skips
 

@@ -16,7 +16,9 @@ from relu_deploy.packaging.run import package
 
 VENV = os.environ.get("RELU_DEPLOY_TRITON", "")
 pytestmark = [
-    pytest.mark.skipif(not VENV, reason="no Triton: RELU_DEPLOY_TRITON names none (see benchmarks/triton_venv.sh)"),
+    pytest.mark.skipif(
+        not VENV, reason="needs Triton: set RELU_DEPLOY_TRITON to an environment that benchmarks/triton_venv.sh made"
+    ),
     pytest.mark.slow,
 ]
 ROWS = 48

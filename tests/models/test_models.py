@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 
 from bundles import exported  # noqa: E402
 
@@ -58,7 +58,7 @@ SAMPLES = {"digits": 1000, "digit_detector": 100, "digit_segmenter": 100, "mobil
 
 @pytest.mark.parametrize(("name", "least"), LEAST.items())
 def test_the_model_as_deployed_is_as_good_on_its_shipped_data(tmp_path, name, least):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     try:
         weights_file(recipe(name))
     except Exception as why:

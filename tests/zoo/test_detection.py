@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 
 from bundles import exported  # noqa: E402
 from torch import nn  # noqa: E402
@@ -69,7 +69,7 @@ def test_suppression_in_the_graph_selects_what_post_processing_selects(limit, pe
 
 
 def test_two_boxes_that_overlap_by_the_threshold_itself_are_judged_as_onnxruntime_judges_them():
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     model = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["": 20]>
         suppress (float[n, a, 4] boxes, float[n, k, a] scores, int64[1] limit, float[1] iou) => (int64[d, 3] kept) {
@@ -116,7 +116,7 @@ def tiny_anchors():
 
 @pytest.mark.parametrize(("make", "of_an_empty_image"), [(tiny_points, 6), (tiny_anchors, 0)])
 def test_decoding_and_suppression_survive_the_export_with_any_number_of_images(make, of_an_empty_image, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     torch.manual_seed(0)
     detector = Detector(*make(), NonMaxSuppression(0.3, 0.5, 6)).eval()
     names = ["boxes", "scores", "labels", "image"]

@@ -700,7 +700,7 @@ def assert_as_good(bundle, result, feeds, tmp_path):
 
 
 def test_the_digit_classifier_loses_what_never_acts_and_nothing_else(digits_bundle, tmp_path):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     model = load_model(digits_bundle.onnx)
     ranges, feeds = declared_range(digits_bundle).bounds, next(load_dataset(digits_bundle, "digits").batches(20))
     assert compact(model, ranges).channels_after <= compact(model, ranges).channels_before
@@ -717,8 +717,8 @@ def test_the_digit_classifier_loses_what_never_acts_and_nothing_else(digits_bund
 
 
 def test_the_dead_channels_of_mobilenet_are_proven_dead_and_go(tmp_path):
-    pytest.importorskip("torch", reason="torch is not installed")
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     from bundles import exported
 
     from relu_deploy.zoo.recipes import recipe, weights_file

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 pytest.importorskip("grpc", reason="grpcio is not installed (pip install 'relu-deploy[serve]')")
-pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 
 import grpc
 from grpc_running import serving

@@ -534,7 +534,7 @@ sys.exit(main())
 
 def test_the_generated_modules_are_those_of_the_proto_file(tmp_path):
     """`make proto` writes them; here the file is compiled once more, and what was registered has to be the same."""
-    protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is needed to compile the .proto file")
+    protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed (pip install 'relu-deploy[dev]')")
     from google.protobuf import descriptor_pb2
 
     import relu_deploy

@@ -18,8 +18,10 @@ from relu_deploy.serving.models import Models, Settings
 from relu_deploy.serving.protocol.json_codec import Request
 from relu_deploy.serving.telemetry.drift_monitor import Monitored
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
+parser = pytest.importorskip(
+    "prometheus_client.parser", reason="prometheus_client is not installed (pip install 'relu-deploy[serve]')"
+)
 
 from relu_deploy.serving.telemetry.metrics import CONTENT_TYPE, Metrics, MetricsApp  # noqa: E402
 
