@@ -172,6 +172,8 @@ def main() -> None:
     folder, owner = Path(sys.argv[1]), int(sys.argv[2])
     # This folder is no place for commands to import from.
     del sys.path[0]
+    # The worker that started it may have a share of the processors only.
+    os.sched_setaffinity(0, os.sched_getaffinity(owner))
     # Clients that connect while it warms up wait.
     server = ForkServer(folder, owner)
     warm_up()

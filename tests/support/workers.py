@@ -35,16 +35,22 @@ def take_share_of_processors() -> None:
 
 
 def group(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file on one worker, because they share fixtures, and put what takes longest first.
+    """Keep the tests of a file on one worker, because they share fixtures, and put the slow ones first.
 
-    Each test of a module with `SPREAD = True` may run on any worker: they share nothing.
+    Each test of a module with `SPREAD = True` may run on any worker: these share nothing.
     """
-    items.sort(key=lambda item: not _is_spread(item))
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    slow = {_file(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not _is_spread(item), _file(item) not in slow))
     for item in items:
         if not item.get_closest_marker("xdist_group"):
-            name = item.nodeid if _is_spread(item) else item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group(name))
+            item.add_marker(pytest.mark.xdist_group(item.nodeid if _is_spread(item) else _file(item)))
 
 
 def _is_spread(item: pytest.Item) -> bool:
     return getattr(getattr(item, "module", None), "SPREAD", False)
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
