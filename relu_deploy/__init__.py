@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from relu_deploy.activations.watch import watch as watch
     from relu_deploy.benchmark.run import bench as bench
     from relu_deploy.bundle import Bundle as Bundle
-    from relu_deploy.compilation.run import compile as compile  # noqa: A004  # named for the verb
+    from relu_deploy.compilation.run import compile as compile  # named for the verb  # noqa: A004  # named for the verb
     from relu_deploy.definition import relu as relu
     from relu_deploy.definition import relu6 as relu6
     from relu_deploy.exporting.exporter import export as export

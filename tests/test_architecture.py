@@ -11,7 +11,7 @@ import relu_deploy
 
 PACKAGE = Path(relu_deploy.__file__).parent
 FLOORS = (
-    ("definition", "errors", "tensors", "paths", "gc_pause", "latency_stats"),
+    ("definition", "errors", "records", "tensors", "paths", "gc_pause", "latency_stats"),
     ("graph", "bundle", "data", "tasks"),
     ("backends", "zoo"),
     ("activations", "compilation", "exporting", "optimization", "verification"),

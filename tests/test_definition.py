@@ -81,7 +81,7 @@ def test_relu_is_idempotent_monotone_and_never_negative(x):
 
 @given(hnp.arrays(np.float32, 20, elements={"allow_nan": False}), st.integers(0, 30))
 def test_relu_is_positively_homogeneous_in_powers_of_two(x, exponent):
-    # What cross-layer equalisation rests on: f(s·x) = s·f(x) for s > 0.
+    # What cross-layer equalization rests on: f(s·x) = s·f(x) for s > 0.
     x = x * np.float32(2.0**-60)
     scale = np.float32(2.0**exponent)
     np.testing.assert_array_equal(relu(scale * x), scale * relu(x))

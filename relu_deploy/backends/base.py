@@ -15,10 +15,10 @@ from relu_deploy.tensors import Array, Feeds, TensorSpec
 __all__ = [
     "OPTIMIZATIONS",
     "TORCH_MODES",
-    "Bound",
     "Captured",
     "DeviceSession",
     "Executed",
+    "IoBinding",
     "Options",
     "Probe",
     "Rounding",
@@ -95,16 +95,16 @@ class Options:
 
 #: unit roundoff of rounding to nearest, by precision; float8 is E4M3's
 ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float8": 2.0**-4}
-#: operators whose operands are what int8 graphs quantise, and the one that does it
-QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "QuantizeLinear")
+#: operators whose operands are what int8 graphs quantize, and the one that does it
+QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "QuantizeLinear")
 
 
 class Rounding:
     """What storing numbers in a precision does to a float64 evaluation, at random (Monte Carlo arithmetic, Parker 1997).
 
     Floating-point precisions: every weight, operand and result is multiplied by 1 + d, d uniform in ±roundoff.
-    int8: float32's rounding everywhere, and on the operands of `QUANTISED` operators noise uniform in ±step / 2, with
-    the step of a symmetric quantisation to 127 levels a side: of each output channel for weights, else of the tensor.
+    int8: float32's rounding everywhere, and on the operands of `QUANTIZED` operators noise uniform in ±step / 2, with
+    the step of a symmetric quantization to 127 levels a side: of each output channel for weights, else of the tensor.
     """
 
     def __init__(self, precision: str = "float32", seed: int = 0) -> None:
@@ -120,14 +120,14 @@ class Rounding:
 
     def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
         """Return the operands of one node as the precision stores them. weights: which of them are constants of the graph."""
-        if self.precision != "int8" or operator not in QUANTISED:
+        if self.precision != "int8" or operator not in QUANTIZED:
             return list(values)
         # A bias stays in float: it is added to the accumulator. So does a scale.
         count = 1 if operator == "QuantizeLinear" else 2
         pairs = zip(values[:count], weights, strict=False)
-        return [self._quantised(value, weight) for value, weight in pairs] + list(values[count:])
+        return [self._quantized(value, weight) for value, weight in pairs] + list(values[count:])
 
-    def _quantised(self, value: Any, weight: bool) -> Any:
+    def _quantized(self, value: Any, weight: bool) -> Any:
         if not isinstance(value, np.ndarray) or value.dtype != np.float64 or not value.size:
             return value
         axes = tuple(range(1, value.ndim)) if weight and value.ndim > 2 else None
@@ -205,7 +205,7 @@ class Captured:
     format: str = ""
 
 
-class Bound(Protocol):
+class IoBinding(Protocol):
     """Inputs and outputs of one session at one set of shapes, resident on its GPU.
 
     Everything is enqueued on `stream` (a cudaStream_t as int) in the order of the calls; only `download` waits.
@@ -232,6 +232,6 @@ class Bound(Protocol):
 class DeviceSession(Session, Protocol):
     """A session that can keep its data on the GPU: device time and copies can be told apart."""
 
-    def bind(self, feeds: Mapping[str, Any]) -> Bound:
+    def bind(self, feeds: Mapping[str, Any]) -> IoBinding:
         """Return buffers on the GPU for inputs of the shapes in `feeds`. Raises InputError when they do not fit `inputs`."""
         ...

@@ -18,7 +18,7 @@ from relu_deploy.benchmark.environment import describe
 from relu_deploy.benchmark.gpu_limits import GpuLimits, calibrate_gpu
 from relu_deploy.benchmark.result import BenchReport, Ratios, Run
 from relu_deploy.benchmark.roofline import calibrate
-from relu_deploy.benchmark.runner import Key, Plan, Timings, measure_rows
+from relu_deploy.benchmark.runner import BenchmarkPlan, Key, Timings, measure_rows
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.latency_stats import ratio_of
@@ -78,7 +78,7 @@ def bench(
         "data": None if data is None else str(data),
         "seed": seed,
     }
-    plan = Plan(
+    plan = BenchmarkPlan(
         names,
         seconds,
         threads,

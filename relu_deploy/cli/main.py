@@ -189,15 +189,15 @@ def census(options: argparse.Namespace) -> int:
             progress=progress,
         )
     result = report.to_json()
-    if report.norm is not None:
-        _keep(bundle, "reports/norm.npz", report.norm.to_bytes())
+    if report.baseline is not None:
+        _keep(bundle, "reports/baseline.npz", report.baseline.to_bytes())
     _keep(bundle, "reports/census.json", result)
     return _finish(options, result, lambda: print_census(result))
 
 
 def optimize(options: argparse.Namespace) -> int:
     from relu_deploy.bundle import refuse_existing, write_atomically
-    from relu_deploy.optimization.run import Settings, optimize_bundle
+    from relu_deploy.optimization.run import OptimizeOptions, optimize_bundle
     from relu_deploy.reporting.optimize import optimize_page, print_optimize
     from relu_deploy.reporting.progress import steps
 
@@ -207,7 +207,7 @@ def optimize(options: argparse.Namespace) -> int:
         )
     if options.html:
         refuse_existing(options.html, options.force)
-    settings = Settings(
+    settings = OptimizeOptions(
         calibration=options.calibration,
         data=options.data,
         samples=options.samples,
@@ -215,7 +215,7 @@ def optimize(options: argparse.Namespace) -> int:
         max_drop=options.max_drop,
         method=options.method,
         per_channel=options.weights == "per-channel",
-        equalise=options.equalize,
+        equalize=options.equalize,
         correct_biases=options.bias_correction,
         weight_bits=options.weight_bits,
         compact=options.compact,
@@ -243,7 +243,7 @@ def optimize(options: argparse.Namespace) -> int:
     return EXIT_FINE if report.bundle is not None else EXIT_CHECK_FAILED
 
 
-def compile(options: argparse.Namespace) -> int:  # noqa: A001  # named for the verb
+def compile(options: argparse.Namespace) -> int:  # named for the verb  # noqa: A001  # named for the verb
     from relu_deploy.compilation.run import compile as run
     from relu_deploy.reporting.progress import bar
     from relu_deploy.reporting.tables import print_compile

@@ -59,9 +59,9 @@ def _export(verbs: Any, functions: Mapping[str, Verb]) -> None:
     )
     verb.add_argument("--batch", default="dynamic", metavar="N|dynamic", help="fix the batch, or let it vary (default)")
     verb.add_argument("--opset", type=int, default=20, help="ONNX operator set (default 20)")
-    verb.add_argument("--embed-preprocess", action="store_true", help="take uint8 NHWC pictures; normalise inside the graph")
-    verb.add_argument("--mean", type=floats, metavar="M[,M,M]", help="normalisation of pixels scaled to 0..1")
-    verb.add_argument("--std", type=floats, metavar="S[,S,S]", help="normalisation of pixels scaled to 0..1")
+    verb.add_argument("--embed-preprocess", action="store_true", help="take uint8 NHWC pictures; normalize inside the graph")
+    verb.add_argument("--mean", type=floats, metavar="M[,M,M]", help="normalization of pixels scaled to 0..1")
+    verb.add_argument("--std", type=floats, metavar="S[,S,S]", help="normalization of pixels scaled to 0..1")
     verb.add_argument(
         "--labels", type=label_names, metavar="FILE", help="names of the classes, of pictures or of pixels, one a line"
     )
@@ -152,13 +152,13 @@ def _optimize(verbs: Any, functions: Mapping[str, Verb]) -> None:
     verb.add_argument(
         "--equalize",
         action=argparse.BooleanOptionalAction,
-        help="scale neighbouring layers to each other (default: with per-tensor weights)",
+        help="scale neighboring layers to each other (default: with per-tensor weights)",
     )
     verb.add_argument(
         "--bias-correction",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="take the mean error of quantised weights out of the biases",
+        help="take the mean error of quantized weights out of the biases",
     )
     verb.add_argument("--weight-bits", type=int, metavar="7|8", help="cpu: 7 for x86 without VNNI (default: what this CPU takes)")
     verb.add_argument("--compact", action="store_true", help="remove channels and Relus that provably never act")
@@ -179,7 +179,7 @@ def _compile(verbs: Any, functions: Mapping[str, Verb]) -> None:
         "--batch",
         action="append",
         metavar="MIN,OPT,MAX",
-        help="batch sizes of an optimisation profile; repeatable, N for one size (default 1,8,32)",
+        help="batch sizes of an optimization profile; repeatable, N for one size (default 1,8,32)",
     )
     verb.add_argument(
         "--profile",
@@ -192,7 +192,7 @@ def _compile(verbs: Any, functions: Mapping[str, Verb]) -> None:
         metavar="CC[,CC…]",
         help="tensorrt-rtx: the GPUs to build for, such as 8.6,8.9 (default: its own set)",
     )
-    verb.add_argument("--level", type=int, metavar="0-5", help="builder optimisation level (default: the library's, 3)")
+    verb.add_argument("--level", type=int, metavar="0-5", help="builder optimization level (default: the library's, 3)")
     verb.add_argument("--workspace", type=float, metavar="GIB", help="most device memory for a kernel's workspace")
     verb.add_argument("--tf32", action="store_true", help="let float32 matrices be multiplied in TF32 (10 bits of mantissa)")
     verb.add_argument("--version-compatible", action="store_true", help="an engine that later versions run too")

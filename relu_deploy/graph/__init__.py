@@ -5,7 +5,7 @@ Nothing here imports torch or a runtime, so a graph can be read on a machine tha
 
 from relu_deploy.graph.cost import Cost, count_cost
 from relu_deploy.graph.model import adopt, io_specs, load_model, name_nodes, opset_of, save_model, settle, to_bytes
-from relu_deploy.graph.precision import clamped_tensors, node_precisions, precision_of, quantised_relu
+from relu_deploy.graph.precision import clamped_tensors, node_precisions, precision_of, quantized_relu
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY, Relu, find_relus
 from relu_deploy.graph.subgraph import cut, nodes_between
 from relu_deploy.graph.taps import with_taps
@@ -27,7 +27,7 @@ __all__ = [
     "nodes_between",
     "opset_of",
     "precision_of",
-    "quantised_relu",
+    "quantized_relu",
     "save_model",
     "settle",
     "to_bytes",

@@ -65,7 +65,7 @@ def lift_constants(model: ir.Model) -> ir.Model:
 
 
 def pool_spatial_means(model: ir.Model) -> ir.Model:
-    """Return `model` with each ReduceMean over height and width as the GlobalAveragePool that quantisers and TensorRT know.
+    """Return `model` with each ReduceMean over height and width as the GlobalAveragePool that quantizers and TensorRT know.
 
     Node and tensor names stay. Where the two axes are dropped, a Flatten behind the pool drops them.
     """

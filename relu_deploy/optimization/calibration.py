@@ -7,7 +7,7 @@ whenever a number falls outside: nothing depends on how much data there is, or i
     percentile   all but the outer 0.01% of the numbers on each side
     mse          the range with the least expected squared error: rounding inside, scale^2 / 12 for each number that is
                  not exactly 0 (a ReLU's zeros are stored without error), and clipping outside
-    entropy      the range whose quantised histogram has the least Kullback-Leibler divergence from the whole one (Migacz,
+    entropy      the range whose quantized histogram has the least Kullback-Leibler divergence from the whole one (Migacz,
                  "8-bit Inference with TensorRT", GTC 2017)
 """
 
@@ -140,7 +140,7 @@ def calibrate(
 
 
 def range_of(statistics: Statistics, method: str, stored: str) -> tuple[float, float]:
-    """Return (low, high), the numbers that quantisation should cover. stored: "uint8", "int8" or "float8".
+    """Return (low, high), the numbers that quantization should cover. stored: "uint8", "int8" or "float8".
 
     float8 has a step for every magnitude: its range is always the whole one. Raises UsageError for an unknown method.
     """
@@ -170,14 +170,14 @@ def _edges(statistics: Statistics) -> Array:
 def _least_error(statistics: Statistics, low: float, high: float, stored: str) -> float:
     """Return the share of (low, high) with the least expected squared error."""
     edges = _edges(statistics)
-    centres = (edges[:-1] + edges[1:]) / 2
+    centers = (edges[:-1] + edges[1:]) / 2
     counts = statistics.counts.astype(np.float64)
     counts[BINS // 2] -= statistics.zeros
     steps = 255 if stored == "uint8" else 254
     errors = []
     for share in SHARES:
         step = (high - low) * share / steps
-        outside = np.maximum(centres - high * share, 0) + np.maximum(low * share - centres, 0)
+        outside = np.maximum(centers - high * share, 0) + np.maximum(low * share - centers, 0)
         errors.append(float(counts @ np.where(outside > 0, outside**2, step**2 / 12)))
     return float(SHARES[int(np.argmin(errors))])
 

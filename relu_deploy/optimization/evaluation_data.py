@@ -18,7 +18,7 @@ from relu_deploy.graph import load_model
 from relu_deploy.tensors import Feeds, random_feeds
 
 if TYPE_CHECKING:
-    from relu_deploy.optimization.run import Settings
+    from relu_deploy.optimization.run import OptimizeOptions
 
 __all__ = ["Evidence", "gather"]
 
@@ -78,7 +78,7 @@ class Evidence:
         }
 
 
-def gather(bundle: Bundle, settings: Settings, data_needed: bool) -> Evidence:
+def gather(bundle: Bundle, settings: OptimizeOptions, data_needed: bool) -> Evidence:
     """Return what there is to calibrate and to judge on.
 
     data_needed: 8 bits are calibrated on real data, or not at all. Raises InputError where data are missing or do not fit,

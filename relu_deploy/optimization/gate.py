@@ -28,7 +28,7 @@ from relu_deploy.tasks.segmentation import classes_of_pixels
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.verdict import rms
 
-__all__ = ["MAX_DROP", "Judge", "answers_of", "distance"]
+__all__ = ["MAX_DROP", "AccuracyEvaluator", "answers_of", "distance"]
 
 #: how much of each metric a variant may lose when nobody says
 MAX_DROP = {
@@ -47,7 +47,7 @@ Run = Callable[[Feeds], Feeds]
 
 
 @dataclass(frozen=True)
-class Judge:
+class AccuracyEvaluator:
     """Scores candidates on `dataset`, `batch` rows at a time. before: the float32 model's score."""
 
     manifest: Mapping[str, Any]
@@ -57,7 +57,7 @@ class Judge:
     answers: Mapping[str, Array]
 
     @classmethod
-    def prepare(cls, bundle: Bundle, dataset: Dataset, run: Run, batch: int) -> Judge:
+    def prepare(cls, bundle: Bundle, dataset: Dataset, run: Run, batch: int) -> AccuracyEvaluator:
         """Return the judge of `bundle`'s variants. run: the float32 model.
 
         Raises InputError when the data are no rows at all, or the float32 model itself is not finite on them.
@@ -65,9 +65,9 @@ class Judge:
         if not len(dataset):
             raise InputError("there are no data to measure accuracy on", "give some with --data")
         manifest = dict(bundle.manifest)
-        labelled = score(manifest, run, dataset, batch)
-        if labelled is not None and labelled.samples:
-            return cls(manifest, dataset, batch, labelled, {})
+        labeled = score(manifest, run, dataset, batch)
+        if labeled is not None and labeled.samples:
+            return cls(manifest, dataset, batch, labeled, {})
         if manifest.get("task") == "segmentation" and (own := _own_masks(bundle, run, dataset, batch)) is not None:
             return cls(manifest, own, batch, Metric("mIoU_agreement", 1.0, len(dataset)), {})
         answers = answers_of(run, dataset, batch)

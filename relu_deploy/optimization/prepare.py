@@ -1,7 +1,7 @@
 """The float32 graph that every precision starts from, and what its tensors look like on the calibration data.
 
 Batch norms are folded, means over space are pools, the operator set is as new as the precision needs. On request channels that never act are removed
-(`graph.compact`) and neighbouring layers are equalised (`graph.equalise`). The answers must stay those of the model: where
+(`graph.compact`) and neighboring layers are equalized (`graph.equalize`). The answers must stay those of the model: where
 more than folding was done, every Relu and output is held against the original's float64 truth.
 """
 
@@ -21,7 +21,7 @@ from relu_deploy.graph import count_cost, find_relus, load_model, precision_of, 
 from relu_deploy.graph.opset import raise_opset
 from relu_deploy.graph.pruning.prune import Compaction, compact
 from relu_deploy.graph.quantization.cast_precision import range_reasons
-from relu_deploy.graph.quantization.equalization import Equalisation, equalise
+from relu_deploy.graph.quantization.equalization import Equalization, equalize
 from relu_deploy.graph.quantization.qdq_placement import segments_of
 from relu_deploy.graph.simplify import fold_batch_norms, pool_spatial_means
 from relu_deploy.optimization.calibration import Statistics, calibrate
@@ -34,7 +34,7 @@ from relu_deploy.verification.verdict import compare
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from relu_deploy.optimization.run import Settings
+    from relu_deploy.optimization.run import OptimizeOptions
 
 __all__ = ["Prepared", "prepare"]
 
@@ -54,7 +54,7 @@ class Prepared:
     model: ir.Model
     statistics: Mapping[str, Statistics]
     compaction: Compaction | None = None
-    equalisation: Equalisation | None = None
+    equalization: Equalization | None = None
     ratio: float | None = None
     cost: Mapping[str, int] = field(default_factory=dict)
     path: Path = Path()
@@ -62,7 +62,7 @@ class Prepared:
     @property
     def is_another(self) -> bool:
         """Return whether tensors inside are not the original's: then a variant is held against this graph."""
-        return self.compaction is not None or self.equalisation is not None
+        return self.compaction is not None or self.equalization is not None
 
     @property
     def segments(self) -> dict[str, str]:
@@ -75,7 +75,7 @@ class Prepared:
     def to_json(self) -> dict[str, Any]:
         return {
             "compact": None if self.compaction is None else self.compaction.to_json(),
-            "equalise": None if self.equalisation is None else self.equalisation.to_json(),
+            "equalize": None if self.equalization is None else self.equalization.to_json(),
             "error_ratio": self.ratio,
             **self.cost,
         }
@@ -85,7 +85,7 @@ def prepare(
     bundle: Bundle,
     target: Target,
     precisions: Sequence[str],
-    settings: Settings,
+    settings: OptimizeOptions,
     evidence: Evidence,
     progress: Callable[[str], None],
 ) -> Prepared:
@@ -96,27 +96,27 @@ def prepare(
             f"{bundle.onnx} is in {precision_of(original)} already", "optimize the float32 model that it was made from"
         )
     model = pool_spatial_means(fold_batch_norms(raise_opset(original, max(OPSETS.get(name, 0) for name in precisions))))
-    compaction = equalisation = None
+    compaction = equalization = None
     if settings.compact:
         progress("removing channels that never act")
         compaction = compact(model, _ranges(bundle), _never_fired(model, evidence, settings) if settings.allow_observed else None)
         model = compaction.model
-    if settings.equalise if settings.equalise is not None else not settings.per_channel:
-        equalisation = equalise(model)
-        model = equalisation.model
-    changed = compaction is not None or equalisation is not None
-    ratio = _ratio(bundle, model, compaction, equalisation, evidence) if changed and not settings.allow_observed else None
+    if settings.equalize if settings.equalize is not None else not settings.per_channel:
+        equalization = equalize(model)
+        model = equalization.model
+    changed = compaction is not None or equalization is not None
+    ratio = _ratio(bundle, model, compaction, equalization, evidence) if changed and not settings.allow_observed else None
     watched = list(dict.fromkeys(name for one in precisions for name in tensors_to_watch(model, one, target.placement)))
     if precisions == ["fp32"]:
         watched = []
     statistics = _calibrated(model, watched, evidence, settings, progress) if watched else {}
     before, after = count_cost(original), count_cost(model)
     cost = {"flops_before": before.flops, "flops_after": after.flops}
-    return Prepared(original, model, statistics, compaction, equalisation, ratio, cost)
+    return Prepared(original, model, statistics, compaction, equalization, ratio, cost)
 
 
 def _calibrated(
-    model: ir.Model, tensors: Sequence[str], evidence: Evidence, settings: Settings, progress: Callable[[str], None]
+    model: ir.Model, tensors: Sequence[str], evidence: Evidence, settings: OptimizeOptions, progress: Callable[[str], None]
 ) -> dict[str, Statistics]:
     rows = len(evidence.calibrated_on)
 
@@ -134,14 +134,14 @@ def _ranges(bundle: Bundle) -> dict[str, tuple[Any, Any]]:
     return {} if declared is None else dict(declared.bounds)
 
 
-def _never_fired(model: ir.Model, evidence: Evidence, settings: Settings) -> dict[str, np.ndarray[Any, Any]]:
+def _never_fired(model: ir.Model, evidence: Evidence, settings: OptimizeOptions) -> dict[str, np.ndarray[Any, Any]]:
     relus = [relu.output for relu in find_relus(model)]
     statistics = _calibrated(model, relus, evidence, settings, lambda _: None)
     return {name: one.peaks <= 0 for name, one in statistics.items() if one.places}
 
 
 def _ratio(
-    bundle: Bundle, model: ir.Model, compaction: Compaction | None, equalisation: Equalisation | None, evidence: Evidence
+    bundle: Bundle, model: ir.Model, compaction: Compaction | None, equalization: Equalization | None, evidence: Evidence
 ) -> float:
     """Return the largest error of the prepared graph's Relus and outputs in units of float32's own. Raises when it is no noise.
 
@@ -151,7 +151,7 @@ def _ratio(
     theirs = find_relus(load_model(bundle.onnx))
     truth = find_truth(open_source(bundle, "reference", theirs), "reference", feeds)
     left = {} if compaction is None else compaction.surviving
-    scales = {} if equalisation is None else equalisation.scales
+    scales = {} if equalization is None else equalization.scales
     mine = [relu for relu in find_relus(model) if relu.output in truth.values]
     with TARGETS["cpu"].session(model, taps=tuple(mine)) as session:
         results = session.run(feeds)
@@ -160,7 +160,7 @@ def _ratio(
         true = truth.values[name]
         true = true[:, left[name]] if name in left else true
         got = results[name] * scales[name] if name in scales else results[name]
-        verdict = compare(got, true, truth.yardstick[name])
+        verdict = compare(got, true, truth.noise_floor[name])
         if not verdict.passed:
             raise ReluDeployError(
                 f"preparing {bundle.name} changed {name}: {verdict.reason}",

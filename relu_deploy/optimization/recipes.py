@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from relu_deploy.graph.quantization.cast_precision import lower
-from relu_deploy.graph.quantization.qdq import SCHEMES, quantise
+from relu_deploy.graph.quantization.qdq import SCHEMES, quantize
 from relu_deploy.graph.quantization.qdq_placement import place, segments_of
 from relu_deploy.optimization.calibration import Statistics, range_of
 from relu_deploy.optimization.targets import PRECISIONS
@@ -18,13 +18,13 @@ from relu_deploy.optimization.targets import PRECISIONS
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Casts", "Float32", "Quantised", "Recipe", "tensors_to_watch"]
+__all__ = ["Casts", "Float32", "PrecisionRecipe", "Quantized", "tensors_to_watch"]
 
 #: of the CPU's 8-bit products, 7 bits of weights keep sums of two from overflowing 16 bits on processors without VNNI
 SAFE_LEVELS = 63
 
 
-class Recipe(Protocol):
+class PrecisionRecipe(Protocol):
     """What the search needs of a precision."""
 
     @property
@@ -59,7 +59,7 @@ class Float32:
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """int8 or fp8, as `placement` (of "cpu" or "tensorrt") wants it. weight_bits: 8, or 7 for CPUs without VNNI."""
 
     model: ir.Model
@@ -82,7 +82,7 @@ class Quantised:
         scheme = replace(scheme, per_channel=self.per_channel, levels=levels)
         ranges = {name: range_of(one, self.method, scheme.activation) for name, one in self.statistics.items()}
         means = {name: one.means for name, one in self.statistics.items()} if self.correct_biases else None
-        return quantise(self.model, placed, ranges, scheme, means)
+        return quantize(self.model, placed, ranges, scheme, means)
 
     def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:
         return dict(place(self.model, self.placement, PRECISIONS[self.precision], off).refused)

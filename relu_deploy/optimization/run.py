@@ -3,7 +3,7 @@
     model.onnx ─► prepared float32 graph ─► calibrated on data ─► recipe of the precision ─► gate ─► verified ─► stored
 
 The prepared graph has its batch norms folded and, where asked for, channels that never act removed and the ranges of
-neighbouring layers equalised; all of it leaves the answers as they were, and that is checked. A variant is stored only
+neighboring layers equalized; all of it leaves the answers as they were, and that is checked. A variant is stored only
 when its accuracy passes; what it costs to let fewer nodes be coarse is searched for, and shown.
 """
 
@@ -24,10 +24,10 @@ from relu_deploy.graph import save_model
 from relu_deploy.latency_stats import Ratio
 from relu_deploy.optimization.calibration import METHODS
 from relu_deploy.optimization.evaluation_data import Evidence, gather
-from relu_deploy.optimization.gate import Judge
+from relu_deploy.optimization.gate import AccuracyEvaluator
 from relu_deploy.optimization.prepare import Prepared, prepare
-from relu_deploy.optimization.recipes import Casts, Float32, Quantised, Recipe
-from relu_deploy.optimization.search import Found, find_passing
+from relu_deploy.optimization.recipes import Casts, Float32, PrecisionRecipe, Quantized
+from relu_deploy.optimization.search import SearchResult, find_passing
 from relu_deploy.optimization.speed import speedup
 from relu_deploy.optimization.store import store
 from relu_deploy.optimization.targets import PRECISIONS, TARGETS, Target, find_target
@@ -37,18 +37,18 @@ from relu_deploy.verification.run import VerifyReport, verify
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["OptimizeReport", "Settings", "optimize", "optimize_bundle"]
+__all__ = ["OptimizeOptions", "OptimizeReport", "optimize", "optimize_bundle"]
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class OptimizeOptions:
     """What can be chosen. calibration, data: as for `load_dataset`; None takes what the bundle knows.
 
     samples: rows to calibrate on. eval_samples: most rows to measure accuracy on; None takes all. max_drop: of the gate's
     metric; None takes the metric's own limit. method: one of `calibrate.METHODS`. per_channel: weights have a scale for each
-    output channel. equalise: None does it where weights have one scale only. correct_biases: for the mean error of quantised
+    output channel. equalize: None does it where weights have one scale only. correct_biases: for the mean error of quantized
     weights. compact: remove channels that provably never act; allow_observed: and those that never did on the data.
     """
 
@@ -59,7 +59,7 @@ class Settings:
     max_drop: float | None = None
     method: str = "mse"
     per_channel: bool = True
-    equalise: bool | None = None
+    equalize: bool | None = None
     correct_biases: bool = True
     weight_bits: int | None = None
     compact: bool = False
@@ -79,7 +79,7 @@ class OptimizeReport:
     model: str
     target: Target
     precision: str
-    found: Found
+    found: SearchResult
     before: Metric
     max_drop: float
     evidence: Evidence
@@ -160,11 +160,13 @@ def optimize(
     """Return `bundle` with a variant for `target` added to it; with `out`, a copy of it there.
 
     target: "cpu", "cuda", "tensorrt" or "tensorrt-rtx". precision: "fp32", "fp16", "bf16", "int8", "fp8", or "auto" for the
-    fastest that passes. settings: the fields of `Settings`. force: replace what exists.
+    fastest that passes. settings: the fields of `OptimizeOptions`. force: replace what exists.
     Raises AccuracyTooLow when nothing passes the gate, UsageError and InputError for bad arguments and data; then nothing
     is stored.
     """
-    report = optimize_bundle(bundle, target, precision, out=out, force=force, progress=progress, settings=Settings(**settings))
+    report = optimize_bundle(
+        bundle, target, precision, out=out, force=force, progress=progress, settings=OptimizeOptions(**settings)
+    )
     if report.bundle is None:
         raise AccuracyTooLow(
             f"{report.variant} of {report.model} was not stored: {_why_not(report)}",
@@ -188,10 +190,10 @@ def optimize_bundle(
     out: str | os.PathLike[str] | None = None,
     force: bool = False,
     progress: Progress = lambda _: None,
-    settings: Settings | None = None,
+    settings: OptimizeOptions | None = None,
 ) -> OptimizeReport:
     """Return what `optimize` found, stored where it passed. Arguments and errors as there, but a missed gate is no error."""
-    settings = settings or Settings()
+    settings = settings or OptimizeOptions()
     _check(settings)
     wanted = find_target(target)
     precisions = _precisions(wanted, precision)
@@ -214,7 +216,7 @@ def optimize_bundle(
         prepared = replace(prepared, path=folder / "prepared.onnx")
         save_model(prepared.model, prepared.path)
         with TARGETS["cpu"].session(prepared.original, threads=settings.threads) as session:
-            judge = Judge.prepare(bundle, evidence.judged_on, session.run, evidence.batch)
+            judge = AccuracyEvaluator.prepare(bundle, evidence.judged_on, session.run, evidence.batch)
         reports = [_try(bundle, wanted, name, settings, evidence, prepared, judge, progress) for name in precisions]
         best = _fastest(reports)
         best = replace(best, seconds=time.perf_counter() - started, tried=[_tried(one) for one in reports])
@@ -224,7 +226,7 @@ def optimize_bundle(
     return best
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: OptimizeOptions) -> None:
     """Raise UsageError for choices that make no sense, before anything is read."""
     if settings.max_drop is not None and not 0 <= settings.max_drop <= 1:
         raise UsageError(f"--max-drop must be between 0 and 1, not {settings.max_drop:g}", "0.005 is half a point of accuracy")
@@ -259,10 +261,10 @@ def _try(
     bundle: Bundle,
     target: Target,
     precision: str,
-    settings: Settings,
+    settings: OptimizeOptions,
     evidence: Evidence,
     prepared: Prepared,
-    judge: Judge,
+    judge: AccuracyEvaluator,
     progress: Progress,
 ) -> OptimizeReport:
     """Return the report on one precision, not stored yet."""
@@ -311,13 +313,13 @@ def _try(
     )
 
 
-def _recipe(target: Target, precision: str, settings: Settings, evidence: Evidence, prepared: Prepared) -> Recipe:
+def _recipe(target: Target, precision: str, settings: OptimizeOptions, evidence: Evidence, prepared: Prepared) -> PrecisionRecipe:
     if precision == "fp32":
         return Float32(prepared.model)
     if precision in ("fp16", "bf16"):
         return Casts(prepared.model, precision, prepared.keep(PRECISIONS[precision]))
     bits = settings.weight_bits or evidence.weight_bits if target.name == "cpu" else 8
-    return Quantised(
+    return Quantized(
         prepared.model,
         precision,
         target.placement,
@@ -329,7 +331,7 @@ def _recipe(target: Target, precision: str, settings: Settings, evidence: Eviden
     )
 
 
-def _verified(target: Target, model: ir.Model, against: Path, evidence: Evidence, settings: Settings) -> VerifyReport:
+def _verified(target: Target, model: ir.Model, against: Path, evidence: Evidence, settings: OptimizeOptions) -> VerifyReport:
     """Return the comparison of every Relu of the variant with the prepared float32 graph, on one row of the data."""
     with target.trial(model) as (bundle, options):
         return verify(
@@ -337,7 +339,7 @@ def _verified(target: Target, model: ir.Model, against: Path, evidence: Evidence
         )
 
 
-def _speed(target: Target, model: ir.Model, float32: ir.Model, evidence: Evidence, settings: Settings) -> Ratio:
+def _speed(target: Target, model: ir.Model, float32: ir.Model, evidence: Evidence, settings: OptimizeOptions) -> Ratio:
     with (
         target.session(model, threads=settings.threads) as faster,
         target.session(float32, threads=settings.threads) as slower,

@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.data.datasets import Dataset, spread_evenly
-from relu_deploy.optimization.gate import Judge, answers_of, distance
-from relu_deploy.optimization.recipes import Recipe
+from relu_deploy.optimization.gate import AccuracyEvaluator, answers_of, distance
+from relu_deploy.optimization.recipes import PrecisionRecipe
 from relu_deploy.optimization.targets import Target
 from relu_deploy.tasks.metrics import Metric
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Found", "Step", "find_passing"]
+__all__ = ["SearchResult", "SearchStep", "find_passing"]
 
 #: rows on which a segment's cost is measured: a continuous difference needs few
 ROWS_FOR_COST = 16
 
 
 @dataclass(frozen=True)
-class Step:
+class SearchStep:
     """One try: how many segments were in float32, and what the gate's metric was."""
 
     float_segments: int
@@ -39,7 +39,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What the search came to. off: segments in float32, costliest first. costs: of each segment, as far as they were measured.
 
     passed: whether anything passes; else `off`, `model` and `metric` are of the first try.
@@ -49,24 +49,24 @@ class Found:
     off: Sequence[str]
     model: ir.Model
     metric: Metric
-    curve: Sequence[Step]
+    curve: Sequence[SearchStep]
     costs: Sequence[tuple[str, float]]
 
 
 def find_passing(
-    recipe: Recipe,
-    judge: Judge,
+    recipe: PrecisionRecipe,
+    judge: AccuracyEvaluator,
     target: Target,
     float32: ir.Model,
     max_drop: float,
     threads: int = 0,
     progress: Callable[[str], None] = lambda _: None,
-) -> Found:
+) -> SearchResult:
     """Return the variant with the fewest segments of `recipe` in float32 that loses at most `max_drop` of the judge's metric.
 
     float32: the model whose answers a segment's cost is measured against.
     """
-    curve: list[Step] = []
+    curve: list[SearchStep] = []
     models: dict[int, tuple[ir.Model, Metric]] = {}
     order: list[str] = []
     costs: list[tuple[str, float]] = []
@@ -77,31 +77,36 @@ def find_passing(
         with target.session(model, threads=threads) as session:
             metric = judge.score(session.run)
         passed = judge.before.value - metric.value <= max_drop
-        curve.append(Step(count, metric, passed))
+        curve.append(SearchStep(count, metric, passed))
         models[count] = model, metric
         return passed
 
     if passes(0):
-        return Found(True, (), *models[0], curve, costs)
+        return SearchResult(True, (), *models[0], curve, costs)
     # With every segment in float32 it would pass, and would not be what was asked for.
     most = len(recipe.segments) - 1
     if most < 1:
-        return Found(False, (), *models[0], curve, costs)
+        return SearchResult(False, (), *models[0], curve, costs)
     costs = _costs(recipe, judge, target, float32, threads, progress)
     order += [name for name, _ in costs]
     failed, count = 0, 1
     while not passes(count):
         if count == most:
-            return Found(False, (), *models[0], curve, costs)
+            return SearchResult(False, (), *models[0], curve, costs)
         failed, count = count, min(2 * count, most)
     while count - failed > 1:
         middle = (failed + count) // 2
         failed, count = (failed, middle) if passes(middle) else (middle, count)
-    return Found(True, order[:count], *models[count], curve, costs)
+    return SearchResult(True, order[:count], *models[count], curve, costs)
 
 
 def _costs(
-    recipe: Recipe, judge: Judge, target: Target, float32: ir.Model, threads: int, progress: Callable[[str], None]
+    recipe: PrecisionRecipe,
+    judge: AccuracyEvaluator,
+    target: Target,
+    float32: ir.Model,
+    threads: int,
+    progress: Callable[[str], None],
 ) -> list[tuple[str, float]]:
     """Return each segment and its cost, costliest first."""
     few: Dataset = judge.dataset.picked(spread_evenly(len(judge.dataset), ROWS_FOR_COST))

@@ -19,7 +19,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.packaging.output import copy_bundle, write_text
 from relu_deploy.packaging.serve_options import served
-from relu_deploy.packaging.settings import Settings, Written, model_name
+from relu_deploy.packaging.settings import PackageOptions, Written, model_name
 from relu_deploy.packaging.text_format import comment
 from relu_deploy.packaging.triton_config import target_of
 
@@ -66,12 +66,12 @@ CMD {command}
 """
 
 
-def write(bundle: Bundle, settings: Settings, folder: Path) -> Written:
+def write(bundle: Bundle, settings: PackageOptions, folder: Path) -> Written:
     """Write the context into the empty `folder`. Raises UsageError for a variant that is not for CPUs, InputError for an installation without metadata."""
     made_for = target_of(bundle)
     if made_for not in ("", "cpu"):
         raise UsageError(
-            f"{bundle.title} was optimised for {made_for}, and this image serves on the CPU",
+            f"{bundle.title} was optimized for {made_for}, and this image serves on the CPU",
             "package the model or a variant for cpu",
         )
     name = model_name(bundle)

@@ -21,7 +21,7 @@ from relu_deploy.optimization.targets import find_target
 from relu_deploy.packaging import triton
 from relu_deploy.packaging.output import copy_bundle, write_text
 from relu_deploy.packaging.serve_options import served
-from relu_deploy.packaging.settings import Settings, Written, model_name
+from relu_deploy.packaging.settings import PackageOptions, Written, model_name
 from relu_deploy.packaging.text_format import comment, yaml
 from relu_deploy.packaging.triton_config import target_of
 
@@ -38,7 +38,7 @@ DEFAULT_CPUS = 2
 IMAGES = {"onnxruntime-cpu": "relu-deploy:cpu", "onnxruntime-cuda": "relu-deploy:rtx", "tensorrt-rtx": "relu-deploy:rtx"}
 
 
-def write(bundle: Bundle, settings: Settings, folder: Path) -> Written:
+def write(bundle: Bundle, settings: PackageOptions, folder: Path) -> Written:
     """Write the manifests and the model into the empty `folder`. Raises UsageError, InputError and Unsupported for what cannot be served so."""
     flavour = settings.flavour or FLAVOURS[0]
     name = _resource_name(model_name(bundle))
@@ -53,7 +53,7 @@ def write(bundle: Bundle, settings: Settings, folder: Path) -> Written:
     return Written(name, flavour, tuple(notes))
 
 
-def _own(bundle: Bundle, settings: Settings, folder: Path, name: str, uri: str) -> list[str]:
+def _own(bundle: Bundle, settings: PackageOptions, folder: Path, name: str, uri: str) -> list[str]:
     if settings.accelerator or settings.instances:
         option = "--accelerator" if settings.accelerator else "--instances"
         raise UsageError(
@@ -104,7 +104,7 @@ def _own(bundle: Bundle, settings: Settings, folder: Path, name: str, uri: str) 
     )
 
 
-def _triton(bundle: Bundle, settings: Settings, folder: Path, name: str, uri: str, image: str) -> list[str]:
+def _triton(bundle: Bundle, settings: PackageOptions, folder: Path, name: str, uri: str, image: str) -> list[str]:
     written = triton.write(bundle, settings, folder / "model")
     text = (folder / "model" / written.model / "config.pbtxt").read_text(encoding="utf-8")
     model: dict[str, Any] = {"modelFormat": {"name": "triton", "version": "2"}, "runtime": "kserve-tritonserver"}
@@ -118,12 +118,12 @@ def _triton(bundle: Bundle, settings: Settings, folder: Path, name: str, uri: st
     return notes
 
 
-def _backend(bundle: Bundle, settings: Settings) -> str:
+def _backend(bundle: Bundle, settings: PackageOptions) -> str:
     """Return the backend that serves the model on the device that was asked for. Raises UsageError where its variant does not fit."""
     made_for = target_of(bundle)
     backend = find_target(made_for).backend if made_for else "onnxruntime-cpu" if settings.device != "gpu" else "onnxruntime-cuda"
     if settings.device and (settings.device == "cpu") != (backend == "onnxruntime-cpu"):
-        raise UsageError(f"{bundle.title} was optimised for {made_for}, not for --device {settings.device}", "leave out --device")
+        raise UsageError(f"{bundle.title} was optimized for {made_for}, not for --device {settings.device}", "leave out --device")
     return backend
 
 

@@ -15,9 +15,9 @@ from relu_deploy.bundle import Bundle, whole_folder
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.packaging import docker, kserve, triton
 from relu_deploy.packaging.output import note_files, refuse_target
-from relu_deploy.packaging.settings import PackageReport, Settings
+from relu_deploy.packaging.settings import PackageOptions, PackageReport
 
-__all__ = ["TARGETS", "PackageReport", "Settings", "package"]
+__all__ = ["TARGETS", "PackageOptions", "PackageReport", "package"]
 
 TARGETS = {"triton": triton, "kserve": kserve, "docker": docker}
 
@@ -33,12 +33,12 @@ def package(
     """Return the package of `model` (a bundle, a variant in one, an ONNX file) for `target`, written to the folder `out`.
 
     The folder is written whole or not at all. force: replace a package that is there; anything else is never replaced.
-    options: see `Settings`.
+    options: see `PackageOptions`.
     Raises UsageError for what makes no sense, InputError for what is in the way, Unsupported for what the target cannot run.
     """
     if target not in TARGETS:
         raise UsageError(f"there is no target {target!r}", nearest(target, TARGETS))
-    room, settings = TARGETS[target], Settings(**options)
+    room, settings = TARGETS[target], PackageOptions(**options)
     settings.check(target, room.OPTIONS, room.FLAVOURS)
     folder = Path(out)
     refuse_target(folder, force)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.packaging.batching import batching_for
-from relu_deploy.packaging.settings import Settings
+from relu_deploy.packaging.settings import PackageOptions
 
 __all__ = ["served"]
 
 
-def served(bundle: Bundle, backend: str, settings: Settings) -> tuple[list[str], tuple[str, ...]]:
+def served(bundle: Bundle, backend: str, settings: PackageOptions) -> tuple[list[str], tuple[str, ...]]:
     """Return options of `serve`, and lines that say why: what was asked for, else what was measured, else none and its own defaults."""
     batching = batching_for(bundle, (backend,), settings.max_batch, settings.max_delay)
     options: list[str] = []

@@ -11,13 +11,13 @@ from typing import Any
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import UsageError
 
-__all__ = ["DEVICES", "PackageReport", "Settings", "Written", "model_name"]
+__all__ = ["DEVICES", "PackageOptions", "PackageReport", "Written", "model_name"]
 
 DEVICES = ("cpu", "gpu")
 
 
 @dataclass(frozen=True)
-class Settings:
+class PackageOptions:
     """How the model is to be served. What is empty, None or 0 is chosen by the target, from measurements where there are some.
 
     flavour: what runs the model inside the target. device: "cpu" or "gpu". max_batch: most rows run together. max_delay:

@@ -19,8 +19,8 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported, UsageError
 from relu_deploy.packaging.batching import batching_for
 from relu_deploy.packaging.output import copy_graph, write_text
-from relu_deploy.packaging.settings import Settings, Written, model_name
-from relu_deploy.packaging.triton_config import PRECISION_MODES, Plan, config_of, labels_of, precision_of, target_of
+from relu_deploy.packaging.settings import PackageOptions, Written, model_name
+from relu_deploy.packaging.triton_config import PRECISION_MODES, TritonPlan, config_of, labels_of, precision_of, target_of
 from relu_deploy.serving.protocol.json_codec import DATATYPES
 
 __all__ = ["FLAVOURS", "OPTIONS", "write"]
@@ -35,7 +35,7 @@ MEASURED_ON = {
 }
 
 
-def write(bundle: Bundle, settings: Settings, folder: Path) -> Written:
+def write(bundle: Bundle, settings: PackageOptions, folder: Path) -> Written:
     """Write the repository into the empty `folder`. Raises UsageError, InputError and Unsupported for what cannot be served so."""
     plan = _planned(bundle, settings)
     name = model_name(bundle)
@@ -53,7 +53,7 @@ def write(bundle: Bundle, settings: Settings, folder: Path) -> Written:
     return Written(name, plan.flavour, tuple(_notes(plan)))
 
 
-def _planned(bundle: Bundle, settings: Settings) -> Plan:
+def _planned(bundle: Bundle, settings: PackageOptions) -> TritonPlan:
     flavour = settings.flavour or FLAVOURS[0]
     if settings.accelerator and flavour != "onnxruntime":
         raise UsageError(f"--accelerator is for flavour onnxruntime, not {flavour}", "leave one of the two out")
@@ -67,7 +67,7 @@ def _planned(bundle: Bundle, settings: Settings) -> Plan:
         _check_accelerated(bundle)
         measured_on = ("onnxruntime-tensorrt",)
     limit = None if engine is None else _most_rows(engine)
-    return Plan(
+    return TritonPlan(
         bundle,
         settings,
         flavour,
@@ -88,7 +88,7 @@ def _check_types(bundle: Bundle, flavour: str) -> None:
             )
 
 
-def _device(bundle: Bundle, settings: Settings, flavour: str) -> str:
+def _device(bundle: Bundle, settings: PackageOptions, flavour: str) -> str:
     """Return where the model runs: where it was asked to, else where its variant was made for. Raises UsageError where the two do not fit."""
     on_gpu = flavour == "tensorrt" or bool(settings.accelerator)
     if on_gpu and settings.device == "cpu":
@@ -97,7 +97,7 @@ def _device(bundle: Bundle, settings: Settings, flavour: str) -> str:
     made_for = target_of(bundle)
     if made_for == "cpu" and (on_gpu or settings.device == "gpu"):
         raise UsageError(
-            f"{bundle.title} was optimised for CPUs, whose 8-bit form a GPU's kernels refuse",
+            f"{bundle.title} was optimized for CPUs, whose 8-bit form a GPU's kernels refuse",
             "take a variant made with optimize --for tensorrt",
         )
     if settings.device or on_gpu:
@@ -141,7 +141,7 @@ def _most_rows(engine: Engine) -> int | None:
     return max((shapes[2][0] for profile in engine.facts["profiles"] for shapes in profile.values()), default=None)
 
 
-def _notes(plan: Plan) -> list[str]:
+def _notes(plan: TritonPlan) -> list[str]:
     notes = []
     if plan.engine is not None:
         facts = plan.engine.facts

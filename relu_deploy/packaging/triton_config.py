@@ -12,12 +12,12 @@ from typing import Any
 from relu_deploy.backends.tensorrt.engine_cache import Engine
 from relu_deploy.bundle import Bundle
 from relu_deploy.packaging.batching import Batching
-from relu_deploy.packaging.settings import Settings
+from relu_deploy.packaging.settings import PackageOptions
 from relu_deploy.packaging.text_format import Enum, Message, comment, protobuf_text
 from relu_deploy.serving.protocol.json_codec import DATATYPES
 from relu_deploy.tensors import TensorSpec
 
-__all__ = ["PRECISION_MODES", "Plan", "config_of", "labels_of", "precision_of", "target_of"]
+__all__ = ["PRECISION_MODES", "TritonPlan", "config_of", "labels_of", "precision_of", "target_of"]
 
 #: the precisions that Triton's ONNX Runtime backend has for TensorRT
 PRECISION_MODES = {"float32": "FP32", "float16": "FP16", "int8": "INT8"}
@@ -26,11 +26,11 @@ ENGINE_CACHE = "/tmp/relu-deploy"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TritonPlan:
     """What was decided before anything is written. device: "cpu", "gpu", or "auto" for what the server finds."""
 
     bundle: Bundle
-    settings: Settings
+    settings: PackageOptions
     flavour: str
     device: str
     batching: Batching
@@ -41,7 +41,7 @@ class Plan:
         return self.batching.max_batch > 0
 
 
-def config_of(plan: Plan, name: str) -> str:
+def config_of(plan: TritonPlan, name: str) -> str:
     """Return the text of config.pbtxt for the model called `name`."""
     parts: list[tuple[Sequence[str], Message]] = [
         ([f"{plan.bundle.title}, packaged by relu-deploy."], {"name": name, **_runs_on(plan)}),
@@ -71,7 +71,7 @@ def config_of(plan: Plan, name: str) -> str:
     return "\n".join(comment(why) + protobuf_text(message) for why, message in parts)
 
 
-def _runs_on(plan: Plan) -> Message:
+def _runs_on(plan: TritonPlan) -> Message:
     if plan.flavour == "tensorrt":
         return {"platform": "tensorrt_plan", "default_model_filename": "model.plan"}
     if plan.flavour == "python":
@@ -79,7 +79,7 @@ def _runs_on(plan: Plan) -> Message:
     return {"backend": "onnxruntime", "default_model_filename": "model.onnx"}
 
 
-def _batched(plan: Plan) -> Message:
+def _batched(plan: TritonPlan) -> Message:
     batching = plan.batching
     told: dict[str, Any] = {"max_batch_size": batching.max_batch}
     if batching.max_batch > 1:
@@ -88,7 +88,7 @@ def _batched(plan: Plan) -> Message:
     return told
 
 
-def _tensors(plan: Plan) -> Message:
+def _tensors(plan: TritonPlan) -> Message:
     outputs = [_tensor(spec, plan.batched) for spec in plan.bundle.outputs]
     if labels_of(plan.bundle):
         outputs[0]["label_filename"] = "labels.txt"
@@ -106,14 +106,14 @@ def _type(spec: TensorSpec) -> Enum:
     return Enum(f"TYPE_{DATATYPES[spec.dtype].replace('BYTES', 'STRING')}")
 
 
-def _instances(plan: Plan) -> Message:
+def _instances(plan: TritonPlan) -> Message:
     group: dict[str, Any] = {"count": plan.settings.instances or 1, "kind": Enum(f"KIND_{plan.device.upper()}")}
     if plan.engine is not None and len(plan.engine.facts["profiles"]) > 1:
         group["profile"] = [str(index) for index in range(len(plan.engine.facts["profiles"]))]
     return group
 
 
-def _why_instances(plan: Plan) -> Sequence[str]:
+def _why_instances(plan: TritonPlan) -> Sequence[str]:
     if plan.settings.instances:
         return []
     if plan.device == "cpu":
@@ -123,7 +123,7 @@ def _why_instances(plan: Plan) -> Sequence[str]:
     return ["One copy on each GPU that the server finds, on the CPU where it finds none."]
 
 
-def _accelerator(plan: Plan, name: str) -> Message:
+def _accelerator(plan: TritonPlan, name: str) -> Message:
     told = {
         "precision_mode": PRECISION_MODES[precision_of(plan.bundle)],
         "trt_engine_cache_enable": "1",
@@ -139,7 +139,7 @@ def _accelerator(plan: Plan, name: str) -> Message:
     return {"name": "tensorrt", "parameters": [{"key": key, "value": value} for key, value in told.items()]}
 
 
-def _warm_up(plan: Plan) -> list[Message]:
+def _warm_up(plan: TritonPlan) -> list[Message]:
     """Return a request of one row and one of the most rows; none for a model whose sizes nothing tells."""
     if any(isinstance(size, str) for spec in plan.bundle.inputs for size in spec.shape[1:]):
         return []
@@ -168,7 +168,7 @@ def labels_of(bundle: Bundle) -> Sequence[str]:
 
 
 def target_of(bundle: Bundle) -> str:
-    """Return what the variant was optimised for, "" for the model itself."""
+    """Return what the variant was optimized for, "" for the model itself."""
     return str(bundle.manifest["variants"][bundle.variant]["target"]) if bundle.variant else ""
 
 

@@ -108,7 +108,7 @@ def _checked(result: Result) -> str:
 
 def _prepared(result: Result) -> list[str]:
     lines = []
-    compacted, equalised = result["prepared"]["compact"], result["prepared"]["equalise"]
+    compacted, equalized = result["prepared"]["compact"], result["prepared"]["equalize"]
     if compacted is not None:
         before, after = result["prepared"]["flops_before"], result["prepared"]["flops_after"]
         gone = compacted["channels_before"] - compacted["channels_after"]
@@ -116,8 +116,8 @@ def _prepared(result: Result) -> list[str]:
             f"compact: {gone} of {compacted['channels_before']} channels and {len(compacted['relus_removed'])} Relus removed, "
             f"{1 - after / before:.2%} of the FLOPs"
         )
-    if equalised is not None:
-        lines.append(f"equalised: {len(equalised['pairs'])} pairs of layers, {len(equalised['skipped'])} skipped")
+    if equalized is not None:
+        lines.append(f"equalized: {len(equalized['pairs'])} pairs of layers, {len(equalized['skipped'])} skipped")
     if result["prepared"]["error_ratio"] is not None:
         lines.append(f"the graph prepared so answers as the model does: error ratio {result['prepared']['error_ratio']:.2g}")
     return lines
@@ -153,7 +153,7 @@ def _costs(costs: Sequence[Result]) -> str:
 
 
 def _short(segment: str) -> str:
-    """Return the end of a segment's name, without the operator: what tells it from its neighbours."""
+    """Return the end of a segment's name, without the operator: what tells it from its neighbors."""
     name = segment.rsplit("/", 1)[0]
     return name if len(name) <= 24 else f"…{name[-23:]}"
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from relu_deploy.reporting.svg import COLOURS
+from relu_deploy.reporting.svg import COLORS
 
 __all__ = ["Series", "scaling"]
 
@@ -16,10 +16,10 @@ STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))
 
 
 class Series:
-    """One line: its name, its points (batch, images a second, 95% interval of that or None) and its colour."""
+    """One line: its name, its points (batch, images a second, 95% interval of that or None) and its color."""
 
-    def __init__(self, name: str, points: Sequence[tuple[int, float, tuple[float, float] | None]], colour: int) -> None:
-        self.name, self.points, self.colour = name, sorted(points, key=lambda point: point[0]), colour
+    def __init__(self, name: str, points: Sequence[tuple[int, float, tuple[float, float] | None]], color: int) -> None:
+        self.name, self.points, self.color = name, sorted(points, key=lambda point: point[0]), color
 
 
 def scaling(title: str, entries: Sequence[Series]) -> str:
@@ -52,13 +52,13 @@ def scaling(title: str, entries: Sequence[Series]) -> str:
     for entry in entries:
         parts.append(_line(entry, x, y))
     keys = "".join(
-        f'<span><i style="background:{COLOURS[entry.colour % len(COLOURS)]}"></i>{escape(entry.name)}</span>' for entry in entries
+        f'<span><i style="background:{COLORS[entry.color % len(COLORS)]}"></i>{escape(entry.name)}</span>' for entry in entries
     )
     return "".join(parts) + f'</svg><p class="legend">{keys}</p>'
 
 
 def _line(entry: Series, x: Callable[[int], float], y: Callable[[float], float]) -> str:
-    shade = COLOURS[entry.colour % len(COLOURS)]
+    shade = COLORS[entry.color % len(COLORS)]
     path = " ".join(f"{x(batch):.1f},{y(mean):.1f}" for batch, mean, _ in entry.points)
     parts = [f'<polyline fill="none" stroke="{shade}" stroke-width="2" points="{path}"/>']
     for batch, mean, interval in entry.points:

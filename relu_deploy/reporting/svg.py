@@ -8,15 +8,15 @@ from html import escape
 
 __all__ = ["Bar", "Column", "Line", "Point", "bars", "columns", "curve", "dots", "lines"]
 
-#: colours that differ in lightness too, so that they stay apart in grey print and for colour-blind readers (Okabe and Ito, 2008)
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
+#: colors that differ in lightness too, so that they stay apart in grey print and for color-blind readers (Okabe and Ito, 2008)
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 
 
 class Bar:
     """One bar: a label, its value, the interval drawn as a whisker, and what a pointer shows."""
 
-    def __init__(self, label: str, value: float, interval: tuple[float, float] | None, colour: int, note: str) -> None:
-        self.label, self.value, self.interval, self.colour, self.note = label, value, interval, colour, note
+    def __init__(self, label: str, value: float, interval: tuple[float, float] | None, color: int, note: str) -> None:
+        self.label, self.value, self.interval, self.color, self.note = label, value, interval, color, note
 
 
 def bars(title: str, unit: str, entries: Sequence[Bar]) -> str:
@@ -39,7 +39,7 @@ def bars(title: str, unit: str, entries: Sequence[Bar]) -> str:
         parts.append(f"<g><title>{escape(entry.note)}</title>")
         parts.append(f'<text class="name" x="{left - 10}" y="{y + 14}">{escape(entry.label)}</text>')
         parts.append(
-            f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{row - 11}" rx="2" fill="{COLOURS[entry.colour % len(COLOURS)]}"/>'
+            f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{row - 11}" rx="2" fill="{COLORS[entry.color % len(COLORS)]}"/>'
         )
         edge = length
         if entry.interval:
@@ -55,7 +55,7 @@ def bars(title: str, unit: str, entries: Sequence[Bar]) -> str:
 
 
 def dots(title: str, unit: str, rows: Sequence[tuple[str, Sequence[float], int]]) -> str:
-    """Return a strip chart on a logarithmic axis: for each (label, values, colour) a line from first to last value.
+    """Return a strip chart on a logarithmic axis: for each (label, values, color) a line from first to last value.
 
     The values are positions of one distribution, smallest first (say minimum, p50, p90, p99, maximum); each is a mark.
     """
@@ -78,9 +78,9 @@ def dots(title: str, unit: str, rows: Sequence[tuple[str, Sequence[float], int]]
             parts.append(f'<line class="grid" x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="4" y2="{height - 26}"/>')
             parts.append(f'<text class="tick" x="{at(tick):.1f}" y="{height - 10}">{tick:g}</text>')
     parts.append(f'<text class="unit" x="{left + width + 12}" y="{height - 10}">{escape(unit)}</text>')
-    for index, (label, marks, colour) in enumerate(rows):
+    for index, (label, marks, color) in enumerate(rows):
         y = 8 + index * row + 9
-        shade = COLOURS[colour % len(COLOURS)]
+        shade = COLORS[color % len(COLORS)]
         parts.append(f'<text class="name" x="{left - 10}" y="{y + 5}">{escape(label)}</text>')
         parts.append(
             f'<line x1="{at(marks[0]):.1f}" x2="{at(marks[-1]):.1f}" y1="{y}" y2="{y}" stroke="{shade}" stroke-width="2"/>'
@@ -94,10 +94,10 @@ def dots(title: str, unit: str, rows: Sequence[tuple[str, Sequence[float], int]]
 
 
 class Line:
-    """One line: its name, a value for each position (None where there is none), its colour, and "guide" or "limit" for one to read by."""
+    """One line: its name, a value for each position (None where there is none), its color, and "guide" or "limit" for one to read by."""
 
-    def __init__(self, name: str, values: Sequence[float | None], colour: int, guide: str = "") -> None:
-        self.name, self.values, self.colour, self.guide = name, values, colour, guide
+    def __init__(self, name: str, values: Sequence[float | None], color: int, guide: str = "") -> None:
+        self.name, self.values, self.color, self.guide = name, values, color, guide
 
 
 def lines(title: str, across: str, entries: Sequence[Line], notes: Sequence[str], marked: int | None = None) -> str:
@@ -131,7 +131,7 @@ def lines(title: str, across: str, entries: Sequence[Line], notes: Sequence[str]
     if marked is not None:
         parts.append(f'<line class="fault" x1="{x(marked):.1f}" x2="{x(marked):.1f}" y1="{top}" y2="{top + height}"/>')
     for line in entries:
-        shade = COLOURS[line.colour % len(COLOURS)]
+        shade = COLORS[line.color % len(COLORS)]
         points = [(x(position), y(value)) for position, value in enumerate(line.values) if value is not None]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
         style = f'class="{line.guide}"' if line.guide else f'stroke="{shade}" stroke-width="2"'
@@ -145,7 +145,7 @@ def lines(title: str, across: str, entries: Sequence[Line], notes: Sequence[str]
     parts.append(f'<text class="tick" x="{left + width / 2}" y="{top + height + 34}">{escape(across)}</text>')
     at = left
     for line in entries:
-        shade = "" if line.guide else f' stroke="{COLOURS[line.colour % len(COLOURS)]}" stroke-width="3"'
+        shade = "" if line.guide else f' stroke="{COLORS[line.color % len(COLORS)]}" stroke-width="3"'
         parts.append(
             f'<line class="{line.guide}"{shade} x1="{at}" x2="{at + 22}" y1="{top + height + 54}" y2="{top + height + 54}"/>'
         )
@@ -197,7 +197,7 @@ def columns(title: str, across: str, names: Sequence[str], entries: Sequence[Col
     return "".join(parts)
 
 
-#: a pale and a strong colour for shares that lie one over the other
+#: a pale and a strong color for shares that lie one over the other
 SHARES = ("#8fbfe0", "#d55e00")
 
 
@@ -234,11 +234,11 @@ def curve(title: str, across: str, up: str, points: Sequence[Point], guides: Seq
         # The limit lies below what it limits, and so does its name.
         parts.append(f'<text class="soft" x="{left + 24}" y="{y + (14 if kind == "limit" else -5):.1f}">{escape(name)}</text>')
     path = " ".join("{:.1f},{:.1f}".format(*at(point.x, point.y)) for point in points)
-    parts.append(f'<polyline fill="none" stroke="{COLOURS[0]}" stroke-width="2" points="{path}"/>')
+    parts.append(f'<polyline fill="none" stroke="{COLORS[0]}" stroke-width="2" points="{path}"/>')
     for point in points:
         x, y = at(point.x, point.y)
         parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{COLOURS[0]}"><title>{escape(point.note)}</title></circle>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{COLORS[0]}"><title>{escape(point.note)}</title></circle>'
             f'<text class="tick" x="{x:.1f}" y="{top + height + 16}">{point.x:g}</text>'
         )
     parts.append(

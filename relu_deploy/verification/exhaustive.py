@@ -227,7 +227,7 @@ def _odd_lengths(session: Session, backend: str, dtype: str) -> list[Kernel]:
 def _behind(convolution: str, folder: Path, backend: str, dtype: str, device: int) -> list[Kernel]:
     where = f"behind a {convolution} with identity weights"
     if dtype == "int8":
-        reason = "Conv has no int8: quantised convolutions are QLinearConv, whose Relu is part of its rounding"
+        reason = "Conv has no int8: quantized convolutions are QLinearConv, whose Relu is part of its rounding"
         return [Kernel(name, where, 0, dict.fromkeys(KINDS, 0), left_out=reason) for name in REFERENCE]
     try:
         session = _session(folder, backend, dtype, convolution, device)

@@ -18,8 +18,17 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import UsageError
 from relu_deploy.graph import Relu, load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
-from relu_deploy.verification.execution import Delivered, compare_with_request
-from relu_deploy.verification.invariants import Check, Contract, Trial, check_contract, judge, nan_is_kept, poisoned, try_model
+from relu_deploy.verification.execution import ExecutionReport, compare_with_request
+from relu_deploy.verification.invariants import (
+    Check,
+    Contract,
+    InvarianceCheck,
+    check_contract,
+    judge,
+    nan_is_kept,
+    poisoned,
+    try_model,
+)
 from relu_deploy.verification.locate import Fault, faults_of_graph, locate_on_backend
 from relu_deploy.verification.tapping import Observed, observe
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source, relus_to_compare
@@ -90,7 +99,7 @@ class BackendReport:
     facts: Mapping[str, Any]
     faults: Sequence[Fault] = ()
     checks: Sequence[Check] = ()
-    delivered: Delivered = field(default_factory=Delivered)
+    delivered: ExecutionReport = field(default_factory=ExecutionReport)
     note: str = ""
     audit: AuditReport | None = None
 
@@ -187,8 +196,8 @@ class _Answers:
     name: str
     shipped: Feeds
     facts: Mapping[str, Any]
-    delivered: Delivered
-    trials: Sequence[Trial]
+    delivered: ExecutionReport
+    trials: Sequence[InvarianceCheck]
     observed: Observed | None = None
     nan_kept: Mapping[str, bool | None] = field(default_factory=dict)
     audit: AuditReport | None = None
@@ -274,7 +283,7 @@ def _ask(task: _Task, name: str) -> _Answers:
     if compiled:
         return _Answers(name, shipped, facts, delivered, trials)
     taps = [relu for relu in task.relus if not name.startswith("torch") or relu.torch_node]
-    # Integers cannot hold a NaN, so a quantised graph has no policy for it.
+    # Integers cannot hold a NaN, so a quantized graph has no policy for it.
     nans = poisoned(task.feeds) if task.precision != "int8" else {}
     observed = observe(task.bundle, name, taps, task.feeds, shipped, nans, task.options)
     kept = nan_is_kept(task.model, taps, nans, observed.for_nan)
@@ -282,10 +291,10 @@ def _ask(task: _Task, name: str) -> _Answers:
 
 
 def _judge(task: _Task, truth: Truth, answers: _Answers) -> BackendReport:
-    yardstick, values = truth.yardstick, truth.values
+    noise_floor, values = truth.noise_floor, truth.values
     outputs = compare_outputs(answers.shipped, truth)
     ends = {spec.name for spec in task.bundle.outputs} & set(values)
-    checks = judge(answers.trials, yardstick, {name: values[name] for name in ends}, truth.precision)
+    checks = judge(answers.trials, noise_floor, {name: values[name] for name in ends}, truth.precision)
     told = (answers.facts, (), checks, answers.delivered)
     seen = answers.observed
     if answers.audit is not None:
@@ -298,7 +307,7 @@ def _judge(task: _Task, truth: Truth, answers: _Answers) -> BackendReport:
         if got is None:
             reports.append(ReluReport(relu, None))
             continue
-        noise = yardstick.get(relu.output, 0.0)
+        noise = noise_floor.get(relu.output, 0.0)
         single = truth.single.get(relu.output, SINGLE * noise)
         contract = check_contract(relu, got, true, single, truth.precision, answers.nan_kept.get(relu.output))
         comparison = None if true is None else compare(got, true, noise, LIMITS[truth.precision])
@@ -348,7 +357,7 @@ def _located(task: _Task, truth: Truth, reports: Sequence[BackendReport]) -> lis
 def compare_outputs(results: Mapping[str, Any], truth: Truth) -> dict[str, Comparison]:
     """Return the verdict on each output in `results` (by name) that the truth knows."""
     return {
-        name: compare(value, truth.values[name], truth.yardstick[name], LIMITS[truth.precision])
+        name: compare(value, truth.values[name], truth.noise_floor[name], LIMITS[truth.precision])
         for name, value in results.items()
         if name in truth.values
     }

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip ins
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """Return a bundle of a model that nobody knows, which answers 1 for pictures brighter than grey, and labelled pixels for it."""
+    """Return a bundle of a model that nobody knows, which answers 1 for pictures brighter than grey, and labeled pixels for it."""
     folder = tmp_path_factory.mktemp("own")
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2), torch.nn.ReLU())
     with torch.no_grad():

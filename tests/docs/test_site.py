@@ -128,4 +128,4 @@ def test_the_python_page_has_every_public_name_with_what_it_says(site):
 def test_the_search_index_knows_the_pages(site):
     index = (site / "searchindex.js").read_text(encoding="utf-8")
     assert "how-verification-decides" in index
-    assert "yardstick" in index
+    assert "noise_floor" in index

@@ -21,7 +21,7 @@ def exported(tmp_path_factory):
     return Bundle.open(path)
 
 
-def test_a_text_model_travels_through_census_and_both_optimisations(command, tmp_path):
+def test_a_text_model_travels_through_census_and_both_optimizations(command, tmp_path):
     assert command("export", "language_id", "-o", "m.rdb", "--quiet").code == 0
     counted = command("census", "m.rdb", "--data", "language_id", "--samples", "200", "--json", "-", "--quiet")
     assert counted.code == 0, counted.stderr

@@ -82,7 +82,7 @@ def test_the_text_field_fits_and_can_be_read(browser, server, width, dark):  # n
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
         script = """
-            let at = arguments[0], colour = getComputedStyle(at).color;
+            let at = arguments[0], color = getComputedStyle(at).color;
             while (at && getComputedStyle(at).backgroundColor === "rgba(0, 0, 0, 0)") at = at.parentElement;
-            return [colour, getComputedStyle(at).backgroundColor]"""
+            return [color, getComputedStyle(at).backgroundColor]"""
         assert contrast(*browser.execute_script(script, page(name))) >= 4.5

@@ -69,7 +69,7 @@ def test_the_precision_of_a_graph_is_its_coarsest(digits_bundle, tmp_path):
     assert set(node_precisions(half).values()) == {"float16", "float32"}
 
 
-def test_a_quantised_graph_is_int8_in_its_convolutions(digits_bundle, tmp_path):
+def test_a_quantized_graph_is_int8_in_its_convolutions(digits_bundle, tmp_path):
     quantization = pytest.importorskip(
         "onnxruntime.quantization", reason="this onnxruntime has no onnxruntime.quantization: install another release of it"
     )

@@ -113,5 +113,5 @@ def test_measured_batching_becomes_options_of_serve(tmp_path, digits_copy):
 def test_a_variant_for_gpus_has_no_place_in_an_image_for_cpus(tmp_path, digits_copy):
     facts = {"fp16-cuda": {"precision": "float16", "target": "cuda", "checked_against": "model.onnx"}}
     bundle = digits_copy.add("variants/fp16-cuda.onnx", digits_copy.onnx.read_bytes(), variants=facts)
-    with pytest.raises(UsageError, match="optimised for cuda"):
+    with pytest.raises(UsageError, match="optimized for cuda"):
         package(bundle.with_variant("fp16-cuda"), "docker", tmp_path / "context")

@@ -146,7 +146,7 @@ def test_a_variant_goes_to_the_backend_that_it_was_made_for(tmp_path, digits_cop
         options = parser_for(VERBS).parse_args(made["serving-runtime.yaml"]["spec"]["containers"][0]["args"])
         assert options.backend == backend
         assert made["inference-service.yaml"]["spec"]["predictor"]["model"]["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    with pytest.raises(UsageError, match="optimised for cuda"):
+    with pytest.raises(UsageError, match="optimized for cuda"):
         package(bundle.with_variant("fp16-cuda"), "kserve", tmp_path / "cpu", device="cpu")
 
 

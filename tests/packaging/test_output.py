@@ -128,7 +128,7 @@ def test_no_model_and_a_broken_one_are_bad_input(command, digits_copy, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_optimised_variant_is_packaged_by_its_path(command, digits_copy, tmp_path):
+def test_an_optimized_variant_is_packaged_by_its_path(command, digits_copy, tmp_path):
     facts = {"int8-cpu": {"precision": "int8", "target": "cpu", "checked_against": "model.onnx"}}
     digits_copy.add("variants/int8-cpu.onnx", digits_copy.onnx.read_bytes(), variants=facts)
     for target in TARGET_NAMES:

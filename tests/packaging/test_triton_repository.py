@@ -275,7 +275,7 @@ def test_a_variant_for_cpus_goes_to_no_gpu(tmp_path, digits_copy, options):
     variant = as_variant(digits_copy, "int8-cpu", "int8", "cpu")
     package(variant, "triton", tmp_path / "fine")
     assert config(tmp_path / "fine").instance_group[0].kind == 2, "KIND_CPU"
-    with pytest.raises(UsageError, match="optimised for CPUs"):
+    with pytest.raises(UsageError, match="optimized for CPUs"):
         package(variant, "triton", tmp_path / "refused", **options)
     assert not (tmp_path / "refused").exists()
 

@@ -22,7 +22,7 @@ class Running:
             if f"--{name}-port" not in words:
                 words += [f"--{name}-port", port]
         # A pipe that nobody reads would fill with log lines, and the server would wait for it.
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # it is closed with the server
+        self.errors = tempfile.TemporaryFile("w+")  # it is closed with the server  # noqa: SIM115  # it is closed with the server
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=self.errors, text=True)
         lines = []
         for line in self.process.stdout:

@@ -174,9 +174,9 @@ def test_folding_and_reordering_are_no_faults(digits_bundle, tmp_path, feeds):
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
-        settings.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
         onnxruntime.InferenceSession(str(digits_bundle.onnx), settings, providers=["CPUExecutionProvider"])
-        report = verify(tmp_path / "optimised.onnx", feeds=feeds, against=str(digits_bundle.path))
+        report = verify(tmp_path / "optimized.onnx", feeds=feeds, against=str(digits_bundle.path))
         assert report.passed, report.backends[0].to_json()
 
 
@@ -203,7 +203,7 @@ def test_a_relu_kernel_that_is_wrong_is_located_by_running_pieces_alone(digits_b
     assert report.backends[0].relus[position].contract.broken.startswith("negative output")
 
 
-def test_kernels_that_are_wrong_only_together_are_told_with_their_neighbours(digits_bundle, flawed):  # noqa: F811
+def test_kernels_that_are_wrong_only_together_are_told_with_their_neighbors(digits_bundle, flawed):  # noqa: F811
     relu = find_relus(load_model(digits_bundle.onnx))[2]
     report = verify(digits_bundle.onnx, [flawed(WrongOnlyFused(relu.node))])
     fault = report.backends[0].faults[0]

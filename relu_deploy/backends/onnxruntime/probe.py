@@ -192,7 +192,7 @@ def _is_are(names: list[str]) -> str:
 # ---------------------------------------------------------------- TensorRT-RTX, which is a plug-in
 
 
-def _plugin_obstacle(name: str, flavours: Mapping[str, str], driver: Driver, gpu: Gpu) -> Missing | None:  # noqa: ARG001  # as the other
+def _plugin_obstacle(name: str, flavours: Mapping[str, str], driver: Driver, gpu: Gpu) -> Missing | None:  # as the other  # noqa: ARG001  # as the other
     if not runs_on_rtx(gpu):
         return Missing(
             f"ONNX Runtime's TensorRT-RTX provider runs on compute capability 8.6, 8.9, and 12.0 and newer, and this is {gpu}",

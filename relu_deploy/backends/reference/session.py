@@ -1,4 +1,4 @@
-"""The ONNX graph in NumPy: float64 for the truth, float32 for the yardstick.
+"""The ONNX graph in NumPy: float64 for the truth, float32 for the noise floor.
 
 The operators are those of ONNX's own reference evaluator, except the few that would take minutes there (convolution,
 matrix product, pooling): these are written here as matrix products, in whatever precision they are given. In float64

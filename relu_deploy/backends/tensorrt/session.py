@@ -1,6 +1,6 @@
 """Engines of TensorRT and TensorRT-RTX, run. The library's module is the only difference, and what RTX alone can be asked.
 
-A session has one stream, not the default one, which TensorRT would synchronise around. For each set of input shapes it
+A session has one stream, not the default one, which TensorRT would synchronize around. For each set of input shapes it
 keeps an execution context with its buffers (`tensorrt_bound.py`).
 """
 
@@ -54,7 +54,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Profile:
-    """One optimisation profile: per input the smallest, usual and largest shape that the engine was tuned for."""
+    """One optimization profile: per input the smallest, usual and largest shape that the engine was tuned for."""
 
     index: int
     ranges: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -112,7 +112,7 @@ def load_session(name: str, bundle: Bundle, options: Options) -> TensorRtSession
 
 
 class TensorRtSession:
-    """An engine, deserialised on one GPU."""
+    """An engine, deserialized on one GPU."""
 
     def __init__(self, name: str, bundle: Bundle, engine: Engine, gpu: Device, trt: Any = None) -> None:
         """trt: the library's module, by default the one that `name` stands for."""
@@ -123,7 +123,7 @@ class TensorRtSession:
         self.kept, self._logger = engine, logger_of(self.trt)
         #: an engine that is looked into runs kernel by kernel: nobody is called back from inside a CUDA graph
         self.observable = bool(engine.facts.get("options", {}).get("observable"))
-        self._runtime, self.engine = self._deserialised(bundle)
+        self._runtime, self.engine = self._deserialized(bundle)
         self.dtypes = self._dtypes()
         self.profiles = self._profiles()
         self.stream = gpu.stream()
@@ -239,7 +239,7 @@ class TensorRtSession:
 
     # ------------------------------------------------------------ loading
 
-    def _deserialised(self, bundle: Bundle) -> tuple[Any, Any]:
+    def _deserialized(self, bundle: Bundle) -> tuple[Any, Any]:
         plan = self.kept.read()
         diagnoses = 0
         with self._logger.one_at_a_time, self.listening() as heard:

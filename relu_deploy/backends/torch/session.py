@@ -253,7 +253,7 @@ class _Way:
     seen: Seen | None = None
 
 
-#: aten operators whose operands int8 graphs quantise, by the name of the ONNX operator that they become
+#: aten operators whose operands int8 graphs quantize, by the name of the ONNX operator that they become
 _ONNX_NAME = {"conv": "Conv", "linear": "Gemm", "addmm": "Gemm", "matmul": "MatMul", "mm": "MatMul", "add": "Add"}
 
 

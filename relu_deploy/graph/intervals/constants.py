@@ -15,7 +15,7 @@ import numpy as np
 from relu_deploy.errors import InputError
 from relu_deploy.graph.intervals.interval import PIECE
 from relu_deploy.graph.intervals.operands import Operands, shape_of
-from relu_deploy.graph.pruning.channels import Passage, channels_of, pads_with_zeros
+from relu_deploy.graph.pruning.channels import ChannelMap, channels_of, pads_with_zeros
 from relu_deploy.graph.relus import find_relus
 from relu_deploy.tensors import Array
 
@@ -48,7 +48,7 @@ class Constants:
 
 
 def constant_channels(
-    model: ir.Model, passages: Mapping[ir.Node, Passage | str], bounds: Bounds, observed: Mapping[str, Array]
+    model: ir.Model, passages: Mapping[ir.Node, ChannelMap | str], bounds: Bounds, observed: Mapping[str, Array]
 ) -> dict[str, Constants]:
     """Return what is constant in every tensor that has channels.
 
@@ -67,7 +67,7 @@ def constant_channels(
                 raise InputError(f"the number of channels of {name!r} is not known", "infer the graph's shapes first")
             continue
         found, passage = Constants.none(channels), None if node is None else passages.get(node)
-        if node is not None and isinstance(passage, Passage):
+        if node is not None and isinstance(passage, ChannelMap):
             found = _through(Operands(node, {}, opset), passage, known, channels)
         known[name] = _with_observed(_with_proven(found, bounds.get(name)), name, observed.get(name))
     return known
@@ -93,7 +93,7 @@ def _with_observed(found: Constants, name: str, observed: Array | None) -> Const
     return Constants(np.where(new, 0.0, found.values), found.assumed | new, found.bordered & ~new)
 
 
-def _through(operands: Operands, passage: Passage, known: Mapping[str, Constants], channels: int) -> Constants:
+def _through(operands: Operands, passage: ChannelMap, known: Mapping[str, Constants], channels: int) -> Constants:
     inputs = {tie.position: known.get(str(operands.node.inputs[tie.position].name)) for tie in passage.ties}  # type: ignore[union-attr]
     sources = [source for source in inputs.values() if source is not None]
     if len(sources) < len(inputs):

@@ -15,13 +15,13 @@ import numpy as np
 
 from relu_deploy.graph.intervals.constants import Constants
 from relu_deploy.graph.intervals.operands import Operands, constant_of
-from relu_deploy.graph.pruning.channels import Passage, bias_of, channels_of, pads_with_zeros
+from relu_deploy.graph.pruning.channels import ChannelMap, bias_of, channels_of, pads_with_zeros
 from relu_deploy.tensors import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Decision", "Places", "Reading", "decide"]
+__all__ = ["ChannelReader", "Decision", "Places", "decide"]
 
 #: why a channel that is constant somewhere stays
 OUTPUT = "it is a graph output"
@@ -33,7 +33,7 @@ RESIDUAL = "it is not constant after a residual Add"
 ELSEWHERE = "it is also read where it is not constant"
 LAST = "it is the last channel of its tensor"
 
-Passages = Mapping["ir.Node", Passage | str]
+ChannelMaps = Mapping["ir.Node", ChannelMap | str]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ChannelReader:
     """A node that makes new channels out of those of `source`. uses: bool (C,), the channels that it has weights on."""
 
     node: ir.Node
@@ -76,7 +76,7 @@ class Decision:
     """
 
     places: Places
-    readings: tuple[Reading, ...]
+    readings: tuple[ChannelReader, ...]
     goes: Array
     assumed: Array
     zero: Array
@@ -89,7 +89,7 @@ class Decision:
         return self.goes[self.places.at(value)]
 
 
-def decide(model: ir.Model, passages: Passages, constants: Mapping[str, Constants]) -> Decision:
+def decide(model: ir.Model, passages: ChannelMaps, constants: Mapping[str, Constants]) -> Decision:
     """Return which channels of `model` go. passages: of every node; constants: of every tensor that has channels."""
     places = Places.of_model(model)
     readings = tuple(_readings(passages, constants))
@@ -104,7 +104,7 @@ def decide(model: ir.Model, passages: Passages, constants: Mapping[str, Constant
 class _Groups:
     """Groups of channels that go together, each by its least number, and what speaks against their going."""
 
-    def __init__(self, places: Places, passages: Passages) -> None:
+    def __init__(self, places: Places, passages: ChannelMaps) -> None:
         self.places = places
         self.labels = _components(places.count, [_ties(places, passages), _shared(places, passages)])
         self.stays, self.assumed, self.is_read, self.is_added = (np.zeros(places.count, bool) for _ in range(4))
@@ -119,7 +119,7 @@ class _Groups:
     def keep(self, at: Array, reason: str) -> None:
         self.stays[self.note(at, reason)] = True
 
-    def keep_what_is_seen(self, model: ir.Model, passages: Passages) -> None:
+    def keep_what_is_seen(self, model: ir.Model, passages: ChannelMaps) -> None:
         """Keep what the world sees, and what a node does something unknown with."""
         for value in self.places.values:
             if value.is_graph_output():
@@ -135,7 +135,9 @@ class _Groups:
             elif len(passage.ties) > 1 and node.op_type != "Concat":
                 self.is_added[self.labels[self.places.at(node.outputs[0])]] = True
 
-    def keep_what_varies(self, readings: Sequence[Reading], passages: Passages, constants: Mapping[str, Constants]) -> None:
+    def keep_what_varies(
+        self, readings: Sequence[ChannelReader], passages: ChannelMaps, constants: Mapping[str, Constants]
+    ) -> None:
         """Keep what is not constant, or a constant that no bias can take, to a node that reads it."""
         for node in passages:
             for value in node.outputs:
@@ -167,7 +169,7 @@ class _Groups:
         return goes[self.labels]
 
 
-def _ties(places: Places, passages: Passages, *, through_weights: bool = True) -> tuple[Array, Array]:
+def _ties(places: Places, passages: ChannelMaps, *, through_weights: bool = True) -> tuple[Array, Array]:
     """Return pairs of places that nodes tie together; through_weights: also those on both sides of a depthwise Conv."""
     left, right = [np.arange(0)], [np.arange(0)]
     for node, passage in passages.items():
@@ -181,7 +183,7 @@ def _ties(places: Places, passages: Passages, *, through_weights: bool = True) -
     return np.concatenate(left), np.concatenate(right)
 
 
-def _shared(places: Places, passages: Passages) -> tuple[Array, Array]:
+def _shared(places: Places, passages: ChannelMaps) -> tuple[Array, Array]:
     """Return pairs of places that belong to the same row or column of weights which several nodes use."""
     left, right = [np.arange(0)], [np.arange(0)]
     users: dict[tuple[object, ...], ir.Node] = {}
@@ -209,7 +211,7 @@ def _components(count: int, pairs: Sequence[tuple[Array, Array]]) -> Array:
         labels = joined
 
 
-def _readings(passages: Passages, constants: Mapping[str, Constants]) -> Iterator[Reading]:
+def _readings(passages: ChannelMaps, constants: Mapping[str, Constants]) -> Iterator[ChannelReader]:
     for node, passage in passages.items():
         source = node.inputs[0] if node.inputs else None
         if isinstance(passage, str) or passage.columns is None or source is None:
@@ -217,18 +219,18 @@ def _readings(passages: Passages, constants: Mapping[str, Constants]) -> Iterato
         position, axis = passage.columns
         weights = np.asarray(constant_of(node.inputs[position]))
         others = tuple(other for other in range(weights.ndim) if other != axis)
-        yield Reading(node, source, np.any(weights, axis=others), constants[str(source.name)])
+        yield ChannelReader(node, source, np.any(weights, axis=others), constants[str(source.name)])
 
 
 def _found(
-    places: Places, passages: Passages, readings: Sequence[Reading], constants: Mapping[str, Constants]
+    places: Places, passages: ChannelMaps, readings: Sequence[ChannelReader], constants: Mapping[str, Constants]
 ) -> tuple[Array, Array, Array]:
     """Return for every place what the next nodes with weights find there: whether a 0, another constant; and whether any."""
     stretches = _components(places.count, [_ties(places, passages, through_weights=False)])
     zero, nonzero, constant = (np.zeros(places.count, bool) for _ in range(3))
     seen = [(reading.source, reading.constants.values, reading.uses) for reading in readings]
     for node, passage in passages.items():
-        if isinstance(passage, Passage) and passage.ties and node.op_type == "Conv":
+        if isinstance(passage, ChannelMap) and passage.ties and node.op_type == "Conv":
             values = constants[str(node.inputs[0].name)].values  # type: ignore[union-attr]
             seen.append((node.inputs[0], values, np.ones(len(values), bool)))  # type: ignore[arg-type]
     for source, values, uses in seen:

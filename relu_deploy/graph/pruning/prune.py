@@ -23,8 +23,8 @@ from relu_deploy.graph.intervals.constants import constant_channels
 from relu_deploy.graph.intervals.operands import Operands, constant_of
 from relu_deploy.graph.intervals.ranges import bounds_of
 from relu_deploy.graph.model import opset_of
-from relu_deploy.graph.pruning.channel_groups import OUTPUT, Decision, Passages, Reading, decide
-from relu_deploy.graph.pruning.channels import WEIGHTED, Passage, bias_of, channels_of, passage_of
+from relu_deploy.graph.pruning.channel_groups import OUTPUT, ChannelMaps, ChannelReader, Decision, decide
+from relu_deploy.graph.pruning.channels import WEIGHTED, ChannelMap, bias_of, channels_of, passage_of
 from relu_deploy.graph.relus import Relu, find_relus
 from relu_deploy.tensors import Array
 
@@ -154,11 +154,11 @@ def _kept(decision: Decision) -> Iterator[Kept]:
 # ---------------------------------------------------------------- channels
 
 
-def _shrink(model: ir.Model, passages: Passages, decision: Decision) -> None:
+def _shrink(model: ir.Model, passages: ChannelMaps, decision: Decision) -> None:
     """Take the channels that go out of every constant, attribute and shape of `model`, in place."""
     new: dict[Operand, Array] = {}
     for node, passage in passages.items():
-        if isinstance(passage, Passage):
+        if isinstance(passage, ChannelMap):
             made = decision.gone(node.outputs[0])
             cuts = [(*row, made) for row in passage.rows]
             if passage.columns is not None:
@@ -182,7 +182,7 @@ def _slice(new: dict[Operand, Array], operand: Operand, axis: int, gone: Array) 
     new[operand] = np.compress(~gone, np.asarray(array), axis)
 
 
-def _resize(new: dict[Operand, Array], node: ir.Node, passage: Passage, channels: int) -> None:
+def _resize(new: dict[Operand, Array], node: ir.Node, passage: ChannelMap, channels: int) -> None:
     """Let a depthwise Conv have fewer groups, and a Reshape make a smaller shape."""
     import onnx_ir as ir
 
@@ -195,7 +195,7 @@ def _resize(new: dict[Operand, Array], node: ir.Node, passage: Passage, channels
             new[node, passage.sizes] = sizes
 
 
-def _fold(new: dict[Operand, Array], reading: Reading, decision: Decision) -> None:
+def _fold(new: dict[Operand, Array], reading: ChannelReader, decision: Decision) -> None:
     """Add what the constants that go contribute to the bias of the node that reads them: in float64, rounded once."""
     import onnx_ir as ir
 

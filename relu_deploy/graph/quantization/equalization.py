@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: moving scales from one layer to the next, so that one int8 scale fits a whole weight tensor.
+"""Cross-layer equalization: moving scales from one layer to the next, so that one int8 scale fits a whole weight tensor.
 
 Where a tensor goes from one layer to exactly one other through operators with f(x / s) = f(x) / s in every channel, the
 layers may share a number s > 0 per channel and compute the same (Nagel et al. 2019, arXiv 1906.04721, section 4.1):
@@ -12,9 +12,9 @@ changes any more. Rules:
    stay equal bit for bit as long as no number underflows or overflows. But for a factor common to all channels of a tensor,
    which a scale per tensor does not feel, each is within sqrt(2) of the paper's.
 2. No scale leaves 2^-limit to 2^limit. Beyond 2^12 the two ranges are 2^24 apart, as far as the first and the last bit of a
-   float32: such a channel died in training, and equalising it would only blow up its bias.
+   float32: such a channel died in training, and equalizing it would only blow up its bias.
 3. A Clip from 0 to b becomes Min with b / s per channel, then a Relu with the Clip's name, metadata and result. So every
-   Relu is still found, and its result is the one of before, divided by `Equalisation.scales`.
+   Relu is still found, and its result is the one of before, divided by `Equalization.scales`.
 4. A channel without weights on one side, a tensor with several readers, and an output of the graph keep their scale.
 """
 
@@ -36,7 +36,7 @@ from relu_deploy.tensors import Array
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Bounded", "Equalisation", "Pair", "Skipped", "equalise"]
+__all__ = ["Bounded", "Equalization", "Pair", "Skipped", "equalize"]
 
 #: log2 of a scale's change below which another sweep has nothing to do
 SETTLED = 1e-3
@@ -82,8 +82,8 @@ class Bounded:
 
 
 @dataclass(frozen=True)
-class Equalisation:
-    """The equalised model, and what was done to it.
+class Equalization:
+    """The equalized model, and what was done to it.
 
     scales: for each tensor inside a pair, by name, what it was divided by: float32, broadcasts to it.
     is_exact: whether outputs are those of the model before, bit for bit, as long as no number underflows or overflows.
@@ -105,7 +105,7 @@ class Equalisation:
         }
 
 
-def equalise(
+def equalize(
     model: ir.Model,
     *,
     iterations: int = 20,
@@ -114,8 +114,8 @@ def equalise(
     replace_clips: bool = False,
     observed_maximum: Mapping[str, Array] | None = None,
     margin: float = 0.1,
-) -> Equalisation:
-    """Return a copy of the float32 `model` whose neighbouring layers have equal ranges per channel, and what was done.
+) -> Equalization:
+    """Return a copy of the float32 `model` whose neighboring layers have equal ranges per channel, and what was done.
 
     Batch norms must have been folded: a layer followed by one is skipped. iterations: sweeps over all pairs at most.
     limit: log2 of the largest scale. replace_clips: turn every Clip from 0 into a Relu, as the paper does with ReLU6.
@@ -125,7 +125,7 @@ def equalise(
     """
     if iterations < 1 or not 1 <= limit <= LARGEST_LIMIT:
         raise UsageError(
-            f"equalisation takes iterations from 1 and a limit from 1 to {LARGEST_LIMIT}, not {iterations} and {limit}",
+            f"equalization takes iterations from 1 and a limit from 1 to {LARGEST_LIMIT}, not {iterations} and {limit}",
             "the defaults are 20 and 12",
         )
     new = model.clone()
@@ -157,7 +157,7 @@ def equalise(
         for link, exponent, old, now in zip(links, exponents, before, after, strict=True)
     ]
     is_exact = power_of_two and all(is_reversible) and not any(clip.became == "relu" for clip in clips)
-    return Equalisation(new, tuple(pairs), tuple(skipped), tuple(clips), scales, is_exact)
+    return Equalization(new, tuple(pairs), tuple(skipped), tuple(clips), scales, is_exact)
 
 
 # ---------------------------------------------------------------- which scales

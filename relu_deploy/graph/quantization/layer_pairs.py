@@ -17,7 +17,7 @@ from relu_deploy.tensors import Array
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Layer", "Link", "Skipped", "Step", "grouped", "links_of", "weights_of"]
+__all__ = ["Layer", "Link", "PathNode", "Skipped", "grouped", "links_of", "weights_of"]
 
 #: operators beside the Relus through which the scale of every channel passes unchanged
 POOLS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean")
@@ -38,8 +38,8 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Step:
-    """A node whose result has `rank` axes and keeps each channel in `block` neighbouring places of axis 1."""
+class PathNode:
+    """A node whose result has `rank` axes and keeps each channel in `block` neighboring places of axis 1."""
 
     node: ir.Node
     rank: int
@@ -57,7 +57,7 @@ class Link:
     producer: ir.Node
     reader: ir.Node
     channels: int
-    steps: tuple[Step, ...]
+    steps: tuple[PathNode, ...]
 
     def scale_by(self, exponent: Array, layers: Mapping[ir.Node, Layer]) -> None:
         producer, reader = layers[self.producer], layers[self.reader]
@@ -94,7 +94,7 @@ def _followed(model: ir.Model, producer: ir.Node, relus: Mapping[str, Relu]) -> 
     shape = shape_of(producer.outputs[0])
     if shape is None or (producer.op_type in ("Gemm", "MatMul") and len(shape) != 2):
         raise _Unfit("", f"the channels of {producer.outputs[0].name} are not known, or not on axis 1")
-    steps = [Step(producer, len(shape), 1)]
+    steps = [PathNode(producer, len(shape), 1)]
     channels = rows.shape[0] * rows.shape[1]
     while True:
         node, position = _only_reader(model, steps[-1].node)
@@ -115,7 +115,7 @@ def _only_reader(model: ir.Model, node: ir.Node) -> tuple[ir.Node, int]:
     return next(iter(value.uses()))
 
 
-def _check_reader(node: ir.Node, step: Step, channels: int) -> None:
+def _check_reader(node: ir.Node, step: PathNode, channels: int) -> None:
     weights = weights_of(node, str(node.name))
     groups, _, inputs, _ = grouped(node, weights).shape
     has_space = node.op_type in ("Conv", "ConvTranspose")
@@ -133,13 +133,13 @@ def weights_of(node: ir.Node, at: str) -> Array:
     return weights
 
 
-def _through(node: ir.Node, position: int, step: Step, relu: Relu | None, opset: int) -> Step:
+def _through(node: ir.Node, position: int, step: PathNode, relu: Relu | None, opset: int) -> PathNode:
     """Return the step that `node` is when its input at `position` is the result of `step`. Raises _Unfit."""
     operands, name = Operands(node, {}, opset), str(node.name)
     if relu is not None and relu.upper is not None and opset < 8:
         raise _Unfit(name, f"a bound per channel needs operator set 8, the graph has {opset}")
     if node.op_type == "Pad" and position == 0 and _pads_with_zeros(operands, step.rank):
-        return Step(node, step.rank, step.block)
+        return PathNode(node, step.rank, step.block)
     if node.op_type == "BatchNormalization":
         raise _Unfit(name, f"the batch norm {name} stands behind it: fold it first")
     is_relu = relu is not None and (relu.upper is None or relu.upper > 0)
@@ -149,7 +149,7 @@ def _through(node: ir.Node, position: int, step: Step, relu: Relu | None, opset:
     passage = passage_of(node, opset)
     if isinstance(passage, str) or len(passage.ties) != 1:
         raise _Unfit(name, f"{name} ({node.op_type}): {passage if isinstance(passage, str) else 'it joins channels'}")
-    return Step(node, len(shape_of(node.outputs[0]) or ()), step.block * passage.ties[0].block)
+    return PathNode(node, len(shape_of(node.outputs[0]) or ()), step.block * passage.ties[0].block)
 
 
 def _pads_with_zeros(operands: Operands, rank: int) -> bool:

@@ -19,7 +19,7 @@ from relu_deploy.errors import InputError
 from relu_deploy.graph import count_cost, find_relus, load_model, save_model
 from relu_deploy.graph.pruning.channel_groups import ELSEWHERE, LAST, NO_BIAS, OUTPUT, PADDING, RESIDUAL, SUBGRAPH
 from relu_deploy.graph.pruning.prune import compact
-from relu_deploy.verification.verdict import compare, yardstick_error
+from relu_deploy.verification.verdict import compare, estimate_noise_floor
 
 #: operators whose further operands are sizes and places
 COUNTING = ("Expand", "ReduceMax", "Gather", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze")
@@ -681,7 +681,7 @@ def test_outputs_are_as_good_as_correct_float32_arithmetic_makes_them(kinds, see
         truth = evaluated(before, x)[name]
         # One evaluation may happen to be nearly exact: a random rounding stands beside it, as in the verdict itself.
         others = evaluated(before, x, wide=False)[name], evaluated(before, x, rounding=Rounding("float32", seed))[name]
-        verdict = compare(evaluated(after, x, wide=False)[name], truth, yardstick_error(truth, *others))
+        verdict = compare(evaluated(after, x, wide=False)[name], truth, estimate_noise_floor(truth, *others))
         assert verdict.passed, verdict.reason
 
 
@@ -695,7 +695,7 @@ def assert_as_good(bundle, result, feeds, tmp_path):
     for backend in ("reference", "onnxruntime-cpu"):
         got = load(tmp_path / "compact.onnx", backend, threads=1).run(feeds)
         for name, true in truth.items():
-            verdict = compare(got[name], true, yardstick_error(true, float32[name]))
+            verdict = compare(got[name], true, estimate_noise_floor(true, float32[name]))
             assert verdict.passed, (backend, verdict.reason)
 
 

@@ -157,8 +157,8 @@ def test_an_unknown_dtype_or_node_is_refused():
         lower(residual(), "float16", {"nothing": "?"})
 
 
-def test_the_rounding_of_a_simulation_survives_every_level_of_optimisation(tmp_path):
-    # 1 + 2^-9 is no bfloat16: were the pair of casts optimised away, it would come through.
+def test_the_rounding_of_a_simulation_survives_every_level_of_optimization(tmp_path):
+    # 1 + 2^-9 is no bfloat16: were the pair of casts optimized away, it would come through.
     nodes = [helper.make_node("Relu", ["x"], ["a"], "relu"), helper.make_node("Mul", ["a", "one"], ["y"], "mul")]
     model = graph_of(nodes, [("x", [1, 2])], [("y", [1, 2])], [("one", np.float32(1))])
     save_model(simulated(lower(model, "bfloat16").model), tmp_path / "s.onnx")

@@ -1,4 +1,4 @@
-"""Equalised models answer bit for bit as before, and use every channel's range better."""
+"""Equalized models answer bit for bit as before, and use every channel's range better."""
 
 import tempfile
 from pathlib import Path
@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from relu_deploy.backends import load
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import SCOPE_KEY, find_relus, load_model, save_model, to_bytes, with_taps
-from relu_deploy.graph.quantization.equalization import equalise
+from relu_deploy.graph.quantization.equalization import equalize
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
@@ -204,7 +204,7 @@ def grow_tail(draw, network):
 @given(networks())
 def test_outputs_keep_every_bit_and_inner_tensors_are_divided_by_their_scales(network):
     model = network.model()
-    result = equalise(model)
+    result = equalize(model)
     x = network.x()[0]
     assert result.is_exact
     for level in ("DISABLE_ALL", "ENABLE_ALL"):
@@ -227,7 +227,7 @@ def test_outputs_keep_every_bit_on_the_reference(network):
     x = network.x()[0]
     with tempfile.TemporaryDirectory() as folder:
         got = []
-        for name, one in (("old", model), ("new", equalise(model).model)):
+        for name, one in (("old", model), ("new", equalize(model).model)):
             path = Path(folder) / f"{name}.onnx"
             save_model(one, path)
             got.append(load(path, "reference").run({"x": x}))
@@ -246,7 +246,7 @@ def test_every_layer_of_a_plain_network_but_the_last_is_in_a_pair():
     network.add("Flatten")
     network.channels *= SPACE * SPACE
     network.gemm(3)
-    result = equalise(network.model())
+    result = equalize(network.model())
     assert [(pair.producer, pair.reader, pair.channels) for pair in result.pairs] == [
         ("conv0", "conv2", 8),
         ("conv2", "conv4", 8),
@@ -259,7 +259,7 @@ def test_every_layer_of_a_plain_network_but_the_last_is_in_a_pair():
 
 def test_a_shipped_model_answers_as_before_bit_for_bit(digits_bundle):
     model = load_model(digits_bundle.onnx)
-    result = equalise(model)
+    result = equalize(model)
     assert result.is_exact
     assert len(result.pairs) > 0
     x = np.random.default_rng(0).random((16, 1, 28, 28), np.float32)
@@ -273,7 +273,7 @@ def test_the_model_given_stays_as_it_was_and_names_are_kept():
     network.conv(3)
     model = network.model()
     before, nodes, constants = to_bytes(model), [node.name for node in model.graph], constants_of(model)
-    new = equalise(model).model
+    new = equalize(model).model
     assert to_bytes(model) == before
     assert [node.name for node in new.graph if not node.name.endswith("/bound")] == nodes
     bounds = {"w2", "w3"}  # nothing clips at one number any more
@@ -295,7 +295,7 @@ def pair_of_layers(seed=0, planted=6.0):
 def test_the_papers_scales_make_the_ranges_of_both_sides_equal():
     model = pair_of_layers()
     first, second = rows(weights_of(model, "conv0")), columns(weights_of(model, "conv2"))
-    result = equalise(model, power_of_two=False)
+    result = equalize(model, power_of_two=False)
     np.testing.assert_allclose(result.scales["relu1_out"].ravel(), np.sqrt(first * second) / second, rtol=1e-5)
     after = rows(weights_of(result.model, "conv0"))
     np.testing.assert_allclose(after, np.sqrt(first * second), rtol=1e-5)
@@ -305,8 +305,8 @@ def test_the_papers_scales_make_the_ranges_of_both_sides_equal():
 
 def test_powers_of_two_are_within_the_square_root_of_two_of_the_papers_scales():
     model = pair_of_layers()
-    papers = equalise(model, power_of_two=False).scales["relu1_out"].ravel()
-    ours = equalise(model).scales["relu1_out"].ravel()
+    papers = equalize(model, power_of_two=False).scales["relu1_out"].ravel()
+    ours = equalize(model).scales["relu1_out"].ravel()
     assert set(np.frexp(ours)[0]) == {0.5}
     off = np.log2(ours / papers)
     assert off.max() - off.min() <= 1 + 1e-5  # from half a step below one common factor to half a step above it
@@ -317,15 +317,15 @@ def test_powers_of_two_are_within_the_square_root_of_two_of_the_papers_scales():
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_the_worst_channel_uses_more_of_its_range_and_none_less_of_both_together(seed, power_of_two):
     model = pair_of_layers(seed)
-    before, after = precisions(model), precisions(equalise(model, power_of_two=power_of_two).model)
+    before, after = precisions(model), precisions(equalize(model, power_of_two=power_of_two).model)
     assert after.min() > 2 * before.min()
-    # The product over both sides is what the paper maximises; a power of two may be half a step off on either side.
+    # The product over both sides is what the paper maximizes; a power of two may be half a step off on either side.
     assert (after.prod(0) >= before.prod(0) * (0.5 if power_of_two else 1 - 1e-5)).all()
 
 
 def test_spreads_are_what_the_weights_show():
     model = pair_of_layers()
-    result = equalise(model)
+    result = equalize(model)
     pair = result.pairs[0]
     for position, one in enumerate((model, result.model)):
         first, second = rows(weights_of(one, "conv0")), columns(weights_of(one, "conv2"))
@@ -348,14 +348,14 @@ def bottleneck(seed=0):
 
 def test_pointwise_depthwise_pointwise_converges():
     model = bottleneck()
-    result = equalise(model, power_of_two=False, iterations=50)
+    result = equalize(model, power_of_two=False, iterations=50)
     expand, depthwise = rows(weights_of(result.model, "conv0")), rows(weights_of(result.model, "conv2"))
     np.testing.assert_allclose(expand, depthwise, rtol=0.01)
     np.testing.assert_allclose(columns(weights_of(result.model, "conv4")), depthwise, rtol=0.01)
-    once_more = equalise(result.model, power_of_two=False)
+    once_more = equalize(result.model, power_of_two=False)
     assert all(np.abs(np.log2(scale)).max() < 0.01 for scale in once_more.scales.values())
     # One sweep is not enough: the depthwise layer takes part in two pairs.
-    rough = equalise(model, power_of_two=False, iterations=1)
+    rough = equalize(model, power_of_two=False, iterations=1)
     assert np.abs(np.log2(rows(weights_of(rough.model, "conv0")) / rows(weights_of(rough.model, "conv2")))).max() > 0.5
 
 
@@ -366,7 +366,7 @@ def test_a_channel_without_weights_on_one_side_keeps_its_scale():
     network.conv(4)
     network.weights["w0"][2] = 0
     network.weights["w2"][:, 4] = 0
-    result = equalise(network.model())
+    result = equalize(network.model())
     assert result.scales["relu1_out"].ravel()[[2, 4]].tolist() == [1, 1]
     assert result.pairs[0].scaled >= 3
     x = network.x()[0]
@@ -381,10 +381,10 @@ def test_no_scale_leaves_the_limit():
     network.weights["w0"][0] *= np.float32(1e-30)
     network.weights["w0"][1] *= np.float32(1e30)
     model = network.model()
-    exponents = np.log2(equalise(model).scales["relu1_out"].ravel())
+    exponents = np.log2(equalize(model).scales["relu1_out"].ravel())
     assert exponents[:2].tolist() == [-12, 12]
     assert np.abs(exponents[2:]).max() < 4
-    assert np.abs(np.log2(equalise(model, limit=3).scales["relu1_out"])).max() == 3
+    assert np.abs(np.log2(equalize(model, limit=3).scales["relu1_out"])).max() == 3
 
 
 def test_weights_that_would_lose_bits_are_noticed():
@@ -394,7 +394,7 @@ def test_weights_that_would_lose_bits_are_noticed():
     network.conv(4)
     network.weights["w0"][0] *= 256
     network.weights["w0"][0, 0] = np.float32(3e-38)  # 2^-124.6, a subnormal number when it is divided by 16
-    assert not equalise(network.model()).is_exact
+    assert not equalize(network.model()).is_exact
 
 
 def test_weights_that_two_layers_share_are_scaled_for_each_alone():
@@ -405,7 +405,7 @@ def test_weights_that_two_layers_share_are_scaled_for_each_alone():
     network.add("Relu")
     network.conv(3)
     model = network.model()
-    result = equalise(model)
+    result = equalize(model)
     assert node_of(result.model, "conv0").inputs[1] is not node_of(result.model, "conv2").inputs[1]
     assert min(pair.scaled for pair in result.pairs) > 0
     x = network.x()[0]
@@ -422,7 +422,7 @@ def test_a_relu6_becomes_a_bound_per_channel_and_a_relu_with_its_name_and_result
     network.conv(4)
     model = network.model()
     node_of(model, "clip1").metadata_props[SCOPE_KEY] = "features.0"
-    result = equalise(model)
+    result = equalize(model)
     relu = node_of(result.model, "clip1")
     least = relu.inputs[0].producer()
     assert [node.op_type for node in result.model.graph] == ["Conv", "Min", "Relu", "Conv"]
@@ -444,7 +444,7 @@ def test_a_clip_whose_channels_are_even_stays():
     network.conv(4)
     network.weights["w0"] /= rows(network.weights["w0"]).reshape(-1, 1, 1, 1)
     network.weights["w4"] /= columns(network.weights["w4"]).reshape(1, -1, 1, 1)
-    result = equalise(network.model())
+    result = equalize(network.model())
     assert [node.op_type for node in result.model.graph] == ["Conv", "Clip", "Conv"]
     assert (result.pairs[0].scaled, result.clips, result.scales) == (0, (), {})
 
@@ -452,15 +452,15 @@ def test_a_clip_whose_channels_are_even_stays():
 def test_a_clip_that_no_number_came_near_becomes_a_relu_and_is_listed_as_unproven():
     model = bottleneck()
     seen = {"clip1_out": np.full(12, 5.3), "clip3_out": np.array([5.5] + [0.0] * 11)}
-    result = equalise(model, observed_maximum=seen)
+    result = equalize(model, observed_maximum=seen)
     assert [(clip.node, clip.became, clip.because) for clip in result.clips] == [
         ("clip1", "relu", "observed"),
         ("clip3", "min and relu", "exact"),
     ]
     assert not result.is_exact
-    assert [clip.became for clip in equalise(model, observed_maximum=seen, margin=0.05).clips] == ["relu", "relu"]
+    assert [clip.became for clip in equalize(model, observed_maximum=seen, margin=0.05).clips] == ["relu", "relu"]
     with pytest.raises(InputError, match="clip1_out has 12 channels, 3 were observed"):
-        equalise(model, observed_maximum={"clip1_out": np.zeros(3)})
+        equalize(model, observed_maximum={"clip1_out": np.zeros(3)})
 
 
 def test_all_clips_become_relus_when_asked_and_are_listed():
@@ -470,7 +470,7 @@ def test_all_clips_become_relus_when_asked_and_are_listed():
     network.conv(4)
     network.clip()
     model = network.model()
-    result = equalise(model, replace_clips=True)
+    result = equalize(model, replace_clips=True)
     assert [node.op_type for node in result.model.graph] == ["Conv", "Relu", "Conv", "Relu"]
     assert [(clip.node, clip.became, clip.because) for clip in result.clips] == [
         ("clip1", "relu", "asked"),
@@ -487,8 +487,8 @@ def test_a_clip_of_opset_six_keeps_its_attributes_out_of_the_relu():
     network.add("Clip", min=0.0, max=6.0)
     network.conv(4)
     model, x = network.model(), network.x()[0]
-    assert_same_bits(outputs_of(model, x), outputs_of(equalise(model).model, x))
-    assert [node.op_type for node in equalise(model).model.graph] == ["Conv", "Min", "Relu", "Conv"]
+    assert_same_bits(outputs_of(model, x), outputs_of(equalize(model).model, x))
+    assert [node.op_type for node in equalize(model).model.graph] == ["Conv", "Min", "Relu", "Conv"]
 
 
 # ---------------------------------------------------------------- what is left alone
@@ -502,7 +502,7 @@ def test_a_tensor_that_a_residual_reads_as_well_is_skipped_with_the_names():
     network.conv(4)
     network.add("Add", skip)
     network.conv(3)
-    result = equalise(network.model())
+    result = equalize(network.model())
     assert result.pairs == ()
     assert [(one.producer, one.reader, one.reason) for one in result.skipped] == [
         ("conv0", "", "relu1_out is read by conv2, add3: it must be one node of the top graph, once"),
@@ -516,7 +516,7 @@ def test_a_tensor_that_is_an_output_is_skipped():
     network.conv(4)
     network.add("Relu")
     network.conv(4)
-    result = equalise(network.model("relu1_out"))
+    result = equalize(network.model("relu1_out"))
     assert (result.pairs, result.skipped[0].reason) == ((), "relu1_out is an output of the graph")
 
 
@@ -559,7 +559,7 @@ def test_what_does_not_pass_a_scale_on_is_named(grow, opset, reason):
     grow(network)
     network.conv(3)
     model = network.model(*(["indices"] if "MaxPool" in reason else []))
-    result = equalise(model)
+    result = equalize(model)
     assert [one.reason for one in result.skipped] == [reason, f"{network.last} is an output of the graph"]
     assert result.pairs == ()
     assert {name: array.tobytes() for name, array in constants_of(result.model).items()} == {
@@ -576,7 +576,7 @@ def test_weights_that_are_computed_or_not_float32_are_named():
     network.add("Abs")
     computed, network.last = network.last, kept
     network.add("Conv", computed)
-    result = equalise(network.model())
+    result = equalize(network.model())
     assert [(one.producer, one.reader, one.reason) for one in result.skipped] == [
         ("conv0", "conv3", "the weights of conv3 are computed"),
         ("conv3", "", "the weights of conv3 are computed"),
@@ -585,6 +585,6 @@ def test_weights_that_are_computed_or_not_float32_are_named():
 
 def test_counts_that_make_no_sense_are_refused():
     with pytest.raises(UsageError, match="not 0 and 12"):
-        equalise(pair_of_layers(), iterations=0)
+        equalize(pair_of_layers(), iterations=0)
     with pytest.raises(UsageError, match="not 20 and 100"):
-        equalise(pair_of_layers(), limit=100)
+        equalize(pair_of_layers(), limit=100)

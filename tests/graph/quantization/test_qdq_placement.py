@@ -37,13 +37,13 @@ def test_the_cpu_reads_and_gives_8_bits_and_a_last_gemm_gives_float():
     assert not placed.refused
 
 
-def test_at_a_residual_add_tensorrt_gets_the_skip_branch_quantised_and_nothing_behind_the_conv():
+def test_at_a_residual_add_tensorrt_gets_the_skip_branch_quantized_and_nothing_behind_the_conv():
     placed = place(residual(), "tensorrt")
     assert placed.reads == {("stem", 0), ("inner", 0), ("last", 0), ("add", 1), ("head", 0)}
     assert placed.results == frozenset()
 
 
-def test_of_two_convs_at_an_add_the_one_on_the_skip_branch_is_quantised():
+def test_of_two_convs_at_an_add_the_one_on_the_skip_branch_is_quantized():
     # x feeds both the projection and the main branch: it is the projection that reads what the block starts from.
     nodes = [
         helper.make_node("Relu", ["x"], ["start"], "start"),
@@ -80,7 +80,7 @@ def test_layers_that_8_bits_make_slower_stay_float_on_tensorrt_with_the_reason(s
         assert ("conv" in placed.refused) != wanted
 
 
-def test_a_segment_that_is_switched_off_is_not_quantised_and_its_neighbours_are():
+def test_a_segment_that_is_switched_off_is_not_quantized_and_its_neighbors_are():
     placed = place(residual(), "cpu", off=["relu1"])
     assert "inner" not in placed.nodes
     assert "inner_relu" not in placed.results

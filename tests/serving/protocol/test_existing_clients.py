@@ -20,7 +20,7 @@ def server(tmp_path_factory):
 
 
 def infer(server, model, body, **headers):
-    request = urllib.request.Request(f"http://127.0.0.1:{server.http}/v2/models/{model}/infer", body, headers)
+    request = urllib.request.InferRequest(f"http://127.0.0.1:{server.http}/v2/models/{model}/infer", body, headers)
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
             return response.status, json.loads(response.read())

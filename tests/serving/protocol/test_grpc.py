@@ -345,7 +345,9 @@ def test_a_mistake_reads_the_same_over_http(server, change):
     request.inputs.add(**tensor).contents.fp32_contents.extend([0.0] * size)
     body = json.dumps({"inputs": [{**tensor, "data": [0.0] * size}]}).encode()
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{server.http}/v2/models/net/infer", body), timeout=20)
+        urllib.request.urlopen(
+            urllib.request.InferRequest(f"http://127.0.0.1:{server.http}/v2/models/net/infer", body), timeout=20
+        )
     assert caught.value.code == 400
     assert refused(server.stub.ModelInfer, request).details() == json.loads(caught.value.read())["error"]
 
