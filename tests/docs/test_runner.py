@@ -154,10 +154,9 @@ def test_a_servers_ports_are_known_before_it_is_started():
 
 
 def test_the_ports_of_a_page_without_options_are_the_ones_that_serve_has():
-    from relu_deploy.cli.main import VERBS
-    from relu_deploy.cli.options import parser_for
+    from relu_deploy.cli.main import create_parser
 
-    options = parser_for(VERBS).parse_args(["serve", "m.rdb"])
+    options = create_parser().parse_args(["serve", "m.rdb"])
     assert {name: getattr(options, f"{name}_port") for name in DEFAULT_PORTS} == DEFAULT_PORTS
 
 
