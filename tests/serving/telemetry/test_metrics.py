@@ -10,6 +10,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from processes import python
 
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.serving.batcher import Limits
@@ -17,8 +18,10 @@ from relu_deploy.serving.models import ModelOptions, Models
 from relu_deploy.serving.protocol.json_codec import InferRequest
 from relu_deploy.serving.telemetry.drift_monitor import MonitorFactory
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
+parser = pytest.importorskip(
+    "prometheus_client.parser", reason="prometheus_client is not installed (pip install 'relu-deploy[serve]')"
+)
 
 from relu_deploy.serving.telemetry.metrics import CONTENT_TYPE, Metrics, MetricsApp  # noqa: E402
 
@@ -249,7 +252,7 @@ def get(port, path):
 def test_the_process_has_metrics_on_a_port_of_their_own_and_logs_json(digits_bundle, tmp_path):
     words = ["serve", digits_bundle.path, "--http-port", 0, "--grpc-port", -1, "--metrics-port", 0, "--threads", 1]
     words += ["--log-json", "--log-slow", 0, "--json", "-"]
-    command = [sys.executable, "-m", "relu_deploy", *map(str, words)]
+    command = [python(), "-m", "relu_deploy", *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             lines = []
