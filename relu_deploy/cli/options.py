@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from relu_deploy import __version__
 from relu_deploy.cli.types import argument, floats, input_shape, label_names
 from relu_deploy.errors import UsageError
+from relu_deploy.version import __version__
 
 __all__ = ["parser_for"]
 
