@@ -231,7 +231,7 @@ def optimize(options: argparse.Namespace) -> int:
             out=options.out,
             force=options.force,
             progress=step,
-            settings=settings,
+            options=settings,
         )
     result = report.to_json()
     html = optimize_page(result)

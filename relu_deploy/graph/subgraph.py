@@ -10,7 +10,7 @@ from relu_deploy.errors import InputError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["cut", "nodes_between"]
+__all__ = ["extract_subgraph", "nodes_between"]
 
 
 def nodes_between(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> list[ir.Node]:
@@ -34,7 +34,7 @@ def nodes_between(model: ir.Model, inputs: Collection[str], outputs: Sequence[st
     return [node for node in model.graph if node in wanted]
 
 
-def cut(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> ir.Model:
+def extract_subgraph(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> ir.Model:
     """Return a new model that computes the tensors `outputs` from those of `inputs` that it needs (and the graph's own inputs).
 
     `inputs` that other nodes of the piece make are taken as inputs nevertheless. Weights are shared with `model`.

@@ -198,12 +198,12 @@ def _least_divergence(statistics: Statistics, low: float, high: float) -> float:
         filled = magnitudes[:kept] > 0
         totals = np.bincount(level, magnitudes[:kept], 128)
         places = np.maximum(np.bincount(level, filled, 128), 1)
-        told = np.where(filled, (totals / places)[level], 0)
-        if not told.sum() or not whole.sum():
+        smoothed = np.where(filled, (totals / places)[level], 0)
+        if not smoothed.sum() or not whole.sum():
             continue
-        p, q = whole / whole.sum(), told / told.sum()
+        p, q = whole / whole.sum(), smoothed / smoothed.sum()
         seen = p > 0
-        # A level that nothing falls into but clipped numbers is told by the smallest share there is.
+        # A level that nothing falls into but clipped numbers gets the smallest share there is.
         divergence = float(np.sum(p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))))
         if divergence < least:
             best, least = kept / used, divergence

@@ -58,7 +58,7 @@ class AccuracyEvaluator:
 
     @classmethod
     def prepare(cls, bundle: Bundle, dataset: Dataset, run: Run, batch: int) -> AccuracyEvaluator:
-        """Return the judge of `bundle`'s variants. run: the float32 model.
+        """Return the evaluator of `bundle`'s variants. run: the float32 model.
 
         Raises InputError when the data are no rows at all, or the float32 model itself is not finite on them.
         """
@@ -73,10 +73,10 @@ class AccuracyEvaluator:
         answers = answers_of(run, dataset, batch)
         if not all(np.isfinite(array).all() for array in answers.values() if array.dtype.kind == "f"):
             raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
-        judge = cls(manifest, dataset, batch, Metric(_kind(manifest, answers), 1.0, len(dataset)), answers)
-        if judge.before.name == "AP_agreement" and not len(judge._true_boxes()["labels"]):
+        evaluator = cls(manifest, dataset, batch, Metric(_kind(manifest, answers), 1.0, len(dataset)), answers)
+        if evaluator.before.name == "AP_agreement" and not len(evaluator._true_boxes()["labels"]):
             return cls(manifest, dataset, batch, Metric("signal", 1.0, len(dataset)), answers)
-        return judge
+        return evaluator
 
     @property
     def max_drop(self) -> float:

@@ -55,14 +55,14 @@ class SearchResult:
 
 def find_passing(
     recipe: PrecisionRecipe,
-    judge: AccuracyEvaluator,
+    evaluator: AccuracyEvaluator,
     target: Target,
     float32: ir.Model,
     max_drop: float,
     threads: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> SearchResult:
-    """Return the variant with the fewest segments of `recipe` in float32 that loses at most `max_drop` of the judge's metric.
+    """Return the variant with the fewest segments of `recipe` in float32 that loses at most `max_drop` of the evaluator's metric.
 
     float32: the model whose answers a segment's cost is measured against.
     """
@@ -75,8 +75,8 @@ def find_passing(
         progress(f"accuracy with {count} of {len(recipe.segments)} segments in float32" if count else "accuracy")
         model = recipe.build(order[:count])
         with target.session(model, threads=threads) as session:
-            metric = judge.score(session.run)
-        passed = judge.before.value - metric.value <= max_drop
+            metric = evaluator.score(session.run)
+        passed = evaluator.before.value - metric.value <= max_drop
         curve.append(SearchStep(count, metric, passed))
         models[count] = model, metric
         return passed
@@ -87,7 +87,7 @@ def find_passing(
     most = len(recipe.segments) - 1
     if most < 1:
         return SearchResult(False, (), *models[0], curve, costs)
-    costs = _costs(recipe, judge, target, float32, threads, progress)
+    costs = _costs(recipe, evaluator, target, float32, threads, progress)
     order += [name for name, _ in costs]
     failed, count = 0, 1
     while not passes(count):
@@ -102,20 +102,20 @@ def find_passing(
 
 def _costs(
     recipe: PrecisionRecipe,
-    judge: AccuracyEvaluator,
+    evaluator: AccuracyEvaluator,
     target: Target,
     float32: ir.Model,
     threads: int,
     progress: Callable[[str], None],
 ) -> list[tuple[str, float]]:
     """Return each segment and its cost, costliest first."""
-    few: Dataset = judge.dataset.picked(spread_evenly(len(judge.dataset), ROWS_FOR_COST))
+    few: Dataset = evaluator.dataset.picked(spread_evenly(len(evaluator.dataset), ROWS_FOR_COST))
     with target.session(float32, threads=threads) as session:
-        true = answers_of(session.run, few, judge.batch)
+        true = answers_of(session.run, few, evaluator.batch)
     costs = []
     segments = recipe.segments
     for index, segment in enumerate(segments):
         progress(f"cost of segment {index + 1} of {len(segments)}")
         with target.session(recipe.build([one for one in segments if one != segment]), threads=threads) as session:
-            costs.append((segment, distance(answers_of(session.run, few, judge.batch), true)))
+            costs.append((segment, distance(answers_of(session.run, few, evaluator.batch), true)))
     return sorted(costs, key=lambda pair: -pair[1])

@@ -36,9 +36,10 @@ PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": 
 
 @dataclass(frozen=True)
 class Target:
-    """One target. placement: the rules of `graph.placement` that it follows. backend: what runs it.
+    """One target. placement: the rules of `graph.quantization.qdq_placement` that it follows. backend: what runs it.
 
     refused: precision → why this target has none. measurable: its backend runs on any machine, so speed can be measured.
+    adds_pairs: without VNNI its kernels add pairs of 8-bit products in 16 bits, so weights may need 7 bits.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Target:
     backend: str
     measurable: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
+    adds_pairs: bool = False
 
     def require(self, precision: str) -> None:
         """Raise UsageError when this target cannot run `precision`."""
@@ -59,15 +61,15 @@ class Target:
     @contextmanager
     def session(self, model: ir.Model, **options: Any) -> Iterator[Session]:
         """Yield a session that answers as `model` does on this target: on its backend, or simulated on the CPU."""
-        with self.trial(model) as (bundle, settings):
-            session = load(bundle, "onnxruntime-cpu", **settings, **options)
+        with self.as_bundle(model) as (bundle, runtime_options):
+            session = load(bundle, "onnxruntime-cpu", **runtime_options, **options)
             try:
                 yield session
             finally:
                 session.close()
 
     @contextmanager
-    def trial(self, model: ir.Model) -> Iterator[tuple[Bundle, dict[str, Any]]]:
+    def as_bundle(self, model: ir.Model) -> Iterator[tuple[Bundle, dict[str, Any]]]:
         """Yield `model`, simulated where need be, as a file of its own, and the options that ONNX Runtime on the CPU runs it with."""
         with tempfile.TemporaryDirectory(prefix="relu-deploy-trial-") as folder:
             path = Path(folder) / "variant.onnx"
@@ -88,6 +90,7 @@ TARGETS = {
             "onnxruntime-cpu",
             True,
             {"fp16": _CPU_HALF, "bf16": _CPU_HALF, "fp8": "no CPU has float8 arithmetic"},
+            adds_pairs=True,
         ),
         Target(
             "cuda",

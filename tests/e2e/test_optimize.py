@@ -101,7 +101,7 @@ def test_segments_go_back_to_float_until_the_gate_is_passed_and_are_listed(digit
 
     monkeypatch.setattr(search.AccuracyEvaluator, "score", score)
     settings = OptimizeOptions(calibration="digits", samples=32, eval_samples=50)
-    report = optimize_bundle(digits_copy, "cpu", "int8", settings=settings).to_json()
+    report = optimize_bundle(digits_copy, "cpu", "int8", options=settings).to_json()
     assert [step["float_segments"] for step in report["curve"]] == [0, 1, 2]
     assert report["passed"]
     assert {one["segment"] for one in report["fallbacks"]} == {name["segment"] for name in report["costs"][:2]}
@@ -139,14 +139,15 @@ def test_a_compacted_and_equalized_graph_answers_as_the_model_and_its_variant_is
 
 def test_a_preparation_that_changes_the_answers_is_refused(digits_copy, monkeypatch):
     from relu_deploy.errors import ReluDeployError
-    from relu_deploy.graph.quantization.equalization import Equalization
+    from relu_deploy.graph.pass_result import PassResult
+    from relu_deploy.graph.quantization.equalization import EqualizationReport
 
     prepare = importlib.import_module("relu_deploy.optimization.prepare")
 
     def broken(model):
         changed = model.clone()
         next(node for node in changed.graph if node.op_type == "Relu").op_type = "Identity"
-        return Equalization(changed, (), (), (), {}, True)
+        return PassResult(changed, True, EqualizationReport((), (), (), {}, True))
 
     monkeypatch.setattr(prepare, "equalize", broken)
     with pytest.raises(ReluDeployError, match="changed"):

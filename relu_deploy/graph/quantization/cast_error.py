@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from relu_deploy.graph.intervals.operands import ROUNDOFF
+from relu_deploy.records import JsonRecord
 from relu_deploy.tensors import Array
 
 __all__ = ["STORED", "WeightLoss", "largest_of", "loss_of"]
@@ -27,7 +28,7 @@ PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
-class WeightLoss:
+class WeightLoss(JsonRecord):
     """What becomes of one initializer that a node reads in 16 bits.
 
     size: how many numbers it has; of these overflowing (infinite), vanishing (0), and subnormal (fewer bits than usual).
@@ -50,9 +51,6 @@ class WeightLoss:
             few = f"{self.vanishing} of {self.size} numbers of {self.initializer} vanish in {dtype}, {self.subnormal} lose bits"
             return f"{few}: {self.lost**0.5:.2g} of its root mean square, rounding takes {ROUNDOFF[dtype]:.2g} at most"
         return ""
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(self.__dict__)
 
 
 def loss_of(initializer: str, node: str, weights: Array, dtype: str) -> WeightLoss:

@@ -1,4 +1,4 @@
-"""A graph with Q/DQ pairs in it: what `placement.place` chose, with scales from the tensors' ranges.
+"""A graph with Q/DQ pairs in it: what `qdq_placement.place_qdq` chose, with scales from the tensors' ranges.
 
     uint8     asymmetric   scale = (high - low) / 255, zero point = round(-low / scale): 0 behind a Relu, all 255 steps
     int8      symmetric    scale = max(|low|, |high|) / 127, zero point 0

@@ -13,7 +13,7 @@ Rules for `tensorrt` (after NVIDIA's explicit-quantization guide and ModelOpt's 
 4. At a residual Add the branch that is not computed by the Conv before it is quantized as well.
 5. Layers that 8 bits make slower keep their precision: few channels, a ConvTranspose, and for float8 grouped or very large kernels.
 
-For both: tensors that a pool, a Concat (TensorRT), a Resize or a Reshape ties together have one scale, since these nodes
+For both: tensors that a pool, a Concat (TensorRT), a Resize or a Reshape links together have one scale, since these nodes
 only move numbers. A node belongs to the segment of the first Relu behind it; segments are what goes back to float.
 """
 
@@ -30,7 +30,7 @@ from relu_deploy.graph.relus import find_relus
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["QdqPlacement", "place", "segments_of"]
+__all__ = ["QdqPlacement", "place_qdq", "segments_of"]
 
 #: operators with weights, and those that a CPU's 8-bit kernels take along
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -61,7 +61,7 @@ class QdqPlacement:
         return list(dict.fromkeys(self.nodes.values()))
 
 
-def place(model: ir.Model, target: str, precision: str = "int8", off: Collection[str] = ()) -> QdqPlacement:
+def place_qdq(model: ir.Model, target: str, precision: str = "int8", off: Collection[str] = ()) -> QdqPlacement:
     """Return what of `model`, its batch norms folded, `target` wants quantized.
 
     target: "cpu" or "tensorrt". precision: "int8" or "float8". off: segments that stay float.
