@@ -26,7 +26,7 @@ from relu_deploy.graph.opset import raise_opset
 from relu_deploy.graph.quantization.cast_precision import range_reasons
 from relu_deploy.graph.simplify import fold_batch_norms, pool_spatial_means
 from relu_deploy.optimization.calibration import calibrate
-from relu_deploy.optimization.recipes import Casts, Float32, Quantized, tensors_to_watch
+from relu_deploy.optimization.recipes import Casts, Float32, Quantized, calibrated_tensors
 from relu_deploy.optimization.targets import PRECISIONS
 from relu_deploy.tensors import random_feeds
 from relu_deploy.zoo.recipes import recipes
@@ -51,7 +51,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             bundle = export_source(name, Path(folder) / f"{name}.rdb").bundle
             model = pool_spatial_means(fold_batch_norms(raise_opset(normalize_model(load_model(bundle.onnx), name), 19)))
-            watched = list(dict.fromkeys(t for one in ("fp16", "int8") for t in tensors_to_watch(model, one, "tensorrt")))
+            watched = list(dict.fromkeys(t for one in ("fp16", "int8") for t in calibrated_tensors(model, one, "tensorrt")))
             statistics = calibrate(model, [random_feeds(bundle.inputs, 1)], watched, 2)
             for precision in PRECISIONS:
                 recipe = recipe_of(model, precision, statistics)

@@ -1,4 +1,4 @@
-"""Loading, checking and saving ONNX graphs, with errors that a person can act on."""
+"""Load, check and save ONNX graphs, with actionable errors."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _as_input_error(where: str) -> Iterator[None]:
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Give every node of the top graph a name of its own: its type and position where it has none, else a count added."""
+    """Give every node of the top graph a unique name: its type and position where it has none, else a count added."""
     seen: Counter[str] = Counter()
     for position, node in enumerate(model.graph):
         name = node.name or f"{node.op_type}_{position}"

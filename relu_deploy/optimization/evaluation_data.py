@@ -1,4 +1,4 @@
-"""The data that a variant is made with and measured on: two different sets, or two parts of one, wherever that is possible."""
+"""Choose the data to calibrate on and the data to measure accuracy on: different rows wherever that is possible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["EvaluationData", "load_evaluation_data"]
 BATCH_BYTES, MOST_ROWS = 1 << 28, 16
 #: rows of a set that must be left over when some of it is calibrated on, for the rest to be what accuracy is measured on
 ENOUGH = 100
-#: rows of random numbers where nobody gives data and none are needed to calibrate 8 bits
+#: rows of random inputs where there is no data and no 8-bit calibration that needs it
 RANDOM_ROWS = 16
 #: how far beyond the declared range data may lie, as a share of its width: rounding, and preprocessing by other libraries
 SLACK = 0.01
@@ -49,7 +49,7 @@ class EvaluationData:
     def one_row(self) -> Feeds:
         """Return the smallest batch that the model takes, of what was calibrated on.
 
-        On it a graph is held against another: whether ranges fit rows that nobody saw is what accuracy is measured for.
+        Graphs are compared on it; accuracy on `measured_on` shows whether the ranges fit unseen rows.
         """
         return self._few(self.calibrated_on, 1)[0]
 
@@ -82,16 +82,16 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
     data_needed: 8 bits are calibrated on real data, or not at all. Raises InputError where data are missing or do not fit,
     UsageError for numbers of rows that make no sense.
     """
-    own = bundle.manifest.get("dataset")
+    declared = bundle.manifest.get("dataset")
     if options.calibration is None and data_needed:
-        like = own or "photos/"
+        like = declared or "photos/"
         raise InputError(
-            "8 bits need data to calibrate on, and none were given",
+            "8-bit precisions need calibration data, and none was given",
             f"for instance --calibration {like}: a folder of pictures, an .npz file, or the name of a shipped data set",
         )
     fixed = bundle.inputs[0].batch if bundle.inputs else None
     batch = fixed if isinstance(fixed, int) else _batch(bundle)
-    known = _own(bundle, own)
+    known = _declared_data(bundle, declared)
     given = None if options.calibration is None else _checked(bundle, options.calibration)
     measured = _checked(bundle, options.data) if options.data is not None else (known if known is not None else given)
     calibrated = given if given is not None else measured
@@ -99,7 +99,7 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
     if calibrated is None or measured is None:
         noise = Dataset("random", dict(random_feeds(bundle.inputs, max(RANDOM_ROWS, batch), options.seed)), {})
         calibrated = measured = noise
-    source = options.data if options.data is not None else (own if known is not None else options.calibration)
+    source = options.data if options.data is not None else (declared if known is not None else options.calibration)
     same = options.calibration is None or _is_same(source, options.calibration)
     rows = spread_evenly(len(calibrated), options.samples)
     held_out = not same
@@ -115,8 +115,8 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
     return EvaluationData(calibrated, measured, held_out, random, batch, _weight_bits(), isinstance(fixed, int))
 
 
-def _own(bundle: Bundle, name: str | None) -> Dataset | None:
-    """Return the data set that scores this model, None where it is not here."""
+def _declared_data(bundle: Bundle, name: str | None) -> Dataset | None:
+    """Return the data set that the bundle declares, None where it is not available."""
     if not name:
         return None
     try:
@@ -147,7 +147,7 @@ def _checked(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
         slack = SLACK * (upper - lower)
         if low < lower - slack or high > upper + slack:
             raise InputError(
-                f"{source}: {name!r} goes from {low:.4g} to {high:.4g}; what the model's preprocessing gives goes from "
+                f"{source}: {name!r} ranges from {low:.4g} to {high:.4g}; the model's preprocessing gives "
                 f"{lower:.4g} to {upper:.4g}",
                 "give preprocessed arrays, or uint8 pixels (N, H, W, C), which are preprocessed as the bundle says",
             )

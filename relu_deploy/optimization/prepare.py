@@ -27,7 +27,7 @@ from relu_deploy.graph.simplify import fold_batch_norms, pool_spatial_means
 from relu_deploy.optimization.calibration import Statistics, calibrate
 from relu_deploy.optimization.evaluation_data import EvaluationData
 from relu_deploy.optimization.options import OptimizeOptions
-from relu_deploy.optimization.recipes import tensors_to_watch
+from relu_deploy.optimization.recipes import calibrated_tensors
 from relu_deploy.optimization.targets import TARGETS, Target
 from relu_deploy.verification.truth import find_truth, open_source
 from relu_deploy.verification.verdict import compare
@@ -107,10 +107,10 @@ def prepare(
         model, equalization = equalized.model, equalized.report
     changed = pruning is not None or equalization is not None
     ratio = _ratio(bundle, model, pruning, equalization, data) if changed and not options.allow_observed else None
-    watched = list(dict.fromkeys(name for one in precisions for name in tensors_to_watch(model, one, target.placement)))
+    calibrated = list(dict.fromkeys(name for one in precisions for name in calibrated_tensors(model, one, target.placement)))
     if precisions == ["fp32"]:
-        watched = []
-    statistics = _calibrated(model, watched, data, options, progress) if watched else {}
+        calibrated = []
+    statistics = _calibrated(model, calibrated, data, options, progress) if calibrated else {}
     before, after = count_cost(original), count_cost(model)
     cost = {"flops_before": before.flops, "flops_after": after.flops}
     return Prepared(original, model, statistics, pruning, equalization, ratio, cost)
@@ -144,20 +144,20 @@ def _never_fired(model: ir.Model, data: EvaluationData, options: OptimizeOptions
 def _ratio(
     bundle: Bundle, model: ir.Model, pruning: PruningReport | None, equalization: EqualizationReport | None, data: EvaluationData
 ) -> float:
-    """Return the largest error of the prepared graph's Relus and outputs in units of float32's own. Raises when it is no noise.
+    """Return the largest error of the prepared graph's Relus and outputs in units of float32's own. Raises when it is above the noise.
 
     A Relu that lost channels is held against those of the model's that are left, one that was scaled is scaled back.
     """
     feeds = data.one_row
-    theirs = find_relus(load_model(bundle.onnx))
-    truth = find_truth(open_source(bundle, "reference", theirs), "reference", feeds)
+    original_relus = find_relus(load_model(bundle.onnx))
+    truth = find_truth(open_source(bundle, "reference", original_relus), "reference", feeds)
     left = {} if pruning is None else pruning.surviving
     scales = {} if equalization is None else equalization.scales
-    mine = [relu for relu in find_relus(model) if relu.output in truth.values]
-    with TARGETS["cpu"].session(model, taps=tuple(mine)) as session:
+    relus = [relu for relu in find_relus(model) if relu.output in truth.values]
+    with TARGETS["cpu"].session(model, taps=tuple(relus)) as session:
         results = session.run(feeds)
     ratio = 0.0
-    for name in {*(relu.output for relu in mine), *(spec.name for spec in bundle.outputs)} & set(truth.values):
+    for name in {*(relu.output for relu in relus), *(spec.name for spec in bundle.outputs)} & set(truth.values):
         true = truth.values[name]
         true = true[:, left[name]] if name in left else true
         got = results[name] * scales[name] if name in scales else results[name]
@@ -165,7 +165,7 @@ def _ratio(
         if not verdict.passed:
             raise ReluDeployError(
                 f"preparing {bundle.name} changed {name}: {verdict.reason}",
-                "this is a fault of relu_deploy; leave --compact and --equalize away, and please report it",
+                "this is a bug in relu_deploy; run without --compact and --equalize, and please report it",
             )
         ratio = max(ratio, verdict.error_ratio)
     return ratio

@@ -1,4 +1,4 @@
-"""How a precision is written into a graph: one recipe a kind, all alike to the search that sends segments back to float.
+"""Recipes that write a precision into a graph, with one interface for the search that returns segments to float32.
 
 A recipe knows its segments (what ends in one Relu) and builds the graph in which those in `off` stay float32.
 """
@@ -18,18 +18,18 @@ from relu_deploy.optimization.targets import PRECISIONS
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Casts", "Float32", "PrecisionRecipe", "Quantized", "tensors_to_watch"]
+__all__ = ["Casts", "Float32", "PrecisionRecipe", "Quantized", "calibrated_tensors"]
 
 #: of the CPU's 8-bit products, 7 bits of weights keep sums of two from overflowing 16 bits on processors without VNNI
 SAFE_LEVELS = 63
 
 
 class PrecisionRecipe(Protocol):
-    """What the search needs of a precision."""
+    """The interface that the search uses."""
 
     @property
     def segments(self) -> list[str]:
-        """Return what can go back to float32, in the graph's order."""
+        """Return the segments that can return to float32, in the graph's order."""
         ...
 
     def build(self, off: Collection[str] = ()) -> ir.Model:
@@ -37,7 +37,7 @@ class PrecisionRecipe(Protocol):
         ...
 
     def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:
-        """Return the nodes with arithmetic that stay float32 although they were not asked to, each with the reason."""
+        """Return the nodes with arithmetic that stay float32 although their segment is not in `off`, each with the reason."""
         ...
 
 
@@ -112,7 +112,7 @@ class Casts:
         return {name: why for name, why in report.float32_nodes.items() if why != "accuracy"}
 
 
-def tensors_to_watch(model: ir.Model, precision: str, placement: str) -> Sequence[str]:
+def calibrated_tensors(model: ir.Model, precision: str, placement: str) -> Sequence[str]:
     """Return the tensors whose statistics the recipe of `precision` needs."""
     if precision in ("int8", "fp8"):
         placed = place_qdq(model, placement, PRECISIONS[precision])

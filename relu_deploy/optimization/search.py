@@ -1,7 +1,7 @@
-"""The fewest segments that have to go back to float32 for a variant to pass its gate, and what each step gave.
+"""Find the fewest segments that have to return to float32 for a variant to pass its accuracy gate.
 
 Which ones: each segment is tried alone in the low precision, everything else in float32, and costs what the outputs then
-differ from the float32 model's on a few rows. The costliest go back first: one, two, four … until the gate is passed, then
+differ from the float32 model's on a few rows. The costliest return first: one, two, four … until the gate is passed, then
 the count is halved in between. That takes some ten evaluations of accuracy instead of one for each set of segments.
 """
 
@@ -28,7 +28,7 @@ ROWS_FOR_COST = 16
 
 @dataclass(frozen=True)
 class SearchStep:
-    """One try: how many segments were in float32, and what the gate's metric was."""
+    """One candidate: how many segments were in float32, and the accuracy metric."""
 
     float_segments: int
     metric: Metric
@@ -40,7 +40,7 @@ class SearchStep:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What the search came to. off: segments in float32, costliest first. costs: of each segment, as far as they were measured.
+    """The result of the search. off: segments in float32, costliest first. costs: of each segment, as far as they were measured.
 
     passed: whether anything passes; else `off`, `model` and `metric` are of the first try.
     """
@@ -83,7 +83,7 @@ def find_passing(
 
     if passes(0):
         return SearchResult(True, (), *models[0], curve, costs)
-    # With every segment in float32 it would pass, and would not be what was asked for.
+    # With every segment in float32 it would pass, but would no longer be in the requested precision.
     most = len(recipe.segments) - 1
     if most < 1:
         return SearchResult(False, (), *models[0], curve, costs)

@@ -1,4 +1,4 @@
-"""A variant that passed becomes part of a bundle, with everything that was found out about it."""
+"""Store a variant that passed in a bundle, with its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each target runs, how its 8-bit kernels want a graph written, and where a variant for it can be tried out here.
+"""The targets: their precisions, the form of 8-bit graph that their kernels take, and the backend that runs them.
 
     target          precisions                       8-bit graphs                       runs on
     cpu             fp32, int8                       uint8 activations, int8 weights    onnxruntime-cpu
@@ -6,7 +6,7 @@
     tensorrt        fp32, fp16, bf16, int8, fp8      symmetric, float biases            tensorrt
     tensorrt-rtx    fp32, fp16, bf16, int8, fp8      the same                           tensorrt-rtx
 
-Without the target's hardware a variant is simulated: its own graph, with its Q/DQ pairs and casts, evaluated by ONNX Runtime
+Without the target's hardware a variant is simulated: its graph, with its Q/DQ pairs and casts, is evaluated by ONNX Runtime
 on the CPU in float32 with nothing merged. That shows its accuracy, and says nothing about its speed.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PRECISIONS", "TARGETS", "Target", "find_target"]
 
-#: how people call a precision → how the rest of the house does
+#: precision as an option → the dtype's name
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "fp8": "float8"}
 
 
@@ -55,7 +55,8 @@ class Target:
         if precision not in self.precisions:
             why = self.refused.get(precision, "it has no such kernels")
             raise UsageError(
-                f"the target {self.name} cannot run {precision}: {why}", f"--for {self.name} takes {', '.join(self.precisions)}"
+                f"the target {self.name} does not support {precision}: {why}",
+                f"--for {self.name} takes {', '.join(self.precisions)}",
             )
 
     @contextmanager
@@ -70,7 +71,7 @@ class Target:
 
     @contextmanager
     def as_bundle(self, model: ir.Model) -> Iterator[tuple[Bundle, dict[str, Any]]]:
-        """Yield `model`, simulated where need be, as a file of its own, and the options that ONNX Runtime on the CPU runs it with."""
+        """Yield `model`, simulated where need be, as a bundle, and the options that ONNX Runtime on the CPU runs it with."""
         with tempfile.TemporaryDirectory(prefix="relu-deploy-trial-") as folder:
             path = Path(folder) / "variant.onnx"
             save_model(model if self.measurable else simulated(model), path)

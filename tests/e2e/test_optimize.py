@@ -222,10 +222,10 @@ def test_an_old_graph_from_elsewhere_with_a_fixed_batch_is_optimized(command, fo
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--precision", "int8"), "8 bits need data to calibrate on"),
+        (("--precision", "int8"), "8-bit precisions need calibration data"),
         (("--precision", "int8", "--calibration", "nowhere"), "no folder of pictures"),
-        (("--precision", "fp16", *FAST), "the target cpu cannot run fp16"),
-        (("--for", "cuda", "--precision", "int8", *FAST), "the target cuda cannot run int8"),
+        (("--precision", "fp16", *FAST), "the target cpu does not support fp16"),
+        (("--for", "cuda", "--precision", "int8", *FAST), "the target cuda does not support int8"),
         (("--for", "abacus", *FAST), "no target called 'abacus'"),
         (("--precision", "int4", *FAST), "no precision 'int4'"),
         (("--precision", "int8", *FAST, "--method", "magic"), "no calibration method 'magic'"),
@@ -233,7 +233,7 @@ def test_an_old_graph_from_elsewhere_with_a_fixed_batch_is_optimized(command, fo
         (("--precision", "int8", *FAST, "--weights", "some"), "neither per-channel nor per-tensor"),
         (("--precision", "int8", *FAST, "--allow-observed"), "--allow-observed goes with --compact"),
         (("--precision", "int8", "--calibration", "digits", "--samples", "0"), "must be at least 1"),
-        (("--precision", "int8", "--calibration", "raw.npz"), "goes from 0 to 255"),
+        (("--precision", "int8", "--calibration", "raw.npz"), "ranges from 0 to 255"),
         (("--precision", "int8", "--calibration", "shape.npz"), "must have shape"),
         (("--precision", "int8", "--calibration", "nan.npz"), "NaN"),
         (("--precision", "int8", "--calibration", "other.npz"), "no array 'x'"),
@@ -276,7 +276,7 @@ def test_a_variant_and_what_exists_are_not_overwritten_without_force(command, di
     assert command("optimize", digits_copy.path, "--precision", "int8", *FAST).code == 0
     with pytest.raises(InputError, match="already has the variant int8-cpu"):
         relu_deploy.optimize(digits_copy.path, precision="int8", calibration="digits")
-    with pytest.raises(UsageError, match="is a variant already"):
+    with pytest.raises(UsageError, match="is already a variant"):
         relu_deploy.optimize(digits_copy.path / "variants" / "int8-cpu.onnx", precision="int8", calibration="digits")
     shutil.rmtree(digits_copy.path / "variants")
     with pytest.raises(InputError, match="missing"):

@@ -1,7 +1,7 @@
-"""Deciding which channels can go: those that nothing reads but where they are constant.
+"""Decide which channels can be removed: those that are constant wherever they are read.
 
 Channels that nodes link together (a Relu's input and output, both branches of a residual Add and their sum) form a group,
-and go together or not at all. A group can go when every node that reads it (through the columns of a Conv, Gemm or MatMul)
+and are removed together or not at all. A group can be removed when every node that reads it (through the columns of a Conv, Gemm or MatMul)
 finds a constant there, which goes into that node's bias, or has no weight on it. What made the channel does not matter.
 """
 
@@ -69,9 +69,9 @@ class ChannelReader:
 
 @dataclass(frozen=True)
 class PruningDecision:
-    """What goes. All arrays have one element for every place.
+    """Which channels are removed. All arrays have one element for each channel of `places`.
 
-    goes: bool. assumed: bool, whether going rests on an assumption. zero, nonzero: bool, whether readers find a constant of
+    goes: bool, whether it is removed. assumed: bool, whether that rests on an assumption. zero, nonzero: bool, whether readers find a constant of
     that kind. constant: bool, whether there is one at all before the next weights. reasons: why what is constant stays.
     """
 
@@ -85,17 +85,17 @@ class PruningDecision:
     reasons: Array
 
     def gone(self, value: ir.Value | None) -> Array:
-        """Return which channels of a tensor go, bool (C,)."""
+        """Return which channels of a tensor are removed, bool (C,)."""
         return self.goes[self.places.at(value)]
 
 
 def decide(model: ir.Model, channel_maps: ChannelMaps, constants: Mapping[str, Constants]) -> PruningDecision:
-    """Return which channels of `model` go. channel_maps: of every node; constants: of every tensor that has channels."""
+    """Return which channels of `model` are removed. channel_maps: of every node; constants: of every tensor that has channels."""
     places = ChannelIndex.of_model(model)
     readers = tuple(_readers(channel_maps, constants))
     groups = _Groups(places, channel_maps)
-    groups.keep_what_is_seen(model, channel_maps)
-    groups.keep_what_varies(readers, channel_maps, constants)
+    groups.keep_visible(model, channel_maps)
+    groups.keep_varying(readers, channel_maps, constants)
     goes = groups.chosen()
     zero, nonzero, constant = _found(places, channel_maps, readers, constants)
     return PruningDecision(
@@ -104,7 +104,7 @@ def decide(model: ir.Model, channel_maps: ChannelMaps, constants: Mapping[str, C
 
 
 class _Groups:
-    """Groups of channels that go together, each by its least number, and what speaks against their going."""
+    """Groups of channels that are removed together, each by its least number, and the reasons to keep them."""
 
     def __init__(self, places: ChannelIndex, channel_maps: ChannelMaps) -> None:
         self.places = places
@@ -121,8 +121,8 @@ class _Groups:
     def keep(self, at: Array, reason: str) -> None:
         self.stays[self.note(at, reason)] = True
 
-    def keep_what_is_seen(self, model: ir.Model, channel_maps: ChannelMaps) -> None:
-        """Keep what the world sees, and what a node does something unknown with."""
+    def keep_visible(self, model: ir.Model, channel_maps: ChannelMaps) -> None:
+        """Keep graph inputs and outputs, and channels that a node uses in an unsupported way."""
         for value in self.places.values:
             if value.is_graph_output():
                 self.keep(self.places.at(value), OUTPUT)
@@ -133,11 +133,11 @@ class _Groups:
         for node, channel_map in channel_maps.items():
             if isinstance(channel_map, str):
                 for touched in (*node.inputs, *node.outputs):
-                    self.keep(self.places.at(touched), f"{node.name} ({node.op_type}) cannot do without it: {channel_map}")
+                    self.keep(self.places.at(touched), f"{node.name} ({node.op_type}) needs it: {channel_map}")
             elif len(channel_map.links) > 1 and node.op_type != "Concat":
                 self.is_added[self.labels[self.places.at(node.outputs[0])]] = True
 
-    def keep_what_varies(
+    def keep_varying(
         self, readers: Sequence[ChannelReader], channel_maps: ChannelMaps, constants: Mapping[str, Constants]
     ) -> None:
         """Keep what is not constant, or a constant that no bias can take, to a node that reads it."""
@@ -160,12 +160,12 @@ class _Groups:
             self.is_read[self.labels[at]] = True
 
     def chosen(self) -> Array:
-        """Return for every place whether it goes: all that may, but never all of a tensor."""
+        """Return for every place whether it is removed: all that may be, but never all of a tensor."""
         goes = ~self.stays & self.is_read
         for value in self.places.values:
             labels = self.labels[self.places.at(value)]
             if len(labels) and goes[labels].all():
-                # What is only assumed to be constant is worth more than what is.
+                # Keep a channel that is only assumed to be constant rather than one that is proven to be.
                 last = labels[np.argmax(self.assumed[labels])]
                 goes[last], self.reasons[last] = False, LAST
         return goes[self.labels]

@@ -1,8 +1,8 @@
-"""How a node passes channels on: which channels of its result are those of its inputs, and what has to shrink with them.
+"""Map the channels of a node's inputs to those of its result, and to the constants that shrink with them.
 
 A channel is a place on axis 1 of a tensor: a feature map, or one feature of a 2-D tensor. A node passes its channels on
 (Relu, pooling, BatchNormalization, a depthwise Conv, Add, Concat, Flatten), or it reads them all to make new ones (Conv,
-Gemm, MatMul), or it does something else with them, and then nothing can be said.
+Gemm, MatMul), or it does something else with them, which is not supported.
 """
 
 from __future__ import annotations

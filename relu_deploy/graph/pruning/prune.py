@@ -1,13 +1,13 @@
-"""Removing what never acts: channels that are constant, and Relus that never bend.
+"""Remove channels that are constant and Relus that never clamp.
 
-    a channel that is 0        goes, with the row of weights that makes it and the columns that read it
-    one that is c, not 0       goes likewise, and w * c goes into the bias of each node that reads it; where that node pads
-                               with zeros the sum is another one at the border, and the channel stays
-    a Relu that never bends    goes, when that is proven for all its channels
+    a channel that is 0         is removed, with the row of weights that makes it and the columns that read it
+    one that is c, not 0        is removed likewise, and w * c goes into the bias of each node that reads it; where that node pads
+                                with zeros the sum is another one at the border, and the channel stays
+    a Relu that never clamps    is removed, when that is proven for all its channels
 
 What is proven (from the weights and the range of the input) leaves the outputs what they were, to float32 rounding. What
-was only observed on data is taken for 0 when the caller says so: then outputs change wherever such a channel would fire.
-`removal.py` has the rules by which channels go, `constants.py` those by which they are constant.
+was only observed on data is treated as 0 on request: then outputs change wherever such a channel would be positive.
+`channel_groups.py` decides which channels are removed, `intervals/constants.py` which are constant.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RemovedChannels(JsonRecord):
 
 @dataclass(frozen=True)
 class KeptChannels(JsonRecord):
-    """What a node makes although it is constant or never bends, and why it stays."""
+    """Channels that are constant, or a Relu that never clamps, which were kept, and why."""
 
     node: str
     channels: int
@@ -92,7 +92,7 @@ class PruningReport:
 def prune_model(
     model: ir.Model, input_ranges: Mapping[str, tuple[Any, Any]], observed: Mapping[str, Array] | None = None
 ) -> PassResult[PruningReport]:
-    """Return a new model without the channels and Relus of `model` that never act, and what went and what stayed.
+    """Return a new model without the channels and Relus of `model` that never act, and a report of what was removed and what was not.
 
     model: float32, shapes inferred, BatchNormalizations folded or not. input_ranges: as for `bounds_of`; what is proven
     holds for inputs in them. observed: by Relu output, bool (C,), channels to take for 0 although that is not proven.
@@ -108,15 +108,15 @@ def prune_model(
     surviving = {
         str(value.name): np.flatnonzero(~gone) for value in decision.places.values if (gone := decision.gone(value)).any()
     }
-    never_bend = [relu for relu in find_relus(compacted) if _never_bends(relu, bounds, surviving.get(relu.output))]
+    never_clamp = [relu for relu in find_relus(compacted) if _never_clamps(relu, bounds, surviving.get(relu.output))]
     _shrink(compacted, channel_maps, decision)
-    relus_removed, relus_kept = _bypass(compacted, never_bend)
-    _forget_unread(compacted)
+    relus_removed, relus_kept = _bypass(compacted, never_clamp)
+    _remove_unread_constants(compacted)
     report = PruningReport(removed, relus_removed, (*kept, *relus_kept), before, _channels(compacted), surviving)
     return PassResult(compacted, bool(removed or relus_removed), report)
 
 
-# ---------------------------------------------------------------- what to tell
+# ---------------------------------------------------------------- the report
 
 
 def _channels(model: ir.Model) -> int:
@@ -261,10 +261,10 @@ def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
     return value
 
 
-# ---------------------------------------------------------------- Relus and what is left over
+# ---------------------------------------------------------------- Relus and unread constants
 
 
-def _never_bends(relu: Relu, bounds: Mapping[str, tuple[Array, Array]], surviving: Array | None) -> bool:
+def _never_clamps(relu: Relu, bounds: Mapping[str, tuple[Array, Array]], surviving: Array | None) -> bool:
     """Return whether every channel that is left comes out as it went in."""
     low, high = bounds.get(relu.input, (np.asarray(-np.inf), np.asarray(np.inf)))
     if surviving is not None and low.ndim:
@@ -292,7 +292,7 @@ def _bypass(model: ir.Model, relus: list[Relu]) -> tuple[tuple[str, ...], list[K
     return tuple(removed), kept
 
 
-def _forget_unread(model: ir.Model) -> None:
+def _remove_unread_constants(model: ir.Model) -> None:
     """Delete the constants that nothing reads any more."""
     for node in [node for node in model.graph if node.op_type == "Constant"]:
         if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():

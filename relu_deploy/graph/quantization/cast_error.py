@@ -1,4 +1,4 @@
-"""What weights lose when they are stored in 16 bits, by unit roundoff u (2^-11 for float16, 2^-8 for bfloat16).
+"""Measure what weights lose when they are stored in 16 bits, by unit roundoff u (2^-11 for float16, 2^-8 for bfloat16).
 
     rounding    at most u of each weight, so at most u of their root mean square, whatever they are (0.4 u as a rule)
     vanishing   weights below the dtype's smallest numbers come out as 0, or with few bits left
@@ -29,7 +29,7 @@ PIECE = 1 << 22
 
 @dataclass(frozen=True)
 class WeightLoss(JsonRecord):
-    """What becomes of one initializer that a node reads in 16 bits.
+    """The loss of one initializer that a node reads in 16 bits.
 
     size: how many numbers it has; of these overflowing (infinite), vanishing (0), and subnormal (fewer bits than usual).
     lost: the share of its squared norm that goes in all, overflow aside.

@@ -1,4 +1,4 @@
-"""Cross-layer equalization: moving scales from one layer to the next, so that one int8 scale fits a whole weight tensor.
+"""Cross-layer equalization: move scales from one layer to the next, so that one int8 scale fits a whole weight tensor.
 
 Where a tensor goes from one layer to exactly one other through operators with f(x / s) = f(x) / s in every channel, the
 layers may share a number s > 0 per channel and compute the same (Nagel et al. 2019, arXiv 1906.04721, section 4.1):
@@ -12,7 +12,7 @@ changes any more. Rules:
    stay equal bit for bit as long as no number underflows or overflows. But for a factor common to all channels of a tensor,
    which a scale per tensor does not feel, each is within sqrt(2) of the paper's.
 2. No scale leaves 2^-limit to 2^limit. Beyond 2^12 the two ranges are 2^24 apart, as far as the first and the last bit of a
-   float32: such a channel died in training, and equalizing it would only blow up its bias.
+   float32: such a channel is dead, and equalizing it would only enlarge its bias.
 3. A Clip from 0 to b becomes Min with b / s per channel, then a Relu with the Clip's name, metadata and result. So every
    Relu is still found, and its result is the one of before, divided by `EqualizationReport.scales`.
 4. A channel without weights on one side, a tensor with several readers, and an output of the graph keep their scale.
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EqualizationReport", "EqualizedPair", "ReplacedClip", "SkippedLayer", "equalize"]
 
-#: log2 of a scale's change below which another sweep has nothing to do
-SETTLED = 1e-3
+#: log2 of a scale's change below which the sweeps have converged
+CONVERGED = 1e-3
 #: a layer between two pairs is scaled twice, and 2^120 is still a float32
 LARGEST_LIMIT = 60
 
@@ -67,7 +67,7 @@ class EqualizedPair(JsonRecord):
 class ReplacedClip(JsonRecord):
     """A Clip that became something else. became: "min and relu", which is exact, or "relu", which is not proven to be.
 
-    because: "exact"; "observed": the data stayed below the bound in every channel; "asked": all Clips were to go.
+    because: "exact"; "observed": the data stayed below the bound in every channel; "asked": `replace_clips` was set.
     """
 
     node: str
@@ -129,7 +129,7 @@ def equalize(
     layer_pairs, skipped = find_layer_pairs(new)
     layers = {node: Layer.of(node) for pair in layer_pairs for node in (pair.producer, pair.reader)}
     before = [_spreads(pair, layers) for pair in layer_pairs]
-    exponents = _settled(layer_pairs, layers, iterations, limit)
+    exponents = _converged(layer_pairs, layers, iterations, limit)
     if power_of_two:
         exponents = _rounded(layer_pairs, layers, exponents)
     after = [_spreads(pair, layers) for pair in layer_pairs]
@@ -156,22 +156,22 @@ def equalize(
     return PassResult(new, bool(scales or clips), report)
 
 
-# ---------------------------------------------------------------- which scales
+# ---------------------------------------------------------------- computing the scales
 
 
-def _settled(layer_pairs: list[LayerPair], layers: Mapping[ir.Node, Layer], iterations: int, limit: int) -> list[Array]:
+def _converged(layer_pairs: list[LayerPair], layers: Mapping[ir.Node, Layer], iterations: int, limit: int) -> list[Array]:
     """Return log2 of the scales of each pair, when further sweeps would not change them."""
     exponents = [np.zeros(pair.channels) for pair in layer_pairs]
     for _ in range(iterations):
         change = 0.0
         for index, pair in enumerate(layer_pairs):
-            own, other = pair.ranges(layers)
+            rows, columns = pair.ranges(layers)
             old = exponents[index]
-            step = np.subtract(own, other, out=np.zeros(pair.channels), where=np.isfinite(own) & np.isfinite(other)) / 2
+            step = np.subtract(rows, columns, out=np.zeros(pair.channels), where=np.isfinite(rows) & np.isfinite(columns)) / 2
             exponents[index] = np.clip(old + step, -limit, limit)
             pair.scale_by(exponents[index], layers)
             change = max(change, float(np.abs(exponents[index] - old).max()))
-        if change < SETTLED:
+        if change < CONVERGED:
             break
     return exponents
 
@@ -185,9 +185,9 @@ def _rounded(layer_pairs: list[LayerPair], layers: Mapping[ir.Node, Layer], expo
     offsets = sorted(np.arange(-31, 32) / 64, key=abs)
     rounded = []
     for pair, exponent in zip(layer_pairs, exponents, strict=True):
-        own, other = pair.ranges(layers)
+        rows, columns = pair.ranges(layers)
         choices = [np.rint(exponent + offset) for offset in offsets]
-        widths = [(own + exponent - choice).max() + (other - exponent + choice).max() for choice in choices]
+        widths = [(rows + exponent - choice).max() + (columns - exponent + choice).max() for choice in choices]
         rounded.append(choices[int(np.argmin(widths))])
         pair.scale_by(rounded[-1], layers)
     return rounded
@@ -206,7 +206,7 @@ def _power(exponent: Array) -> Array:
     return np.ldexp(np.exp2(exponent - whole), whole.astype(int)).astype(np.float32)
 
 
-# ---------------------------------------------------------------- writing them
+# ---------------------------------------------------------------- applying them
 
 
 def _scale_weights(model: ir.Model, layer: Layer) -> bool:

@@ -1,4 +1,4 @@
-"""Two layers that may share a scale in every channel of the tensor between them, and the weights on both sides of it."""
+"""Find pairs of layers that can share a scale in every channel of the tensor between them, and view their weights."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _through(node: ir.Node, position: int, step: PathNode, relu: Relu | None, op
     if node.op_type == "Pad" and position == 0 and _pads_with_zeros(operands, step.rank):
         return PathNode(node, step.rank, step.block)
     if node.op_type == "BatchNormalization":
-        raise _Unfit(name, f"the batch norm {name} stands behind it: fold it first")
+        raise _Unfit(name, f"the batch norm {name} follows it: fold it first")
     is_relu = relu is not None and (relu.upper is None or relu.upper > 0)
     is_bias = node.op_type == "Add" and operands.constant(1 - position) is not None
     if not is_relu and not is_bias and (position != 0 or node.op_type not in HOMOGENEOUS):

@@ -528,7 +528,7 @@ def test_a_tensor_that_is_an_output_is_skipped():
         (
             lambda network: network.add("BatchNormalization", *(network.constant(np.ones(network.channels)) for _ in range(4))),
             18,
-            "the batch norm batchnormalization1 stands behind it: fold it first",
+            "the batch norm batchnormalization1 follows it: fold it first",
         ),
         (lambda network: network.add("Sigmoid"), 18, r"sigmoid1 (Sigmoid) does not pass on a scale per channel"),
         (
