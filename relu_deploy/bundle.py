@@ -130,7 +130,8 @@ class Bundle:
             have = f"it has {', '.join(known)}" if known else "make one with relu-deploy optimize"
             raise InputError(f"{self.path} has no variant {name!r}", have)
         self.file(f"{VARIANTS}/{name}.onnx")
-        self.file(known[name]["checked_against"])
+        if checked_against := known[name].get("checked_against"):
+            self.file(checked_against)
         return Bundle(self.path, self.manifest, name)
 
     @property

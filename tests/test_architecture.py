@@ -11,8 +11,8 @@ import relu_deploy
 
 PACKAGE = Path(relu_deploy.__file__).parent
 FLOORS = (
-    ("definition", "errors", "records", "tensors", "paths", "gc_pause", "latency_stats"),
-    ("graph", "bundle", "data", "tasks"),
+    ("definition", "errors", "records", "tensors", "paths", "files", "folders", "manifest", "gc_pause", "latency_stats"),
+    ("graph", "bundle", "bundle_files", "data", "tasks"),
     ("backends", "zoo"),
     ("activations", "compilation", "exporting", "optimization", "verification"),
     ("benchmark", "packaging", "reporting", "serving", "cli", "__main__"),
