@@ -1,4 +1,4 @@
-"""Self-contained pages: one file, no script, nothing loaded from elsewhere; readable on a phone and on paper."""
+"""The page of `bench`: a table and charts for each model and batch size, and the machine that they were measured on."""
 
 from __future__ import annotations
 
@@ -7,44 +7,20 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from relu_deploy.reporting.device import device_table
-from relu_deploy.reporting.scaling import Series, scaling
-from relu_deploy.reporting.svg import Bar, bars, dots
+from relu_deploy.reporting.pages.batch_curve import Series, batch_curve
+from relu_deploy.reporting.pages.device_table import device_table
+from relu_deploy.reporting.pages.html import page
+from relu_deploy.reporting.pages.svg import Bar, bars, dots
+from relu_deploy.reporting.phrases import count_of
 
-__all__ = ["bench_page", "page"]
+__all__ = ["bench_page"]
 
 Result = Mapping[str, Any]
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--line:#d1d9e0;--paper:#fff;--panel:#f6f8fa;--bad:#b42318;--good:#1a7f37}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--line:#3d444d;--paper:#0d1117;--panel:#151b23;--bad:#ff7b72;--good:#3fb950}}
-*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:1240px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.6rem;margin:0 0 4px}h2{font-size:1.2rem;margin:40px 0 8px}
-p{margin:8px 0;max-width:75ch}.soft{color:var(--soft);font-size:.92rem}.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}th,td{padding:6px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-th{color:var(--soft);font-weight:600}th:nth-child(-n+3),td:nth-child(-n+3){text-align:left}.bad{color:var(--bad);font-weight:700}.good{color:var(--good)}
-.charts{margin-top:14px;display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:16px}figure{margin:0;padding:12px;background:var(--panel);border:1px solid var(--line);border-radius:8px}
-figcaption{font-size:.92rem;font-weight:600;margin-bottom:6px}svg{width:100%;height:auto;display:block}svg text{font:13px system-ui,sans-serif;fill:var(--ink)}
-svg .name{text-anchor:end}svg .tick{text-anchor:middle;fill:var(--soft);font-size:11px}svg .unit{fill:var(--soft);font-size:11px}svg .grid{stroke:var(--line)}svg .whisker{stroke:var(--ink);fill:none;stroke-width:1.5}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:.9rem}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
-.wide svg{min-width:640px}svg .soft{fill:var(--soft);font-size:11px}svg .guide{stroke:var(--soft);stroke-dasharray:5 4;fill:none}svg .limit{stroke:var(--bad);stroke-dasharray:2 3;fill:none}svg .fault{stroke:var(--bad);stroke-width:2}
-.fault-box{border-left:4px solid var(--bad);background:var(--panel);padding:10px 14px;margin:14px 0}.fault-box p{margin:2px 0}code{font:.92em ui-monospace,monospace;overflow-wrap:anywhere}
-figure.wide{margin-top:14px}.left td,.left th{text-align:left;white-space:normal}.left td:nth-child(5){min-width:250px}
-.curves figure{max-width:640px}.legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:.85rem;margin:6px 0 0}.legend i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:6px}
-@media print{figure{break-inside:avoid}}
-"""
-
-
-def page(title: str, body: str) -> str:
-    """Return a whole HTML document."""
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
-    )
 
 
 def bench_page(result: Result) -> str:
-    """Return the page for what `bench --json` writes."""
+    """Return the HTML page for what `bench --json` writes."""
     environment = result["environment"]
     cpu = environment["cpu"]
     names = list(dict.fromkeys(_name(run) for run in result["runs"]))
@@ -55,7 +31,7 @@ def bench_page(result: Result) -> str:
     )
     body = [
         "<h1>Benchmark</h1>",
-        f'<p class="soft">{escape(cpu["model"])}, {environment["threads"]} threads, {escape(environment["time"])}, '
+        f'<p class="soft">{escape(cpu["model"])}, {count_of(environment["threads"], "thread")}, {escape(environment["time"])}, '
         f"relu_deploy {escape(environment['relu_deploy'])}</p>",
         f"<p>{verdict} A timing is one call from arrays to arrays. Backends ran in processes of their own and took turns; whiskers "
         "are 95% confidence intervals of the mean, from the rounds. Nothing was left out of any figure. Right: the answers agree with the float64 truth. Load: until the first "
@@ -99,7 +75,7 @@ def _by_batch(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
             Series(name, [(b, 1e3 * mean, (1e3 * i[0], 1e3 * i[1]) if i else None) for b, mean, i in at], names.index(name))
             for name, at in points.items()
         ]
-        if chart := scaling(f"Throughput of {model} over batch sizes, {caption}", entries):
+        if chart := batch_curve(f"Throughput of {model} over batch sizes, {caption}", entries):
             figures.append(
                 f"<figure><figcaption>Throughput over batch sizes, {caption}, with 95% intervals</figcaption>{chart}</figure>"
             )

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from relu_deploy.reporting.svg import COLORS
+from relu_deploy.reporting.pages.svg import COLORS
 
-__all__ = ["Series", "scaling"]
+__all__ = ["Series", "batch_curve"]
 
 LEFT, TOP, WIDTH, HEIGHT = 64, 12, 400, 240
 #: ticks of a decade, from coarse to fine; the finest whose ticks keep apart is taken
@@ -22,7 +22,7 @@ class Series:
         self.name, self.points, self.color = name, sorted(points, key=lambda point: point[0]), color
 
 
-def scaling(title: str, entries: Sequence[Series]) -> str:
+def batch_curve(title: str, entries: Sequence[Series]) -> str:
     """Return the chart and its legend, "" where no entry has two points. All values must be positive."""
     if not any(len(entry.points) > 1 for entry in entries):
         return ""
