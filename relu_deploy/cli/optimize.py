@@ -64,8 +64,9 @@ def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.bundle import refuse_existing, write_atomically
     from relu_deploy.optimization.run import OptimizeOptions, optimize_bundle
-    from relu_deploy.reporting.optimize import optimize_page, print_optimize
+    from relu_deploy.reporting.pages.optimize import optimize_page
     from relu_deploy.reporting.progress import steps
+    from relu_deploy.reporting.tables.optimize import print_optimize
 
     if options.weights not in ("per-channel", "per-tensor"):
         raise UsageError(

@@ -54,4 +54,6 @@ def keep_report(bundle: Bundle, name: str, content: dict[str, Any] | str | bytes
         text = content if isinstance(content, str | bytes) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         bundle.add(name, text)
     except ReluDeployError as error:
-        print(f"note: the report was not stored: {error.message}", file=sys.stderr)
+        from relu_deploy.reporting.terminal import printable
+
+        print(f"note: the report was not stored: {printable(error.message)}", file=sys.stderr)

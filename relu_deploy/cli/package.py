@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.packaging.run import package
-    from relu_deploy.reporting.tables import print_package
+    from relu_deploy.reporting.tables.package import print_package
 
     report = package(
         options.path,

@@ -39,9 +39,9 @@ def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.bundle import Bundle, refuse_existing, write_atomically
     from relu_deploy.data.datasets import load_npz
+    from relu_deploy.reporting.pages.verify import verify_page
     from relu_deploy.reporting.progress import steps
-    from relu_deploy.reporting.tables import print_verify
-    from relu_deploy.reporting.verify_page import verify_page
+    from relu_deploy.reporting.tables.verify import print_verify
     from relu_deploy.verification.run import verify
 
     if options.html:

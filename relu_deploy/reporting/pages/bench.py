@@ -18,7 +18,6 @@ __all__ = ["bench_page"]
 Result = Mapping[str, Any]
 
 
-
 def bench_page(result: Result) -> str:
     """Return the HTML page for what `bench --json` writes."""
     environment = result["environment"]
@@ -33,10 +32,10 @@ def bench_page(result: Result) -> str:
         "<h1>Benchmark</h1>",
         f'<p class="soft">{escape(cpu["model"])}, {count_of(environment["threads"], "thread")}, {escape(environment["time"])}, '
         f"relu_deploy {escape(environment['relu_deploy'])}</p>",
-        f"<p>{verdict} A timing is one call from arrays to arrays. Backends ran in processes of their own and took turns; whiskers "
-        "are 95% confidence intervals of the mean, from the rounds. Nothing was left out of any figure. Right: the answers agree with the float64 truth. Load: until the first "
-        "answer. Of limit: of the float32 matrix rate measured on this CPU; on a GPU, of what its matrix rate in the row's precision and "
-        "the bytes of weights, inputs and outputs allow for its own time.</p>",
+        f"<p>{verdict} A timing is one call from arrays to arrays. Each backend ran in its own process, and the processes took turns; "
+        "whiskers are 95% confidence intervals of the mean over the rounds. No measurement was removed. Right: the outputs agree with "
+        "the float64 truth. Load: until the first output. Of limit: on a CPU, of its measured float32 matrix rate; on a GPU, of what "
+        "its matrix rate in the row's precision and the bytes of weights, inputs and outputs allow for the GPU's own time.</p>",
     ]
     charted: set[str] = set()
     for (model, batch), group in groupby(result["runs"], key=lambda run: (run["model"], run["batch"])):

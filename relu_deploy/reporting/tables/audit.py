@@ -41,12 +41,12 @@ def _summary(result: Mapping[str, Any]) -> list[str]:
     total = sum(seen.values())
     verdict = "[green]passed[/]" if result["passed"] else "[bold red]failed[/]"
     lines = [
-        f"{verdict}: {markup(result['model'])} on {result['backend']}, {result['precision']}; of {count_of(total, 'Relu')} {seen['observed']} observed, "
+        f"{verdict}: {markup(result['model'])} on {markup(result['backend'])}, {result['precision']}; of {count_of(total, 'Relu')} {seen['observed']} observed, "
         f"{seen['inside']} inside a fusion, {seen['unobserved']} unobserved; {count_of(len(result['regions']), 'region')} checked"
     ]
     for fault in result["faults"]:
         among = f" (among {', '.join(fault['region'])})" if len(fault["region"]) > 1 else ""
-        lines.append(f"  [bold red]{markup(fault['node'])}[/] {fault['kind']}: {markup(fault['detail'] + among)}")
+        lines.append(f"  [bold red]{markup(fault['node'])}[/] {markup(fault['kind'])}: {markup(fault['detail'] + among)}")
     for output in result["outputs"]:
         if not output["passed"]:
             lines.append(f"  output [bold red]{markup(output['name'])}[/]: {markup(output['reason'])}")

@@ -36,7 +36,9 @@ def _system(system: Mapping[str, Any]) -> None:
     if driver is None:
         show(f"[dim]GPU: {markup(system['reason'])}[/]")
     else:
-        show(f"[dim]NVIDIA driver {markup(driver['version'] or 'of unknown version')}, runs CUDA up to {markup(driver['cuda'])}[/]")
+        show(
+            f"[dim]NVIDIA driver {markup(driver['version'] or 'of unknown version')}, runs CUDA up to {markup(driver['cuda'])}[/]"
+        )
     for gpu in system["gpus"]:
         memory = f", {gpu['memory_bytes'] / 2**30:.0f} GiB" if gpu["memory_bytes"] else ""
         show(f"[dim]GPU {gpu['index']}: {markup(gpu['name'])}, compute capability {markup(gpu['compute_capability'])}{memory}[/]")
