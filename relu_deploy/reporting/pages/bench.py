@@ -59,7 +59,7 @@ def bench_page(result: Result) -> str:
 
 
 def _by_batch(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
-    """Return the curves over batch sizes of whole calls, and of the GPU's own time where there is one; "" with one size only."""
+    """Return the curves over batch sizes: of whole calls, and of the GPU's own time where it was measured; "" for a single size."""
     figures = []
     for caption, part in (("whole calls", "latency_ms"), ("the GPU's own time", "run_ms")):
         points: dict[str, list[tuple[int, float, tuple[float, float] | None]]] = {}
@@ -69,7 +69,7 @@ def _by_batch(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
                 low, high = latency["ci95"] or (0, 0)
                 interval = (row["batch"] / high, row["batch"] / low) if low > 0 else None
                 points.setdefault(_name(row), []).append((row["batch"], row["batch"] / latency["mean"], interval))
-        # Milliseconds make images a millisecond.
+        # From images a millisecond to images a second.
         entries = [
             Series(name, [(b, 1e3 * mean, (1e3 * i[0], 1e3 * i[1]) if i else None) for b, mean, i in at], names.index(name))
             for name, at in points.items()
@@ -82,7 +82,7 @@ def _by_batch(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
 
 
 def _name(row: Result) -> str:
-    """Return what a row or a ratio is called: its backend, and the variant where it is not the model itself."""
+    """Return the name of a run or a ratio: its backend, and its variant where it has one."""
     return f"{row['backend']} {row['variant']}" if row["variant"] else str(row["backend"])
 
 
@@ -150,7 +150,7 @@ def _spread(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
 
 def _gpu_limits(limits: Result | None) -> str:
     if not limits:
-        return "none was used"
+        return "no GPU was used"
     if "not_measured" in limits:
         return f"not measured: {limits['not_measured']}"
     rates = [f"{name} {rate:,.1f}" for name, rate in limits["tera_operations_per_s"].items()]
@@ -162,7 +162,7 @@ def _facts(environment: Result) -> str:
     cpu, limits = environment["cpu"], environment["limits"]
     facts = {
         "CPU": f"{cpu['model']}, {cpu['usable_cpus']} usable CPUs, {', '.join(cpu['features']) or 'no vector extensions known'}",
-        "clock": f"{cpu['mhz']:.0f} MHz when looked at, governor {cpu['governor'] or 'not readable'}"
+        "clock": f"{cpu['mhz']:.0f} MHz at the start, governor {cpu['governor'] or 'not readable'}"
         if cpu["mhz"]
         else "not readable",
         "measured limits": f"{limits['float32_gflops']} GFLOP/s float32, copy {limits['copy_gb_per_s']} GB/s"

@@ -85,7 +85,7 @@ def _backends(backends: Sequence[Result]) -> str:
         cells = (
             escape(backend["name"]),
             _verdict(backend["passed"]),
-            f"{sum(relu['passed'] for relu in relus)} of {len(relus)}" if relus else "not shown",
+            f"{sum(relu['passed'] for relu in relus)} of {len(relus)}" if relus else "not observable",
             f"{deployed} of {len(backend['relus'])}" if backend["relus"] else "",
             "<br>".join(
                 f"{_sign(check['passed'])} {escape(check['name'])}: {escape(check['detail'])}" for check in backend["checks"]
@@ -127,16 +127,14 @@ def _sparsity(backend: Result) -> str:
     for relu in backend["relus"]:
         contract = relu.get("contract")
         if contract is None:
-            entries.append(Column((0.0, 0.0), f"{relu['node']}: not seen"))
+            entries.append(Column((0.0, 0.0), f"{relu['node']}: not observed"))
             continue
         dead = contract["dead"] / max(1, contract["channels"])
         note = f"{relu['index']}: {relu['node']}\n{contract['sparsity']:.1%} zeros, {contract['dead']} of {contract['channels']} channels zero everywhere"
         entries.append(Column((contract["sparsity"], dead), note))
     names = ("zeros", "channels that are zero everywhere on this input")
     chart = columns("Zeros and dead channels of each Relu", "Relu, from input to output", names, entries)
-    more = (
-        '<p class="soft">On this input only; <code>relu-deploy census</code> counts over a data set and says what is proven.</p>'
-    )
+    more = '<p class="soft">On this input only; <code>relu-deploy census</code> counts over a data set and reports what is proven.</p>'
     return (
         f'<figure class="wide"><figcaption>Zeros and dead channels</figcaption><div class="scroll">{chart}</div></figure>{more}'
     )

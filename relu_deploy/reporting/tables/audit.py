@@ -41,8 +41,8 @@ def _summary(result: Mapping[str, Any]) -> list[str]:
     total = sum(seen.values())
     verdict = "[green]passed[/]" if result["passed"] else "[bold red]failed[/]"
     lines = [
-        f"{verdict}: {markup(result['model'])} on {markup(result['backend'])}, {result['precision']}; of {count_of(total, 'Relu')} {seen['observed']} observed, "
-        f"{seen['inside']} inside a fusion, {seen['unobserved']} unobserved; {count_of(len(result['regions']), 'region')} checked"
+        f"{verdict}: {markup(result['model'])} on {markup(result['backend'])}, {result['precision']}; of {count_of(total, 'Relu')} "
+        f"{seen['observed']} observed, {seen['inside']} inside a fusion, {seen['unobserved']} unobserved; {count_of(len(result['regions']), 'region')} checked"
     ]
     for fault in result["faults"]:
         among = f" (among {', '.join(fault['region'])})" if len(fault["region"]) > 1 else ""
