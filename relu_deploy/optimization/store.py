@@ -1,4 +1,4 @@
-"""A variant that passed becomes part of a bundle, with everything that was found out about it."""
+"""Store a variant that passed in a bundle, with its report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from relu_deploy.bundle import MODEL, VARIANTS, Bundle, create_bundle, seal, sha
 from relu_deploy.graph import to_bytes
 
 if TYPE_CHECKING:
-    from relu_deploy.optimization.run import OptimizeReport
+    from relu_deploy.optimization.report import OptimizeReport
 
 __all__ = ["store"]
 
@@ -51,18 +51,18 @@ def _add(bundle: Bundle, report: OptimizeReport) -> Bundle:
         # The prepared graph answers as the model does, but its tensors have other channels or scales.
         checked_against = file if report.precision == "fp32" else f"prepared/{name}.onnx"
         bundle = bundle.add(checked_against, to_bytes(report.prepared.model))
-    bundle = bundle.add(file, to_bytes(report.found.model))
-    told = {**report.to_json(), "file": file}
+    bundle = bundle.add(file, to_bytes(report.search.model))
+    fields = {**report.to_json(), "file": file}
     entry: dict[str, Any] = {
         "precision": report.precision,
         "target": report.target.name,
         "checked_against": checked_against,
         "checked_against_sha256": sha256(bundle.path / checked_against),
-        "accuracy": told["accuracy"],
-        "speedup": told["speedup"],
-        "verified": told["verified"],
-        "evidence": told["evidence"],
+        "accuracy": fields["accuracy"],
+        "speedup": fields["speedup"],
+        "verified": fields["verified"],
+        "evidence": fields["evidence"],
         "float32_nodes": len(report.fallbacks),
     }
     variants = {**bundle.manifest["variants"], name: entry}
-    return bundle.add(f"reports/optimize-{name}.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n", variants=variants)
+    return bundle.add(f"reports/optimize-{name}.json", json.dumps(fields, indent=2, ensure_ascii=False) + "\n", variants=variants)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from relu_deploy.backends import capabilities
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import UsageError
 from relu_deploy.optimization.targets import find_target
@@ -60,7 +61,7 @@ def _own(bundle: Bundle, settings: PackageOptions, folder: Path, name: str, uri:
             f"{option} means nothing for flavour relu-deploy", f"leave it out, or take one of {', '.join(FLAVOURS[1:])}"
         )
     backend = _backend(bundle, settings)
-    if settings.threads and backend != "onnxruntime-cpu":
+    if settings.threads and capabilities(backend).on_gpu:
         raise UsageError("--threads is of a CPU's kernels, and this runs on a GPU", "leave it out")
     image = settings.image or IMAGES.get(backend, "relu-deploy:tensorrt")
     at = copy_bundle(bundle, folder / "bundle")
@@ -86,7 +87,7 @@ def _own(bundle: Bundle, settings: PackageOptions, folder: Path, name: str, uri:
         str(METRICS),
     ]
     arguments += ["--no-watch", "--backend", backend]
-    arguments += ["--threads", str(cpus)] if backend == "onnxruntime-cpu" else []
+    arguments += [] if capabilities(backend).on_gpu else ["--threads", str(cpus)]
     more, why = served(bundle, backend, settings)
     runtime = f"relu-deploy-{name}"[:63].rstrip("-")
     write_text(
@@ -96,7 +97,7 @@ def _own(bundle: Bundle, settings: PackageOptions, folder: Path, name: str, uri:
         + "\n",
     )
     model = {"modelFormat": {"name": "onnx", "version": "1"}, "runtime": runtime}
-    _service(bundle, folder, name, uri, model, cpus, gpu=backend != "onnxruntime-cpu")
+    _service(bundle, folder, name, uri, model, cpus, gpu=capabilities(backend).on_gpu)
     return (
         []
         if settings.image
@@ -122,7 +123,7 @@ def _backend(bundle: Bundle, settings: PackageOptions) -> str:
     """Return the backend that serves the model on the device that was asked for. Raises UsageError where its variant does not fit."""
     made_for = target_of(bundle)
     backend = find_target(made_for).backend if made_for else "onnxruntime-cpu" if settings.device != "gpu" else "onnxruntime-cuda"
-    if settings.device and (settings.device == "cpu") != (backend == "onnxruntime-cpu"):
+    if settings.device and (settings.device == "gpu") != capabilities(backend).on_gpu:
         raise UsageError(f"{bundle.title} was optimized for {made_for}, not for --device {settings.device}", "leave out --device")
     return backend
 

@@ -12,7 +12,8 @@ from relu_deploy.backends import Options
 from relu_deploy.backends.nvidia.cuda import CudaError, Device
 from relu_deploy.backends.tensorrt.buffers import GrowingOutput, allocator
 from relu_deploy.backends.tensorrt.errors import plan_version, why_refused
-from relu_deploy.backends.tensorrt.session import Profile, TensorRtSession, choose_profile, load_session
+from relu_deploy.backends.tensorrt.load import load_session
+from relu_deploy.backends.tensorrt.session import Profile, TensorRtSession, choose_profile
 from relu_deploy.errors import InputError, Unsupported
 
 ONE = [((1, 3), (4, 3), (8, 3))]
