@@ -45,13 +45,18 @@ def pytest_unconfigure(config):
         processes.end()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     return workers.worker_count()
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return workers.create_scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    workers.group(items)
+    workers.put_slow_first(items)
 
 
 @pytest.fixture(scope="session")

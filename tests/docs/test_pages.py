@@ -6,8 +6,6 @@ import pytest
 from doc_pages import ROOT, page_at, pages
 from doc_runs import PATIENCE, Wrong, can_run, run_page
 
-#: pages share nothing, so each may run on any worker
-SPREAD = True
 PAGES = [page_at(path) for path in pages()]
 
 

@@ -6,7 +6,10 @@ import os
 
 import pytest
 
-__all__ = ["group", "take_share_of_processors", "worker_count"]
+__all__ = ["create_scheduling", "put_slow_first", "take_share_of_processors", "worker_count"]
+
+#: files whose tests share nothing and take long, so that each may run on any worker
+SPREAD = ("test_pages.py",)
 
 #: a worker imports torch and onnxruntime: about 2 GiB each when all tests have run
 MOST_WORKERS = 4
@@ -34,23 +37,31 @@ def take_share_of_processors() -> None:
     os.sched_setaffinity(0, processors[index::count] or {processors[index % len(processors)]})
 
 
-def group(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file on one worker, because they share fixtures, and put the slow ones first.
+def put_slow_first(items: list[pytest.Item]) -> None:
+    """Let workers begin with what takes longest, so that they end at about the same time."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {_file(item.nodeid) for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (not _is_spread(item.nodeid), _file(item.nodeid) not in slow))
 
-    Each test of a module with `SPREAD = True` may run on any worker: these share nothing.
+
+def create_scheduling(config: pytest.Config, log: object) -> object:
+    """Return the scheduling that keeps the tests of a file on one worker, because they share fixtures, except those of `SPREAD`.
+
+    pytest-xdist's own `--dist loadgroup` has no effect with pytest 9.2: it renames tests, which that no longer allows.
     """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    slow = {_file(item) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (not _is_spread(item), _file(item) not in slow))
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid if _is_spread(item) else _file(item)))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if _is_spread(nodeid) else _file(nodeid)
+
+    config.option.loadscopereorder = False
+    return FileScheduling(config, log)
 
 
-def _is_spread(item: pytest.Item) -> bool:
-    return getattr(getattr(item, "module", None), "SPREAD", False)
+def _is_spread(nodeid: str) -> bool:
+    return _file(nodeid).endswith(SPREAD)
 
 
-def _file(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
