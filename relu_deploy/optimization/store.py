@@ -48,13 +48,13 @@ def _adopted(bundle: Bundle, report: OptimizeReport, out: Path, force: bool) -> 
 def _add(bundle: Bundle, report: OptimizeReport) -> Bundle:
     name, checked_against = report.variant, MODEL
     file = f"{VARIANTS}/{name}.onnx"
-    files: dict[str, bytes | str] = {}
+    models: dict[str, bytes] = {}
     if report.prepared.is_another:
         # The prepared graph answers as the model does, but its tensors have other channels or scales.
         checked_against = file if report.precision == "fp32" else f"prepared/{name}.onnx"
-        files[checked_against] = to_bytes(report.prepared.model)
-    files[file] = to_bytes(report.search.model)
-    checked_bytes = files[checked_against] if checked_against in files else bundle.file(checked_against).read_bytes()
+        models[checked_against] = to_bytes(report.prepared.model)
+    models[file] = to_bytes(report.search.model)
+    checked_bytes = models[checked_against] if checked_against in models else bundle.file(checked_against).read_bytes()
     fields = {**report.to_json(), "file": file}
     entry: dict[str, Any] = {
         "precision": report.precision,
@@ -68,5 +68,5 @@ def _add(bundle: Bundle, report: OptimizeReport) -> Bundle:
         "float32_nodes": len(report.fallbacks),
     }
     variants = {**bundle.manifest["variants"], name: entry}
-    files[f"reports/optimize-{name}.json"] = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
-    return bundle.update(files, variants=variants)
+    summary = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    return bundle.update({**models, f"reports/optimize-{name}.json": summary}, variants=variants)
