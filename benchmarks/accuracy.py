@@ -23,7 +23,7 @@ import numpy as np
 
 from relu_deploy.benchmark.environment import describe
 from relu_deploy.exporting.exporter import export_source
-from relu_deploy.optimization.run import Settings, optimize_bundle
+from relu_deploy.optimization.run import OptimizeOptions, optimize_bundle
 
 MODELS = Path(__file__).parent.parent / "models"
 CASES = [("cpu", "int8"), ("tensorrt", "int8"), ("tensorrt", "fp16"), ("tensorrt", "bf16"), ("tensorrt", "fp8")]
@@ -43,12 +43,12 @@ CALIBRATION = [
 MEASURING = ["camera", "chelsea", "coffee", "gravel", "retina", "rocket", "clock_motion", "text"]
 #: per-tensor weights: name → what is done about them
 PER_TENSOR = {
-    "per tensor, as they are": {"per_channel": False, "equalise": False, "correct_biases": False},
-    "per tensor, equalised": {"per_channel": False, "equalise": True, "correct_biases": False},
-    "per tensor, equalised, biases corrected": {"per_channel": False, "equalise": True, "correct_biases": True},
-    "per tensor, biases corrected": {"per_channel": False, "equalise": False, "correct_biases": True},
-    "per channel": {"per_channel": True, "equalise": False, "correct_biases": False},
-    "per channel, biases corrected": {"per_channel": True, "equalise": False, "correct_biases": True},
+    "per tensor, as they are": {"per_channel": False, "equalize": False, "correct_biases": False},
+    "per tensor, equalized": {"per_channel": False, "equalize": True, "correct_biases": False},
+    "per tensor, equalized, biases corrected": {"per_channel": False, "equalize": True, "correct_biases": True},
+    "per tensor, biases corrected": {"per_channel": False, "equalize": False, "correct_biases": True},
+    "per channel": {"per_channel": True, "equalize": False, "correct_biases": False},
+    "per channel, biases corrected": {"per_channel": True, "equalize": False, "correct_biases": True},
 }
 
 
@@ -106,7 +106,9 @@ DATA = {"digits": digits, "digit_detector": scenes, "mobilenet_v2": crops}
 
 def measure(bundle, target: str, precision: str, **settings) -> dict:
     started = time.perf_counter()
-    report = optimize_bundle(bundle, target, precision, out=None, force=True, settings=Settings(threads=2, **settings)).to_json()
+    report = optimize_bundle(
+        bundle, target, precision, out=None, force=True, options=OptimizeOptions(threads=2, **settings)
+    ).to_json()
     row = {key: report[key] for key in ("model", "target", "precision", "passed", "accuracy", "speedup", "bytes", "curve")}
     row |= {"float32_nodes": len(report["fallbacks"]), "verified": report["verified"], "evidence": report["evidence"]}
     return row | {"seconds": round(time.perf_counter() - started, 1)}

@@ -120,14 +120,14 @@ def windows_of(scores: np.ndarray, size: int, reference: np.ndarray) -> np.ndarr
     return np.array([rank_sum(scores[rows], reference) for rows in drawn])
 
 
-def compared(norm, known: np.ndarray, clean: tuple, others: dict[str, tuple]) -> dict:
-    """Return by data set how well the norm's score and the softmax tell it from `clean`. known: the softmax on the census."""
-    reference, known = norm.scores, np.sort(known)
-    score = norm.log_distances(clean[0]).mean(axis=1)
+def compared(baseline, known: np.ndarray, clean: tuple, others: dict[str, tuple]) -> dict:
+    """Return by data set how well the baseline's score and the softmax tell it from `clean`. known: the softmax on the census."""
+    reference, known = baseline.scores, np.sort(known)
+    score = baseline.log_distances(clean[0]).mean(axis=1)
     base = {size: (windows_of(score, size, reference), windows_of(clean[1], size, known)) for size in WINDOWS}
     rows = {}
     for name, (rates, unsure) in others.items():
-        mine = norm.log_distances(rates).mean(axis=1)
+        mine = baseline.log_distances(rates).mean(axis=1)
         row = {
             "auroc_sample": auroc(mine, score),
             "softmax_auroc_sample": auroc(unsure, clean[1]),
@@ -142,12 +142,12 @@ def compared(norm, known: np.ndarray, clean: tuple, others: dict[str, tuple]) ->
     return rows
 
 
-def false_alarms(norm, rates: list[np.ndarray], order: np.ndarray) -> dict:
+def false_alarms(baseline, rates: list[np.ndarray], order: np.ndarray) -> dict:
     """Return how often clean data raise the alarm: single samples, and windows that share no sample."""
-    scores = norm.log_distances(rates).mean(axis=1)[order]
-    told = {"samples": len(scores), "unusual_at_1%": float((p_value(scores, norm.scores) <= 0.01).mean())}
+    scores = baseline.log_distances(rates).mean(axis=1)[order]
+    told = {"samples": len(scores), "unusual_at_1%": float((p_value(scores, baseline.scores) <= 0.01).mean())}
     for size in WINDOWS:
-        windows = np.array([rank_sum(part, norm.scores) for part in scores[: len(scores) // size * size].reshape(-1, size)])
+        windows = np.array([rank_sum(part, baseline.scores) for part in scores[: len(scores) // size * size].reshape(-1, size)])
         told[f"windows_{size}"] = len(windows)
         for rate in (0.05, 0.01, 0.001):
             told[f"alarms_{size}_at_{rate:g}"] = float((windows > threshold_of(rate)).mean())
@@ -186,16 +186,16 @@ def digits(arguments, folder: Path) -> dict:
 
     def norm_of(rows: np.ndarray):
         np.savez(folder / "census.npz", x=images[rows][..., None])
-        return census(bundle, folder / "census.npz", threads=arguments.threads).norm
+        return census(bundle, folder / "census.npz", threads=arguments.threads).baseline
 
     draws, alarms = [], []
     for draw in range(arguments.draws):
         order = np.random.default_rng(draw).permutation(len(images))
-        norm, rest = norm_of(order[:1000]), order[1000:]
+        baseline, rest = norm_of(order[:1000]), order[1000:]
         clean, other = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         others = {name: part(whole, other) for name, whole in states.items()} | fixed
-        draws.append(compared(norm, everything[1][order[:1000]], part(everything, clean), others))
-        alarms.append(false_alarms(norm, part(everything, rest)[0], np.arange(len(rest))))
+        draws.append(compared(baseline, everything[1][order[:1000]], part(everything, clean), others))
+        alarms.append(false_alarms(baseline, part(everything, rest)[0], np.arange(len(rest))))
         print(f"digits: draw {draw + 1} of {arguments.draws}", flush=True)
     # MNIST's test images are two lots: other writers wrote the second half.
     shipped = norm_of(np.arange(1000))
@@ -219,16 +219,16 @@ def mobilenet_v2(arguments, folder: Path) -> dict:
         return looked_at(bundle, pictures, arguments.threads, 8)
 
     np.savez(folder / "census.npz", x=crops[:400])
-    norm = census(bundle, folder / "census.npz", threads=arguments.threads).norm
+    baseline = census(bundle, folder / "census.npz", threads=arguments.threads).baseline
     clean = seen(crops[400:600])
     others = {name: seen(pictures) for name, pictures in changed(crops[600:], turned=False).items()}
     others["noise alone"] = seen(np.random.default_rng(0).integers(0, 256, (200, 224, 224, 3), np.uint8))
     known = seen(crops[:400])[1]
-    rows = compared(norm, known, clean, others)
+    rows = compared(baseline, known, clean, others)
     return {
         "census": 400,
         "sets": {name: summed([row]) for name, row in rows.items()},
-        "clean": summed([false_alarms(norm, clean[0], np.arange(200))]),
+        "clean": summed([false_alarms(baseline, clean[0], np.arange(200))]),
     }
 
 

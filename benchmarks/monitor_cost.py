@@ -168,7 +168,7 @@ def measured(arguments, folder: Path) -> dict:
 
         pixels = to_input(bundle, photographs(CALIBRATION + MEASURING, 128, 0))
     np.savez(data, x=pixels)
-    bundle = bundle.add("reports/norm.npz", census(bundle, data, threads=arguments.threads).norm.to_bytes())
+    bundle = bundle.add("reports/baseline.npz", census(bundle, data, threads=arguments.threads).baseline.to_bytes())
     requests = [request_for(bundle, row[None]) for row in pixels[:128]]
     servers = {
         share: started(bundle, folder / f"{share:g}.json", arguments.threads, "--log-level", "error", "--monitor-share", share)

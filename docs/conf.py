@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import generated  # noqa: E402  # beside this file, which is what the lines above are for
+import generated  # beside this file, which is what the lines above are for  # noqa: E402  # beside this file, which is what the lines above are for
 
 import relu_deploy  # noqa: E402
 

@@ -74,10 +74,9 @@ def command_line() -> str:
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each verb by its name, as the command line has them."""
-    from relu_deploy.cli.main import VERBS
-    from relu_deploy.cli.options import parser_for
+    from relu_deploy.cli.main import create_parser
 
-    actions = parser_for(VERBS)._actions
+    actions = create_parser()._actions
     return next(dict(action.choices) for action in actions if isinstance(action, argparse._SubParsersAction))
 
 
@@ -114,11 +113,11 @@ def errors() -> str:
 
 
 def backends() -> str:
-    """Return a table of the backends' names and the modules that they are in."""
+    """Return a table of the backends' names and the packages that they are in."""
     from relu_deploy.backends import BACKENDS
 
-    rows = [f"| `{name}` | `relu_deploy.backends.{module}` |" for name, module in BACKENDS.items()]
-    return "\n".join(["| backend | module |", "| --- | --- |", *rows])
+    rows = [f"| `{name}` | `relu_deploy.backends.{package}` |" for name, package in BACKENDS.items()]
+    return "\n".join(["| backend | package |", "| --- | --- |", *rows])
 
 
 # ---------------------------------------------------------------- the bundle

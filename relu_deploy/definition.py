@@ -25,7 +25,7 @@ What others do on the CPU (each line is asserted in tests/test_relu.py):
 -0.0 == +0.0, so the difference is invisible to every comparison of values; it shows in the bits, and after 1/x.
 
 Dtypes: float64, float32, float16, bfloat16 (of ml_dtypes) and the signed integers. Relu on bool or unsigned integers is
-refused: the first is meaningless and the second a sign that a tensor has been mislabelled.
+refused: the first is meaningless and the second a sign that a tensor has been mislabeled.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The statistics of a benchmark: what is said about a set of latencies, and how sure it is.
 
-Latencies that follow each other are not independent: a busy neighbour or a lower clock lasts for many of them. So the
+Latencies that follow each other are not independent: a busy neighbor or a lower clock lasts for many of them. So the
 backends take turns in short rounds, and every interval is computed from the means of the rounds, which are far enough
 apart to count as independent (batch means: Law and Kelton, "Simulation Modeling and Analysis", section 9.5). Ratios are
 taken round by round, so that drift, which hits both sides of a round alike, cancels.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Latency", "Ratio", "mean_interval", "ratio_of", "summarise", "t_quantile"]
+__all__ = ["Latency", "Ratio", "mean_interval", "ratio_of", "summarize", "t_quantile"]
 
 #: two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom (Fisher and Yates, table III)
 T_TABLE = (
@@ -68,7 +68,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] |
     return mean, (mean - half, mean + half)
 
 
-def summarise(rounds: Sequence[Sequence[float]]) -> Latency:
+def summarize(rounds: Sequence[Sequence[float]]) -> Latency:
     """Return the summary of `rounds`: for each round the latencies in milliseconds, none left out.
 
     Percentiles are of all latencies together; the mean is of the rounds' means, each round counting alike.

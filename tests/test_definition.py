@@ -81,7 +81,7 @@ def test_relu_is_idempotent_monotone_and_never_negative(x):
 
 @given(hnp.arrays(np.float32, 20, elements={"allow_nan": False}), st.integers(0, 30))
 def test_relu_is_positively_homogeneous_in_powers_of_two(x, exponent):
-    # What cross-layer equalisation rests on: f(s·x) = s·f(x) for s > 0.
+    # What cross-layer equalization rests on: f(s·x) = s·f(x) for s > 0.
     x = x * np.float32(2.0**-60)
     scale = np.float32(2.0**exponent)
     np.testing.assert_array_equal(relu(scale * x), scale * relu(x))
@@ -124,7 +124,7 @@ def numpy_fmax(x):
 
 
 def torch_relu(x):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
     return torch.relu(torch.from_numpy(x.copy())).numpy()
 
 
@@ -135,7 +135,7 @@ def onnx_relu(opset=14, dtype=TensorProto.FLOAT):
 
 
 def onnxruntime_relu(x):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     session = onnxruntime.InferenceSession(onnx_relu().SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
 
@@ -167,6 +167,6 @@ def test_implementations_behave_as_the_table_says(implementation, nan, negative_
 
 @pytest.mark.parametrize("dtype", [TensorProto.INT16, TensorProto.INT64, TensorProto.BFLOAT16])
 def test_onnxruntime_lacks_the_dtypes_that_the_table_says_it_lacks(dtype):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     with pytest.raises(Exception, match=r"NOT_IMPLEMENTED|Could not find an implementation"):
         onnxruntime.InferenceSession(onnx_relu(dtype=dtype).SerializeToString(), providers=["CPUExecutionProvider"])

@@ -6,17 +6,17 @@ import pytest
 from relu_deploy.benchmark.process import Process
 from relu_deploy.benchmark.roofline import Machine, share_of_limit
 from relu_deploy.graph import Cost
-from relu_deploy.latency_stats import mean_interval, ratio_of, summarise, t_quantile
+from relu_deploy.latency_stats import mean_interval, ratio_of, summarize, t_quantile
 
 
 def test_percentiles_are_of_every_run_and_the_slowest_is_kept():
-    latency = summarise([[1.0, 2.0, 3.0], [4.0, 5.0, 100.0]])
+    latency = summarize([[1.0, 2.0, 3.0], [4.0, 5.0, 100.0]])
     assert (latency.p50, latency.minimum, latency.maximum, latency.runs, latency.rounds) == (3.5, 1, 100, 6, 2)
     assert latency.mean == pytest.approx((2 + 109 / 3) / 2)
 
 
 def test_one_round_gives_no_interval():
-    assert summarise([[1.0, 2.0]]).ci95 is None
+    assert summarize([[1.0, 2.0]]).ci95 is None
     assert mean_interval([3.0]) == (3.0, None)
 
 
@@ -24,8 +24,8 @@ def test_the_interval_covers_the_mean_about_95_times_in_100_even_when_runs_withi
     generator = np.random.default_rng(0)
     hits = 0
     for _ in range(1000):
-        drift = generator.normal(0, 1, (10, 1))  # a busy neighbour lasts for a whole round
-        low, high = summarise(10 + drift + generator.normal(0, 0.1, (10, 20))).ci95
+        drift = generator.normal(0, 1, (10, 1))  # a busy neighbor lasts for a whole round
+        low, high = summarize(10 + drift + generator.normal(0, 0.1, (10, 20))).ci95
         hits += low <= 10 <= high
     assert 920 <= hits <= 980
 

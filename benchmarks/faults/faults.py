@@ -178,7 +178,7 @@ def wrong_axis(graph, place, facts):
 
 
 def saturated(graph, place, facts):
-    """Quantise a tensor to int8 with a scale of a quarter of its range, as a calibration on the wrong data does."""
+    """Quantize a tensor to int8 with a scale of a quarter of its range, as a calibration on the wrong data does."""
     node = graph.node[place]
     out = node.output[0]
     scale = np.float32(np.abs(facts[out]).max() / 4 / 127)
@@ -265,7 +265,7 @@ def convert_opset(model: ModelProto) -> ModelProto:
     return onnx.version_converter.convert_version(model, version + 1)
 
 
-def optimised(level: str) -> Callable[[ModelProto], ModelProto]:
+def optimized(level: str) -> Callable[[ModelProto], ModelProto]:
     """Return a function that gives the graph that ONNX Runtime makes of a model at `level`."""
 
     def rewrite(model: ModelProto) -> ModelProto:
@@ -289,7 +289,7 @@ HARMLESS = {
     "BatchNorm folded": fold_batch_norm,
     "Adds commuted": commute_adds,
     "opset converted": convert_opset,
-    "ONNX Runtime basic": optimised("basic"),
-    "ONNX Runtime extended": optimised("extended"),
-    "ONNX Runtime all": optimised("all"),
+    "ONNX Runtime basic": optimized("basic"),
+    "ONNX Runtime extended": optimized("extended"),
+    "ONNX Runtime all": optimized("all"),
 }

@@ -4,7 +4,7 @@
     python benchmarks/faults/run.py --out benchmarks/results/faults.json [--models digits,resnet18] [--sites 2]
 
 Every fault is a file of its own, held against the clean file (or the clean PyTorch program). It counts where it changes a
-Relu tensor by more than float32's noise: its float64 evaluation differs from the clean one by more than 32 yardsticks
+Relu tensor by more than float32's noise: its float64 evaluation differs from the clean one by more than 32 noise floors
 (relu_deploy/verification/verdict.py). In float16 and int8 the same faults count, and those are told apart that also stand out of
 that precision's own noise, by the same rule. "located" is the very node, or for a fault that inserts nodes one of those.
 """
@@ -60,7 +60,7 @@ class Clean:
         self.facts = everything(path, feeds)
 
     def effects(self, faulty: Path) -> dict[str, float]:
-        """Return for each precision by how many yardsticks the fault changes the Relu that it changes most."""
+        """Return for each precision by how many noise floors the fault changes the Relu that it changes most."""
         values = everything(faulty, self.feeds)
         worst = dict.fromkeys(self.truths, 0.0)
         for relu in self.relus:
@@ -68,7 +68,7 @@ class Clean:
             for precision, truth in self.truths.items():
                 true = truth.values[relu.output]
                 if got is not None and got.shape == true.shape:
-                    worst[precision] = max(worst[precision], rms(got - true) / truth.yardstick[relu.output])
+                    worst[precision] = max(worst[precision], rms(got - true) / truth.noise_floor[relu.output])
         return worst
 
     def variants(self, count: int) -> list[tuple[str, int, onnx.ModelProto, list[str]]]:

@@ -21,8 +21,8 @@ COLUMNS, ROWS, SCALE, GAP, SURE = 4, 2, 3, 12, 0.5
 TAG = 19
 #: left, top, right, bottom
 Edges = tuple[float, float, float, float]
-#: one colour a digit, told apart by lightness too
-COLOURS = ("#4fc3f7", "#ffb74d", "#81c784", "#ba68c8", "#fff176", "#e57373", "#4db6ac", "#f06292", "#aed581", "#90a4ae")
+#: one color a digit, told apart by lightness too
+COLORS = ("#4fc3f7", "#ffb74d", "#81c784", "#ba68c8", "#fff176", "#e57373", "#4db6ac", "#f06292", "#aed581", "#90a4ae")
 
 
 def framed(pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> Image.Image:
@@ -33,13 +33,13 @@ def framed(pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np
     font = ImageFont.load_default(size=15)
     edges = [tuple(map(float, box)) for box in boxes * SCALE]
     for box, label in zip(edges, labels, strict=True):
-        pen.rectangle(box, outline=COLOURS[label], width=2)
+        pen.rectangle(box, outline=COLORS[label], width=2)
     # Names come after all boxes, so that no box crosses a name.
     tags: list[Edges] = []
     for index, (label, score) in enumerate(zip(labels, scores, strict=True)):
         text = f"{label}  {score:.2f}"
         tag = free_place(edges, index, tags, pen.textlength(text, font=font) + 8, side)
-        pen.rectangle(tag, fill=COLOURS[label])
+        pen.rectangle(tag, fill=COLORS[label])
         pen.text((tag[0] + 4, tag[1] + 1), text, fill="#101418", font=font)
         tags.append(tag)
     return picture

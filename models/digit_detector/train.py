@@ -24,12 +24,12 @@ from relu_deploy.zoo.nn.digits import DigitDetector
 
 STRIDE = DigitDetector.stride
 MEAN, STD = 0.25, 0.25
-#: a point is positive when it lies this near to a digit's centre, as a share of half the box, or within one stride
+#: a point is positive when it lies this near to a digit's center, as a share of half the box, or within one stride
 NEAR = 0.5
 
 
 def points() -> Tensor:
-    """Return the centres of the head's cells, (A, 2) x and y in pixels, row by row."""
+    """Return the centers of the head's cells, (A, 2) x and y in pixels, row by row."""
     axis = (torch.arange(SIDE // STRIDE) + 0.5) * STRIDE
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
@@ -43,10 +43,10 @@ def targets(scenes: list[Scene], where: Tensor) -> tuple[Tensor, Tensor]:
         if not len(scene.boxes):
             continue
         box = torch.from_numpy(scene.boxes)
-        centre, half = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]) / 2
+        center, half = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]) / 2
         reach = torch.maximum(half * NEAR, torch.full_like(half, STRIDE * 0.75))
-        distance = ((where[:, None] - centre).abs() / reach).amax(2)
-        # Among several digits, the one whose centre is nearest in its own size.
+        distance = ((where[:, None] - center).abs() / reach).amax(2)
+        # Among several digits, the one whose center is nearest in its own size.
         nearest, which = distance.min(1)
         inside = nearest <= 1
         labels[row, inside] = torch.from_numpy(scene.labels)[which[inside]]
@@ -55,7 +55,7 @@ def targets(scenes: list[Scene], where: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return IoU and generalised IoU of boxes (..., 4) xyxy. Source: Rezatofighi et al., 2019."""
+    """Return IoU and generalized IoU of boxes (..., 4) xyxy. Source: Rezatofighi et al., 2019."""
     area_a, area_b = ((x[..., 2:] - x[..., :2]).clamp(min=0).prod(-1) for x in (a, b))
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
@@ -69,14 +69,14 @@ def loss_of(logits: Tensor, distances: Tensor, labels: Tensor, boxes: Tensor, wh
     positive = labels >= 0
     spread = distances * STRIDE
     predicted = torch.cat([where - spread[..., :2], where + spread[..., 2:]], -1)[positive]
-    iou, generalised = giou(predicted, boxes[positive])
+    iou, generalized = giou(predicted, boxes[positive])
     quality = torch.zeros_like(logits)
     quality[positive] = F.one_hot(labels[positive], logits.shape[-1]).float() * iou.detach().clamp(min=0.05)[:, None]
     certainty = logits.sigmoid().detach()
     weight = torch.where(quality > 0, quality, 0.75 * certainty**2)
     count = positive.sum().clamp(min=1)
     naming = F.binary_cross_entropy_with_logits(logits, quality, weight, reduction="sum") / count
-    return naming + 2 * (1 - generalised).mean()
+    return naming + 2 * (1 - generalized).mean()
 
 
 def main() -> None:
@@ -96,22 +96,22 @@ def main() -> None:
     where = points()
     model = DigitDetector().to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(model).eval()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=1e-3)
     started, recent = time.time(), 0.0
     for step in range(arguments.steps):
         ramp = min(1.0, (step + 1) / 100)
         rate = arguments.rate * ramp * (0.5 + 0.5 * math.cos(math.pi * step / arguments.steps)) + 1e-6
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate
         scenes = [draw(digits, names, generator) for _ in range(arguments.batch)]
         pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).float()[:, None] / 255
         images = ((pixels - MEAN) / STD).to(memory_format=torch.channels_last)
         labels, boxes = targets(scenes, where)
         loss = loss_of(*model(images), labels, boxes, where)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
-        optimiser.step()
+        optimizer.step()
         keep = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
             for ours, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):

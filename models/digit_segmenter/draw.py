@@ -13,21 +13,21 @@ import numpy as np
 from PIL import Image
 
 from relu_deploy.exporting import exporter as export
-from relu_deploy.serving.prediction.masks import colour_of
+from relu_deploy.serving.prediction.masks import color_of
 from relu_deploy.tasks.segmentation import classes_of_pixels
 
 HERE = Path(__file__).parent
 COLUMNS, SCALE, GAP, GROUND = 6, 2, 8, 0
-#: how much of a digit's colour covers the picture
+#: how much of a digit's color covers the picture
 COVER = 0.65
 
 
 def tinted(pixels: np.ndarray, mask: np.ndarray) -> Image.Image:
-    """Return one scene, enlarged, with the digits' pixels in their colours. pixels, mask: uint8 and int64 (H, W)."""
+    """Return one scene, enlarged, with the digits' pixels in their colors. pixels, mask: uint8 and int64 (H, W)."""
     grey = np.repeat(pixels[..., None], 3, 2).astype(np.float64)
-    colours = np.array([colour_of(index, GROUND) for index in range(mask.max() + 1)], np.float64)
+    colors = np.array([color_of(index, GROUND) for index in range(mask.max() + 1)], np.float64)
     cover = np.where(mask == GROUND, 0, COVER)[..., None]
-    shown = (grey * (1 - cover) + colours[mask] * cover).round().astype(np.uint8)
+    shown = (grey * (1 - cover) + colors[mask] * cover).round().astype(np.uint8)
     return Image.fromarray(shown).resize((mask.shape[1] * SCALE, mask.shape[0] * SCALE), Image.Resampling.NEAREST)
 
 

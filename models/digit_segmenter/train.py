@@ -30,7 +30,7 @@ MEAN, STD = 0.25, 0.25
 
 
 def as_batch(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
-    """Return scenes as images, float32 (N, 1, H, W), normalised, and the class of each pixel, int64 (N, H, W)."""
+    """Return scenes as images, float32 (N, 1, H, W), normalized, and the class of each pixel, int64 (N, H, W)."""
     pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes]))[:, None]
     return (pixels.float() / 255 - MEAN) / STD, torch.from_numpy(np.stack([scene.mask for scene in scenes])).long()
 
@@ -68,8 +68,8 @@ def main() -> None:
     generator = np.random.default_rng(arguments.seed)
     model = DigitSegmenter().to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(model).eval()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=1e-3)
-    parts: dict[str, Any] = {"model": model, "average": average, "optimiser": optimiser}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=1e-3)
+    parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer}
     first, recent = 0, 0.0
     if arguments.checkpoint and arguments.checkpoint.is_file():
         kept = torch.load(arguments.checkpoint, weights_only=True)
@@ -81,17 +81,17 @@ def main() -> None:
     for step in range(first, arguments.steps):
         ramp = min(1.0, (step + 1) / 50)
         rate = arguments.rate * ramp * (0.5 + 0.5 * math.cos(math.pi * step / arguments.steps)) + 1e-6
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate
         images, classes = as_batch([draw_cluttered(digits, names, generator) for _ in range(arguments.batch)])
         # Half the memory traffic, which is what a step of this network waits for; weights and batch norms stay float32.
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(images.to(memory_format=torch.channels_last))
         loss = loss_of(logits.float(), classes)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5)
-        optimiser.step()
+        optimizer.step()
         blend(average, model, keep=min(0.99, (step + 1) / (step + 10)))
         recent = loss.item() if step == 0 else 0.98 * recent + 0.02 * loss.item()
         if (step + 1) % 50 == 0 or step + 1 == arguments.steps:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from train import load_digits, normalised
+from train import load_digits, normalized
 
 from relu_deploy.zoo.nn.digits import DigitNet
 
@@ -32,7 +32,7 @@ def main() -> None:
     model = DigitNet().eval()
     model.load_state_dict(load_file(arguments.weights))
     with torch.inference_mode():
-        logits = torch.cat([model(normalised(part)) for part in images.split(500)])
+        logits = torch.cat([model(normalized(part)) for part in images.split(500)])
     right = int((logits.argmax(1) == labels).sum())
     result = {"images": len(images), "right": right, "top1": right / len(images)}
     print(json.dumps(result) if arguments.json else f"top-1 {result['top1']:.4f} ({right} of {len(images)} test images)")

@@ -40,7 +40,7 @@ def load_digits(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     return images, read_idx(folder / f"{part}-labels-idx1-ubyte").long()
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     """Return uint8 pixels as the network takes them: (x / 255 - mean) / std."""
     return (images.float() / 255 - MEAN) / STD
 
@@ -71,18 +71,18 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     images, labels = load_digits(arguments.data, "train")
     model = DigitNet().to(memory_format=torch.channels_last).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=1e-3)
     steps = arguments.epochs * (len(images) // arguments.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, arguments.rate, total_steps=steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.rate, total_steps=steps, pct_start=0.2)
     started = time.time()
     for epoch in range(arguments.epochs):
         total = 0.0
         for rows in torch.randperm(len(images))[: len(images) // arguments.batch * arguments.batch].split(arguments.batch):
-            pictures = normalised(jittered(images[rows])).to(memory_format=torch.channels_last)
+            pictures = normalized(jittered(images[rows])).to(memory_format=torch.channels_last)
             loss = F.cross_entropy(model(pictures), labels[rows], label_smoothing=0.05)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             total += loss.item() * len(rows)
         print(f"epoch {epoch + 1}/{arguments.epochs}  loss {total / len(images):.4f}  {time.time() - started:.0f} s", flush=True)

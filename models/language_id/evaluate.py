@@ -2,7 +2,7 @@
 
 python models/language_id/evaluate.py [--json]
 python models/language_id/evaluate.py --slice test.tsv        # (re)make the slice that ships
-python models/language_id/evaluate.py --texts FOLDER          # heldout.tsv and training.tsv, to optimise and measure with
+python models/language_id/evaluate.py --texts FOLDER          # heldout.tsv and training.tsv, to optimize and measure with
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def main() -> None:
     alone, shared = read_words(arguments.words)
     languages = vocabularies(split(alone, 0, 0)[0], shared)
     model = architecture(arguments.network)(num_classes=len(LISTS)).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, arguments.rate, total_steps=arguments.steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.rate, total_steps=arguments.steps, pct_start=0.1)
     started, total, step = time.time(), 0.0, 0
     while step < arguments.steps:
         # Texts of like length go together: little of a batch is padding.
@@ -61,10 +61,10 @@ def main() -> None:
         for batch in batches[: arguments.steps - step]:
             logits = model(as_bytes([text for text, _ in batch]))
             loss = F.cross_entropy(logits, torch.tensor([label for _, label in batch]), label_smoothing=0.02)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             step += 1
             total += loss.item()

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_deploy.activations.drift import Norm, NormBuilder
+from relu_deploy.activations.drift import Baseline, BaselineBuilder
 from relu_deploy.backends import load, require
 from relu_deploy.bundle import Bundle, sha256
 from relu_deploy.data.datasets import InputRange, Ranges, declared_range, load_dataset, rows_outside, spread_evenly
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.graph import Relu, adopt, find_relus, load_model
+from relu_deploy.graph import Relu, find_relus, load_model, load_normalized_model
 from relu_deploy.graph.intervals.ranges import bounds_of
 from relu_deploy.tensors import Array
 
@@ -112,7 +112,7 @@ class ReluCensus:
 class CensusReport:
     """What `census` found. left_over: rows of the data that did not fill a batch of the size that the model is fixed to.
 
-    norm: what `serve` holds the requests against, None where the rows were too few.
+    baseline: what `serve` holds the requests against, None where the rows were too few.
     """
 
     model: str
@@ -124,7 +124,7 @@ class CensusReport:
     left_over: int
     batch: int
     seconds: float
-    norm: Norm | None = None
+    baseline: Baseline | None = None
 
     @property
     def totals(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class CensusReport:
             "input_range": None if self.input_range is None else self.input_range.to_json(),
             "totals": self.totals,
             "relus": [relu.to_json() for relu in self.relus],
-            "norm": None if self.norm is None else self.norm.to_json(),
+            "baseline": None if self.baseline is None else self.baseline.to_json(),
             "seconds": round(self.seconds, 3),
         }
 
@@ -182,7 +182,7 @@ def census(
     started = time.perf_counter()
     require(backend)
     bundle = Bundle.open(bundle)
-    model = load_model(bundle.onnx) if bundle.is_folder else adopt(bundle.onnx)
+    model = load_model(bundle.onnx) if bundle.is_folder else load_normalized_model(bundle.onnx)
     relus = find_relus(model)
     declared = declared_range(bundle, input_range)
     dataset = load_dataset(bundle, data)
@@ -190,7 +190,7 @@ def census(
     rows = _batch_size(bundle, relus, batch, len(dataset))
     left_over = len(dataset) % rows if isinstance(bundle.inputs[0].batch, int) else 0
     counts = {relu.output: _Count(relu) for relu in relus}
-    norms = NormBuilder(relus, len(dataset) - left_over)
+    baselines = BaselineBuilder(relus, len(dataset) - left_over)
     done, outside = 0, 0
     with closing(load(bundle, backend, taps=tuple(relus), threads=threads, device=device)) as session:
         for feeds in dataset.batches(rows):
@@ -201,21 +201,21 @@ def census(
             results = session.run(feeds) if relus else {}
             for name, count in counts.items():
                 count.add(results[name])
-            norms.add(results, size)
+            baselines.add(results, size)
             done += size
             progress(done, len(dataset) - left_over)
     proven = _proven(model, relus, declared.bounds if declared else {}, counts)
     found = [counts[relu.output].result(done, *proven[relu.output]) for relu in relus]
     if declared is not None:
         declared = replace(declared, rows_outside=outside)
-    norm = norms.result(
+    baseline = baselines.result(
         {relu.relu.output: float(relu.maximum.max(initial=0)) for relu in found},
         {relu.relu.output: relu.places // max(1, done) for relu in found},
         backend,
         sha256(bundle.onnx),
     )
     seconds = time.perf_counter() - started
-    return CensusReport(bundle.name, os.fspath(data), backend, declared, found, done, left_over, rows, seconds, norm)
+    return CensusReport(bundle.name, os.fspath(data), backend, declared, found, done, left_over, rows, seconds, baseline)
 
 
 class _Count:

@@ -39,13 +39,13 @@ from relu_deploy.errors import InputError
 from relu_deploy.graph import Relu
 from relu_deploy.tensors import Array
 
-__all__ = ["LEAST_ROWS", "Norm", "NormBuilder", "ReluNorm", "p_value", "rank_sum", "rates_of", "threshold_of"]
+__all__ = ["LEAST_ROWS", "Baseline", "BaselineBuilder", "ReluNorm", "p_value", "rank_sum", "rates_of", "threshold_of"]
 
-SCHEMA = "relu-deploy/norm/1"
+SCHEMA = "relu-deploy/baseline/1"
 ARRAYS = ("mean", "spread", "directions", "variances")
 #: principal directions of one Relu at most, and fitted rows that each of them needs
 DIRECTIONS, ROWS_EACH = 16, 4
-#: rows that a norm needs, fitted and held out together, and uses at most; bytes that their rates may take
+#: rows that a baseline needs, fitted and held out together, and uses at most; bytes that their rates may take
 LEAST_ROWS, MOST_ROWS, MOST_BYTES = 64, 2000, 1 << 26
 #: a distance below this share of the usual one is as good as none
 NEAR = 0.01
@@ -91,8 +91,8 @@ class ReluNorm:
 
 
 @dataclass(frozen=True)
-class Norm:
-    """What is normal for a model: each Relu's norm, and the held-out rows' logarithmic distances, float64 (N, Relus).
+class Baseline:
+    """What is normal for a model: each Relu's baseline, and the held-out rows' logarithmic distances, float64 (N, Relus).
 
     graph: sha256 of the ONNX file that the census ran, on backend `backend`. samples: rows of the whole census.
     """
@@ -118,13 +118,13 @@ class Norm:
         return {"relus": len(self.relus), "fitted": self.fitted, "held_out": len(self.held_out), "samples": self.samples}
 
     def to_bytes(self) -> bytes:
-        """Return the norm as the content of an .npz file."""
+        """Return the baseline as the content of an .npz file."""
         told = {"schema": SCHEMA, "fitted": self.fitted, "samples": self.samples, "backend": self.backend, "graph": self.graph}
         told["relus"] = [
             {"node": relu.node, "output": relu.output, "upper": relu.upper, "maximum": relu.maximum, "residual": relu.residual}
             for relu in self.relus
         ]
-        arrays = {"norm": np.array(json.dumps(told)), "held_out": self.held_out.astype(np.float32)}
+        arrays = {"baseline": np.array(json.dumps(told)), "held_out": self.held_out.astype(np.float32)}
         for index, relu in enumerate(self.relus):
             for name in ARRAYS:
                 arrays[f"{name}_{index}"] = getattr(relu, name).astype(np.float32)
@@ -133,11 +133,11 @@ class Norm:
         return file.getvalue()
 
     @classmethod
-    def read(cls, file: Path) -> Norm:
-        """Return the norm in `file`. Raises InputError when it is none."""
+    def read(cls, file: Path) -> Baseline:
+        """Return the baseline in `file`. Raises InputError when it is none."""
         arrays = load_npz(file)
         try:
-            told = json.loads(str(arrays["norm"]))
+            told = json.loads(str(arrays["baseline"]))
             if told["schema"] != SCHEMA:
                 raise ValueError(f"its schema is {told['schema']}")
             relus = []
@@ -147,10 +147,10 @@ class Norm:
             held_out = arrays["held_out"].astype(np.float64)
             return cls(tuple(relus), held_out, told["fitted"], told["samples"], told["backend"], told["graph"])
         except (KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{file} is not the norm of a census: {error}", "take the census anew") from error
+            raise InputError(f"{file} is not the baseline of a census: {error}", "take the census anew") from error
 
 
-class NormBuilder:
+class BaselineBuilder:
     """Gathers the firing rates of some of a census's rows while they stream by. total: rows that will come."""
 
     def __init__(self, relus: Sequence[Relu], total: int) -> None:
@@ -176,8 +176,8 @@ class NormBuilder:
         picked[np.random.default_rng(0).permutation(self._total)[:count]] = True
         return picked
 
-    def result(self, maxima: Mapping[str, float], places: Mapping[str, int], backend: str, graph: str) -> Norm | None:
-        """Return the norm, None when there were too few rows or no Relu to look at.
+    def result(self, maxima: Mapping[str, float], places: Mapping[str, int], backend: str, graph: str) -> Baseline | None:
+        """Return the baseline, None when there were too few rows or no Relu to look at.
 
         maxima, places: by the Relu's output, the largest number of the whole census, and numbers of each channel in one row.
         """
@@ -189,7 +189,7 @@ class NormBuilder:
         fitted[np.random.default_rng(1).permutation(rows)[: rows // 2]] = True
         relus = tuple(_fit(relu, gathered[relu.output][fitted], maxima[relu.output], places[relu.output]) for relu in self._relus)
         held_out = np.stack([relu.log_distances(gathered[relu.output][~fitted]) for relu in relus], axis=1)
-        return Norm(relus, held_out, int(fitted.sum()), self._seen, backend, graph)
+        return Baseline(relus, held_out, int(fitted.sum()), self._seen, backend, graph)
 
 
 def _fit(relu: Relu, rates: Array, maximum: float, places: int) -> ReluNorm:

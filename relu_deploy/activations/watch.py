@@ -27,15 +27,15 @@ RELUS = (nn.ReLU, nn.ReLU6)
 FEEDERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
 
-#: an input whose root mean square is above this was not normalised: initialisations assume about 1
+#: an input whose root mean square is above this was not normalized: initializations assume about 1
 LARGE_INPUT = 10.0
 #: weights that grew or moved by this factor of their own first norm were thrown there by a step too large
 JUMP = 2.0
-#: a He-initialised layer keeps the scale of its input; weights this many times larger or smaller do not
+#: a He-initialized layer keeps the scale of its input; weights this many times larger or smaller do not
 UNUSUAL_SCALE = 4.0
 #: weights of a layer that are remembered, to see how far they moved
 SAMPLE = 1 << 16
-ADVICE = "the usual causes are a learning rate too high, large negative biases, no normalisation, unnormalised input and initialisation"
+ADVICE = "the usual causes are a learning rate too high, large negative biases, no normalization, unnormalized input and initialization"
 
 
 class DyingReluWarning(UserWarning):
@@ -105,7 +105,7 @@ class _Record:
 
     scope: str
     feeder: tuple[str, nn.Module] | None = None
-    normalised: bool = False
+    normalized: bool = False
     calls: list[_Call] = field(default_factory=list)
     position: int = 0
     warned: bool = False
@@ -133,8 +133,8 @@ class Watch:
         self._module, self._warn, self._patience, self._share = module, warn, patience, share
         modules = dict(module.named_modules())
         self._records = {id(one): _Record(path or "(the module)") for path, one in modules.items() if isinstance(one, RELUS)}
-        for path, feeder, normalised, relu in _feeders(modules):
-            self._records[id(relu)].feeder, self._records[id(relu)].normalised = (path, feeder), normalised
+        for path, feeder, normalized, relu in _feeders(modules):
+            self._records[id(relu)].feeder, self._records[id(relu)].normalized = (path, feeder), normalized
         feeding = [record.feeder[1] for record in self._records.values() if record.feeder]
         self._first = {id(layer): _sample(layer) for layer in feeding}
         self._input_scale: float | None = None
@@ -230,8 +230,8 @@ class Watch:
     def _causes(self, record: _Record) -> tuple[str, ...]:
         """Return which of the usual causes can be seen, likeliest first."""
         found = []
-        if self._input_scale is not None and self._input_scale > LARGE_INPUT and not record.normalised:
-            found.append(f"unnormalised input (its root mean square is {self._input_scale:.3g}): scale it to about 1")
+        if self._input_scale is not None and self._input_scale > LARGE_INPUT and not record.normalized:
+            found.append(f"unnormalized input (its root mean square is {self._input_scale:.3g}): scale it to about 1")
         if record.feeder is None:
             return tuple(found)
         path, layer = record.feeder
@@ -241,18 +241,18 @@ class Watch:
             what = f"the weights of {path} moved by {moved:.3g} times their first norm in {record.batches} batches"
             found.append(f"learning rate too high ({what}): lower it")
         bias = getattr(layer, "bias", None)
-        if bias is not None and not record.normalised:
+        if bias is not None and not record.normalized:
             # A weighted sum of inputs of scale 1 has about the norm of its weights to set against the bias.
             reach = float(now.square().mean().sqrt()) * math.sqrt(_fan_in(layer))
             low = float(bias.detach().float().median())
             if low < -2 * reach:
                 found.append(f"large negative biases (median {low:.3g} in {path}): start them at 0 or above")
-        # He's initialisation keeps the scale of what passes through: variance 2 / fan-in.
+        # He's initialization keeps the scale of what passes through: variance 2 / fan-in.
         scale = float(first.square().mean().sqrt()) * math.sqrt(_fan_in(layer) / 2)
-        if not record.normalised and not 1 / UNUSUAL_SCALE < scale < UNUSUAL_SCALE:
-            found.append(f"initialisation ({path} began at {scale:.3g} times He's scale): use kaiming_normal_")
-        if not record.normalised:
-            found.append(f"no normalisation between {path} and the ReLU: a batch norm keeps its input around 0")
+        if not record.normalized and not 1 / UNUSUAL_SCALE < scale < UNUSUAL_SCALE:
+            found.append(f"initialization ({path} began at {scale:.3g} times He's scale): use kaiming_normal_")
+        if not record.normalized:
+            found.append(f"no normalization between {path} and the ReLU: a batch norm keeps its input around 0")
         return tuple(found)
 
 
@@ -270,18 +270,18 @@ def _fan_in(layer: nn.Module) -> int:
 
 
 def _feeders(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, bool, nn.Module]]:
-    """Yield (path, layer, normalised, relu) for each ReLU that follows a weighted layer in the order of registration.
+    """Yield (path, layer, normalized, relu) for each ReLU that follows a weighted layer in the order of registration.
 
     That is the order of execution in an nn.Sequential and, by habit, elsewhere; only the guess of a cause leans on it.
     """
-    path, layer, normalised = "", None, False
+    path, layer, normalized = "", None, False
     for name, module in modules.items():
         if isinstance(module, FEEDERS) and not is_lazy(module.weight):
-            path, layer, normalised = name, module, False
+            path, layer, normalized = name, module, False
         elif isinstance(module, NORMS):
-            normalised = True
+            normalized = True
         elif isinstance(module, RELUS) and layer is not None:
-            yield path, layer, normalised, module
+            yield path, layer, normalized, module
 
 
 def _outside() -> int:

@@ -15,10 +15,11 @@ from relu_deploy.tensors import Array, Feeds, TensorSpec
 __all__ = [
     "OPTIMIZATIONS",
     "TORCH_MODES",
-    "Bound",
+    "Capabilities",
     "Captured",
     "DeviceSession",
     "Executed",
+    "IoBinding",
     "Options",
     "Probe",
     "Rounding",
@@ -58,6 +59,37 @@ class Probe:
         }
 
 
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend does, known without loading its runtime or a model.
+
+    Code outside `relu_deploy.backends` asks for a capability, never for a backend's name.
+
+    Attributes:
+        on_gpu: It computes on a GPU; `Options.device` chooses which.
+        evaluates_float64: Its sessions are `TruthSession`s.
+        shows_tensors: Its sessions return the tensors that `Options.taps` names.
+        shows_engine_layers: It runs an engine whose layers can be read, and is audited instead of tapped.
+        runs_program: It runs the PyTorch program in the bundle (`Bundle.source`), not the ONNX graph.
+        compiles_ahead: `relu_deploy.compile` builds engines for it.
+        compiles_in_place: It compiles kernels for each input shape in the process that runs them.
+        autocasts: It accepts `Options.autocast`.
+        is_evaluator: It evaluates a graph as its definition says, slowly: not a runtime to compare speeds with.
+        platform: The name of its model format in the Open Inference Protocol, "" for the backend's own name.
+    """
+
+    on_gpu: bool = False
+    evaluates_float64: bool = False
+    shows_tensors: bool = True
+    shows_engine_layers: bool = False
+    runs_program: bool = False
+    compiles_ahead: bool = False
+    compiles_in_place: bool = False
+    autocasts: bool = False
+    is_evaluator: bool = False
+    platform: str = ""
+
+
 #: modes of torch.compile; max-autotune tries kernels out and replays CUDA graphs, which takes minutes to compile
 TORCH_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 #: ONNX Runtime's levels of graph rewriting, from none to layout changes
@@ -95,16 +127,16 @@ class Options:
 
 #: unit roundoff of rounding to nearest, by precision; float8 is E4M3's
 ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float8": 2.0**-4}
-#: operators whose operands are what int8 graphs quantise, and the one that does it
-QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "QuantizeLinear")
+#: operators whose operands are what int8 graphs quantize, and the one that does it
+QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "QuantizeLinear")
 
 
 class Rounding:
     """What storing numbers in a precision does to a float64 evaluation, at random (Monte Carlo arithmetic, Parker 1997).
 
     Floating-point precisions: every weight, operand and result is multiplied by 1 + d, d uniform in ±roundoff.
-    int8: float32's rounding everywhere, and on the operands of `QUANTISED` operators noise uniform in ±step / 2, with
-    the step of a symmetric quantisation to 127 levels a side: of each output channel for weights, else of the tensor.
+    int8: float32's rounding everywhere, and on the operands of `QUANTIZED` operators noise uniform in ±step / 2, with
+    the step of a symmetric quantization to 127 levels a side: of each output channel for weights, else of the tensor.
     """
 
     def __init__(self, precision: str = "float32", seed: int = 0) -> None:
@@ -120,14 +152,14 @@ class Rounding:
 
     def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
         """Return the operands of one node as the precision stores them. weights: which of them are constants of the graph."""
-        if self.precision != "int8" or operator not in QUANTISED:
+        if self.precision != "int8" or operator not in QUANTIZED:
             return list(values)
         # A bias stays in float: it is added to the accumulator. So does a scale.
         count = 1 if operator == "QuantizeLinear" else 2
         pairs = zip(values[:count], weights, strict=False)
-        return [self._quantised(value, weight) for value, weight in pairs] + list(values[count:])
+        return [self._quantized(value, weight) for value, weight in pairs] + list(values[count:])
 
-    def _quantised(self, value: Any, weight: bool) -> Any:
+    def _quantized(self, value: Any, weight: bool) -> Any:
         if not isinstance(value, np.ndarray) or value.dtype != np.float64 or not value.size:
             return value
         axes = tuple(range(1, value.ndim)) if weight and value.ndim > 2 else None
@@ -205,7 +237,7 @@ class Captured:
     format: str = ""
 
 
-class Bound(Protocol):
+class IoBinding(Protocol):
     """Inputs and outputs of one session at one set of shapes, resident on its GPU.
 
     Everything is enqueued on `stream` (a cudaStream_t as int) in the order of the calls; only `download` waits.
@@ -232,6 +264,6 @@ class Bound(Protocol):
 class DeviceSession(Session, Protocol):
     """A session that can keep its data on the GPU: device time and copies can be told apart."""
 
-    def bind(self, feeds: Mapping[str, Any]) -> Bound:
+    def bind(self, feeds: Mapping[str, Any]) -> IoBinding:
         """Return buffers on the GPU for inputs of the shapes in `feeds`. Raises InputError when they do not fit `inputs`."""
         ...

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from relu_deploy.backends.base import Bound, DeviceSession
+from relu_deploy.backends.base import DeviceSession, IoBinding
 from relu_deploy.backends.nvidia.cuda import Device, Event
 from relu_deploy.benchmark.gpu_telemetry import GpuWatch, energy_per_image, summary
 from relu_deploy.errors import ReluDeployError
@@ -42,7 +42,7 @@ class DeviceMeter:
         """feeds: the inputs that take turns. Raises what `bind` raises when not even one set of buffers fits."""
         self.gpu = gpu or Device(index)
         self.feeds = feeds
-        self.bounds: list[Bound] = []
+        self.bounds: list[IoBinding] = []
         before = self.gpu.free_bytes()
         for one in feeds:
             try:
@@ -61,7 +61,7 @@ class DeviceMeter:
             self.bounds.append(bound)
         self.memory_bytes = max(0, before - self.gpu.free_bytes())
         self.stream = self.bounds[0].stream
-        self._turn: Iterator[Bound] = itertools.cycle(self.bounds)
+        self._turn: Iterator[IoBinding] = itertools.cycle(self.bounds)
         self.watch = GpuWatch(self.gpu.bus_id())
         self.group = self._group_size()
 
@@ -140,7 +140,7 @@ class DeviceMeter:
             down.append(self._clocked(bound.download))
         return up, down
 
-    def _for(self, seconds: float) -> Iterator[Bound]:
+    def _for(self, seconds: float) -> Iterator[IoBinding]:
         """Yield the bounds in turn, from the first on, for `seconds` and at least once."""
         self.gpu.synchronize(self.stream)
         end = time.perf_counter() + seconds

@@ -27,7 +27,7 @@ SLOWED = {
     0x80: "power brake of the machine",
 }
 #: bits that mean "as somebody set it"
-SET = {0x2: "clocks set by an administrator", 0x10: "synchronised with other GPUs", 0x100: "display"}
+SET = {0x2: "clocks set by an administrator", 0x10: "synchronized with other GPUs", 0x100: "display"}
 
 
 @dataclass(frozen=True)

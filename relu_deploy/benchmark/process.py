@@ -30,8 +30,8 @@ class Process:
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Return the worker's answer; a worker that died answers with an error."""
-        self.tell(command, **arguments)
-        return self.hear(command)
+        self.send(command, **arguments)
+        return self.receive(command)
 
     def get(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Return the worker's answer. Raises Unsupported when it is an error: nothing can be measured then."""
@@ -40,14 +40,14 @@ class Process:
             raise Unsupported(f"a benchmark process failed: {answer['error']}", answer["hint"] or "leave that backend out")
         return answer
 
-    def tell(self, command: str, **arguments: Any) -> None:
-        """Send a command whose answer `hear` will return."""
+    def send(self, command: str, **arguments: Any) -> None:
+        """Send a command whose answer `receive` will return."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the missing answer will tell
             self._process.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
             self._process.stdin.flush()
 
-    def hear(self, command: str) -> dict[str, Any]:
+    def receive(self, command: str) -> dict[str, Any]:
         """Return the answer to the oldest command that has none yet; `command` is what to call it in an error."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from relu_deploy.backends import capabilities
 from relu_deploy.benchmark.gpu_limits import GpuLimits, share_of_gpu_limit
 from relu_deploy.benchmark.process import Process
 from relu_deploy.benchmark.result import Run
@@ -18,13 +19,13 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import Unsupported
 from relu_deploy.graph import Cost, count_cost, load_model, precision_of
-from relu_deploy.latency_stats import summarise
+from relu_deploy.latency_stats import summarize
 from relu_deploy.optimization.targets import find_target
 from relu_deploy.tensors import Feeds
 from relu_deploy.verification.run import compare_outputs
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
 
-__all__ = ["Key", "Plan", "Timings", "measure_rows"]
+__all__ = ["BenchmarkPlan", "Key", "Timings", "measure_rows"]
 
 ROUNDS = 10
 WARM_UP_SECONDS = 2.0
@@ -33,7 +34,7 @@ CHECKED_ROWS = 8
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """How everything is measured. settings: options of `backends.load` beside threads, for backends that have them.
 
     variants: which of a bundle's variants are rows, None for all; where some are named, they stand in the model's place on
@@ -71,7 +72,7 @@ class Timings(NamedTuple):
     device: dict[Key, list[list[float]]]
 
 
-def measure_rows(bundle: Bundle, batch: int, plan: Plan) -> tuple[list[Run], Timings]:
+def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[Run], Timings]:
     """Return the rows of `bundle` at `batch`, and the timings that they are made of."""
     what = f"{bundle.title}, batch {batch}"
     plan.progress(f"{what}: the right answers in float64")
@@ -82,14 +83,14 @@ def measure_rows(bundle: Bundle, batch: int, plan: Plan) -> tuple[list[Run], Tim
     rows: dict[Key, Run] = {}
     try:
         for key, process in processes.items():
-            process.tell("prepare", backend=key.backend)
+            process.send("prepare", backend=key.backend)
         feeds, _ = sample_feeds(bundle, batch, plan.seed, plan.data)
         checked = _checked_rows(bundle, batch)
         few = {name: array[:checked] for name, array in feeds.items()}
         truths = {(key.variant, _cast(key, plan)): _truth(graphs[key], few, plan.threads, _cast(key, plan)) for key in keys}
         costs = {key.variant: _cost(graphs[key], bundle, batch) for key in keys}
         for process in processes.values():
-            process.hear("prepare")
+            process.receive("prepare")
         loaded = _load(bundle, batch, plan, graphs, processes, rows)
         timings, kinds = _take_turns(what, plan, loaded, processes)
         for key, known in loaded.items():
@@ -104,7 +105,7 @@ def measure_rows(bundle: Bundle, batch: int, plan: Plan) -> tuple[list[Run], Tim
     return [rows[key] for key in keys if key in rows], timings
 
 
-def _keys(bundle: Bundle, plan: Plan) -> list[Key]:
+def _keys(bundle: Bundle, plan: BenchmarkPlan) -> list[Key]:
     """Return the rows of `bundle`: the model on each backend, its variants where they belong."""
     if bundle.variant:
         return [Key(name, bundle.variant) for name in plan.backends]
@@ -121,7 +122,7 @@ def _keys(bundle: Bundle, plan: Plan) -> list[Key]:
 def _load(
     bundle: Bundle,
     batch: int,
-    plan: Plan,
+    plan: BenchmarkPlan,
     graphs: Mapping[Key, Bundle],
     processes: Mapping[Key, Process],
     rows: dict[Key, Run],
@@ -150,7 +151,7 @@ def _load(
 
 
 def _take_turns(
-    what: str, plan: Plan, loaded: Mapping[Key, Mapping[str, Any]], processes: Mapping[Key, Process]
+    what: str, plan: BenchmarkPlan, loaded: Mapping[Key, Mapping[str, Any]], processes: Mapping[Key, Process]
 ) -> tuple[Timings, dict[Key, dict[str, list[list[float]]]]]:
     """Return the timings of all rounds, and for rows on a GPU those of each kind that `bench.device` tells apart."""
     timings = Timings({key: [] for key in loaded}, {})
@@ -168,7 +169,7 @@ def _take_turns(
 
 
 def _device(
-    process: Process, batch: int, plan: Plan, kinds: Mapping[str, list[list[float]]], known: Mapping[str, Any]
+    process: Process, batch: int, plan: BenchmarkPlan, kinds: Mapping[str, list[list[float]]], known: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the row's `device`: None on the CPU, why not where a GPU's time could not be told apart, else what was measured."""
     if not known["can_bind"]:
@@ -178,7 +179,7 @@ def _device(
     facts = process.ask("device_facts", batch=batch, seconds=min(max(plan.seconds / 2, 1.0), 3.0))
     if "error" in facts:
         facts = {"clocks": None, "clocks_not_seen": facts["error"]}
-    latencies = {kind: summarise(rounds) for kind, rounds in kinds.items()}
+    latencies = {kind: summarize(rounds) for kind, rounds in kinds.items()}
     run, enqueue = latencies["run"], latencies["enqueue"]
     return {
         "device": {
@@ -191,9 +192,9 @@ def _device(
     }
 
 
-def _cast(key: Key, plan: Plan) -> str:
+def _cast(key: Key, plan: BenchmarkPlan) -> str:
     """Return the precision that PyTorch chooses by itself in a row, "" where it does not."""
-    return str(plan.settings.get("autocast", "")) if key.backend.startswith("torch") and key.backend.endswith("cuda") else ""
+    return str(plan.settings.get("autocast", "")) if capabilities(key.backend).autocasts else ""
 
 
 def _cost(graph: Bundle, bundle: Bundle, batch: int) -> Cost:
@@ -219,16 +220,16 @@ def _truth(bundle: Bundle, feeds: Feeds, threads: int, cast: str) -> Truth:
 
 
 def _row(
-    bundle: Bundle, name: str, batch: int, calls: list[list[float]], facts: Mapping[str, Any], cost: Cost, plan: Plan
+    bundle: Bundle, name: str, batch: int, calls: list[list[float]], facts: Mapping[str, Any], cost: Cost, plan: BenchmarkPlan
 ) -> Run:
-    told, device, latency = facts["facts"], facts["device"], summarise(calls)
+    told, device, latency = facts["facts"], facts["device"], summarize(calls)
     precision = precision_of(load_model(bundle.onnx)) if bundle.variant else told.get("precision", "float32")
     if precision == "float32" and told.get("tf32"):
         precision = "tf32"
     roofline = None
     if device and "run_ms" in device:
         roofline = share_of_gpu_limit(cost, device["run_ms"]["mean"] / 1e3, precision, plan.gpu)
-    elif device is None and precision == "float32" and not any(part in name for part in ("cuda", "tensorrt")):
+    elif device is None and precision == "float32" and not capabilities(name).on_gpu:
         # The CPU's limit was measured in float32: another precision has another one.
         roofline = share_of_limit(cost, latency.mean / 1e3, plan.machine)
     return Run(

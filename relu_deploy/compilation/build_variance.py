@@ -22,12 +22,12 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import AccuracyTooLow, UsageError
 from relu_deploy.graph import load_model, precision_of
-from relu_deploy.latency_stats import Latency, summarise
+from relu_deploy.latency_stats import Latency, summarize
 from relu_deploy.tensors import Feeds
 from relu_deploy.verification.run import compare_outputs
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
 
-__all__ = ["Spread", "Trial", "best_of"]
+__all__ = ["BuildTrial", "BuildVariance", "best_of"]
 
 #: timed turns of each engine; the engines take turns, so that a clock that drifts hits all alike
 ROUNDS, RUNS = 10, 20
@@ -38,7 +38,7 @@ Open = Callable[[Engine], Session]
 
 
 @dataclass(frozen=True)
-class Trial:
+class BuildTrial:
     """One build: how fast it answered end to end, and how its error compares with what its precision explains."""
 
     build_seconds: float
@@ -60,10 +60,10 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Spread:
+class BuildVariance:
     """All builds, and which of them is kept: of those that verify the one with the lowest median."""
 
-    trials: Sequence[Trial]
+    trials: Sequence[BuildTrial]
     best: int
 
     def to_json(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def best_of(
     progress: Callable[[int, int], None] | None = None,
     tell: Tell = lambda _: None,
     opened: Open | None = None,
-) -> tuple[Engine, Spread]:
+) -> tuple[Engine, BuildVariance]:
     """Return the best of `times` builds, which is then the one that is kept, and how they differ.
 
     batch: rows of the input that they are timed and verified on. opened: how an engine is run, by default on the GPU.
@@ -124,10 +124,10 @@ def best_of(
             )
         best = min(sound, key=lambda number: trials[number].latency.p50)
         kept = keep(engines[best], folder or folder_for(bundle), tell)
-    return kept, Spread(trials, best)
+    return kept, BuildVariance(trials, best)
 
 
-def _tried(engines: Sequence[Engine], opened: Open, feeds: Feeds, truth: Truth) -> list[Trial]:
+def _tried(engines: Sequence[Engine], opened: Open, feeds: Feeds, truth: Truth) -> list[BuildTrial]:
     sessions = [opened(engine) for engine in engines]
     try:
         timings: list[list[list[float]]] = [[] for _ in sessions]
@@ -138,7 +138,7 @@ def _tried(engines: Sequence[Engine], opened: Open, feeds: Feeds, truth: Truth) 
             for number in (*range(turn % len(sessions), len(sessions)), *range(turn % len(sessions))):
                 timings[number].append(_timed(sessions[number], feeds))
         return [
-            _trial(engine.facts, summarise(times), session.run(feeds), truth)
+            _trial(engine.facts, summarize(times), session.run(feeds), truth)
             for engine, session, times in zip(engines, sessions, timings, strict=True)
         ]
     finally:
@@ -155,9 +155,9 @@ def _timed(session: Session, feeds: Feeds) -> list[float]:
     return taken
 
 
-def _trial(facts: Mapping[str, Any], latency: Latency, outputs: Feeds, truth: Truth) -> Trial:
+def _trial(facts: Mapping[str, Any], latency: Latency, outputs: Feeds, truth: Truth) -> BuildTrial:
     comparisons = list(compare_outputs(outputs, truth).values())
-    return Trial(
+    return BuildTrial(
         build_seconds=facts["seconds"],
         bytes=facts["bytes"],
         sha256=facts["sha256"],

@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.backends import BACKENDS, NOT_YET
+from relu_deploy.backends import capabilities, names
+from relu_deploy.backends.registry import NOT_YET
 from relu_deploy.backends.tensorrt.engine_cache import Engine, Tell, engine_for, find_engine
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import MANIFEST, Bundle, create_bundle, seal, write_atomically
-from relu_deploy.compilation.build_variance import Spread, best_of
+from relu_deploy.compilation.build_variance import BuildVariance, best_of
 from relu_deploy.errors import InputError, UsageError, nearest
 
-__all__ = ["COMPILERS", "CompileReport", "compile"]
-
-#: the backends whose engines are built ahead of time
-COMPILERS = ("tensorrt", "tensorrt-rtx")
+__all__ = ["CompileReport", "compile"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class CompileReport:
     engine: Path
     kept: Engine
     seconds: float
-    spread: Spread | None = None
+    build_variance: BuildVariance | None = None
 
     @property
     def cache_hit(self) -> bool:
@@ -54,11 +52,11 @@ class CompileReport:
             "build_seconds": facts["seconds"],
             "built": facts["built"],
             "warnings": facts["warnings"],
-            "spread": self.spread.to_json() if self.spread else None,
+            "spread": self.build_variance.to_json() if self.build_variance else None,
         }
 
 
-def compile(  # noqa: A001  # named for the verb
+def compile(  # named for the verb  # noqa: A001  # named for the verb
     model: Bundle | str | os.PathLike[str],
     backend: str,
     *,
@@ -93,9 +91,11 @@ def compile(  # noqa: A001  # named for the verb
         folder = target
     elif target is not None and target.exists() and not force:
         _refuse_another(target, None if rebuild or repeat > 1 else find_engine(backend, bundle, options, device=device))
-    spread = None
+    build_variance = None
     if repeat > 1:
-        engine, spread = best_of(backend, bundle, options, repeat, device=device, folder=folder, progress=progress, tell=tell)
+        engine, build_variance = best_of(
+            backend, bundle, options, repeat, device=device, folder=folder, progress=progress, tell=tell
+        )
     else:
         engine = engine_for(backend, bundle, options, device=device, folder=folder, rebuild=rebuild, progress=progress, tell=tell)
     placed = engine.file
@@ -103,15 +103,16 @@ def compile(  # noqa: A001  # named for the verb
         placed = target
         if not target.exists() or target.read_bytes() != engine.read():
             write_atomically(target, engine.read())
-    return CompileReport(placed, engine, time.perf_counter() - started, spread)
+    return CompileReport(placed, engine, time.perf_counter() - started, build_variance)
 
 
 def _require_compiler(backend: str) -> None:
-    if backend in COMPILERS:
+    compilers = [name for name in names() if capabilities(name).compiles_ahead]
+    if backend in compilers:
         return
-    if backend not in (*BACKENDS, *NOT_YET):
-        raise UsageError(f"there is no backend called {backend!r}", nearest(backend, COMPILERS))
-    raise UsageError(f"{backend} compiles nothing ahead of time", f"engines are built for {' and '.join(COMPILERS)}")
+    if backend not in (*names(), *NOT_YET):
+        raise UsageError(f"there is no backend called {backend!r}", nearest(backend, compilers))
+    raise UsageError(f"{backend} compiles nothing ahead of time", f"engines are built for {' and '.join(compilers)}")
 
 
 def _is_bundle(target: Path) -> bool:

@@ -46,7 +46,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 Ranges = Mapping[str, tuple[Any, Any]]
 
 
-class Pictures:
+class ImageFolder:
     """Rows that are read from picture files when they are asked for, so that thousands take no memory: like an array of N rows."""
 
     def __init__(self, bundle: Bundle, files: Sequence[Path]) -> None:
@@ -55,8 +55,8 @@ class Pictures:
     def __len__(self) -> int:
         return len(self._files)
 
-    def picked(self, rows: Array) -> Pictures:
-        return Pictures(self._bundle, [self._files[row] for row in rows])
+    def picked(self, rows: Array) -> ImageFolder:
+        return ImageFolder(self._bundle, [self._files[row] for row in rows])
 
     def __getitem__(self, rows: slice | Array) -> Array:
         """Return the rows as one array. Raises InputError that names the file for a picture that does not fit the model."""
@@ -79,7 +79,7 @@ class Dataset:
     """
 
     name: str
-    feeds: Mapping[str, Array | Pictures]
+    feeds: Mapping[str, Array | ImageFolder]
     targets: Mapping[str, Array]
 
     def __len__(self) -> int:
@@ -92,7 +92,9 @@ class Dataset:
 
     def picked(self, rows: Array) -> Dataset:
         """Return the data set of the rows at the places `rows`, in that order."""
-        feeds = {name: array.picked(rows) if isinstance(array, Pictures) else array[rows] for name, array in self.feeds.items()}
+        feeds = {
+            name: array.picked(rows) if isinstance(array, ImageFolder) else array[rows] for name, array in self.feeds.items()
+        }
         targets = {name: array[rows] for name, array in self.targets.items() if "image" not in self.targets}
         if "image" in self.targets:
             place = {int(row): at for at, row in enumerate(rows)}
@@ -307,7 +309,7 @@ def _from_folder(bundle: Bundle, folder: Path) -> Dataset:
         raise InputError(f"{bundle.name} takes texts, not pictures", "give a .txt or .tsv file, one text a line")
     if len(bundle.inputs) != 1:
         raise InputError(f"{bundle.name} has {len(bundle.inputs)} inputs: a folder of pictures feeds one", "give an .npz file")
-    pictures = Pictures(bundle, files)
+    pictures = ImageFolder(bundle, files)
     # One that does not fit is better refused before minutes of work; so is a folder of the wrong kind.
     pictures[:1]
     return Dataset(folder.name, {bundle.inputs[0].name: pictures}, {"labels": labels} if (labels >= 0).any() else {})

@@ -14,14 +14,14 @@ from relu_deploy.tensors import Array, Dim, TensorSpec
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "Placement", "place", "plane_of"]
+__all__ = ["MAX_PIXELS", "ImagePlacement", "place", "plane_of"]
 
 #: a picture above this many pixels is refused: it is a decompression bomb or not meant for a network
 MAX_PIXELS = 100_000_000
 
 
 @dataclass(frozen=True)
-class Placement:
+class ImagePlacement:
     """Where a picture lies in a model's input: scaled, then cut off at the left and the top.
 
     picture, size: width and height of the picture, and of the input. scale: along x and y. offset: pixels cut off at the
@@ -41,12 +41,12 @@ class Placement:
     def plane_to_picture(self, plane: Array, outside: int) -> Array:
         """Return `plane`, (h, w) over the whole input whatever its size, for each of the picture's pixels, (height, width).
 
-        A pixel gets the number of the place its centre lies at, `outside` where the input does not show it.
+        A pixel gets the number of the place its center lies at, `outside` where the input does not show it.
         """
         places = []
         for axis, points in ((1, plane.shape[0]), (0, plane.shape[1])):
-            centres = (np.arange(self.picture[axis]) + 0.5) * self.scale[axis] - self.offset[axis]
-            places.append(np.floor(centres * points / self.size[axis]).astype(np.int64))
+            centers = (np.arange(self.picture[axis]) + 0.5) * self.scale[axis] - self.offset[axis]
+            places.append(np.floor(centers * points / self.size[axis]).astype(np.int64))
         (rows, columns), result = places, np.full(self.picture[::-1], outside, plane.dtype)
         down, across = ((one >= 0) & (one < points) for one, points in zip(places, plane.shape, strict=True))
         result[np.ix_(down, across)] = plane[np.ix_(rows[down], columns[across])]
@@ -68,7 +68,9 @@ def plane_of(spec: TensorSpec, steps: Mapping[str, Any]) -> tuple[Dim, Dim, Dim]
     return (sizes[2], sizes[0], sizes[1]) if last else (sizes[0], sizes[1], sizes[2])
 
 
-def place(picture: Image.Image, spec: TensorSpec, steps: Mapping[str, Any], most: int = MAX_PIXELS) -> tuple[Array, Placement]:
+def place(
+    picture: Image.Image, spec: TensorSpec, steps: Mapping[str, Any], most: int = MAX_PIXELS
+) -> tuple[Array, ImagePlacement]:
     """Return the picture's pixels as the input wants them, uint8 (1, H, W, C), and where they came from.
 
     steps: the manifest's `preprocess`: with `crop`, the shorter side becomes `resize` (or `crop`) and the middle is cut
@@ -93,4 +95,4 @@ def place(picture: Image.Image, spec: TensorSpec, steps: Mapping[str, Any], most
         picture = picture.resize(resized, Image.Resampling.BILINEAR)
     pixels = np.asarray(picture)
     scale = (resized[0] / own[0], resized[1] / own[1])
-    return pixels.reshape(1, *pixels.shape[:2], -1), Placement(own, picture.size, scale, offset)
+    return pixels.reshape(1, *pixels.shape[:2], -1), ImagePlacement(own, picture.size, scale, offset)

@@ -24,17 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import relu_deploy
 from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, create_bundle, refuse_existing, seal
 from relu_deploy.data.texts import takes_texts
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.exporting.sources import Loaded, import_torch, load_source, reason_of
 from relu_deploy.gc_pause import without_collecting
-from relu_deploy.graph import adopt, find_relus, io_specs, name_nodes, opset_of, save_model, settle
+from relu_deploy.graph import find_relus, io_specs, load_normalized_model, name_nodes, normalize_model, opset_of, save_model
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
-from relu_deploy.tasks.metrics import labelled
+from relu_deploy.tasks.metrics import labeled
 from relu_deploy.tensors import TensorSpec
-from relu_deploy.zoo.recipes import Recipe
+from relu_deploy.version import __version__
+from relu_deploy.zoo.recipes import ModelRecipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -109,7 +109,7 @@ def export_source(
     """Return the bundle made from `source`, with what is worth reporting about it.
 
     weights: file to load into a zoo model or callable. arguments: for the zoo architecture or the callable.
-    embed_preprocess: take uint8 NHWC and normalise in the graph; `pixels` (scale, mean, std) says how, known for zoo models.
+    embed_preprocess: take uint8 NHWC and normalize in the graph; `pixels` (scale, mean, std) says how, known for zoo models.
     decode: for detectors, "none" gives raw head maps, "boxes" decoded boxes and scores, "nms" final detections.
     labels: names of the classes, which make a model that nobody knows a classifier: its accuracy can then be measured.
     seed: of random weights. Raises InputError or UsageError; nothing is written then.
@@ -136,7 +136,7 @@ def export_source(
             ):
                 if given:
                     raise UsageError(f"{what} needs a PyTorch source; {source} is a finished ONNX graph", f"leave {what} out")
-            model = adopt(Path(str(source)))
+            model = load_normalized_model(Path(str(source)))
         else:
             module = _with_steps(loaded, embed_preprocess, pixels, decode)
             shapes = _input_shapes(loaded, inputs, embed_preprocess)
@@ -157,7 +157,7 @@ def export_source(
             "variants": {},
         }
         if labels is not None:
-            manifest |= labelled(labels, specs_out, manifest["task"])
+            manifest |= labeled(labels, specs_out, manifest["task"])
         if (
             manifest["preprocess"]
             and not takes_texts(manifest)
@@ -176,7 +176,7 @@ def export_source(
 
 
 def _with_steps(loaded: Loaded, embed: bool, pixels: Mapping[str, Any] | None, decode: str | None) -> nn.Module:
-    """Return the loaded module, in eval mode, with decoding behind it and normalisation before it where asked for."""
+    """Return the loaded module, in eval mode, with decoding behind it and normalization before it where asked for."""
     from relu_deploy.zoo.nn.preprocess import PixelsIn
 
     module = loaded.module
@@ -199,7 +199,7 @@ def _with_steps(loaded: Loaded, embed: bool, pixels: Mapping[str, Any] | None, d
             raise UsageError(f"--embed-preprocess: {loaded.name} takes bytes and decodes them itself", "leave it out")
         if pixels is None:
             raise UsageError(
-                "--embed-preprocess needs to know the normalisation",
+                "--embed-preprocess needs to know the normalization",
                 "give it with --mean and --std, for instance --mean 0.5 --std 0.25",
             )
         module = PixelsIn(module, pixels["scale"], pixels["mean"], pixels["std"])
@@ -219,7 +219,7 @@ def _input_shapes(loaded: Loaded, inputs: Mapping[str, Sequence[int]] | None, em
     return shapes
 
 
-def _output_names(known: Recipe | None, decode: str | None) -> list[str] | None:
+def _output_names(known: ModelRecipe | None, decode: str | None) -> list[str] | None:
     if known is None or known.task != "detection":
         return None
     if decode == "none":
@@ -239,7 +239,7 @@ def _to_onnx(
     """Return the checked graph of `module`, and leave the exported program in `folder`."""
     torch = import_torch()
     dynamic = batch == "dynamic"
-    # torch specialises a dimension whose example is 1, so a varying batch is traced with 2.
+    # torch specializes a dimension whose example is 1, so a varying batch is traced with 2.
     rows = 2 if dynamic else int(batch)
     dtype = torch.uint8 if bytes_in else torch.float32
     examples = tuple(torch.zeros((rows, *shape[1:]), dtype=dtype) for shape in shapes.values())
@@ -267,7 +267,7 @@ def _to_onnx(
             ) from error
     model = converted.model
     _annotate(model, program)
-    model = settle(model, "the exported graph")
+    model = normalize_model(model, "the exported graph")
     if opset_of(model) != opset:
         raise InputError(
             f"torch could only write this model at opset {opset_of(model)}, not {opset}",
@@ -376,7 +376,7 @@ def _scope(node: Any) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
-def _knowledge(known: Recipe | None, embed: bool, pixels: Mapping[str, Any] | None, decode: str | None) -> dict[str, Any]:
+def _knowledge(known: ModelRecipe | None, embed: bool, pixels: Mapping[str, Any] | None, decode: str | None) -> dict[str, Any]:
     preprocess = None
     if pixels is not None and "text" in pixels:
         preprocess = dict(pixels)
@@ -404,7 +404,7 @@ def _channels_last(spec: TensorSpec, channels: int) -> bool:
 def _versions() -> dict[str, str]:
     import onnx
 
-    made_by = {"relu_deploy": relu_deploy.__version__, "onnx": onnx.__version__}
+    made_by = {"relu_deploy": __version__, "onnx": onnx.__version__}
     if "torch" in sys.modules:
         made_by["torch"] = str(sys.modules["torch"].__version__)
     return made_by

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle import sha256
 from relu_deploy.errors import InputError, UsageError, missing_package, nearest
-from relu_deploy.zoo.recipes import Recipe, build, load_weights, recipe, recipes, weights_file
+from relu_deploy.zoo.recipes import ModelRecipe, build, load_weights, recipe, recipes, weights_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ class Loaded:
     kind: str
     spec: str
     weights: dict[str, str] | None = None
-    recipe: Recipe | None = None
+    recipe: ModelRecipe | None = None
     shapes: Mapping[str, Sequence[int]] | None = None
 
     @property

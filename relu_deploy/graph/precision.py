@@ -1,4 +1,4 @@
-"""Which precision a graph is written in: since TensorRT 11 the only place where it can be said."""
+"""Determine the precision that a graph computes in. Since TensorRT 11 the graph is the only place that specifies it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["PRECISIONS", "clamped_tensors", "node_precisions", "precision_of", "quantised_relu"]
+__all__ = ["PRECISIONS", "clamped_tensors", "node_precisions", "precision_of", "quantized_relu"]
 
 #: from the most exact to the coarsest; a graph is as exact as its coarsest part
 PRECISIONS = ("float64", "float32", "float16", "bfloat16", "float8", "int8")
-_QUANTISERS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 #: operators that runtimes compute in the precision of the DequantizeLinear nodes before them
 _COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -28,7 +28,7 @@ def node_precisions(model: ir.Model) -> dict[str, str]:
     """Return for each node of the top graph, by name, the precision of what it computes; nodes of integers are left out."""
     precisions = {}
     for node in model.graph:
-        if node.op_type in _QUANTISERS:
+        if node.op_type in _QUANTIZERS:
             precisions[str(node.name)] = _stored(node)
             continue
         makers = [value.producer() for value in node.inputs[:2] if value is not None]
@@ -44,10 +44,10 @@ def node_precisions(model: ir.Model) -> dict[str, str]:
     return precisions
 
 
-def quantised_relu(node: ir.Node) -> float | None:
+def quantized_relu(node: ir.Node) -> float | None:
     """Return the largest number that `node` keeps, where it is a QuantizeLinear that is a Relu as well, else None.
 
-    Its zero point is then the smallest number of its type: all that is negative becomes it. Quantisers leave the Relu
+    Its zero point is then the smallest number of its type: all that is negative becomes it. Quantizers leave the Relu
     before such a node out, and the Conv's output keeps the Relu's name.
     """
     if node.op_type != "QuantizeLinear":
@@ -63,12 +63,12 @@ def quantised_relu(node: ir.Node) -> float | None:
 
 
 def clamped_tensors(model: ir.Model) -> dict[str, str]:
-    """Return for each tensor that nothing but a `quantised_relu` reads the tensor in which it comes back as a float."""
+    """Return for each tensor that nothing but a `quantized_relu` reads the tensor in which it comes back as a float."""
     clamped = {}
     for node in model.graph:
         for value in node.outputs:
             readers = list(value.consumers())
-            if readers and not value.is_graph_output() and all(quantised_relu(reader) is not None for reader in readers):
+            if readers and not value.is_graph_output() and all(quantized_relu(reader) is not None for reader in readers):
                 back = [
                     after for reader in readers for after in reader.outputs[0].consumers() if after.op_type == "DequantizeLinear"
                 ]

@@ -1,4 +1,4 @@
-"""What a model's tensors look like on data, in one pass and constant memory; and the range that 8 bits should cover.
+"""Collect statistics of a model's tensors on data, in one pass and constant memory, and choose the range that 8 bits cover.
 
 Each tensor keeps its least and greatest value, the mean of each channel, and a histogram whose bins double in width
 whenever a number falls outside: nothing depends on how much data there is, or in which order it comes.
@@ -7,7 +7,7 @@ whenever a number falls outside: nothing depends on how much data there is, or i
     percentile   all but the outer 0.01% of the numbers on each side
     mse          the range with the least expected squared error: rounding inside, scale^2 / 12 for each number that is
                  not exactly 0 (a ReLU's zeros are stored without error), and clipping outside
-    entropy      the range whose quantised histogram has the least Kullback-Leibler divergence from the whole one (Migacz,
+    entropy      the range whose quantized histogram has the least Kullback-Leibler divergence from the whole one (Migacz,
                  "8-bit Inference with TensorRT", GTC 2017)
 """
 
@@ -44,7 +44,7 @@ SHARES = np.linspace(1.0, 0.2, 81)
 
 @dataclass
 class Statistics:
-    """One tensor's numbers so far. limit: the histogram covers [-limit, limit]. zeros: how many numbers are exactly 0.
+    """Statistics of one tensor so far. limit: the histogram covers [-limit, limit]. zeros: how many numbers are exactly 0.
 
     sums: float64 (C,), of each channel (axis 1), over `places` numbers each. peaks: float64 (C,), its greatest value.
     """
@@ -140,7 +140,7 @@ def calibrate(
 
 
 def range_of(statistics: Statistics, method: str, stored: str) -> tuple[float, float]:
-    """Return (low, high), the numbers that quantisation should cover. stored: "uint8", "int8" or "float8".
+    """Return (low, high), the numbers that quantization should cover. stored: "uint8", "int8" or "float8".
 
     float8 has a step for every magnitude: its range is always the whole one. Raises UsageError for an unknown method.
     """
@@ -170,14 +170,14 @@ def _edges(statistics: Statistics) -> Array:
 def _least_error(statistics: Statistics, low: float, high: float, stored: str) -> float:
     """Return the share of (low, high) with the least expected squared error."""
     edges = _edges(statistics)
-    centres = (edges[:-1] + edges[1:]) / 2
+    centers = (edges[:-1] + edges[1:]) / 2
     counts = statistics.counts.astype(np.float64)
     counts[BINS // 2] -= statistics.zeros
     steps = 255 if stored == "uint8" else 254
     errors = []
     for share in SHARES:
         step = (high - low) * share / steps
-        outside = np.maximum(centres - high * share, 0) + np.maximum(low * share - centres, 0)
+        outside = np.maximum(centers - high * share, 0) + np.maximum(low * share - centers, 0)
         errors.append(float(counts @ np.where(outside > 0, outside**2, step**2 / 12)))
     return float(SHARES[int(np.argmin(errors))])
 
@@ -198,12 +198,12 @@ def _least_divergence(statistics: Statistics, low: float, high: float) -> float:
         filled = magnitudes[:kept] > 0
         totals = np.bincount(level, magnitudes[:kept], 128)
         places = np.maximum(np.bincount(level, filled, 128), 1)
-        told = np.where(filled, (totals / places)[level], 0)
-        if not told.sum() or not whole.sum():
+        smoothed = np.where(filled, (totals / places)[level], 0)
+        if not smoothed.sum() or not whole.sum():
             continue
-        p, q = whole / whole.sum(), told / told.sum()
+        p, q = whole / whole.sum(), smoothed / smoothed.sum()
         seen = p > 0
-        # A level that nothing falls into but clipped numbers is told by the smallest share there is.
+        # A level that nothing falls into but clipped numbers gets the smallest share there is.
         divergence = float(np.sum(p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))))
         if divergence < least:
             best, least = kept / used, divergence

@@ -1,7 +1,7 @@
-"""The fewest segments that have to go back to float32 for a variant to pass its gate, and what each step gave.
+"""Find the fewest segments that have to return to float32 for a variant to pass its accuracy gate.
 
 Which ones: each segment is tried alone in the low precision, everything else in float32, and costs what the outputs then
-differ from the float32 model's on a few rows. The costliest go back first: one, two, four … until the gate is passed, then
+differ from the float32 model's on a few rows. The costliest return first: one, two, four … until the gate is passed, then
 the count is halved in between. That takes some ten evaluations of accuracy instead of one for each set of segments.
 """
 
@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.data.datasets import Dataset, spread_evenly
-from relu_deploy.optimization.gate import Judge, answers_of, distance
-from relu_deploy.optimization.recipes import Recipe
+from relu_deploy.optimization.gate import AccuracyEvaluator, answers_of, distance
+from relu_deploy.optimization.recipes import PrecisionRecipe
 from relu_deploy.optimization.targets import Target
 from relu_deploy.tasks.metrics import Metric
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Found", "Step", "find_passing"]
+__all__ = ["SearchResult", "SearchStep", "find_passing"]
 
 #: rows on which a segment's cost is measured: a continuous difference needs few
 ROWS_FOR_COST = 16
 
 
 @dataclass(frozen=True)
-class Step:
-    """One try: how many segments were in float32, and what the gate's metric was."""
+class SearchStep:
+    """One candidate: how many segments were in float32, and the accuracy metric."""
 
     float_segments: int
     metric: Metric
@@ -39,8 +39,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the search came to. off: segments in float32, costliest first. costs: of each segment, as far as they were measured.
+class SearchResult:
+    """The result of the search. off: segments in float32, costliest first. costs: of each segment, as far as they were measured.
 
     passed: whether anything passes; else `off`, `model` and `metric` are of the first try.
     """
@@ -49,24 +49,24 @@ class Found:
     off: Sequence[str]
     model: ir.Model
     metric: Metric
-    curve: Sequence[Step]
+    curve: Sequence[SearchStep]
     costs: Sequence[tuple[str, float]]
 
 
 def find_passing(
-    recipe: Recipe,
-    judge: Judge,
+    recipe: PrecisionRecipe,
+    evaluator: AccuracyEvaluator,
     target: Target,
     float32: ir.Model,
     max_drop: float,
     threads: int = 0,
     progress: Callable[[str], None] = lambda _: None,
-) -> Found:
-    """Return the variant with the fewest segments of `recipe` in float32 that loses at most `max_drop` of the judge's metric.
+) -> SearchResult:
+    """Return the variant with the fewest segments of `recipe` in float32 that loses at most `max_drop` of the evaluator's metric.
 
     float32: the model whose answers a segment's cost is measured against.
     """
-    curve: list[Step] = []
+    curve: list[SearchStep] = []
     models: dict[int, tuple[ir.Model, Metric]] = {}
     order: list[str] = []
     costs: list[tuple[str, float]] = []
@@ -75,42 +75,47 @@ def find_passing(
         progress(f"accuracy with {count} of {len(recipe.segments)} segments in float32" if count else "accuracy")
         model = recipe.build(order[:count])
         with target.session(model, threads=threads) as session:
-            metric = judge.score(session.run)
-        passed = judge.before.value - metric.value <= max_drop
-        curve.append(Step(count, metric, passed))
+            metric = evaluator.score(session.run)
+        passed = evaluator.before.value - metric.value <= max_drop
+        curve.append(SearchStep(count, metric, passed))
         models[count] = model, metric
         return passed
 
     if passes(0):
-        return Found(True, (), *models[0], curve, costs)
-    # With every segment in float32 it would pass, and would not be what was asked for.
+        return SearchResult(True, (), *models[0], curve, costs)
+    # With every segment in float32 it would pass, but would no longer be in the requested precision.
     most = len(recipe.segments) - 1
     if most < 1:
-        return Found(False, (), *models[0], curve, costs)
-    costs = _costs(recipe, judge, target, float32, threads, progress)
+        return SearchResult(False, (), *models[0], curve, costs)
+    costs = _costs(recipe, evaluator, target, float32, threads, progress)
     order += [name for name, _ in costs]
     failed, count = 0, 1
     while not passes(count):
         if count == most:
-            return Found(False, (), *models[0], curve, costs)
+            return SearchResult(False, (), *models[0], curve, costs)
         failed, count = count, min(2 * count, most)
     while count - failed > 1:
         middle = (failed + count) // 2
         failed, count = (failed, middle) if passes(middle) else (middle, count)
-    return Found(True, order[:count], *models[count], curve, costs)
+    return SearchResult(True, order[:count], *models[count], curve, costs)
 
 
 def _costs(
-    recipe: Recipe, judge: Judge, target: Target, float32: ir.Model, threads: int, progress: Callable[[str], None]
+    recipe: PrecisionRecipe,
+    evaluator: AccuracyEvaluator,
+    target: Target,
+    float32: ir.Model,
+    threads: int,
+    progress: Callable[[str], None],
 ) -> list[tuple[str, float]]:
     """Return each segment and its cost, costliest first."""
-    few: Dataset = judge.dataset.picked(spread_evenly(len(judge.dataset), ROWS_FOR_COST))
+    few: Dataset = evaluator.dataset.picked(spread_evenly(len(evaluator.dataset), ROWS_FOR_COST))
     with target.session(float32, threads=threads) as session:
-        true = answers_of(session.run, few, judge.batch)
+        true = answers_of(session.run, few, evaluator.batch)
     costs = []
     segments = recipe.segments
     for index, segment in enumerate(segments):
         progress(f"cost of segment {index + 1} of {len(segments)}")
         with target.session(recipe.build([one for one in segments if one != segment]), threads=threads) as session:
-            costs.append((segment, distance(answers_of(session.run, few, judge.batch), true)))
+            costs.append((segment, distance(answers_of(session.run, few, evaluator.batch), true)))
     return sorted(costs, key=lambda pair: -pair[1])

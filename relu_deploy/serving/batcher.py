@@ -17,11 +17,11 @@ from itertools import accumulate
 import numpy as np
 
 from relu_deploy.backends import Session
-from relu_deploy.serving.errors import Busy, Failed, Late, ServeError
+from relu_deploy.serving.errors import DeadlineExceeded, InternalError, ServeError, Unavailable
 from relu_deploy.serving.telemetry.statistics import Statistics, Timings
 from relu_deploy.tensors import Array, Feeds
 
-__all__ = ["Batcher", "Limits", "Ticket"]
+__all__ = ["Batcher", "Limits", "QueuedRequest"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Limits:
     sizes: tuple[int, ...] = ()
 
 
-class Ticket:
+class QueuedRequest:
     """One request in the queue. The loop's future gets its outputs or its error."""
 
     __slots__ = ("arrived", "deadline", "feeds", "future", "rows", "timings")
@@ -62,7 +62,7 @@ class Batcher:
         """after: called in the thread with the feeds, the outputs and the number of real rows of each batch."""
         self._session, self.limits, self._statistics, self._after = session, limits, statistics, after
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[Ticket] = deque()
+        self._queue: deque[QueuedRequest] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._batch_seconds = 0.0
@@ -73,13 +73,13 @@ class Batcher:
     def waiting(self) -> int:
         return len(self._queue)
 
-    def submit(self, feeds: Feeds, rows: int, deadline: float | None = None) -> Ticket:
+    def submit(self, feeds: Feeds, rows: int, deadline: float | None = None) -> QueuedRequest:
         """Return the ticket of a request that was taken. deadline: of time.perf_counter().
 
         Raises Busy when the queue is full, with when to try again.
         """
         self.check_room()
-        ticket = Ticket(feeds, rows, deadline, self._loop.create_future())
+        ticket = QueuedRequest(feeds, rows, deadline, self._loop.create_future())
         with self._changed:
             self._queue.append(ticket)
             self._changed.notify()
@@ -96,12 +96,12 @@ class Batcher:
         entering: requests that were let in and are not in the queue yet.
         """
         if self._closing:
-            raise Busy("the model is being unloaded", retry_after=1.0)
+            raise Unavailable("the model is being unloaded", retry_after=1.0)
         waiting = len(self._queue) + entering
         if waiting >= self.limits.queue:
             self._statistics.refused()
             ahead = waiting * self._batch_seconds / max(1, self.limits.max_batch)
-            raise Busy(f"{waiting} requests are waiting already", "try again later", retry_after=max(0.05, ahead))
+            raise Unavailable(f"{waiting} requests are waiting already", "try again later", retry_after=max(0.05, ahead))
 
     def close(self) -> None:
         """Answer what is in the queue, then end the thread and the session. Blocks until it is done."""
@@ -119,7 +119,7 @@ class Batcher:
             # One wake-up of the loop for the whole batch.
             self._loop.call_soon_threadsafe(_deliver, batch, answers, self._statistics)
 
-    def _next(self) -> list[Ticket]:
+    def _next(self) -> list[QueuedRequest]:
         """Return the tickets of the next batch, [] when the batcher is closing and nothing is left. Blocks."""
         with self._changed:
             while True:
@@ -132,7 +132,7 @@ class Batcher:
                     return self._taken()
                 self._changed.wait(patience)
 
-    def _taken(self) -> list[Ticket]:
+    def _taken(self) -> list[QueuedRequest]:
         batch, rows = [self._queue.popleft()], 0
         rows = batch[0].rows
         while self._queue and rows + self._queue[0].rows <= self.limits.max_batch and _stack(batch[0], self._queue[0]):
@@ -140,16 +140,16 @@ class Batcher:
             batch.append(self._queue.popleft())
         return batch
 
-    def _answers(self, batch: Sequence[Ticket]) -> list[Feeds | ServeError]:
+    def _answers(self, batch: Sequence[QueuedRequest]) -> list[Feeds | ServeError]:
         """Return for each ticket its outputs or its error."""
         now = time.perf_counter()
         answers: list[Feeds | ServeError | None] = [None] * len(batch)
         live = []
         for index, ticket in enumerate(batch):
             if ticket.future.cancelled():
-                answers[index] = Late("the client has gone")
+                answers[index] = DeadlineExceeded("the client has gone")
             elif ticket.deadline is not None and now > ticket.deadline:
-                answers[index] = Late(f"the deadline passed after {now - ticket.arrived:.3f} s in the queue")
+                answers[index] = DeadlineExceeded(f"the deadline passed after {now - ticket.arrived:.3f} s in the queue")
             else:
                 live.append(index)
         if live:
@@ -158,15 +158,15 @@ class Batcher:
                 answers[index] = answer
         return [answer for answer in answers if answer is not None]
 
-    def _ran(self, batch: Sequence[Ticket], taken: float) -> list[Feeds | ServeError]:
+    def _ran(self, batch: Sequence[QueuedRequest], taken: float) -> list[Feeds | ServeError]:
         try:
             return list(self._run(batch, taken))
         except Exception as error:  # a backend may raise anything, and the others' requests are not to blame
             if len(batch) == 1:
-                return [Failed(f"the backend failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")]
+                return [InternalError(f"the backend failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")]
             return [answer for ticket in batch for answer in self._ran([ticket], time.perf_counter())]
 
-    def _run(self, batch: Sequence[Ticket], taken: float) -> list[Feeds]:
+    def _run(self, batch: Sequence[QueuedRequest], taken: float) -> list[Feeds]:
         rows = sum(ticket.rows for ticket in batch)
         feeds = _joined([ticket.feeds for ticket in batch], _padded(rows, self.limits.sizes) - rows)
         ready = time.perf_counter()
@@ -182,12 +182,12 @@ class Batcher:
         return split
 
 
-def _deliver(batch: Sequence[Ticket], answers: Sequence[Feeds | ServeError], statistics: Statistics) -> None:
+def _deliver(batch: Sequence[QueuedRequest], answers: Sequence[Feeds | ServeError], statistics: Statistics) -> None:
     now = time.perf_counter()
     for ticket, answer in zip(batch, answers, strict=True):
         gone = ticket.future.done()
         if isinstance(answer, ServeError):
-            statistics.failed(now - ticket.arrived, "cancelled" if gone else type(answer).__name__.lower())
+            statistics.failed(now - ticket.arrived, "cancelled" if gone else answer.reason)
             if not gone:
                 ticket.future.set_exception(answer)
             continue
@@ -196,7 +196,7 @@ def _deliver(batch: Sequence[Ticket], answers: Sequence[Feeds | ServeError], sta
             ticket.future.set_result(answer)
 
 
-def _stack(one: Ticket, other: Ticket) -> bool:
+def _stack(one: QueuedRequest, other: QueuedRequest) -> bool:
     """Return whether two requests can be rows of one batch: all but the leading sizes are equal."""
     return all(array.shape[1:] == other.feeds[name].shape[1:] for name, array in one.feeds.items())
 

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from relu_deploy.serving.errors import Busy
+from relu_deploy.serving.errors import Unavailable
 
-__all__ = ["Aside"]
+__all__ = ["BoundedExecutor"]
 
 T = TypeVar("T")
 
 
-class Aside:
+class BoundedExecutor:
     """Runs functions in at most `threads` threads. Of those that wait, `waiting` are kept and more are refused."""
 
     def __init__(self, name: str, threads: int, waiting: int) -> None:
@@ -24,20 +24,20 @@ class Aside:
         self._lock = threading.Lock()
         self._pending = 0
 
-    async def run(self, leaving: Callable[[asyncio.Future[Any]], None], function: Callable[..., T], *arguments: Any) -> T:
+    async def run(self, on_disconnect: Callable[[asyncio.Future[Any]], None], function: Callable[..., T], *arguments: Any) -> T:
         """Return the function's result. leaving: as for `Model.infer`.
 
         Raises Busy when too many wait, else what the function raises.
         """
         with self._lock:
             if self._pending >= self._most:
-                raise Busy(f"{self._pending} pictures are waiting already", "try again later", retry_after=1.0)
+                raise Unavailable(f"{self._pending} pictures are waiting already", "try again later", retry_after=1.0)
             self._pending += 1
         future = self._pool.submit(function, *arguments)
         # Not when the caller stops waiting: a thread that has begun goes on, and still takes its place.
         future.add_done_callback(self._finished)
         result = asyncio.wrap_future(future)
-        leaving(result)
+        on_disconnect(result)
         return await result
 
     def close(self) -> None:

@@ -1,12 +1,12 @@
 """What a server can answer besides an inference, each with its HTTP status and its gRPC code.
 
     ServeError
-    ├── Invalid       400  INVALID_ARGUMENT     the request is not what the model takes
-    ├── NotFound      404  NOT_FOUND            no such model, version or path
-    ├── TooLarge      413  RESOURCE_EXHAUSTED   a body or picture beyond the limit
-    ├── Busy          503  UNAVAILABLE          the queue is full, or the server is going down: try again
-    ├── Late          504  DEADLINE_EXCEEDED    the deadline passed before the model could run
-    └── Failed        500  INTERNAL             the backend failed on a valid request
+    ├── InvalidArgument   400  INVALID_ARGUMENT     the request is not what the model takes
+    ├── NotFound          404  NOT_FOUND            no such model, version or path
+    ├── TooLarge          413  RESOURCE_EXHAUSTED   a body or picture beyond the limit
+    ├── Unavailable       503  UNAVAILABLE          the queue is full, or the server is going down: try again
+    ├── DeadlineExceeded  504  DEADLINE_EXCEEDED    the deadline passed before the model could run
+    └── InternalError     500  INTERNAL             the backend failed on a valid request
 
 The numbers are Triton's, so that its clients retry what they would retry there.
 """
@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from relu_deploy.errors import ReluDeployError
 
-__all__ = ["Busy", "Failed", "Invalid", "Late", "NotFound", "ServeError", "TooLarge"]
+__all__ = ["DeadlineExceeded", "InternalError", "InvalidArgument", "NotFound", "ServeError", "TooLarge", "Unavailable"]
 
 
 class ServeError(ReluDeployError):
-    """An answer that is an error. http, grpc: its codes. retry_after: seconds, where trying again makes sense."""
+    """An answer that is an error. http, grpc: its codes. reason: its name in statistics and metrics. retry_after: seconds."""
 
     http = 500
     grpc = "INTERNAL"
+    reason = "failed"
 
     def __init__(self, message: str, hint: str = "", retry_after: float | None = None) -> None:
         super().__init__(message, hint)
@@ -34,35 +35,35 @@ class ServeError(ReluDeployError):
         return f"{self.message}; {self.hint}" if self.hint else self.message
 
 
-class Invalid(ServeError):
+class InvalidArgument(ServeError):
     """The request is not what the model takes."""
 
-    http, grpc = 400, "INVALID_ARGUMENT"
+    http, grpc, reason = 400, "INVALID_ARGUMENT", "invalid"
 
 
 class NotFound(ServeError):
     """There is no such model, version or path."""
 
-    http, grpc = 404, "NOT_FOUND"
+    http, grpc, reason = 404, "NOT_FOUND", "notfound"
 
 
 class TooLarge(ServeError):
     """A body, or a picture once it is unpacked, is beyond the limit."""
 
-    http, grpc = 413, "RESOURCE_EXHAUSTED"
+    http, grpc, reason = 413, "RESOURCE_EXHAUSTED", "toolarge"
 
 
-class Busy(ServeError):
+class Unavailable(ServeError):
     """The queue is full or the server is going down; a later try may succeed."""
 
-    http, grpc = 503, "UNAVAILABLE"
+    http, grpc, reason = 503, "UNAVAILABLE", "busy"
 
 
-class Late(ServeError):
+class DeadlineExceeded(ServeError):
     """The request's deadline passed before the model could run it."""
 
-    http, grpc = 504, "DEADLINE_EXCEEDED"
+    http, grpc, reason = 504, "DEADLINE_EXCEEDED", "late"
 
 
-class Failed(ServeError):
+class InternalError(ServeError):
     """The backend failed on a request that fits the model."""

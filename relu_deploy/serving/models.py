@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from relu_deploy.backends import Session, load
+from relu_deploy.backends import Session, capabilities, load
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, Unsupported, UsageError
 from relu_deploy.serving.batcher import Batcher, Limits
-from relu_deploy.serving.errors import Busy, Invalid, NotFound
+from relu_deploy.serving.errors import InvalidArgument, NotFound, Unavailable
 from relu_deploy.serving.prediction.texts import fed, outer_specs
-from relu_deploy.serving.protocol.json_codec import DATATYPES, Request, datatype_of, metadata_of
+from relu_deploy.serving.protocol.json_codec import DATATYPES, InferRequest, datatype_of, metadata_of
 from relu_deploy.serving.telemetry.statistics import Statistics, Timings
 from relu_deploy.tensors import Feeds, TensorSpec, random_feeds
 
-__all__ = ["Model", "Models", "Settings", "Watch"]
+__all__ = ["Model", "ModelOptions", "Models", "OutputObserver"]
 
 VERSION = "1"
 
 
-class Watch(Protocol):
+class OutputObserver(Protocol):
     """What looks at a model's batches, in the batch thread: the feeds, the outputs, and how many rows are real."""
 
     def __call__(self, feeds: Feeds, outputs: Feeds, rows: int, /) -> None: ...
@@ -35,11 +35,11 @@ class Watch(Protocol):
 
 
 #: called when a model is loaded, with its bundle; returns who watches it, or None
-Watcher = Callable[[Bundle], Watch | None]
+ObserverFactory = Callable[[Bundle], OutputObserver | None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModelOptions:
     """How every model of a server is run. threads: of one session. deadline: seconds that a request may wait, None for ever.
 
     allow_nan: NaN and infinities among the inputs are taken, not refused.
@@ -57,7 +57,7 @@ class Model:
     """One loaded model: its bundle, its session behind a batcher, and what requests have to look like."""
 
     def __init__(
-        self, name: str, bundle: Bundle, session: Session, settings: Settings, statistics: Statistics, watch: Watcher
+        self, name: str, bundle: Bundle, session: Session, settings: ModelOptions, statistics: Statistics, watch: ObserverFactory
     ) -> None:
         self.name, self.bundle, self.facts = name, bundle, dict(session.facts)
         self.inputs, self.outputs = outer_specs(bundle.manifest, session.inputs), session.outputs
@@ -88,8 +88,8 @@ class Model:
 
     async def infer(
         self,
-        request: Request,
-        leaving: Callable[[asyncio.Future[Any]], None] = lambda _: None,
+        request: InferRequest,
+        on_disconnect: Callable[[asyncio.Future[Any]], None] = lambda _: None,
         within: float | None = None,
     ) -> Feeds:
         """Return the outputs for the request's inputs, which fit `inputs`. within: seconds that its client waits.
@@ -97,19 +97,19 @@ class Model:
         leaving: called with a future that is to be cancelled when the client goes: it is then not run, if it still waits.
         Raises Invalid for too many rows, Busy, Late, or Failed.
         """
-        return (await self.timed(request, leaving, within))[0]
+        return (await self.timed(request, on_disconnect, within))[0]
 
     async def timed(
         self,
-        request: Request,
-        leaving: Callable[[asyncio.Future[Any]], None] = lambda _: None,
+        request: InferRequest,
+        on_disconnect: Callable[[asyncio.Future[Any]], None] = lambda _: None,
         within: float | None = None,
     ) -> tuple[Feeds, Timings]:
         """Return what `infer` does, and where the time went."""
         rows = self._rows(request.inputs)
         ticket = self._batcher.submit(fed(request.inputs, self._inner), rows, self._deadline(request.parameters, within))
         self.statistics.pending += 1
-        leaving(ticket.future)
+        on_disconnect(ticket.future)
         try:
             outputs = await ticket.future
             assert ticket.timings is not None
@@ -123,14 +123,16 @@ class Model:
             return 1 if first.batch is None else int(first.batch)
         rows = int(inputs[first.name].shape[0])
         if rows > self.limits.max_batch:
-            raise Invalid(f"a batch of {rows} is more than the {self.limits.max_batch} that model {self.name!r} takes at once")
+            raise InvalidArgument(
+                f"a batch of {rows} is more than the {self.limits.max_batch} that model {self.name!r} takes at once"
+            )
         return rows
 
     def _deadline(self, parameters: Mapping[str, Any], within: float | None) -> float | None:
         """Return when the request is too late: the first of Triton's parameter `timeout`, in microseconds, `within`, and ours."""
         asked = 0 if parameters.get("timeout") is None else parameters["timeout"]
         if not isinstance(asked, int | float) or isinstance(asked, bool) or asked < 0:
-            raise Invalid(f"'timeout' is {asked!r}, and must be a number of microseconds")
+            raise InvalidArgument(f"'timeout' is {asked!r}, and must be a number of microseconds")
         given = [seconds for seconds in (self.settings.deadline, within, asked / 1e6 or None) if seconds is not None]
         return time.perf_counter() + min(given) if given else None
 
@@ -141,7 +143,7 @@ class Model:
             self.watch.close()
 
     def metadata(self) -> dict[str, Any]:
-        platform = "onnxruntime_onnx" if "onnxruntime" in self.settings.backend else self.settings.backend
+        platform = capabilities(self.settings.backend).platform or self.settings.backend
         return {
             "name": self.name,
             "versions": [VERSION],
@@ -161,7 +163,11 @@ class Model:
             "input": [self._config_of(spec) for spec in self.inputs],
             "output": [self._config_of(spec) for spec in self.outputs],
             "instance_group": [
-                {"name": f"{self.name}_0", "kind": "KIND_GPU" if _on_gpu(self.settings.backend) else "KIND_CPU", "count": 1}
+                {
+                    "name": f"{self.name}_0",
+                    "kind": "KIND_GPU" if capabilities(self.settings.backend).on_gpu else "KIND_CPU",
+                    "count": 1,
+                }
             ],
         }
         if self.batches:
@@ -193,7 +199,7 @@ class Entry:
 class Models:
     """All models of a server, by name. For the event loop's thread; what takes long happens in others."""
 
-    def __init__(self, settings: Settings, watch: Watcher = lambda _: None) -> None:
+    def __init__(self, settings: ModelOptions, watch: ObserverFactory = lambda _: None) -> None:
         self.settings, self._watch = settings, watch
         self._entries: dict[str, Entry] = {}
         self._changing = asyncio.Lock()
@@ -250,7 +256,7 @@ class Models:
         if version not in ("", VERSION, "-1"):
             raise NotFound(f"model {name!r} has no version {version!r}", f"it has {VERSION}")
         if entry.model is None:
-            raise Busy(f"model {name!r} is not loaded: {entry.reason or 'it is being loaded'}")
+            raise Unavailable(f"model {name!r} is not loaded: {entry.reason or 'it is being loaded'}")
         return entry.model
 
     def loaded(self) -> list[Model]:
@@ -322,7 +328,7 @@ def stamp_of(path: Path) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_ino
 
 
-def _warm(bundle: Bundle, settings: Settings) -> Session:
+def _warm(bundle: Bundle, settings: ModelOptions) -> Session:
     """Return a session that has run once with one row and once with as many as it may get."""
     strange = [spec for spec in (*bundle.inputs, *bundle.outputs) if spec.dtype not in DATATYPES]
     if strange:
@@ -351,7 +357,3 @@ def _limits(session: Session, wanted: Limits) -> Limits:
     if not together:
         return Limits(1, 0.0, wanted.queue)
     return wanted
-
-
-def _on_gpu(backend: str) -> bool:
-    return any(part in backend for part in ("cuda", "tensorrt"))

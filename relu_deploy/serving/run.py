@@ -10,14 +10,24 @@ from typing import Any
 
 from relu_deploy.errors import UsageError
 from relu_deploy.serving.batcher import Limits
-from relu_deploy.serving.models import Settings
+from relu_deploy.serving.models import ModelOptions
 from relu_deploy.serving.prediction.images import PictureLimits
 from relu_deploy.serving.protocol.http import HttpLimits
 from relu_deploy.serving.server import Ports, ServeOptions, serve
 from relu_deploy.serving.telemetry.request_log import LogOptions
 from relu_deploy.serving.telemetry.traces import TraceOptions
 
-__all__ = ["HttpLimits", "Limits", "LogOptions", "Ports", "ServeOptions", "Settings", "TraceOptions", "serve", "serve_options"]
+__all__ = [
+    "HttpLimits",
+    "Limits",
+    "LogOptions",
+    "ModelOptions",
+    "Ports",
+    "ServeOptions",
+    "TraceOptions",
+    "serve",
+    "serve_options",
+]
 
 
 def serve_options(asked: Any) -> ServeOptions:
@@ -49,7 +59,7 @@ def serve_options(asked: Any) -> ServeOptions:
         host=asked.host,
         ports=Ports(**ports),  # type: ignore[arg-type]
         limits=HttpLimits(max_body=int(asked.max_body * 2**20)),
-        settings=Settings(asked.backend, asked.threads, asked.device, limits, asked.deadline, asked.allow_nan),
+        settings=ModelOptions(asked.backend, asked.threads, asked.device, limits, asked.deadline, asked.allow_nan),
         pictures=PictureLimits(max_pixels=int(asked.max_pixels * 1e6)),
         watch=asked.watch,
         monitor_share=asked.monitor_share,

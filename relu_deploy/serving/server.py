@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import UsageError, missing_package
-from relu_deploy.serving.models import Models, Settings
+from relu_deploy.serving.models import ModelOptions, Models
 from relu_deploy.serving.prediction.images import PictureLimits
-from relu_deploy.serving.prediction.page import Pictures
+from relu_deploy.serving.prediction.page import WebApp
 from relu_deploy.serving.protocol.grpc import GrpcServer, GrpcService
 from relu_deploy.serving.protocol.http import HttpApp, HttpLimits, Route
-from relu_deploy.serving.telemetry.drift_monitor import Monitored
-from relu_deploy.serving.telemetry.observer import Telling
+from relu_deploy.serving.telemetry.drift_monitor import MonitorFactory
+from relu_deploy.serving.telemetry.observer import RequestObserver
 from relu_deploy.serving.telemetry.request_log import Access, AccessLog, LogOptions, logging_to_stderr
 from relu_deploy.serving.telemetry.traces import TraceOptions, tracing
-from relu_deploy.serving.transport.admission import Door
-from relu_deploy.serving.transport.sockets import listening, take_no_more
+from relu_deploy.serving.transport.admission import AdmissionControl
+from relu_deploy.serving.transport.sockets import listening, stop_accepting
 
 __all__ = ["Ports", "ServeOptions", "serve"]
 
@@ -55,7 +55,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
     limits: HttpLimits = field(default_factory=HttpLimits)
-    settings: Settings = field(default_factory=Settings)
+    settings: ModelOptions = field(default_factory=ModelOptions)
     pictures: PictureLimits = field(default_factory=PictureLimits)
     watch: bool = True
     drain_seconds: float = 60.0
@@ -99,23 +99,23 @@ async def _serve(
     started: Callable[[dict[str, Any]], None],
     exits: bool,
 ) -> None:
-    from relu_deploy.serving.transport.connection import Connection, Manners
+    from relu_deploy.serving.transport.connection import Connection, ConnectionLimits
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    manners = Manners()
+    manners = ConnectionLimits()
     with contextlib.ExitStack() as stack:
         http = stack.enter_context(listening(options.host, options.ports.http, "--http-port"))
         wanted = options.ports.metrics
         metrics = None if wanted is None else stack.enter_context(listening(options.host, wanted, "--metrics-port"))
         stack.enter_context(_signalled(lambda: loop.call_soon_threadsafe(stop.set), exits))
-        monitored = Monitored(options.monitor_share)
+        monitored = MonitorFactory(options.monitor_share)
         models = Models(options.settings, monitored)
-        routes: list[Route] = [stack.enter_context(Pictures(models, options.pictures))]
-        access: Telling = Access(options.log)
+        routes: list[Route] = [stack.enter_context(WebApp(models, options.pictures))]
+        access: RequestObserver = Access(options.log)
         if options.traces is not None:
             access = stack.enter_context(tracing(options.traces, access))
-        manners.turn = Door(models, access)
+        manners.turn = AdmissionControl(models, access)
         grpc = _grpc(models, options, lambda: not stop.is_set(), access)
         try:
             for path in paths:
@@ -143,7 +143,7 @@ async def _serve(
                 watching.cancel()
             manners.draining = True
             await asyncio.sleep(LINGER)
-            take_no_more(http)
+            stop_accepting(http)
             await asyncio.sleep(LINGER)
             server.should_exit = True
             await asyncio.gather(serving, *([] if grpc is None else [grpc.drain(options.drain_seconds)]))
@@ -173,11 +173,11 @@ def _signalled(act: Callable[[], object], exits: bool) -> Iterator[None]:
 async def _metrics(models: Models, bound: socket.socket | None, options: ServeOptions) -> Callable[[], Awaitable[None]]:
     """Answer /metrics on `bound`, where there is one, and return what ends that."""
     from relu_deploy.serving.telemetry.metrics import Metrics, MetricsApp
-    from relu_deploy.serving.transport.connection import Connection, Manners
+    from relu_deploy.serving.transport.connection import Connection, ConnectionLimits
 
     if bound is None:
         return partial(asyncio.sleep, 0)
-    server, serving = await _started(MetricsApp(Metrics(models)), partial(Connection, Manners()), bound, options)
+    server, serving = await _started(MetricsApp(Metrics(models)), partial(Connection, ConnectionLimits()), bound, options)
 
     async def end() -> None:
         server.should_exit = True
@@ -195,7 +195,7 @@ async def _started(app: Any, protocol: Any, bound: socket.socket, options: Serve
     return server, serving
 
 
-def _grpc(models: Models, options: ServeOptions, ready: Callable[[], bool], access: Telling) -> GrpcServer | None:
+def _grpc(models: Models, options: ServeOptions, ready: Callable[[], bool], access: RequestObserver) -> GrpcServer | None:
     """Return the gRPC port, bound, None when there is to be none. Raises InputError when it is taken."""
     port = options.ports.grpc
     if port is None:

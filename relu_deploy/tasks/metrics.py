@@ -15,7 +15,7 @@ from relu_deploy.errors import InputError, UsageError, missing_package
 from relu_deploy.tasks.segmentation import VOID, classes_of_pixels, confusion, mean_iou
 from relu_deploy.tensors import Array, Feeds, TensorSpec
 
-__all__ = ["Metric", "coco_ap", "labelled", "score", "top1"]
+__all__ = ["Metric", "coco_ap", "labeled", "score", "top1"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Metric:
         return {"name": self.name, "value": round(self.value, 6), "samples": self.samples}
 
 
-def labelled(labels: Sequence[str], outputs: Sequence[TensorSpec], task: str | None) -> dict[str, Any]:
+def labeled(labels: Sequence[str], outputs: Sequence[TensorSpec], task: str | None) -> dict[str, Any]:
     """Return what the manifest says of a model whose classes are called `labels`.
 
     outputs: the model's. task: as it is known so far. Raises UsageError when the names do not fit.

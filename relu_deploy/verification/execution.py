@@ -13,7 +13,7 @@ from relu_deploy.graph import node_precisions
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Delivered", "compare_with_request"]
+__all__ = ["ExecutionReport", "compare_with_request"]
 
 #: nodes whose arithmetic a precision is chosen for; the rest moves and labels numbers
 COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip", "Add")
@@ -22,7 +22,7 @@ MERGED = ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv", "QLinearConv
 
 
 @dataclass(frozen=True)
-class Delivered:
+class ExecutionReport:
     """The kernels that ran, by execution provider and precision, and where they are not what was asked for.
 
     kernels: (provider, precision of the result, how many). Empty where the runtime does not tell.
@@ -41,7 +41,7 @@ class Delivered:
         }
 
 
-def compare_with_request(model: ir.Model, executed: Sequence[Executed], provider: str | None) -> Delivered:
+def compare_with_request(model: ir.Model, executed: Sequence[Executed], provider: str | None) -> ExecutionReport:
     """Return what ran, with a sentence for each way in which it differs from the graph's precisions and from `provider`."""
     counted = Counter((kernel.provider, kernel.precision) for kernel in executed if kernel.precision)
     kernels = [(*key, count) for key, count in sorted(counted.items())]
@@ -59,7 +59,7 @@ def compare_with_request(model: ir.Model, executed: Sequence[Executed], provider
         lost = sorted({kernel.node for kernel in wider if not (precision == "int8" and kernel.operator in MERGED)})
         if lost:
             differences.append(f"{len(lost)} of {wanted[precision]} {precision} nodes ran in {wider[0].precision}: {_few(lost)}")
-    return Delivered(kernels, differences)
+    return ExecutionReport(kernels, differences)
 
 
 def _few(names: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from relu_deploy.verification.verdict import LIMITS, compare, rms
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Check", "Contract", "Trial", "check_contract", "judge", "nan_is_kept", "poisoned", "try_model"]
+__all__ = ["Check", "Contract", "InvarianceCheck", "check_contract", "judge", "nan_is_kept", "poisoned", "try_model"]
 
 #: rows of the largest batch tried, by how many seconds one row takes: a detector of 5 s a picture is not run forty times
 ROWS = ((0.03, 8), (0.5, 4), (np.inf, 2))
@@ -152,7 +152,7 @@ def nan_is_kept(model: ir.Model, relus: Sequence[Relu], fed: Feeds, results: Fee
 
 
 @dataclass(frozen=True)
-class Trial:
+class InvarianceCheck:
     """Answers of a session that should be the same, pair by pair, before it is judged. without: why there are none."""
 
     name: str
@@ -160,17 +160,19 @@ class Trial:
     without: str = ""
 
 
-def judge(trials: Sequence[Trial], yardstick: Mapping[str, float], truth: Mapping[str, Array], precision: str) -> list[Check]:
-    """Return the checks that `trials` come to. yardstick, truth: of the outputs; they say how large noise is, not what is right."""
+def judge(
+    trials: Sequence[InvarianceCheck], noise_floor: Mapping[str, float], truth: Mapping[str, Array], precision: str
+) -> list[Check]:
+    """Return the checks that `trials` come to. noise floor, truth: of the outputs; they say how large noise is, not what is right."""
     limits = {
-        name: LIMITS[precision] * max(yardstick[name], 0.0) / max(rms(true), 1e-300)
+        name: LIMITS[precision] * max(noise_floor[name], 0.0) / max(rms(true), 1e-300)
         for name, true in truth.items()
         if true.dtype.kind == "f"
     }
     return [Check(one.name, None, one.without) if one.without else _spread(one.name, one.pairs, limits) for one in trials]
 
 
-def try_model(bundle: Bundle, session: Session, feeds: Feeds, seed: int, many_batches: bool = True) -> list[Trial]:
+def try_model(bundle: Bundle, session: Session, feeds: Feeds, seed: int, many_batches: bool = True) -> list[InvarianceCheck]:
     """Return the trials that need no reference, made with `session`.
 
     many_batches: False leaves out what needs other batch sizes, for a backend that would be compiled anew for each.
@@ -178,7 +180,7 @@ def try_model(bundle: Bundle, session: Session, feeds: Feeds, seed: int, many_ba
     started = time.perf_counter()
     first = session.run(feeds)
     seconds = (time.perf_counter() - started) / max(1, len(next(iter(feeds.values()), [0])))
-    trials = [Trial("same input twice", [(first, session.run(feeds)) for _ in range(2)])]
+    trials = [InvarianceCheck("same input twice", [(first, session.run(feeds)) for _ in range(2)])]
     batch = bundle.inputs[0].batch if bundle.inputs else None
     follow = [spec.name for spec in bundle.outputs if spec.batch == batch and isinstance(batch, str)]
     rows = next(rows for limit, rows in ROWS if seconds <= limit)
@@ -193,11 +195,11 @@ def try_model(bundle: Bundle, session: Session, feeds: Feeds, seed: int, many_ba
         except ReluDeployError as error:
             why = error.message
     if why:
-        return [*trials, *(Trial(name, without=why) for name in BATCH_CHECKS)]
+        return [*trials, *(InvarianceCheck(name, without=why) for name in BATCH_CHECKS)]
     return [*trials, *_batches(session, many, rows, follow, seed), *_odd_sizes(bundle, session, feeds, follow, seed)]
 
 
-def _batches(session: Session, many: Feeds, rows: int, follow: Sequence[str], seed: int) -> Iterator[Trial]:
+def _batches(session: Session, many: Feeds, rows: int, follow: Sequence[str], seed: int) -> Iterator[InvarianceCheck]:
     def run(feeds: Feeds) -> Feeds:
         results = session.run(feeds)
         return {name: results[name] for name in follow}
@@ -208,15 +210,15 @@ def _batches(session: Session, many: Feeds, rows: int, follow: Sequence[str], se
     whole = run(many)
     alike = run(some(many, [0] * rows))
     pairs = [(some(alike, slice(0, 1)), some(alike, slice(row, row + 1))) for row in range(1, rows)]
-    yield Trial(f"identical rows ({rows})", pairs)
+    yield InvarianceCheck(f"identical rows ({rows})", pairs)
     order = np.roll(np.random.default_rng(seed).permutation(rows), 1)
-    yield Trial("permuted rows", [(some(whole, order), run(some(many, order)))])
+    yield InvarianceCheck("permuted rows", [(some(whole, order), run(some(many, order)))])
     sizes = sorted({1, 2, min(3, rows), rows})
     pairs = [(run(some(many, slice(0, size))), some(whole, slice(0, size))) for size in sizes[:-1]]
-    yield Trial(f"batch sizes {', '.join(map(str, sizes))}", pairs)
+    yield InvarianceCheck(f"batch sizes {', '.join(map(str, sizes))}", pairs)
 
 
-def _odd_sizes(bundle: Bundle, session: Session, feeds: Feeds, follow: Sequence[str], seed: int) -> Iterator[Trial]:
+def _odd_sizes(bundle: Bundle, session: Session, feeds: Feeds, follow: Sequence[str], seed: int) -> Iterator[InvarianceCheck]:
     """Yield, where a dimension besides the batch may vary, the trial that rows agree with batch 1 at sizes next to the given ones."""
     sizes = {
         dim: size
@@ -232,10 +234,10 @@ def _odd_sizes(bundle: Bundle, session: Session, feeds: Feeds, follow: Sequence[
             whole = session.run(two)
             parts = [session.run({key: array[row : row + 1] for key, array in two.items()}) for row in (0, 1)]
         except Exception as why:  # a runtime may raise anything for a size that the graph does not take after all
-            yield Trial(name, without=f"does not run: {str(why).strip().splitlines()[0]}"[:200])
+            yield InvarianceCheck(name, without=f"does not run: {str(why).strip().splitlines()[0]}"[:200])
             continue
         pairs = [({n: part[n] for n in follow}, {n: whole[n][row : row + 1] for n in follow}) for row, part in enumerate(parts)]
-        yield Trial(name, pairs)
+        yield InvarianceCheck(name, pairs)
 
 
 def _rows(bundle: Bundle, feeds: Feeds, rows: int, seed: int) -> Feeds:

@@ -27,7 +27,7 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.graph import SCOPE_KEY, cut, find_relus, load_model, nodes_between, quantised_relu, save_model
+from relu_deploy.graph import SCOPE_KEY, extract_subgraph, find_relus, load_model, nodes_between, quantized_relu, save_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.classify import describe
 from relu_deploy.verification.node_error import STORAGE, evaluated_on, first_loss, stored_again
@@ -99,14 +99,14 @@ def faults_of_graph(bundle: Bundle, against: str, feeds: Feeds, precision: str) 
                 continue
             tensor = own[name]
             upper = _read_up_to(value, relus) if precision in ("int8", "float8") else None
-            # A quantiser may clip what the Relu behind it cuts off anyway.
+            # A quantizer may clip what the Relu behind it cuts off anyway.
             judged = tensor if upper is None else tensor.clipped(upper)
             # One range for a whole tensor is never each channel's best: a pair that stores is judged by all of it.
             ratio = judged.of_tensor if node.op_type in STORAGE else judged.error_ratio
             if ratio > LIMITS[precision]:
                 region = nodes_between(model, known, [name])
-                strangers = _strangers(region, theirs, [called.get(one, one) for one in known], called.get(name, name))
-                culprit = _culprit(strangers, given, precision) or node
+                unmatched = _strangers(region, theirs, [called.get(one, one) for one in known], called.get(name, name))
+                culprit = _culprit(unmatched, given, precision) or node
                 between = tuple(str(one.name) for one in region) if len(region) > 1 else ()
                 kind, detail = describe(tensor.got, tensor.true)
                 faults.append(_fault(culprit, "graph", kind, detail, ratio, between))
@@ -124,7 +124,7 @@ def _read_up_to(value: ir.Value, relus: Mapping[str, float]) -> float | None:
         return None
     bounds: list[float | None] = []
     for node in readers:
-        clamp = quantised_relu(node)
+        clamp = quantized_relu(node)
         stores = node.op_type in STORAGE and clamp is None
         bounds += [_read_up_to(output, relus) for output in node.outputs] if stores else [relus.get(str(node.name), clamp)]
     known = [bound for bound in bounds if bound is not None]
@@ -142,24 +142,24 @@ def _strangers(region: Sequence[ir.Node], theirs: ir.Model | None, known: Collec
         equals = nodes_between(theirs, known, [tensor])
     except ReluDeployError:
         return []
-    strangers = []
+    unmatched = []
     for node in region:
         equal = next((other for other in equals if _is_equal(node, other)), None)
         if equal is None:
-            strangers.append(node)
+            unmatched.append(node)
         else:
             equals.remove(equal)
-    return strangers
+    return unmatched
 
 
-def _culprit(strangers: Sequence[ir.Node], given: Mapping[str, Array], precision: str) -> ir.Node | None:
-    """Return the node at fault among `strangers`, None when there are none.
+def _culprit(unmatched: Sequence[ir.Node], given: Mapping[str, Array], precision: str) -> ir.Node | None:
+    """Return the node at fault among `unmatched`, None when there are none.
 
-    One that computes comes before one that stores: a quantised graph has the latter everywhere. Of those that store it is
+    One that computes comes before one that stores: a quantized graph has the latter everywhere. Of those that store it is
     the first that does not give back what it was given.
     """
-    computing = [node for node in strangers if node.op_type not in STORAGE]
-    return next(iter(computing), None) or first_loss(strangers, given, precision) or next(iter(strangers), None)
+    computing = [node for node in unmatched if node.op_type not in STORAGE]
+    return next(iter(computing), None) or first_loss(unmatched, given, precision) or next(iter(unmatched), None)
 
 
 def _is_equal(node: ir.Node, other: ir.Node) -> bool:
@@ -200,7 +200,7 @@ def locate_on_backend(
     """
     from onnx_ir.passes.common import ShapeInferencePass
 
-    # Quantisers leave their graphs without types, which a piece needs at its ends.
+    # Quantizers leave their graphs without types, which a piece needs at its ends.
     model = ShapeInferencePass()(load_model(bundle.onnx)).model
     made = {str(value.name): node for node in model.graph for value in node.outputs}
     known = {**feeds, **anchors}
@@ -236,7 +236,7 @@ def _bisect(
     options: Mapping[str, Any],
 ) -> Fault:
     inner = [str(value.name) for node in piece for value in node.outputs if value.name]
-    with _written(cut(model, inputs, [tensor, *(name for name in inner if name != tensor)])) as whole:
+    with _written(extract_subgraph(model, inputs, [tensor, *(name for name in inner if name != tensor)])) as whole:
         session = cast(TruthSession, load(whole, "reference"))
         true = {**known, **session.evaluate(_feeds_for(whole, known))}
     for node in piece:
@@ -265,20 +265,20 @@ def _alone(
     options: Mapping[str, Any],
 ) -> tuple[str, str, float] | None:
     """Return how `tensor` differs when its piece is run alone on the truth's inputs: kind, detail, error ratio; None when not."""
-    with _written(cut(model, inputs, [tensor])) as piece:
+    with _written(extract_subgraph(model, inputs, [tensor])) as piece:
         feeds = _feeds_for(piece, known)
         source = open_source(piece, "reference", ())
         truth = find_truth(source, "reference", feeds, precision)
         session = load(piece, backend, **options)
         got = session.run(feeds)[tensor]
         session.close()
-    verdict = compare(got, truth.values[tensor], truth.yardstick[tensor], LIMITS[precision])
+    verdict = compare(got, truth.values[tensor], truth.noise_floor[tensor], LIMITS[precision])
     if verdict.passed:
         return None
     return (*describe(got, truth.values[tensor]), verdict.error_ratio)
 
 
-class _written:  # noqa: N801  # a context manager that reads as a word
+class _written:  # a context manager that reads as a word  # noqa: N801  # a context manager that reads as a word
     """A piece of a graph as a file, for as long as the block lasts."""
 
     def __init__(self, model: ir.Model) -> None:

@@ -4,8 +4,8 @@ The graph under test is evaluated in float64 node by node, and every node is fed
 truth has them. What a node then gives owes nothing to the nodes before it. Its noise is measured the same way, at random:
 
     float precisions   its weights and its result rounded
-    int8               its weights rounded to half a step, and the operand of a quantiser to half of its own step where that is
-                       coarser than the data ask for; a Conv that is fed the truth owes nothing to the quantiser before it,
+    int8               its weights rounded to half a step, and the operand of a quantizer to half of its own step where that is
+                       coarser than the data ask for; a Conv that is fed the truth owes nothing to the quantizer before it,
                        which is a node with an error of its own
 """
 
@@ -19,12 +19,12 @@ import numpy as np
 
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.verdict import LIMITS, rms, yardstick_error
+from relu_deploy.verification.verdict import LIMITS, estimate_noise_floor, rms
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["STORAGE", "OwnTensor", "evaluated_on", "first_loss", "stored_again"]
+__all__ = ["STORAGE", "NodeError", "evaluated_on", "first_loss", "stored_again"]
 
 #: operators that store a number in another way and compute nothing
 STORAGE = ("Cast", "QuantizeLinear", "DequantizeLinear")
@@ -35,7 +35,7 @@ CHANNEL_SLACK = 1.5
 
 
 @dataclass(frozen=True)
-class OwnTensor:
+class NodeError:
     """What a node gives when it is fed the truth, what the truth has there, and the RMS noise of each element."""
 
     got: Array
@@ -43,9 +43,9 @@ class OwnTensor:
     noise: Array
     precision: str
 
-    def clipped(self, upper: float) -> OwnTensor:
+    def clipped(self, upper: float) -> NodeError:
         """Return the same as a Relu with this upper bound lets it through."""
-        return OwnTensor(np.clip(self.got, 0, upper), np.clip(self.true, 0, upper), self.noise, self.precision)
+        return NodeError(np.clip(self.got, 0, upper), np.clip(self.true, 0, upper), self.noise, self.precision)
 
     @property
     def error_ratio(self) -> float:
@@ -64,7 +64,7 @@ class OwnTensor:
             return np.inf
         finite = np.isfinite(true)
         got, true, noise = got[finite], true[finite], noise[finite]
-        return rms(got - true) / yardstick_error(true, true + noise, precision=self.precision)
+        return rms(got - true) / estimate_noise_floor(true, true + noise, precision=self.precision)
 
     def _of_worst_channel(self) -> float:
         """Return the largest error of a single channel in units of that channel's noise: one wrong weight is lost in a tensor's mean."""
@@ -83,7 +83,7 @@ class OwnTensor:
         # and the few numbers of a silent one may be rounded by half of it (the square root of 3 times its mean) without a chance
         # of the draw showing it.
         share = 3 if self.precision == "int8" else 16
-        floor = np.maximum(noise, yardstick_error(true, true + self.noise, precision=self.precision) / share)
+        floor = np.maximum(noise, estimate_noise_floor(true, true + self.noise, precision=self.precision) / share)
         return float(np.max(error / floor)) / CHANNEL_SLACK
 
 
@@ -103,7 +103,7 @@ class _OwnRounding(Rounding):
 
 def evaluated_on(
     known: Mapping[str, Array], session: TruthSession, feeds: Feeds, precision: str
-) -> tuple[dict[str, OwnTensor], dict[str, Array]]:
+) -> tuple[dict[str, NodeError], dict[str, Array]]:
     """Return what each node gives when it is fed the `known` tensors, by tensor: where it is known, and all of it.
 
     Only tensors that are known themselves can be judged.
@@ -129,7 +129,7 @@ def evaluated_on(
     for seed in range(draws):
         session.evaluate(feeds, rounding=_OwnRounding(precision, seed), seen=fed_the_truth(add_square))
     own = {
-        name: OwnTensor(value, known[name], np.sqrt(square.get(name, np.zeros(np.shape(value)))), precision)
+        name: NodeError(value, known[name], np.sqrt(square.get(name, np.zeros(np.shape(value)))), precision)
         for name, value in given.items()
         if name in known
     }
@@ -158,7 +158,7 @@ def first_loss(nodes: Sequence[ir.Node], given: Mapping[str, Array], precision: 
         if source is None or str(source.name) not in given:
             continue
         before, after = given[str(source.name)], given[str(node.outputs[0].name)]
-        if OwnTensor(after, before, np.zeros(before.shape), precision).error_ratio > LIMITS[precision]:
+        if NodeError(after, before, np.zeros(before.shape), precision).error_ratio > LIMITS[precision]:
             first_half = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else node
             return first_half if first_half in nodes else node
     return None

@@ -13,13 +13,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.backends import OPTIMIZATIONS, load, require
+from relu_deploy.backends import OPTIMIZATIONS, capabilities, load, require
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import UsageError
 from relu_deploy.graph import Relu, load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
-from relu_deploy.verification.execution import Delivered, compare_with_request
-from relu_deploy.verification.invariants import Check, Contract, Trial, check_contract, judge, nan_is_kept, poisoned, try_model
+from relu_deploy.verification.execution import ExecutionReport, compare_with_request
+from relu_deploy.verification.invariants import (
+    Check,
+    Contract,
+    InvarianceCheck,
+    check_contract,
+    judge,
+    nan_is_kept,
+    poisoned,
+    try_model,
+)
 from relu_deploy.verification.locate import Fault, faults_of_graph, locate_on_backend
 from relu_deploy.verification.tapping import Observed, observe
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source, relus_to_compare
@@ -90,7 +99,7 @@ class BackendReport:
     facts: Mapping[str, Any]
     faults: Sequence[Fault] = ()
     checks: Sequence[Check] = ()
-    delivered: Delivered = field(default_factory=Delivered)
+    delivered: ExecutionReport = field(default_factory=ExecutionReport)
     note: str = ""
     audit: AuditReport | None = None
 
@@ -187,8 +196,8 @@ class _Answers:
     name: str
     shipped: Feeds
     facts: Mapping[str, Any]
-    delivered: Delivered
-    trials: Sequence[Trial]
+    delivered: ExecutionReport
+    trials: Sequence[InvarianceCheck]
     observed: Observed | None = None
     nan_kept: Mapping[str, bool | None] = field(default_factory=dict)
     audit: AuditReport | None = None
@@ -241,7 +250,7 @@ def verify(
     task = _Task(bundle, model, precision, relus, feeds, options, seed)
     with ThreadPoolExecutor(1) as pool:
         # Loading PyTorch and its program keeps one core busy with Python: other runtimes work on the other one meanwhile.
-        ahead = {name: pool.submit(_ask, task, name) for name in backends if not name.startswith("torch")}
+        ahead = {name: pool.submit(_ask, task, name) for name in backends if not capabilities(name).runs_program}
         progress(f"truth in float64, against {against}")
         source = open_source(bundle, against, relus, threads)
         truth = find_truth(source, against, feeds, precision)
@@ -262,19 +271,19 @@ def _ask(task: _Task, name: str) -> _Answers:
     session = load(task.bundle, name, **task.options, profile=True)
     shipped, facts = session.run(task.feeds), session.facts
     delivered = compare_with_request(task.model, session.executed(), facts.get("providers", [None])[0])
-    compiled = name.startswith("torch-compile")
-    trials = try_model(task.bundle, session, task.feeds, task.seed, not compiled)
-    if name.startswith("tensorrt"):
+    able = capabilities(name)
+    trials = try_model(task.bundle, session, task.feeds, task.seed, not able.compiles_in_place)
+    if able.shows_engine_layers:
         from relu_deploy.verification.engine.audit import audit_session
 
         audited, blind = audit_session(task.bundle, name, task.feeds, session)
         session.close()
         return _Answers(name, shipped, facts, delivered, trials, audit=audited, blind=blind)
     session.close()
-    if compiled:
+    if not able.shows_tensors:
         return _Answers(name, shipped, facts, delivered, trials)
-    taps = [relu for relu in task.relus if not name.startswith("torch") or relu.torch_node]
-    # Integers cannot hold a NaN, so a quantised graph has no policy for it.
+    taps = [relu for relu in task.relus if not able.runs_program or relu.torch_node]
+    # Integers cannot hold a NaN, so a quantized graph has no policy for it.
     nans = poisoned(task.feeds) if task.precision != "int8" else {}
     observed = observe(task.bundle, name, taps, task.feeds, shipped, nans, task.options)
     kept = nan_is_kept(task.model, taps, nans, observed.for_nan)
@@ -282,10 +291,10 @@ def _ask(task: _Task, name: str) -> _Answers:
 
 
 def _judge(task: _Task, truth: Truth, answers: _Answers) -> BackendReport:
-    yardstick, values = truth.yardstick, truth.values
+    noise_floor, values = truth.noise_floor, truth.values
     outputs = compare_outputs(answers.shipped, truth)
     ends = {spec.name for spec in task.bundle.outputs} & set(values)
-    checks = judge(answers.trials, yardstick, {name: values[name] for name in ends}, truth.precision)
+    checks = judge(answers.trials, noise_floor, {name: values[name] for name in ends}, truth.precision)
     told = (answers.facts, (), checks, answers.delivered)
     seen = answers.observed
     if answers.audit is not None:
@@ -298,7 +307,7 @@ def _judge(task: _Task, truth: Truth, answers: _Answers) -> BackendReport:
         if got is None:
             reports.append(ReluReport(relu, None))
             continue
-        noise = yardstick.get(relu.output, 0.0)
+        noise = noise_floor.get(relu.output, 0.0)
         single = truth.single.get(relu.output, SINGLE * noise)
         contract = check_contract(relu, got, true, single, truth.precision, answers.nan_kept.get(relu.output))
         comparison = None if true is None else compare(got, true, noise, LIMITS[truth.precision])
@@ -340,7 +349,7 @@ def _located(task: _Task, truth: Truth, reports: Sequence[BackendReport]) -> lis
             fault = locate_on_backend(task.bundle, report.name, *args)
             faults = [fault] if fault else []
         # PyTorch runs the program that came with the graph, not the graph: its faults are not PyTorch's.
-        mine = faults if not report.name.startswith("torch") or report.failing() else ()
+        mine = faults if not capabilities(report.name).runs_program or report.failing() else ()
         located.append(replace(report, faults=tuple(mine)))
     return located
 
@@ -348,7 +357,7 @@ def _located(task: _Task, truth: Truth, reports: Sequence[BackendReport]) -> lis
 def compare_outputs(results: Mapping[str, Any], truth: Truth) -> dict[str, Comparison]:
     """Return the verdict on each output in `results` (by name) that the truth knows."""
     return {
-        name: compare(value, truth.values[name], truth.yardstick[name], LIMITS[truth.precision])
+        name: compare(value, truth.values[name], truth.noise_floor[name], LIMITS[truth.precision])
         for name, value in results.items()
         if name in truth.values
     }

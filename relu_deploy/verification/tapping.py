@@ -44,7 +44,7 @@ def observe(
 
     A tapped tensor has to be written to memory, which may keep the runtime from fusing the kernels around it. So the
     outputs are compared with those of the untapped session, `shipped`, bit by bit; where they differ the taps are spread
-    over two sessions, neighbours apart, and so on until they no longer do or one tap is left.
+    over two sessions, neighbors apart, and so on until they no longer do or one tap is left.
     nan_feeds: run through the same sessions; {} for none. options: of the sessions, as for `load`.
     """
     values: Feeds = {}

@@ -1,4 +1,4 @@
-"""The truth and the yardstick: the same Relus and outputs from PyTorch's program or from an ONNX graph, in float64."""
+"""The truth and the noise floor: the same Relus and outputs from PyTorch's program or from an ONNX graph, in float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.verdict import SINGLE, yardstick_error
+from relu_deploy.verification.verdict import SINGLE, estimate_noise_floor
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,7 +26,7 @@ __all__ = ["Source", "Truth", "choose_against", "find_truth", "open_source", "re
 
 @dataclass(frozen=True)
 class Truth:
-    """values: float64 by tensor name, outputs and Relus. yardstick: RMS error of correct arithmetic, by the same names.
+    """values: float64 by tensor name, outputs and Relus. noise floor: RMS error of correct arithmetic, by the same names.
 
     single: what correct arithmetic may leave a single element off by, of a shape that broadcasts to the tensor: by channel, as
     rounding one channel's weights may be many times as noisy as rounding another's.
@@ -34,7 +34,7 @@ class Truth:
 
     against: str
     values: Mapping[str, Array]
-    yardstick: Mapping[str, float]
+    noise_floor: Mapping[str, float]
     precision: str = "float32"
     single: Mapping[str, Array] = field(default_factory=dict)
 
@@ -72,7 +72,7 @@ def choose_against(bundle: Bundle, against: str | None) -> str:
     if against is not None:
         return against
     if bundle.variant:
-        return str(bundle.path / bundle.manifest["variants"][bundle.variant]["checked_against"])
+        return str(bundle.file(bundle.manifest["variants"][bundle.variant]["checked_against"]))
     if bundle.source is None:
         return "reference"
     return "torch" if find_spec("torch") else "reference"
@@ -81,7 +81,7 @@ def choose_against(bundle: Bundle, against: str | None) -> str:
 def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
     """Return the Relus of `model`, and what stands in the place of the other graph's: tensors that a Relu makes there.
 
-    The second kind is what a rewrite merged (FusedConv, a quantisation whose zero point is the Relu) or a fault replaced
+    The second kind is what a rewrite merged (FusedConv, a quantization whose zero point is the Relu) or a fault replaced
     (LeakyRelu). In the graph's order.
     """
     mine = find_relus(model)
@@ -97,7 +97,7 @@ def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
         )
         for relu in replaced
     ]
-    # A Relu that nothing but a quantisation reads ships merged into it: it is seen where the numbers come back.
+    # A Relu that nothing but a quantization reads ships merged into it: it is seen where the numbers come back.
     mine = [replace(relu, output=clamped.get(relu.output, relu.output)) for relu in mine]
     ordered = sorted([*mine, *stand_ins], key=lambda relu: made[relu.output][0])
     return [replace(relu, index=index) for index, relu in enumerate(ordered)]
@@ -137,7 +137,7 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
     if not mine & {clamped.get(name, name) for name in inner} and len(theirs) == len(relus):
         inner |= {them.output: us.output for them, us in zip(theirs, relus, strict=True)}
     inner |= dict(zip((spec.name for spec in other.outputs), (spec.name for spec in bundle.outputs), strict=True))
-    # Where a quantisation is the Relu, the tensor behind it is what has the Relu's values.
+    # Where a quantization is the Relu, the tensor behind it is what has the Relu's values.
     names = {theirs_name: clamped.get(name, name) for theirs_name, name in inner.items()}
     taps = tuple(relu for relu in theirs if names.get(relu.output) in mine)
     return Source(cast(TruthSession, load(other, "reference", taps=taps, threads=threads)), names, inner)
@@ -146,7 +146,7 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
 def find_truth(source: Source, against: str, feeds: Feeds, precision: str = "float32") -> Truth:
     """Return the truth for `feeds`: every output and every Relu that `source` knows, under our names.
 
-    precision: of the graph under test, whose rounding the yardstick is made of.
+    precision: of the graph under test, whose rounding the noise floor is made of.
     """
     session = source.session
     evaluations = [
@@ -155,15 +155,15 @@ def find_truth(source: Source, against: str, feeds: Feeds, precision: str = "flo
         session.evaluate(feeds, wide=False),
     ]
     true, *others = ({source.names.get(name, name): value for name, value in results.items()} for results in evaluations)
-    yardstick = {
-        name: yardstick_error(value, *(other[name] for other in others), precision=precision) for name, value in true.items()
+    noise_floor = {
+        name: estimate_noise_floor(value, *(other[name] for other in others), precision=precision) for name, value in true.items()
     }
     single = {
         name: _single_noise(value, *(other[name] for other in others))
         for name, value in true.items()
         if value.ndim > 2 and np.issubdtype(value.dtype, np.floating)
     }
-    return Truth(against, true, yardstick, precision, single)
+    return Truth(against, true, noise_floor, precision, single)
 
 
 def _single_noise(truth: Array, *evaluations: Array) -> Array:

@@ -1,15 +1,15 @@
 """When two tensors differ: noise or a fault? The rule, and why no tolerance has to be guessed.
 
     truth        the graph in float64
-    yardstick    the error that correct arithmetic makes on the same input, as the larger of three:
+    noise floor    the error that correct arithmetic makes on the same input, as the larger of three:
                    computed   | float32 evaluation - truth |
                    expected   | float64 evaluation with every weight and every result rounded at random - truth |
                    least      | truth rounded to the precision - truth |
-    error_ratio  RMS(backend - truth) / RMS(yardstick)
+    error_ratio  RMS(backend - truth) / RMS(noise floor)
 
-Any correct float32 implementation sums the same products in some order, so its error is of the yardstick's size: the
+Any correct float32 implementation sums the same products in some order, so its error is of the noise floor's size: the
 `computed` one catches what long sums lose, the `expected` one what the graph itself amplifies (cancellation, a Softmax
-of large numbers), the `least` one keeps tensors that happen to be exact from having a yardstick of zero. A fault of the
+of large numbers), the `least` one keeps tensors that happen to be exact from having a noise floor of zero. A fault of the
 kind that people ship is far above it: weights rounded to float16, or TF32 products, are 2^-11 against float32's 2^-24,
 three to four orders of magnitude; a wrong weight, channel or operator is larger still.
 
@@ -40,7 +40,7 @@ import numpy as np
 
 from relu_deploy.tensors import Array
 
-__all__ = ["LIMIT", "LIMITS", "SINGLE", "Comparison", "compare", "error_ratio", "rms", "ulp_distance", "yardstick_error"]
+__all__ = ["LIMIT", "LIMITS", "SINGLE", "Comparison", "compare", "error_ratio", "estimate_noise_floor", "rms", "ulp_distance"]
 
 #: largest error ratio that is called noise, by precision; the module's docstring gives the reasons
 LIMITS = {"float64": 32.0, "float32": 32.0, "float16": 4.0, "bfloat16": 4.0, "float8": 4.0, "int8": 4.0}
@@ -79,10 +79,10 @@ class Comparison:
         }
 
 
-def compare(measured: Array, truth: Array, yardstick: float, limit: float = LIMIT) -> Comparison:
+def compare(measured: Array, truth: Array, noise_floor: float, limit: float = LIMIT) -> Comparison:
     """Return the verdict on `measured`.
 
-    measured: what a backend gave. truth: float64, or integers, of the same shape. yardstick: as from `yardstick_error`.
+    measured: what a backend gave. truth: float64, or integers, of the same shape. noise floor: as from `estimate_noise_floor`.
     """
     if measured.shape != truth.shape:
         return Comparison(False, np.inf, 0, np.inf, f"shape {measured.shape} instead of {truth.shape}")
@@ -100,7 +100,7 @@ def compare(measured: Array, truth: Array, yardstick: float, limit: float = LIMI
         return Comparison(False, np.inf, 0, np.inf, reason)
     got, true = measured[finite], truth[finite]
     error = got.astype(np.float64) - true
-    ratio = rms(error) / yardstick if yardstick > 0 else (np.inf if np.any(error) else 0.0)
+    ratio = rms(error) / noise_floor if noise_floor > 0 else (np.inf if np.any(error) else 0.0)
     return Comparison(
         ratio <= limit,
         float(np.max(np.abs(error), initial=0)),
@@ -111,18 +111,18 @@ def compare(measured: Array, truth: Array, yardstick: float, limit: float = LIMI
     )
 
 
-def error_ratio(measured: Array, truth: Array, yardstick: Array) -> float:
-    """Return how many times larger `measured`'s error is than `yardstick`'s.
+def error_ratio(measured: Array, truth: Array, noise_floor: Array) -> float:
+    """Return how many times larger `measured`'s error is than `noise_floor`'s.
 
-    measured, yardstick: float32, any shape; truth: float64, same shape. The ratio is of root-mean-square errors against
+    measured, noise floor: float32, any shape; truth: float64, same shape. The ratio is of root-mean-square errors against
     `truth`; 1.0 means "as good as plain float32". Raises ValueError on a shape mismatch.
     """
-    if not measured.shape == truth.shape == yardstick.shape:
-        raise ValueError(f"shapes differ: {measured.shape}, {truth.shape}, {yardstick.shape}")
-    return float(rms(measured - truth) / yardstick_error(truth, yardstick))
+    if not measured.shape == truth.shape == noise_floor.shape:
+        raise ValueError(f"shapes differ: {measured.shape}, {truth.shape}, {noise_floor.shape}")
+    return float(rms(measured - truth) / estimate_noise_floor(truth, noise_floor))
 
 
-def yardstick_error(truth: Array, *evaluations: Array, precision: str = "float32") -> float:
+def estimate_noise_floor(truth: Array, *evaluations: Array, precision: str = "float32") -> float:
     """Return the RMS error that correct arithmetic makes: the largest of `evaluations`, at least that of rounding to `precision`.
 
     truth: float64. evaluations: other evaluations of the same tensor, of its shape. Non-finite elements do not count.

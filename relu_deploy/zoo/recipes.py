@@ -26,7 +26,7 @@ from relu_deploy.paths import models_folder
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Recipe", "build", "load_weights", "recipe", "recipes", "weights_file"]
+__all__ = ["ModelRecipe", "build", "load_weights", "recipe", "recipes", "weights_file"]
 
 IMAGENET = {
     "scale": 1 / 255,
@@ -44,7 +44,7 @@ TEXT = {"text": "utf-8"}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ModelRecipe:
     """What the zoo knows about one model.
 
     shape: of one input, without the batch. decode: what an exported detector gives by default (see `export`).
@@ -82,18 +82,18 @@ class Recipe:
         }
 
 
-def _classifier(name: str, parameters: int, activation: str = "ReLU") -> Recipe:
-    return Recipe(name, "classification", parameters, activation, (3, 224, 224), preprocess=IMAGENET)
+def _classifier(name: str, parameters: int, activation: str = "ReLU") -> ModelRecipe:
+    return ModelRecipe(name, "classification", parameters, activation, (3, 224, 224), preprocess=IMAGENET)
 
 
-def _detector(name: str, parameters: int, size: int, pixels: Mapping[str, Any], **postprocess: float) -> Recipe:
+def _detector(name: str, parameters: int, size: int, pixels: Mapping[str, Any], **postprocess: float) -> ModelRecipe:
     pixels = {key: value for key, value in pixels.items() if key != "crop"} | {"resize": size}
-    return Recipe(name, "detection", parameters, "ReLU", (3, size, size), preprocess=pixels, postprocess=postprocess)
+    return ModelRecipe(name, "detection", parameters, "ReLU", (3, size, size), preprocess=pixels, postprocess=postprocess)
 
 
-def _segmenter(name: str, parameters: int) -> Recipe:
+def _segmenter(name: str, parameters: int) -> ModelRecipe:
     pixels = {key: value for key, value in IMAGENET.items() if key != "crop"} | {"resize": 520}
-    return Recipe(name, "segmentation", parameters, "ReLU", (3, 520, 520), preprocess=pixels, postprocess={"background": 0})
+    return ModelRecipe(name, "segmentation", parameters, "ReLU", (3, 520, 520), preprocess=pixels, postprocess={"background": 0})
 
 
 #: parameter counts are torchvision's; a test holds each against the module that is built
@@ -115,13 +115,13 @@ ARCHITECTURES = (
 
 #: not torchvision's; bytes of UTF-8 go in
 TEXTS = (
-    Recipe("text_cnn", "classification", 287_050, "ReLU", (64,), preprocess=TEXT),
-    Recipe("text_transformer", "classification", 244_458, "ReLU", (64,), preprocess=TEXT),
+    ModelRecipe("text_cnn", "classification", 287_050, "ReLU", (64,), preprocess=TEXT),
+    ModelRecipe("text_transformer", "classification", 244_458, "ReLU", (64,), preprocess=TEXT),
 )
 
 
 @cache
-def recipes() -> dict[str, Recipe]:
+def recipes() -> dict[str, ModelRecipe]:
     """Return every recipe by name: the bare architectures, with what `models/` adds to them."""
     known = {entry.name: entry for entry in (*ARCHITECTURES, *TEXTS)}
     for file in sorted(models_folder().glob("*/recipe.json")):
@@ -130,7 +130,7 @@ def recipes() -> dict[str, Recipe]:
     return known
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str) -> ModelRecipe:
     """Return the recipe called `name`. Raises UsageError, with the nearest name, when there is none."""
     known = recipes()
     if name not in known:
@@ -138,13 +138,13 @@ def recipe(name: str) -> Recipe:
     return known[name]
 
 
-def _read_recipe(file: Path, known: Mapping[str, Recipe]) -> Recipe:
+def _read_recipe(file: Path, known: Mapping[str, ModelRecipe]) -> ModelRecipe:
     fields = json.loads(file.read_text(encoding="utf-8"))
     bare = known.get(fields["architecture"])
     labels = fields.get("labels", ())
     if isinstance(labels, str):
         labels = (file.parent / labels).read_text(encoding="utf-8").splitlines()
-    base = bare or Recipe(
+    base = bare or ModelRecipe(
         fields["name"], fields["task"], fields["parameters"], fields["activation"], tuple(fields["input"]["shape"])
     )
     return replace(
@@ -245,7 +245,7 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
     return state
 
 
-def weights_file(known: Recipe) -> Path:
+def weights_file(known: ModelRecipe) -> Path:
     """Return the file with the zoo's own weights for `known`, from the first source that has it, its sha256 checked.
 
     Raises InputError when the recipe has none, no source can be reached, or a file's hash is not the recipe's.

@@ -1,11 +1,11 @@
-"""A norm knows what it was fitted on, gives its false alarms at the stated rate, and survives being written down."""
+"""A baseline knows what it was fitted on, gives its false alarms at the stated rate, and survives being written down."""
 
 import math
 
 import numpy as np
 import pytest
 
-from relu_deploy.activations.drift import Norm, NormBuilder, p_value, rank_sum, rates_of, threshold_of
+from relu_deploy.activations.drift import Baseline, BaselineBuilder, p_value, rank_sum, rates_of, threshold_of
 from relu_deploy.errors import InputError
 from relu_deploy.graph import Relu
 
@@ -27,7 +27,7 @@ def outputs(generator, rows, shift=0.0, twist=False):
 
 def norm_of(rows=2000, seed=0, batch=50):
     generator = np.random.default_rng(seed)
-    builder, maxima = NormBuilder(RELUS, rows), {"a_out": 0.0, "b_out": 0.0}
+    builder, maxima = BaselineBuilder(RELUS, rows), {"a_out": 0.0, "b_out": 0.0}
     for start in range(0, rows, batch):
         size = min(batch, rows - start)
         results = outputs(generator, size)
@@ -36,8 +36,8 @@ def norm_of(rows=2000, seed=0, batch=50):
     return builder.result(maxima, {"a_out": 16, "b_out": 1}, "reference", "0" * 64)
 
 
-def scores_of(norm, results):
-    return norm.log_distances([rates_of(results[relu.output]) for relu in norm.relus]).mean(axis=1)
+def scores_of(baseline, results):
+    return baseline.log_distances([rates_of(results[relu.output]) for relu in baseline.relus]).mean(axis=1)
 
 
 def test_rates_are_numpys_own_mean_of_what_fires():
@@ -49,23 +49,23 @@ def test_rates_are_numpys_own_mean_of_what_fires():
 
 
 def test_windows_of_the_same_kind_raise_the_alarm_at_the_stated_rate():
-    # Over norms as well as windows: one norm's held-out rows may be a little unlike what comes.
+    # Over baselines as well as windows: one baseline's held-out rows may be a little unlike what comes.
     generator, alarms, windows = np.random.default_rng(1), 0, 0
     for seed in range(10):
-        norm = norm_of(600, seed)
-        scores = scores_of(norm, outputs(generator, 64 * 40)).reshape(40, 64)
-        alarms += sum(rank_sum(window, norm.scores) > threshold_of(0.05) for window in scores)
+        baseline = norm_of(600, seed)
+        scores = scores_of(baseline, outputs(generator, 64 * 40)).reshape(40, 64)
+        alarms += sum(rank_sum(window, baseline.scores) > threshold_of(0.05) for window in scores)
         windows += len(scores)
-    # 400 windows at 5%: 20 are expected; the bounds are four standard deviations of the binomial, doubled for shared norms.
+    # 400 windows at 5%: 20 are expected; the bounds are four standard deviations of the binomial, doubled for shared baselines.
     assert 2 <= alarms <= 55
 
 
 def test_a_pattern_of_the_same_rates_but_another_combination_is_found():
-    norm, generator = norm_of(), np.random.default_rng(2)
+    baseline, generator = norm_of(), np.random.default_rng(2)
     same, other = outputs(generator, 64), outputs(generator, 64, twist=True)
     assert abs(rates_of(same["a_out"]).mean() - rates_of(other["a_out"]).mean()) < 0.03
-    assert rank_sum(scores_of(norm, same), norm.scores) < threshold_of(0.001)
-    assert rank_sum(scores_of(norm, other), norm.scores) > threshold_of(0.001)
+    assert rank_sum(scores_of(baseline, same), baseline.scores) < threshold_of(0.001)
+    assert rank_sum(scores_of(baseline, other), baseline.scores) > threshold_of(0.001)
 
 
 def test_the_rank_sum_is_that_of_all_pairs():
@@ -90,29 +90,29 @@ def test_only_what_is_above_the_whole_census_is_an_excursion_and_a_bounded_relu_
 
 def test_the_norm_does_not_depend_on_how_the_batches_fall_and_survives_a_file(tmp_path):
     results = outputs(np.random.default_rng(0), 300)
-    norms = []
+    baselines = []
     for batch in (300, 7):
-        builder = NormBuilder(RELUS, 300)
+        builder = BaselineBuilder(RELUS, 300)
         for start in range(0, 300, batch):
             part = {name: array[start : start + batch] for name, array in results.items()}
             builder.add(part, len(part["a_out"]))
-        norms.append(builder.result({"a_out": 5.0, "b_out": 6.0}, {"a_out": 16, "b_out": 1}, "reference", "ab"))
-    assert np.allclose(norms[0].held_out, norms[1].held_out, atol=1e-9)
-    (tmp_path / "norm.npz").write_bytes(norms[0].to_bytes())
-    read = Norm.read(tmp_path / "norm.npz")
+        baselines.append(builder.result({"a_out": 5.0, "b_out": 6.0}, {"a_out": 16, "b_out": 1}, "reference", "ab"))
+    assert np.allclose(baselines[0].held_out, baselines[1].held_out, atol=1e-9)
+    (tmp_path / "baseline.npz").write_bytes(baselines[0].to_bytes())
+    read = Baseline.read(tmp_path / "baseline.npz")
     assert (read.samples, read.fitted, read.backend, read.graph) == (300, 150, "reference", "ab")
     assert [relu.maximum for relu in read.relus] == [5.0, 6.0]
-    assert np.allclose(scores_of(read, results), scores_of(norms[0], results), atol=1e-4)
+    assert np.allclose(scores_of(read, results), scores_of(baselines[0], results), atol=1e-4)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"no archive"])
 def test_a_file_that_is_no_norm_is_named(tmp_path, content):
-    (tmp_path / "norm.npz").write_bytes(content)
-    with pytest.raises(InputError, match=r"norm\.npz"):
-        Norm.read(tmp_path / "norm.npz")
-    np.savez(tmp_path / "norm.npz", x=np.zeros(3))
-    with pytest.raises(InputError, match="not the norm of a census"):
-        Norm.read(tmp_path / "norm.npz")
+    (tmp_path / "baseline.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"baseline\.npz"):
+        Baseline.read(tmp_path / "baseline.npz")
+    np.savez(tmp_path / "baseline.npz", x=np.zeros(3))
+    with pytest.raises(InputError, match="not the baseline of a census"):
+        Baseline.read(tmp_path / "baseline.npz")
 
 
 def test_too_few_rows_make_no_norm():
@@ -121,18 +121,18 @@ def test_too_few_rows_make_no_norm():
 
 
 def test_a_relu_whose_rows_are_not_the_samples_is_left_out():
-    builder = NormBuilder(RELUS, 100)
+    builder = BaselineBuilder(RELUS, 100)
     results = outputs(np.random.default_rng(0), 100)
     builder.add({"a_out": results["a_out"].reshape(50, 24, 4, 4), "b_out": results["b_out"]}, 100)
-    norm = builder.result({"a_out": 1.0, "b_out": 1.0}, {"a_out": 16, "b_out": 1}, "reference", "ab")
-    assert [relu.node for relu in norm.relus] == ["b"]
+    baseline = builder.result({"a_out": 1.0, "b_out": 1.0}, {"a_out": 16, "b_out": 1}, "reference", "ab")
+    assert [relu.node for relu in baseline.relus] == ["b"]
 
 
 def test_channels_that_never_varied_make_a_change_visible_and_no_infinity():
-    builder = NormBuilder(RELUS[:1], 100)
+    builder = BaselineBuilder(RELUS[:1], 100)
     builder.add({"a_out": np.ones((100, 12, 4, 4), np.float32)}, 100)
-    norm = builder.result({"a_out": 1.0}, {"a_out": 16}, "reference", "ab")
+    baseline = builder.result({"a_out": 1.0}, {"a_out": 16}, "reference", "ab")
     changed = np.ones((1, 12, 4, 4), np.float32)
     changed[0, 0, 0, 0] = 0
-    assert np.isfinite(norm.held_out).all()
-    assert scores_of(norm, {"a_out": changed})[0] > norm.scores.max()
+    assert np.isfinite(baseline.held_out).all()
+    assert scores_of(baseline, {"a_out": changed})[0] > baseline.scores.max()

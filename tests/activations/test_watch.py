@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 from torch import nn  # noqa: E402
 
 from relu_deploy.activations.watch import DyingReluWarning, watch  # noqa: E402
@@ -97,37 +97,37 @@ def causes(module, inputs):
     return " | ".join(watched.report()[0].causes)
 
 
-def test_unnormalised_input_is_recognised():
-    assert "unnormalised input (its root mean square is 255)" in causes(layer([-1e6]), torch.full((4, 3), 255.0))
-    assert "unnormalised" not in causes(layer([-1e6]), torch.ones(4, 3))
+def test_unnormalized_input_is_recognised():
+    assert "unnormalized input (its root mean square is 255)" in causes(layer([-1e6]), torch.full((4, 3), 255.0))
+    assert "unnormalized" not in causes(layer([-1e6]), torch.ones(4, 3))
 
 
 def test_a_learning_rate_that_throws_the_weights_is_recognised():
     module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
     torch.manual_seed(0)
     with watch(module, warn=False, patience=2) as watched:
-        optimiser = torch.optim.SGD(module.parameters(), lr=100.0)
+        optimizer = torch.optim.SGD(module.parameters(), lr=100.0)
         for _ in range(6):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             module(torch.randn(32, 3).abs()).square().mean().backward()
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
     (found,) = watched.report()
     assert found.dead > 0
     assert found.causes[0].startswith("learning rate too high (the weights of 0 moved by ")
 
 
-def test_initialisation_and_missing_normalisation_are_recognised():
+def test_initialization_and_missing_normalization_are_recognised():
     module = layer([-1e3])
     with torch.no_grad():
         module[0].weight.mul_(1000)
         module[0].bias.fill_(-1e6)
-    assert "initialisation (0 began at" in causes(module, torch.ones(4, 3))
-    normalised = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+    assert "initialization (0 began at" in causes(module, torch.ones(4, 3))
+    normalized = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
     with torch.no_grad():
-        normalised[1].bias.fill_(-100)
-    assert "no normalisation" not in causes(normalised, torch.randn(4, 1, 8, 8))
-    assert "no normalisation between 0 and the ReLU" in causes(layer([-1e3]), torch.ones(4, 3))
+        normalized[1].bias.fill_(-100)
+    assert "no normalization" not in causes(normalized, torch.randn(4, 1, 8, 8))
+    assert "no normalization between 0 and the ReLU" in causes(layer([-1e3]), torch.ones(4, 3))
 
 
 class Shared(nn.Module):

@@ -15,7 +15,7 @@ from relu_deploy.benchmark.gpu_limits import GpuLimits, calibrate_gpu, share_of_
 from relu_deploy.benchmark.gpu_telemetry import GpuWatch, Sample, energy_per_image, summary
 from relu_deploy.benchmark.result import Ratios, Run
 from relu_deploy.benchmark.run import ratios_of
-from relu_deploy.benchmark.runner import Key, Plan, Timings, _device, _keys, _row
+from relu_deploy.benchmark.runner import BenchmarkPlan, Key, Timings, _device, _keys, _row
 from relu_deploy.errors import Unsupported
 from relu_deploy.graph import Cost
 from relu_deploy.latency_stats import Ratio
@@ -176,7 +176,7 @@ def test_without_a_gpu_the_calibration_says_why():
     from relu_deploy.backends.nvidia.driver import Missing, find_gpu
 
     if not isinstance(find_gpu(), Missing):
-        pytest.skip("there is a GPU here")
+        pytest.skip("tests what happens without a GPU: run it on a machine that has none")
     why = calibrate_gpu()
     assert isinstance(why, str)
     assert "cudaError" in why or "cuda-bindings" in why
@@ -193,7 +193,7 @@ def test_a_row_on_a_gpu_tells_its_times_apart_in_json(meter, tmp_path):
     process = SimpleNamespace(ask=lambda command, batch, seconds: meter.facts(batch, 0.02))
     facts = {"can_bind": True, "facts": {"precision": "float32", "tf32": True}, "peak_bytes": 1, "load_seconds": 1.0}
     facts |= {"first_run_seconds": 1.0, "stable": True, "verified": True, "error_ratio": 1.0, "checked_rows": 2}
-    plan = Plan(["tensorrt"], 1.0, 1, 0, gpu=GpuLimits({"tf32": 1e9}, 1e9, 0))
+    plan = BenchmarkPlan(["tensorrt"], 1.0, 1, 0, gpu=GpuLimits({"tf32": 1e9}, 1e9, 0))
     facts |= _device(process, 2, plan, kinds, facts)
     row = _row(bundle_of(tmp_path), "tensorrt", 2, [[3.0], [5.0]], facts, Cost(10**6, 1, 1, 2, (), 1), plan).to_json()
     json.dumps(row, allow_nan=False)
@@ -214,11 +214,11 @@ def test_a_queue_that_runs_dry_is_said_to_measure_launching(meter):
     process = SimpleNamespace(ask=lambda *_, **__: {})
     for enqueue, bound in ((0.4, False), (2.0, True)):
         kinds = {"run": [[2.0]], "enqueue": [[enqueue]]}
-        assert _device(process, 1, Plan([], 1, 1, 0), kinds, {"can_bind": True})["device"]["launch_bound"] is bound
+        assert _device(process, 1, BenchmarkPlan([], 1, 1, 0), kinds, {"can_bind": True})["device"]["launch_bound"] is bound
 
 
 def test_on_a_cpu_there_is_no_device_and_without_buffers_the_reason():
-    plan = Plan([], 1.0, 1, 0)
+    plan = BenchmarkPlan([], 1.0, 1, 0)
     assert _device(None, 1, plan, {}, {"can_bind": False}) == {"device": None}
     told = _device(None, 1, plan, {}, {"can_bind": True, "error": "cudaMalloc failed"})
     assert told == {"device": {"not_measured": "cudaMalloc failed"}, "error": ""}
@@ -239,8 +239,8 @@ def test_a_named_variant_stands_in_the_models_place_on_its_backend_only():
     made_for = {"fp16-tensorrt": {"target": "tensorrt"}, "int8-tensorrt": {"target": "tensorrt"}}
     bundle = SimpleNamespace(variant="", manifest={"variants": made_for})
     backends = ["tensorrt", "torch-cuda"]
-    all_of_them = [str(key) for key in _keys(bundle, Plan(backends, 1, 1, 0))]
+    all_of_them = [str(key) for key in _keys(bundle, BenchmarkPlan(backends, 1, 1, 0))]
     assert all_of_them == ["tensorrt", "tensorrt fp16-tensorrt", "tensorrt int8-tensorrt", "torch-cuda"]
-    named = [str(key) for key in _keys(bundle, Plan(backends, 1, 1, 0, variants=["int8-tensorrt"]))]
+    named = [str(key) for key in _keys(bundle, BenchmarkPlan(backends, 1, 1, 0, variants=["int8-tensorrt"]))]
     assert named == ["tensorrt int8-tensorrt", "torch-cuda"]
-    assert [str(key) for key in _keys(bundle, Plan(backends, 1, 1, 0, variants=[]))] == ["tensorrt", "torch-cuda"]
+    assert [str(key) for key in _keys(bundle, BenchmarkPlan(backends, 1, 1, 0, variants=[]))] == ["tensorrt", "torch-cuda"]

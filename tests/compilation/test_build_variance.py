@@ -6,7 +6,7 @@ import pytest
 
 from relu_deploy.backends.tensorrt.engine_cache import engine_for, find_engine
 from relu_deploy.backends.tensorrt.options import BuildOptions
-from relu_deploy.compilation import build_variance as spread
+from relu_deploy.compilation import build_variance
 from relu_deploy.compilation.build_variance import best_of
 from relu_deploy.errors import AccuracyTooLow, BackendUnavailable, UsageError
 
@@ -34,8 +34,8 @@ class Scripted:
 @pytest.fixture
 def opened(digits_bundle, monkeypatch):
     """Run each engine as the next line of a script says: (seconds, scale)."""
-    monkeypatch.setattr(spread, "ROUNDS", 3)
-    monkeypatch.setattr(spread, "RUNS", 3)
+    monkeypatch.setattr(build_variance, "ROUNDS", 3)
+    monkeypatch.setattr(build_variance, "RUNS", 3)
     session = digits_bundle.session("onnxruntime-cpu")
 
     def script(*lines):
@@ -83,7 +83,7 @@ def test_engines_that_cannot_be_run_here_are_not_built_for_nothing(digits_copy, 
     from relu_deploy.backends import probe
 
     if probe(RTX).usable:
-        pytest.skip("TensorRT-RTX runs here, and this is about a machine where it does not")
+        pytest.skip("tests what happens without a GPU for TensorRT-RTX: run it on a machine that has none")
     with pytest.raises(BackendUnavailable):
         best_of(RTX, digits_copy, ONE, 3)
     done = command("compile", digits_copy.path, "--backend", RTX, "--repeat", "3")

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("selenium", reason="selenium is not installed (pip install 'relu-deploy[dev]')")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 from PIL import Image
 from running import until
@@ -33,7 +33,7 @@ def with_census(path, folder):
         digits = archive["x"]
     np.savez(folder / "known.npz", x=digits[:800])
     bundle = Bundle.open(folder / "digits.rdb")
-    bundle.add("reports/norm.npz", census(bundle, folder / "known.npz", threads=1).norm.to_bytes())
+    bundle.add("reports/baseline.npz", census(bundle, folder / "known.npz", threads=1).baseline.to_bytes())
     return bundle.path, digits[800:, ..., 0]
 
 
@@ -164,7 +164,7 @@ def test_a_census_that_is_made_while_the_server_runs_is_taken_up(browser, counte
     with Running(digits_copy.path, "--threads", "1") as running:
         page = Page(browser, running.port)
         page.until(lambda: page("state").text == "○ Not watched")
-        digits_copy.add("reports/norm.npz", (counted[0] / "reports" / "norm.npz").read_bytes())
+        digits_copy = digits_copy.add("reports/baseline.npz", (counted[0] / "reports" / "baseline.npz").read_bytes())
         page.until(lambda: page("state").text.startswith("… Watching"))
         assert page("looks").text == "looks at 1.0% of what arrives (--monitor-share)"
 

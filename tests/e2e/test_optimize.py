@@ -74,7 +74,7 @@ def test_a_gate_that_nothing_passes_stores_nothing_and_exits_1(command, digits_c
 
     # As if every candidate lost half of its accuracy.
     monkeypatch.setattr(
-        search.Judge, "score", lambda self, _: relu_deploy.tasks.metrics.Metric("top1", self.before.value / 2, 10)
+        search.AccuracyEvaluator, "score", lambda self, _: relu_deploy.tasks.metrics.Metric("top1", self.before.value / 2, 10)
     )
     before = json.loads((digits_copy.path / "manifest.json").read_text())
     answer = command("optimize", digits_copy.path, "--precision", "int8", *FAST, "--json", "-")
@@ -89,9 +89,9 @@ def test_a_gate_that_nothing_passes_stores_nothing_and_exits_1(command, digits_c
 
 def test_segments_go_back_to_float_until_the_gate_is_passed_and_are_listed(digits_copy, monkeypatch):
     from relu_deploy.optimization import search
-    from relu_deploy.optimization.run import Settings, optimize_bundle
+    from relu_deploy.optimization.run import OptimizeOptions, optimize_bundle
 
-    real = search.Judge.score
+    real = search.AccuracyEvaluator.score
     seen = []
 
     def score(self, run):
@@ -99,16 +99,16 @@ def test_segments_go_back_to_float_until_the_gate_is_passed_and_are_listed(digit
         seen.append(real(self, run))
         return seen[-1] if len(seen) == 3 else relu_deploy.tasks.metrics.Metric("top1", 0.0, 10)
 
-    monkeypatch.setattr(search.Judge, "score", score)
-    settings = Settings(calibration="digits", samples=32, eval_samples=50)
-    report = optimize_bundle(digits_copy, "cpu", "int8", settings=settings).to_json()
+    monkeypatch.setattr(search.AccuracyEvaluator, "score", score)
+    settings = OptimizeOptions(calibration="digits", samples=32, eval_samples=50)
+    report = optimize_bundle(digits_copy, "cpu", "int8", options=settings).to_json()
     assert [step["float_segments"] for step in report["curve"]] == [0, 1, 2]
     assert report["passed"]
     assert {one["segment"] for one in report["fallbacks"]} == {name["segment"] for name in report["costs"][:2]}
     assert {one["reason"] for one in report["fallbacks"]} == {"accuracy"}
 
 
-def test_a_compacted_and_equalised_graph_answers_as_the_model_and_its_variant_is_held_against_it(command, digits_copy):
+def test_a_compacted_and_equalized_graph_answers_as_the_model_and_its_variant_is_held_against_it(command, digits_copy):
     from relu_deploy.bundle import Bundle as Opened
     from relu_deploy.graph import save_model
 
@@ -130,7 +130,7 @@ def test_a_compacted_and_equalised_graph_answers_as_the_model_and_its_variant_is
     prepared = answer.json["prepared"]
     assert [(one["node"], one["channels"]) for one in prepared["compact"]["removed"]] == [("stage1.1.bn/Conv", 2)]
     assert prepared["flops_after"] < prepared["flops_before"]
-    assert prepared["equalise"]["pairs"]
+    assert prepared["equalize"]["pairs"]
     assert prepared["error_ratio"] < 32
     assert answer.json["verified"]["passed"]
     assert Opened.open("c.rdb").manifest["variants"]["int8-cpu"]["checked_against"] == "prepared/int8-cpu.onnx"
@@ -139,18 +139,19 @@ def test_a_compacted_and_equalised_graph_answers_as_the_model_and_its_variant_is
 
 def test_a_preparation_that_changes_the_answers_is_refused(digits_copy, monkeypatch):
     from relu_deploy.errors import ReluDeployError
-    from relu_deploy.graph.quantization.equalization import Equalisation
+    from relu_deploy.graph.pass_result import PassResult
+    from relu_deploy.graph.quantization.equalization import EqualizationReport
 
     prepare = importlib.import_module("relu_deploy.optimization.prepare")
 
     def broken(model):
         changed = model.clone()
         next(node for node in changed.graph if node.op_type == "Relu").op_type = "Identity"
-        return Equalisation(changed, (), (), (), {}, True)
+        return PassResult(changed, True, EqualizationReport((), (), (), {}, True))
 
-    monkeypatch.setattr(prepare, "equalise", broken)
+    monkeypatch.setattr(prepare, "equalize", broken)
     with pytest.raises(ReluDeployError, match="changed"):
-        relu_deploy.optimize(digits_copy, precision="int8", calibration="digits", samples=16, eval_samples=20, equalise=True)
+        relu_deploy.optimize(digits_copy, precision="int8", calibration="digits", samples=16, eval_samples=20, equalize=True)
     assert not Bundle.open(digits_copy.path).manifest["variants"]
 
 
@@ -221,10 +222,10 @@ def test_an_old_graph_from_elsewhere_with_a_fixed_batch_is_optimized(command, fo
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--precision", "int8"), "8 bits need data to calibrate on"),
+        (("--precision", "int8"), "8-bit precisions need calibration data"),
         (("--precision", "int8", "--calibration", "nowhere"), "no folder of pictures"),
-        (("--precision", "fp16", *FAST), "the target cpu cannot run fp16"),
-        (("--for", "cuda", "--precision", "int8", *FAST), "the target cuda cannot run int8"),
+        (("--precision", "fp16", *FAST), "the target cpu does not support fp16"),
+        (("--for", "cuda", "--precision", "int8", *FAST), "the target cuda does not support int8"),
         (("--for", "abacus", *FAST), "no target called 'abacus'"),
         (("--precision", "int4", *FAST), "no precision 'int4'"),
         (("--precision", "int8", *FAST, "--method", "magic"), "no calibration method 'magic'"),
@@ -232,7 +233,7 @@ def test_an_old_graph_from_elsewhere_with_a_fixed_batch_is_optimized(command, fo
         (("--precision", "int8", *FAST, "--weights", "some"), "neither per-channel nor per-tensor"),
         (("--precision", "int8", *FAST, "--allow-observed"), "--allow-observed goes with --compact"),
         (("--precision", "int8", "--calibration", "digits", "--samples", "0"), "must be at least 1"),
-        (("--precision", "int8", "--calibration", "raw.npz"), "goes from 0 to 255"),
+        (("--precision", "int8", "--calibration", "raw.npz"), "ranges from 0 to 255"),
         (("--precision", "int8", "--calibration", "shape.npz"), "must have shape"),
         (("--precision", "int8", "--calibration", "nan.npz"), "NaN"),
         (("--precision", "int8", "--calibration", "other.npz"), "no array 'x'"),
@@ -255,7 +256,7 @@ def test_auto_for_a_target_that_is_not_here_is_exit_3(digits_bundle):
         relu_deploy.optimize(digits_bundle, target="tensorrt", calibration="digits")
 
 
-def test_a_graph_without_anything_to_quantise_is_refused_by_int8(command, tmp_path):
+def test_a_graph_without_anything_to_quantize_is_refused_by_int8(command, tmp_path):
     from onnx import TensorProto, helper
 
     graph = helper.make_graph(
@@ -275,7 +276,7 @@ def test_a_variant_and_what_exists_are_not_overwritten_without_force(command, di
     assert command("optimize", digits_copy.path, "--precision", "int8", *FAST).code == 0
     with pytest.raises(InputError, match="already has the variant int8-cpu"):
         relu_deploy.optimize(digits_copy.path, precision="int8", calibration="digits")
-    with pytest.raises(UsageError, match="is a variant already"):
+    with pytest.raises(UsageError, match="is already a variant"):
         relu_deploy.optimize(digits_copy.path / "variants" / "int8-cpu.onnx", precision="int8", calibration="digits")
     shutil.rmtree(digits_copy.path / "variants")
     with pytest.raises(InputError, match="missing"):

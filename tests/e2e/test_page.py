@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
+pytest.importorskip("selenium", reason="selenium is not installed (pip install 'relu-deploy[dev]')")
 pytest.importorskip("uvicorn", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 pytest.importorskip("python_multipart", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 
@@ -63,10 +63,9 @@ WRITTEN = {
 
 @pytest.fixture(scope="module")
 def server(digits_bundle, tmp_path_factory):
-    from relu_deploy.exporting.exporter import export_source
+    from bundles import exported
 
-    folder = tmp_path_factory.mktemp("bundles")
-    drawn = [export_source(name, folder / f"{name}.rdb").bundle.path for name in ("digit_detector", "digit_segmenter")]
+    drawn = [exported(name).path for name in ("digit_detector", "digit_segmenter")]
     with Running(digits_bundle.path, *drawn, digits_bundle.onnx, "--threads", "1") as running:
         yield running
 
@@ -184,8 +183,8 @@ def test_what_the_model_is_given_is_made_like_mnist(page):
     rows, columns = np.nonzero(given > 20)
     longer = max(np.ptp(rows), np.ptp(columns)) + 1
     assert 19 <= longer <= 21
-    centre = [(given.sum(axis) * (np.arange(28) + 0.5)).sum() / given.sum() for axis in (0, 1)]
-    np.testing.assert_allclose(centre, 14, atol=0.3)
+    center = [(given.sum(axis) * (np.arange(28) + 0.5)).sum() / given.sum() for axis in (0, 1)]
+    np.testing.assert_allclose(center, 14, atol=0.3)
     with np.load(SHIPPED / "digits" / "test.npz") as archive:
         ink = (archive["x"] > 128).mean((1, 2, 3))
     assert ink.min() < (given > 128).mean() < ink.max()
@@ -221,7 +220,7 @@ def test_boxes_are_drawn_on_the_picture_and_follow_the_slider(page, server, tmp_
     page.until(lambda: page.every("#answer li"))
     wanted = [one for one in answer["detections"] if one["score"] >= 0.5]
     assert len(page.every("#answer li")) == len(wanted) > 1
-    # The upper edge of the best box, which is drawn last, is in a colour where the scene is grey.
+    # The upper edge of the best box, which is drawn last, is in a color where the scene is grey.
     box = wanted[0]["box"]
     x, y = (box[0] + box[2]) / 2 / 256, box[3] / 128
     script = """
@@ -247,10 +246,10 @@ def test_a_mask_lies_over_the_picture_with_a_legend_of_its_classes(browser, serv
     assert [one.text for one in page.every("#answer .name")] == [one["label"] for one in answer["classes"]]
     assert page.verdict == ", ".join(one["label"] for one in answer["classes"] if not one["background"])
     found = next(one for one in answer["classes"] if not one["background"])
-    colours = [one.value_of_css_property("background-color") for one in page.every("#answer .swatch")]
-    wanted = np.array(list(bytes.fromhex(found["colour"][1:])))
-    assert f"rgba({', '.join(map(str, wanted))}, 1)" in colours
-    assert len(set(colours)) == len(answer["classes"]) > 2
+    colors = [one.value_of_css_property("background-color") for one in page.every("#answer .swatch")]
+    wanted = np.array(list(bytes.fromhex(found["color"][1:])))
+    assert f"rgba({', '.join(map(str, wanted))}, 1)" in colors
+    assert len(set(colors)) == len(answer["classes"]) > 2
     # A pixel of the class that is found most, and one of the ground, as the canvas shows them.
     script = """
         const canvas = document.getElementById("shown"), [x, y] = arguments;
@@ -324,10 +323,10 @@ def test_a_server_that_has_gone_is_said_to_have_gone(browser, digits_bundle):
 
 
 def contrast(one, other):
-    """Return the contrast of two CSS colours, WCAG 2's definition."""
+    """Return the contrast of two CSS colors, WCAG 2's definition."""
 
-    def luminance(colour):
-        parts = np.array([float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]) / 255
+    def luminance(color):
+        parts = np.array([float(part) for part in color[color.index("(") + 1 : -1].split(",")[:3]]) / 255
         linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         return linear @ [0.2126, 0.7152, 0.0722]
 
@@ -345,9 +344,9 @@ def fits_and_can_be_read(page, width):
         assert box["x"] >= 0, one.text
         assert box["x"] + box["width"] <= width, one.text
         script = """
-            let at = arguments[0], colour = getComputedStyle(at).color;
+            let at = arguments[0], color = getComputedStyle(at).color;
             while (at && getComputedStyle(at).backgroundColor === "rgba(0, 0, 0, 0)") at = at.parentElement;
-            return [colour, getComputedStyle(at).backgroundColor]"""
+            return [color, getComputedStyle(at).backgroundColor]"""
         assert contrast(*page.browser.execute_script(script, one)) >= 4.5, one.text
 
 

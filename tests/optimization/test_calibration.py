@@ -16,7 +16,7 @@ def counted(*arrays):
     return statistics
 
 
-def quantised(values, low, high, stored):
+def quantized(values, low, high, stored):
     if stored == "uint8":
         step = (high - low) / 255
         zero = np.round(-low / step)
@@ -78,7 +78,7 @@ def test_mse_is_never_much_worse_than_minmax(seed, stored, kind):
     errors = {}
     for method in ("mse", "minmax"):
         low, high = range_of(counted(values), method, stored)
-        errors[method] = np.mean((quantised(values, low, high, stored) - values) ** 2)
+        errors[method] = np.mean((quantized(values, low, high, stored) - values) ** 2)
     assert errors["mse"] <= errors["minmax"] * 1.1
 
 
@@ -88,8 +88,8 @@ def test_mse_clips_where_that_loses_less_than_it_gains():
     values[0] = 10.0
     low, high = range_of(counted(values), "mse", "int8")
     assert high < 8
-    assert np.mean((quantised(values, low, high, "int8") - values) ** 2) < np.mean(
-        (quantised(values, -10, 10, "int8") - values) ** 2
+    assert np.mean((quantized(values, low, high, "int8") - values) ** 2) < np.mean(
+        (quantized(values, -10, 10, "int8") - values) ** 2
     )
 
 

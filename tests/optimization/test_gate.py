@@ -7,7 +7,7 @@ import pytest
 
 from relu_deploy.data.datasets import Dataset
 from relu_deploy.errors import InputError
-from relu_deploy.optimization.gate import MAX_DROP, Judge, distance
+from relu_deploy.optimization.gate import MAX_DROP, AccuracyEvaluator, distance
 
 ROWS = 40
 
@@ -15,7 +15,7 @@ ROWS = 40
 def judge(run, targets=None, **manifest):
     x = np.arange(ROWS, dtype=np.float32)[:, None]
     bundle = SimpleNamespace(name="m", manifest={"task": None, **manifest})
-    return Judge.prepare(bundle, Dataset("d", {"x": x}, targets or {}), run, batch=8)
+    return AccuracyEvaluator.prepare(bundle, Dataset("d", {"x": x}, targets or {}), run, batch=8)
 
 
 def classifier(wrong=0):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relu_deploy.serving.batcher import Batcher, Limits
-from relu_deploy.serving.errors import Busy, Failed, Late
+from relu_deploy.serving.errors import DeadlineExceeded, InternalError, Unavailable
 from relu_deploy.serving.telemetry.statistics import Statistics
 
 
@@ -111,7 +111,7 @@ def test_beyond_the_queue_a_request_is_refused_at_once_with_when_to_come_back():
     async def scenario(batcher):
         await first_is_running(session, batcher)
         kept = [batcher.submit(rows(i), 1) for i in range(3)]
-        with pytest.raises(Busy, match="3 requests are waiting") as refused:
+        with pytest.raises(Unavailable, match="3 requests are waiting") as refused:
             batcher.submit(rows(9), 1)
         assert refused.value.retry_after > 0
         session.gate.set()
@@ -132,7 +132,7 @@ def test_a_request_that_fails_does_not_harm_those_it_ran_with():
 
     (one, poisoned, three), statistics = play(scenario, session)
     assert (one["y"].item(), three["y"].item()) == (2, 6)
-    assert isinstance(poisoned, Failed)
+    assert isinstance(poisoned, InternalError)
     assert poisoned.told == "the backend failed: RuntimeError: poison in line 2"
     assert statistics.failures == {"failed": 1}
 
@@ -146,7 +146,7 @@ def test_who_has_gone_or_is_too_late_is_not_run():
         gone.future.cancel()
         session.gate.set()
         assert (await fine.future)["y"].item() == 6
-        with pytest.raises(Late, match="in the queue"):
+        with pytest.raises(DeadlineExceeded, match="in the queue"):
             await late.future
 
     _, statistics = play(scenario, session)
@@ -161,7 +161,7 @@ def test_closing_answers_what_was_taken_and_takes_no_more():
         tickets = [await first_is_running(session, batcher), *(batcher.submit(rows(i), 1) for i in range(1, 20))]
         closing = asyncio.create_task(asyncio.to_thread(batcher.close))
         await asyncio.sleep(0.05)
-        with pytest.raises(Busy, match="unloaded"):
+        with pytest.raises(Unavailable, match="unloaded"):
             batcher.submit(rows(99), 1)
         session.gate.set()
         answers = [(await ticket.future)["y"].item() for ticket in tickets]

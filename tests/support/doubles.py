@@ -309,7 +309,7 @@ class Engine:
 
 
 def tensorrt(runtime, ranges, outputs=("y",), dtype="float32", refuses="", names=None):
-    """Return a module like tensorrt, and the engine that it deserialises.
+    """Return a module like tensorrt, and the engine that it deserializes.
 
     ranges: one (min, opt, max) shape of the input for each profile. refuses: what is logged instead. names: the engine's
     outputs where they are not the model's.
@@ -317,7 +317,7 @@ def tensorrt(runtime, ranges, outputs=("y",), dtype="float32", refuses="", names
     trt = ModuleType("tensorrt_double")
     engine = Engine(runtime, ranges, ["x", *(names or outputs)], dtype)
 
-    class Deserialiser:
+    class Deserializer:
         def __init__(self, logger):
             self.logger = logger
 
@@ -331,7 +331,7 @@ def tensorrt(runtime, ranges, outputs=("y",), dtype="float32", refuses="", names
     trt.IOutputAllocator = type("IOutputAllocator", (), {"__init__": lambda self: None})
     trt.IDebugListener = type("IDebugListener", (), {"__init__": lambda self: None})
     trt.LayerInformationFormat = SimpleNamespace(JSON="json")
-    trt.Runtime = Deserialiser
+    trt.Runtime = Deserializer
     return trt, engine
 
 

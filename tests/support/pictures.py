@@ -21,13 +21,13 @@ def encoded(picture, form, **options):
     return stream.getvalue()
 
 
-def png(width, height, depth, colour, rows):
+def png(width, height, depth, color, rows):
     """Return a PNG file with the header's numbers as they are given. rows: raw bytes, each row behind its filter's byte."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 

@@ -10,17 +10,19 @@ import sys
 import tempfile
 import time
 
+from processes import python
+
 
 class Running:
-    """A started server. .told: what it said when it was ready."""
+    """A started server. .told: what it said when it was ready. forked: see `processes`."""
 
-    def __init__(self, *arguments):
-        words = [sys.executable, "-m", "relu_deploy", "serve", *map(str, arguments), "--json", "-"]
+    def __init__(self, *arguments, forked=True):
+        words = [python() if forked else sys.executable, "-m", "relu_deploy", "serve", *map(str, arguments), "--json", "-"]
         for name, port in (("http", "0"), ("grpc", "-1"), ("metrics", "-1")):
             if f"--{name}-port" not in words:
                 words += [f"--{name}-port", port]
         # A pipe that nobody reads would fill with log lines, and the server would wait for it.
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # it is closed with the server
+        self.errors = tempfile.TemporaryFile("w+")  # it is closed with the server  # noqa: SIM115  # it is closed with the server
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=self.errors, text=True)
         lines = []
         for line in self.process.stdout:

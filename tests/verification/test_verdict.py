@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relu_deploy.verification.verdict import LIMIT, compare, error_ratio, ulp_distance, yardstick_error
+from relu_deploy.verification.verdict import LIMIT, compare, error_ratio, estimate_noise_floor, ulp_distance
 
 
 def relu_layer(seed, depth, width=64):
@@ -29,9 +29,9 @@ def relu_layer(seed, depth, width=64):
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 9, 64, 576, 2304]))
 def test_any_order_of_summation_is_noise(seed, depth):
     truth, blas, permuted, one_by_one, _ = relu_layer(seed, depth)
-    yardstick = yardstick_error(truth, blas)
+    noise_floor = estimate_noise_floor(truth, blas)
     for evaluation in (blas, permuted, one_by_one):
-        assert compare(evaluation, truth, yardstick).passed
+        assert compare(evaluation, truth, noise_floor).passed
 
 
 @settings(deadline=None, max_examples=25)
@@ -39,7 +39,7 @@ def test_any_order_of_summation_is_noise(seed, depth):
 def test_weights_rounded_to_float16_are_a_fault(seed, depth):
     truth, blas, _, _, (x, w) = relu_layer(seed, depth)
     half = np.maximum(x @ w.astype(np.float16).astype(np.float32), 0)
-    comparison = compare(half, truth, yardstick_error(truth, blas))
+    comparison = compare(half, truth, estimate_noise_floor(truth, blas))
     assert not comparison.passed
     assert comparison.error_ratio > 10 * LIMIT
     assert "times that of correct arithmetic" in comparison.reason
@@ -49,15 +49,15 @@ def test_weights_rounded_to_float16_are_a_fault(seed, depth):
 def test_a_leaky_relu_is_a_fault(slope):
     truth, blas, _, _, (x, w) = relu_layer(0, 64)
     y = x @ w
-    assert not compare(np.where(y > 0, y, np.float32(slope) * y), truth, yardstick_error(truth, blas)).passed
+    assert not compare(np.where(y > 0, y, np.float32(slope) * y), truth, estimate_noise_floor(truth, blas)).passed
 
 
 def test_one_wrong_element_in_a_million_is_found():
     truth = np.abs(np.random.default_rng(0).standard_normal((1000, 1000)))
     measured = truth.astype(np.float32)
-    assert compare(measured, truth, yardstick_error(truth)).passed
+    assert compare(measured, truth, estimate_noise_floor(truth)).passed
     measured[500, 500] += 0.01
-    assert not compare(measured, truth, yardstick_error(truth)).passed
+    assert not compare(measured, truth, estimate_noise_floor(truth)).passed
 
 
 @pytest.mark.parametrize(("value", "word"), [(np.nan, "NaN"), (np.inf, "infinite")])
@@ -65,7 +65,7 @@ def test_a_value_that_is_not_finite_where_the_truth_is_fails_with_its_name(value
     truth = np.ones((2, 3))
     measured = truth.astype(np.float32)
     measured[1, 2] = value
-    comparison = compare(measured, truth, yardstick_error(truth))
+    comparison = compare(measured, truth, estimate_noise_floor(truth))
     assert not comparison.passed
     assert word in comparison.reason
     assert comparison.to_json()["error_ratio"] is None
@@ -73,9 +73,9 @@ def test_a_value_that_is_not_finite_where_the_truth_is_fails_with_its_name(value
 
 def test_nan_and_overflow_of_the_truth_must_be_kept():
     truth = np.array([np.nan, 1e300, 1.0])
-    assert compare(np.array([np.nan, np.inf, 1], np.float32), truth, yardstick_error(truth)).passed
-    assert not compare(np.array([0, np.inf, 1], np.float32), truth, yardstick_error(truth)).passed
-    assert not compare(np.array([np.nan, 3e38, 1], np.float32), truth, yardstick_error(truth)).passed
+    assert compare(np.array([np.nan, np.inf, 1], np.float32), truth, estimate_noise_floor(truth)).passed
+    assert not compare(np.array([0, np.inf, 1], np.float32), truth, estimate_noise_floor(truth)).passed
+    assert not compare(np.array([np.nan, 3e38, 1], np.float32), truth, estimate_noise_floor(truth)).passed
 
 
 def test_shapes_and_integers_are_compared_exactly():
@@ -84,19 +84,19 @@ def test_shapes_and_integers_are_compared_exactly():
     assert "1 of 2 integers differ" in compare(np.array([1, 3]), np.array([1, 2]), 0.0).reason
 
 
-def test_a_tensor_that_is_exact_has_a_yardstick_all_the_same():
+def test_a_tensor_that_is_exact_has_a_noise_floor_all_the_same():
     truth = np.zeros(10)
-    assert compare(np.zeros(10, np.float32), truth, yardstick_error(truth)).passed
-    assert not compare(np.full(10, 1e-30, np.float32), truth, yardstick_error(truth)).passed
+    assert compare(np.zeros(10, np.float32), truth, estimate_noise_floor(truth)).passed
+    assert not compare(np.full(10, 1e-30, np.float32), truth, estimate_noise_floor(truth)).passed
 
 
-def test_error_ratio_is_one_for_the_yardstick_itself_and_grows_with_the_error():
+def test_error_ratio_is_one_for_the_noise_floor_itself_and_grows_with_the_error():
     truth = np.linspace(0.1, 1, 1000)
-    yardstick = (truth * (1 + 1e-6)).astype(np.float32)
-    assert error_ratio(yardstick, truth, yardstick) == pytest.approx(1)
-    assert error_ratio((truth * (1 + 1e-5)).astype(np.float32), truth, yardstick) == pytest.approx(10, rel=0.05)
+    noise_floor = (truth * (1 + 1e-6)).astype(np.float32)
+    assert error_ratio(noise_floor, truth, noise_floor) == pytest.approx(1)
+    assert error_ratio((truth * (1 + 1e-5)).astype(np.float32), truth, noise_floor) == pytest.approx(10, rel=0.05)
     with pytest.raises(ValueError, match="shapes differ"):
-        error_ratio(yardstick, truth[1:], yardstick)
+        error_ratio(noise_floor, truth[1:], noise_floor)
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(0, 1000))

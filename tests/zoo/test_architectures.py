@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 
 from torchvision_import import torchvision  # noqa: E402
 
@@ -227,7 +227,7 @@ def test_default_boxes_lie_where_torchvisions_do_in_a_picture_that_is_not_square
     with torch.device("meta"):
         ours = architecture("ssd300_vgg16")()
     decoder = ours.decoder(height, width)
-    got = torch.cat([decoder.centre - decoder.size / 2, decoder.centre + decoder.size / 2], 1)
+    got = torch.cat([decoder.center - decoder.size / 2, decoder.center + decoder.size / 2], 1)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-3)
 
 

@@ -29,7 +29,7 @@ _RUN_WITH_GPUS = (
 ERRORS: Mapping[int, tuple[str, str]] = MappingProxyType(
     {
         2: ("out of memory", "free memory on the GPU: nvidia-smi shows who holds it"),
-        3: ("not initialised: its kernel module does not answer", "run nvidia-smi, which loads the module; else reboot"),
+        3: ("not initialized: its kernel module does not answer", "run nvidia-smi, which loads the module; else reboot"),
         34: ("the library is a stub for compiling", "take the folder with stubs/libcuda.so out of LD_LIBRARY_PATH"),
         46: ("the GPU is in use by another process alone", "end that process: nvidia-smi shows it and the compute mode"),
         100: ("no device", "run it on a machine with an NVIDIA GPU: nvidia-smi -L lists what there is"),
@@ -40,7 +40,7 @@ ERRORS: Mapping[int, tuple[str, str]] = MappingProxyType(
             "reboot, which loads the module that was installed last",
         ),
         804: (
-            "forward compatibility is for data centre GPUs only",
+            "forward compatibility is for data center GPUs only",
             "take the cuda-compat folder out of LD_LIBRARY_PATH, or update the driver",
         ),
         999: ("unknown: often its module nvidia_uvm is not loaded", "run as root: nvidia-modprobe -u -c=0; else reboot"),

@@ -5,33 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from relu_deploy.backends.base import Executed, Options, Probe, Rounding, Seen
+from relu_deploy.backends.base import Executed, Rounding, Seen
 from relu_deploy.backends.reference.evaluator import Evaluator
 from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, Unsupported
-from relu_deploy.graph.model import load_model
-from relu_deploy.graph.taps import with_taps
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["ReferenceSession", "load", "probe"]
-
-
-def probe(name: str) -> Probe:
-    """Return that the backend is usable: it needs nothing that is not always installed."""
-    import onnx
-
-    return Probe(name, True, version=f"onnx {onnx.__version__}, numpy {np.__version__}", device="CPU")
-
-
-def load(_: str, bundle: Bundle, options: Options) -> ReferenceSession:
-    """Return a session for the graph of `bundle`. Raises Unsupported when a node cannot be evaluated."""
-    return ReferenceSession(bundle, with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
+__all__ = ["ReferenceSession"]
 
 
 class ReferenceSession:

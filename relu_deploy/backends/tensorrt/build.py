@@ -94,7 +94,7 @@ class Refused(Unsupported):
 def build_engine(
     name: str,
     onnx_path: Path,
-    options: BuildOptions = BuildOptions(),  # noqa: B008  # it is frozen
+    options: BuildOptions = BuildOptions(),  # it is frozen  # noqa: B008  # it is frozen
     *,
     timing_cache: bytes = b"",
     progress: Progress | None = None,
@@ -203,7 +203,7 @@ def _other_graph(name: str, refusals: Sequence[Refusal]) -> str:
             f"this int8 graph was made for another runtime: make {name}'s own form from the float32 model with "
             f"relu-deploy optimize FLOAT32_MODEL --for {name} --precision int8 --calibration D"
         )
-    return "leave these nodes out of what is quantised or cast, or use another backend"
+    return "leave these nodes out of what is quantized or cast, or use another backend"
 
 
 def _make_observable(trt: Any, name: str, network: Any) -> None:
@@ -266,7 +266,7 @@ def _configured(trt: Any, builder: Any, options: BuildOptions, capabilities: Seq
 
 
 def _with_profiles(builder: Any, network: Any, config: Any, wanted: Sequence[Batch]) -> tuple[Shapes, ...]:
-    """Return the optimisation profiles that were added to `config`, none for a network whose shapes are all fixed."""
+    """Return the optimization profiles that were added to `config`, none for a network whose shapes are all fixed."""
     inputs = {network.get_input(index).name: tuple(network.get_input(index).shape) for index in range(network.num_inputs)}
     varying = {name: shape for name, shape in inputs.items() if -1 in shape}
     for batch in wanted:
@@ -274,7 +274,7 @@ def _with_profiles(builder: Any, network: Any, config: Any, wanted: Sequence[Bat
             raise UsageError(f"the graph has no input {unknown[0]!r} that varies", f"these vary: {', '.join(varying) or 'none'}")
     if not varying:
         if wanted:
-            raise UsageError("no input of the graph varies, so it takes no optimisation profile", "leave the sizes out")
+            raise UsageError("no input of the graph varies, so it takes no optimization profile", "leave the sizes out")
         return ()
     profiles = tuple({name: shapes_of(name, shape, batch) for name, shape in varying.items()} for batch in wanted or (None,))
     for profile in profiles:

@@ -371,7 +371,7 @@ def _put(file: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
 
 
 def _clear(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Remove the engines that this bundle's graph had before it was exported or optimised anew: nothing can use them now."""
+    """Remove the engines that this bundle's graph had before it was exported or optimized anew: nothing can use them now."""
     for note in folder.glob("*.json"):
         facts = _facts(note)
         if facts and all(facts.get(name) == identity[name] for name in SUBJECT) and facts.get("graph") != identity["graph"]:

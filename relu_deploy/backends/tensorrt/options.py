@@ -1,4 +1,4 @@
-"""What a TensorRT engine is asked to be: its optimisation profiles, the GPUs it is for, and how it is built."""
+"""What a TensorRT engine is asked to be: its optimization profiles, the GPUs it is for, and how it is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Batch", "BuildOptions", "Shapes", "shapes_of"]
 Shape = Sequence[int]
 #: (min, opt, max) of every leading dimension that varies, or for each input that varies its (min, opt, max) shapes
 Batch = tuple[int, int, int] | Mapping[str, tuple[Shape, Shape, Shape]]
-#: per input that varies its (min, opt, max) shapes: one optimisation profile, worked out
+#: per input that varies its (min, opt, max) shapes: one optimization profile, worked out
 Shapes = dict[str, tuple[tuple[int, ...], ...]]
 
 #: how far an engine of TensorRT may travel, by the name of its HardwareCompatibilityLevel
@@ -24,7 +24,7 @@ HARDWARE = {"": "NONE", "ampere-plus": "AMPERE_PLUS", "same-compute-capability":
 class BuildOptions:
     """All that a build depends on besides the graph, the library and the GPU. Two builds with equal options make the same engine.
 
-    profiles: one `Batch` for each optimisation profile; needed when an input varies. compute_capabilities: such as SM86
+    profiles: one `Batch` for each optimization profile; needed when an input varies. compute_capabilities: such as SM86
     or 8.6, for TensorRT-RTX only; none takes its default set, which leaves out Turing. optimization_level: 0 to 5, the
     library's own default is 3. hardware_compatible: a key of `HARDWARE`, for TensorRT only. version_compatible: runs on
     later minor versions too. weight_streaming: weights may stay in host memory. refit: weights can be replaced later.

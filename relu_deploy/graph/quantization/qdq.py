@@ -1,4 +1,4 @@
-"""A graph with Q/DQ pairs in it: what `placement.place` chose, with scales from the tensors' ranges.
+"""Insert the Q/DQ pairs that `qdq_placement.place_qdq` chose, with scales from the tensors' ranges.
 
     uint8     asymmetric   scale = (high - low) / 255, zero point = round(-low / scale): 0 behind a Relu, all 255 steps
     int8      symmetric    scale = max(|low|, |high|) / 127, zero point 0
@@ -6,9 +6,9 @@
     weights   symmetric, to 127 (or 63 where a CPU adds up pairs of products in 16 bits), of each output channel or of the tensor
 
 Biases stay float32, but for one: ONNX Runtime computes a Gemm that gives float in 8 bits only when its bias is stored as int32,
-in steps of the product of both scales. Quantised weights have a mean error in each output channel, which the inputs' means turn into an offset;
+in steps of the product of both scales. Quantized weights have a mean error in each output channel, which the inputs' means turn into an offset;
 it is taken out of the bias (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019,
-section 4.2): b - sum_k (W_quantised - W)[k] E[x_k].
+section 4.2): b - sum_k (W_quantized - W)[k] E[x_k].
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from relu_deploy.graph.quantization.qdq_placement import Placement
+from relu_deploy.graph.quantization.qdq_placement import QdqPlacement
 from relu_deploy.tensors import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["SCHEMES", "Scheme", "quantise", "quantised_weights", "scale_and_zero"]
+__all__ = ["SCHEMES", "Scheme", "quantize", "quantized_weights", "scale_and_zero"]
 
 #: the least scale: below it a float32 division overflows
 TINY = float(np.finfo(np.float32).tiny)
@@ -65,7 +65,7 @@ def scale_and_zero(low: float, high: float, stored: str) -> tuple[float, int]:
     return max(max(-low, high) / (127 if stored == "int8" else 448), TINY), 0
 
 
-def quantised_weights(weights: Array, axis: int | None, scheme: Scheme) -> tuple[Array, Array]:
+def quantized_weights(weights: Array, axis: int | None, scheme: Scheme) -> tuple[Array, Array]:
     """Return `weights` as stored, and their float32 scales: of shape (C,) along `axis`, or () for the whole tensor.
 
     weights: float32 of any rank. axis: of the output channels; None for one scale.
@@ -78,42 +78,42 @@ def quantised_weights(weights: Array, axis: int | None, scheme: Scheme) -> tuple
     return stored.astype(_STORED[scheme.weight]), scale.reshape(()) if axis is None else scale.reshape(-1)
 
 
-def quantise(
+def quantize(
     model: ir.Model,
-    placement: Placement,
+    placement: QdqPlacement,
     ranges: Mapping[str, tuple[float, float]],
     scheme: Scheme,
     means: Mapping[str, Array] | None = None,
 ) -> ir.Model:
-    """Return a new model in which what `placement` says is quantised.
+    """Return a new model in which what `placement` says is quantized.
 
     ranges: (low, high) by tensor. means: of each channel (C,) by tensor, to correct biases with; None leaves them alone.
-    Raises KeyError when a tensor that is to be quantised has no range.
+    Raises KeyError when a tensor that is to be quantized has no range.
     """
-    quantised = model.clone()
-    nodes = {str(node.name): node for node in quantised.graph}
+    quantized = model.clone()
+    nodes = {str(node.name): node for node in quantized.graph}
     ranges = _shared(ranges, placement)
     for name in placement.nodes:
         node = nodes[name]
         if node.op_type in _OUTPUT_AXIS:
             source, result = str(node.inputs[0].name), str(node.outputs[0].name)  # type: ignore[union-attr]
-            scale = _store_weights(quantised, node, scheme, means or {})
+            scale = _store_weights(quantized, node, scheme, means or {})
             if scheme.activation == "uint8" and node.op_type == "Gemm" and result not in placement.results:
-                _store_bias(quantised, node, scale_and_zero(*ranges[source], scheme.activation)[0] * scale)
-    values = {str(value.name): value for node in quantised.graph for value in node.outputs}
-    values |= {str(value.name): value for value in quantised.graph.inputs}
-    wanted: dict[str, list[tuple[ir.Node, int]]] = {}
+                _store_bias(quantized, node, scale_and_zero(*ranges[source], scheme.activation)[0] * scale)
+    values = {str(value.name): value for node in quantized.graph for value in node.outputs}
+    values |= {str(value.name): value for value in quantized.graph.inputs}
+    readers: dict[str, list[tuple[ir.Node, int]]] = {}
     for name, position in sorted(placement.reads):
-        wanted.setdefault(str(nodes[name].inputs[position].name), []).append((nodes[name], position))  # type: ignore[union-attr]
+        readers.setdefault(str(nodes[name].inputs[position].name), []).append((nodes[name], position))  # type: ignore[union-attr]
     for name in values:
         if name in placement.results:
-            _quantise_tensor(quantised, values[name], None, ranges[name], scheme)
-        elif name in wanted:
-            _quantise_tensor(quantised, values[name], wanted[name], ranges[name], scheme)
-    return quantised
+            _quantize_tensor(quantized, values[name], None, ranges[name], scheme)
+        elif name in readers:
+            _quantize_tensor(quantized, values[name], readers[name], ranges[name], scheme)
+    return quantized
 
 
-def _shared(ranges: Mapping[str, tuple[float, float]], placement: Placement) -> dict[str, tuple[float, float]]:
+def _shared(ranges: Mapping[str, tuple[float, float]], placement: QdqPlacement) -> dict[str, tuple[float, float]]:
     """Return `ranges` with the union of all for tensors that are tied together."""
     shared = dict(ranges)
     for names in placement.tied:
@@ -124,7 +124,7 @@ def _shared(ranges: Mapping[str, tuple[float, float]], placement: Placement) -> 
     return shared
 
 
-def _quantise_tensor(
+def _quantize_tensor(
     model: ir.Model, value: ir.Value, uses: list[tuple[ir.Node, int]] | None, span: tuple[float, float], scheme: Scheme
 ) -> None:
     """Put a Q/DQ pair behind `value` and let `uses` read it; with None every reader, and the graph's output if it is one."""
@@ -140,7 +140,7 @@ def _quantise_tensor(
     leaves = uses is None and value.is_graph_output()
     store = ir.node("QuantizeLinear", [value, *parameters], name=f"{name}/QuantizeLinear")
     load = ir.node("DequantizeLinear", [store.outputs[0], *parameters], name=f"{name}/DequantizeLinear")
-    store.outputs[0].name, load.outputs[0].name = f"{name}/quantised", f"{name}/dequantised"
+    store.outputs[0].name, load.outputs[0].name = f"{name}/quantized", f"{name}/dequantized"
     store.outputs[0].type = ir.TensorType(parameters[1].const_value.dtype)  # type: ignore[union-attr]
     load.outputs[0].type, load.outputs[0].shape = value.type, value.shape
     store.outputs[0].shape = value.shape
@@ -152,7 +152,7 @@ def _quantise_tensor(
     for node, position in read:
         node.replace_input_with(position, load.outputs[0])
     if leaves:
-        # The outside knows the tensor by its name: what leaves the graph keeps it.
+        # A graph output keeps its name.
         value.name, load.outputs[0].name = f"{name}/float", name
         outputs = model.graph.outputs
         outputs[next(index for index, one in enumerate(outputs) if one is value)] = load.outputs[0]
@@ -170,16 +170,16 @@ def _store_weights(model: ir.Model, node: ir.Node, scheme: Scheme, means: Mappin
     axis = 0 if transposed else _OUTPUT_AXIS[node.op_type]
     if node.op_type == "ConvTranspose" and _groups(node) > 1:
         axis = None  # type: ignore[assignment]  # its output channels lie on two axes
-    stored, scale = quantised_weights(weights, axis if scheme.per_channel else None, scheme)
+    stored, scale = quantized_weights(weights, axis if scheme.per_channel else None, scheme)
     name = str(value.name)
     parameters = [
-        _constant(model, f"{name}/quantised", stored),
+        _constant(model, f"{name}/quantized", stored),
         _constant(model, f"{name}/scale", scale),
         _constant(model, f"{name}/zero_point", np.zeros(scale.shape, _STORED[scheme.weight])),
     ]
     attributes = {"axis": axis} if scale.ndim else {}
     load = ir.node("DequantizeLinear", parameters, attributes, name=f"{node.name}/weights/DequantizeLinear")
-    load.outputs[0].name = f"{node.name}/weights/dequantised"
+    load.outputs[0].name = f"{node.name}/weights/dequantized"
     load.outputs[0].type, load.outputs[0].shape = value.type, value.shape
     model.graph.insert_before(node, [load])
     mean = means.get(str(node.inputs[0].name))  # type: ignore[union-attr]
@@ -205,12 +205,12 @@ def _store_bias(model: ir.Model, node: ir.Node, step: Array) -> None:
     if np.abs(counted).max(initial=0) >= 2**31:
         return
     parameters = [
-        _constant(model, f"{bias.name}/quantised", counted.astype(np.int32)),
+        _constant(model, f"{bias.name}/quantized", counted.astype(np.int32)),
         _constant(model, f"{bias.name}/scale", steps),
         _constant(model, f"{bias.name}/zero_point", np.zeros(numbers.shape, np.int32)),
     ]
     load = ir.node("DequantizeLinear", parameters, {"axis": 0}, name=f"{node.name}/bias/DequantizeLinear")
-    load.outputs[0].name = f"{node.name}/bias/dequantised"
+    load.outputs[0].name = f"{node.name}/bias/dequantized"
     load.outputs[0].type, load.outputs[0].shape = bias.type, bias.shape
     model.graph.insert_before(node, [load])
     node.replace_input_with(2, load.outputs[0])

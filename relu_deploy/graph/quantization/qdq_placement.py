@@ -1,20 +1,20 @@
-"""Which numbers of a graph become 8 bits wide: what each target's kernels want, and nothing that slows them down.
+"""Choose which tensors of a graph are quantized to 8 bits, following the rules of each target's kernels.
 
 Rules for `cpu` (ONNX Runtime's kernels take 8 bits in and give 8 bits out):
 
-1. A Conv, Gemm or MatMul with constant weights reads its input quantised and its result is quantised, after the Relu that
+1. A Conv, Gemm or MatMul with constant weights reads its input quantized and its result is quantized, after the Relu that
    reads nothing else; the last ones may give float to the outputs of the graph (a Gemm or MatMul does, a Conv cannot).
 2. An Add, a pool, a Concat or a nearest Resize joins when all that it reads comes from such nodes.
 
-Rules for `tensorrt` (after NVIDIA's explicit-quantisation guide and ModelOpt's placement):
+Rules for `tensorrt` (after NVIDIA's explicit-quantization guide and ModelOpt's placement):
 
-3. A Conv, Gemm or MatMul with constant weights reads its input quantised. Nothing stands behind it: Conv,
-   Add and Relu, then the next reader's quantisation, are one kernel.
-4. At a residual Add the branch that is not computed by the Conv before it is quantised as well.
+3. A Conv, Gemm or MatMul with constant weights reads its input quantized. Nothing follows it: Conv,
+   Add and Relu, then the next reader's quantization, are one kernel.
+4. At a residual Add the branch that is not computed by the Conv before it is quantized as well.
 5. Layers that 8 bits make slower keep their precision: few channels, a ConvTranspose, and for float8 grouped or very large kernels.
 
-For both: tensors that a pool, a Concat (TensorRT), a Resize or a Reshape ties together have one scale, since these nodes
-only move numbers. A node belongs to the segment of the first Relu behind it; segments are what goes back to float.
+For both: tensors that a pool, a Concat (TensorRT), a Resize or a Reshape links together have one scale, since these nodes
+only move numbers. A node belongs to the segment of the first Relu behind it; segments are the unit that is returned to float.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from relu_deploy.graph.relus import find_relus
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Placement", "place", "segments_of"]
+__all__ = ["QdqPlacement", "place_qdq", "segments_of"]
 
 #: operators with weights, and those that a CPU's 8-bit kernels take along
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -42,10 +42,10 @@ FLOAT8_AREA, CHANNELS = 32, 16
 
 
 @dataclass(frozen=True)
-class Placement:
-    """What is quantised. nodes: quantised node → its segment. reads: (node, input) pairs that are fed quantised numbers.
+class QdqPlacement:
+    """What is quantized. nodes: quantized node → its segment. reads: (node, input) pairs that are fed quantized numbers.
 
-    results: tensors of which every reader gets the quantised numbers. tied: sets of tensors that have one scale.
+    results: tensors of which every reader gets the quantized numbers. tied: sets of tensors that have one scale.
     refused: weighted nodes that stay float, with the reason.
     """
 
@@ -57,12 +57,12 @@ class Placement:
 
     @property
     def segments(self) -> list[str]:
-        """Return the segments that have quantised nodes, in the graph's order."""
+        """Return the segments that have quantized nodes, in the graph's order."""
         return list(dict.fromkeys(self.nodes.values()))
 
 
-def place(model: ir.Model, target: str, precision: str = "int8", off: Collection[str] = ()) -> Placement:
-    """Return what of `model`, its batch norms folded, `target` wants quantised.
+def place_qdq(model: ir.Model, target: str, precision: str = "int8", off: Collection[str] = ()) -> QdqPlacement:
+    """Return what `target` quantizes of `model`, whose batch norms are folded.
 
     target: "cpu" or "tensorrt". precision: "int8" or "float8". off: segments that stay float.
     """
@@ -74,11 +74,11 @@ def place(model: ir.Model, target: str, precision: str = "int8", off: Collection
         nodes, reads = _place_tensorrt(model, precision, segments, off, refused)
         results = set()
     names = {str(node.name): segments[str(node.name)] for node in nodes}
-    return Placement(names, frozenset(reads), frozenset(results), _tied(model, target), refused)
+    return QdqPlacement(names, frozenset(reads), frozenset(results), _tied(model, target), refused)
 
 
 def segments_of(model: ir.Model) -> dict[str, str]:
-    """Return for each node the first Relu that it leads to; one that leads to none is a segment of its own."""
+    """Return for each node the first Relu that it leads to; one that leads to none is a segment by itself."""
     order = {relu.node: relu.index for relu in find_relus(model)}
     reached: dict[str, str] = {}
     for node in reversed(list(model.graph)):
@@ -139,7 +139,7 @@ def _only_moves_or_adds(node: ir.Node) -> bool:
 
 
 def _comes_from(value: ir.Value | None, results: Collection[str]) -> bool:
-    """Return whether `value` is a quantised result, or one that was only moved."""
+    """Return whether `value` is a quantized result, or one that was only moved."""
     while value is not None and str(value.name) not in results:
         maker = value.producer()
         if maker is None or maker.op_type not in MOVING:
@@ -176,21 +176,21 @@ def _place_tensorrt(
         elif segments[name] not in off:
             nodes.append(node)
     reads = {(str(node.name), 0) for node in nodes}
-    quantised = {str(node.name) for node in nodes}
+    quantized = {str(node.name) for node in nodes}
     for node in model.graph:
         if node.op_type == "Add" and segments[str(node.name)] not in off:
-            skip = _skip_branch(node, quantised)
+            skip = _skip_branch(node, quantized)
             reads |= set() if skip is None else {(str(node.name), skip)}
     return nodes, reads
 
 
-def _skip_branch(node: ir.Node, quantised: Collection[str]) -> int | None:
+def _skip_branch(node: ir.Node, quantized: Collection[str]) -> int | None:
     """Return which input of a residual Add is the one that its Conv does not make, None when it is no such Add."""
     if len(node.inputs) != 2 or any(constant_of(value) is not None for value in node.inputs):
         return None
     makers = [value.producer() if value is not None else None for value in node.inputs]
     fusible = [
-        maker is not None and str(maker.name) in quantised and len(list(value.consumers())) == 1  # type: ignore[union-attr]
+        maker is not None and str(maker.name) in quantized and len(list(value.consumers())) == 1  # type: ignore[union-attr]
         for maker, value in zip(makers, node.inputs, strict=True)
     ]
     if not any(fusible):

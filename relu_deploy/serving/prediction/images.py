@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from relu_deploy.errors import missing_package
-from relu_deploy.serving.errors import Invalid, TooLarge
+from relu_deploy.serving.errors import InvalidArgument, TooLarge
 
 __all__ = ["FORMATS", "PictureLimits", "decode_picture", "file_of"]
 
@@ -46,12 +46,12 @@ def file_of(body: bytes, content_type: str) -> bytes:
     if kind == "multipart/form-data":
         body = _file_of_form(body, content_type)
     elif kind and kind != "application/octet-stream" and not kind.startswith("image/"):
-        raise Invalid(
+        raise InvalidArgument(
             f"content type {kind!r} is not taken",
             "send a picture as image/* or application/octet-stream, or a form with one file",
         )
     if not body:
-        raise Invalid("there is no picture in the body", f"send a {KNOWN} file")
+        raise InvalidArgument("there is no picture in the body", f"send a {KNOWN} file")
     return body
 
 
@@ -75,9 +75,9 @@ def decode_picture(file: bytes, channels: int, limits: PictureLimits) -> tuple[I
     except Image.DecompressionBombError:
         raise TooLarge(f"the picture has more than the {limits.max_pixels} pixels that are taken", "make it smaller") from None
     except UnidentifiedImageError:
-        raise Invalid(f"this is not a {KNOWN} picture", "convert it to one of these") from None
+        raise InvalidArgument(f"this is not a {KNOWN} picture", "convert it to one of these") from None
     except Exception as error:  # Pillow raises a dozen types for a damaged picture
-        raise Invalid(f"the picture is damaged: {' '.join(str(error).split())[:200]}") from None
+        raise InvalidArgument(f"the picture is damaged: {' '.join(str(error).split())[:200]}") from None
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -111,7 +111,7 @@ def _file_of_form(body: bytes, content_type: str) -> bytes:
         nonlocal parts
         parts += 1
         if parts > MOST_PARTS:
-            raise Invalid(f"the form has more than {MOST_PARTS} parts", "send one picture at a time")
+            raise InvalidArgument(f"the form has more than {MOST_PARTS} parts", "send one picture at a time")
         if isinstance(part, File):
             files.append(part)
 
@@ -122,9 +122,9 @@ def _file_of_form(body: bytes, content_type: str) -> bytes:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise Invalid(f"the body is not the form that its content type says: {error}") from None
+        raise InvalidArgument(f"the body is not the form that its content type says: {error}") from None
     if len(files) != 1:
-        raise Invalid(f"the form has {len(files)} files", "send one picture at a time, as a part with a file name")
+        raise InvalidArgument(f"the form has {len(files)} files", "send one picture at a time, as a part with a file name")
     stream = files[0].file_object
     stream.seek(0)
     return bytes(stream.read())

@@ -1,6 +1,6 @@
 """A segmenter's answer for one picture: the classes found, their share, and the mask in the picture's own pixels.
 
-The mask is a PNG with a palette: a pixel's number is its class, and viewers show a colour for it. The class that the manifest
+The mask is a PNG with a palette: a pixel's number is its class, and viewers show a color for it. The class that the manifest
 calls the background, and what the model did not look at (255), are transparent, so the file can be laid over the picture.
 """
 
@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.data.images import Placement
-from relu_deploy.serving.errors import Failed
+from relu_deploy.data.images import ImagePlacement
+from relu_deploy.serving.errors import InternalError
 from relu_deploy.tasks.segmentation import VOID, classes_of_pixels
 from relu_deploy.tensors import Array
 
-__all__ = ["background_of", "classes_found", "colour_of", "mask_of", "png_of", "told_of_mask"]
+__all__ = ["background_of", "classes_found", "color_of", "mask_of", "png_of", "told_of_mask"]
 
 
-def mask_of(output: Array, placement: Placement) -> Array:
+def mask_of(output: Array, placement: ImagePlacement) -> Array:
     """Return the class of each of the picture's pixels, uint8 (height, width), VOID where the model did not look.
 
     output: logits or classes of pixels, of which the first row counts.
@@ -30,13 +30,13 @@ def mask_of(output: Array, placement: Placement) -> Array:
     """
     first = output[:1]
     if first.dtype.kind not in "iu" and not np.isfinite(first).all():
-        raise Failed("the model's output for this picture holds NaN or an infinity", "relu-deploy verify finds out why")
+        raise InternalError("the model's output for this picture holds NaN or an infinity", "relu-deploy verify finds out why")
     try:
         found = classes_of_pixels(first)[0]
     except ValueError as error:
-        raise Failed(f"the model's output is no mask: {error}", "set another 'task' in manifest.json") from None
+        raise InternalError(f"the model's output is no mask: {error}", "set another 'task' in manifest.json") from None
     if found.size and not 0 <= found.min() <= found.max() < VOID:
-        raise Failed(f"the model found class {found.max()}, and a mask holds classes 0 to {VOID - 1}", "use /infer")
+        raise InternalError(f"the model found class {found.max()}, and a mask holds classes 0 to {VOID - 1}", "use /infer")
     return placement.plane_to_picture(found.astype(np.uint8), VOID)
 
 
@@ -50,7 +50,7 @@ def classes_found(mask: Array, labels: Sequence[str] | None, background: int | N
             "index": index,
             "share": int(counts[index]) / seen,
             "pixels": int(counts[index]),
-            "colour": "#{:02x}{:02x}{:02x}".format(*colour_of(index, background)),
+            "color": "#{:02x}{:02x}{:02x}".format(*color_of(index, background)),
             "background": index == background,
         }
         for index in np.argsort(-counts, kind="stable").tolist()
@@ -63,7 +63,7 @@ def png_of(mask: Array, background: int | None) -> bytes:
     from PIL import Image
 
     picture = Image.fromarray(mask)
-    picture.putpalette([level for index in range(256) for level in colour_of(index, background)])
+    picture.putpalette([level for index in range(256) for level in color_of(index, background)])
     clear = bytes(0 if index in (background, VOID) else 255 for index in range(256))
     file = io.BytesIO()
     picture.save(file, "PNG", transparency=clear)
@@ -76,7 +76,7 @@ def told_of_mask(png: bytes, mask: Array) -> dict[str, Any]:
     return {"format": "PNG", "width": width, "height": height, "void": VOID, "data": base64.b64encode(png).decode()}
 
 
-def colour_of(index: int, background: int | None) -> tuple[int, int, int]:
+def color_of(index: int, background: int | None) -> tuple[int, int, int]:
     """Return the red, green and blue of a class: hues that lie a golden angle apart, black for the background."""
     if index in (background, VOID):
         return 0, 0, 0

@@ -10,26 +10,26 @@ from typing import Any
 
 from relu_deploy.data.images import plane_of
 from relu_deploy.data.texts import takes_texts
-from relu_deploy.serving.bounded_executor import Aside
+from relu_deploy.serving.bounded_executor import BoundedExecutor
 from relu_deploy.serving.models import Model, Models
 from relu_deploy.serving.prediction.images import PictureLimits
-from relu_deploy.serving.prediction.predict import Predict, lacking, least_score
+from relu_deploy.serving.prediction.predict import Predict, least_score, unsupported_reason
 from relu_deploy.serving.prediction.relu_view import ReluView
-from relu_deploy.serving.protocol.http import Answer, Ask
+from relu_deploy.serving.protocol.http import Request, Response
 from relu_deploy.serving.protocol.json_codec import dump
 
-__all__ = ["Pictures", "policy_of"]
+__all__ = ["WebApp", "policy_of"]
 
 #: an input of one channel and at most so many pixels a side is one that can be drawn by hand
 DRAWABLE = 256
 
 
-class Pictures:
+class WebApp:
     """The route for `/`, `/page/models`, predict and relus."""
 
     def __init__(self, models: Models, limits: PictureLimits) -> None:
         self._models = models
-        self._decoding = Aside("pictures", limits.decoders, limits.waiting)
+        self._decoding = BoundedExecutor("pictures", limits.decoders, limits.waiting)
         self._predict = Predict(models, self._decoding, limits)
         self._relus = ReluView(models, self._decoding, limits)
         page = Path(__file__).with_name("page.html").read_bytes()
@@ -39,17 +39,17 @@ class Pictures:
             "referrer-policy": "no-referrer",
             "cache-control": "no-cache",
         }
-        self._page = Answer([page], content_type="text/html; charset=utf-8", headers=headers)
+        self._page = Response([page], content_type="text/html; charset=utf-8", headers=headers)
 
-    async def __call__(self, ask: Ask) -> Answer | None:
+    async def __call__(self, ask: Request) -> Response | None:
         match (ask.method, *ask.parts):
             case ("GET" | "HEAD", ""):
                 return self._page
             case ("GET", "page", "models"):
-                return Answer([dump({"models": [_shown(model) for model in self._models.loaded()]})])
+                return Response([dump({"models": [_shown(model) for model in self._models.loaded()]})])
         return await self._predict(ask) or await self._relus(ask)
 
-    def __enter__(self) -> Pictures:
+    def __enter__(self) -> WebApp:
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -77,7 +77,7 @@ def _shown(model: Model) -> dict[str, Any]:
     for a model that takes texts.
     """
     manifest = model.bundle.manifest
-    missing = lacking(model.bundle)
+    missing = unsupported_reason(model.bundle)
     told: dict[str, Any] = {"name": model.name, "task": manifest.get("task"), "backend": model.settings.backend}
     told["watched"] = model.watch is not None
     told["reason"] = "" if missing is None else f"{missing[0]}; {missing[1]}"

@@ -21,21 +21,21 @@ import numpy as np
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import to_input
-from relu_deploy.data.images import Placement, place, plane_of
+from relu_deploy.data.images import ImagePlacement, place, plane_of
 from relu_deploy.data.texts import takes_texts
-from relu_deploy.serving.bounded_executor import Aside
-from relu_deploy.serving.errors import Failed, Invalid, TooLarge
+from relu_deploy.serving.bounded_executor import BoundedExecutor
+from relu_deploy.serving.errors import InternalError, InvalidArgument, TooLarge
 from relu_deploy.serving.models import VERSION, Model, Models
 from relu_deploy.serving.prediction.images import PictureLimits, decode_picture, file_of
 from relu_deploy.serving.prediction.masks import background_of, classes_found, mask_of, png_of, told_of_mask
 from relu_deploy.serving.prediction.texts import PreparedText, lacking_text, prepare_text
-from relu_deploy.serving.protocol.http import Answer, Ask
-from relu_deploy.serving.protocol.json_codec import Request, dump
+from relu_deploy.serving.protocol.http import Request, Response
+from relu_deploy.serving.protocol.json_codec import InferRequest, dump
 from relu_deploy.serving.telemetry.statistics import Timings
 from relu_deploy.tasks.detection import postprocess
 from relu_deploy.tensors import Array, Feeds
 
-__all__ = ["Predict", "Prepared", "Wishes", "lacking", "prepare", "prepared_by", "probabilities_of"]
+__all__ = ["Predict", "PredictOptions", "Prepared", "prepare", "prepared_by", "probabilities_of", "unsupported_reason"]
 
 #: labels of a classification when ?top does not say
 TOP = 5
@@ -49,7 +49,7 @@ FREE_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PredictOptions:
     """What the query asks for. threshold: None for the manifest's own. mask: one of MASKS, None when nothing is said."""
 
     top: int = TOP
@@ -57,7 +57,7 @@ class Wishes:
     mask: str | None = None
 
     @classmethod
-    def of(cls, query: str) -> Wishes:
+    def of(cls, query: str) -> PredictOptions:
         """Return the wishes in `query`. Raises Invalid for an unknown one or one out of range."""
         found: dict[str, Any] = {}
         for name, text in parse_qsl(query, keep_blank_values=True):
@@ -72,7 +72,7 @@ class Wishes:
                     found[name] = text
                     fits = text in MASKS
                 else:
-                    raise Invalid(f"there is no option {name[:40]!r}", "there are top, threshold and mask")
+                    raise InvalidArgument(f"there is no option {name[:40]!r}", "there are top, threshold and mask")
             except ValueError:
                 fits = False
             if not fits:
@@ -81,7 +81,7 @@ class Wishes:
                     "threshold": "a number from 0 to 1",
                     "mask": f"one of {', '.join(MASKS)}",
                 }[name]
-                raise Invalid(f"{name} is {text[:40]!r}, and must be {wanted}")
+                raise InvalidArgument(f"{name} is {text[:40]!r}, and must be {wanted}")
         return cls(**found)
 
 
@@ -90,7 +90,7 @@ class Prepared:
     """A picture as the model takes it. feeds: of as many rows as a fixed batch has, else one. seconds: it took."""
 
     feeds: Feeds
-    placement: Placement
+    placement: ImagePlacement
     format: str
     seconds: float
 
@@ -104,10 +104,10 @@ class Prepared:
 class Predict:
     """Answers `POST /v2/models/M/predict`."""
 
-    def __init__(self, models: Models, aside: Aside, limits: PictureLimits) -> None:
+    def __init__(self, models: Models, aside: BoundedExecutor, limits: PictureLimits) -> None:
         self._models, self._aside, self._limits = models, aside, limits
 
-    async def __call__(self, ask: Ask) -> Answer | None:
+    async def __call__(self, ask: Request) -> Response | None:
         match (ask.method, *ask.parts):
             case ("POST", "v2", "models", name, "predict"):
                 return await self._predict(ask, name)
@@ -115,36 +115,38 @@ class Predict:
                 return await self._predict(ask, name, version)
         return None
 
-    async def _predict(self, ask: Ask, name: str, version: str = "") -> Answer:
-        wishes = Wishes.of(ask.query)
+    async def _predict(self, ask: Request, name: str, version: str = "") -> Response:
+        wishes = PredictOptions.of(ask.query)
         refuse_lacking(self._models.get(name, version).bundle)
         body = await ask.body()
         model, prepared = await prepared_by(self._models, self._aside, self._limits, ask, body, name, version)
         least = least_score(model.bundle.manifest)
         if wishes.threshold is not None and wishes.threshold < least:
-            raise Invalid(f"threshold is {wishes.threshold:g}, and model {name!r} finds nothing below {least:g}")
+            raise InvalidArgument(f"threshold is {wishes.threshold:g}, and model {name!r} finds nothing below {least:g}")
         if wishes.mask is not None and model.bundle.manifest["task"] != "segmentation":
-            raise Invalid(f"mask is {wishes.mask!r}, and model {name!r} makes none: its task is {model.bundle.manifest['task']}")
-        outputs, timings = await model.timed(Request(prepared.feeds), ask.leaving)
+            raise InvalidArgument(
+                f"mask is {wishes.mask!r}, and model {name!r} makes none: its task is {model.bundle.manifest['task']}"
+            )
+        outputs, timings = await model.timed(InferRequest(prepared.feeds), ask.on_disconnect)
         # Suppressing overlapping boxes, or packing a mask, may take longer than the model.
         return await asyncio.to_thread(answer_of, model, prepared, outputs, timings, wishes)
 
 
 async def prepared_by(
-    models: Models, aside: Aside, limits: PictureLimits, ask: Ask, body: bytes, name: str, version: str
+    models: Models, aside: BoundedExecutor, limits: PictureLimits, ask: Request, body: bytes, name: str, version: str
 ) -> tuple[Model, Prepared | PreparedText]:
     """Return the picture or text in `body` as the model called `name` takes it, and that model as it is by then."""
     kind = ask.headers.get("content-type", "")
     while True:
         model = models.get(name, version)
         model.check_room()
-        prepared = await aside.run(ask.leaving, prepare, model.bundle, body, kind, limits)
+        prepared = await aside.run(ask.on_disconnect, prepare, model.bundle, body, kind, limits)
         # Decoding takes its time: by now the model may be a newer one, with another input.
         if models.get(name, version) is model:
             return model, prepared
 
 
-def lacking(bundle: Bundle) -> tuple[str, str] | None:
+def unsupported_reason(bundle: Bundle) -> tuple[str, str] | None:
     """Return why `bundle`'s model takes neither pictures nor texts and what to do about it, None when it takes one of them."""
     if takes_texts(bundle.manifest):
         return lacking_text(bundle)
@@ -169,8 +171,8 @@ def lacking(bundle: Bundle) -> tuple[str, str] | None:
 
 def refuse_lacking(bundle: Bundle) -> None:
     """Raise Invalid with what is missing when `bundle`'s model takes neither pictures nor texts."""
-    if (missing := lacking(bundle)) is not None:
-        raise Invalid(*missing)
+    if (missing := unsupported_reason(bundle)) is not None:
+        raise InvalidArgument(*missing)
 
 
 def prepare(bundle: Bundle, body: bytes, content_type: str, limits: PictureLimits) -> Prepared | PreparedText:
@@ -206,17 +208,17 @@ def least_score(manifest: Mapping[str, Any]) -> float:
 
 
 def answer_of(
-    model: Model, prepared: Prepared | PreparedText, outputs: Mapping[str, Array], timings: Timings, wishes: Wishes
-) -> Answer:
+    model: Model, prepared: Prepared | PreparedText, outputs: Mapping[str, Array], timings: Timings, wishes: PredictOptions
+) -> Response:
     """Return the answer as it goes out: JSON, or the picture of a mask where only that is wanted."""
     if wishes.mask == "png" and isinstance(prepared, Prepared):
         mask = mask_of(outputs[model.outputs[0].name], prepared.placement)
-        return Answer([png_of(mask, background_of(model.bundle.manifest))], content_type="image/png")
-    return Answer([dump(told_of(model, prepared, outputs, timings, wishes))])
+        return Response([png_of(mask, background_of(model.bundle.manifest))], content_type="image/png")
+    return Response([dump(told_of(model, prepared, outputs, timings, wishes))])
 
 
 def told_of(
-    model: Model, prepared: Prepared | PreparedText, outputs: Mapping[str, Array], timings: Timings, wishes: Wishes
+    model: Model, prepared: Prepared | PreparedText, outputs: Mapping[str, Array], timings: Timings, wishes: PredictOptions
 ) -> dict[str, Any]:
     """Return the answer: what was found, the picture and its part that the model saw or the text's size, and milliseconds."""
     manifest = model.bundle.manifest
@@ -246,7 +248,7 @@ def probabilities_of(logits: Array) -> Array:
     """
     row = logits[0].astype(np.float64).ravel()
     if not np.isfinite(row).all():
-        raise Failed("the model's output for this input holds NaN or an infinity", "relu-deploy verify finds out why")
+        raise InternalError("the model's output for this input holds NaN or an infinity", "relu-deploy verify finds out why")
     powers = np.exp(row - row.max())
     return powers / powers.sum()
 
@@ -259,7 +261,7 @@ def classes_of(logits: Array, labels: Sequence[str] | None, top: int) -> list[di
 
 
 def boxes_of(
-    outputs: Mapping[str, Array], manifest: Mapping[str, Any], placement: Placement, threshold: float | None
+    outputs: Mapping[str, Array], manifest: Mapping[str, Any], placement: ImagePlacement, threshold: float | None
 ) -> list[dict[str, Any]]:
     """Return the detections above the threshold, best first, `box` as left, top, right, bottom in the picture's pixels."""
     limits = {key: value for key, value in manifest["postprocess"].items() if key not in ("decode", "label_offset")}

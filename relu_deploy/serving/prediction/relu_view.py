@@ -16,12 +16,12 @@ import numpy as np
 
 from relu_deploy.backends import Session, load
 from relu_deploy.graph import Relu, find_relus, load_model
-from relu_deploy.serving.bounded_executor import Aside
+from relu_deploy.serving.bounded_executor import BoundedExecutor
 from relu_deploy.serving.models import VERSION, Model, Models
 from relu_deploy.serving.prediction.images import PictureLimits
 from relu_deploy.serving.prediction.predict import Prepared, prepared_by, refuse_lacking
 from relu_deploy.serving.prediction.texts import PreparedText
-from relu_deploy.serving.protocol.http import Answer, Ask
+from relu_deploy.serving.protocol.http import Request, Response
 from relu_deploy.serving.protocol.json_codec import dump
 from relu_deploy.tensors import Array
 
@@ -34,12 +34,12 @@ WAITING = 8
 class ReluView:
     """Answers `POST /v2/models/M/relus`. aside: where pictures are decoded."""
 
-    def __init__(self, models: Models, aside: Aside, limits: PictureLimits) -> None:
+    def __init__(self, models: Models, aside: BoundedExecutor, limits: PictureLimits) -> None:
         self._models, self._decoding, self._limits = models, aside, limits
         self._tapped: dict[str, tuple[Model, Sequence[Relu], Session]] = {}
-        self._thread = Aside("relus", 1, WAITING)
+        self._thread = BoundedExecutor("relus", 1, WAITING)
 
-    async def __call__(self, ask: Ask) -> Answer | None:
+    async def __call__(self, ask: Request) -> Response | None:
         match (ask.method, *ask.parts):
             case ("POST", "v2", "models", name, "relus"):
                 return await self._relus(ask, name)
@@ -54,12 +54,12 @@ class ReluView:
             session.close()
         self._tapped.clear()
 
-    async def _relus(self, ask: Ask, name: str, version: str = "") -> Answer:
+    async def _relus(self, ask: Request, name: str, version: str = "") -> Response:
         refuse_lacking(self._models.get(name, version).bundle)
         body = await ask.body()
         model, prepared = await prepared_by(self._models, self._decoding, self._limits, ask, body, name, version)
-        told = await self._thread.run(ask.leaving, self._seen, model, prepared, self._models.loaded())
-        return Answer([dump({"model_name": name, "model_version": VERSION, **told})])
+        told = await self._thread.run(ask.on_disconnect, self._seen, model, prepared, self._models.loaded())
+        return Response([dump({"model_name": name, "model_version": VERSION, **told})])
 
     def _seen(self, model: Model, prepared: Prepared | PreparedText, loaded: Sequence[Model]) -> dict[str, Any]:
         """Return what the Relus did. Runs in the one thread, so that nothing else touches the sessions."""

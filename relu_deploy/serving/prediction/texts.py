@@ -16,7 +16,7 @@ import numpy as np
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.texts import takes_texts, to_bytes
 from relu_deploy.errors import InputError
-from relu_deploy.serving.errors import Invalid
+from relu_deploy.serving.errors import InvalidArgument
 from relu_deploy.tensors import Array, Feeds, TensorSpec
 
 __all__ = ["PreparedText", "fed", "lacking_text", "outer_specs", "prepare_text"]
@@ -74,9 +74,9 @@ def prepare_text(bundle: Bundle, body: bytes, content_type: str) -> PreparedText
     kind, _, parameters = content_type.lower().partition(";")
     charset = parameters.partition("charset=")[2].strip(" \"'").partition(";")[0] or "utf-8"
     if kind.strip() not in ("", "text/plain", "application/octet-stream"):
-        raise Invalid(f"content type {kind.strip()!r} is not taken", "send a text as text/plain, in UTF-8")
+        raise InvalidArgument(f"content type {kind.strip()!r} is not taken", "send a text as text/plain, in UTF-8")
     if charset not in ("utf-8", "utf8", "us-ascii"):
-        raise Invalid(f"character set {charset!r} is not taken", "send the text in UTF-8")
+        raise InvalidArgument(f"character set {charset!r} is not taken", "send the text in UTF-8")
     body = body.removesuffix(b"\n").removesuffix(b"\r")
     spec = bundle.inputs[0]
     row = _bytes([body], spec)
@@ -88,4 +88,4 @@ def _bytes(texts: Sequence[str | bytes], spec: TensorSpec) -> Array:
     try:
         return to_bytes(texts, spec)
     except InputError as error:
-        raise Invalid(error.message, error.hint) from None
+        raise InvalidArgument(error.message, error.hint) from None

@@ -12,16 +12,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
-from relu_deploy import __version__
 from relu_deploy.errors import InputError, ReluDeployError
-from relu_deploy.serving.errors import Busy, Failed, Invalid, NotFound, ServeError
+from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, Unavailable
 from relu_deploy.serving.models import VERSION, Models
 from relu_deploy.serving.protocol.grpc_codec import decode, fill, parameters_of
 from relu_deploy.serving.protocol.http import EXTENSIONS, PARSED_ASIDE
 from relu_deploy.serving.protocol.json_codec import check_load
 from relu_deploy.serving.protocol.proto import stubs
-from relu_deploy.serving.telemetry.observer import Telling
+from relu_deploy.serving.telemetry.observer import RequestObserver
 from relu_deploy.serving.telemetry.request_log import Access
+from relu_deploy.version import __version__
 
 __all__ = ["GrpcServer", "GrpcService"]
 
@@ -68,7 +68,7 @@ class GrpcServer:
 class GrpcService:
     """The calls of the protocol. ready: whether traffic should come. closing: no more of it is taken. access: is told of them."""
 
-    def __init__(self, models: Models, ready: Callable[[], bool] = lambda: True, access: Telling | None = None) -> None:
+    def __init__(self, models: Models, ready: Callable[[], bool] = lambda: True, access: RequestObserver | None = None) -> None:
         """Raises what `stubs` raises."""
         self._access = access or Access()
         self._models, self._ready = models, ready
@@ -103,7 +103,7 @@ class GrpcService:
 
         async def answered(received: bytes, context: Any) -> bytes:
             self.last_call = started = time.monotonic()
-            fields: dict[str, Any] = {"method": "gRPC", "path": kind.DESCRIPTOR.name.removesuffix("Request")}
+            fields: dict[str, Any] = {"method": "gRPC", "path": kind.DESCRIPTOR.name.removesuffix("InferRequest")}
             fields |= {"client": _address(context.peer()), "headers": context.invocation_metadata() or ()}
             status = 0  # as it stays when the client leaves
             try:
@@ -131,7 +131,7 @@ class GrpcService:
     async def _model_ready(self, request: Any, *_: Any) -> Any:
         try:
             self._models.get(request.name, request.version)
-        except (Busy, NotFound):
+        except (Unavailable, NotFound):
             return self._told.ModelReadyResponse(ready=False)
         return self._told.ModelReadyResponse(ready=True)
 
@@ -151,7 +151,7 @@ class GrpcService:
 
     async def _infer(self, request: Any, context: Any, noted: dict[str, Any]) -> Any:
         if self.closing:
-            raise Busy("the server is going down", retry_after=1.0)
+            raise Unavailable("the server is going down", retry_after=1.0)
         model = self._models.get(request.model_name, request.model_version)
         if not request.raw_input_contents and request.ByteSize() > PARSED_ASIDE:
             asked = await asyncio.to_thread(decode, request, model.inputs, model.settings.allow_nan)
@@ -180,24 +180,24 @@ class GrpcService:
 
 
 async def _called(call: Call, kind: Any, received: bytes, context: Any, fields: dict[str, Any]) -> bytes:
-    """Return the answer of `call`, serialised. fields: gets what the log may tell. Raises ServeError, whatever went wrong."""
+    """Return the answer of `call`, serialized. fields: gets what the log may tell. Raises ServeError, whatever went wrong."""
     from google.protobuf.message import DecodeError
 
     try:
         message = kind.FromString(received)
         fields |= {"model": getattr(message, "model_name", ""), "id": getattr(message, "id", "")}
-        serialised: bytes = (await call(message, context, fields)).SerializeToString()
-        return serialised
+        serialized: bytes = (await call(message, context, fields)).SerializeToString()
+        return serialized
     except DecodeError:
         # Here and not in gRPC, which would call it an unknown error and log a traceback.
-        raise Invalid(f"the message is no {kind.DESCRIPTOR.name}") from None
+        raise InvalidArgument(f"the message is no {kind.DESCRIPTOR.name}") from None
     except ServeError:
         raise
     except ReluDeployError as error:
-        raise Invalid(error.message, error.hint) from error
+        raise InvalidArgument(error.message, error.hint) from error
     except Exception as error:
         log.exception("a call failed")
-        raise Failed("the server failed on this request; its log says more") from error
+        raise InternalError("the server failed on this request; its log says more") from error
 
 
 def _address(peer: str) -> str:

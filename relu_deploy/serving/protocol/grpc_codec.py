@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.serving.errors import Invalid
+from relu_deploy.serving.errors import InvalidArgument
 from relu_deploy.serving.protocol.json_codec import (
-    Request,
-    Wanted,
+    InferRequest,
+    RequestedOutput,
     check_complete,
     check_wish,
     datatype_of,
@@ -45,14 +45,14 @@ _LISTS = {
 }
 
 
-def decode(message: Any, specs: Sequence[TensorSpec], allow_nan: bool = False) -> Request:
+def decode(message: Any, specs: Sequence[TensorSpec], allow_nan: bool = False) -> InferRequest:
     """Return the request in a ModelInferRequest, every input checked against `specs`.
 
     allow_nan: take NaN and infinities. Its outputs are wanted as bytes when its inputs came as bytes. Raises Invalid that names what is wrong.
     """
     raws = list(message.raw_input_contents)
     if raws and len(raws) != len(message.inputs):
-        raise Invalid(
+        raise InvalidArgument(
             f"there are {len(message.inputs)} inputs and {len(raws)} raw_input_contents", "give one for each input, or none"
         )
     expected = {spec.name: spec for spec in specs}
@@ -63,17 +63,17 @@ def decode(message: Any, specs: Sequence[TensorSpec], allow_nan: bool = False) -
         if not raws:
             inputs[spec.name] = _from_lists(one, shape, spec)
         elif one.HasField("contents"):
-            raise Invalid(f"input {spec.name!r} has both contents and raw_input_contents", "give one of them")
+            raise InvalidArgument(f"input {spec.name!r} has both contents and raw_input_contents", "give one of them")
         else:
             inputs[spec.name] = from_raw(raws[index], shape, spec)
     check_complete(inputs, specs, allow_nan)
     for one in message.outputs:
         check_wish(one.name, parameters_of(one))
-    outputs = tuple(Wanted(one.name, bool(raws)) for one in message.outputs) or None
-    return Request(inputs, message.id, outputs, bool(raws), parameters_of(message))
+    outputs = tuple(RequestedOutput(one.name, bool(raws)) for one in message.outputs) or None
+    return InferRequest(inputs, message.id, outputs, bool(raws), parameters_of(message))
 
 
-def fill(message: Any, results: Mapping[str, Array], wanted: Sequence[Wanted]) -> None:
+def fill(message: Any, results: Mapping[str, Array], wanted: Sequence[RequestedOutput]) -> None:
     """Put the outputs `wanted` into a ModelInferResponse, as bytes when one of them has to be.
 
     The protocol wants all outputs as bytes or none, and FP16 and BF16 have no list.
@@ -101,12 +101,14 @@ def _from_lists(one: Any, shape: Sequence[int], spec: TensorSpec) -> Array:
     """Return the tensor in `contents`. Raises Invalid for a list that is not its datatype's, or not of its size."""
     datatype = datatype_of(spec)
     if datatype not in _LISTS:
-        raise Invalid(f"input {spec.name!r} is {datatype}, which has no list in contents", "send it in raw_input_contents")
+        raise InvalidArgument(
+            f"input {spec.name!r} is {datatype}, which has no list in contents", "send it in raw_input_contents"
+        )
     if not one.HasField("contents"):
-        raise Invalid(f"input {spec.name!r} has no data", "give contents, or raw_input_contents for all inputs")
+        raise InvalidArgument(f"input {spec.name!r} has no data", "give contents, or raw_input_contents for all inputs")
     field, dtype = _LISTS[datatype]
     if strange := [told.name for told, _ in one.contents.ListFields() if told.name != field]:
-        raise Invalid(f"input {spec.name!r} has data in {strange[0]}, and {datatype} stands in {field}")
+        raise InvalidArgument(f"input {spec.name!r} has data in {strange[0]}, and {datatype} stands in {field}")
     values = getattr(one.contents, field)
     if datatype == "BYTES":
         return from_strings(values, shape, spec)

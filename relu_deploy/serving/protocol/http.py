@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from relu_deploy import __version__
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.serving.errors import Busy, Failed, Invalid, NotFound, ServeError, TooLarge
+from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, TooLarge, Unavailable
 from relu_deploy.serving.models import VERSION, Models
 from relu_deploy.serving.protocol.json_codec import check_load, decode, dump, encode, parse
+from relu_deploy.version import __version__
 
-__all__ = ["Answer", "Ask", "HttpApp", "HttpLimits", "Route"]
+__all__ = ["HttpApp", "HttpLimits", "Request", "Response", "Route"]
 
 EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration", "statistics"]
 #: a JSON body above this many bytes is parsed in a thread, so that other requests go on meanwhile
@@ -28,7 +28,7 @@ PARSED_ASIDE = 2**20
 LARGER = "send less, or let serve --max-body take more MiB"
 
 #: the extension of an ASGI scope that takes a future to cancel when the client goes; `connection` offers it
-LEAVING = "relu_deploy.leaving"
+ON_DISCONNECT = "relu_deploy.leaving"
 
 log = logging.getLogger("relu_deploy.serve")
 
@@ -42,7 +42,7 @@ class HttpLimits:
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """One HTTP request. headers: by lower-case name. body: reads it, within the limits. leaving: see `Model.infer`.
 
     noted: what the log may tell of it.
@@ -53,12 +53,12 @@ class Ask:
     headers: Mapping[str, str]
     query: str
     body: Callable[[], Awaitable[bytes]]
-    leaving: Callable[[asyncio.Future[Any]], None]
+    on_disconnect: Callable[[asyncio.Future[Any]], None]
     noted: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What is sent back. parts: the body, in pieces that are not joined."""
 
     parts: Sequence[bytes] = ()
@@ -68,7 +68,7 @@ class Answer:
 
 
 #: answers paths that the protocol does not know (the page, pictures, metrics), None for one that it does not know either
-Route = Callable[[Ask], Awaitable[Answer | None]]
+Route = Callable[[Request], Awaitable[Response | None]]
 
 
 class HttpApp:
@@ -89,9 +89,9 @@ class HttpApp:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         reader = _Reader(receive, headers, self._limits)
         parts = tuple(scope["path"].strip("/").split("/"))
-        leaving = scope.get("extensions", {}).get(LEAVING, _stays)
+        on_disconnect = scope.get("extensions", {}).get(ON_DISCONNECT, _stays)
         query, noted = scope["query_string"].decode("latin-1"), scope.get("noted", {})
-        ask = Ask(scope["method"], parts, headers, query, reader.read, leaving, noted)
+        ask = Request(scope["method"], parts, headers, query, reader.read, on_disconnect, noted)
         try:
             answer = await self._answer(ask)
         except asyncio.CancelledError:
@@ -102,13 +102,13 @@ class HttpApp:
         except ServeError as error:
             answer = _refused(error)
         except ReluDeployError as error:
-            answer = _refused(Invalid(error.message, error.hint))
+            answer = _refused(InvalidArgument(error.message, error.hint))
         except Exception:
             log.exception("a request failed")
-            answer = _refused(Failed("the server failed on this request; its log says more"))
+            answer = _refused(InternalError("the server failed on this request; its log says more"))
         await _send(send, answer, closes=not reader.done)
 
-    async def _answer(self, ask: Ask) -> Answer:
+    async def _answer(self, ask: Request) -> Response:
         match (ask.method, *ask.parts):
             case ("POST", "v2", "models", name, "infer"):
                 return await self._infer(ask, name)
@@ -132,7 +132,7 @@ class HttpApp:
                 return answer
         raise NotFound(f"there is nothing at {ask.method} /{'/'.join(ask.parts)}")
 
-    async def _infer(self, ask: Ask, name: str, version: str = "") -> Answer:
+    async def _infer(self, ask: Request, name: str, version: str = "") -> Response:
         model = self._models.get(name, version)
         body = await ask.body()
         model.check_room()
@@ -145,23 +145,23 @@ class HttpApp:
         model = self._models.get(name, version)
         wanted = request.wanted(model.outputs)
         ask.noted.update(model=name, id=request.id)
-        results, ask.noted["timings"] = await model.timed(request, ask.leaving)
+        results, ask.noted["timings"] = await model.timed(request, ask.on_disconnect)
         told = {"model_name": name, "model_version": VERSION, "id": request.id}
         if not request.id:
             del told["id"]
         parts, length = encode(told, results, wanted)
         if length is None:
-            return Answer(parts)
-        return Answer(parts, content_type="application/octet-stream", headers={"inference-header-content-length": str(length)})
+            return Response(parts)
+        return Response(parts, content_type="application/octet-stream", headers={"inference-header-content-length": str(length)})
 
-    async def _about(self, name: str, rest: Sequence[str]) -> Answer:
+    async def _about(self, name: str, rest: Sequence[str]) -> Response:
         version = ""
         if rest[:1] == ["versions"] and len(rest) > 1:
             version, rest = rest[1], rest[2:]
         if rest == ["ready"]:
             try:
                 self._models.get(name, version)
-            except Busy:
+            except Unavailable:
                 return _json({"name": name, "ready": False}, 503)
             return _json({"name": name, "ready": True})
         model = self._models.get(name, version)
@@ -176,7 +176,7 @@ class HttpApp:
                 return _json({"model_stats": [model.statistics.to_json(name, VERSION)]})
         raise NotFound(f"there is nothing at /v2/models/{name}/{'/'.join(rest)}")
 
-    async def _repository(self, ask: Ask, rest: Sequence[str]) -> Answer:
+    async def _repository(self, ask: Request, rest: Sequence[str]) -> Response:
         told = parse(await ask.body())
         match rest:
             case ["index"]:
@@ -206,12 +206,14 @@ class _Reader:
             raise TooLarge(f"a body of {told} bytes is more than the {self._limits.max_body} that are taken", LARGER)
         encoding = self._headers.get("content-encoding", "identity").lower()
         if encoding not in ("identity", "gzip", "deflate"):
-            raise Invalid(f"a body in content encoding {encoding!r} is not taken", "send it as it is, in gzip or in deflate")
+            raise InvalidArgument(
+                f"a body in content encoding {encoding!r} is not taken", "send it as it is, in gzip or in deflate"
+            )
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 body = await self._whole()
         except TimeoutError:
-            raise Invalid(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
+            raise InvalidArgument(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
         return body if encoding == "identity" else await asyncio.to_thread(_unpacked, body, self._limits.max_body)
 
     async def _whole(self) -> bytes:
@@ -220,7 +222,7 @@ class _Reader:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise Invalid("the client left before its body was complete")
+                raise InvalidArgument("the client left before its body was complete")
             pieces.append(message.get("body", b""))
             size += len(pieces[-1])
             if size > self._limits.max_body:
@@ -240,11 +242,11 @@ def _unpacked(body: bytes, most: int) -> bytes:
     try:
         found = unpacker.decompress(body, most + 1)
     except zlib.error as error:
-        raise Invalid(f"the body is not what its content encoding says: {error}") from None
+        raise InvalidArgument(f"the body is not what its content encoding says: {error}") from None
     if len(found) > most:
         raise TooLarge(f"the unpacked body is more than the {most} bytes that are taken", LARGER)
     if not unpacker.eof or unpacker.unused_data:
-        raise Invalid("the compressed body ends too early or too late")
+        raise InvalidArgument("the compressed body ends too early or too late")
     return found
 
 
@@ -253,20 +255,20 @@ def _json_length(headers: Mapping[str, str]) -> int | None:
     if told is None:
         return None
     if not told.isdecimal() or len(told) > 12:
-        raise Invalid(f"Inference-Header-Content-Length is {told[:40]!r}, and must be a number of bytes")
+        raise InvalidArgument(f"Inference-Header-Content-Length is {told[:40]!r}, and must be a number of bytes")
     return int(told)
 
 
-def _json(told: Any, status: int = 200) -> Answer:
-    return Answer([dump(told)], status)
+def _json(told: Any, status: int = 200) -> Response:
+    return Response([dump(told)], status)
 
 
-def _refused(error: ServeError) -> Answer:
+def _refused(error: ServeError) -> Response:
     headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
-    return Answer([dump({"error": error.told})], error.http, headers=headers)
+    return Response([dump({"error": error.told})], error.http, headers=headers)
 
 
-async def _send(send: Any, answer: Answer, *, closes: bool) -> None:
+async def _send(send: Any, answer: Response, *, closes: bool) -> None:
     headers = [
         (b"content-type", answer.content_type.encode()),
         (b"content-length", str(sum(map(len, answer.parts))).encode()),

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.serving.errors import Invalid
+from relu_deploy.serving.errors import InvalidArgument
 from relu_deploy.tensors import Array, TensorSpec
 
 __all__ = [
     "DATATYPES",
-    "Request",
-    "Wanted",
+    "InferRequest",
+    "RequestedOutput",
     "check_complete",
     "check_load",
     "check_wish",
@@ -63,7 +63,7 @@ _LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestedOutput:
     """One output that was asked for. binary: as bytes behind the JSON."""
 
     name: str
@@ -71,23 +71,23 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Request:
+class InferRequest:
     """One inference that was asked for. outputs: None for all of the model's, in JSON unless `binary`."""
 
     inputs: Mapping[str, Array]
     id: str = ""
-    outputs: tuple[Wanted, ...] | None = None
+    outputs: tuple[RequestedOutput, ...] | None = None
     binary: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
-    def wanted(self, specs: Sequence[TensorSpec]) -> tuple[Wanted, ...]:
+    def wanted(self, specs: Sequence[TensorSpec]) -> tuple[RequestedOutput, ...]:
         """Return the outputs to answer with. Raises Invalid for one that the model does not have."""
         if self.outputs is None:
-            return tuple(Wanted(spec.name, self.binary) for spec in specs)
+            return tuple(RequestedOutput(spec.name, self.binary) for spec in specs)
         known = [spec.name for spec in specs]
         for wanted in self.outputs:
             if wanted.name not in known:
-                raise Invalid(f"there is no output {wanted.name!r}", f"the model's outputs are {', '.join(known)}")
+                raise InvalidArgument(f"there is no output {wanted.name!r}", f"the model's outputs are {', '.join(known)}")
         return self.outputs
 
 
@@ -107,21 +107,21 @@ def metadata_of(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": datatype_of(spec), "shape": shape}
 
 
-def decode(body: bytes, json_length: int | None, specs: Sequence[TensorSpec], allow_nan: bool = False) -> Request:
+def decode(body: bytes, json_length: int | None, specs: Sequence[TensorSpec], allow_nan: bool = False) -> InferRequest:
     """Return the request in `body`, every input checked against `specs`.
 
     json_length: the value of the header, None without one. allow_nan: take NaN and infinities. Arrays share the memory of `body` where they came as bytes.
     Raises Invalid that names what is wrong.
     """
     if json_length == 0:
-        return Request({specs[0].name: _raw_body(body, specs, allow_nan)}, binary=True)
+        return InferRequest({specs[0].name: _raw_body(body, specs, allow_nan)}, binary=True)
     if json_length is not None and not 0 < json_length <= len(body):
-        raise Invalid(f"Inference-Header-Content-Length is {json_length}, and the body has {len(body)} bytes")
+        raise InvalidArgument(f"Inference-Header-Content-Length is {json_length}, and the body has {len(body)} bytes")
     told = parse(body if json_length is None else body[:json_length])
     behind = memoryview(b"" if json_length is None else body)[json_length or 0 :]
     listed = told.get("inputs")
     if not isinstance(listed, list):
-        raise Invalid("'inputs' must be a list of tensors", "each with name, shape, datatype and data")
+        raise InvalidArgument("'inputs' must be a list of tensors", "each with name, shape, datatype and data")
     expected = {spec.name: spec for spec in specs}
     inputs: dict[str, Array] = {}
     for one in listed:
@@ -131,13 +131,15 @@ def decode(body: bytes, json_length: int | None, specs: Sequence[TensorSpec], al
             inputs[spec.name] = _from_json(one, spec)
             continue
         if "data" in one:
-            raise Invalid(f"input {spec.name!r} has both data and binary_data_size", "give one of them")
+            raise InvalidArgument(f"input {spec.name!r} has both data and binary_data_size", "give one of them")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(behind):
-            raise Invalid(f"input {spec.name!r} has binary_data_size {size!r}, and {len(behind)} bytes are left in the body")
+            raise InvalidArgument(
+                f"input {spec.name!r} has binary_data_size {size!r}, and {len(behind)} bytes are left in the body"
+            )
         inputs[spec.name] = from_raw(behind[:size], one["shape"], spec)
         behind = behind[size:]
     if len(behind):
-        raise Invalid(
+        raise InvalidArgument(
             f"{len(behind)} bytes are left in the body that belong to no input", "binary_data_size says how many each has"
         )
     check_complete(inputs, specs, allow_nan)
@@ -153,9 +155,9 @@ def parse(text: bytes) -> dict[str, Any]:
     try:
         told = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise Invalid(f"the body is not JSON: {error}") from None
+        raise InvalidArgument(f"the body is not JSON: {error}") from None
     if not isinstance(told, dict):
-        raise Invalid("the body must be a JSON object")
+        raise InvalidArgument("the body must be a JSON object")
     return told
 
 
@@ -166,7 +168,9 @@ def dump(told: Mapping[str, Any]) -> bytes:
     return orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def encode(told: Mapping[str, Any], results: Mapping[str, Array], wanted: Sequence[Wanted]) -> tuple[list[bytes], int | None]:
+def encode(
+    told: Mapping[str, Any], results: Mapping[str, Array], wanted: Sequence[RequestedOutput]
+) -> tuple[list[bytes], int | None]:
     """Return the response's body in parts, and how long its JSON is where bytes follow, else None.
 
     told: the response's own fields (model_name, id, …). Raises Invalid for an output that JSON cannot say.
@@ -189,19 +193,19 @@ def encode(told: Mapping[str, Any], results: Mapping[str, Array], wanted: Sequen
 def spec_of(one: Any, expected: Mapping[str, TensorSpec], seen: Mapping[str, Array]) -> TensorSpec:
     """Return what the model says of the input that `one` is for, its fields checked."""
     if not isinstance(one, dict) or not isinstance(one.get("name"), str):
-        raise Invalid("an input has no name")
+        raise InvalidArgument("an input has no name")
     name = one["name"]
     if name not in expected:
-        raise Invalid(f"there is no input {name!r}", f"the model's inputs are {', '.join(map(str, expected.values()))}")
+        raise InvalidArgument(f"there is no input {name!r}", f"the model's inputs are {', '.join(map(str, expected.values()))}")
     if name in seen:
-        raise Invalid(f"input {name!r} is given twice")
+        raise InvalidArgument(f"input {name!r} is given twice")
     wanted, shape = datatype_of(expected[name]), one.get("shape")
     if one.get("datatype") not in _NUMPY:
-        raise Invalid(f"input {name!r} has datatype {one.get('datatype')!r}", f"known are {', '.join(_NUMPY)}")
+        raise InvalidArgument(f"input {name!r} has datatype {one.get('datatype')!r}", f"known are {', '.join(_NUMPY)}")
     if one["datatype"] != wanted:
-        raise Invalid(f"input {name!r} has datatype {one['datatype']}, and the model takes {wanted}")
+        raise InvalidArgument(f"input {name!r} has datatype {one['datatype']}, and the model takes {wanted}")
     if not _is_shape(shape):
-        raise Invalid(f"input {name!r} has shape {str(shape)[:80]}", "a shape is a list of sizes")
+        raise InvalidArgument(f"input {name!r} has shape {str(shape)[:80]}", "a shape is a list of sizes")
     return expected[name]
 
 
@@ -212,9 +216,9 @@ def from_raw(raw: Any, shape: Sequence[int], spec: TensorSpec) -> Array:
     dtype = _numpy_dtype(spec.dtype)
     needed = prod(shape) * dtype.itemsize
     if len(raw) != needed:
-        raise Invalid(f"input {spec.name!r} of shape {list(shape)} needs {needed} bytes, and has {len(raw)}")
+        raise InvalidArgument(f"input {spec.name!r} of shape {list(shape)} needs {needed} bytes, and has {len(raw)}")
     if dtype == np.bool_ and len(raw) and np.frombuffer(raw, np.uint8).max() > 1:
-        raise Invalid(f"input {spec.name!r} has bytes that are neither 0 nor 1")
+        raise InvalidArgument(f"input {spec.name!r} has bytes that are neither 0 nor 1")
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
@@ -222,11 +226,11 @@ def from_numbers(array: Array, shape: Sequence[int], spec: TensorSpec) -> Array:
     """Return the tensor whose flat or nested numbers are `array`. Raises Invalid for numbers that its type does not hold."""
     dtype = _numpy_dtype(spec.dtype)
     if array.size and array.dtype.kind not in _FITTING[dtype.kind]:
-        raise Invalid(f"input {spec.name!r} has data that is not {datatype_of(spec)}")
+        raise InvalidArgument(f"input {spec.name!r} has data that is not {datatype_of(spec)}")
     if array.size and dtype.kind in "ui" and not np.iinfo(dtype).min <= array.min() <= array.max() <= np.iinfo(dtype).max:
-        raise Invalid(f"input {spec.name!r} has numbers beyond {datatype_of(spec)}")
+        raise InvalidArgument(f"input {spec.name!r} has numbers beyond {datatype_of(spec)}")
     if array.size != prod(shape):
-        raise Invalid(f"input {spec.name!r} of shape {list(shape)} needs {prod(shape)} numbers, and has {array.size}")
+        raise InvalidArgument(f"input {spec.name!r} of shape {list(shape)} needs {prod(shape)} numbers, and has {array.size}")
     with np.errstate(over="ignore"):  # the infinity is refused like any other
         return array.astype(dtype, copy=False).reshape(shape)
 
@@ -234,11 +238,11 @@ def from_numbers(array: Array, shape: Sequence[int], spec: TensorSpec) -> Array:
 def from_strings(found: Sequence[str | bytes], shape: Sequence[int], spec: TensorSpec) -> Array:
     """Return the tensor of strings. Raises Invalid when they are not as many as its shape needs, or not UTF-8."""
     if len(found) != prod(shape):
-        raise Invalid(f"input {spec.name!r} of shape {list(shape)} needs {prod(shape)} strings, and has {len(found)}")
+        raise InvalidArgument(f"input {spec.name!r} of shape {list(shape)} needs {prod(shape)} strings, and has {len(found)}")
     try:
         texts = [one.decode() if isinstance(one, bytes) else one for one in found]
     except UnicodeDecodeError:
-        raise Invalid(f"input {spec.name!r} has strings that are not UTF-8") from None
+        raise InvalidArgument(f"input {spec.name!r} has strings that are not UTF-8") from None
     return np.array(texts, object).reshape(shape)
 
 
@@ -253,7 +257,9 @@ def to_raw(array: Array) -> bytes:
 def check_complete(inputs: Mapping[str, Array], specs: Sequence[TensorSpec], allow_nan: bool) -> None:
     """Raise Invalid for an input that is missing, and what `check_sizes` raises."""
     if missing := [spec.name for spec in specs if spec.name not in inputs]:
-        raise Invalid(f"there is no tensor for input {missing[0]!r}", f"the model's inputs are {', '.join(map(str, specs))}")
+        raise InvalidArgument(
+            f"there is no tensor for input {missing[0]!r}", f"the model's inputs are {', '.join(map(str, specs))}"
+        )
     check_sizes(inputs, specs, allow_nan)
 
 
@@ -261,13 +267,13 @@ def check_wish(name: str, parameters: Mapping[str, Any]) -> None:
     """Raise Invalid for an output that is wanted in a form of an extension that there is not here."""
     for extension, parameter in (("classification", "classification"), ("shared memory", "shared_memory_region")):
         if parameters.get(parameter):
-            raise Invalid(f"output {name!r} is wanted by {extension}, which is not done here", f"leave {parameter!r} out")
+            raise InvalidArgument(f"output {name!r} is wanted by {extension}, which is not done here", f"leave {parameter!r} out")
 
 
 def check_load(parameters: Mapping[str, Any]) -> None:
     """Raise Invalid for a model that is to be loaded in another way than the server was started with."""
     if parameters:
-        raise Invalid("a model is loaded from where the server was told it is", "leave the parameters out")
+        raise InvalidArgument("a model is loaded from where the server was told it is", "leave the parameters out")
 
 
 def check_sizes(inputs: Mapping[str, Array], specs: Sequence[TensorSpec], allow_nan: bool) -> None:
@@ -281,27 +287,27 @@ def check_sizes(inputs: Mapping[str, Array], specs: Sequence[TensorSpec], allow_
         )
         if not fits:
             known = [bound.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.shape]
-            raise Invalid(f"input {spec.name!r} has shape {list(array.shape)}, and the model takes {known}")
+            raise InvalidArgument(f"input {spec.name!r} has shape {list(array.shape)}, and the model takes {known}")
         if not allow_nan and _is_float(array) and not np.isfinite(array).all():
-            raise Invalid(f"input {spec.name!r} holds NaN or an infinity", "the server takes them with --allow-nan")
+            raise InvalidArgument(f"input {spec.name!r} holds NaN or an infinity", "the server takes them with --allow-nan")
 
 
-def _request(told: Mapping[str, Any], inputs: Mapping[str, Array]) -> Request:
+def _request(told: Mapping[str, Any], inputs: Mapping[str, Array]) -> InferRequest:
     parameters = _parameters(told)
     binary = bool(parameters.get("binary_data_output", False))
     identity = told.get("id", "")
     if not isinstance(identity, str):
-        raise Invalid("'id' must be a string")
+        raise InvalidArgument("'id' must be a string")
     asked = told.get("outputs")
     if asked is None or asked == []:
-        return Request(inputs, identity, None, binary, parameters)
+        return InferRequest(inputs, identity, None, binary, parameters)
     if not isinstance(asked, list) or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in asked):
-        raise Invalid("'outputs' must be a list of objects with a name")
+        raise InvalidArgument("'outputs' must be a list of objects with a name")
     for one in asked:
         check_wish(one["name"], _parameters(one))
     # An output's own wish goes before the request's.
-    outputs = tuple(Wanted(one["name"], bool(_parameters(one).get("binary_data", binary))) for one in asked)
-    return Request(inputs, identity, outputs, binary, parameters)
+    outputs = tuple(RequestedOutput(one["name"], bool(_parameters(one).get("binary_data", binary))) for one in asked)
+    return InferRequest(inputs, identity, outputs, binary, parameters)
 
 
 def _parameters(one: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -309,7 +315,7 @@ def _parameters(one: Mapping[str, Any]) -> Mapping[str, Any]:
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise Invalid("'parameters' must be an object")
+        raise InvalidArgument("'parameters' must be an object")
     return parameters
 
 
@@ -322,15 +328,15 @@ def _from_json(one: Mapping[str, Any], spec: TensorSpec) -> Array:
     """Return the tensor whose `data` is nested or flat. Raises Invalid for what is not of the tensor's type and size."""
     name, data, shape = spec.name, one.get("data"), one["shape"]
     if not isinstance(data, list):
-        raise Invalid(f"input {name!r} has no data", "give a list in data, or bytes and binary_data_size")
+        raise InvalidArgument(f"input {name!r} has no data", "give a list in data, or bytes and binary_data_size")
     if spec.dtype in ("float16", "bfloat16"):
-        raise Invalid(f"input {name!r} is {datatype_of(spec)}, which JSON cannot hold", "send it as binary data")
+        raise InvalidArgument(f"input {name!r} is {datatype_of(spec)}, which JSON cannot hold", "send it as binary data")
     if spec.dtype == "object":
         return _json_strings(data, shape, spec)
     try:
         return from_numbers(_array_of(data, spec), shape, spec)
     except (ValueError, OverflowError, TypeError):
-        raise Invalid(f"input {name!r} has data that is not one array of numbers") from None
+        raise InvalidArgument(f"input {name!r} has data that is not one array of numbers") from None
 
 
 def _array_of(data: list[Any], spec: TensorSpec) -> Array:
@@ -345,12 +351,12 @@ def _array_of(data: list[Any], spec: TensorSpec) -> Array:
 def _raw_body(body: bytes, specs: Sequence[TensorSpec], allow_nan: bool) -> Array:
     """Return the one input that a body without JSON is: batch 1, and a dimension beside that may follow from the length."""
     if len(specs) != 1 or specs[0].dtype == "object":
-        raise Invalid("a body without JSON is for models with one input of numbers")
+        raise InvalidArgument("a body without JSON is for models with one input of numbers")
     spec = specs[0]
     shape = [size if isinstance(size, int) else 1 if axis == 0 else -1 for axis, size in enumerate(spec.shape)]
     known = prod(size for size in shape if size >= 0) * _numpy_dtype(spec.dtype).itemsize
     if shape.count(-1) > 1 or not known or len(body) % known:
-        raise Invalid(f"a body of {len(body)} bytes does not make input {spec}")
+        raise InvalidArgument(f"a body of {len(body)} bytes does not make input {spec}")
     array = from_raw(body, [len(body) // known if size < 0 else size for size in shape], spec)
     check_sizes({spec.name: array}, specs, allow_nan)
     return array
@@ -361,7 +367,7 @@ def _strings(raw: Any, shape: Sequence[int], spec: TensorSpec) -> Array:
     while view:
         length = _LENGTH.unpack(view[:4])[0] if len(view) >= 4 else -1
         if not 0 <= length <= len(view) - 4:
-            raise Invalid(f"input {spec.name!r} has strings whose lengths do not fit its bytes")
+            raise InvalidArgument(f"input {spec.name!r} has strings whose lengths do not fit its bytes")
         found.append(bytes(view[4 : 4 + length]))
         view = view[4 + length :]
     return from_strings(found, shape, spec)
@@ -370,18 +376,18 @@ def _strings(raw: Any, shape: Sequence[int], spec: TensorSpec) -> Array:
 def _json_strings(data: list[Any], shape: Sequence[int], spec: TensorSpec) -> Array:
     flat = np.array(data, object).ravel()
     if not all(isinstance(one, str) for one in flat):
-        raise Invalid(f"input {spec.name!r} has data that is not strings")
+        raise InvalidArgument(f"input {spec.name!r} has data that is not strings")
     return from_strings(list(flat), shape, spec)
 
 
 def _json_data(name: str, array: Array) -> Any:
     kind = _dtype_name(array)
     if kind in ("float16", "bfloat16"):
-        raise Invalid(f"output {name!r} is {DATATYPES[kind]}, which JSON cannot hold", "ask for binary data")
+        raise InvalidArgument(f"output {name!r} is {DATATYPES[kind]}, which JSON cannot hold", "ask for binary data")
     if kind == "object":
         return [one.decode() if isinstance(one, bytes) else str(one) for one in array.ravel()]
     if _is_float(array) and not np.isfinite(array).all():
-        raise Invalid(f"output {name!r} holds NaN or an infinity, which JSON cannot say", "ask for binary data")
+        raise InvalidArgument(f"output {name!r} holds NaN or an infinity, which JSON cannot say", "ask for binary data")
     return np.ascontiguousarray(array).ravel()
 
 

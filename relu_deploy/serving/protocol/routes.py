@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Asked", "asked_of"]
+__all__ = ["ModelRoute", "asked_of"]
 
 
-class Asked(NamedTuple):
+class ModelRoute(NamedTuple):
     """verb: infer, predict, relus and the like. version: None where the path names none."""
 
     model: str
@@ -15,11 +15,11 @@ class Asked(NamedTuple):
     verb: str
 
 
-def asked_of(path: str) -> Asked | None:
+def asked_of(path: str) -> ModelRoute | None:
     """Return what `/v2/models/MODEL[/versions/VERSION]/VERB` asks for, None for a path of another form."""
     match path.strip("/").split("/"):
         case ["v2", "models", model, verb]:
-            return Asked(model, None, verb)
+            return ModelRoute(model, None, verb)
         case ["v2", "models", model, "versions", version, verb]:
-            return Asked(model, version, verb)
+            return ModelRoute(model, version, verb)
     return None

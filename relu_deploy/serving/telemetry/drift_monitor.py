@@ -1,6 +1,6 @@
 """The Relu monitor: whether what clients send still looks, to the model's Relus, like the data of its census.
 
-A share of the rows is run once more, on a second session that shows every Relu, and held against the census's norm
+A share of the rows is run once more, on a second session that shows every Relu, and held against the census's baseline
 (`activations/drift.py` says by which statistic, and what its alarm means). What is served is never touched: the second session
 is the graph that the census ran, in a thread of the lowest priority with a short queue, and a sample that finds the queue
 full is left out. The last `WINDOW` samples are one test; a client that sends one picture over and over is a drift, too.
@@ -21,16 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.activations.drift import LEAST_ROWS, Norm, p_value, rank_sum, rates_of, threshold_of
+from relu_deploy.activations.drift import LEAST_ROWS, Baseline, p_value, rank_sum, rates_of, threshold_of
 from relu_deploy.backends import Session, load
 from relu_deploy.bundle import Bundle, sha256
 from relu_deploy.errors import InputError, ReluDeployError
 from relu_deploy.graph import Relu, find_relus, load_model
 from relu_deploy.tensors import Array, Feeds
 
-__all__ = ["DEFAULT_SHARE", "Monitor", "Monitored"]
+__all__ = ["DEFAULT_SHARE", "Monitor", "MonitorFactory"]
 
-#: share of the rows that are looked at, where there is a norm and nobody says
+#: share of the rows that are looked at, where there is a baseline and nobody says
 DEFAULT_SHARE = 0.01
 #: samples of one test, and how many there must be before there is one
 WINDOW, LEAST = 64, 16
@@ -74,7 +74,7 @@ class Monitor:
         self._queue: queue.Queue[Feeds | None] = queue.Queue()
         self._lock = threading.Lock()
         self._seen = _Seen()
-        self._norm: Norm | None = None
+        self._baseline: Baseline | None = None
         self._scores = np.zeros(0)
         self._distances: deque[Array] = deque(maxlen=WINDOW)
         self._rates: deque[Array] = deque(maxlen=WINDOW)
@@ -84,7 +84,7 @@ class Monitor:
         self._thread = threading.Thread(target=self._work, name=f"relu-deploy monitor {self.name}", daemon=True)
         self._thread.start()
 
-    def __call__(self, feeds: Feeds, outputs: Feeds, rows: int, /) -> None:  # noqa: ARG002  # see `models.Watch`
+    def __call__(self, feeds: Feeds, outputs: Feeds, rows: int, /) -> None:  # see `models.Watch`  # noqa: ARG002  # see `models.Watch`
         units = rows if self._by_row else 1
         if self._skip >= units:
             self._skip -= units
@@ -96,7 +96,7 @@ class Monitor:
         self._skip -= units
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Return whether the norm and the session are there, or `off` says why not. Blocks until one is true."""
+        """Return whether the baseline and the session are there, or `off` says why not. Blocks until one is true."""
         return self._ready.wait(seconds)
 
     def settle(self, seconds: float | None = None) -> bool:
@@ -113,14 +113,14 @@ class Monitor:
 
     def to_json(self) -> dict[str, Any]:
         """Return the state, as at /v2/models/NAME/monitor."""
-        if self._norm is None or self.off:
+        if self._baseline is None or self.off:
             reason = self.off or "it is being loaded"
             return {"model": self.name, "on": False, "reason": reason, "hint": self.hint, "share": self.share}
         with self._lock:
             seen, excursions = replace(self._seen), list(self._excursions)
-            distances = np.array(self._distances).reshape(len(self._distances), len(self._norm.relus))
+            distances = np.array(self._distances).reshape(len(self._distances), len(self._baseline.relus))
             rates = np.array(self._rates).reshape(distances.shape)
-        norm, enough = self._norm, len(distances) >= LEAST
+        baseline, enough = self._baseline, len(distances) >= LEAST
         return {
             "model": self.name,
             "on": True,
@@ -138,18 +138,18 @@ class Monitor:
                 "alarm": seen.alarm,
                 "alarms": seen.alarms,
             },
-            "census": norm.to_json(),
+            "census": baseline.to_json(),
             "relus": [
                 {
                     "node": relu.node,
                     "firing_rate": float(rates[:, at].mean()) if len(rates) else None,
                     "sparsity": 1 - float(rates[:, at].mean()) if len(rates) else None,
                     "census_sparsity": 1 - float(relu.mean.mean()),
-                    "drift_score": rank_sum(distances[:, at], np.sort(norm.held_out[:, at])) if enough else None,
+                    "drift_score": rank_sum(distances[:, at], np.sort(baseline.held_out[:, at])) if enough else None,
                     "excursions": excursions[at],
-                    "excursions_expected": 0.0 if relu.upper is not None else seen.samples / (norm.samples + 1),
+                    "excursions_expected": 0.0 if relu.upper is not None else seen.samples / (baseline.samples + 1),
                 }
-                for at, relu in enumerate(norm.relus)
+                for at, relu in enumerate(baseline.relus)
             ],
         }
 
@@ -176,7 +176,7 @@ class Monitor:
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
-            norm, relus, session = _prepare(self._bundle)
+            baseline, relus, session = _prepare(self._bundle)
         except Exception as error:
             told = error.message if isinstance(error, ReluDeployError) else f"its session failed: {type(error).__name__}"
             self.hint = error.hint if isinstance(error, ReluDeployError) else ""
@@ -185,12 +185,12 @@ class Monitor:
             self._empty()
             self._ready.set()
             return
-        self._excursions, self._scores, self._norm = [0] * len(norm.relus), norm.scores, norm
+        self._excursions, self._scores, self._baseline = [0] * len(baseline.relus), baseline.scores, baseline
         self._ready.set()
         try:
             while batch := self._next():
                 joined = batch[0] if len(batch) == 1 else {name: np.concatenate([f[name] for f in batch]) for name in batch[0]}
-                self._look(session, norm, relus, joined)
+                self._look(session, baseline, relus, joined)
                 for _ in batch:
                     self._queue.task_done()
         finally:
@@ -219,15 +219,15 @@ class Monitor:
                 self._queue.get_nowait()
                 self._queue.task_done()
 
-    def _look(self, session: Session, norm: Norm, relus: Sequence[Relu], feeds: Feeds) -> None:
+    def _look(self, session: Session, baseline: Baseline, relus: Sequence[Relu], feeds: Feeds) -> None:
         rows = len(next(iter(feeds.values())))
         try:
             results = session.run(feeds)
             values = [results[relu.output] for relu in relus]
             rates = [rates_of(each) for each in values]
-            distances = norm.log_distances(rates)
+            distances = baseline.log_distances(rates)
             exceeded = [
-                relu.exceeded(each.reshape(len(each), -1).max(axis=1)) for relu, each in zip(norm.relus, values, strict=True)
+                relu.exceeded(each.reshape(len(each), -1).max(axis=1)) for relu, each in zip(baseline.relus, values, strict=True)
             ]
         except Exception as error:
             with self._lock:
@@ -260,33 +260,32 @@ class Monitor:
             log.info("%s: drift is over", self.name)
 
 
-def _prepare(bundle: Bundle) -> tuple[Norm, list[Relu], Session]:
-    """Return the norm of `bundle`'s census, its Relus, and a session that shows them.
+def _prepare(bundle: Bundle) -> tuple[Baseline, list[Relu], Session]:
+    """Return the baseline of `bundle`'s census, its Relus, and a session that shows them.
 
-    Raises InputError when there is no norm or its graph is gone, and what loading raises.
+    Raises InputError when there is no baseline or its graph is gone, and what loading raises.
     """
     if not bundle.is_folder:
         hint = f"relu-deploy export {bundle.path} -o NAME.rdb, and then relu-deploy census NAME.rdb --data D"
         raise InputError(f"{bundle.path} is no bundle, and so has no census to compare with", hint)
     hint = f"relu-deploy census {bundle.path} --data D, where D is data of what is normal in {LEAST_ROWS} rows or more"
-    file = bundle.path / "reports" / "norm.npz"
-    if not file.is_file():
-        there = (bundle.path / "reports" / "census.json").is_file()
+    if not bundle.has_file("reports/baseline.npz"):
+        there = bundle.has_file("reports/census.json")
         told = "has a census that leaves nothing" if there else "has no census"
         raise InputError(f"{bundle.path} {told} to compare with", hint)
-    norm = Norm.read(file)
+    baseline = Baseline.read(bundle.file("reports/baseline.npz"))
     graphs = [bundle, Bundle(bundle.path, bundle.manifest)]
-    counted = next((each for each in graphs if sha256(each.onnx) == norm.graph), None)
+    counted = next((each for each in graphs if sha256(each.onnx) == baseline.graph), None)
     if counted is None:
         raise InputError(f"the census in {bundle.path} is of another graph than the one that is served", hint)
     known = {relu.output: relu for relu in find_relus(load_model(counted.onnx))}
-    relus = [known[relu.output] for relu in norm.relus]
-    session = load(counted, norm.backend, taps=tuple(relus), threads=1)
-    return norm, relus, session
+    relus = [known[relu.output] for relu in baseline.relus]
+    session = load(counted, baseline.backend, taps=tuple(relus), threads=1)
+    return baseline, relus, session
 
 
-class Monitored:
-    """Makes the monitors of a server, for `Models`. share: None for the default where there is a norm, 0 for none at all."""
+class MonitorFactory:
+    """Makes the monitors of a server, for `Models`. share: None for the default where there is a baseline, 0 for none at all."""
 
     def __init__(self, share: float | None) -> None:
         self._share = share

@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from relu_deploy.bundle import sha256
 from relu_deploy.serving.models import VERSION, Models
-from relu_deploy.serving.telemetry.statistics import BUCKETS, Reading
+from relu_deploy.serving.telemetry.statistics import BUCKETS, StatisticsSnapshot
 
 if TYPE_CHECKING:
     from relu_deploy.serving.models import Model
@@ -93,7 +93,7 @@ def _sha_of(model: Model) -> str:
         return ""
 
 
-def _triton(readings: Mapping[str, Reading], models: Iterable[Model]) -> Iterator[Metric]:
+def _triton(readings: Mapping[str, StatisticsSnapshot], models: Iterable[Model]) -> Iterator[Metric]:
     for metric, (field, help_text) in COUNTS.items():
         yield _counter(metric, help_text, (({"model": name}, getattr(each, field)) for name, each in readings.items()))
     yield _counter(
@@ -132,7 +132,7 @@ def _by_reason(failures: Mapping[str, int]) -> dict[str, int]:
     return counts
 
 
-def _ours(readings: Mapping[str, Reading], models: Iterable[Model]) -> Iterator[Metric]:
+def _ours(readings: Mapping[str, StatisticsSnapshot], models: Iterable[Model]) -> Iterator[Metric]:
     labels = ("model", "version")
     latency = HistogramMetricFamily(
         "relu_deploy_request_duration_seconds", "From a request's arrival to its answer, where it succeeded", labels=labels
@@ -227,7 +227,7 @@ def _family(kind: str, name: str, help_text: str, labels: tuple[str, ...]) -> Co
 
 
 class _Busy:
-    """The machine's processors and memory, from /proc; nothing where there is none. Utilisation: since the last scrape."""
+    """The machine's processors and memory, from /proc; nothing where there is none. Utilization: since the last scrape."""
 
     def __init__(self) -> None:
         self._last = self._times()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-__all__ = ["BESIDE", "CUT", "Telling"]
+__all__ = ["BESIDE", "CUT", "RequestObserver"]
 
 #: characters of what a client chose that are kept
 CUT = 128
@@ -13,7 +13,7 @@ CUT = 128
 BESIDE = ("timings", "headers")
 
 
-class Telling(Protocol):
+class RequestObserver(Protocol):
     """Takes note of requests. Called on the event loop, once for each."""
 
     def tell(self, fields: Mapping[str, Any], status: int, seconds: float) -> None:

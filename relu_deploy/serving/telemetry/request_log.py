@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from relu_deploy.serving.telemetry.observer import BESIDE, CUT, Telling
+from relu_deploy.serving.telemetry.observer import BESIDE, CUT, RequestObserver
 from relu_deploy.serving.telemetry.statistics import PARTS, Timings
 
 __all__ = ["LEVELS", "Access", "AccessLog", "LogOptions", "logging_to_stderr"]
@@ -86,7 +86,7 @@ def _plain(value: Any) -> str:
 
 
 class Access:
-    """A `Telling` that logs what came of requests, over HTTP and gRPC, within bounds.
+    """A `RequestObserver` that logs what came of requests, over HTTP and gRPC, within bounds.
 
     Failures by the server (500 and above) are warnings, others (400 and above) and slow requests infos, the rest debug.
     """
@@ -118,7 +118,7 @@ class Access:
 class AccessLog:
     """An ASGI application around another one, which tells `access` what comes of its requests."""
 
-    def __init__(self, app: Any, access: Telling) -> None:
+    def __init__(self, app: Any, access: RequestObserver) -> None:
         self._app, self._access = app, access
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

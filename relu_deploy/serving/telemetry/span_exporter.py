@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["EVERY", "FLUSH", "Delivery", "delivering"]
+__all__ = ["EVERY", "FLUSH", "CountingExporter", "delivering"]
 
 #: seconds that the last spans may take
 FLUSH = 2.0
@@ -25,7 +25,7 @@ SAID = 400
 log = logging.getLogger("relu_deploy.serve")
 
 
-class Delivery:
+class CountingExporter:
     """An exporter around the SDK's. made: spans so far. delivered: those that the collector took."""
 
     def __init__(self, exporter: Any) -> None:
@@ -49,7 +49,7 @@ class Delivery:
             self._exporter.shutdown()
 
 
-class Complaints(logging.Handler):
+class ExporterLogFilter(logging.Handler):
     """Tells what the SDK logs about the collector at `url`, in one line each `EVERY` seconds; other things are not told.
 
     They would be about requests: a client could write our log with headers that are not what they should be.
@@ -78,9 +78,9 @@ class Complaints(logging.Handler):
 
 
 @contextmanager
-def delivering(provider: Any, delivery: Delivery, url: str) -> Iterator[None]:
+def delivering(provider: Any, delivery: CountingExporter, url: str) -> Iterator[None]:
     """Tell what becomes of the spans of `provider` until the block ends, and then for at most `FLUSH` seconds send those left."""
-    complaints = Complaints(url)
+    complaints = ExporterLogFilter(url)
     logger = logging.getLogger("opentelemetry")
     propagated = logger.propagate
     logger.addHandler(complaints)

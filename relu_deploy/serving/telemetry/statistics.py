@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BUCKETS", "PARTS", "Duration", "Reading", "Statistics", "Timings"]
+__all__ = ["BUCKETS", "PARTS", "Duration", "Statistics", "StatisticsSnapshot", "Timings"]
 
 #: upper bounds of the buckets of the latency histogram, in seconds
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -50,7 +50,7 @@ class Duration:
 
 
 @dataclass(frozen=True)
-class Reading:
+class StatisticsSnapshot:
     """One model's counts at one moment, as they belong together. durations: seconds, by Triton's names.
 
     buckets: requests by `BUCKETS`, the last one beyond them all. batches: runs by their rows. loads: by how they ended.
@@ -118,10 +118,10 @@ class Statistics:
         with self._lock:
             self.loads[how] += 1
 
-    def reading(self) -> Reading:
+    def reading(self) -> StatisticsSnapshot:
         """Return the counts of this moment."""
         with self._lock:
-            return Reading(
+            return StatisticsSnapshot(
                 self.success.count,
                 self.inferences,
                 self.executions,

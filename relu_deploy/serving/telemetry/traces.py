@@ -15,13 +15,13 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from relu_deploy import __version__
 from relu_deploy.errors import UsageError, missing_package
-from relu_deploy.serving.errors import Busy, Failed, Invalid, Late, NotFound, TooLarge
+from relu_deploy.serving.errors import DeadlineExceeded, InternalError, InvalidArgument, NotFound, TooLarge, Unavailable
 from relu_deploy.serving.protocol.routes import asked_of
-from relu_deploy.serving.telemetry.observer import CUT, Telling
-from relu_deploy.serving.telemetry.span_exporter import Delivery, delivering
+from relu_deploy.serving.telemetry.observer import CUT, RequestObserver
+from relu_deploy.serving.telemetry.span_exporter import CountingExporter, delivering
 from relu_deploy.serving.telemetry.statistics import PARTS, Timings
+from relu_deploy.version import __version__
 
 __all__ = ["TraceOptions", "Traces", "tracing"]
 
@@ -32,7 +32,9 @@ SERVICE = "inference.GRPCInferenceService"
 #: the calls that are traced, over HTTP and over gRPC: those that run a model
 VERBS, CALLS = ("infer", "predict", "relus"), ("ModelInfer",)
 #: by the HTTP status that the same refusal has
-GRPC = {200: "OK", 0: "CANCELLED"} | {kind.http: kind.grpc for kind in (Invalid, NotFound, TooLarge, Busy, Late, Failed)}
+GRPC = {200: "OK", 0: "CANCELLED"} | {
+    kind.http: kind.grpc for kind in (InvalidArgument, NotFound, TooLarge, Unavailable, DeadlineExceeded, InternalError)
+}
 #: W3C's two headers, as HTTP and as gRPC hand them over
 CONTEXT = {name: name for name in ("traceparent", "tracestate")}
 NAMES: dict[Any, str] = CONTEXT | {name.encode(): name for name in CONTEXT}
@@ -60,7 +62,7 @@ class TraceOptions:
 
 
 @contextmanager
-def tracing(options: TraceOptions, then: Telling) -> Iterator[Traces]:
+def tracing(options: TraceOptions, then: RequestObserver) -> Iterator[Traces]:
     """Yield who makes traces and tells `then`; in the end, send what is left, within `delivery.FLUSH` seconds.
 
     Raises BackendUnavailable without the packages, UsageError for an endpoint that is none.
@@ -76,7 +78,7 @@ def tracing(options: TraceOptions, then: Telling) -> Iterator[Traces]:
     try:
         # The share is drawn before anything is made of a request; what comes here without a parent has been drawn.
         provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), resource=_resource(), shutdown_on_exit=False)
-        delivery = Delivery(OTLPSpanExporter(endpoint=url))
+        delivery = CountingExporter(OTLPSpanExporter(endpoint=url))
         provider.add_span_processor(BatchSpanProcessor(delivery))  # type: ignore[arg-type,unused-ignore]
     except ValueError as error:
         raise UsageError(f"--traces: the environment's OTEL_ variables do not fit: {error}", "set them anew") from error
@@ -85,9 +87,9 @@ def tracing(options: TraceOptions, then: Telling) -> Iterator[Traces]:
 
 
 class Traces:
-    """A `Telling` that makes traces and tells `then`, with the `trace_id` of what it has traced."""
+    """A `RequestObserver` that makes traces and tells `then`, with the `trace_id` of what it has traced."""
 
-    def __init__(self, tracer: Any, share: float, then: Telling, delivery: Delivery) -> None:
+    def __init__(self, tracer: Any, share: float, then: RequestObserver, delivery: CountingExporter) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
         self._tracer, self._share, self._then, self._delivery = tracer, share, then, delivery

@@ -1,7 +1,7 @@
 """Turns requests away at the door: where the queue that one would join is full, it is refused before anything is made of it.
 
 Refusing is no inference, but has a cost too, and beyond what a server can take there are many more refusals than answers.
-So one is made of the request's first line alone, and its connection then waits in the `Hall`.
+So one is made of the request's first line alone, and its connection then waits in the `PausedConnections`.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from relu_deploy.serving.errors import Busy, NotFound
+from relu_deploy.serving.errors import NotFound, Unavailable
 from relu_deploy.serving.models import Models
 from relu_deploy.serving.protocol.json_codec import dump
 from relu_deploy.serving.protocol.routes import asked_of
-from relu_deploy.serving.telemetry.observer import Telling
+from relu_deploy.serving.telemetry.observer import RequestObserver
 
-__all__ = ["Door", "Refusal", "Turn"]
+__all__ = ["AdmissionCheck", "AdmissionControl", "Refusal"]
 
 
 class Refusal(NamedTuple):
-    """answer: the whole of it, as it is sent. room: see `Hall.hold`."""
+    """answer: the whole of it, as it is sent. room: see `PausedConnections.hold`."""
 
     answer: bytes
     room: Callable[[], int]
 
 
 #: takes a request's method, target, client and headers, and returns how it is turned away, None when it is not
-Turn = Callable[[bytes, bytes, str, Sequence[tuple[bytes, bytes]]], Refusal | None]
+AdmissionCheck = Callable[[bytes, bytes, str, Sequence[tuple[bytes, bytes]]], Refusal | None]
 
 HEAD = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\nretry-after: {}\r\n\r\n"
 
 
-class Door:
-    """A `Turn` for the requests that a model's queue takes: infer and predict. What it turns away is counted and logged.
+class AdmissionControl:
+    """A `AdmissionCheck` for the requests that a model's queue takes: infer and predict. What it turns away is counted and logged.
 
     All that arrives in one turn of the event loop passes here before any of it gets into a queue, so who was let in counts
     until the loop comes to it. It is to be called in the loop, right before the request's task is made.
     """
 
-    def __init__(self, models: Models, access: Telling) -> None:
+    def __init__(self, models: Models, access: RequestObserver) -> None:
         self._models, self._access = models, access
         self._entering: Counter[str] = Counter()
 
@@ -55,11 +55,11 @@ class Door:
         name = asked.model
         try:
             model = self._models.get(name, asked.version or "")
-        except (NotFound, Busy):
+        except (NotFound, Unavailable):
             return None
         try:
             model.check_room(self._entering[name])
-        except Busy as busy:
+        except Unavailable as busy:
             fields = {"method": "POST", "path": path, "client": client, "headers": headers, "model": name}
             self._access.tell(fields, busy.http, 0.0)
             body = dump({"error": busy.told})

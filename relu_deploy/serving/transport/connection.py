@@ -13,12 +13,12 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from relu_deploy.serving.protocol.http import LEAVING
-from relu_deploy.serving.transport.admission import Refusal, Turn
-from relu_deploy.serving.transport.lingering_close import Lingering, Patience, WhenAnswered
-from relu_deploy.serving.transport.paused_connections import Hall
+from relu_deploy.serving.protocol.http import ON_DISCONNECT
+from relu_deploy.serving.transport.admission import AdmissionCheck, Refusal
+from relu_deploy.serving.transport.lingering_close import CloseHookTransport, Lingering, LingerLimits
+from relu_deploy.serving.transport.paused_connections import PausedConnections
 
-__all__ = ["Connection", "Manners"]
+__all__ = ["Connection", "ConnectionLimits"]
 
 SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
 LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
@@ -32,7 +32,7 @@ TURNED_AWAY: Any = SimpleNamespace(
 
 
 @dataclass
-class Manners:
+class ConnectionLimits:
     """Shared by all connections of a server. draining: the server is going down, and each answer is its connection's last.
 
     header_seconds: until the headers of a request are complete. header_bytes: at most. grace: seconds that an idle
@@ -44,15 +44,15 @@ class Manners:
     header_bytes: int = 2**16
     grace: float = 0.5
     draining: bool = False
-    turn: Turn = lambda *_: None
-    hall: Hall = field(default_factory=Hall)
-    patience: Patience = field(default_factory=Patience)
+    turn: AdmissionCheck = lambda *_: None
+    hall: PausedConnections = field(default_factory=PausedConnections)
+    patience: LingerLimits = field(default_factory=LingerLimits)
 
 
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol with manners."""
 
-    def __init__(self, manners: Manners, **given: Any) -> None:
+    def __init__(self, manners: ConnectionLimits, **given: Any) -> None:
         super().__init__(**given)
         self._manners = manners
         self._header_bytes = 0
@@ -72,7 +72,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {LEAVING: self._leave_with}  # type: ignore[dict-item]
+        self.scope["extensions"] = {ON_DISCONNECT: self._leave_with}  # type: ignore[dict-item]
 
     def _leave_with(self, future: asyncio.Future[Any]) -> None:
         self._waiting_for = future
@@ -87,7 +87,7 @@ class Connection(HttpToolsProtocol):
                 return
         super().data_received(data)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's words are not JSON
+    def send_400_response(self, msg: str) -> None:  # uvicorn's words are not JSON  # noqa: ARG002  # uvicorn's words are not JSON
         self._refuse(MALFORMED, b'{"error":"this is not an HTTP request"}')
 
     def on_headers_complete(self) -> None:
@@ -100,7 +100,7 @@ class Connection(HttpToolsProtocol):
                 return
         super().on_headers_complete()
         if self.cycle is not None:
-            self.cycle.transport = WhenAnswered(self.transport, self._end)  # type: ignore[assignment]  # all that it needs
+            self.cycle.transport = CloseHookTransport(self.transport, self._end)  # type: ignore[assignment]  # all that it needs
             if self._manners.draining:
                 self.cycle.keep_alive = False
 

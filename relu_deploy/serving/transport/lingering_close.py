@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Lingering", "Patience", "WhenAnswered"]
+__all__ = ["CloseHookTransport", "LingerLimits", "Lingering"]
 
 
 @dataclass(frozen=True)
-class Patience:
+class LingerLimits:
     """How long and how much is thrown away. seconds: in all; silence: seconds without a byte; size: bytes."""
 
     seconds: float = 30.0
@@ -28,7 +28,7 @@ class Patience:
 class Lingering(asyncio.Protocol):
     """Takes a connection over from the protocol that has answered on it, and ends it. lost: that protocol's `connection_lost`."""
 
-    def __init__(self, transport: Any, patience: Patience, lost: Callable[[Exception | None], None]) -> None:
+    def __init__(self, transport: Any, patience: LingerLimits, lost: Callable[[Exception | None], None]) -> None:
         self._transport, self._patience, self._lost = transport, patience, lost
         self._loop = asyncio.get_running_loop()
         self._left, self._heard = patience.size, True
@@ -58,7 +58,7 @@ class Lingering(asyncio.Protocol):
         self._next = self._loop.call_later(min(self._patience.silence, left), self._look)
 
 
-class WhenAnswered:
+class CloseHookTransport:
     """A transport for one request's answer: its `close`, which comes when the answer is complete, is `end`."""
 
     def __init__(self, transport: Any, end: Callable[[], None]) -> None:

@@ -11,10 +11,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["Hall"]
+__all__ = ["PausedConnections"]
 
 
-class Hall:
+class PausedConnections:
     """seconds: that a connection is not read at most. every: seconds between two looks at whether there is room."""
 
     def __init__(self, seconds: float = 1.0, every: float = 0.01) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from relu_deploy.errors import InputError
 
-__all__ = ["listening", "take_no_more"]
+__all__ = ["listening", "stop_accepting"]
 
 #: Linux: the socket option, and a classic BPF program that drops what begins a connection: SYN without ACK, byte 13 of TCP's
 #: header (asm/socket.h, linux/filter.h). What ends a handshake has to pass, or its client sends a request into the void.
@@ -46,7 +46,7 @@ def listening(host: str, port: int, option: str) -> Iterator[socket.socket]:
         yield bound
 
 
-def take_no_more(bound: socket.socket) -> None:
+def stop_accepting(bound: socket.socket) -> None:
     """Let no further connection begin on `bound`. Those that have begun can still be accepted.
 
     Closing a listening socket resets the connections that wait to be accepted, with the requests that they hold. So

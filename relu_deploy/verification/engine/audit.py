@@ -27,7 +27,7 @@ from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph import SCOPE_KEY, Relu, find_relus, load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.classify import describe
-from relu_deploy.verification.engine.fusion_regions import Coverage, Region, View, coverage_of, look, regions_of
+from relu_deploy.verification.engine.fusion_regions import Coverage, EngineTrace, Region, build_trace, coverage_of, regions_of
 from relu_deploy.verification.engine.layers import EngineDifference, InspectedEngine, ObservedEngine, compare_layers, read_layers
 from relu_deploy.verification.engine.replay import Evaluations, compare_shown, contract_of, evaluate, rounds_to, shapes_at
 from relu_deploy.verification.invariants import Contract
@@ -187,7 +187,7 @@ def audit(
     model = ShapeInferencePass()(load_model(bundle.onnx)).model
     session = cast(TruthSession, load(bundle, "reference"))
     progress(f"{backend}: truth in float64")
-    view = look(model, shapes_at(session, feeds), layers, captured, outputs)
+    view = build_trace(model, shapes_at(session, feeds), layers, captured, outputs)
     regions = regions_of(model, view)
     precision = precision_of(model)
     whole = evaluate(session, feeds, view.shown, {precision})
@@ -219,7 +219,7 @@ def audit(
 
 
 def _judge(
-    region: Region, view: View, feeds: Feeds, rounds: str, precision: str, own: Evaluations, whole: Evaluations
+    region: Region, view: EngineTrace, feeds: Feeds, rounds: str, precision: str, own: Evaluations, whole: Evaluations
 ) -> tuple[RegionReport, tuple[str, str] | None]:
     """Return the verdicts on one region, and the kind of its fault where its own error is not explained."""
     if region.is_copy:
@@ -237,7 +237,7 @@ def _judge(
     return report, None if local.passed else describe(shown.real(shown.value), true)
 
 
-def _judge_copy(region: Region, view: View, feeds: Feeds) -> tuple[RegionReport, tuple[str, str] | None]:
+def _judge_copy(region: Region, view: EngineTrace, feeds: Feeds) -> tuple[RegionReport, tuple[str, str] | None]:
     copy = next(one for one in view.copies if one.places[-1] == region.place and one.engine_tensor == region.engine_tensor)
     source = view.shown.get(region.tensor)
     true = (source.real(source.value) if source else feeds[region.tensor]).astype(np.float64)
@@ -247,7 +247,7 @@ def _judge_copy(region: Region, view: View, feeds: Feeds) -> tuple[RegionReport,
     return RegionReport(region, "float32", verdict, None), None if verdict.passed else describe(got, true)
 
 
-def _is_finite(name: str, view: View, feeds: Feeds) -> bool:
+def _is_finite(name: str, view: EngineTrace, feeds: Feeds) -> bool:
     value = view.shown[name].real(view.shown[name].value) if name in view.shown else feeds[name]
     return value.dtype.kind != "f" or bool(np.isfinite(value).all())
 
@@ -265,7 +265,7 @@ def _spread(shipped: Feeds, outputs: Feeds) -> float | None:
 def _faults(
     model: ir.Model,
     backend: str,
-    view: View,
+    view: EngineTrace,
     reports: Sequence[tuple[RegionReport, tuple[str, str] | None]],
     relus: Sequence[Coverage],
     contracts: Mapping[str, Contract],

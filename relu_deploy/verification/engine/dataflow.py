@@ -25,7 +25,7 @@ from relu_deploy.verification.engine.tensor_format import same_but_ones
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Wiring", "Write", "identify", "pair", "wire"]
+__all__ = ["Wiring", "Write", "map_to_onnx", "match_captures", "wire"]
 
 Shape = tuple[int, ...]
 
@@ -87,7 +87,7 @@ def wire(layers: Sequence[EngineLayer]) -> Wiring:
     return Wiring(tuple(layers), tuple(writes), tuple(reads))
 
 
-def pair(wiring: Wiring, captured: Sequence[Captured]) -> tuple[dict[int, Captured], dict[int, str]]:
+def match_captures(wiring: Wiring, captured: Sequence[Captured]) -> tuple[dict[int, Captured], dict[int, str]]:
     """Return what was captured of each write, and for every other write why there is nothing."""
     by_name: dict[str, list[Captured]] = {}
     for one in captured:
@@ -110,7 +110,7 @@ def pair(wiring: Wiring, captured: Sequence[Captured]) -> tuple[dict[int, Captur
     return found, reasons
 
 
-def identify(
+def map_to_onnx(
     model: ir.Model, shapes: Mapping[str, Shape], wiring: Wiring, captured: Mapping[int, Captured]
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Return the graph's tensor that each write is, and for every other write why it is not told.

@@ -19,14 +19,14 @@ import numpy as np
 
 from relu_deploy.graph import Relu, nodes_between
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.engine.dataflow import Shape, Wiring, identify, pair, wire
+from relu_deploy.verification.engine.dataflow import Shape, Wiring, map_to_onnx, match_captures, wire
 from relu_deploy.verification.engine.layers import Captured, EngineLayer
-from relu_deploy.verification.engine.tensor_format import Quantised, decode, quantised_by
+from relu_deploy.verification.engine.tensor_format import Quantized, decode, quantized_by
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Coverage", "Region", "Shown", "View", "coverage_of", "look", "regions_of"]
+__all__ = ["Coverage", "EngineTrace", "Region", "Shown", "build_trace", "coverage_of", "regions_of"]
 
 OBSERVED, INSIDE, UNOBSERVED = "observed", "inside", "unobserved"
 
@@ -35,7 +35,7 @@ OBSERVED, INSIDE, UNOBSERVED = "observed", "inside", "unobserved"
 class Shown:
     """A tensor of the graph that the engine showed. places: of the layers that wrote it, among all.
 
-    value: of the graph's shape; codes where the graph has codes there, else numbers. quantised: what codes stand for, where the
+    value: of the graph's shape; codes where the graph has codes there, else numbers. quantized: what codes stand for, where the
     engine keeps it as codes.
     """
 
@@ -43,17 +43,17 @@ class Shown:
     engine_tensor: str
     places: tuple[int, ...]
     value: Array = field(repr=False)
-    quantised: Quantised | None = None
+    quantized: Quantized | None = None
 
     def real(self, value: Array) -> Array:
         """Return `value` of this tensor as numbers in float64, rounded to codes where the engine keeps codes; other integers as they are."""
-        if self.quantised is not None:
-            return self.quantised.nearest(value) if value.dtype.kind == "f" else self.quantised.real(value)
+        if self.quantized is not None:
+            return self.quantized.nearest(value) if value.dtype.kind == "f" else self.quantized.real(value)
         return value if value.dtype.kind in "iub" else value.astype(np.float64)
 
 
 @dataclass(frozen=True)
-class View:
+class EngineTrace:
     """All that an engine showed. shown: by the graph's tensors. copies: of each of them, written again.
 
     hidden: why a write was not shown, by its place. unmatched: captured tensors that no layer of the list writes.
@@ -67,20 +67,20 @@ class View:
     unmatched: tuple[str, ...]
 
 
-def look(
+def build_trace(
     model: ir.Model,
     shapes: Mapping[str, Shape],
     layers: Sequence[EngineLayer],
     captured: Sequence[Captured],
     outputs: Feeds,
-) -> View:
+) -> EngineTrace:
     """Return what the engine with these `layers` showed of the graph.
 
     shapes: of every tensor of the graph. outputs: of the engine, which are known whether or not they were captured.
     """
     wiring = wire(layers)
-    paired, hidden = pair(wiring, captured)
-    tensors, strange = identify(model, shapes, wiring, paired)
+    paired, hidden = match_captures(wiring, captured)
+    tensors, strange = map_to_onnx(model, shapes, wiring, paired)
     hidden |= strange
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     shown: dict[str, Shown] = {}
@@ -108,12 +108,12 @@ def look(
             shown[name] = Shown(name, name, layers_of, array)
     listed = {write.tensor.name for write in wiring.writes}
     unmatched = tuple(dict.fromkeys(one.name for one in captured if one.name not in listed))
-    return View(wiring, shown, copies, tensors, hidden, unmatched)
+    return EngineTrace(wiring, shown, copies, tensors, hidden, unmatched)
 
 
 def _read(
     one: Captured, wiring: Wiring, place: int, value: ir.Value | None, shape: Shape
-) -> tuple[Array, Quantised | None] | str:
+) -> tuple[Array, Quantized | None] | str:
     """Return the tensor of the graph that `one` is, and what its codes stand for; or why it cannot be told."""
     array = decode(one, wiring.writes[place].tensor)
     if isinstance(array, str):
@@ -127,10 +127,10 @@ def _read(
         return f"it is {one.dtype} in the engine and {value.dtype.name} in the graph"
     if not holds_codes:
         return array, None
-    quantised, node = quantised_by(value), value.producer()
-    if quantised is None and (not in_graph or (node is not None and node.op_type == "QuantizeLinear")):
+    quantized, node = quantized_by(value), value.producer()
+    if quantized is None and (not in_graph or (node is not None and node.op_type == "QuantizeLinear")):
         return f"it is kept as {one.dtype} and the graph does not say in one way what its codes stand for"
-    return (array if in_graph or quantised is None else quantised.real(array)), quantised
+    return (array if in_graph or quantized is None else quantized.real(array)), quantized
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Region:
         }
 
 
-def regions_of(model: ir.Model, view: View) -> list[Region]:
+def regions_of(model: ir.Model, view: EngineTrace) -> list[Region]:
     """Return the regions that `view` lets one check, in the order in which the engine runs them."""
     inputs = frozenset(str(value.name) for value in model.graph.inputs)
     ends = {*view.shown, *inputs}
@@ -190,9 +190,13 @@ def regions_of(model: ir.Model, view: View) -> list[Region]:
     return sorted(regions, key=lambda region: region.place)
 
 
-def _missing(view: View, places: Sequence[int], inputs: frozenset[str]) -> list[str]:
+def _missing(view: EngineTrace, places: Sequence[int], inputs: frozenset[str]) -> list[str]:
     wiring, missing = view.wiring, []
-    reads = [pair for place in places for pair in zip(wiring.layers[place].inputs, wiring.reads[place], strict=True)]
+    reads = [
+        match_captures
+        for place in places
+        for match_captures in zip(wiring.layers[place].inputs, wiring.reads[place], strict=True)
+    ]
     for tensor, write in reads:
         origin = wiring.origin(write)
         if origin is None or view.tensors.get(origin) in view.shown or wiring.is_constant(origin, inputs):
@@ -227,7 +231,7 @@ class Coverage:
         }
 
 
-def coverage_of(relus: Sequence[Relu], view: View, regions: Sequence[Region]) -> list[Coverage]:
+def coverage_of(relus: Sequence[Relu], view: EngineTrace, regions: Sequence[Region]) -> list[Coverage]:
     """Return how each of `relus` was seen."""
     named = {node: place for place, layer in reversed(list(enumerate(view.wiring.layers))) for node in layer.nodes}
     found = []
@@ -249,7 +253,7 @@ def coverage_of(relus: Sequence[Relu], view: View, regions: Sequence[Region]) ->
     return found
 
 
-def _why_unobserved(view: View, place: int | None) -> str:
+def _why_unobserved(view: EngineTrace, place: int | None) -> str:
     if place is None:
         return "no layer of the engine names it"
     reasons = [

@@ -55,7 +55,7 @@ PLACE = re.compile(r"_myl\d+_\d+$")
 COPIES = ("copy", "noop", "reformat")
 #: layers that keep streams in step and hold no tensor
 BARRIERS = ("signal", "wait")
-#: what ends the names of layers of an optimisation profile other than the first
+#: what ends the names of layers of an optimization profile other than the first
 PROFILE = re.compile(r"\[profile +\d+\]")
 
 
@@ -114,7 +114,7 @@ def dtype_in(text: str) -> str:
 
 
 def read_layers(text: str, engine: str) -> tuple[EngineLayer, ...]:
-    """Return the layers that an inspector lists, in the order in which they run, of the first optimisation profile.
+    """Return the layers that an inspector lists, in the order in which they run, of the first optimization profile.
 
     engine: what to call it in an error. Raises Unsupported when `text` is no such list, or one of names only.
     """

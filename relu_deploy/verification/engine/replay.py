@@ -15,9 +15,9 @@ from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.graph import Relu, node_precisions
 from relu_deploy.graph.precision import PRECISIONS
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.engine.fusion_regions import Region, Shown, View
+from relu_deploy.verification.engine.fusion_regions import EngineTrace, Region, Shown
 from relu_deploy.verification.invariants import Contract, check_contract
-from relu_deploy.verification.verdict import LIMITS, SINGLE, Comparison, compare, yardstick_error
+from relu_deploy.verification.verdict import LIMITS, SINGLE, Comparison, compare, estimate_noise_floor
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -65,7 +65,7 @@ def evaluate(
     return {"float64": evaluated(), "float32": evaluated(wide=False), **found}
 
 
-def rounds_to(model: ir.Model, region: Region, view: View) -> str:
+def rounds_to(model: ir.Model, region: Region, view: EngineTrace) -> str:
     """Return the coarsest precision that a region rounds to on its way: of its nodes' results and of codes inside it.
 
     Codes that it reads or ends in are not on its way, and codes of weights are what they are.
@@ -76,10 +76,10 @@ def rounds_to(model: ir.Model, region: Region, view: View) -> str:
             continue
         if node.op_type == "QuantizeLinear":
             source = node.inputs[0]
-            # The engine may have quantised what it showed already: then its numbers are codes, and stay as they are.
+            # The engine may have quantized what it showed already: then its numbers are codes, and stay as they are.
             before = view.shown.get(str(source.name)) if source is not None and source.name in region.inputs else None
             is_exact = source is not None and source.const_value is not None
-            if not is_exact and node.outputs[0].name != region.tensor and not (before and before.quantised):
+            if not is_exact and node.outputs[0].name != region.tensor and not (before and before.quantized):
                 found.add(stored[str(node.name)])
             continue
         kind = node.outputs[0].dtype
@@ -91,17 +91,17 @@ def rounds_to(model: ir.Model, region: Region, view: View) -> str:
 def compare_shown(shown: Shown, got: Array, evaluations: Evaluations, precision: str) -> Comparison:
     """Return the verdict on `got`, a value of the tensor `shown`. precision: that was rounded to on the way to it."""
     true, noise = _true_and_noise(shown, evaluations, precision)
-    return compare(shown.real(got), true, noise, LIMITS["int8" if shown.quantised else precision])
+    return compare(shown.real(got), true, noise, LIMITS["int8" if shown.quantized else precision])
 
 
 def _true_and_noise(shown: Shown, evaluations: Evaluations, precision: str) -> tuple[Array, float]:
     true, *others = (shown.real(evaluations[each][shown.tensor]) for each in ("float64", "float32", f"rounded/{precision}"))
     # How many rows come out may depend on rounding: a non-maximum suppression is no measure of noise then.
-    noise = yardstick_error(true, *(other for other in others if other.shape == true.shape), precision=precision)
-    return true, noise if shown.quantised is None else max(noise, shown.quantised.noise(true))
+    noise = estimate_noise_floor(true, *(other for other in others if other.shape == true.shape), precision=precision)
+    return true, noise if shown.quantized is None else max(noise, shown.quantized.noise(true))
 
 
 def contract_of(relu: Relu, shown: Shown, own: Evaluations, precision: str) -> Contract:
     """Return how the Relu keeps its contract on what it was given, whether or not that was right."""
     true, noise = _true_and_noise(shown, own, precision)
-    return check_contract(relu, shown.real(shown.value), true, SINGLE * noise, "int8" if shown.quantised else precision, None)
+    return check_contract(relu, shown.real(shown.value), true, SINGLE * noise, "int8" if shown.quantized else precision, None)

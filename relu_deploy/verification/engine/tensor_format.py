@@ -27,7 +27,7 @@ from relu_deploy.verification.verdict import rms
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Quantised", "decode", "quantised_by", "same_but_ones"]
+__all__ = ["Quantized", "decode", "quantized_by", "same_but_ones"]
 
 STORED = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -37,12 +37,12 @@ STORED = {
 WIDTHS = {"two": 2, "four": 4, "eight": 8, "sixteen": 16, "thirty-two": 32}
 #: a type and no format, as Myelin has it
 BARE = re.compile(rf"k?(?:{'|'.join(DTYPES.values())})", re.IGNORECASE)
-#: operators that hand on some of their numbers as they are, so that it is the same to quantise before or behind them
+#: operators that hand on some of their numbers as they are, so that it is the same to quantize before or behind them
 HANDS_ON = ("Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """What the codes of a tensor stand for: (code - zero) * scale, one scale for the whole tensor. codes: int8, uint8 or float8."""
 
     scale: float
@@ -128,11 +128,11 @@ def same_but_ones(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return len(mine) == len(theirs) and all(size in (-1, given) for size, given in zip(mine, theirs, strict=True))
 
 
-def quantised_by(value: ir.Value) -> Quantised | None:
+def quantized_by(value: ir.Value) -> Quantized | None:
     """Return what codes of `value` stand for, where the graph says so in one way only, else None.
 
     That is its own QuantizeLinear, or the DequantizeLinear it comes from; for a tensor of floats that an engine keeps as codes,
-    the one scale that every reader of it, past what only hands numbers on, quantises to.
+    the one scale that every reader of it, past what only hands numbers on, quantizes to.
     """
     node = value.producer()
     if node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -141,12 +141,12 @@ def quantised_by(value: ir.Value) -> Quantised | None:
     return found.pop() if found is not None and len(found) == 1 else None
 
 
-def _read_as(value: ir.Value) -> set[Quantised] | None:
-    """Return every quantisation that `value` meets, None when a reader is something else."""
+def _read_as(value: ir.Value) -> set[Quantized] | None:
+    """Return every quantization that `value` meets, None when a reader is something else."""
     readers = list(value.uses())
     if not readers or value.is_graph_output():
         return None
-    found: set[Quantised] = set()
+    found: set[Quantized] = set()
     for node, position in readers:
         if node.op_type == "QuantizeLinear" and position == 0:
             scale = _scale_of(node)
@@ -159,11 +159,11 @@ def _read_as(value: ir.Value) -> set[Quantised] | None:
     return found
 
 
-def _scale_of(node: ir.Node) -> Quantised | None:
+def _scale_of(node: ir.Node) -> Quantized | None:
     scale = constant_of(node.inputs[1]) if node.inputs[1] is not None else None
     zero = constant_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
     if scale is None or zero is None or scale.size != 1 or zero.size != 1:
         return None
     codes = node.outputs[0].dtype if node.op_type == "QuantizeLinear" else node.inputs[0].dtype if node.inputs[0] else None
     named = next((name for name in ("uint8", "int8", "float8") if codes is not None and codes.name.lower().startswith(name)), "")
-    return Quantised(float(scale.reshape(-1)[0]), float(zero.reshape(-1)[0]), named) if named else None
+    return Quantized(float(scale.reshape(-1)[0]), float(zero.reshape(-1)[0]), named) if named else None

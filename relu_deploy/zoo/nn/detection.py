@@ -77,11 +77,11 @@ class PointDecoder(nn.Module):
 class AnchorDecoder(nn.Module):
     """Boxes from offsets to anchors (Girshick, "Fast R-CNN", 2015, appendix C of R-CNN).
 
-    anchors: (A, 4) xyxy in pixels. weights: the offsets of centre and size are divided by these. softmax: scores compete
+    anchors: (A, 4) xyxy in pixels. weights: the offsets of center and size are divided by these. softmax: scores compete
     and class 0 is the ground, which gets score 0; otherwise each class stands for itself.
     """
 
-    centre: Tensor
+    center: Tensor
     size: Tensor
     scale: Tensor
     limit: Tensor
@@ -96,7 +96,7 @@ class AnchorDecoder(nn.Module):
     ) -> None:
         super().__init__()
         size = anchors[:, 2:] - anchors[:, :2]
-        self.register_buffer("centre", anchors[:, :2] + 0.5 * size, persistent=False)
+        self.register_buffer("center", anchors[:, :2] + 0.5 * size, persistent=False)
         self.register_buffer("size", size, persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(weights, dtype=torch.float32), persistent=False)
         self.register_buffer("limit", torch.tensor([width, height], dtype=torch.float32), persistent=False)
@@ -105,10 +105,10 @@ class AnchorDecoder(nn.Module):
     def forward(self, cls_logits: Tensor, bbox_regression: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes (N, A, 4) inside the picture and scores (N, A, K). Both inputs: (N, A, K) and (N, A, 4)."""
         offsets = bbox_regression * self.scale
-        centre = offsets[..., :2] * self.size + self.centre
+        center = offsets[..., :2] * self.size + self.center
         half = 0.5 * offsets[..., 2:].clamp(max=LARGEST_GROWTH).exp() * self.size
-        low = torch.minimum((centre - half).clamp(min=0), self.limit)
-        high = torch.minimum((centre + half).clamp(min=0), self.limit)
+        low = torch.minimum((center - half).clamp(min=0), self.limit)
+        high = torch.minimum((center + half).clamp(min=0), self.limit)
         if not self.softmax:
             return torch.cat([low, high], -1), cls_logits.sigmoid()
         scores = cls_logits.softmax(-1)

@@ -41,7 +41,7 @@ class Residual(nn.Module):
 
 
 class DigitNet(nn.Module):
-    """Six convolutions and a linear layer. images: float32 (N, 1, 28, 28), normalised. Returns logits (N, num_classes)."""
+    """Six convolutions and a linear layer. images: float32 (N, 1, 28, 28), normalized. Returns logits (N, num_classes)."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class DigitNet(nn.Module):
 class DigitDetector(nn.Module):
     """An anchor-free detector with one output level (stride 4): every point names a digit and its four distances.
 
-    images: float32 (N, 1, H, W), normalised, H and W multiples of 16. Returns raw head maps, A = (H/4) * (W/4) points:
+    images: float32 (N, 1, H, W), normalized, H and W multiples of 16. Returns raw head maps, A = (H/4) * (W/4) points:
     cls_logits (N, A, num_classes), and bbox_regression (N, A, 4), the distances to the left, top, right and bottom edge in
     units of the stride, which a ReLU keeps from being negative (Tian et al., "FCOS", 2019).
     """
@@ -109,7 +109,7 @@ class DigitDetector(nn.Module):
 class DigitSegmenter(nn.Module):
     """A U-Net (Ronneberger et al., 2015) of five levels that names every pixel of a scene: ground, or a digit's ink.
 
-    images: float32 (N, 1, H, W), normalised, H and W multiples of 16. Returns logits (N, num_classes, H, W).
+    images: float32 (N, 1, H, W), normalized, H and W multiples of 16. Returns logits (N, num_classes, H, W).
     A level is enlarged by repeating pixels, after a 1x1 convolution that halves what has to be moved; a transposed
     convolution would have no 8-bit kernel on CPUs.
     """

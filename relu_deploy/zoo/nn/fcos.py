@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from relu_deploy.zoo.nn.detection import PointDecoder
-from relu_deploy.zoo.nn.fpn import STRIDES, ResNetPyramid, initialise, rows_of
+from relu_deploy.zoo.nn.fpn import STRIDES, ResNetPyramid, initialize, rows_of
 
 __all__ = ["FCOS", "fcos_resnet50_fpn"]
 
@@ -25,7 +25,7 @@ class ClassificationHead(nn.Module):
         self.conv = tower(width)
         self.cls_logits = nn.Conv2d(width, num_classes, 3, padding=1)
         self.num_classes = num_classes
-        initialise(self, self.cls_logits)
+        initialize(self, self.cls_logits)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         return torch.cat([rows_of(self.cls_logits(self.conv(level)), self.num_classes) for level in levels], 1)
@@ -38,7 +38,7 @@ class RegressionHead(nn.Module):
         self.bbox_reg = nn.Conv2d(width, 4, 3, padding=1)
         self.bbox_ctrness = nn.Conv2d(width, 1, 3, padding=1)
         self.relu = nn.ReLU()
-        initialise(self)
+        initialize(self)
 
     def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
         features = [self.conv(level) for level in levels]
@@ -47,7 +47,7 @@ class RegressionHead(nn.Module):
 
 
 class FCOS(nn.Module):
-    """images: float32 (N, 3, H, W), normalised.
+    """images: float32 (N, 3, H, W), normalized.
 
     Returns raw cls_logits (N, A, num_classes), bbox_regression (N, A, 4), which are distances in strides and not negative,
     and bbox_ctrness (N, A, 1).

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from relu_deploy.zoo.nn.resnet import Body
 
-__all__ = ["STRIDES", "ResNetPyramid", "initialise", "rows_of"]
+__all__ = ["STRIDES", "ResNetPyramid", "initialize", "rows_of"]
 
 #: of the pyramid's levels, P3 to P7
 STRIDES = (8, 16, 32, 64, 128)
@@ -83,7 +83,7 @@ def rows_of(maps: Tensor, columns: int) -> Tensor:
     return maps.view(batch, -1, columns, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, columns)
 
 
-def initialise(head: nn.Module, final: nn.Conv2d | None = None, probability: float = 0.01) -> None:
+def initialize(head: nn.Module, final: nn.Conv2d | None = None, probability: float = 0.01) -> None:
     """Draw the convolutions of `head` from N(0, 0.01), and bias `final` so that it starts from `probability`."""
     for module in head.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Normalisation as part of the model, so that a served graph takes a picture's bytes as they are."""
+"""Normalization as part of the model, so that a served graph takes a picture's bytes as they are."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from relu_deploy.zoo.nn.detection import AnchorDecoder, grid_anchors
-from relu_deploy.zoo.nn.fpn import STRIDES, ResNetPyramid, initialise, rows_of
+from relu_deploy.zoo.nn.fpn import STRIDES, ResNetPyramid, initialize, rows_of
 
 __all__ = ["RetinaNet", "retinanet_resnet50_fpn"]
 
@@ -27,7 +27,7 @@ class ClassificationHead(nn.Module):
         self.conv = tower(width)
         self.cls_logits = nn.Conv2d(width, ANCHORS * num_classes, 3, padding=1)
         self.num_classes = num_classes
-        initialise(self, self.cls_logits)
+        initialize(self, self.cls_logits)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         return torch.cat([rows_of(self.cls_logits(self.conv(level)), self.num_classes) for level in levels], 1)
@@ -38,14 +38,14 @@ class RegressionHead(nn.Module):
         super().__init__()
         self.conv = tower(width)
         self.bbox_reg = nn.Conv2d(width, ANCHORS * 4, 3, padding=1)
-        initialise(self)
+        initialize(self)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         return torch.cat([rows_of(self.bbox_reg(self.conv(level)), 4) for level in levels], 1)
 
 
 class RetinaNet(nn.Module):
-    """images: float32 (N, 3, H, W), normalised. Returns raw cls_logits (N, A, num_classes) and bbox_regression (N, A, 4)."""
+    """images: float32 (N, 3, H, W), normalized. Returns raw cls_logits (N, A, num_classes) and bbox_regression (N, A, 4)."""
 
     def __init__(self, num_classes: int = 91, batch_norm_eps: float = 1e-5) -> None:
         super().__init__()

@@ -93,12 +93,12 @@ def deeplab_head(inputs: int, num_classes: int) -> nn.Sequential:
 
 
 def resized(x: Tensor, like: Tensor) -> Tensor:
-    """Return `x`, (N, C, h, w), with the height and width of `like`, bilinear between the centres of pixels."""
+    """Return `x`, (N, C, h, w), with the height and width of `like`, bilinear between the centers of pixels."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class Segmenter(nn.Module):
-    """images: float32 (N, 3, H, W), normalised. Returns logits (N, num_classes, H, W)."""
+    """images: float32 (N, 3, H, W), normalized. Returns logits (N, num_classes, H, W)."""
 
     def __init__(self, head: nn.Module, num_classes: int, aux_loss: bool) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ SHAPES = tuple(2 + 2 * len(ratios) for ratios in RATIOS)
 
 
 class Backbone(nn.Module):
-    """VGG-16 cut at conv4_3, whose output is normalised and scaled, and five further stages. Returns six maps."""
+    """VGG-16 cut at conv4_3, whose output is normalized and scaled, and five further stages. Returns six maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Head(nn.Module):
 
 
 class SSD(nn.Module):
-    """images: float32 (N, 3, 300, 300), normalised. Returns raw cls_logits (N, A, num_classes) and bbox_regression (N, A, 4)."""
+    """images: float32 (N, 3, 300, 300), normalized. Returns raw cls_logits (N, A, num_classes) and bbox_regression (N, A, 4)."""
 
     def __init__(self, num_classes: int = 91) -> None:
         super().__init__()

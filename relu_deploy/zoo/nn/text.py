@@ -63,7 +63,7 @@ class TextCNN(nn.Module):
 
 
 class TransformerEncoderLayer(nn.Module):
-    """A layer of a Transformer encoder, normalised behind its residuals; state dict and answers of torch.nn's with ReLU.
+    """A layer of a Transformer encoder, normalized behind its residuals; state dict and answers of torch.nn's with ReLU.
 
     Feature maps are (N, width, L) around the ReLU, so that its channels stand on axis 1 like those of a convolution.
     """

@@ -9,7 +9,7 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding
 from relu_deploy.errors import Unsupported
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 RANDOM = np.random.default_rng(0)
 

@@ -18,8 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from relu_deploy.backends import Options
 from relu_deploy.backends.tensorrt import probe as backend
 from relu_deploy.backends.tensorrt.build import Refused, build_engine
+from relu_deploy.backends.tensorrt.load import load
 from relu_deploy.backends.tensorrt.options import BuildOptions
-from relu_deploy.backends.tensorrt.probe import can_build, load, probe
+from relu_deploy.backends.tensorrt.probe import can_build, probe
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 
@@ -68,8 +69,8 @@ def network(path, dtype="float32", batch=1, spatial=12):
     return save(path, nodes, constants, {"x": [batch, 3, spatial, spatial]}, dtype=dtype)
 
 
-def quantised(path, dtype=np.int8, zero_point=0, zero_type=None, bias="float32"):
-    """Conv of quantised activations (one scale) and weights (a scale each channel), then Relu."""
+def quantized(path, dtype=np.int8, zero_point=0, zero_type=None, bias="float32"):
+    """Conv of quantized activations (one scale) and weights (a scale each channel), then Relu."""
     draw = np.random.default_rng(0).standard_normal
     largest = 127 if dtype == np.int8 else 448
     weights = draw((16, 16, 3, 3)).astype(np.float32)
@@ -84,8 +85,8 @@ def quantised(path, dtype=np.int8, zero_point=0, zero_type=None, bias="float32")
         "b": draw(16).astype(np.float32),
     }
     nodes = [
-        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"], "quantise"),
-        helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"], "dequantise"),
+        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"], "quantize"),
+        helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"], "dequantize"),
         helper.make_node("DequantizeLinear", ["wq", "ws", "wz"], ["wd"], "weights", axis=0),
         helper.make_node("Conv", ["xd", "wd", "b" if bias == "float32" else "bd"], ["c"], "conv", pads=[1] * 4),
         helper.make_node("Relu", ["c"], ["y"], "relu"),
@@ -97,7 +98,7 @@ def quantised(path, dtype=np.int8, zero_point=0, zero_type=None, bias="float32")
 
 
 def build(name, path, *, batch=None, progress=None, **options):
-    """Build with one optimisation profile, or none."""
+    """Build with one optimization profile, or none."""
     return build_engine(name, path, BuildOptions(() if batch is None else (batch,), **options), progress=progress)
 
 
@@ -350,23 +351,23 @@ def test_every_node_that_the_parser_refuses_is_named(tmp_path):
 
 
 def test_symmetric_int8_with_a_float_bias_builds(tmp_path):
-    built = build("tensorrt-rtx", quantised(tmp_path / "m.onnx"), compute_capabilities=["SM86", "SM89"])
+    built = build("tensorrt-rtx", quantized(tmp_path / "m.onnx"), compute_capabilities=["SM86", "SM89"])
     assert built.warnings == ()
 
 
 @pytest.mark.parametrize(
-    ("changes", "node", "words"), [({"zero_point": 3}, "quantise", "zero point"), ({"bias": "int32"}, "bias", "Int32")]
+    ("changes", "node", "words"), [({"zero_point": 3}, "quantize", "zero point"), ({"bias": "int32"}, "bias", "Int32")]
 )
-def test_what_tensorrt_cannot_quantise_is_refused_by_name_and_without_talk_of_drivers(tmp_path, changes, node, words):
+def test_what_tensorrt_cannot_quantize_is_refused_by_name_and_without_talk_of_drivers(tmp_path, changes, node, words):
     with pytest.raises(Refused, match=words) as refused:
-        build("tensorrt-rtx", quantised(tmp_path / "m.onnx", **changes))
+        build("tensorrt-rtx", quantized(tmp_path / "m.onnx", **changes))
     assert [each.node for each in refused.value.refusals] == [node]
     assert "driver" not in refused.value.message
     assert "optimize FLOAT32_MODEL --for tensorrt-rtx --precision int8" in refused.value.hint
 
 
 def test_unsigned_activations_are_not_taken_for_signed_ones_without_a_warning(tmp_path):
-    built = build("tensorrt-rtx", quantised(tmp_path / "m.onnx", zero_type=np.uint8))
+    built = build("tensorrt-rtx", quantized(tmp_path / "m.onnx", zero_type=np.uint8))
     assert len(built.warnings) == 1
     assert "Defaulting to INT8" in built.warnings[0]
 
@@ -382,7 +383,7 @@ def test_what_the_compiler_prints_past_its_logger_becomes_a_warning(tmp_path, ca
 
 
 def test_fp8_builds_for_ada_and_later_and_elsewhere_the_builder_says_why_not(tmp_path):
-    path = quantised(tmp_path / "m.onnx", FLOAT8)
+    path = quantized(tmp_path / "m.onnx", FLOAT8)
     assert build("tensorrt-rtx", path, compute_capabilities=["SM89", "SM120"]).plan
     with pytest.raises(Unsupported, match="sm86, because the model contains HW-specific datatypes: fp8_e4m3"):
         build("tensorrt-rtx", path, compute_capabilities=["SM86"])

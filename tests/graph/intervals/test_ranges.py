@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.graph.intervals.ranges import OPERATORS, bounds_of
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 
 class Network:
@@ -180,8 +180,8 @@ def step(network, generator, kind, last, channels, scale):  # noqa: C901
 def test_every_tensor_of_a_random_network_stays_within_its_bounds(seed):
     generator = np.random.default_rng(seed)
     network, shape = grown(generator)
-    centre, width = generator.standard_normal(shape[1]), generator.uniform(0, 3, shape[1])
-    low, high = (bound.astype(np.float32).astype(np.float64) for bound in (centre - width, centre + width))
+    center, width = generator.standard_normal(shape[1]), generator.uniform(0, 3, shape[1])
+    low, high = (bound.astype(np.float32).astype(np.float64) for bound in (center - width, center + width))
     bounds = network.bounds(low, high)
     assert_inside(network, bounds, *inputs_within(generator, shape, low, high))
     assert all(np.isfinite(bound).all() for name in network.made for bound in bounds[name]), "an operator was not understood"

@@ -12,8 +12,8 @@ from onnx import helper
 from small import graph_of, residual
 
 from relu_deploy.graph import find_relus, load_model, save_model, to_bytes
-from relu_deploy.graph.quantization.qdq import SCHEMES, Scheme, quantise, quantised_weights, scale_and_zero
-from relu_deploy.graph.quantization.qdq_placement import place
+from relu_deploy.graph.quantization.qdq import SCHEMES, Scheme, quantize, quantized_weights, scale_and_zero
+from relu_deploy.graph.quantization.qdq_placement import place_qdq
 from relu_deploy.verification.run import verify
 
 CPU, TENSORRT, FLOAT8 = (SCHEMES[key] for key in (("cpu", "int8"), ("tensorrt", "int8"), ("tensorrt", "float8")))
@@ -64,7 +64,7 @@ def test_behind_a_relu_all_255_steps_are_above_zero():
 def test_weights_come_back_within_half_a_step_of_their_channel(seed, axis, levels):
     weights = np.random.default_rng(seed).standard_normal((4, 6, 3, 3)).astype(np.float32)
     weights[0] *= 100
-    stored, scale = quantised_weights(weights, axis, Scheme("uint8", "int8", levels))
+    stored, scale = quantized_weights(weights, axis, Scheme("uint8", "int8", levels))
     shape = [1] * 4
     if axis is not None:
         shape[axis] = -1
@@ -74,7 +74,7 @@ def test_weights_come_back_within_half_a_step_of_their_channel(seed, axis, level
 
 
 def test_weights_that_are_all_zero_stay_zero():
-    stored, scale = quantised_weights(np.zeros((2, 3), np.float32), 0, CPU)
+    stored, scale = quantized_weights(np.zeros((2, 3), np.float32), 0, CPU)
     assert not stored.any()
     assert (scale > 0).all()
 
@@ -82,8 +82,8 @@ def test_weights_that_are_all_zero_stay_zero():
 def test_the_cpu_graph_is_merged_into_8_bit_kernels_by_onnx_runtime_and_agrees(pictures, tmp_path):
     model = residual()
     save_model(model, tmp_path / "float.onnx")
-    quantised = quantise(model, place(model, "cpu"), ranges_of(run_all(model, pictures)), CPU)
-    save_model(quantised, tmp_path / "int8.onnx")
+    quantized = quantize(model, place_qdq(model, "cpu"), ranges_of(run_all(model, pictures)), CPU)
+    save_model(quantized, tmp_path / "int8.onnx")
     onnx.checker.check_model(str(tmp_path / "int8.onnx"), full_check=True)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "merged.onnx")
@@ -101,9 +101,9 @@ def test_the_cpu_graph_is_merged_into_8_bit_kernels_by_onnx_runtime_and_agrees(p
 def test_the_tensorrt_graph_is_symmetric_with_float_biases_and_agrees(pictures, tmp_path, precision, scheme):
     model = residual(channels=32)
     save_model(model, tmp_path / "float.onnx")
-    placed = place(model, "tensorrt", precision)
-    quantised = quantise(model, placed, ranges_of(run_all(model, pictures)), scheme)
-    save_model(quantised, tmp_path / "low.onnx")
+    placed = place_qdq(model, "tensorrt", precision)
+    quantized = quantize(model, placed, ranges_of(run_all(model, pictures)), scheme)
+    save_model(quantized, tmp_path / "low.onnx")
     proto = onnx.load(tmp_path / "low.onnx")
     onnx.checker.check_model(proto, full_check=True)
     zeros = [one for one in proto.graph.initializer if one.name.split("/")[-1].startswith("zero_point")]
@@ -123,32 +123,32 @@ def test_the_tensorrt_graph_is_symmetric_with_float_biases_and_agrees(pictures, 
 def test_relus_keep_their_tensors_and_the_model_given_is_not_changed(pictures):
     model = residual()
     before = to_bytes(model)
-    quantised = quantise(model, place(model, "cpu"), ranges_of(run_all(model, pictures)), CPU)
+    quantized = quantize(model, place_qdq(model, "cpu"), ranges_of(run_all(model, pictures)), CPU)
     assert to_bytes(model) == before
-    assert [relu.output for relu in find_relus(quantised)] == [relu.output for relu in find_relus(model)]
+    assert [relu.output for relu in find_relus(quantized)] == [relu.output for relu in find_relus(model)]
 
 
-def test_an_output_of_the_graph_that_is_quantised_keeps_its_name(tmp_path):
+def test_an_output_of_the_graph_that_is_quantized_keeps_its_name(tmp_path):
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"], "conv")]
     model = graph_of(
         nodes, [("x", [1, 16, 4, 4])], [("y", [1, 16, 4, 4])], [("w", np.eye(16, dtype=np.float32)[..., None, None])]
     )
     x = np.random.default_rng(0).standard_normal((1, 16, 4, 4)).astype(np.float32)
-    quantised = quantise(model, place(model, "cpu"), {"x": (-4, 4), "y": (-4, 4)}, CPU)
-    save_model(quantised, tmp_path / "q.onnx")
+    quantized = quantize(model, place_qdq(model, "cpu"), {"x": (-4, 4), "y": (-4, 4)}, CPU)
+    save_model(quantized, tmp_path / "q.onnx")
     assert [value.name for value in load_model(tmp_path / "q.onnx").graph.outputs] == ["y"]
-    assert np.abs(run_all(quantised, x)["y"] - x).max() <= 8 / 255 * 1.01
+    assert np.abs(run_all(quantized, x)["y"] - x).max() <= 8 / 255 * 1.01
 
 
 def test_bias_correction_takes_the_mean_error_of_the_weights_out(pictures):
     model = residual()
     values = run_all(model, pictures)
     means = {name: array.mean(axis=(0, 2, 3)) for name, array in values.items() if array.ndim == 4}
-    placed = place(model, "tensorrt")
+    placed = place_qdq(model, "tensorrt")
     coarse = Scheme("int8", "int8", 7)
     errors = []
     for given_means in ({}, means):
-        got = run_all(quantise(model, placed, ranges_of(values), coarse, given_means), pictures)["inner"]
+        got = run_all(quantize(model, placed, ranges_of(values), coarse, given_means), pictures)["inner"]
         errors.append(np.abs((got - values["inner"]).mean(axis=(0, 2, 3))).mean())
     # The first layer's error reaches the second as well, and at the border fewer weights act: not all of it goes.
     assert errors[1] < 0.5 * errors[0]
@@ -161,6 +161,6 @@ def test_weights_that_two_nodes_share_are_stored_once():
         helper.make_node("Conv", ["b", "w"], ["y"], "two"),
     ]
     model = graph_of(nodes, [("x", [1, 16, 4, 4])], [("y", None)], [("w", np.ones((16, 16, 1, 1), np.float32))])
-    quantised = quantise(model, place(model, "tensorrt"), {"x": (-1, 1), "b": (0, 16)}, TENSORRT)
-    names = list(quantised.graph.initializers)
-    assert [name for name in names if name.startswith("w")] == ["w/quantised", "w/scale", "w/zero_point"]
+    quantized = quantize(model, place_qdq(model, "tensorrt"), {"x": (-1, 1), "b": (0, 16)}, TENSORRT)
+    names = list(quantized.graph.initializers)
+    assert [name for name in names if name.startswith("w")] == ["w/quantized", "w/scale", "w/zero_point"]

@@ -12,8 +12,8 @@ pytest.importorskip("python_multipart", reason="the server's libraries are not i
 from pictures import encoded, form, gradient, png
 from PIL import Image, ImageFile
 
-from relu_deploy.serving.bounded_executor import Aside
-from relu_deploy.serving.errors import Busy, Invalid, ServeError, TooLarge
+from relu_deploy.serving.bounded_executor import BoundedExecutor
+from relu_deploy.serving.errors import InvalidArgument, ServeError, TooLarge, Unavailable
 from relu_deploy.serving.prediction.images import PictureLimits, decode_picture, file_of
 
 LIMITS = PictureLimits()
@@ -73,13 +73,13 @@ def test_sixteen_bits_of_grey_are_scaled_and_not_cut_off():
     assert np.abs(decoded(file, 3)[..., 0] - wide / 257).max() <= 0.5
 
 
-@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (6, 4), (4, 2)])
-def test_sixteen_bits_of_colour_and_alpha_are_scaled(colour, channels):
+@pytest.mark.parametrize(("color", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_sixteen_bits_of_color_and_alpha_are_scaled(color, channels):
     wide = np.linspace(0, 65535, 16 * 16 * channels).reshape(16, 16, channels)
     if channels in (2, 4):
         wide[..., -1] = 65535
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in wide)
-    seen = decoded(png(16, 16, 16, colour, rows))
+    seen = decoded(png(16, 16, 16, color, rows))
     assert np.abs(seen[..., 0] - wide[..., 0] / 257).max() <= 1
 
 
@@ -93,7 +93,7 @@ def test_sixteen_bits_of_colour_and_alpha_are_scaled(colour, channels):
         encoded(Image.new("RGB", (8, 8), (1, 2, 3)), "PNG", transparency=(1, 2, 3)),
         encoded(Image.new("L", (8, 8), 7), "PNG", transparency=7),
     ],
-    ids=["RGBA", "WebP", "LA", "palette", "RGB with a colour", "L with a grey"],
+    ids=["RGBA", "WebP", "LA", "palette", "RGB with a color", "L with a grey"],
 )
 def test_what_is_transparent_is_white(file):
     assert (decoded(file) == 255).all()
@@ -184,7 +184,7 @@ def test_the_limit_is_what_it_is_set_to():
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_a_truncated_picture_is_refused(name, share):
     file = OPAQUE[name]
-    with pytest.raises(Invalid, match=r"damaged|is not a"):
+    with pytest.raises(InvalidArgument, match=r"damaged|is not a"):
         decode_picture(file[: int(len(file) * share)], 3, LIMITS)
 
 
@@ -193,7 +193,7 @@ def test_a_truncated_picture_is_refused(name, share):
     [b"", b"GIF89a", b"<svg xmlns='http://www.w3.org/2000/svg'/>", encoded(gradient(), "GIF"), encoded(gradient(), "TIFF")],
 )
 def test_what_is_no_picture_of_the_four_formats_is_refused(file):
-    with pytest.raises(Invalid, match="not a JPEG, PNG, WebP or BMP"):
+    with pytest.raises(InvalidArgument, match="not a JPEG, PNG, WebP or BMP"):
         decode_picture(file, 3, LIMITS)
 
 
@@ -236,7 +236,7 @@ def test_a_form_gives_its_one_file_to_the_byte():
     ],
 )
 def test_a_form_without_exactly_one_file_is_refused(parts, said):
-    with pytest.raises(Invalid, match=said):
+    with pytest.raises(InvalidArgument, match=said):
         file_of(*form(*parts))
 
 
@@ -254,7 +254,7 @@ def test_a_form_without_exactly_one_file_is_refused(parts, said):
     ],
 )
 def test_what_is_neither_a_picture_nor_a_form_is_refused(body, kind, said):
-    with pytest.raises(Invalid, match=said):
+    with pytest.raises(InvalidArgument, match=said):
         file_of(body, kind)
 
 
@@ -262,7 +262,7 @@ def test_what_is_neither_a_picture_nor_a_form_is_refused(body, kind, said):
 
 
 def test_no_more_decode_at_once_than_may_and_no_more_wait():
-    aside, go, most = Aside("test", 2, 3), threading.Event(), []
+    aside, go, most = BoundedExecutor("test", 2, 3), threading.Event(), []
     running, lock = [], threading.Lock()
 
     def work(number):
@@ -277,7 +277,7 @@ def test_no_more_decode_at_once_than_may_and_no_more_wait():
     async def main():
         tasks = [asyncio.create_task(aside.run(lambda _: None, work, number)) for number in range(5)]
         await asyncio.sleep(0.05)
-        with pytest.raises(Busy, match="5 pictures are waiting already"):
+        with pytest.raises(Unavailable, match="5 pictures are waiting already"):
             await aside.run(lambda _: None, work, 5)
         go.set()
         assert await asyncio.gather(*tasks) == [0, 1, 2, 3, 4]
@@ -289,7 +289,7 @@ def test_no_more_decode_at_once_than_may_and_no_more_wait():
 
 
 def test_who_leaves_is_not_decoded_for_but_a_thread_that_has_begun_keeps_its_place():
-    aside, go, done = Aside("test", 1, 1), threading.Event(), []
+    aside, go, done = BoundedExecutor("test", 1, 1), threading.Event(), []
 
     def work(number):
         go.wait(10)
@@ -306,7 +306,7 @@ def test_who_leaves_is_not_decoded_for_but_a_thread_that_has_begun_keeps_its_pla
         # The first still runs, the second's place is free.
         third = asyncio.create_task(aside.run(futures.append, work, 2))
         await asyncio.sleep(0.05)
-        with pytest.raises(Busy):
+        with pytest.raises(Unavailable):
             await aside.run(futures.append, work, 3)
         go.set()
         await third
@@ -317,7 +317,7 @@ def test_who_leaves_is_not_decoded_for_but_a_thread_that_has_begun_keeps_its_pla
 
 
 def test_an_error_in_the_thread_reaches_who_asked():
-    aside = Aside("test", 1, 1)
-    with pytest.raises(Invalid, match="not a JPEG"):
+    aside = BoundedExecutor("test", 1, 1)
+    with pytest.raises(InvalidArgument, match="not a JPEG"):
         asyncio.run(aside.run(lambda _: None, decode_picture, b"x", 3, LIMITS))
     aside.close()

@@ -23,13 +23,13 @@ from running import Running, until
 from relu_deploy.backends import load
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import read_picture, to_input
-from relu_deploy.data.images import Placement, place
+from relu_deploy.data.images import ImagePlacement, place
 from relu_deploy.errors import InputError
 from relu_deploy.graph import find_relus, load_model
-from relu_deploy.serving.errors import Failed, Invalid, TooLarge
+from relu_deploy.serving.errors import InternalError, InvalidArgument, TooLarge
 from relu_deploy.serving.prediction.images import PictureLimits
 from relu_deploy.serving.prediction.masks import mask_of
-from relu_deploy.serving.prediction.predict import Wishes, boxes_of, lacking, prepare
+from relu_deploy.serving.prediction.predict import PredictOptions, boxes_of, prepare, unsupported_reason
 from relu_deploy.serving.prediction.relu_view import channels_of
 from relu_deploy.tasks.detection import postprocess
 from relu_deploy.tasks.segmentation import confusion, mean_iou
@@ -42,9 +42,9 @@ SHIPPED = Path(__file__).parents[3] / "models"
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    from relu_deploy.exporting.exporter import export_source
+    from bundles import exported
 
-    return export_source("digit_detector", tmp_path_factory.mktemp("bundles") / "digit_detector.rdb").bundle
+    return exported("digit_detector")
 
 
 def retold(bundle, path, name, **fields):
@@ -64,9 +64,9 @@ def cropping(detector, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory):
-    from relu_deploy.exporting.exporter import export_source
+    from bundles import exported
 
-    return export_source("digit_segmenter", tmp_path_factory.mktemp("bundles") / "digit_segmenter.rdb").bundle
+    return exported("digit_segmenter")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,8 @@ def cropping_segmenter(segmenter, tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(digits_bundle, detector, cropping, segmenter, cropping_segmenter):
     paths = [digits_bundle.path, detector.path, cropping.path, digits_bundle.onnx, segmenter.path, cropping_segmenter.path]
-    with Running(*paths, "--max-body", "8", "--threads", "1") as running:
+    # Its memory is looked at, which is its own only in a process that was not forked.
+    with Running(*paths, "--max-body", "8", "--threads", "1", forked=False) as running:
         yield running
 
 
@@ -111,7 +112,7 @@ def expected_probabilities(bundle, file):
 
 @pytest.mark.parametrize("form_", ["PNG", "JPEG", "WEBP", "BMP"])
 def test_probabilities_are_the_softmax_of_what_the_session_answers(server, digits_bundle, digits, form_, tmp_path):
-    # A photograph would be larger than the input, in colour, and not square.
+    # A photograph would be larger than the input, in color, and not square.
     file = tmp_path / f"digit.{form_.lower()}"
     file.write_bytes(encoded(Image.fromarray(digits[0]).convert("RGB").resize((97, 61)), form_))
     status, told, _ = ask(server, f"{DIGITS}?top=10", file.read_bytes(), f"image/{form_.lower()}")
@@ -272,7 +273,7 @@ def test_placements_find_the_way_back_to_any_pixel():
             pixels, placed = place(gradient(width, height), spec, steps)
             assert placed.picture == (width, height)
             assert pixels.shape == (1, placed.size[1], placed.size[0], 3)
-            # Colours of a gradient say where a pixel comes from.
+            # Colors of a gradient say where a pixel comes from.
             x, y = generator.integers(2, placed.size[0] - 2), generator.integers(2, placed.size[1] - 2)
             column, row = placed.to_picture(np.array([[x + 0.5, y + 0.5, x + 0.5, y + 0.5]]))[0][:2]
             red, green, _ = pixels[0, y, x].astype(int)
@@ -281,7 +282,7 @@ def test_placements_find_the_way_back_to_any_pixel():
 
 
 def test_no_box_leaves_the_picture():
-    placed = Placement((100, 50), (64, 64), (1.28, 1.28), (32, 0))
+    placed = ImagePlacement((100, 50), (64, 64), (1.28, 1.28), (32, 0))
     boxes = placed.to_picture(np.array([[-500.0, -500, 500, 500], [0, 0, 64, 64]]))
     assert boxes.tolist() == [[0, 0, 100, 50], [25, 0, 75, 50]]
 
@@ -300,7 +301,7 @@ def test_a_graph_that_suppresses_boxes_itself_is_only_cut_off_at_the_threshold()
         "image": np.array([0, 0, 1]),
     }
     manifest = {"task": "detection", "labels": ["cat", "dog"], "postprocess": {"decode": "nms", "score_threshold": 0.05}}
-    placed = Placement((40, 40), (20, 20), (0.5, 0.5), (0, 0))
+    placed = ImagePlacement((40, 40), (20, 20), (0.5, 0.5), (0, 0))
     found = boxes_of(outputs, manifest, placed, None)
     assert [(one["label"], one["box"]) for one in found] == [("dog", [0, 0, 20, 20]), ("cat", [10, 10, 40, 40])]
     assert [one["label"] for one in boxes_of(outputs, manifest, placed, 0.5)] == ["dog"]
@@ -348,9 +349,9 @@ def test_a_mask_holds_the_class_of_each_pixel_and_the_shares_are_counted_from_it
         for one in told["classes"]:
             assert one["label"] == segmenter.manifest["labels"][one["index"]]
             assert one["background"] == (one["index"] == 0)
-            colours = {tuple(colour) for colour in shown[mask == one["index"]].tolist()}
-            assert colours == {(*bytes.fromhex(one["colour"][1:]), 0 if one["background"] else 255)}
-        assert len({one["colour"] for one in told["classes"]}) == len(told["classes"]) > 1
+            colors = {tuple(color) for color in shown[mask == one["index"]].tolist()}
+            assert colors == {(*bytes.fromhex(one["color"][1:]), 0 if one["background"] else 255)}
+        assert len({one["color"] for one in told["classes"]}) == len(told["classes"]) > 1
 
 
 def test_the_shipped_scenes_are_named_right_pixel_by_pixel(server):
@@ -393,14 +394,14 @@ def test_where_a_cropping_model_does_not_look_the_mask_is_void(server, segmenter
     padded = np.pad(scene, around, mode="edge")
     wanted = expected_mask(segmenter, padded[:, 50:178] if wide else padded[50:178])
     assert (mask[inside].reshape(128, 128) != wanted).mean() < 1e-3
-    # Shares are of what the model looked at; nobody said that class 0 is the ground, so it has a colour.
+    # Shares are of what the model looked at; nobody said that class 0 is the ground, so it has a color.
     assert sum(one["share"] for one in told["classes"]) == pytest.approx(1)
     assert not any(one["background"] for one in told["classes"])
     assert (shown[inside][:, 3] == 255).all()
 
 
 def test_masks_find_the_way_to_every_pixel_of_a_picture_that_was_scaled_and_cut():
-    placed = Placement((300, 200), (64, 64), (0.64, 0.64), (64, 32))
+    placed = ImagePlacement((300, 200), (64, 64), (0.64, 0.64), (64, 32))
     for side in (64, 16):  # a model may answer for fewer pixels than it is given
         plane = np.arange(side * side).reshape(side, side)
         full = placed.plane_to_picture(plane, -1)
@@ -422,17 +423,17 @@ def test_masks_find_the_way_to_every_pixel_of_a_picture_that_was_scaled_and_cut(
     ],
 )
 def test_an_output_that_is_no_mask_is_the_servers_failure(output, said):
-    with pytest.raises(Failed, match=said):
-        mask_of(output, Placement((4, 4), (4, 4), (1.0, 1.0), (0, 0)))
+    with pytest.raises(InternalError, match=said):
+        mask_of(output, ImagePlacement((4, 4), (4, 4), (1.0, 1.0), (0, 0)))
 
 
 # ---------------------------------------------------------------- other inputs
 
 
-def test_a_model_that_normalises_itself_gives_the_same_probabilities(digits_bundle, digits, tmp_path):
-    from relu_deploy.exporting.exporter import export_source
+def test_a_model_that_normalizes_itself_gives_the_same_probabilities(digits_bundle, digits, tmp_path):
+    from bundles import exported
 
-    bundle = export_source("digits", tmp_path / "embedded.rdb", embed_preprocess=True, batch=3).bundle
+    bundle = exported("digits", embed_preprocess=True, batch=3)
     file = encoded(Image.fromarray(digits[0]).resize((50, 70)), "PNG")
     ours, plain = (prepare(one, file, "image/png", PictureLimits()).feeds["x"] for one in (bundle, digits_bundle))
     assert ours.dtype == np.uint8
@@ -463,8 +464,8 @@ def like(**manifest):
     ],
 )
 def test_what_a_model_lacks_to_take_pictures_is_named(bundle, said):
-    assert said in lacking(bundle)[0]
-    assert lacking(like()) is None
+    assert said in unsupported_reason(bundle)[0]
+    assert unsupported_reason(like()) is None
 
 
 def test_a_model_of_any_size_is_not_fed_what_would_exhaust_the_memory():
@@ -539,10 +540,10 @@ def test_the_largest_picture_is_an_option(digits_bundle, command):
 
 
 def test_wishes_are_read_from_the_query():
-    assert Wishes.of("") == Wishes(5, None)
-    assert Wishes.of("top=3&threshold=0.25&mask=png") == Wishes(3, 0.25, "png")
-    with pytest.raises(Invalid, match="no option"):
-        Wishes.of("tüp=3")
+    assert PredictOptions.of("") == PredictOptions(5, None)
+    assert PredictOptions.of("top=3&threshold=0.25&mask=png") == PredictOptions(3, 0.25, "png")
+    with pytest.raises(InvalidArgument, match="no option"):
+        PredictOptions.of("tüp=3")
 
 
 # ---------------------------------------------------------------- many at a time

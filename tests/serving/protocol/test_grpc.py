@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from grpc_running import same_onnx, serving
 from onnx import TensorProto, helper, numpy_helper, save
+from processes import python
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.serving.protocol.json_codec import DATATYPES
@@ -344,7 +345,9 @@ def test_a_mistake_reads_the_same_over_http(server, change):
     request.inputs.add(**tensor).contents.fp32_contents.extend([0.0] * size)
     body = json.dumps({"inputs": [{**tensor, "data": [0.0] * size}]}).encode()
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{server.http}/v2/models/net/infer", body), timeout=20)
+        urllib.request.urlopen(
+            urllib.request.InferRequest(f"http://127.0.0.1:{server.http}/v2/models/net/infer", body), timeout=20
+        )
     assert caught.value.code == 400
     assert refused(server.stub.ModelInfer, request).details() == json.loads(caught.value.read())["error"]
 
@@ -494,7 +497,7 @@ def test_under_load_every_call_is_answered_or_refused_as_unavailable_on_sigterm(
 
 
 def run_serve(*arguments):
-    command = [sys.executable, "-m", "relu_deploy", "serve", *map(str, arguments)]
+    command = [python(), "-m", "relu_deploy", "serve", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -533,7 +536,7 @@ sys.exit(main())
 
 def test_the_generated_modules_are_those_of_the_proto_file(tmp_path):
     """`make proto` writes them; here the file is compiled once more, and what was registered has to be the same."""
-    protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is needed to compile the .proto file")
+    protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed (pip install 'relu-deploy[dev]')")
     from google.protobuf import descriptor_pb2
 
     import relu_deploy

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from relu_deploy.serving.errors import Invalid
-from relu_deploy.serving.protocol.json_codec import DATATYPES, Wanted, decode, encode, from_raw, parse, to_raw
+from relu_deploy.serving.errors import InvalidArgument
+from relu_deploy.serving.protocol.json_codec import DATATYPES, RequestedOutput, decode, encode, from_raw, parse, to_raw
 from relu_deploy.tensors import TensorSpec
 
 SPECS = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("n", "int8", ("batch",)))
@@ -59,9 +59,9 @@ def test_a_body_without_json_is_the_one_input():
     request = decode(bytes(range(20)), 0, specs)
     assert request.inputs["x"].shape == (1, 4, 5)
     assert request.binary
-    with pytest.raises(Invalid, match="does not make"):
+    with pytest.raises(InvalidArgument, match="does not make"):
         decode(bytes(21), 0, specs)
-    with pytest.raises(Invalid, match="one input"):
+    with pytest.raises(InvalidArgument, match="one input"):
         decode(bytes(20), 0, SPECS)
 
 
@@ -78,7 +78,7 @@ def test_every_number_type_survives_as_bytes(name):
 )
 def test_float32_survives_json_to_the_bit(array):
     """Shortest decimal forms of float32 are read back as the same float32."""
-    parts, length = encode({"model_name": "m"}, {"y": array}, [Wanted("y", False)])
+    parts, length = encode({"model_name": "m"}, {"y": array}, [RequestedOutput("y", False)])
     assert length is None
     told = json.loads(b"".join(parts))["outputs"][0]
     spec = TensorSpec("y", "float32", array.shape)
@@ -103,16 +103,16 @@ def test_an_outputs_own_wish_for_bytes_goes_before_the_requests():
         parameters={"binary_data_output": True},
     )
     request = decode(sent, None, SPECS)
-    assert request.outputs == (Wanted("a", True), Wanted("b", False))
+    assert request.outputs == (RequestedOutput("a", True), RequestedOutput("b", False))
     specs = tuple(TensorSpec(name, "float32", (1,)) for name in "ab")
     assert request.wanted(specs) == request.outputs
-    with pytest.raises(Invalid, match="no output 'a'"):
+    with pytest.raises(InvalidArgument, match="no output 'a'"):
         request.wanted(specs[1:])
 
 
 def test_a_response_with_bytes_says_how_many_belong_to_each_output():
     results = {"a": np.float32([1, 2]), "b": np.int8([3])}
-    parts, length = encode({"id": "q"}, results, [Wanted("a", True), Wanted("b", True)])
+    parts, length = encode({"id": "q"}, results, [RequestedOutput("a", True), RequestedOutput("b", True)])
     whole = b"".join(parts)
     head = json.loads(whole[:length])
     sizes = [one["parameters"]["binary_data_size"] for one in head["outputs"]]
@@ -122,9 +122,9 @@ def test_a_response_with_bytes_says_how_many_belong_to_each_output():
 
 def test_what_json_cannot_say_is_refused_by_name():
     for value in (np.float32([np.nan]), np.float32([np.inf]), np.float16([1])):
-        with pytest.raises(Invalid, match="'y'"):
-            encode({}, {"y": value}, [Wanted("y", False)])
-        assert encode({}, {"y": value}, [Wanted("y", True)])[1]
+        with pytest.raises(InvalidArgument, match="'y'"):
+            encode({}, {"y": value}, [RequestedOutput("y", False)])
+        assert encode({}, {"y": value}, [RequestedOutput("y", True)])[1]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_what_json_cannot_say_is_refused_by_name():
     ],
 )
 def test_malformed_requests_are_refused_with_what_is_wrong(sent, words):
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(InvalidArgument) as refused:
         decode(sent, None, SPECS)
     assert words in refused.value.told
     assert "\n" not in refused.value.told
@@ -193,37 +193,37 @@ def test_malformed_requests_are_refused_with_what_is_wrong(sent, words):
 )
 def test_sizes_that_disagree_with_the_body_are_refused(size, behind, words):
     head = body({"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": size}}, N)
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(InvalidArgument) as refused:
         decode(head + bytes(behind), len(head), SPECS)
     assert words in refused.value.told
 
 
 def test_a_header_that_is_longer_than_the_body_is_refused():
-    with pytest.raises(Invalid, match="Content-Length is 99"):
+    with pytest.raises(InvalidArgument, match="Content-Length is 99"):
         decode(b"{}", 99, SPECS)
 
 
 def test_numbers_that_are_none_are_refused_in_bytes_too():
     head = body({"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": 12}}, N)
-    with pytest.raises(Invalid, match="NaN or an infinity"):
+    with pytest.raises(InvalidArgument, match="NaN or an infinity"):
         decode(head + np.float32([1, np.nan, 2]).tobytes(), len(head), SPECS)
 
 
 def test_a_bool_byte_is_0_or_1():
-    with pytest.raises(Invalid, match="neither 0 nor 1"):
+    with pytest.raises(InvalidArgument, match="neither 0 nor 1"):
         from_raw(bytes([0, 1, 2]), [3], TensorSpec("b", "bool", (3,)))
 
 
 def test_strings_whose_lengths_do_not_fit_are_refused():
     spec = TensorSpec("t", "object", (1,))
     for raw in (b"\x05\0\0\0abc", b"\x01\0", b"\x01\0\0\0\xff", b""):
-        with pytest.raises(Invalid):
+        with pytest.raises(InvalidArgument):
             from_raw(raw, [1], spec)
 
 
 @given(st.binary(max_size=200), st.one_of(st.none(), st.integers(0, 250)))
 def test_any_bytes_at_all_are_either_a_request_or_invalid(raw, length):
-    with contextlib.suppress(Invalid):
+    with contextlib.suppress(InvalidArgument):
         decode(raw, length, SPECS)
 
 
@@ -243,7 +243,7 @@ def test_any_bytes_at_all_are_either_a_request_or_invalid(raw, length):
 )
 def test_any_json_at_all_is_either_a_request_or_invalid(told):
     text = json.dumps({"inputs": [told, told]})
-    with contextlib.suppress(Invalid):
+    with contextlib.suppress(InvalidArgument):
         decode(text.encode(), None, SPECS)
 
 

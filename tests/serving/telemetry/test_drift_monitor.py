@@ -11,12 +11,12 @@ import pytest
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import load_dataset
 from relu_deploy.errors import InputError
-from relu_deploy.serving.models import Models, Settings
+from relu_deploy.serving.models import ModelOptions, Models
 from relu_deploy.serving.protocol.http import HttpApp
-from relu_deploy.serving.protocol.json_codec import Request
-from relu_deploy.serving.telemetry.drift_monitor import DEFAULT_SHARE, LEAST, WINDOW, Monitor, Monitored
+from relu_deploy.serving.protocol.json_codec import InferRequest
+from relu_deploy.serving.telemetry.drift_monitor import DEFAULT_SHARE, LEAST, WINDOW, Monitor, MonitorFactory
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def censused(digits_bundle, tmp_path_factory):
     order = np.random.default_rng(0).permutation(len(digits))
     np.savez(folder.parent / "known.npz", x=digits[order[:800]])
     report = census(bundle, folder.parent / "known.npz", threads=1)
-    bundle = bundle.add("reports/norm.npz", report.norm.to_bytes())
+    bundle = bundle.add("reports/baseline.npz", report.baseline.to_bytes())
     return bundle, digits[order[:800]], digits[order[800:]]
 
 
@@ -166,11 +166,11 @@ def served(bundle, share, digits, checks=lambda _: None):
     """Return the logits that a server gives for each digit, and the watch of its model at the end."""
 
     async def run():
-        models = Models(Settings(threads=1), Monitored(share))
+        models = Models(ModelOptions(threads=1), MonitorFactory(share))
         model = await models.add(bundle.path)
         if model.watch is not None:
             await asyncio.to_thread(model.watch.wait, 30)
-        answers = await asyncio.gather(*(model.infer(Request({"x": digit[None]})) for digit in digits))
+        answers = await asyncio.gather(*(model.infer(InferRequest({"x": digit[None]})) for digit in digits))
         if model.watch is not None:
             await asyncio.to_thread(model.watch.settle, 30)
         await checks(models) if asyncio.iscoroutinefunction(checks) else checks(models)
@@ -199,7 +199,7 @@ def test_a_model_with_a_census_is_watched_by_default_and_one_without_is_not(cens
 
 
 def test_a_share_that_was_asked_for_and_cannot_be_had_is_an_error(digits_bundle):
-    monitored = Monitored(0.5)
+    monitored = MonitorFactory(0.5)
     monitor = monitored(digits_bundle)
     with pytest.raises(InputError, match=r"--monitor-share 0\.5.*no census") as raised:
         monitored.require(monitor)
@@ -208,7 +208,7 @@ def test_a_share_that_was_asked_for_and_cannot_be_had_is_an_error(digits_bundle)
 
 
 def test_a_census_of_another_graph_is_not_taken_for_this_ones(censused, digits_copy):
-    digits_copy.add("reports/norm.npz", (censused[0].path / "reports" / "norm.npz").read_bytes())
+    digits_copy = digits_copy.add("reports/baseline.npz", (censused[0].path / "reports" / "baseline.npz").read_bytes())
     changed = digits_copy.onnx.read_bytes() + b"\x12\x00"  # an empty producer name: another file, the same graph
     digits_copy.onnx.write_bytes(changed)
     monitor = Monitor(Bundle(digits_copy.path, digits_copy.manifest), 1.0)
@@ -221,7 +221,7 @@ def test_why_there_is_nothing_to_compare_with_is_said_with_what_to_do(digits_cop
     from relu_deploy.activations.census import census
 
     report = census(digits_copy, "digits", samples=8, threads=1)
-    assert report.norm is None
+    assert report.baseline is None
     counted = digits_copy.add("reports/census.json", json.dumps(report.to_json()))
     wanted = [
         (counted, "a census that leaves nothing", "relu-deploy census"),

@@ -10,15 +10,18 @@ import urllib.request
 
 import numpy as np
 import pytest
+from processes import python
 
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.serving.batcher import Limits
-from relu_deploy.serving.models import Models, Settings
-from relu_deploy.serving.protocol.json_codec import Request
-from relu_deploy.serving.telemetry.drift_monitor import Monitored
+from relu_deploy.serving.models import ModelOptions, Models
+from relu_deploy.serving.protocol.json_codec import InferRequest
+from relu_deploy.serving.telemetry.drift_monitor import MonitorFactory
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
+parser = pytest.importorskip(
+    "prometheus_client.parser", reason="prometheus_client is not installed (pip install 'relu-deploy[serve]')"
+)
 
 from relu_deploy.serving.telemetry.metrics import CONTENT_TYPE, Metrics, MetricsApp  # noqa: E402
 
@@ -38,14 +41,14 @@ GAUGES = {"nv_inference_pending_request_count", "nv_cpu_utilization", "nv_cpu_me
 
 
 def digit(rows=1):
-    return Request({"x": np.zeros((rows, 1, 28, 28), np.float32)})
+    return InferRequest({"x": np.zeros((rows, 1, 28, 28), np.float32)})
 
 
-def scraped(bundle, doing, settings=Settings(threads=1), share=0):  # noqa: B008
+def scraped(bundle, doing, settings=ModelOptions(threads=1), share=0):  # noqa: B008
     """Return the text at /metrics after `doing(models)`."""
 
     async def run():
-        models = Models(settings, Monitored(share))
+        models = Models(settings, MonitorFactory(share))
         metrics = Metrics(models)
         await models.add(bundle.path)
         await doing(models)
@@ -134,9 +137,9 @@ def test_a_refused_and_a_late_request_are_rejected_ones(digits_bundle):
         answers = await asyncio.gather(*(model.infer(digit()) for _ in range(200)), return_exceptions=True)
         assert any(isinstance(answer, ReluDeployError) for answer in answers)
         with pytest.raises(ReluDeployError):
-            await model.infer(Request(digit().inputs, parameters={"timeout": 0.001}))
+            await model.infer(InferRequest(digit().inputs, parameters={"timeout": 0.001}))
 
-    found = values(scraped(digits_bundle, doing, Settings(threads=1, limits=Limits(queue=2))))
+    found = values(scraped(digits_bundle, doing, ModelOptions(threads=1, limits=Limits(queue=2))))
     refused, late = (of(found, "relu_deploy_requests_failed_total", reason=reason) for reason in ("refused", "late"))
     assert refused > 0
     assert late == 1
@@ -181,7 +184,9 @@ def test_an_unloaded_model_keeps_its_counts_and_has_no_gauges(digits_bundle):
 def test_the_monitor_has_its_metrics_where_there_is_a_census_and_says_off_where_not(digits_bundle, digits_copy):
     from relu_deploy.activations.census import census
 
-    digits_copy.add("reports/norm.npz", census(digits_copy, "digits", samples=200, threads=1).norm.to_bytes())
+    digits_copy = digits_copy.add(
+        "reports/baseline.npz", census(digits_copy, "digits", samples=200, threads=1).baseline.to_bytes()
+    )
 
     async def doing(models):
         watch = models.get("digits").watch
@@ -208,7 +213,7 @@ def test_the_monitor_has_its_metrics_where_there_is_a_census_and_says_off_where_
 
 def test_two_servers_in_one_process_have_nothing_in_common(digits_bundle):
     async def run():
-        first, second = Models(Settings(threads=1)), Models(Settings(threads=1))
+        first, second = Models(ModelOptions(threads=1)), Models(ModelOptions(threads=1))
         told = Metrics(first), Metrics(second)
         for models in (first, second):
             await models.add(digits_bundle.path)
@@ -231,7 +236,7 @@ def test_the_port_has_metrics_and_nothing_else(method, path, status):
         async def send(message):
             sent.append(message)
 
-        await MetricsApp(Metrics(Models(Settings())))({"type": "http", "method": method, "path": path}, None, send)
+        await MetricsApp(Metrics(Models(ModelOptions())))({"type": "http", "method": method, "path": path}, None, send)
 
     asyncio.run(run())
     assert sent[0]["status"] == status
@@ -249,7 +254,7 @@ def get(port, path):
 def test_the_process_has_metrics_on_a_port_of_their_own_and_logs_json(digits_bundle, tmp_path):
     words = ["serve", digits_bundle.path, "--http-port", 0, "--grpc-port", -1, "--metrics-port", 0, "--threads", 1]
     words += ["--log-json", "--log-slow", 0, "--json", "-"]
-    command = [sys.executable, "-m", "relu_deploy", *map(str, words)]
+    command = [python(), "-m", "relu_deploy", *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             lines = []
@@ -260,7 +265,7 @@ def test_the_process_has_metrics_on_a_port_of_their_own_and_logs_json(digits_bun
             assert where["metrics"] != where["http"]
             body = {"id": "one", "inputs": [{"name": "x", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.0] * 784}]}
             url = f"http://127.0.0.1:{where['http']}/v2/models/digits/infer"
-            urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=20).close()
+            urllib.request.urlopen(urllib.request.InferRequest(url, json.dumps(body).encode()), timeout=20).close()
             with pytest.raises(urllib.error.HTTPError) as missing:
                 get(where["http"], "/metrics")
             missing.value.close()

@@ -20,7 +20,7 @@ from collector import Collector
 from running import Running, answer_on
 
 from relu_deploy.errors import UsageError
-from relu_deploy.serving.telemetry.span_exporter import Complaints
+from relu_deploy.serving.telemetry.span_exporter import ExporterLogFilter
 from relu_deploy.serving.telemetry.statistics import PARTS, Timings
 from relu_deploy.serving.telemetry.traces import TraceOptions, tracing
 
@@ -269,7 +269,7 @@ def test_a_request_that_is_turned_away_is_traced_with_its_parent(digits_bundle, 
 
 
 def test_a_call_over_grpc_is_traced_like_a_request_over_http(digits_bundle, collector, tmp_path):
-    grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+    grpc = pytest.importorskip("grpc", reason="grpcio is not installed (pip install 'relu-deploy[serve]')")
     from grpc_running import serving
 
     from relu_deploy.serving.protocol.proto import stubs
@@ -354,7 +354,7 @@ def test_a_collector_that_takes_nothing_keeps_nobody_waiting(digits_bundle, monk
 
 
 def test_complaints_are_one_line_a_minute_without_the_password_of_the_collector(caplog):
-    complaints = Complaints("http://me:secret@collector:4318/v1/traces")
+    complaints = ExporterLogFilter("http://me:secret@collector:4318/v1/traces")
 
     def complain(name, level, said):
         complaints.handle(logging.LogRecord(name, level, "", 0, said, (), None))

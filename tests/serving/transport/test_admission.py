@@ -13,10 +13,10 @@ pytest.importorskip("uvicorn", reason="the server's libraries are not installed 
 import uvicorn
 from uvicorn.server import ServerState
 
-from relu_deploy.serving.errors import Busy, NotFound
-from relu_deploy.serving.transport.admission import Door, Refusal
-from relu_deploy.serving.transport.connection import SKIPPED, Connection, Manners
-from relu_deploy.serving.transport.paused_connections import Hall
+from relu_deploy.serving.errors import NotFound, Unavailable
+from relu_deploy.serving.transport.admission import AdmissionControl, Refusal
+from relu_deploy.serving.transport.connection import SKIPPED, Connection, ConnectionLimits
+from relu_deploy.serving.transport.paused_connections import PausedConnections
 
 PAUSE = 0.2
 
@@ -63,7 +63,7 @@ async def connected(turn, protocol=Connection, seconds=PAUSE, **manners):
     config.load()
     state = ServerState()
     given = {"config": config, "server_state": state, "app_state": {}}
-    shared = Manners(turn=turn, hall=Hall(seconds), **manners)
+    shared = ConnectionLimits(turn=turn, hall=PausedConnections(seconds), **manners)
     server = await asyncio.get_running_loop().create_server(partial(protocol, shared, **given), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
@@ -126,7 +126,7 @@ def test_a_server_that_goes_down_reads_what_refused_connections_have_sent_meanwh
 def test_the_hall_lets_go_in_order_as_many_as_there_is_room_for_and_all_in_the_end():
     async def run():
         gone, rooms = [], {"a": [0, 2, 0], "b": [0, 0, 1]}
-        hall = Hall(0.5, every=0.02)
+        hall = PausedConnections(0.5, every=0.02)
         loop = asyncio.get_running_loop()
         started = loop.time()
 
@@ -238,7 +238,7 @@ class Models:
         if name not in ("free", "full", "gone") or version not in ("", "1"):
             raise NotFound("there is none")
         if name == "gone":
-            raise Busy("it is not loaded")
+            raise Unavailable("it is not loaded")
         self.name = name
         return self
 
@@ -247,7 +247,7 @@ class Models:
 
     def check_room(self, entering=0):
         if self.name == "full" or entering >= 3:
-            raise Busy("7 requests are waiting already", "try again later", retry_after=1.2)
+            raise Unavailable("7 requests are waiting already", "try again later", retry_after=1.2)
 
 
 class Told(list):
@@ -257,7 +257,7 @@ class Told(list):
 
 def test_the_door_turns_away_what_a_full_queue_would_take_and_nothing_else():
     told = Told()
-    door = Door(Models(), told)
+    door = AdmissionControl(Models(), told)
     for path in (b"/v2/models/full/infer", b"/v2/models/full/predict?top=3", b"/v2/models/full/versions/1/infer"):
         refusal = door(b"POST", path, "10.0.0.1", [(b"a", b"b")])
         assert refusal.room() == 17
@@ -291,7 +291,7 @@ def test_the_door_turns_away_what_a_full_queue_would_take_and_nothing_else():
 
 def test_who_was_let_in_counts_until_it_is_in_the_queue():
     async def run():
-        door = Door(Models(), Told())
+        door = AdmissionControl(Models(), Told())
         ask = partial(door, b"POST", b"/v2/models/free/infer", "", [])
         at_once = [ask() is None for _ in range(5)]
         await asyncio.sleep(0)

@@ -18,8 +18,8 @@ import uvloop
 from running import Running, until
 from uvicorn.server import ServerState
 
-from relu_deploy.serving.transport.connection import Connection, Manners
-from relu_deploy.serving.transport.lingering_close import Patience
+from relu_deploy.serving.transport.connection import Connection, ConnectionLimits
+from relu_deploy.serving.transport.lingering_close import LingerLimits
 
 MIB = 2**20
 
@@ -133,7 +133,7 @@ def lingering(patience, loop_factory):
 
     async def run():
         given = {"config": config, "server_state": state, "app_state": {}}
-        make = partial(Connection, Manners(patience=patience), **given)
+        make = partial(Connection, ConnectionLimits(patience=patience), **given)
         server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
         found["port"] = server.sockets[0].getsockname()[1]
         ready.set()
@@ -182,7 +182,7 @@ def loop_factory(request):
 
 
 def test_who_never_stops_is_cut_off_after_so_many_bytes(loop_factory):
-    with lingering(Patience(seconds=60, silence=60, size=8 * MIB), loop_factory) as (port, connections):
+    with lingering(LingerLimits(seconds=60, silence=60, size=8 * MIB), loop_factory) as (port, connections):
         received, sent, seconds = sent_until_cut_off(port, 0)
         assert received.startswith(b"HTTP/1.1 413")
         # Some is still under way when it is cut off.
@@ -192,7 +192,7 @@ def test_who_never_stops_is_cut_off_after_so_many_bytes(loop_factory):
 
 
 def test_who_never_stops_is_cut_off_after_so_many_seconds(loop_factory):
-    with lingering(Patience(seconds=1, silence=0.5), loop_factory) as (port, connections):
+    with lingering(LingerLimits(seconds=1, silence=0.5), loop_factory) as (port, connections):
         _, _, seconds = sent_until_cut_off(port, 0.02)
         assert 0.8 < seconds < 10
         until(lambda: not connections)
@@ -200,7 +200,7 @@ def test_who_never_stops_is_cut_off_after_so_many_seconds(loop_factory):
 
 def test_who_falls_silent_is_cut_off(loop_factory):
     with (
-        lingering(Patience(seconds=60, silence=0.3), loop_factory) as (port, connections),
+        lingering(LingerLimits(seconds=60, silence=0.3), loop_factory) as (port, connections),
         socket.create_connection(("127.0.0.1", port), timeout=20) as one,
     ):
         one.sendall(head("/", 1000))
@@ -211,7 +211,7 @@ def test_who_falls_silent_is_cut_off(loop_factory):
 
 
 def test_a_client_that_closes_ends_it_at_once(loop_factory):
-    with lingering(Patience(seconds=60, silence=60), loop_factory) as (port, connections):
+    with lingering(LingerLimits(seconds=60, silence=60), loop_factory) as (port, connections):
         with socket.create_connection(("127.0.0.1", port), timeout=20) as one:
             one.sendall(head("/", 1000))
             assert refused(one).endswith(b"no")
@@ -221,7 +221,7 @@ def test_a_client_that_closes_ends_it_at_once(loop_factory):
 
 def test_a_request_whose_body_is_all_there_ends_without_lingering(loop_factory):
     with (
-        lingering(Patience(seconds=60, silence=60), loop_factory) as (port, connections),
+        lingering(LingerLimits(seconds=60, silence=60), loop_factory) as (port, connections),
         socket.create_connection(("127.0.0.1", port), timeout=20) as one,
     ):
         one.sendall(head("/", 4) + b"1234")

@@ -312,7 +312,7 @@ def test_an_engine_of_another_graph_is_bad_input(tmp_path):
 
 @pytest.fixture(scope="module")
 def variant_of_digits(digits_bundle, tmp_path_factory):
-    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
     from relu_deploy.optimization.run import optimize
 
     def make(precision):
@@ -350,10 +350,10 @@ def test_an_int8_engine_is_seen_through_its_codes(int8_digits, digits):
     assert report.coverage["unobserved"] == 0
     assert report.coverage["inside"] >= 3
     codes = {one.region.tensor for one in report.regions}
-    assert "relu/quantised" in codes
+    assert "relu/quantized" in codes
     assert all(one.local is not None and not one.region.missing for one in report.regions)
     inside = next(one for one in report.relus if one.state == "inside")
-    assert inside.at.endswith("/quantised")
+    assert inside.at.endswith("/quantized")
 
 
 @pytest.mark.parametrize("node", ["stage1.0.bn/Conv", "stage2.1.bn/Conv"])
@@ -367,8 +367,8 @@ def test_a_fault_in_an_int8_fusion_is_found_in_it(int8_digits, digits, node, cha
     assert fault.operator == "Relu"
 
 
-def test_codes_of_a_tensor_that_the_graph_has_in_float_stand_for_what_its_readers_quantise(int8_digits, digits):
-    # Metadata without the quantisers: all that says what the codes mean is the graph.
+def test_codes_of_a_tensor_that_the_graph_has_in_float_stand_for_what_its_readers_quantize(int8_digits, digits):
+    # Metadata without the quantizers: all that says what the codes mean is the graph.
     feeds, _ = digits(int8_digits, 4, 0)
     how = {"names": "myelin", "unnamed": ("QuantizeLinear", "DequantizeLinear")}
     path = int8_digits.onnx
@@ -402,12 +402,12 @@ def test_a_float8_engine_is_seen_through_its_codes(fp8_digits, digits):
     assert report.coverage["inside"] >= 1
 
 
-def test_a_relu_that_a_real_runtime_removes_before_a_float8_quantisation_is_found(fp8_digits, digits):
+def test_a_relu_that_a_real_runtime_removes_before_a_float8_quantization_is_found(fp8_digits, digits):
     # ONNX Runtime 1.32 takes the zero point of float8 for its smallest number, and the QuantizeLinear for the Relu.
     feeds, _ = digits(fp8_digits, 2, 0)
     right, real = StandIn(fp8_digits.onnx, level="BASIC"), StandIn(fp8_digits.onnx)
     if all(np.array_equal(array, right.run(feeds)[name]) for name, array in real.run(feeds).items()):
-        pytest.skip("this ONNX Runtime keeps the Relu")
+        pytest.skip("this ONNX Runtime keeps the Relu: install 1.32, which removes it")
     report = audit(fp8_digits, "tensorrt", feeds, right, real)
     assert report.first_divergence == "stage2.0.relu/Relu"
     assert {fault.operator for fault in report.faults} == {"Relu"}
@@ -418,7 +418,7 @@ def test_a_relu_that_a_real_runtime_removes_before_a_float8_quantisation_is_foun
 
 
 def test_the_report_says_what_was_seen_what_was_not_and_why(tmp_path, capsys):
-    from relu_deploy.reporting.audit import print_audit
+    from relu_deploy.reporting.tables.audit import print_audit
 
     path = network(tmp_path / "m.onnx")
     print_audit(audited(path, drop=("r1a",)).to_json())

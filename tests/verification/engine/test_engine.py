@@ -9,9 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_ir import from_proto
 
 from relu_deploy.errors import Unsupported
-from relu_deploy.verification.engine.dataflow import identify, pair, wire
+from relu_deploy.verification.engine.dataflow import map_to_onnx, match_captures, wire
 from relu_deploy.verification.engine.layers import Captured, EngineTensor, compare_layers, dtype_in, read_layers
-from relu_deploy.verification.engine.tensor_format import Quantised, decode, quantised_by, same_but_ones
+from relu_deploy.verification.engine.tensor_format import Quantized, decode, quantized_by, same_but_ones
 
 
 def tensor(name, dims=(1, 8, 4, 4), layout="Row major linear FP32"):
@@ -221,32 +221,32 @@ def value_of(model, name):
 CONSTANTS = {"s": np.float32(0.5), "s2": np.float32(0.25), "z": np.int8(0)}
 
 
-def test_codes_stand_for_what_every_reader_quantises_to():
-    quantise = [
+def test_codes_stand_for_what_every_reader_quantizes_to():
+    quantize = [
         helper.make_node("Relu", ["x"], ["r"]),
         helper.make_node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2]),
         helper.make_node("QuantizeLinear", ["p", "s", "z"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
     ]
-    model = graph(quantise, CONSTANTS)
+    model = graph(quantize, CONSTANTS)
     for name in ("r", "p", "q", "y"):
-        assert quantised_by(value_of(model, name)) == Quantised(0.5, 0.0, "int8")
+        assert quantized_by(value_of(model, name)) == Quantized(0.5, 0.0, "int8")
     other = [
         helper.make_node("QuantizeLinear", ["r", "s2", "z"], ["q2"]),
         helper.make_node("DequantizeLinear", ["q2", "s2", "z"], ["y2"]),
     ]
-    assert quantised_by(value_of(graph([*quantise, *other], CONSTANTS, ("y", "y2")), "r")) is None
+    assert quantized_by(value_of(graph([*quantize, *other], CONSTANTS, ("y", "y2")), "r")) is None
     read = [helper.make_node("Neg", ["r"], ["y2"])]
-    assert quantised_by(value_of(graph([*quantise, *read], CONSTANTS, ("y", "y2")), "r")) is None
+    assert quantized_by(value_of(graph([*quantize, *read], CONSTANTS, ("y", "y2")), "r")) is None
     per_channel = CONSTANTS | {"s": np.full(4, 0.5, np.float32), "z": np.zeros(4, np.int8)}
-    assert quantised_by(value_of(graph(quantise, per_channel), "r")) is None
+    assert quantized_by(value_of(graph(quantize, per_channel), "r")) is None
 
 
 def test_values_come_back_from_their_codes_rounded_and_cut_off():
-    int8 = Quantised(0.5, 0.0, "int8")
+    int8 = Quantized(0.5, 0.0, "int8")
     assert int8.nearest(np.array([0.2, 0.3, 100.0, -100.0])).tolist() == [0.0, 0.5, 63.5, -64.0]
     assert int8.real(np.array([3], np.int8)).tolist() == [1.5]
-    float8 = Quantised(0.5, 0.0, "float8")
+    float8 = Quantized(0.5, 0.0, "float8")
     assert float8.nearest(np.array([1.05, 1000.0])).tolist() == [1.0, 224.0]
     assert 0 < float8.noise(np.array([1.05, 10.3])) < 1
 
@@ -278,12 +278,12 @@ def test_a_name_that_is_used_again_is_another_tensor():
     )
     assert [write.tensor.name for write in wiring.writes] == ["t0", "t1", "t0", "y"]
     assert wiring.reads == ((None,), (0,), (1,), (2,))
-    found, reasons = pair(wiring, [shown("t0", 1), shown("t1", 2), shown("t0", 3)])
+    found, reasons = match_captures(wiring, [shown("t0", 1), shown("t1", 2), shown("t0", 3)])
     assert {place: float(one.data.flat[0]) for place, one in found.items()} == {0: 1.0, 1: 2.0, 2: 3.0}
     assert reasons == {3: "it was not captured"}
-    tensors, _ = identify(graph(CHAIN, {}), SHAPES, wiring, found)
+    tensors, _ = map_to_onnx(graph(CHAIN, {}), SHAPES, wiring, found)
     assert tensors == {0: "a", 1: "b", 2: "c", 3: "y"}
-    _, reasons = pair(wiring, [shown("t0"), shown("t1")])
+    _, reasons = match_captures(wiring, [shown("t0"), shown("t1")])
     assert "uses the name for 2 tensors and 1 were captured" in reasons[0]
     assert reasons[0] == reasons[2]
 
@@ -291,15 +291,15 @@ def test_a_name_that_is_used_again_is_another_tensor():
 def test_a_tensor_written_in_parts_is_one_and_whole_after_the_last():
     wiring = wire(layers_of(layer("1", ["x"], ["b"], ["na"]), layer("2", ["x"], ["b"], ["nb"]), layer("3", ["b"], ["y"], ["ny"])))
     assert [write.layers for write in wiring.writes] == [(0, 1), (2,)]
-    found, _ = pair(wiring, [shown("b", 1), shown("b", 2)])
+    found, _ = match_captures(wiring, [shown("b", 1), shown("b", 2)])
     assert float(found[0].data.flat[0]) == 2.0
     inner = wire(layers_of(layer("1", ["x"], ["t"], ["na"]), layer("2", ["x"], ["t"], ["nb"]), layer("3", ["t"], ["y"], ["ny"])))
-    assert "several layers write parts" in identify(graph(CHAIN, {}), SHAPES, inner, {})[1][0]
+    assert "several layers write parts" in map_to_onnx(graph(CHAIN, {}), SHAPES, inner, {})[1][0]
 
 
 def test_a_name_of_the_graph_with_another_shape_is_not_that_tensor():
     wiring = wire(layers_of(layer("1", ["x"], [tensor("b", (1, 4, 4, 4))], ["na"]), layer("2", ["b"], ["y"], ["nb", "nc", "ny"])))
-    tensors, reasons = identify(graph(CHAIN, {}), SHAPES, wiring, {})
+    tensors, reasons = map_to_onnx(graph(CHAIN, {}), SHAPES, wiring, {})
     assert tensors == {1: "y"}
     assert "no tensor that its nodes make has its shape" in reasons[0]
 
@@ -311,12 +311,12 @@ def test_two_results_of_one_shape_are_not_told_apart():
         helper.make_node("Add", ["a", "b"], ["y"], "ny"),
     ]
     listed = layers_of(layer("1", ["x"], ["t0", "t1"], ["na", "nb"]), layer("2", ["t0", "t1"], ["y"], ["ny"]))
-    tensors, reasons = identify(graph(both, {}), SHAPES, wire(listed), {})
+    tensors, reasons = map_to_onnx(graph(both, {}), SHAPES, wire(listed), {})
     assert tensors == {2: "y"}
     assert "2 tensors that its nodes make have its shape: a, b" in reasons[0]
     other = (1, 8, 2, 2)
     told = layers_of(layer("1", ["x"], ["t0", tensor("t1", other)], ["na", "nb"]), layer("2", ["t0", "t1"], ["y"], ["ny"]))
-    assert identify(graph(both, {}), SHAPES | {"b": other}, wire(told), {})[0] == {0: "a", 1: "b", 2: "y"}
+    assert map_to_onnx(graph(both, {}), SHAPES | {"b": other}, wire(told), {})[0] == {0: "a", 1: "b", 2: "y"}
 
 
 def test_what_several_layers_compute_each_for_itself_is_nobodys_result():
@@ -332,18 +332,18 @@ def test_what_several_layers_compute_each_for_itself_is_nobodys_result():
         layer("2", ["t0"], ["t1"], ["shared", "nc"]),
         layer("3", ["t0", "t1"], ["y"], ["shared", "nd", "ny"]),
     )
-    tensors, _ = identify(graph(shared, {}), SHAPES | {"d": (1, 8, 4, 4)}, wire(listed), {})
+    tensors, _ = map_to_onnx(graph(shared, {}), SHAPES | {"d": (1, 8, 4, 4)}, wire(listed), {})
     assert tensors == {0: "a", 1: "c", 2: "y"}
 
 
 def test_a_copy_of_another_type_computes_and_has_the_name_it_has():
-    quantise = layer("QuantizeLinear_2", [tensor("x")], [tensor("q", layout="Row major Int8 format")], kind="Reformat")
+    quantize = layer("QuantizeLinear_2", [tensor("x")], [tensor("q", layout="Row major Int8 format")], kind="Reformat")
     copy = layer("Reformatting CopyNode for Output Tensor 0 to r", ["Reformatted Output Tensor 0 to r"], ["y"], kind="Reformat")
-    listed = layers_of(quantise, layer("r", ["q"], ["Reformatted Output Tensor 0 to r"], kind="PointWise"), copy)
+    listed = layers_of(quantize, layer("r", ["q"], ["Reformatted Output Tensor 0 to r"], kind="PointWise"), copy)
     assert [each.is_copy for each in listed] == [False, False, True]
     wiring = wire(listed)
     assert wiring.origin(2) == 1
     # Without any metadata: by the name, and by the name of the copy.
-    tensors, reasons = identify(graph(CHAIN, {}), SHAPES | {"q": (1, 8, 4, 4)}, wiring, {})
+    tensors, reasons = map_to_onnx(graph(CHAIN, {}), SHAPES | {"q": (1, 8, 4, 4)}, wiring, {})
     assert tensors == {0: "q", 1: "y", 2: "y"}
     assert not reasons
