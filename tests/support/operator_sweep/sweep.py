@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from operator_sweep.case import Case, Verdict, judge
+from operator_sweep.elementwise import ELEMENTWISE
 from operator_sweep.known import known_difference
 from operator_sweep.layers import LAYERS
 from operator_sweep.quantized import QUANTIZED
 from operator_sweep.tensors import TENSORS
 
-GENERATORS: dict[str, Callable[[np.random.Generator], Case]] = {**LAYERS, **TENSORS, **QUANTIZED}
+GENERATORS: dict[str, Callable[[np.random.Generator], Case]] = {**LAYERS, **ELEMENTWISE, **TENSORS, **QUANTIZED}
 
 
 def run(name: str, count: int, seed: int = 0) -> Iterator[Verdict]:

@@ -11,111 +11,12 @@ from operator_sweep.layers import Random, draw, given, maybe, pick
 from operator_sweep.opinions import recurrent
 
 
-def _shape(random: Random, rank: int, low: int = 1, high: int = 6) -> list[int]:
+def shape_of(random: Random, rank: int, low: int = 1, high: int = 6) -> list[int]:
     return [int(random.integers(low, high)) for _ in range(rank)]
 
 
-def _ints(random: Random, low: int, high: int, *shape: int, dtype: Any = np.int64) -> Any:
+def integers(random: Random, low: int, high: int, *shape: int, dtype: Any = np.int64) -> Any:
     return random.integers(low, high, shape).astype(dtype)
-
-
-def binary_case(random: Random) -> Case:
-    name = pick(
-        random,
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Pow",
-        "Mod",
-        "Equal",
-        "Less",
-        "Greater",
-        "LessOrEqual",
-        "GreaterOrEqual",
-        "Max",
-        "Min",
-    )
-    shape = _shape(random, 3)
-    other = [pick(random, n, 1) for n in shape][int(random.integers(0, 3)) :]
-    dtype = pick(random, np.float32, np.float32, np.int32, np.int64)
-    attributes, opset = {}, pick(random, 13, 20)
-    if dtype is np.float32:
-        a, b = draw(random, *shape), draw(random, *other)
-        if name == "Pow":
-            a = np.abs(a)
-        if name == "Mod":
-            attributes["fmod"] = 1
-    else:
-        a, b = _ints(random, -20, 20, *shape, dtype=dtype), _ints(random, 1, 6, *other, dtype=dtype)
-        b = b * pick(random, 1, -1) if name in ("Div", "Mod") else b
-        if name == "Mod":
-            attributes |= given(fmod=maybe(random, 1))
-    return Case(name, [a, b], attributes, opset, fed=2)
-
-
-def unary_case(random: Random) -> Case:
-    plain = [
-        "Abs",
-        "Neg",
-        "Exp",
-        "Floor",
-        "Ceil",
-        "Round",
-        "Sign",
-        "Sin",
-        "Cos",
-        "Tan",
-        "Atan",
-        "Sinh",
-        "Cosh",
-        "Tanh",
-        "Asinh",
-        "Erf",
-    ]
-    plain += ["Sigmoid", "Softplus", "Softsign", "HardSwish", "Relu", "Identity", "Mish", "Reciprocal"]
-    parameters: dict[str, list[str]] = {
-        "LeakyRelu": ["alpha"], "Elu": ["alpha"], "Celu": ["alpha"], "Selu": ["alpha", "gamma"], "HardSigmoid": ["alpha", "beta"],
-        "ThresholdedRelu": ["alpha"], "Shrink": ["lambd", "bias"],
-    }  # fmt: skip
-    x = draw(random, *_shape(random, int(random.integers(0, 4)))) * np.float32(2)
-    if random.random() < 0.6:
-        return Case(pick(random, *plain), [x], {}, 20 if random.random() < 0.5 else 18)
-    name = pick(random, *parameters, "Gelu")
-    if name == "Gelu":
-        return Case(name, [x], given(approximate=pick(random, None, "tanh")), 20)
-    attributes = {key: float(random.uniform(0.1, 1.5)) for key in parameters[name] if random.random() < 0.6}
-    return Case(name, [x], attributes, pick(random, 14, 16))
-
-
-def clip_case(random: Random) -> Case:
-    low, high = sorted(random.uniform(-1, 1, 2).tolist())
-    x = draw(random, 3, 5)
-    if random.random() < 0.3:
-        return Case("Clip", [x], given(min=maybe(random, low), max=maybe(random, high)), pick(random, 6, 10))
-    bounds = [maybe(random, np.float32(value), 0.7) for value in (low, high)]
-    return Case("Clip", [x, *bounds], {}, pick(random, 11, 13))
-
-
-def prelu_case(random: Random) -> Case:
-    slope = pick(random, draw(random, 4, 1, 1), draw(random, 1), draw(random, 3, 4, 5, 5), draw(random, 5))
-    return Case("PRelu", [draw(random, 3, 4, 5, 5), slope], {}, pick(random, 9, 16))
-
-
-def cast_case(random: Random) -> Case:
-    kinds = [np.float32, np.float64, np.float16, np.int8, np.uint8, np.int32, np.int64, np.bool_, np.uint16]
-    source, target = pick(random, *kinds), pick(random, *kinds)
-    x = (draw(random, 4, 5) * (1 if source is np.bool_ else 30)).astype(np.float32)
-    x = np.abs(x) if np.dtype(target).kind == "u" or np.dtype(source).kind == "u" else x
-    from onnx import helper
-
-    return Case(
-        "Cast",
-        [x.astype(source)],
-        {"to": helper.np_dtype_to_tensor_dtype(np.dtype(target))},
-        pick(random, 13, 19),
-        tolerance=1e-3,
-    )
 
 
 def reduction_case(random: Random) -> Case:
@@ -125,7 +26,7 @@ def reduction_case(random: Random) -> Case:
     )
     opset = pick(random, 11, 13, 18)
     rank = int(random.integers(1, 5))
-    x = draw(random, *_shape(random, rank))
+    x = draw(random, *shape_of(random, rank))
     x = np.abs(x) if name == "ReduceLogSum" else x
     dtype = (
         pick(random, None, None, np.int32, np.int64) if name in ("ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd") else None
@@ -143,7 +44,7 @@ def reduction_case(random: Random) -> Case:
 def arg_case(random: Random) -> Case:
     rank = int(random.integers(1, 4))
     attributes = given(axis=int(random.integers(-rank, rank)), keepdims=maybe(random, 0), select_last_index=maybe(random, 1))
-    x = _ints(random, 0, 4, *_shape(random, rank)).astype(np.float32)
+    x = integers(random, 0, 4, *shape_of(random, rank)).astype(np.float32)
     return Case(pick(random, "ArgMax", "ArgMin"), [x], attributes, 13)
 
 
@@ -153,11 +54,11 @@ def softmax_case(random: Random) -> Case:
     opset = pick(random, 9, 11, 12, 13)
     if opset < 11 and attributes.get("axis", 0) < 0:
         attributes = {"axis": attributes["axis"] + rank}
-    return Case(pick(random, "Softmax", "LogSoftmax", "Hardmax"), [draw(random, *_shape(random, rank, 2))], attributes, opset)
+    return Case(pick(random, "Softmax", "LogSoftmax", "Hardmax"), [draw(random, *shape_of(random, rank, 2))], attributes, opset)
 
 
 def norm_case(random: Random) -> Case:
-    x = draw(random, 2, 6, *_shape(random, int(random.integers(1, 4)), 2))
+    x = draw(random, 2, 6, *shape_of(random, int(random.integers(1, 4)), 2))
     epsilon = given(epsilon=pick(random, None, 1e-3, 1e-2))
     name = pick(
         random,
@@ -205,9 +106,9 @@ def variance_case(random: Random) -> Case:
 
 def slice_case(random: Random) -> Case:
     rank = int(random.integers(1, 4))
-    x = draw(random, *_shape(random, rank, 1, 8))
+    x = draw(random, *shape_of(random, rank, 1, 8))
     axes = random.permutation(rank)[: int(random.integers(1, rank + 1))]
-    starts, ends = _ints(random, -9, 10, len(axes)), _ints(random, -9, 10, len(axes))
+    starts, ends = integers(random, -9, 10, len(axes)), integers(random, -9, 10, len(axes))
     ends = np.where(random.random(len(axes)) < 0.2, pick(random, 2**31 - 1, -(2**31)), ends)
     steps = np.array([pick(random, 1, 2, 3, -1, -2) for _ in axes])
     return Case("Slice", [x, starts, ends, axes, maybe(random, steps, 0.8)], {}, pick(random, 10, 13))
@@ -215,9 +116,9 @@ def slice_case(random: Random) -> Case:
 
 def pad_case(random: Random) -> Case:
     rank, mode = int(random.integers(1, 5)), pick(random, "constant", "reflect", "edge", "wrap")
-    x = draw(random, *_shape(random, rank, 4, 7))
+    x = draw(random, *shape_of(random, rank, 4, 7))
     opset = 19 if mode == "wrap" else pick(random, 2, 11, 13, 18, 19)
-    pads = _ints(random, -1 if mode == "constant" else 0, 4, 2 * rank)
+    pads = integers(random, -1 if mode == "constant" else 0, 4, 2 * rank)
     if opset == 2:
         return Case("Pad", [x], given(pads=pads.tolist(), mode=mode, value=maybe(random, 1.5)), 2)
     operands: list[Any] = [x, pads, maybe(random, np.float32(1.5)) if mode == "constant" else None]
@@ -230,27 +131,31 @@ def pad_case(random: Random) -> Case:
 
 def gather_case(random: Random) -> Case:
     name = pick(random, "Gather", "GatherElements", "GatherND")
-    shape = _shape(random, 3, 2)
-    x = pick(random, draw(random, *shape), _ints(random, 0, 9, *shape))
+    shape = shape_of(random, 3, 2)
+    x = pick(random, draw(random, *shape), integers(random, 0, 9, *shape))
     axis = int(random.integers(-3, 3))
     if name == "Gather":
         index = _ints(
-            random, -shape[axis], shape[axis], *_shape(random, int(random.integers(0, 3))), dtype=pick(random, np.int32, np.int64)
+            random,
+            -shape[axis],
+            shape[axis],
+            *shape_of(random, int(random.integers(0, 3))),
+            dtype=pick(random, np.int32, np.int64),
         )
         return Case(name, [x, index], {"axis": axis}, 13)
     if name == "GatherElements":
         smaller = [int(random.integers(1, n + 1)) for n in shape]
-        return Case(name, [x, _ints(random, -shape[axis], shape[axis], *smaller)], {"axis": axis}, 13)
+        return Case(name, [x, integers(random, -shape[axis], shape[axis], *smaller)], {"axis": axis}, 13)
     batch = int(random.integers(0, 2))
     depth = int(random.integers(1, 4 - batch))
     index = np.stack(
-        [_ints(random, -shape[batch + place], shape[batch + place], *shape[:batch], 4) for place in range(depth)], -1
+        [integers(random, -shape[batch + place], shape[batch + place], *shape[:batch], 4) for place in range(depth)], -1
     )
     return Case(name, [x, index], {"batch_dims": batch}, 13)
 
 
 def scatter_case(random: Random) -> Case:
-    shape = _shape(random, 3, 2)
+    shape = shape_of(random, 3, 2)
     x, opset = draw(random, *shape), pick(random, 11, 16, 18)
     kinds = {11: ["none"], 16: ["none", "add", "mul"], 18: ["none", "add", "mul", "max", "min"]}[opset]
     reduction = pick(random, *kinds)
@@ -277,7 +182,7 @@ def selection_case(random: Random) -> Case:
         return Case(name, [x, np.array([int(random.integers(1, 5))])], attributes, 11, 2)
     if name == "OneHot":
         values = pick(random, np.array([0, 1], np.float32), np.array([-1, 5]))
-        return Case(name, [_ints(random, -6, 7, 2, 3), np.array(5), values], {"axis": int(random.integers(-3, 3))}, 11)
+        return Case(name, [integers(random, -6, 7, 2, 3), np.array(5), values], {"axis": int(random.integers(-3, 3))}, 11)
     if name == "Compress":
         way = maybe(random, axis)
         return Case(name, [x, random.random(int(random.integers(1, 5))) < 0.5], given(axis=way), 11)
@@ -289,7 +194,7 @@ def selection_case(random: Random) -> Case:
         )
     if name == "ReverseSequence":
         time = int(random.integers(0, 2))
-        lengths = _ints(random, 1, 6 if time == 0 else 5, 4 if time == 0 else 5)
+        lengths = integers(random, 1, 6 if time == 0 else 5, 4 if time == 0 else 5)
         return Case(
             name,
             [draw(random, *((5, 4) if time == 0 else (5, 4)[::1]), 2), np.minimum(lengths, (5, 4)[time])],
@@ -299,7 +204,7 @@ def selection_case(random: Random) -> Case:
     if name == "Unique":
         return Case(
             name,
-            [_ints(random, 0, 5, 4, 5).astype(np.float32)],
+            [integers(random, 0, 5, 4, 5).astype(np.float32)],
             given(axis=pick(random, None, 0, 1), sorted=maybe(random, 0)),
             11,
             4,
@@ -328,7 +233,7 @@ def shape_case(random: Random) -> Case:
     if name == "Transpose":
         return Case(name, [x], given(perm=maybe(random, random.permutation(3).tolist())), 13)
     if name == "Tile":
-        return Case(name, [x, _ints(random, 0, 4, 3)], {}, 13)
+        return Case(name, [x, integers(random, 0, 4, 3)], {}, 13)
     if name == "Expand":
         return Case(name, [draw(random, 3, 1), np.array(pick(random, [3, 4], [2, 1, 4], [1], [1, 1]))], {}, 13)
     if name == "Concat":
@@ -457,7 +362,7 @@ def signal_case(random: Random) -> Case:
 
 
 TENSORS = {
-    "Binary": binary_case, "Unary": unary_case, "Clip": clip_case, "PRelu": prelu_case, "Cast": cast_case, "Reduce": reduction_case,
+    "Reduce": reduction_case,
     "ArgMax": arg_case, "Softmax": softmax_case, "Normalization": norm_case, "MeanVarianceNormalization": variance_case,
     "Slice": slice_case, "Pad": pad_case, "Gather": gather_case, "Scatter": scatter_case, "Selection": selection_case,
     "Shape": shape_case, "Product": product_case, "Recurrent": recurrent_case, "NonMaxSuppression": suppression_case,
