@@ -135,7 +135,7 @@ def gather_case(random: Random) -> Case:
     x = pick(random, draw(random, *shape), integers(random, 0, 9, *shape))
     axis = int(random.integers(-3, 3))
     if name == "Gather":
-        index = _ints(
+        index = integers(
             random,
             -shape[axis],
             shape[axis],
