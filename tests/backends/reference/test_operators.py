@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from one_node import evaluate
 
+from relu_deploy.backends.reference.ops import convolution
+
 
 def f32(values):
     return np.array(values, np.float32)
@@ -23,6 +25,15 @@ def test_a_depthwise_transposed_convolution_adds_its_bias():
 def test_a_grouped_transposed_convolution_keeps_its_groups_apart():
     x, w = f32([[[1], [2], [3], [4]]]), f32([[[1, 2]], [[3, 4]], [[5, 6]], [[7, 8]]])
     check(evaluate("ConvTranspose", [x, w], group=2), [[[7, 10], [43, 50]]])
+
+
+def test_large_transposed_convolutions_are_done_in_strips_with_the_same_result(monkeypatch):
+    random = np.random.default_rng(0)
+    x, w = random.standard_normal((2, 4, 5, 6)), random.standard_normal((4, 3, 3, 2))
+    attributes = {"group": 2, "strides": [2, 3], "dilations": [2, 1], "pads": [1, 0, 0, 1]}
+    (whole,) = evaluate("ConvTranspose", [x, w], **attributes)
+    monkeypatch.setattr(convolution, "PATCHES", 1)
+    np.testing.assert_allclose(evaluate("ConvTranspose", [x, w], **attributes)[0], whole, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
