@@ -263,6 +263,21 @@ def test_a_fraction_of_a_length_is_rounded_as_in_float32():
     assert evaluate("Resize", [x, None, f32([1, 1, 1, 0.7])], mode="linear")[0].shape[-1] == 7
 
 
+@pytest.mark.parametrize(("mode", "expected"), [("round_prefer_ceil", 4), ("round_prefer_floor", 3)])
+def test_halves_between_pixels_are_exact_where_the_sizes_are_given(mode, expected):
+    # Element 8 of 16 lies at 8 * 7 / 16 = 3.5, which a division by float32(16 / 7) misses.
+    operands = [f32([range(7)]), None, None, np.array([1, 16])]
+    results = evaluate("Resize", operands, mode="nearest", nearest_mode=mode, coordinate_transformation_mode="asymmetric")
+    assert results[0][0, 8] == expected
+
+
+def test_whole_numbers_of_pixels_are_those_of_float32():
+    # Element 3 lies at 3 / float32(0.3): 9.9999996 in float64, and 10 in the arithmetic of every runtime.
+    operands = [f32([range(20)]), None, f32([1, 0.3])]
+    results = evaluate("Resize", operands, mode="nearest", nearest_mode="floor", coordinate_transformation_mode="asymmetric")
+    assert results[0][0, 3] == 10
+
+
 def test_roi_align_before_opset_16_starts_at_pixels_corners():
     x, rois, batch = f32(np.arange(16)).reshape(1, 1, 4, 4), f32([[0, 0, 2, 2]]), np.array([0])
     sizes = {"output_height": 1, "output_width": 1, "sampling_ratio": 1}
