@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.activations.census import census
 from relu_deploy.errors import InputError, Unsupported, UsageError
-from relu_deploy.reporting.census import print_census
+from relu_deploy.reporting.tables.census import print_census
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 

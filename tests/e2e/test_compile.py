@@ -42,7 +42,7 @@ def test_the_answer_for_people_says_what_was_built_and_for_which_gpus(command, b
     assert "SM120 SM89" in done.stdout
     assert "x=1x1x28x28,4x1x28x28,64x1x28x28" in done.stdout.replace("\n", " ")
     assert (
-        "kept from before"
+        "found in the cache"
         in command("compile", bundle, "--backend", "tensorrt-rtx", "--compute-capability", "12.0,8.9", "--batch", "1,4,64").stdout
     )
 

@@ -43,11 +43,11 @@ def triton(tmp_path_factory, bundles):
     repository = folder / "repository"
     repository.mkdir()
     for name, bundle in bundles.items():
-        made = package(bundle, "triton", folder / name, flavour="python", threads=1)
+        made = package(bundle, "triton", folder / name, flavor="python", threads=1)
         home = repository / name
-        shutil.copytree(folder / name / made.written.model, home)
+        shutil.copytree(folder / name / made.model.name, home)
         text = (home / "config.pbtxt").read_text()
-        (home / "config.pbtxt").write_text(text.replace(f'name: "{made.written.model}"', f'name: "{name}"', 1))
+        (home / "config.pbtxt").write_text(text.replace(f'name: "{made.model.name}"', f'name: "{name}"', 1))
     with Triton(VENV, repository, folder / "log") as server:
         yield server
 
@@ -137,7 +137,7 @@ def test_a_full_tritons_configuration_is_taken_up_to_the_backend_that_this_one_l
 
 
 def test_a_configuration_with_an_unknown_field_would_be_refused(tmp_path, bundles):
-    package(bundles["digits"], "triton", tmp_path / "repository", flavour="python")
+    package(bundles["digits"], "triton", tmp_path / "repository", flavor="python")
     config = tmp_path / "repository" / "digits" / "config.pbtxt"
     config.write_text(config.read_text() + "no_such_field: 1\n")
     with Triton(VENV, tmp_path / "repository", tmp_path / "log", strict=False) as server:

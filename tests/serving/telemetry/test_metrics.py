@@ -184,7 +184,9 @@ def test_an_unloaded_model_keeps_its_counts_and_has_no_gauges(digits_bundle):
 def test_the_monitor_has_its_metrics_where_there_is_a_census_and_says_off_where_not(digits_bundle, digits_copy):
     from relu_deploy.activations.census import census
 
-    digits_copy.add("reports/baseline.npz", census(digits_copy, "digits", samples=200, threads=1).baseline.to_bytes())
+    digits_copy = digits_copy.add(
+        "reports/baseline.npz", census(digits_copy, "digits", samples=200, threads=1).baseline.to_bytes()
+    )
 
     async def doing(models):
         watch = models.get("digits").watch

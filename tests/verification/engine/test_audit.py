@@ -418,7 +418,7 @@ def test_a_relu_that_a_real_runtime_removes_before_a_float8_quantization_is_foun
 
 
 def test_the_report_says_what_was_seen_what_was_not_and_why(tmp_path, capsys):
-    from relu_deploy.reporting.audit import print_audit
+    from relu_deploy.reporting.tables.audit import print_audit
 
     path = network(tmp_path / "m.onnx")
     print_audit(audited(path, drop=("r1a",)).to_json())

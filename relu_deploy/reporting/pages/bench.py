@@ -1,4 +1,4 @@
-"""Self-contained pages: one file, no script, nothing loaded from elsewhere; readable on a phone and on paper."""
+"""The page of `bench`: a table and charts for each model and batch size, and the machine that they were measured on."""
 
 from __future__ import annotations
 
@@ -7,44 +7,19 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from relu_deploy.reporting.device import device_table
-from relu_deploy.reporting.scaling import Series, scaling
-from relu_deploy.reporting.svg import Bar, bars, dots
+from relu_deploy.reporting.pages.batch_curve import Series, batch_curve
+from relu_deploy.reporting.pages.device_table import device_table
+from relu_deploy.reporting.pages.html import page
+from relu_deploy.reporting.pages.svg import Bar, bars, dots
+from relu_deploy.reporting.phrases import count_of
 
-__all__ = ["bench_page", "page"]
+__all__ = ["bench_page"]
 
 Result = Mapping[str, Any]
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--line:#d1d9e0;--paper:#fff;--panel:#f6f8fa;--bad:#b42318;--good:#1a7f37}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--line:#3d444d;--paper:#0d1117;--panel:#151b23;--bad:#ff7b72;--good:#3fb950}}
-*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:1240px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.6rem;margin:0 0 4px}h2{font-size:1.2rem;margin:40px 0 8px}
-p{margin:8px 0;max-width:75ch}.soft{color:var(--soft);font-size:.92rem}.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}th,td{padding:6px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-th{color:var(--soft);font-weight:600}th:nth-child(-n+3),td:nth-child(-n+3){text-align:left}.bad{color:var(--bad);font-weight:700}.good{color:var(--good)}
-.charts{margin-top:14px;display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:16px}figure{margin:0;padding:12px;background:var(--panel);border:1px solid var(--line);border-radius:8px}
-figcaption{font-size:.92rem;font-weight:600;margin-bottom:6px}svg{width:100%;height:auto;display:block}svg text{font:13px system-ui,sans-serif;fill:var(--ink)}
-svg .name{text-anchor:end}svg .tick{text-anchor:middle;fill:var(--soft);font-size:11px}svg .unit{fill:var(--soft);font-size:11px}svg .grid{stroke:var(--line)}svg .whisker{stroke:var(--ink);fill:none;stroke-width:1.5}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:.9rem}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
-.wide svg{min-width:640px}svg .soft{fill:var(--soft);font-size:11px}svg .guide{stroke:var(--soft);stroke-dasharray:5 4;fill:none}svg .limit{stroke:var(--bad);stroke-dasharray:2 3;fill:none}svg .fault{stroke:var(--bad);stroke-width:2}
-.fault-box{border-left:4px solid var(--bad);background:var(--panel);padding:10px 14px;margin:14px 0}.fault-box p{margin:2px 0}code{font:.92em ui-monospace,monospace;overflow-wrap:anywhere}
-figure.wide{margin-top:14px}.left td,.left th{text-align:left;white-space:normal}.left td:nth-child(5){min-width:250px}
-.curves figure{max-width:640px}.legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:.85rem;margin:6px 0 0}.legend i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:6px}
-@media print{figure{break-inside:avoid}}
-"""
-
-
-def page(title: str, body: str) -> str:
-    """Return a whole HTML document."""
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
-    )
-
 
 def bench_page(result: Result) -> str:
-    """Return the page for what `bench --json` writes."""
+    """Return the HTML page for what `bench --json` writes."""
     environment = result["environment"]
     cpu = environment["cpu"]
     names = list(dict.fromkeys(_name(run) for run in result["runs"]))
@@ -55,12 +30,12 @@ def bench_page(result: Result) -> str:
     )
     body = [
         "<h1>Benchmark</h1>",
-        f'<p class="soft">{escape(cpu["model"])}, {environment["threads"]} threads, {escape(environment["time"])}, '
+        f'<p class="soft">{escape(cpu["model"])}, {count_of(environment["threads"], "thread")}, {escape(environment["time"])}, '
         f"relu_deploy {escape(environment['relu_deploy'])}</p>",
-        f"<p>{verdict} A timing is one call from arrays to arrays. Backends ran in processes of their own and took turns; whiskers "
-        "are 95% confidence intervals of the mean, from the rounds. Nothing was left out of any figure. Right: the answers agree with the float64 truth. Load: until the first "
-        "answer. Of limit: of the float32 matrix rate measured on this CPU; on a GPU, of what its matrix rate in the row's precision and "
-        "the bytes of weights, inputs and outputs allow for its own time.</p>",
+        f"<p>{verdict} A timing is one call from arrays to arrays. Each backend ran in its own process, and the processes took turns; "
+        "whiskers are 95% confidence intervals of the mean over the rounds. No measurement was removed. Right: the outputs agree with "
+        "the float64 truth. Load: until the first output. Of limit: on a CPU, of its measured float32 matrix rate; on a GPU, of what "
+        "its matrix rate in the row's precision and the bytes of weights, inputs and outputs allow for the GPU's own time.</p>",
     ]
     charted: set[str] = set()
     for (model, batch), group in groupby(result["runs"], key=lambda run: (run["model"], run["batch"])):
@@ -84,7 +59,7 @@ def bench_page(result: Result) -> str:
 
 
 def _by_batch(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
-    """Return the curves over batch sizes of whole calls, and of the GPU's own time where there is one; "" with one size only."""
+    """Return the curves over batch sizes: of whole calls, and of the GPU's own time where it was measured; "" for a single size."""
     figures = []
     for caption, part in (("whole calls", "latency_ms"), ("the GPU's own time", "run_ms")):
         points: dict[str, list[tuple[int, float, tuple[float, float] | None]]] = {}
@@ -94,12 +69,12 @@ def _by_batch(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
                 low, high = latency["ci95"] or (0, 0)
                 interval = (row["batch"] / high, row["batch"] / low) if low > 0 else None
                 points.setdefault(_name(row), []).append((row["batch"], row["batch"] / latency["mean"], interval))
-        # Milliseconds make images a millisecond.
+        # From images a millisecond to images a second.
         entries = [
             Series(name, [(b, 1e3 * mean, (1e3 * i[0], 1e3 * i[1]) if i else None) for b, mean, i in at], names.index(name))
             for name, at in points.items()
         ]
-        if chart := scaling(f"Throughput of {model} over batch sizes, {caption}", entries):
+        if chart := batch_curve(f"Throughput of {model} over batch sizes, {caption}", entries):
             figures.append(
                 f"<figure><figcaption>Throughput over batch sizes, {caption}, with 95% intervals</figcaption>{chart}</figure>"
             )
@@ -107,7 +82,7 @@ def _by_batch(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
 
 
 def _name(row: Result) -> str:
-    """Return what a row or a ratio is called: its backend, and the variant where it is not the model itself."""
+    """Return the name of a run or a ratio: its backend, and its variant where it has one."""
     return f"{row['backend']} {row['variant']}" if row["variant"] else str(row["backend"])
 
 
@@ -175,7 +150,7 @@ def _spread(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
 
 def _gpu_limits(limits: Result | None) -> str:
     if not limits:
-        return "none was used"
+        return "no GPU was used"
     if "not_measured" in limits:
         return f"not measured: {limits['not_measured']}"
     rates = [f"{name} {rate:,.1f}" for name, rate in limits["tera_operations_per_s"].items()]
@@ -187,7 +162,7 @@ def _facts(environment: Result) -> str:
     cpu, limits = environment["cpu"], environment["limits"]
     facts = {
         "CPU": f"{cpu['model']}, {cpu['usable_cpus']} usable CPUs, {', '.join(cpu['features']) or 'no vector extensions known'}",
-        "clock": f"{cpu['mhz']:.0f} MHz when looked at, governor {cpu['governor'] or 'not readable'}"
+        "clock": f"{cpu['mhz']:.0f} MHz at the start, governor {cpu['governor'] or 'not readable'}"
         if cpu["mhz"]
         else "not readable",
         "measured limits": f"{limits['float32_gflops']} GFLOP/s float32, copy {limits['copy_gb_per_s']} GB/s"

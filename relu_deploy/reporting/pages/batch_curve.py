@@ -1,4 +1,4 @@
-"""How throughput grows with the batch: one line a backend, both axes logarithmic, so that twice is the same step everywhere."""
+"""The curve of throughput over batch sizes: one line a backend, both axes logarithmic, so that a factor of two is one step everywhere."""
 
 from __future__ import annotations
 
@@ -6,24 +6,38 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from relu_deploy.reporting.svg import COLORS
+from relu_deploy.reporting.pages.svg import COLORS
 
-__all__ = ["Series", "scaling"]
+__all__ = ["Series", "batch_curve"]
 
 LEFT, TOP, WIDTH, HEIGHT = 64, 12, 400, 240
-#: ticks of a decade, from coarse to fine; the finest whose ticks keep apart is taken
+#: ticks of a decade, from coarse to fine; `_ticks` takes the finest that gives at most eight
 STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))
 
 
 class Series:
-    """One line: its name, its points (batch, images a second, 95% interval of that or None) and its color."""
+    """One line of the curve.
+
+    Args:
+        name: The backend.
+        points: (batch, images a second, 95% interval of that or None).
+        color: Index into `COLORS`.
+    """
 
     def __init__(self, name: str, points: Sequence[tuple[int, float, tuple[float, float] | None]], color: int) -> None:
         self.name, self.points, self.color = name, sorted(points, key=lambda point: point[0]), color
 
 
-def scaling(title: str, entries: Sequence[Series]) -> str:
-    """Return the chart and its legend, "" where no entry has two points. All values must be positive."""
+def batch_curve(title: str, entries: Sequence[Series]) -> str:
+    """Return the chart and its legend as SVG and HTML.
+
+    Args:
+        title: Read by screen readers.
+        entries: Lines, all of whose values are positive.
+
+    Returns:
+        "" where no entry has two points.
+    """
     if not any(len(entry.points) > 1 for entry in entries):
         return ""
     batches = sorted({batch for entry in entries for batch, _, _ in entry.points})
@@ -76,7 +90,7 @@ def _line(entry: Series, x: Callable[[int], float], y: Callable[[float], float])
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Return the positions of the grid between 10**low and 10**high: three to eight of them where decades allow it."""
+    """Return the positions of grid lines between 10**low and 10**high, at most eight where `STEPS` allow it."""
     best: list[float] = []
     for steps in STEPS:
         found = [

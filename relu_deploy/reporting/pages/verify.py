@@ -1,4 +1,4 @@
-"""The page for what `verify --json` writes: where the error enters, how it grows, what each Relu does."""
+"""The page of `verify`: the nodes at fault, how the error grows along the network, zeros and dead channels of each Relu."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from relu_deploy.reporting.html import page
-from relu_deploy.reporting.svg import Column, Line, columns, lines
-from relu_deploy.reporting.words import shapes_of
+from relu_deploy.reporting.pages.html import page
+from relu_deploy.reporting.pages.svg import Column, Line, columns, lines
+from relu_deploy.reporting.phrases import shapes_of
 
 __all__ = ["verify_page"]
 
@@ -16,14 +16,14 @@ Result = Mapping[str, Any]
 
 
 def verify_page(result: Result) -> str:
-    """Return the whole page."""
+    """Return the HTML page for what `verify --json` writes."""
     verdict = (
         '<span class="good">Every Relu and every output agrees.</span>'
         if result["passed"]
         else '<span class="bad">Not everything agrees.</span>'
     )
     if not result["as_requested"]:
-        verdict += ' <span class="bad">Not everything ran as it was asked for.</span>'
+        verdict += ' <span class="bad">Not everything ran as requested.</span>'
     inputs = result["inputs"]
     body = [
         f"<h1>{escape(result['model'])}, verified</h1>",
@@ -38,7 +38,7 @@ def verify_page(result: Result) -> str:
     if seen:
         body += [
             "<h2>Error along the network</h2>" + _growth(seen, result["limit"]),
-            "<h2>What the Relus do</h2>" + _sparsity(seen[0]),
+            "<h2>Zeros and dead channels</h2>" + _sparsity(seen[0]),
         ]
         body.append("<h2>Every Relu</h2>" + _relus(seen))
     body.append("<h2>Outputs</h2>" + _outputs(result["backends"]))
@@ -47,13 +47,13 @@ def verify_page(result: Result) -> str:
 
 def _faults(backends: Sequence[Result]) -> list[str]:
     boxes = []
-    told = set()
+    shown = set()
     for backend in backends:
         for fault in backend["faults"]:
             key = (fault["node"], fault["where"])
-            if key in told:
+            if key in shown:
                 continue
-            told.add(key)
+            shown.add(key)
             where = "in the graph" if fault["where"] == "graph" else f"on {escape(fault['where'])}"
             scope = f", PyTorch module <code>{escape(fault['scope'])}</code>" if fault["scope"] else ""
             ratio = f" Error ratio of this node alone: {_number(fault['error_ratio'])}." if fault["error_ratio"] else ""
@@ -73,7 +73,7 @@ def _faults(backends: Sequence[Result]) -> list[str]:
 
 def _backends(backends: Sequence[Result]) -> str:
     rows = [
-        "<tr><th>backend</th><th>verdict</th><th>Relus right</th><th>seen as deployed</th><th>checks without a reference</th><th>what ran</th></tr>"
+        "<tr><th>backend</th><th>verdict</th><th>Relus right</th><th>observed as deployed</th><th>checks without a reference</th><th>kernels</th></tr>"
     ]
     for backend in backends:
         relus = [relu for relu in backend["relus"] if relu["passed"] is not None]
@@ -85,12 +85,12 @@ def _backends(backends: Sequence[Result]) -> str:
         cells = (
             escape(backend["name"]),
             _verdict(backend["passed"]),
-            f"{sum(relu['passed'] for relu in relus)} of {len(relus)}" if relus else "not shown",
+            f"{sum(relu['passed'] for relu in relus)} of {len(relus)}" if relus else "not observable",
             f"{deployed} of {len(backend['relus'])}" if backend["relus"] else "",
             "<br>".join(
                 f"{_sign(check['passed'])} {escape(check['name'])}: {escape(check['detail'])}" for check in backend["checks"]
             ),
-            (escape(kernels) or '<span class="soft">the runtime does not tell</span>') + lost,
+            (escape(kernels) or '<span class="soft">the runtime does not report it</span>') + lost,
         )
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         if backend["note"]:
@@ -127,16 +127,14 @@ def _sparsity(backend: Result) -> str:
     for relu in backend["relus"]:
         contract = relu.get("contract")
         if contract is None:
-            entries.append(Column((0.0, 0.0), f"{relu['node']}: not seen"))
+            entries.append(Column((0.0, 0.0), f"{relu['node']}: not observed"))
             continue
         dead = contract["dead"] / max(1, contract["channels"])
         note = f"{relu['index']}: {relu['node']}\n{contract['sparsity']:.1%} zeros, {contract['dead']} of {contract['channels']} channels zero everywhere"
         entries.append(Column((contract["sparsity"], dead), note))
     names = ("zeros", "channels that are zero everywhere on this input")
     chart = columns("Zeros and dead channels of each Relu", "Relu, from input to output", names, entries)
-    more = (
-        '<p class="soft">On this input only; <code>relu-deploy census</code> counts over a data set and says what is proven.</p>'
-    )
+    more = '<p class="soft">On this input only; <code>relu-deploy census</code> counts over a data set and reports what is proven.</p>'
     return (
         f'<figure class="wide"><figcaption>Zeros and dead channels</figcaption><div class="scroll">{chart}</div></figure>{more}'
     )

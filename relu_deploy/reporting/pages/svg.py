@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: no library, no script, readable in light and dark, on paper and by a screen reader."""
+"""Small charts as inline SVG: no library, no script, readable in light and dark mode, in print and by a screen reader."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ from html import escape
 
 __all__ = ["Bar", "Column", "Line", "Point", "bars", "columns", "curve", "dots", "lines"]
 
-#: colors that differ in lightness too, so that they stay apart in grey print and for color-blind readers (Okabe and Ito, 2008)
+#: colors that differ in lightness too, for gray print and color-blind readers (Okabe and Ito, 2008)
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 
 
 class Bar:
-    """One bar: a label, its value, the interval drawn as a whisker, and what a pointer shows."""
+    """One bar of `bars`.
+
+    Args:
+        label: Text on its left.
+        value: Its length, not negative.
+        interval: Drawn as a whisker.
+        color: Index into `COLORS`.
+        note: Shown under the pointer.
+    """
 
     def __init__(self, label: str, value: float, interval: tuple[float, float] | None, color: int, note: str) -> None:
         self.label, self.value, self.interval, self.color, self.note = label, value, interval, color, note
 
 
 def bars(title: str, unit: str, entries: Sequence[Bar]) -> str:
-    """Return a horizontal bar chart that starts at zero. Values are in `unit` and must not be negative."""
+    """Return a horizontal bar chart that starts at zero, with values in `unit`."""
     top = max((entry.interval[1] if entry.interval else entry.value for entry in entries), default=1.0) * 1.02 or 1.0
     row, left, width, right = 30, max([136, *(round(6.6 * len(entry.label)) + 18 for entry in entries)]), 250, 64
     height = row * len(entries) + 34
@@ -55,9 +63,15 @@ def bars(title: str, unit: str, entries: Sequence[Bar]) -> str:
 
 
 def dots(title: str, unit: str, rows: Sequence[tuple[str, Sequence[float], int]]) -> str:
-    """Return a strip chart on a logarithmic axis: for each (label, values, color) a line from first to last value.
+    """Return a strip chart on a logarithmic axis, one line with marks a row.
 
-    The values are positions of one distribution, smallest first (say minimum, p50, p90, p99, maximum); each is a mark.
+    Args:
+        title: Read by screen readers.
+        unit: Of the values.
+        rows: (label, values, color); the values are quantiles of one distribution, smallest first.
+
+    Returns:
+        "" where no value is positive.
     """
     values = [value for _, marks, _ in rows for value in marks if value > 0]
     if not values:
@@ -94,17 +108,31 @@ def dots(title: str, unit: str, rows: Sequence[tuple[str, Sequence[float], int]]
 
 
 class Line:
-    """One line: its name, a value for each position (None where there is none), its color, and "guide" or "limit" for one to read by."""
+    """One line of `lines`.
+
+    Args:
+        name: In the legend.
+        values: One a position, None where there is none.
+        color: Index into `COLORS`.
+        guide: "guide" or "limit" for a line that is drawn dashed, as a reference.
+    """
 
     def __init__(self, name: str, values: Sequence[float | None], color: int, guide: str = "") -> None:
         self.name, self.values, self.color, self.guide = name, values, color, guide
 
 
 def lines(title: str, across: str, entries: Sequence[Line], notes: Sequence[str], marked: int | None = None) -> str:
-    """Return a line chart on a logarithmic axis, positions 0, 1, … from left to right.
+    """Return a line chart with a logarithmic vertical axis and positions 0, 1, … from left to right.
 
-    across: what the axis shows. notes: for each position what a pointer shows. marked: a position to point at.
-    Values must be positive; a zero is drawn at the lowest value of all.
+    Args:
+        title: Read by screen readers.
+        across: Label of the horizontal axis.
+        entries: Lines of positive values; a zero is drawn at the lowest value of all.
+        notes: Shown under the pointer, one a position.
+        marked: A position to mark.
+
+    Returns:
+        "" where no value is positive.
     """
     values = [value for line in entries for value in line.values if value]
     if not values:
@@ -138,7 +166,7 @@ def lines(title: str, across: str, entries: Sequence[Line], notes: Sequence[str]
         parts.append(f'<polyline fill="none" {style} points="{path}"/>')
         parts += [] if line.guide else [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="{shade}"/>' for a, b in points]
     for position, note in enumerate(notes):
-        # A wide invisible stripe is easier to point at than a dot.
+        # A dot is too small to point at.
         parts.append(
             f'<rect x="{left + width * position / count:.1f}" y="{top}" width="{width / count:.1f}" height="{height}" fill="transparent"><title>{escape(note)}</title></rect>'
         )
@@ -156,14 +184,26 @@ def lines(title: str, across: str, entries: Sequence[Line], notes: Sequence[str]
 
 
 class Column:
-    """One column: shares from the bottom up, each 0 to 1 of the whole height and drawn over the one before, and a note."""
+    """One column of `columns`.
+
+    Args:
+        shares: Parts of the height from 0 to 1, each drawn over the one before.
+        note: Shown under the pointer.
+    """
 
     def __init__(self, shares: Sequence[float], note: str) -> None:
         self.shares, self.note = shares, note
 
 
 def columns(title: str, across: str, names: Sequence[str], entries: Sequence[Column]) -> str:
-    """Return a chart of columns from 0 to 100 %. names: what the shares are, in their order."""
+    """Return a chart of columns from 0 to 100 %.
+
+    Args:
+        title: Read by screen readers.
+        across: Label of the horizontal axis.
+        names: Of the shares, in their order.
+        entries: Columns from left to right.
+    """
     left, top, width, height = 76, 14, 800, 170
     count = max(1, len(entries))
 
@@ -197,19 +237,27 @@ def columns(title: str, across: str, names: Sequence[str], entries: Sequence[Col
     return "".join(parts)
 
 
-#: a pale and a strong color for shares that lie one over the other
+#: a pale and a strong color for shares that overlap
 SHARES = ("#8fbfe0", "#d55e00")
 
 
 class Point:
-    """One mark of a curve: where it stands, and what a pointer shows."""
+    """One mark of `curve`, with the note that is shown under the pointer."""
 
     def __init__(self, x: float, y: float, note: str) -> None:
         self.x, self.y, self.note = x, y, note
 
 
 def curve(title: str, across: str, up: str, points: Sequence[Point], guides: Sequence[tuple[str, float, str]]) -> str:
-    """Return points joined from left to right on linear axes. guides: (name, height, "guide" or "limit") of lines to read by."""
+    """Return points joined from left to right on linear axes.
+
+    Args:
+        title: Read by screen readers.
+        across: Label of the horizontal axis.
+        up: Label of the vertical axis.
+        points: In the order in which they are joined.
+        guides: (name, height, "guide" or "limit") of horizontal reference lines.
+    """
     heights = [point.y for point in points] + [height for _, height, _ in guides]
     low, high = min(heights), max(heights)
     margin = (high - low) * 0.12 or 0.01
@@ -231,7 +279,7 @@ def curve(title: str, across: str, up: str, points: Sequence[Point], guides: Seq
     for name, value, kind in guides:
         y = at(0, value)[1]
         parts.append(f'<line class="{kind}" x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        # The limit lies below what it limits, and so does its name.
+        # Its name would overlap the points, which lie above the limit.
         parts.append(f'<text class="soft" x="{left + 24}" y="{y + (14 if kind == "limit" else -5):.1f}">{escape(name)}</text>')
     path = " ".join("{:.1f},{:.1f}".format(*at(point.x, point.y)) for point in points)
     parts.append(f'<polyline fill="none" stroke="{COLORS[0]}" stroke-width="2" points="{path}"/>')

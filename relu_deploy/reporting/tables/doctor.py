@@ -1,52 +1,53 @@
-"""What `doctor` found, for the terminal: it fits 80 columns, and backends that want the same thing fixed stand together."""
+"""The report of `doctor`: it fits 80 columns, and backends with the same problem are listed together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from relu_deploy.reporting.tables import show
+from relu_deploy.reporting.terminal import markup, show
 
 __all__ = ["print_doctor"]
 
 
 def print_doctor(result: Mapping[str, Any]) -> None:
-    """Print the machine, the usable backends, then each obstacle once with what to do about it."""
+    """Print what `doctor --json` writes: the machine, the usable backends, then each problem once with its fix."""
     _system(result["system"])
     usable = [probe for probe in result["backends"] if probe["usable"]]
     table = Table(box=None, pad_edge=False, show_header=False)
     for column in ("name", "version", "device"):
         table.add_column(column, overflow="fold")
     for probe in usable:
-        table.add_row(f"  [green]{escape(probe['name'])}[/]", escape(probe["version"]), escape(probe["device"]))
+        table.add_row(f"  [green]{markup(probe['name'])}[/]", markup(probe["version"]), markup(probe["device"]))
     show("[bold]usable here[/]" if usable else "[bold red]no backend is usable here[/]")
     show(table)
-    for names, reason, fix in _obstacles(result["backends"]):
+    for names, reason, fix in _problems(result["backends"]):
         show("")
-        show(f"[yellow]{escape(', '.join(names))}[/]")
-        show(Padding(escape(f"not usable: {reason}"), (0, 0, 0, 2), expand=False))
-        show(Padding(f"[bold]fix[/]: {escape(fix)}", (0, 0, 0, 2), expand=False))
+        show(f"[yellow]{markup(', '.join(names))}[/]")
+        show(Padding(markup(f"not usable: {reason}"), (0, 0, 0, 2), expand=False))
+        show(Padding(f"[bold]fix[/]: {markup(fix)}", (0, 0, 0, 2), expand=False))
 
 
 def _system(system: Mapping[str, Any]) -> None:
     driver = system["driver"]
     if driver is None:
-        show(f"[dim]GPU: {escape(system['reason'])}[/]")
+        show(f"[dim]GPU: {markup(system['reason'])}[/]")
     else:
-        show(f"[dim]NVIDIA driver {escape(driver['version'] or 'of unknown version')}, runs CUDA up to {driver['cuda']}[/]")
+        show(
+            f"[dim]NVIDIA driver {markup(driver['version'] or 'of unknown version')}, runs CUDA up to {markup(driver['cuda'])}[/]"
+        )
     for gpu in system["gpus"]:
         memory = f", {gpu['memory_bytes'] / 2**30:.0f} GiB" if gpu["memory_bytes"] else ""
-        show(f"[dim]GPU {gpu['index']}: {escape(gpu['name'])}, compute capability {gpu['compute_capability']}{memory}[/]")
+        show(f"[dim]GPU {gpu['index']}: {markup(gpu['name'])}, compute capability {markup(gpu['compute_capability'])}{memory}[/]")
     found = ", ".join(system["libraries"])
-    show(f"[dim]CUDA and TensorRT libraries: {escape(found or 'none found')}[/]")
+    show(f"[dim]CUDA and TensorRT libraries: {markup(found or 'none found')}[/]")
     show("")
 
 
-def _obstacles(backends: list[dict[str, Any]]) -> list[tuple[list[str], str, str]]:
+def _problems(backends: list[dict[str, Any]]) -> list[tuple[list[str], str, str]]:
     """Return the names that share each (reason, fix), in the order of their first."""
     grouped: dict[tuple[str, str], list[str]] = {}
     for probe in backends:

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from relu_deploy.reporting.device import device_table
-from relu_deploy.reporting.html import bench_page
-from relu_deploy.reporting.scaling import Series, scaling
+from relu_deploy.reporting.pages.batch_curve import Series, batch_curve
+from relu_deploy.reporting.pages.bench import bench_page
+from relu_deploy.reporting.pages.device_table import device_table
 
 
 def points_of(chart):
@@ -15,7 +15,7 @@ def points_of(chart):
 
 
 def test_doubling_the_batch_or_the_throughput_is_the_same_step_everywhere():
-    at = points_of(scaling("t", [Series("a", [(4, 400.0, None), (1, 100.0, None), (2, 200.0, None)], 0)]))
+    at = points_of(batch_curve("t", [Series("a", [(4, 400.0, None), (1, 100.0, None), (2, 200.0, None)], 0)]))
     across, up = ([second[axis] - first[axis] for first, second in itertools.pairwise(at)] for axis in (0, 1))
     assert across == pytest.approx([across[0]] * 2, abs=0.2)
     assert up == pytest.approx([up[0]] * 2, abs=0.2)
@@ -23,7 +23,7 @@ def test_doubling_the_batch_or_the_throughput_is_the_same_step_everywhere():
 
 
 def test_intervals_and_names_are_shown_and_escaped():
-    chart = scaling("t", [Series("a<b", [(1, 10.0, (9.0, 11.0)), (8, 40.0, None)], 0)])
+    chart = batch_curve("t", [Series("a<b", [(1, 10.0, (9.0, 11.0)), (8, 40.0, None)], 0)])
     assert "a&lt;b, batch 1: 10 images a second [9, 11]" in chart
     assert "a<b" not in chart
     assert chart.count("<circle") == 2
@@ -32,8 +32,8 @@ def test_intervals_and_names_are_shown_and_escaped():
 
 
 def test_one_batch_size_is_no_curve():
-    assert scaling("t", [Series("a", [(8, 40.0, None)], 0)]) == ""
-    assert scaling("t", []) == ""
+    assert batch_curve("t", [Series("a", [(8, 40.0, None)], 0)]) == ""
+    assert batch_curve("t", []) == ""
 
 
 LATENCY = {

@@ -1,4 +1,4 @@
-"""The table of what a GPU did in each row of a benchmark: its own time, launching, copies, clocks, energy."""
+"""The table of GPU measurements in each row of a benchmark: execution time, launch time, copies, clocks, energy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ HEAD = (
 
 
 def device_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table for rows by name, "" where none ran on a GPU."""
+    """Return the HTML table.
+
+    Args:
+        rows: Runs of `bench --json` by name.
+
+    Returns:
+        "" where no row ran on a GPU.
+    """
     if not any(row.get("device") for row in rows.values()):
         return ""
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in HEAD) + "</tr>"]
@@ -30,13 +37,13 @@ def device_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"<tr>{cells}</tr>")
     note = (
         '<p class="soft">GPU ms: in a queue that is never empty, by CUDA events; alone: one run and the wait for it, data on the GPU; '
-        "launch: the host's part of that. ! : the host cannot launch as fast as the GPU runs, so launching is what is measured.</p>"
+        "launch: the host's part of that. ! : the host cannot launch as fast as the GPU runs, so the figure is the time of launching.</p>"
     )
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>{note}'
 
 
 def device_cells(row: Mapping[str, Any]) -> list[str]:
-    """Return the cells after the name, for a row whose GPU time was measured."""
+    """Return the cells behind the name for a run of `bench --json` whose GPU time was measured, as plain text."""
     device = row["device"]
     run, clocks, energy = device["run_ms"], device.get("clocks"), device.get("energy_mj_per_image")
     interval = f" ± {(run['ci95'][1] - run['ci95'][0]) / 2:.2g}" if run["ci95"] else ""
