@@ -13,8 +13,20 @@ import relu_deploy
 PACKAGE = Path(relu_deploy.__file__).parent
 #: a row may import from its own row and from those above it
 FLOORS = (
-    ("version", "definition", "errors", "records", "tensors", "paths", "gc_pause", "latency_stats"),
-    ("graph", "bundle", "data", "tasks"),
+    (
+        "version",
+        "definition",
+        "errors",
+        "records",
+        "tensors",
+        "paths",
+        "files",
+        "folders",
+        "manifest",
+        "gc_pause",
+        "latency_stats",
+    ),
+    ("graph", "bundle", "bundle_files", "data", "tasks"),
     ("backends", "zoo"),
     ("activations", "compilation", "exporting", "optimization", "verification"),
     ("benchmark", "packaging", "reporting", "serving", "cli", "__main__"),

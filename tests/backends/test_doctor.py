@@ -465,7 +465,10 @@ def test_the_gpu_that_was_chosen_is_the_one_that_is_loaded_on(command, digits_co
     assert set(chosen) - {None} == {2}
 
 
-@pytest.mark.skipif(isinstance(nvidia.find_driver(), nvidia.Driver), reason="this machine has an NVIDIA GPU")
+@pytest.mark.skipif(
+    isinstance(nvidia.find_driver(), nvidia.Driver),
+    reason="tests what happens without an NVIDIA driver: run it on a machine that has none",
+)
 @pytest.mark.parametrize("verb", ["bench", "verify", "prove"])
 def test_without_a_gpu_asking_for_one_by_name_is_exit_3_with_the_reason(command, digits_bundle, verb):
     path = () if verb == "prove" else (digits_bundle.path,)

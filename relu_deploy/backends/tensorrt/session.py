@@ -106,7 +106,7 @@ class TensorRtSession:
         #: an engine that is looked into runs kernel by kernel: nobody is called back from inside a CUDA graph
         self.observable = bool(engine.facts.get("options", {}).get("observable"))
         self._runtime, self.engine = self._deserialized(bundle)
-        self.dtypes = self._dtypes()
+        self.dtypes: Mapping[str, str] = self._dtypes()
         self.profiles = self._profiles()
         self.stream = gpu.stream()
         self._config, self._cache, self._cached = self._runtime_config()

@@ -346,7 +346,7 @@ def on_a_gpu(monkeypatch):
 
     other = "AzureExecutionProvider"
     if other not in onnxruntime.get_available_providers():
-        pytest.skip("this build of ONNX Runtime has no provider beside the CPU's that starts without a GPU")
+        pytest.skip("ONNX Runtime has no AzureExecutionProvider: install its build for the CPU")
     monkeypatch.setattr(onnx_runtime_gpu, "gpu_of", lambda name, index: L4)
     monkeypatch.setattr(onnx_runtime_gpu, "PROVIDERS", {"onnxruntime-cuda": other})
     monkeypatch.setattr(onnx_runtime_gpu, "options_for", lambda *_, **__: {})
