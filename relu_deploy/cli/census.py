@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish, keep_report
+from relu_deploy.cli.output import finish, keep_reports
 from relu_deploy.cli.types import floats
 from relu_deploy.errors import UsageError
 
@@ -52,7 +52,6 @@ def run(options: argparse.Namespace) -> int:
             progress=progress,
         )
     result = report.to_json()
-    if report.baseline is not None:
-        keep_report(bundle, "reports/baseline.npz", report.baseline.to_bytes())
-    keep_report(bundle, "reports/census.json", result)
+    baseline = {} if report.baseline is None else {"reports/baseline.npz": report.baseline.to_bytes()}
+    keep_reports(bundle, {**baseline, "reports/census.json": result})
     return finish(options, result, lambda: print_census(result))

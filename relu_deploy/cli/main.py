@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from relu_deploy import __version__
 from relu_deploy.cli.options import add_output_options
 from relu_deploy.errors import EXIT_FINE, ReluDeployError, UsageError
+from relu_deploy.version import __version__
 
 __all__ = ["VERBS", "create_parser", "main"]
 

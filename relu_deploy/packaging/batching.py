@@ -102,9 +102,9 @@ def _unmeasured(most: int | None, delay: int | None, rows: Sequence[Any]) -> Bat
 
 def _measurements(bundle: Bundle, backends: Sequence[str], most: int | None) -> tuple[str, list[dict[str, Any]]]:
     """Return a description and the runs in reports/bench.json, smallest batch first, of the first backend that has some."""
-    file = bundle.path / "reports" / "bench.json"
-    if not bundle.is_folder or not file.is_file():
+    if not bundle.has_file("reports/bench.json"):
         return "", []
+    file = bundle.file("reports/bench.json")
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
         usable = [run for run in report["runs"] if _is_usable(run, bundle, most)]

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from relu_deploy.backends import capabilities
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import UsageError
 from relu_deploy.optimization.targets import find_target
@@ -71,7 +72,7 @@ def _write_server(bundle: Bundle, options: PackageOptions, folder: Path, name: s
             f"{option} means nothing for flavor relu-deploy", f"leave it out, or take one of {', '.join(FLAVORS[1:])}"
         )
     backend = _backend(bundle, options)
-    if options.threads and backend != "onnxruntime-cpu":
+    if options.threads and capabilities(backend).on_gpu:
         raise UsageError("--threads applies to a CPU, and this runs on a GPU", "leave it out")
     image = options.image or IMAGES.get(backend, "relu-deploy:tensorrt")
     at = copy_bundle(bundle, folder / "bundle")
@@ -97,7 +98,7 @@ def _write_server(bundle: Bundle, options: PackageOptions, folder: Path, name: s
         str(METRICS),
     ]
     arguments += ["--no-watch", "--backend", backend]
-    arguments += ["--threads", str(cpus)] if backend == "onnxruntime-cpu" else []
+    arguments += [] if capabilities(backend).on_gpu else ["--threads", str(cpus)]
     batching, reasons = serve_options(bundle, backend, options)
     runtime = f"relu-deploy-{name}"[:63].rstrip("-")
     write_text(
@@ -107,7 +108,7 @@ def _write_server(bundle: Bundle, options: PackageOptions, folder: Path, name: s
         + "\n",
     )
     model = {"modelFormat": {"name": "onnx", "version": "1"}, "runtime": runtime}
-    _write_service(bundle, folder, name, uri, model, cpus, gpu=backend != "onnxruntime-cpu")
+    _write_service(bundle, folder, name, uri, model, cpus, gpu=capabilities(backend).on_gpu)
     return [] if options.image else [f"build the image {image} (docker/README.md) and push it; name yours with --image"]
 
 
@@ -129,7 +130,7 @@ def _backend(bundle: Bundle, options: PackageOptions) -> str:
     """Return the backend that serves the model. Raises UsageError if the variant does not run on the requested device."""
     made_for = target_of(bundle)
     backend = find_target(made_for).backend if made_for else "onnxruntime-cpu" if options.device != "gpu" else "onnxruntime-cuda"
-    if options.device and (options.device == "cpu") != (backend == "onnxruntime-cpu"):
+    if options.device and (options.device == "gpu") != capabilities(backend).on_gpu:
         raise UsageError(f"{bundle.title} was optimized for {made_for}, not for --device {options.device}", "leave out --device")
     return backend
 

@@ -27,7 +27,7 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.graph import SCOPE_KEY, cut, find_relus, load_model, nodes_between, quantized_relu, save_model
+from relu_deploy.graph import SCOPE_KEY, extract_subgraph, find_relus, load_model, nodes_between, quantized_relu, save_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.classify import describe
 from relu_deploy.verification.node_error import STORAGE, evaluated_on, first_loss, stored_again
@@ -236,7 +236,7 @@ def _bisect(
     options: Mapping[str, Any],
 ) -> Fault:
     inner = [str(value.name) for node in piece for value in node.outputs if value.name]
-    with _written(cut(model, inputs, [tensor, *(name for name in inner if name != tensor)])) as whole:
+    with _written(extract_subgraph(model, inputs, [tensor, *(name for name in inner if name != tensor)])) as whole:
         session = cast(TruthSession, load(whole, "reference"))
         true = {**known, **session.evaluate(_feeds_for(whole, known))}
     for node in piece:
@@ -265,7 +265,7 @@ def _alone(
     options: Mapping[str, Any],
 ) -> tuple[str, str, float] | None:
     """Return how `tensor` differs when its piece is run alone on the truth's inputs: kind, detail, error ratio; None when not."""
-    with _written(cut(model, inputs, [tensor])) as piece:
+    with _written(extract_subgraph(model, inputs, [tensor])) as piece:
         feeds = _feeds_for(piece, known)
         source = open_source(piece, "reference", ())
         truth = find_truth(source, "reference", feeds, precision)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.backends import OPTIMIZATIONS, load, require
+from relu_deploy.backends import OPTIMIZATIONS, capabilities, load, require
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import UsageError
 from relu_deploy.graph import Relu, load_model, precision_of
@@ -250,7 +250,7 @@ def verify(
     task = _Task(bundle, model, precision, relus, feeds, options, seed)
     with ThreadPoolExecutor(1) as pool:
         # Loading PyTorch and its program keeps one core busy with Python: other runtimes work on the other one meanwhile.
-        ahead = {name: pool.submit(_ask, task, name) for name in backends if not name.startswith("torch")}
+        ahead = {name: pool.submit(_ask, task, name) for name in backends if not capabilities(name).runs_program}
         progress(f"truth in float64, against {against}")
         source = open_source(bundle, against, relus, threads)
         truth = find_truth(source, against, feeds, precision)
@@ -271,18 +271,18 @@ def _ask(task: _Task, name: str) -> _Answers:
     session = load(task.bundle, name, **task.options, profile=True)
     shipped, facts = session.run(task.feeds), session.facts
     delivered = compare_with_request(task.model, session.executed(), facts.get("providers", [None])[0])
-    compiled = name.startswith("torch-compile")
-    trials = try_model(task.bundle, session, task.feeds, task.seed, not compiled)
-    if name.startswith("tensorrt"):
+    able = capabilities(name)
+    trials = try_model(task.bundle, session, task.feeds, task.seed, not able.compiles_in_place)
+    if able.shows_engine_layers:
         from relu_deploy.verification.engine.audit import audit_session
 
         audited, blind = audit_session(task.bundle, name, task.feeds, session)
         session.close()
         return _Answers(name, shipped, facts, delivered, trials, audit=audited, blind=blind)
     session.close()
-    if compiled:
+    if not able.shows_tensors:
         return _Answers(name, shipped, facts, delivered, trials)
-    taps = [relu for relu in task.relus if not name.startswith("torch") or relu.torch_node]
+    taps = [relu for relu in task.relus if not able.runs_program or relu.torch_node]
     # Integers cannot hold a NaN, so a quantized graph has no policy for it.
     nans = poisoned(task.feeds) if task.precision != "int8" else {}
     observed = observe(task.bundle, name, taps, task.feeds, shipped, nans, task.options)
@@ -349,7 +349,7 @@ def _located(task: _Task, truth: Truth, reports: Sequence[BackendReport]) -> lis
             fault = locate_on_backend(task.bundle, report.name, *args)
             faults = [fault] if fault else []
         # PyTorch runs the program that came with the graph, not the graph: its faults are not PyTorch's.
-        mine = faults if not report.name.startswith("torch") or report.failing() else ()
+        mine = faults if not capabilities(report.name).runs_program or report.failing() else ()
         located.append(replace(report, faults=tuple(mine)))
     return located
 

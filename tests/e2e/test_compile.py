@@ -109,7 +109,7 @@ def test_what_cannot_be_built_is_refused_with_the_reason(command, bundle, argume
         except ImportError:
             pass
         else:
-            pytest.skip("TensorRT is installed here, and this is about a machine without")
+            pytest.skip("tests what happens without TensorRT: run it where tensorrt is not installed")
     done = command("compile", bundle, *arguments, "-o", "out.engine")
     assert done.code == code, done.stderr
     assert words in done.stderr

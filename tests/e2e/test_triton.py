@@ -9,28 +9,29 @@ import shutil
 
 import numpy as np
 import pytest
+from bundles import exported
 from triton_server import Triton, environment
 
-from relu_deploy.exporting.exporter import export_source
 from relu_deploy.packaging.run import package
 
 VENV = os.environ.get("RELU_DEPLOY_TRITON", "")
 pytestmark = [
-    pytest.mark.skipif(not VENV, reason="no Triton: RELU_DEPLOY_TRITON names none (see benchmarks/triton_venv.sh)"),
+    pytest.mark.skipif(
+        not VENV, reason="needs Triton: set RELU_DEPLOY_TRITON to an environment that benchmarks/triton_venv.sh made"
+    ),
     pytest.mark.slow,
 ]
 ROWS = 48
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory, digits_bundle):
-    folder = tmp_path_factory.mktemp("triton-bundles")
-    pixels = export_source("digits", folder / "pixels.rdb", embed_preprocess=True).bundle
+def bundles(digits_bundle):
+    pixels = exported("digits", embed_preprocess=True)
     return {
         "digits": digits_bundle,
-        "fixed": export_source("digits", folder / "fixed.rdb", batch=4).bundle,
+        "fixed": exported("digits", batch=4),
         "pixels": pixels,
-        "detector": export_source("digit_detector", folder / "detector.rdb", decode="nms").bundle,
+        "detector": exported("digit_detector", decode="nms"),
     }
 
 

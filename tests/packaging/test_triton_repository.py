@@ -367,7 +367,7 @@ def test_tritons_own_messages_parse_every_flavor(tmp_path, digits_copy):
     venv = os.environ.get("RELU_DEPLOY_TRITON", "")
     python = Path(venv) / "bin" / "python"
     if not venv:
-        pytest.skip("no tritonclient: RELU_DEPLOY_TRITON names no environment (see benchmarks/triton_venv.sh)")
+        pytest.skip("needs tritonclient: set RELU_DEPLOY_TRITON to an environment that benchmarks/triton_venv.sh made")
     keep_engine(digits_copy, "tensorrt", profiles=((1, 1, 1), (1, 8, 24)))
     files = []
     for number, options in enumerate(
