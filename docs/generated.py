@@ -92,7 +92,9 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 def _verb(name: str, verb: argparse.ArgumentParser) -> str:
     # Options that every verb has come last.
     common = ("json", "quiet", "debug")
-    actions = sorted((one for one in verb._actions if one.dest != "help" and one.help != argparse.SUPPRESS), key=lambda one: one.dest in common)
+    actions = sorted(
+        (one for one in verb._actions if one.dest != "help" and one.help != argparse.SUPPRESS), key=lambda one: one.dest in common
+    )
     rows = [_row(action) for action in actions]
     return "\n".join([f"## {name}", "", str(verb.description), "", "| | |", "| --- | --- |", *rows, ""])
 
@@ -191,7 +193,9 @@ def zoo() -> str:
 def cards() -> str:
     """Return the cards of the shipped models, one section each."""
     files = sorted((ROOT / "models").glob("*/README.md"))
-    return "\n".join(_lower(_with_site_links(file.read_text(encoding="utf-8"), file.parent, DOCS / "models.md")) for file in files)
+    return "\n".join(
+        _lower(_with_site_links(file.read_text(encoding="utf-8"), file.parent, DOCS / "models.md")) for file in files
+    )
 
 
 def tutorials() -> str:
