@@ -74,10 +74,9 @@ def command_line() -> str:
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each verb by its name, as the command line has them."""
-    from relu_deploy.cli.main import VERBS
-    from relu_deploy.cli.options import parser_for
+    from relu_deploy.cli.main import create_parser
 
-    actions = parser_for(VERBS)._actions
+    actions = create_parser()._actions
     return next(dict(action.choices) for action in actions if isinstance(action, argparse._SubParsersAction))
 
 

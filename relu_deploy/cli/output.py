@@ -1,0 +1,57 @@
+"""Where the result of a verb goes: a table on stdout, JSON to a file or stdout, a report into the bundle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relu_deploy.errors import EXIT_FINE, ReluDeployError
+
+if TYPE_CHECKING:
+    from relu_deploy.bundle import Bundle
+
+__all__ = ["finish", "keep_report"]
+
+
+def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable[[], None]) -> int:
+    """Write `result` to the file of --json, and print the table unless stdout is that file.
+
+    Args:
+        options: The parsed command line.
+        result: The JSON object of the verb.
+        render: Prints the table.
+
+    Returns:
+        The exit code for success.
+    """
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if options.json == "-":
+        sys.stdout.write(text)
+        return EXIT_FINE
+    if options.json:
+        from relu_deploy.bundle import write_atomically
+
+        write_atomically(Path(options.json), text)
+    render()
+    return EXIT_FINE
+
+
+def keep_report(bundle: Bundle, name: str, content: dict[str, Any] | str | bytes) -> None:
+    """Store a report in the bundle. Where the bundle cannot be written, print a note on stderr instead.
+
+    Args:
+        bundle: The bundle, or a plain `.onnx` file, which stores nothing.
+        name: Path inside the bundle.
+        content: The report; an object is written as JSON.
+    """
+    if not bundle.is_folder:
+        return
+    try:
+        text = content if isinstance(content, str | bytes) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        bundle.add(name, text)
+    except ReluDeployError as error:
+        print(f"note: the report was not stored: {error.message}", file=sys.stderr)
