@@ -149,7 +149,7 @@ def _ratio(
     """
     feeds = evidence.one_row
     theirs = find_relus(load_model(bundle.onnx))
-    truth = find_truth(open_source(bundle, "reference", theirs), "reference", feeds)
+    truth = find_truth(open_source(bundle, "reference", theirs), feeds)
     left = {} if compaction is None else compaction.surviving
     scales = {} if equalization is None else equalization.scales
     mine = [relu for relu in find_relus(model) if relu.output in truth.values]
