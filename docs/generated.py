@@ -113,11 +113,11 @@ def errors() -> str:
 
 
 def backends() -> str:
-    """Return a table of the backends' names and the modules that they are in."""
+    """Return a table of the backends' names and the packages that they are in."""
     from relu_deploy.backends import BACKENDS
 
-    rows = [f"| `{name}` | `relu_deploy.backends.{module}` |" for name, module in BACKENDS.items()]
-    return "\n".join(["| backend | module |", "| --- | --- |", *rows])
+    rows = [f"| `{name}` | `relu_deploy.backends.{package}` |" for name, package in BACKENDS.items()]
+    return "\n".join(["| backend | package |", "| --- | --- |", *rows])
 
 
 # ---------------------------------------------------------------- the bundle

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from relu_deploy.backends import capabilities
 from relu_deploy.benchmark.gpu_limits import GpuLimits, share_of_gpu_limit
 from relu_deploy.benchmark.process import Process
 from relu_deploy.benchmark.result import Run
@@ -193,7 +194,7 @@ def _device(
 
 def _cast(key: Key, plan: BenchmarkPlan) -> str:
     """Return the precision that PyTorch chooses by itself in a row, "" where it does not."""
-    return str(plan.settings.get("autocast", "")) if key.backend.startswith("torch") and key.backend.endswith("cuda") else ""
+    return str(plan.settings.get("autocast", "")) if capabilities(key.backend).autocasts else ""
 
 
 def _cost(graph: Bundle, bundle: Bundle, batch: int) -> Cost:
@@ -228,7 +229,7 @@ def _row(
     roofline = None
     if device and "run_ms" in device:
         roofline = share_of_gpu_limit(cost, device["run_ms"]["mean"] / 1e3, precision, plan.gpu)
-    elif device is None and precision == "float32" and not any(part in name for part in ("cuda", "tensorrt")):
+    elif device is None and precision == "float32" and not capabilities(name).on_gpu:
         # The CPU's limit was measured in float32: another precision has another one.
         roofline = share_of_limit(cost, latency.mean / 1e3, plan.machine)
     return Run(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish, keep_report
+from relu_deploy.cli.output import finish, keep_reports
 from relu_deploy.cli.types import numbers
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE
 
@@ -35,9 +35,10 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.backends import require
     from relu_deploy.benchmark.prepare_models import bundles_for
     from relu_deploy.benchmark.run import bench
-    from relu_deploy.bundle import Bundle, refuse_existing, write_atomically
+    from relu_deploy.bundle import Bundle
+    from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.reporting.progress import steps
-    from relu_deploy.reporting.tables import print_bench
+    from relu_deploy.reporting.tables.bench import print_bench
 
     # Backend names are checked before minutes are spent on exporting.
     batches = numbers(options.batch, "--batch")
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     given = {"device": options.device, "tf32": options.tf32, "autocast": options.autocast, "torch_mode": options.torch_mode}
     settings = {name: value for name, value in given.items() if value not in (0, False, "", "default")}
     if options.html:
-        refuse_existing(options.html, options.force)
+        refuse_existing_file(options.html, options.force)
     with steps(options.quiet) as step, bundles_for(options.paths, step) as paths:
         report = bench(
             paths,
@@ -63,9 +64,9 @@ def run(options: argparse.Namespace) -> int:
         result = report.to_json()
         for path in paths:
             report_of_model = {**result, "runs": [run for run in result["runs"] if run["model"] == Bundle.open(path).name]}
-            keep_report(Bundle.open(path), "reports/bench.json", report_of_model)
+            keep_reports(Bundle.open(path), {"reports/bench.json": report_of_model})
     if options.html:
-        from relu_deploy.reporting.html import bench_page
+        from relu_deploy.reporting.pages.bench import bench_page
 
         write_atomically(options.html, bench_page(result))
     finish(options, result, lambda: print_bench(result))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish, keep_report
+from relu_deploy.cli.output import finish, keep_reports
 from relu_deploy.cli.types import floats
 from relu_deploy.errors import UsageError
 
@@ -33,8 +33,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.activations.census import census
     from relu_deploy.bundle import Bundle
-    from relu_deploy.reporting.census import print_census
     from relu_deploy.reporting.progress import bar
+    from relu_deploy.reporting.tables.census import print_census
 
     if options.range is not None and len(options.range) != 2:
         raise UsageError(f"--range takes two numbers, not {len(options.range)}", "for instance --range 0,1 or --range=-1,1")
@@ -52,7 +52,6 @@ def run(options: argparse.Namespace) -> int:
             progress=progress,
         )
     result = report.to_json()
-    if report.baseline is not None:
-        keep_report(bundle, "reports/baseline.npz", report.baseline.to_bytes())
-    keep_report(bundle, "reports/census.json", result)
+    baseline = {} if report.baseline is None else {"reports/baseline.npz": report.baseline.to_bytes()}
+    keep_reports(bundle, {**baseline, "reports/census.json": result})
     return finish(options, result, lambda: print_census(result))

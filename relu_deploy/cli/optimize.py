@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish, keep_report
+from relu_deploy.cli.output import finish, keep_reports
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -62,17 +62,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    from relu_deploy.bundle import refuse_existing, write_atomically
-    from relu_deploy.optimization.run import OptimizeOptions, optimize_bundle
-    from relu_deploy.reporting.optimize import optimize_page, print_optimize
+    from relu_deploy.files import refuse_existing_file, write_atomically
+    from relu_deploy.optimization.options import OptimizeOptions
+    from relu_deploy.optimization.run import optimize_bundle
+    from relu_deploy.reporting.pages.optimize import optimize_page
     from relu_deploy.reporting.progress import steps
+    from relu_deploy.reporting.tables.optimize import print_optimize
 
     if options.weights not in ("per-channel", "per-tensor"):
         raise UsageError(
             f"--weights {options.weights!r} is neither per-channel nor per-tensor", "per-channel is the more exact one"
         )
     if options.html:
-        refuse_existing(options.html, options.force)
+        refuse_existing_file(options.html, options.force)
     settings = OptimizeOptions(
         calibration=options.calibration,
         data=options.data,
@@ -97,12 +99,12 @@ def run(options: argparse.Namespace) -> int:
             out=options.out,
             force=options.force,
             progress=step,
-            settings=settings,
+            options=settings,
         )
     result = report.to_json()
     html = optimize_page(result)
     if report.bundle is not None:
-        keep_report(report.bundle, f"reports/optimize-{report.variant}.html", html)
+        keep_reports(report.bundle, {f"reports/optimize-{report.variant}.html": html})
     if options.html:
         write_atomically(options.html, html)
     finish(options, result, lambda: print_optimize(result))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from relu_deploy.errors import EXIT_FINE, ReluDeployError
 if TYPE_CHECKING:
     from relu_deploy.bundle import Bundle
 
-__all__ = ["finish", "keep_report"]
+__all__ = ["finish", "keep_reports"]
 
 
 def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable[[], None]) -> int:
@@ -33,25 +33,29 @@ def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable
         sys.stdout.write(text)
         return EXIT_FINE
     if options.json:
-        from relu_deploy.bundle import write_atomically
+        from relu_deploy.files import write_atomically
 
         write_atomically(Path(options.json), text)
     render()
     return EXIT_FINE
 
 
-def keep_report(bundle: Bundle, name: str, content: dict[str, Any] | str | bytes) -> None:
-    """Store a report in the bundle. Where the bundle cannot be written, print a note on stderr instead.
+def keep_reports(bundle: Bundle, reports: Mapping[str, dict[str, Any] | str | bytes]) -> None:
+    """Store reports in the bundle. If the bundle cannot be written, print a note on stderr instead.
 
     Args:
         bundle: The bundle, or a plain `.onnx` file, which stores nothing.
-        name: Path inside the bundle.
-        content: The report; an object is written as JSON.
+        reports: Content by path inside the bundle; an object is written as JSON.
     """
     if not bundle.is_folder:
         return
+    contents = {
+        name: content if isinstance(content, str | bytes) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        for name, content in reports.items()
+    }
     try:
-        text = content if isinstance(content, str | bytes) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        bundle.add(name, text)
+        bundle.update(contents)
     except ReluDeployError as error:
-        print(f"note: the report was not stored: {error.message}", file=sys.stderr)
+        from relu_deploy.reporting.terminal import printable
+
+        print(f"note: the report was not stored: {printable(error.message)}", file=sys.stderr)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish, keep_report
+from relu_deploy.cli.output import finish, keep_reports
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, EXIT_UNUSABLE
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -37,15 +37,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    from relu_deploy.bundle import Bundle, refuse_existing, write_atomically
+    from relu_deploy.bundle import Bundle
     from relu_deploy.data.datasets import load_npz
+    from relu_deploy.files import refuse_existing_file, write_atomically
+    from relu_deploy.reporting.pages.verify import verify_page
     from relu_deploy.reporting.progress import steps
-    from relu_deploy.reporting.tables import print_verify
-    from relu_deploy.reporting.verify_page import verify_page
+    from relu_deploy.reporting.tables.verify import print_verify
     from relu_deploy.verification.run import verify
 
     if options.html:
-        refuse_existing(options.html, options.force)
+        refuse_existing_file(options.html, options.force)
     bundle = Bundle.open(options.path)
     with steps(options.quiet) as step:
         report = verify(
@@ -63,8 +64,7 @@ def run(options: argparse.Namespace) -> int:
         )
     result = report.to_json()
     html = verify_page(result)
-    keep_report(bundle, "reports/verify.json", result)
-    keep_report(bundle, "reports/verify.html", html)
+    keep_reports(bundle, {"reports/verify.json": result, "reports/verify.html": html})
     if options.html:
         write_atomically(options.html, html)
     finish(options, result, lambda: print_verify(result))

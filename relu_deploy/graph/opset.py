@@ -1,8 +1,8 @@
-"""Raising a graph's operator set without changing what it computes.
+"""Raise the operator set of a graph without changing what it computes.
 
-The work is done by `onnx.version_converter`. Three things it does not do are done here: it forgets the metadata of every
-node and tensor (among it the PyTorch module a node came from) and the names of operators that it replaces; it wants the
-weights inside the message, which protobuf ends at 2 GiB; and it changes the meaning of a few operators without a word
+The work is done by `onnx.version_converter`. Three things it does not do are done here: it drops the metadata of every
+node and tensor (among it the PyTorch module a node came from) and the names of operators that it replaces; it needs the
+weights inside the message, which protobuf limits to 2 GiB; and it silently changes the meaning of a few operators
 (found by running each operator before and after):
 
     Upsample, Resize-10   sample at x / scale, later ones at (x + 0.5) / scale - 0.5: the old rule is written out
@@ -10,9 +10,9 @@ weights inside the message, which protobuf ends at 2 GiB; and it changes the mea
     Hardmax before 13     works on all axes from `axis` on, later ones on `axis` alone: refused unless it is the last
     GroupNormalization    before 21 has a scale for each group, later ones for each channel: refused
     Scan-8                has a batch axis: refused
-    Dropout before 12     has a mask that is nought, later ones one of ones: refused where something reads it
+    Dropout before 12     has a mask of zeros, later ones have a mask of ones: refused where something reads it
 
-Operator sets before 7 are refused: no runtime in use computes them, so nobody can tell whether a conversion is right.
+Operator sets before 7 are refused: no current runtime computes them, so a conversion cannot be checked.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def choose_against(bundle: Bundle, against: str | None) -> str:
     if against is not None:
         return against
     if bundle.variant:
-        return str(bundle.path / bundle.manifest["variants"][bundle.variant]["checked_against"])
+        return str(bundle.file(bundle.manifest["variants"][bundle.variant]["checked_against"]))
     if bundle.source is None:
         return "reference"
     return "torch" if find_spec("torch") else "reference"

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 
 
 def refused(answer, *words, code=2):

@@ -41,7 +41,7 @@ def test_the_answer_for_people_says_what_was_built_and_for_which_gpus(command, b
     assert "SM120 SM89" in done.stdout
     assert "x=1x1x28x28,4x1x28x28,64x1x28x28" in done.stdout.replace("\n", " ")
     assert (
-        "kept from before"
+        "found in the cache"
         in command("compile", bundle, "--backend", "tensorrt-rtx", "--compute-capability", "12.0,8.9", "--batch", "1,4,64").stdout
     )
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_built_is_refused_with_the_reason(command, bundle, argume
         except ImportError:
             pass
         else:
-            pytest.skip("TensorRT is installed here, and this is about a machine without")
+            pytest.skip("tests what happens without TensorRT: run it where tensorrt is not installed")
     done = command("compile", bundle, *arguments, "-o", "out.engine")
     assert done.code == code, done.stderr
     assert words in done.stderr

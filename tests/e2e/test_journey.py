@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
 
@@ -36,7 +36,7 @@ def test_the_segmenter_becomes_int8_with_the_scenes_that_ship(command, target):
         ("language_id", 5, "top1", 0.85),
     ],
 )
-def test_a_shipped_model_travels_from_export_to_bench(command, tmp_path, model, relus, metric, least):
+def test_a_shipped_model_travels_from_export_to_bench(command, forked_workers, tmp_path, model, relus, metric, least):
     from relu_deploy.zoo.recipes import recipe, weights_file
 
     try:

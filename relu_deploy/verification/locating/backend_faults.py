@@ -21,7 +21,7 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.graph import cut, load_model, nodes_between, save_model
+from relu_deploy.graph import extract_subgraph, load_model, nodes_between, save_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.locating.classify import describe
 from relu_deploy.verification.locating.fault import Fault
@@ -103,7 +103,7 @@ class _Pieces:
         values = self.known if known is None else known
         inputs = [name for name in values if name != tensor]
         precision = self.backend.precision
-        with _saved(cut(self.model, inputs, [tensor])) as piece:
+        with _saved(extract_subgraph(self.model, inputs, [tensor])) as piece:
             feeds = _feeds_for(piece, values)
             with closing(open_source(piece, "reference", ())) as source:
                 truth = find_truth(source, feeds, precision)
@@ -141,7 +141,7 @@ class _Pieces:
     def _evaluated(self, piece: Sequence[ir.Node], inputs: Sequence[str], tensor: str) -> dict[str, Array]:
         """Return the known tensors, and in float64 those that the nodes of `piece` make."""
         inner = [str(value.name) for node in piece for value in node.outputs if value.name and value.name != tensor]
-        with _saved(cut(self.model, inputs, [tensor, *inner])) as whole:
+        with _saved(extract_subgraph(self.model, inputs, [tensor, *inner])) as whole:
             session = cast(TruthSession, load(whole, "reference"))
             return {**self.known, **session.evaluate(_feeds_for(whole, self.known))}
 
