@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
         options = create_parser().parse_args(arguments)
+        _escape_library_output()
         code: int = options.run(options)
         sys.stdout.flush()
     except ReluDeployError as error:
@@ -100,3 +101,9 @@ def _print_error(error: ReluDeployError) -> None:
     print(f"error: {printable(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)
+
+
+def _escape_library_output() -> None:
+    from relu_deploy.reporting.terminal import escape_library_output
+
+    escape_library_output()
