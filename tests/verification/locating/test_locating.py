@@ -231,7 +231,7 @@ def test_a_row_that_depends_on_its_place_in_the_batch_is_found_without_a_referen
 def test_an_answer_that_changes_from_run_to_run_is_found(digits_bundle, flawed):  # noqa: F811
     report = verify(digits_bundle.onnx, [flawed(EveryRunDiffers())])
     assert report.backends[0].checks[0].passed is False
-    assert "times what noise may be" in report.backends[0].checks[0].detail
+    assert "times the largest noise" in report.backends[0].checks[0].detail
 
 
 def test_a_relu_that_swallows_nan_breaks_the_contract(digits_bundle, flawed):  # noqa: F811
