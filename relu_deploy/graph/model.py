@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.bodies import iterate_nodes, name_bodies
+from relu_deploy.graph.dimensions import normalize_dimensions
+from relu_deploy.graph.external_data import check_external_data
+from relu_deploy.graph.inline import inline_functions
+from relu_deploy.graph.resources import check_resources
+from relu_deploy.graph.sparse import expand_sparse_initializers
+from relu_deploy.graph.structure import check_structure
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 __all__ = [
@@ -25,35 +33,112 @@ __all__ = [
     "to_bytes",
 ]
 
+NOT_WHOLE = "check that the file was copied whole: onnx.checker.check_model(path) should pass"
 #: protobuf cannot hold a message above 2 GiB; graph and attributes need a little room beside the weights
 SINGLE_FILE_LIMIT = 2**31 - 2**24
 
 
 def load_model(path: Path) -> ir.Model:
-    """Return the graph in the file `path`, sorted and with every node named. Weights in external files are mapped, not read.
+    """Load and check the ONNX file `path`.
 
-    Raises InputError when the file is not a whole ONNX graph.
+    Local functions are inlined, dimensions of unknown size have names, nodes are sorted and uniquely named, also inside bodies.
+    Weights in external files are mapped into memory, not read.
+
+    Args:
+        path: The file. External weights must lie in its folder.
+
+    Returns:
+        The graph. Its `meta["notes"]` lists what was repaired, one sentence each.
+
+    Raises:
+        InputError: If the file is not a valid ONNX model, its weights are missing or outside its folder, or one of its tensors
+            is too large for this machine (see `resources`).
     """
     import onnx_ir as ir
 
-    not_onnx = f"{path} is not an ONNX model, or is cut short"
-    hint = "check that the file was copied whole: onnx.checker.check_model(path) should pass"
+    proto = _read(path)
+    where = str(path)
+    check_structure(proto, where)
+    check_external_data(proto, path)
+    check_resources(proto, where)
+    inline_functions(proto, where)
+    expand_sparse_initializers(proto.graph)
+    normalize_dimensions(proto.graph)
+    untyped = _forget_unsupported_types(proto.graph)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:  # onnx_ir raises a dozen types for contents that it does not support
+        raise InputError(f"{path} cannot be read: {_first_line(error)}", NOT_WHOLE) from error
+    _map_external_weights(model, path.resolve().parent)
+    model.meta["notes"] = untyped
+    # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
+    model.graph.sort()
+    name_nodes(model)
+    if any(path for _, path in iterate_nodes(model)):
+        name_bodies(model)
+        _infer_bodies(model)
+    return model
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    """Return the parsed file. Raises InputError when it cannot be read or is no ONNX model."""
+    import onnx
+
     try:
         if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty", hint)
-        model = ir.load(path)
-        # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
-        model.graph.sort()
-        name_nodes(model)
+            raise InputError(f"{path} is empty", NOT_WHOLE)
+        if not path.is_file():
+            raise InputError(f"{path} is not an ordinary file", "give an ONNX file or a bundle")
+        return onnx.load_model(str(path), format="protobuf", load_external_data=False)
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}", "check the path and its permissions") from error
-    except Exception as error:  # protobuf and onnx_ir raise a dozen types for bytes that are not a graph
-        raise InputError(not_onnx, hint) from error
-    if len(model.graph) == 0 and not model.graph.outputs:
-        raise InputError(not_onnx, hint)
-    return model
+    except Exception as error:  # protobuf raises several types for bytes that are not a message
+        raise InputError(f"{path} is not an ONNX model, or is cut short", NOT_WHOLE) from error
+
+
+def _map_external_weights(model: ir.Model, folder: Path) -> None:
+    """Replace the weights in external files by arrays that are mapped from them, in place."""
+    import onnx_ir as ir
+    from onnx_ir.external_data import set_base_dir
+
+    set_base_dir(model.graph, folder)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _mapped(value.const_value)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[name] = ir.AttrTensor(name, _mapped(attribute.value))
+
+
+def _infer_bodies(model: ir.Model) -> None:
+    """Infer the types of the tensors inside bodies, in place: files rarely record them, and exposing a tensor needs its type."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def _mapped(tensor: ir.ExternalTensor) -> ir.Tensor:
+    import onnx_ir as ir
+
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+
+
+def _forget_unsupported_types(graph: onnx.GraphProto) -> list[str]:
+    """Remove the types that onnx_ir cannot represent (maps), in place. Return a note for each output without a type."""
+    notes = []
+    for values in (graph.input, graph.output, graph.value_info):
+        for value in values:
+            kind = value.type
+            while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+                kind = kind.sequence_type.elem_type if kind.HasField("sequence_type") else kind.optional_type.elem_type
+            if kind.WhichOneof("value") in ("map_type", "opaque_type"):
+                value.ClearField("type")
+                notes.append(f"{value.name} is a map, which is not a tensor: it is not compared")
+    return notes
 
 
 def load_normalized_model(path: Path) -> ir.Model:
