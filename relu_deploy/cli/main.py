@@ -103,6 +103,7 @@ def inspect(options: argparse.Namespace) -> int:
         "bytes": cost.bytes,
         "parameters": cost.parameters,
         "unknown": list(cost.unknown),
+        "symbols": list(cost.symbols),
         "relus": [relu.to_json() for relu in find_relus(model)],
     }
     return _finish(options, result, lambda: print_inspect(result))

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["BodyStep", "expose", "is_exposable", "iterate_nodes", "name_bodies"]
+__all__ = ["BodyStep", "bodies_of", "expose", "is_exposable", "iterate_nodes", "name_bodies"]
 
 _ITERATING = ("Loop", "Scan")
 
@@ -48,10 +48,10 @@ def iterate_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, Path]]:
 
 
 def bodies_of(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
-    """Yield the graphs in the attributes of `node`, each with the attribute's name."""
+    """Yield the graphs in the attributes of `node`, each with the attribute's name. `then_branch` comes before `else_branch`."""
     import onnx_ir as ir
 
-    for name, attribute in node.attributes.items():
+    for name, attribute in sorted(node.attributes.items(), reverse=True) if node.op_type == "If" else node.attributes.items():
         if attribute.type == ir.AttributeType.GRAPH:
             yield name, attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:

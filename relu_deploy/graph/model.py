@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +12,10 @@ from relu_deploy.graph.dimensions import normalize_dimensions
 from relu_deploy.graph.external_data import check_external_data
 from relu_deploy.graph.inline import inline_functions
 from relu_deploy.graph.resources import check_resources
+from relu_deploy.graph.shape_inference import infer_shapes
 from relu_deploy.graph.sparse import expand_sparse_initializers
 from relu_deploy.graph.structure import check_structure
+from relu_deploy.graph.weights import to_proto_without_weights
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def load_model(path: Path) -> ir.Model:
     inline_functions(proto, where)
     expand_sparse_initializers(proto.graph)
     normalize_dimensions(proto.graph)
+    # The checker requires a name, runtimes do not.
+    proto.graph.name = proto.graph.name or "graph"
     untyped = _forget_unsupported_types(proto.graph)
     try:
         model = ir.from_proto(proto)
@@ -76,7 +78,8 @@ def load_model(path: Path) -> ir.Model:
     name_nodes(model)
     if any(path for _, path in iterate_nodes(model)):
         name_bodies(model)
-        _infer_bodies(model)
+        # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
+        infer_shapes(model)
     return model
 
 
@@ -114,13 +117,6 @@ def _map_external_weights(model: ir.Model, folder: Path) -> None:
                     node.attributes[name] = ir.AttrTensor(name, _mapped(attribute.value))
 
 
-def _infer_bodies(model: ir.Model) -> None:
-    """Infer the types of the tensors inside bodies, in place: files rarely record them, and exposing a tensor needs its type."""
-    from onnx_ir.passes.common import ShapeInferencePass
-
-    ShapeInferencePass(check_type=False, strict_mode=False)(model)
-
-
 def _mapped(tensor: ir.ExternalTensor) -> ir.Tensor:
     import onnx_ir as ir
 
@@ -147,20 +143,27 @@ def load_normalized_model(path: Path) -> ir.Model:
 
 
 def normalize_model(model: ir.Model, where: str) -> ir.Model:
-    """Return `model` checked, with shapes inferred and every node named: what a bundle's model.onnx is.
+    """Check `model`, infer its shapes and name its nodes: what a bundle's model.onnx is.
 
-    Initializers that old files also list as inputs are no longer inputs: nobody feeds weights by hand. where: what to
-    call the model in an error. Raises InputError when the ONNX checker or shape inference refuses it.
+    Initializers that old files also list as inputs are no longer inputs, and initializers that nothing reads are removed.
+    Recorded shapes that contradict the graph are dropped.
+
+    Args:
+        model: The graph, modified in place.
+        where: What to call the model in an error.
+
+    Returns:
+        `model`. Its `meta["notes"]` lists what was repaired.
+
+    Raises:
+        InputError: If the ONNX checker or shape inference refuses the graph.
     """
-    from onnx_ir.passes.common import CheckerPass, ShapeInferencePass
-
-    # Both see the graph without its large weights, so that one above protobuf's 2 GiB is checked like any other.
-    with _as_input_error(where):
-        CheckerPass(full_check=True)(model)
-    model = ShapeInferencePass()(model).model
+    _infer_checked(model, where)
     initializers = set(model.graph.initializers)
-    for value in [value for value in model.graph.inputs if value.name in initializers]:
-        model.graph.inputs.remove(value)
+    if any(value.name in initializers for value in model.graph.inputs):
+        inputs = [value for value in model.graph.inputs if value.name not in initializers]
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(inputs)
     outputs = {value.name for value in model.graph.outputs}
     for name in [name for name, value in model.graph.initializers.items() if not value.uses() and name not in outputs]:
         # ONNX Runtime refuses a weight that nothing reads and that is no input any more.
@@ -169,17 +172,30 @@ def normalize_model(model: ir.Model, where: str) -> ir.Model:
     return model
 
 
-@contextmanager
-def _as_input_error(where: str) -> Iterator[None]:
+def _infer_checked(model: ir.Model, where: str) -> None:
+    """Check `model` and infer its shapes, in place. Shapes that it records wrongly are inferred anew, as runtimes do."""
     import onnx
 
     hint = "repair the graph where it was made"
+    # Both see the graph without its large weights, so that one above protobuf's 2 GiB is checked like any other.
     try:
-        yield
+        onnx.checker.check_model(to_proto_without_weights(model), full_check=False)
+        infer_shapes(model, strict=True)
     except onnx.checker.ValidationError as error:
         raise InputError(f"{where} is not a valid ONNX graph: {_first_line(error)}", hint) from error
     except onnx.shape_inference.InferenceError as error:
-        raise InputError(f"{where}: shapes do not fit: {_first_line(error)}", hint) from error
+        recorded = [value for node, _ in iterate_nodes(model) for value in node.outputs]
+        shapes = [value.shape for value in recorded]
+        for value in recorded:
+            value.shape = None
+        try:
+            infer_shapes(model, strict=True)
+        except onnx.shape_inference.InferenceError:
+            for value, shape in zip(recorded, shapes, strict=True):
+                value.shape = shape
+            raise InputError(f"{where}: shapes do not fit: {_first_line(error)}", hint) from error
+        note = f"recorded shapes contradict the graph and were inferred anew: {_first_line(error)}"
+        model.meta["notes"] = [*model.meta.get("notes", ()), note]
 
 
 def name_nodes(model: ir.Model) -> None:

@@ -238,8 +238,8 @@ def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> No
 
     if not attribute.name:
         raise _Broken(f"the {_called(node)} has an attribute without a name")
-    if attribute.type not in onnx.AttributeProto.AttributeType.values():
-        raise _Broken(f"the attribute {attribute.name!r} of the {_called(node)} has the unknown type {attribute.type}")
+    if attribute.type == onnx.AttributeProto.UNDEFINED and not attribute.ref_attr_name:
+        raise _Broken(f"the attribute {attribute.name!r} of the {_called(node)} has no type, or an unknown one")
     if attribute.name in POSITIVE and not attribute.ref_attr_name:
         numbers = [attribute.i] if attribute.type == onnx.AttributeProto.INT else list(attribute.ints)
         if numbers and min(numbers) < 1:

@@ -118,11 +118,16 @@ def print_inspect(result: Result) -> None:
             escape(" ← ".join(relu["fused_with"])),
         )
     show(table)
+    least = "at least " if result["unknown"] else ""
+    sizes = f"{least}{result['flops'] / 1e9:.3f} GFLOP, {least}{result['bytes'] / 1e6:.1f} MB moved unfused"
+    if result["symbols"]:
+        sizes = f"operations depend on {escape(', '.join(result['symbols']))}: give sizes with --shape"
     show(
         f"[bold]{escape(result['model'])}[/]  opset {result['opset']}, {result['nodes']} nodes, {len(result['relus'])} Relus\n"
-        f"batch {result['batch']}: {result['flops'] / 1e9:.3f} GFLOP, {result['bytes'] / 1e6:.1f} MB moved unfused, "
-        f"{result['parameters']:,} parameters"
+        f"batch {result['batch']}: {sizes}, {result['parameters']:,} parameters"
     )
+    if hidden := sum(not relu.get("observable", True) for relu in result["relus"]):
+        show(f"[yellow]{hidden} of the Relus are inside bodies or functions whose tensors cannot be observed[/]")
     if result["unknown"]:
         show(f"[yellow]not counted, shapes unknown: {escape(', '.join(result['unknown'][:8]))}[/]")
 
