@@ -54,9 +54,9 @@ def rtx(keep: Keep, work: Path) -> None:
     from relu_deploy.backends.base import Options
     from relu_deploy.backends.nvidia.driver import Missing, find_gpu
     from relu_deploy.backends.tensorrt.build import build_engine
+    from relu_deploy.backends.tensorrt.load import load_session
     from relu_deploy.backends.tensorrt.options import BuildOptions
     from relu_deploy.backends.tensorrt.probe import can_build, probe
-    from relu_deploy.backends.tensorrt.session import load_session
     from relu_deploy.data.datasets import sample_feeds
 
     able = can_build("tensorrt-rtx")

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import relu_deploy
 from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, create_bundle, refuse_existing, seal
 from relu_deploy.data.texts import takes_texts
 from relu_deploy.errors import InputError, UsageError
@@ -34,6 +33,7 @@ from relu_deploy.graph import find_relus, io_specs, load_normalized_model, name_
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
 from relu_deploy.tasks.metrics import labeled
 from relu_deploy.tensors import TensorSpec
+from relu_deploy.version import __version__
 from relu_deploy.zoo.recipes import ModelRecipe
 
 if TYPE_CHECKING:
@@ -404,7 +404,7 @@ def _channels_last(spec: TensorSpec, channels: int) -> bool:
 def _versions() -> dict[str, str]:
     import onnx
 
-    made_by = {"relu_deploy": relu_deploy.__version__, "onnx": onnx.__version__}
+    made_by = {"relu_deploy": __version__, "onnx": onnx.__version__}
     if "torch" in sys.modules:
         made_by["torch"] = str(sys.modules["torch"].__version__)
     return made_by

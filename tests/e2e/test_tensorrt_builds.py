@@ -12,10 +12,10 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip i
 def bundle(request, digits_bundle, tmp_path_factory):
     if request.param == "digits":
         return digits_bundle
-    pytest.importorskip("torch", reason="torch is not installed")
-    from relu_deploy.exporting.exporter import export_source
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+    from bundles import exported
 
-    return export_source(request.param, tmp_path_factory.mktemp("bundles") / f"{request.param}.rdb").bundle
+    return exported(request.param)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])

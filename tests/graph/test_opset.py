@@ -21,7 +21,7 @@ from relu_deploy.graph import (
 )
 from relu_deploy.graph.opset import raise_opset
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 SHAPE = (2, 4, 6, 6)
 X = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)

@@ -10,7 +10,7 @@ from relu_deploy.backends import load
 from relu_deploy.errors import InputError
 from relu_deploy.graph import extract_subgraph, load_model, node_precisions, nodes_between, precision_of, save_model
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 
 @pytest.fixture
@@ -59,7 +59,10 @@ def test_a_tensor_that_no_node_makes_is_refused(everything):
 
 def test_the_precision_of_a_graph_is_its_coarsest(digits_bundle, tmp_path):
     assert precision_of(load_model(digits_bundle.onnx)) == "float32"
-    converters = pytest.importorskip("onnxruntime.transformers.float16", reason="this onnxruntime has no float16 converter")
+    converters = pytest.importorskip(
+        "onnxruntime.transformers.float16",
+        reason="this onnxruntime has no onnxruntime.transformers.float16: install another release of it",
+    )
     onnx.save(converters.convert_float_to_float16(onnx.load(digits_bundle.onnx), keep_io_types=True), tmp_path / "half.onnx")
     half = load_model(tmp_path / "half.onnx")
     assert precision_of(half) == "float16"
@@ -67,7 +70,9 @@ def test_the_precision_of_a_graph_is_its_coarsest(digits_bundle, tmp_path):
 
 
 def test_a_quantized_graph_is_int8_in_its_convolutions(digits_bundle, tmp_path):
-    quantization = pytest.importorskip("onnxruntime.quantization", reason="this onnxruntime cannot quantize")
+    quantization = pytest.importorskip(
+        "onnxruntime.quantization", reason="this onnxruntime has no onnxruntime.quantization: install another release of it"
+    )
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self):

@@ -269,12 +269,11 @@ def _prepare(bundle: Bundle) -> tuple[Baseline, list[Relu], Session]:
         hint = f"relu-deploy export {bundle.path} -o NAME.rdb, and then relu-deploy census NAME.rdb --data D"
         raise InputError(f"{bundle.path} is no bundle, and so has no census to compare with", hint)
     hint = f"relu-deploy census {bundle.path} --data D, where D is data of what is normal in {LEAST_ROWS} rows or more"
-    file = bundle.path / "reports" / "baseline.npz"
-    if not file.is_file():
-        there = (bundle.path / "reports" / "census.json").is_file()
+    if not bundle.has_file("reports/baseline.npz"):
+        there = bundle.has_file("reports/census.json")
         told = "has a census that leaves nothing" if there else "has no census"
         raise InputError(f"{bundle.path} {told} to compare with", hint)
-    baseline = Baseline.read(file)
+    baseline = Baseline.read(bundle.file("reports/baseline.npz"))
     graphs = [bundle, Bundle(bundle.path, bundle.manifest)]
     counted = next((each for each in graphs if sha256(each.onnx) == baseline.graph), None)
     if counted is None:

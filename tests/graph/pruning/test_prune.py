@@ -86,15 +86,17 @@ def compacted(model, low=-1.0, high=1.0, observed=None):
     return result
 
 
-def evaluated(model, x, wide=True, rounding=None):
-    """Return every tensor of `model` on `x`, by name, in float64 or float32."""
-    tensors = {}
+def reference(model):
+    """Return a session of `model`: loading takes far longer than evaluating graphs as small as these."""
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder) / "m.onnx")
-        session = load(Path(folder) / "m.onnx", "reference")
-        tensors |= session.evaluate(
-            {"x": x}, wide=wide, rounding=rounding, seen=lambda name, value: tensors.setdefault(name, value)
-        )
+        return load(Path(folder) / "m.onnx", "reference")
+
+
+def evaluated(session, x, wide=True, rounding=None):
+    """Return every tensor of the session's model on `x`, by name, in float64 or float32."""
+    tensors = {}
+    tensors |= session.evaluate({"x": x}, wide=wide, rounding=rounding, seen=lambda name, value: tensors.setdefault(name, value))
     return tensors
 
 
@@ -110,8 +112,9 @@ def assert_same(model, result, inputs):
     """Assert that every tensor which is left has, in float64, its old numbers in the channels that are left."""
     folded = {node.outputs[0].name for node in result.model.graph if node.op_type == "MatMul"}  # before its bias
     renamed = {value.name for value in result.model.graph.outputs}
+    before, after = reference(model), reference(result.model)
     for x in inputs:
-        old, new = evaluated(model, x), evaluated(result.model, x)
+        old, new = evaluated(before, x), evaluated(after, x)
         assert renamed <= set(new)
         for name in set(new) - folded:
             true = old[name] if name not in result.report.surviving else old[name][:, result.report.surviving[name]]
@@ -534,7 +537,7 @@ def test_what_was_observed_goes_only_when_asked_to_and_is_not_called_proven():
     quiet = np.full((2, 3, 8, 8), 0.25, np.float32)
     assert_same(model, result, [quiet])
     loud = np.full((2, 3, 8, 8), 1.0, np.float32)
-    assert not np.allclose(evaluated(model, loud)["t2"], evaluated(result.model, loud)["t2"])
+    assert not np.allclose(evaluated(reference(model), loud)["t2"], evaluated(reference(result.model), loud)["t2"])
 
 
 def test_what_follows_from_an_observation_is_observed_too():
@@ -673,11 +676,12 @@ def test_outputs_are_as_good_as_correct_float32_arithmetic_makes_them(kinds, see
     net = grown(kinds, generator, lambda *shape: generator.standard_normal(shape) * 0.5)
     model = net.model()
     result, name = compacted(model), net.nodes[-1].output[0]
+    before, after = reference(model), reference(result.model)
     for x in samples(net.shape, seed):
-        truth = evaluated(model, x)[name]
+        truth = evaluated(before, x)[name]
         # One evaluation may happen to be nearly exact: a random rounding stands beside it, as in the verdict itself.
-        others = evaluated(model, x, wide=False)[name], evaluated(model, x, rounding=Rounding("float32", seed))[name]
-        verdict = compare(evaluated(result.model, x, wide=False)[name], truth, estimate_noise_floor(truth, *others))
+        others = evaluated(before, x, wide=False)[name], evaluated(before, x, rounding=Rounding("float32", seed))[name]
+        verdict = compare(evaluated(after, x, wide=False)[name], truth, estimate_noise_floor(truth, *others))
         assert verdict.passed, verdict.reason
 
 
@@ -696,7 +700,7 @@ def assert_as_good(bundle, result, feeds, tmp_path):
 
 
 def test_the_digit_classifier_loses_what_never_acts_and_nothing_else(digits_bundle, tmp_path):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     model = load_model(digits_bundle.onnx)
     ranges, feeds = declared_range(digits_bundle).bounds, next(load_dataset(digits_bundle, "digits").batches(20))
     assert prune_model(model, ranges).report.channels_after <= prune_model(model, ranges).report.channels_before
@@ -713,16 +717,17 @@ def test_the_digit_classifier_loses_what_never_acts_and_nothing_else(digits_bund
 
 
 def test_the_dead_channels_of_mobilenet_are_proven_dead_and_go(tmp_path):
-    pytest.importorskip("torch", reason="torch is not installed")
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    from relu_deploy.exporting.exporter import export_source
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
+    from bundles import exported
+
     from relu_deploy.zoo.recipes import recipe, weights_file
 
     try:
         weights_file(recipe("mobilenet_v2"))
     except Exception as why:
         pytest.skip(str(why))
-    bundle = export_source("mobilenet_v2", tmp_path / "m.rdb").bundle
+    bundle = exported("mobilenet_v2")
     model = load_model(bundle.onnx)
     result = compacted_of(model, declared_range(bundle).bounds)
     assert removed_of(result) == {"features.0.1/Conv": (4, 1, 0), "features.1.conv.0.1/Conv": (4, 3, 1)}

@@ -14,7 +14,7 @@ from relu_deploy.graph import find_relus, load_model, precision_of, save_model, 
 from relu_deploy.graph.quantization.cast_precision import cast_model, range_reasons, simulated, weight_losses
 from relu_deploy.verification.run import verify
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 X = np.random.default_rng(2).standard_normal((2, 16, 8, 8)).astype(np.float32)
 
 

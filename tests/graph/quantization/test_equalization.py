@@ -16,7 +16,7 @@ from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import SCOPE_KEY, find_relus, load_model, save_model, to_bytes, with_taps
 from relu_deploy.graph.quantization.equalization import equalize
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 SPACE = 6
 CHANNELS = st.integers(2, 6)
