@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = create_parser().parse_args(arguments)
         _escape_library_output()
+        _limit_memory(options)
         code: int = options.run(options)
         sys.stdout.flush()
     except ReluDeployError as error:
@@ -101,6 +102,16 @@ def _print_error(error: ReluDeployError) -> None:
     print(f"error: {printable(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)
+
+
+def _limit_memory(options: argparse.Namespace) -> None:
+    if options.max_memory is None:
+        return
+    from relu_deploy.graph.resources import set_memory_limit
+
+    if not options.max_memory > 0:
+        raise UsageError(f"--max-memory must be positive, not {options.max_memory:g}", "for instance --max-memory 4")
+    set_memory_limit(int(options.max_memory * 1e9))
 
 
 def _escape_library_output() -> None:
