@@ -6,11 +6,9 @@ interpreted with every float32 weight, constant and cast widened: this is the tr
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ import numpy as np
 
 from relu_deploy.backends.base import TORCH_MODES, Executed, Options, Probe, Rounding, Seen
 from relu_deploy.backends.nvidia.driver import Gpu, Missing, find_driver, find_gpu, too_old
+from relu_deploy.backends.torch.program_file import load_program
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported, UsageError
 from relu_deploy.gc_pause import without_collecting
@@ -146,23 +145,14 @@ def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
 
 def _load_program(bundle: Bundle, device: torch.device | None = None) -> torch.fx.GraphModule:
     """Return the program as a module on `device`. Its weights move, and so do the tensors that it makes while it runs."""
-    import torch
     from torch.export.passes import move_to_device_pass
 
-    logging.getLogger("torch.export").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), without_collecting():
-        warnings.simplefilter("ignore")
-        try:
-            # The guards repeat, slowly, the check that `run` makes of every feed.
-            program = torch.export.load(str(bundle.source))
-            if device is not None:
-                program = move_to_device_pass(program, str(device))
-            return program.module(check_guards=False)  # type: ignore[return-value]
-        except Exception as error:  # torch.export raises whatever a file of another version leads to
-            raise InputError(
-                f"{bundle.source} cannot be loaded by torch {torch.__version__}: {error}",
-                "export the model again with this version of torch",
-            ) from error
+    assert bundle.source is not None
+    program = load_program(bundle.source, trust=False)
+    if device is not None:
+        program = move_to_device_pass(program, str(device))
+    # The guards repeat, slowly, the check that `run` makes of every feed.
+    return program.module(check_guards=False)  # type: ignore[return-value]
 
 
 class TorchSession:
@@ -185,6 +175,8 @@ class TorchSession:
             **({"torch_mode": options.torch_mode} if compiled else {}),
         }
         mode = None if options.torch_mode == "default" else options.torch_mode
+        info = getattr(module.graph._codegen, "pytree_info", None)
+        self._in_spec = None if info is None else info.in_spec
         self._module: Any = torch.compile(module, dynamic=False, mode=mode) if compiled else module
         known = {node.name for node in module.graph.nodes}
         if missing := [node for node in self._taps if node not in known]:
@@ -201,6 +193,7 @@ class TorchSession:
 
     def _run(self, feeds: Mapping[str, Any], way: _Way | None) -> Feeds:
         import torch
+        from torch.utils._pytree import tree_leaves
 
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
         tensors = [_to_torch(arrays[spec.name]).to(self._device) for spec in self.inputs]
@@ -208,8 +201,10 @@ class TorchSession:
         with torch.inference_mode(), self._arithmetic():
             whole = way is None and not self._taps
             run = self._module if whole else _interpreter(self._module, self._taps, way or _Way(), tapped).run
-            results = run(*tensors)
-        results = results if isinstance(results, (tuple, list)) else [results]
+            # The interpreter takes the flattened arguments; the module is called as the program was exported.
+            arguments, keywords = _as_called(self._in_spec, tensors) if whole else (tensors, {})
+            results = run(*arguments, **keywords)
+        results = [value for value in tree_leaves(results) if value is not None]
         named = zip((spec.name for spec in self.outputs), results, strict=True)
         return {name: _to_numpy(value) for name, value in (*named, *tapped.items())}
 
@@ -222,6 +217,13 @@ class TorchSession:
 
     def close(self) -> None:
         self._module = None
+
+
+def _as_called(in_spec: Any, tensors: list[torch.Tensor]) -> tuple[Any, Any]:
+    """Return the positional and keyword arguments of a program whose flattened arguments are `tensors`."""
+    from torch.utils._pytree import tree_unflatten
+
+    return (tensors, {}) if in_spec is None else tree_unflatten(tensors, in_spec)
 
 
 def _to_torch(array: Any) -> torch.Tensor:
@@ -270,7 +272,11 @@ def _interpreter(module: torch.fx.GraphModule, taps: Mapping[str, str], way: _Wa
         return torch.float64 if value is torch.float32 else value
 
     def rounded(value: Any) -> Any:
-        return torch.from_numpy(rounding.result(value.numpy())) if rounding and isinstance(value, torch.Tensor) else value
+        return (
+            torch.from_numpy(np.asarray(rounding.result(value.numpy())))
+            if rounding and isinstance(value, torch.Tensor)
+            else value
+        )
 
     class Stepping(torch.fx.Interpreter):  # type: ignore[misc]
         def run_node(self, n: torch.fx.Node) -> Any:
