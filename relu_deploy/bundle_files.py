@@ -60,7 +60,9 @@ def replace_files(folder: Path, manifest: Mapping[str, Any], contents: Mapping[s
     Raises:
         InputError: If a name is not one of a file inside the bundle, or the bundle cannot be written; it is unchanged then.
     """
-    facts = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in contents.items()}
+    facts: dict[str, dict[str, Any]] = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in contents.items()
+    }
     complete = {**manifest, "files": {**manifest["files"], **facts}}
     validate(complete, folder / MANIFEST)
     text = dump_manifest(complete)

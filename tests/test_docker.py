@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from processes import python
 
 from relu_deploy.cli.main import create_parser
 
@@ -288,7 +289,7 @@ def test_health_is_what_doctor_says_about_the_gpu_backends():
 
 def test_health_follows_this_machine_s_doctor():
     doctor = subprocess.run(
-        [sys.executable, "-m", "relu_deploy", "doctor", "--quiet", "--json", "-"], capture_output=True, text=True, check=True
+        [python(), "-m", "relu_deploy", "doctor", "--quiet", "--json", "-"], capture_output=True, text=True, check=True
     )
     on_gpu = [b["name"] for b in json.loads(doctor.stdout)["backends"] if b["usable"] and re.search("cuda|tensorrt", b["name"])]
     assert healthy(doctor.stdout).returncode == (0 if on_gpu else 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import python
 
 from relu_deploy.cli.main import create_parser
 
@@ -182,7 +183,7 @@ def test_the_check_gives_up_on_a_server_that_does_not_become_ready(server):
 
 
 def test_the_check_is_content_with_this_server(digits_bundle):
-    words = [sys.executable, "-m", "relu_deploy", "serve", str(digits_bundle.path), "--http-port", "0", "--grpc-port", "-1"]
+    words = [python(), "-m", "relu_deploy", "serve", str(digits_bundle.path), "--http-port", "0", "--grpc-port", "-1"]
     process = subprocess.Popen([*words, "--metrics-port", "-1", "--json", "-"], stdout=subprocess.PIPE, text=True)
     try:
         told = ""

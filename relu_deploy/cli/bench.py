@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.bundle import Bundle
     from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.reporting.progress import steps
-    from relu_deploy.reporting.tables import print_bench
+    from relu_deploy.reporting.tables.bench import print_bench
 
     # Backend names are checked before minutes are spent on exporting.
     batches = numbers(options.batch, "--batch")
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
             report_of_model = {**result, "runs": [run for run in result["runs"] if run["model"] == Bundle.open(path).name]}
             keep_reports(Bundle.open(path), {"reports/bench.json": report_of_model})
     if options.html:
-        from relu_deploy.reporting.html import bench_page
+        from relu_deploy.reporting.pages.bench import bench_page
 
         write_atomically(options.html, bench_page(result))
     finish(options, result, lambda: print_bench(result))

@@ -33,8 +33,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.activations.census import census
     from relu_deploy.bundle import Bundle
-    from relu_deploy.reporting.census import print_census
     from relu_deploy.reporting.progress import bar
+    from relu_deploy.reporting.tables.census import print_census
 
     if options.range is not None and len(options.range) != 2:
         raise UsageError(f"--range takes two numbers, not {len(options.range)}", "for instance --range 0,1 or --range=-1,1")

@@ -63,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.compilation.run import compile as compile_engine
     from relu_deploy.reporting.progress import bar
-    from relu_deploy.reporting.tables import print_compile
+    from relu_deploy.reporting.tables.compile import print_compile
+    from relu_deploy.reporting.terminal import printable
 
     with bar(options.quiet, f"building for {options.backend}") as progress:
         report = compile_engine(
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             rebuild=options.rebuild,
             force=options.force,
             progress=progress,
-            tell=lambda line: print(f"warning: {line}", file=sys.stderr),
+            tell=lambda line: print(f"warning: {printable(line)}", file=sys.stderr),
         )
     result = {"schema": "relu-deploy/compile/1", **report.to_json()}
     return finish(options, result, lambda: print_compile(result))

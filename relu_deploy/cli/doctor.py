@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.backends import probe_all
     from relu_deploy.backends.nvidia.system import examine
-    from relu_deploy.reporting.doctor import print_doctor
+    from relu_deploy.reporting.tables.doctor import print_doctor
 
     result = {
         "schema": "relu-deploy/doctor/1",

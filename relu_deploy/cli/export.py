@@ -62,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.exporting.exporter import export_source
     from relu_deploy.reporting.progress import steps
-    from relu_deploy.reporting.tables import print_export
+    from relu_deploy.reporting.tables.export import print_export
+    from relu_deploy.reporting.terminal import printable
 
     batch = options.batch if options.batch == "dynamic" else number(options.batch, "--batch")
     with steps(options.quiet) as step:
@@ -85,6 +86,8 @@ def run(options: argparse.Namespace) -> int:
             trust_source=options.trust_source,
         )
     if made.untrained and not options.quiet:
-        print(f"warning: {made.bundle.name} has random weights; give trained ones with --weights FILE", file=sys.stderr)
+        print(
+            f"warning: {printable(made.bundle.name)} has random weights; give trained ones with --weights FILE", file=sys.stderr
+        )
     result = {"schema": "relu-deploy/export/1", **made.to_json()}
     return finish(options, result, lambda: print_export(result))

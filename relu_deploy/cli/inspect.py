@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.bundle import Bundle
     from relu_deploy.graph import count_cost, find_relus, load_model, name_nodes, opset_of
-    from relu_deploy.reporting.tables import print_inspect
+    from relu_deploy.reporting.tables.inspect import print_inspect
 
     bundle = Bundle.open(options.path)
     model = load_model(bundle.onnx)

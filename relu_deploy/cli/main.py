@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from relu_deploy import __version__
 from relu_deploy.cli.options import add_output_options
 from relu_deploy.errors import EXIT_FINE, ReluDeployError, UsageError
+from relu_deploy.version import __version__
 
 __all__ = ["VERBS", "create_parser", "main"]
 
@@ -76,12 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
         options = create_parser().parse_args(arguments)
+        _escape_library_output()
         code: int = options.run(options)
         sys.stdout.flush()
     except ReluDeployError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output (head, a pager) has exited; Python would print an error when it flushes at exit.
@@ -91,3 +92,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return code
+
+
+def _print_error(error: ReluDeployError) -> None:
+    """Print the message and the hint of `error`, a line each. Both may quote names from files."""
+    from relu_deploy.reporting.terminal import printable
+
+    print(f"error: {printable(error.message)}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {printable(error.hint)}", file=sys.stderr)
+
+
+def _escape_library_output() -> None:
+    from relu_deploy.reporting.terminal import escape_library_output
+
+    escape_library_output()

@@ -56,4 +56,6 @@ def keep_reports(bundle: Bundle, reports: Mapping[str, dict[str, Any] | str | by
     try:
         bundle.update(contents)
     except ReluDeployError as error:
-        print(f"note: the report was not stored: {error.message}", file=sys.stderr)
+        from relu_deploy.reporting.terminal import printable
+
+        print(f"note: the report was not stored: {printable(error.message)}", file=sys.stderr)

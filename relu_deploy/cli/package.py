@@ -19,12 +19,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--for", dest="target", required=True, metavar="triton|kserve|docker", help="what deploys it")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="the folder to write, whole or not at all")
     parser.add_argument(
-        "--flavour",
+        "--flavor",
         default="",
         metavar="NAME",
         help="triton: onnxruntime (default), tensorrt (a compiled engine), python (needs no other backend); "
         "kserve: relu-deploy (default), or one of these on Triton",
     )
+    parser.add_argument("--flavour", dest="flavor", help=argparse.SUPPRESS)
     parser.add_argument(
         "--device", default="", metavar="cpu|gpu", help="(default: what the variant was made for, else what is found)"
     )
@@ -37,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--instances", type=int, default=0, metavar="N", help="triton: copies of the model (default 1 a device)")
     parser.add_argument(
-        "--accelerator", default="", metavar="tensorrt", help="triton, flavour onnxruntime: hand the graph to TensorRT"
+        "--accelerator", default="", metavar="tensorrt", help="triton, flavor onnxruntime: hand the graph to TensorRT"
     )
     parser.add_argument("--storage-uri", default="", metavar="URI", help="kserve: where the model is, such as s3://bucket/digits")
     parser.add_argument("--image", default="", metavar="NAME", help="kserve: the server's image; docker: the base image")
@@ -47,13 +48,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.packaging.run import package
-    from relu_deploy.reporting.tables import print_package
+    from relu_deploy.reporting.tables.package import print_package
 
     report = package(
         options.path,
         options.target,
         options.out,
-        flavour=options.flavour,
+        flavor=options.flavor,
         device=options.device,
         max_batch=options.max_batch,
         max_delay=options.max_delay,

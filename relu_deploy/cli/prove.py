@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.reporting.progress import bar
-    from relu_deploy.reporting.tables import print_prove
+    from relu_deploy.reporting.tables.prove import print_prove
     from relu_deploy.verification.exhaustive import prove
 
     with bar(options.quiet, f"{options.backend}, {options.dtype}") as progress:

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.backends import require
     from relu_deploy.reporting.progress import steps
-    from relu_deploy.reporting.tables import print_serve
+    from relu_deploy.reporting.tables.serve import print_serve
     from relu_deploy.serving.run import serve, serve_options
 
     settings = serve_options(options)

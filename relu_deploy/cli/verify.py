@@ -40,9 +40,9 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.bundle import Bundle
     from relu_deploy.data.datasets import load_npz
     from relu_deploy.files import refuse_existing_file, write_atomically
+    from relu_deploy.reporting.pages.verify import verify_page
     from relu_deploy.reporting.progress import steps
-    from relu_deploy.reporting.tables import print_verify
-    from relu_deploy.reporting.verify_page import verify_page
+    from relu_deploy.reporting.tables.verify import print_verify
     from relu_deploy.verification.run import verify
 
     if options.html:

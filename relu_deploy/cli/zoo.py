@@ -17,8 +17,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    from relu_deploy.reporting.tables import print_zoo
+    from relu_deploy.reporting.tables.zoo import print_zoo
     from relu_deploy.zoo.recipes import recipes
 
-    models = [entry.to_json() for entry in recipes().values()]
-    return finish(options, {"schema": "relu-deploy/zoo/1", "models": models}, lambda: print_zoo(models))
+    result = {"schema": "relu-deploy/zoo/1", "models": [entry.to_json() for entry in recipes().values()]}
+    return finish(options, result, lambda: print_zoo(result))

@@ -20,17 +20,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import relu_deploy
 from relu_deploy.bundle import Bundle, create_bundle, refuse_existing
 from relu_deploy.data.texts import takes_texts
 from relu_deploy.errors import UsageError, nearest
 from relu_deploy.exporting.options import DEFAULT_OPSET, ExportOptions, InputShape
 from relu_deploy.exporting.pytorch import export_pytorch
 from relu_deploy.exporting.sources import Loaded, load_source
-from relu_deploy.graph import adopt, find_relus, io_specs, opset_of, save_model
+from relu_deploy.graph import find_relus, io_specs, load_normalized_model, opset_of, save_model
 from relu_deploy.manifest import MODEL, SCHEMA, seal
 from relu_deploy.tasks.metrics import labeled
 from relu_deploy.tensors import TensorSpec
+from relu_deploy.version import __version__
 from relu_deploy.zoo.recipes import ModelRecipe
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _adopted(file: Path, options: ExportOptions) -> ir.Model:
     for option, value in options.for_pytorch_only.items():
         if value:
             raise UsageError(f"{option} needs a PyTorch source; {file} is a finished ONNX graph", f"leave {option} out")
-    return adopt(file)
+    return load_normalized_model(file)
 
 
 def _manifest(model: ir.Model, loaded: Loaded, options: ExportOptions) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _is_nhwc(spec: TensorSpec, channels: int) -> bool:
 def _versions() -> dict[str, str]:
     import onnx
 
-    made_by = {"relu_deploy": relu_deploy.__version__, "onnx": onnx.__version__}
+    made_by = {"relu_deploy": __version__, "onnx": onnx.__version__}
     if "torch" in sys.modules:
         made_by["torch"] = str(sys.modules["torch"].__version__)
     return made_by

@@ -17,7 +17,7 @@ from relu_deploy.exporting.lower_opset import LOWEST_OF_TORCH, lower_opset
 from relu_deploy.exporting.node_scopes import annotate
 from relu_deploy.exporting.sources import import_torch, reason_of
 from relu_deploy.gc_pause import without_collecting
-from relu_deploy.graph import opset_of, settle
+from relu_deploy.graph import normalize_model, opset_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -104,7 +104,7 @@ def program_to_onnx(program: torch.export.ExportedProgram, names: Names, opset: 
     annotate(model, program, names.only_batch_varies)
     if opset < LOWEST_OF_TORCH:
         model = lower_opset(model, opset)
-    model = settle(model, "the exported graph")
+    model = normalize_model(model, "the exported graph")
     if opset_of(model) != opset:
         raise InputError(
             f"torch could only write this model at opset {opset_of(model)}, not {opset}",

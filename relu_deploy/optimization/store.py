@@ -1,4 +1,4 @@
-"""A variant that passed becomes part of a bundle, with everything that was found out about it."""
+"""Store a variant that passed in a bundle, with its report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import to_bytes
 
 if TYPE_CHECKING:
-    from relu_deploy.optimization.run import OptimizeReport
+    from relu_deploy.optimization.report import OptimizeReport
 
 __all__ = ["store"]
 
@@ -48,25 +48,25 @@ def _adopted(bundle: Bundle, report: OptimizeReport, out: Path, force: bool) -> 
 def _add(bundle: Bundle, report: OptimizeReport) -> Bundle:
     name, checked_against = report.variant, MODEL
     file = f"{VARIANTS}/{name}.onnx"
-    files: dict[str, bytes | str] = {}
+    models: dict[str, bytes] = {}
     if report.prepared.is_another:
         # The prepared graph answers as the model does, but its tensors have other channels or scales.
         checked_against = file if report.precision == "fp32" else f"prepared/{name}.onnx"
-        files[checked_against] = to_bytes(report.prepared.model)
-    files[file] = to_bytes(report.found.model)
-    checked_bytes = files[checked_against] if checked_against in files else bundle.file(checked_against).read_bytes()
-    told = {**report.to_json(), "file": file}
+        models[checked_against] = to_bytes(report.prepared.model)
+    models[file] = to_bytes(report.search.model)
+    checked_bytes = models[checked_against] if checked_against in models else bundle.file(checked_against).read_bytes()
+    fields = {**report.to_json(), "file": file}
     entry: dict[str, Any] = {
         "precision": report.precision,
         "target": report.target.name,
         "checked_against": checked_against,
         "checked_against_sha256": hashlib.sha256(checked_bytes).hexdigest(),
-        "accuracy": told["accuracy"],
-        "speedup": told["speedup"],
-        "verified": told["verified"],
-        "evidence": told["evidence"],
+        "accuracy": fields["accuracy"],
+        "speedup": fields["speedup"],
+        "verified": fields["verified"],
+        "evidence": fields["evidence"],
         "float32_nodes": len(report.fallbacks),
     }
     variants = {**bundle.manifest["variants"], name: entry}
-    files[f"reports/optimize-{name}.json"] = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-    return bundle.update(files, variants=variants)
+    summary = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    return bundle.update({**models, f"reports/optimize-{name}.json": summary}, variants=variants)

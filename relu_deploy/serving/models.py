@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from relu_deploy.backends import Session, load
+from relu_deploy.backends import Session, capabilities, load
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, Unsupported, UsageError
 from relu_deploy.serving.batcher import Batcher, Limits
@@ -143,7 +143,7 @@ class Model:
             self.watch.close()
 
     def metadata(self) -> dict[str, Any]:
-        platform = "onnxruntime_onnx" if "onnxruntime" in self.settings.backend else self.settings.backend
+        platform = capabilities(self.settings.backend).platform or self.settings.backend
         return {
             "name": self.name,
             "versions": [VERSION],
@@ -163,7 +163,11 @@ class Model:
             "input": [self._config_of(spec) for spec in self.inputs],
             "output": [self._config_of(spec) for spec in self.outputs],
             "instance_group": [
-                {"name": f"{self.name}_0", "kind": "KIND_GPU" if _on_gpu(self.settings.backend) else "KIND_CPU", "count": 1}
+                {
+                    "name": f"{self.name}_0",
+                    "kind": "KIND_GPU" if capabilities(self.settings.backend).on_gpu else "KIND_CPU",
+                    "count": 1,
+                }
             ],
         }
         if self.batches:
@@ -353,7 +357,3 @@ def _limits(session: Session, wanted: Limits) -> Limits:
     if not together:
         return Limits(1, 0.0, wanted.queue)
     return wanted
-
-
-def _on_gpu(backend: str) -> bool:
-    return any(part in backend for part in ("cuda", "tensorrt"))

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("selenium", reason="selenium is not installed (pip install 'relu-deploy[dev]')")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 from PIL import Image
 from running import until

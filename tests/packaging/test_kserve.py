@@ -15,11 +15,11 @@ from relu_deploy.packaging.run import package
 from relu_deploy.packaging.text_format import yaml as written
 
 SCHEMA = Path(__file__).parent.parent / "resources" / "kserve.schema.json.gz"
-FLAVOURS = [
+FLAVORS = [
     {},
-    {"flavour": "onnxruntime"},
-    {"flavour": "python", "threads": 4},
-    {"flavour": "onnxruntime", "accelerator": "tensorrt"},
+    {"flavor": "onnxruntime"},
+    {"flavor": "python", "threads": 4},
+    {"flavor": "onnxruntime", "accelerator": "tensorrt"},
 ]
 
 
@@ -39,13 +39,13 @@ def faults(validator, manifest):
 
 
 @pytest.mark.parametrize(
-    "options", [*FLAVOURS, {"device": "gpu"}, {"image": "registry.example/relu:1", "max_batch": 16, "max_delay": 1.5}]
+    "options", [*FLAVORS, {"device": "gpu"}, {"image": "registry.example/relu:1", "max_batch": 16, "max_delay": 1.5}]
 )
 def test_manifests_have_only_fields_that_kserve_knows_and_all_that_it_needs(validator, tmp_path, digits_bundle, options):
     package(digits_bundle, "kserve", tmp_path / "out", storage_uri="s3://bucket/digits", **options)
     made = manifests(tmp_path / "out")
     assert set(made) == (
-        {"inference-service.yaml", "serving-runtime.yaml"} if "flavour" not in options else {"inference-service.yaml"}
+        {"inference-service.yaml", "serving-runtime.yaml"} if "flavor" not in options else {"inference-service.yaml"}
     )
     for manifest in made.values():
         assert faults(validator, manifest) == []
@@ -111,8 +111,8 @@ def test_a_plain_graph_is_served_by_its_file(tmp_path, digits_bundle):
     assert (tmp_path / "out" / "model" / "My Model.onnx").is_file()
 
 
-@pytest.mark.parametrize("options", FLAVOURS[1:])
-def test_the_other_flavours_are_a_triton_repository_on_kserves_own_runtime(tmp_path, digits_bundle, options):
+@pytest.mark.parametrize("options", FLAVORS[1:])
+def test_the_other_flavors_are_a_triton_repository_on_kserves_own_runtime(tmp_path, digits_bundle, options):
     package(digits_bundle, "kserve", tmp_path / "out", image="triton:25.10", **options)
     model = manifests(tmp_path / "out")["inference-service.yaml"]["spec"]["predictor"]["model"]
     assert model["modelFormat"]["name"] == "triton"

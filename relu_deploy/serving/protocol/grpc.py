@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
-from relu_deploy import __version__
 from relu_deploy.errors import InputError, ReluDeployError
 from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, Unavailable
 from relu_deploy.serving.models import VERSION, Models
@@ -22,6 +21,7 @@ from relu_deploy.serving.protocol.json_codec import check_load
 from relu_deploy.serving.protocol.proto import stubs
 from relu_deploy.serving.telemetry.observer import RequestObserver
 from relu_deploy.serving.telemetry.request_log import Access
+from relu_deploy.version import __version__
 
 __all__ = ["GrpcServer", "GrpcService"]
 

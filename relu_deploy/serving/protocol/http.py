@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from relu_deploy import __version__
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, TooLarge, Unavailable
 from relu_deploy.serving.models import VERSION, Models
 from relu_deploy.serving.protocol.json_codec import check_load, decode, dump, encode, parse
+from relu_deploy.version import __version__
 
 __all__ = ["HttpApp", "HttpLimits", "Request", "Response", "Route"]
 

@@ -15,13 +15,13 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from relu_deploy import __version__
 from relu_deploy.errors import UsageError, missing_package
 from relu_deploy.serving.errors import DeadlineExceeded, InternalError, InvalidArgument, NotFound, TooLarge, Unavailable
 from relu_deploy.serving.protocol.routes import asked_of
 from relu_deploy.serving.telemetry.observer import CUT, RequestObserver
 from relu_deploy.serving.telemetry.span_exporter import CountingExporter, delivering
 from relu_deploy.serving.telemetry.statistics import PARTS, Timings
+from relu_deploy.version import __version__
 
 __all__ = ["TraceOptions", "Traces", "tracing"]
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from grpc_running import same_onnx, serving
 from onnx import TensorProto, helper, numpy_helper, save
+from processes import python
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.serving.protocol.json_codec import DATATYPES
@@ -496,7 +497,7 @@ def test_under_load_every_call_is_answered_or_refused_as_unavailable_on_sigterm(
 
 
 def run_serve(*arguments):
-    command = [sys.executable, "-m", "relu_deploy", "serve", *map(str, arguments)]
+    command = [python(), "-m", "relu_deploy", "serve", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -535,7 +536,7 @@ sys.exit(main())
 
 def test_the_generated_modules_are_those_of_the_proto_file(tmp_path):
     """`make proto` writes them; here the file is compiled once more, and what was registered has to be the same."""
-    protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is needed to compile the .proto file")
+    protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed (pip install 'relu-deploy[dev]')")
     from google.protobuf import descriptor_pb2
 
     import relu_deploy

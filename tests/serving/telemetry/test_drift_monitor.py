@@ -16,7 +16,7 @@ from relu_deploy.serving.protocol.http import HttpApp
 from relu_deploy.serving.protocol.json_codec import InferRequest
 from relu_deploy.serving.telemetry.drift_monitor import DEFAULT_SHARE, LEAST, WINDOW, Monitor, MonitorFactory
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 
 @pytest.fixture(scope="session")
