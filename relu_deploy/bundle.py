@@ -21,7 +21,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,9 +260,12 @@ def refuse_existing(target: Path, force: bool) -> None:
 
 
 def _manifest_of_file(file: Path) -> dict[str, Any]:
+    from relu_deploy.graph.batching import batch_axes
     from relu_deploy.graph.model import io_specs, load_model
 
-    inputs, outputs = io_specs(load_model(file))
+    model = load_model(file)
+    axes = batch_axes(model)
+    inputs, outputs = (tuple(replace(spec, batch_axis=axes[spec.name]) for spec in specs) for specs in io_specs(model))
     return {
         "schema": SCHEMA,
         "name": file.stem,

@@ -86,7 +86,7 @@ def read_picture(bundle: Bundle, file: Path) -> Array:
         raise InputError(f"{file}: {error.message}", error.hint) from None
 
 
-def free_batch(bundle: Bundle) -> list[Any]:
+def free_batch(bundle: Bundle) -> list[TensorSpec]:
     """Return the input specs with a batch of any size: data come in all lengths and are fed in pieces."""
     return [_of_any_length(spec) for spec in bundle.inputs]
 

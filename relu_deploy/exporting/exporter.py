@@ -27,6 +27,7 @@ from relu_deploy.exporting.options import DEFAULT_OPSET, ExportOptions, InputSha
 from relu_deploy.exporting.pytorch import export_pytorch
 from relu_deploy.exporting.sources import Loaded, load_source
 from relu_deploy.graph import find_relus, io_specs, load_normalized_model, opset_of, save_model
+from relu_deploy.graph.batching import batch_axes
 from relu_deploy.manifest import MODEL, SCHEMA, seal
 from relu_deploy.tasks.metrics import labeled
 from relu_deploy.tensors import TensorSpec
@@ -118,7 +119,11 @@ def export_source(source: nn.Module | str | os.PathLike[str], out: str | os.Path
     if chosen.pixels is None and loaded.recipe is not None:
         chosen = replace(chosen, pixels=loaded.recipe.preprocess)
     with create_bundle(out, force=chosen.force) as folder:
-        model = _adopted(Path(str(source)), chosen) if loaded.module is None else export_pytorch(loaded, chosen, folder)
+        if loaded.module is None:
+            model = _adopted(Path(str(source)), chosen)
+        else:
+            model, axes = export_pytorch(loaded, chosen, folder)
+            chosen = replace(chosen, batch_axes={**axes, **chosen.batch_axes})
         save_model(model, folder / MODEL)
         manifest = seal(folder, _manifest(model, loaded, chosen))
     return Exported(
@@ -150,8 +155,8 @@ def _manifest(model: ir.Model, loaded: Loaded, options: ExportOptions) -> dict[s
     names = [spec.name for spec in (*inputs, *outputs)]
     if unknown := [name for name in options.batch_axes if name not in names]:
         raise UsageError(f"--batch-axis: there is no input or output {unknown[0]!r}", nearest(unknown[0], names))
-    inputs = tuple(_with_batch_axis(spec, options.batch_axes) for spec in inputs)
-    outputs = tuple(_with_batch_axis(spec, options.batch_axes) for spec in outputs)
+    axes = {**batch_axes(model), **options.batch_axes}
+    inputs, outputs = (tuple(replace(spec, batch_axis=axes[spec.name]) for spec in specs) for specs in (inputs, outputs))
     manifest = {
         "schema": SCHEMA,
         "name": options.name or loaded.name,
@@ -169,13 +174,6 @@ def _manifest(model: ir.Model, loaded: Loaded, options: ExportOptions) -> dict[s
     if pixels and not takes_texts(manifest) and inputs and _is_nhwc(inputs[0], len(pixels["mean"])):
         pixels["layout"] = "NHWC"
     return manifest
-
-
-def _with_batch_axis(spec: TensorSpec, axes: Mapping[str, int | None]) -> TensorSpec:
-    """Return `spec` with the axis of its batch: as given, else that of the dimension called "batch", else axis 0."""
-    if spec.name in axes:
-        return replace(spec, batch_axis=axes[spec.name])
-    return replace(spec, batch_axis=spec.shape.index("batch")) if "batch" in spec.shape else spec
 
 
 def _recipe_fields(recipe: ModelRecipe | None, options: ExportOptions) -> dict[str, Any]:

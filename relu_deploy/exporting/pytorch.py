@@ -25,37 +25,43 @@ if TYPE_CHECKING:
 __all__ = ["export_pytorch"]
 
 
-def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> ir.Model:
-    """Return the checked graph of a loaded source, and write its program into `folder`.
+def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> tuple[ir.Model, dict[str, int | None]]:
+    """Write the program of a loaded source into `folder`.
+
+    Returns:
+        Its checked graph, and the batch axis of each input that was traced with a fixed batch: the graph does not tell.
 
     Raises:
         InputError: If torch cannot trace or write the model.
         UsageError: If an option does not fit the model.
     """
-    program, inputs = _program(loaded, options)
+    program, inputs, axes = _program(loaded, options)
     save_program(program, folder / SOURCE)
     names = Names(inputs, _output_names(loaded.recipe, options.decode), only_batch_varies=loaded.program is None)
-    return program_to_onnx(program, names, options.opset)
+    return program_to_onnx(program, names, options.opset), {} if options.batch == "dynamic" else axes
 
 
-def _program(loaded: Loaded, options: ExportOptions) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
-    """Return the program to write and the names of its inputs."""
+def _program(
+    loaded: Loaded, options: ExportOptions
+) -> tuple[torch.export.ExportedProgram, tuple[str, ...], dict[str, int | None]]:
+    """Return the program to write, the names of its inputs, and the batch axes of those with a batch axis that is known."""
     program = loaded.program
     if program is not None and not options.embed_preprocess:
         if options.batch_axes:
             raise UsageError(f"--batch-axis: {loaded.spec} says itself what varies in its inputs", "leave --batch-axis out")
         if options.inputs is None and keeps_shapes(program, options.batch):
-            return program, tuple(each.name for each in program_inputs(program))
+            return program, tuple(each.name for each in program_inputs(program)), {}
         shapes = None if options.inputs is None else {spec.name: spec.shape for spec in input_specs(options.inputs, {}, "")}
         assert loaded.module is not None
         examples = program_examples(program, options.batch, shapes)
-        return trace(loaded.module, examples), examples.names
+        return trace(loaded.module, examples), examples.names, {}
     module = _with_steps(loaded, options)
     if program is not None and options.inputs is None:
         examples = picture_examples(program, options.batch)
-        return trace(module, examples), examples.names
-    examples = example_inputs(module, _specs(loaded, module, options), options.batch)
-    return trace(module, examples), examples.names
+        return trace(module, examples), examples.names, {}
+    specs = _specs(loaded, module, options)
+    examples = example_inputs(module, specs, options.batch)
+    return trace(module, examples), examples.names, {spec.name: spec.batch_axis for spec in specs}
 
 
 def _with_steps(loaded: Loaded, options: ExportOptions) -> nn.Module:
