@@ -29,6 +29,7 @@ from relu_deploy.bundle_files import check_file, complete_interrupted, replace_f
 from relu_deploy.errors import InputError
 from relu_deploy.files import locked_folder, reason, sha256, write_atomically
 from relu_deploy.folders import whole_folder
+from relu_deploy.graph_signature import check_signature
 from relu_deploy.manifest import MANIFEST, MODEL, SCHEMA, SOURCE, VARIANTS, read_manifest, seal
 from relu_deploy.tensors import TensorSpec
 
@@ -179,6 +180,10 @@ class Bundle:
         for name in self.manifest["files"]:
             for needed in check_file(self.path, self.manifest, name):
                 self.file(needed)
+        try:
+            check_signature(self.path / MODEL, self.manifest)
+        except OSError as error:
+            raise InputError(f"cannot read {self.onnx}: {reason(error)}", "check the path and its permissions") from error
 
     def copy_files(self, folder: Path, without: Collection[str] = ()) -> None:
         """Copy the files of the manifest into `folder`, except those in `without`; engines and caches are not copied."""
