@@ -23,6 +23,7 @@ FLOORS = (
         "files",
         "folders",
         "manifest",
+        "graph_signature",
         "gc_pause",
         "latency_stats",
     ),
