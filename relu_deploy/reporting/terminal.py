@@ -12,7 +12,7 @@ from unicodedata import category
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["DIM", "GOOD", "markup", "new_table", "number", "printable", "show"]
+__all__ = ["DIM", "GOOD", "escape_library_output", "markup", "new_table", "number", "printable", "show"]
 
 GOOD, DIM = "[green]yes[/]", "[dim]-[/]"
 #: width where the output is no terminal: nothing is cut or wrapped in a pipe or a log
@@ -40,6 +40,30 @@ def markup(text: object) -> str:
     from rich.markup import escape
 
     return escape(printable(text))
+
+
+def escape_library_output() -> None:
+    """Make what libraries log or warn of printable: they quote names of nodes and files.
+
+    Applies to Python's handler of last resort, which prints warnings of libraries without a logging configuration, and to
+    the module `warnings`.
+    """
+    import logging
+    import warnings
+
+    class PrintableFormatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return "\n".join(map(printable, super().format(record).splitlines()))
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PrintableFormatter())
+    original = warnings.formatwarning
+
+    def format_warning(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        return "\n".join(map(printable, original(message, category, filename, lineno, line).splitlines())) + "\n"
+
+    if getattr(original, "__name__", "") != format_warning.__name__:
+        warnings.formatwarning = format_warning
 
 
 def show(content: Any) -> None:

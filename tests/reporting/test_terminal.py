@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from relu_deploy.reporting import terminal
@@ -272,6 +275,20 @@ def test_hostile_names_and_messages_are_shown_and_never_interpreted(capsys, monk
     assert SHOWN in text
     assert not {"\x1b", "\x07", "\x9b", "\u202e", "\N{BOMB}"} & set(text)
     assert "\nforged" not in text
+
+
+def test_warnings_of_libraries_are_printed_as_visible_characters(capfd):
+    code = (
+        "import logging, warnings\n"
+        "from relu_deploy.reporting.terminal import escape_library_output\n"
+        "escape_library_output(); escape_library_output()\n"
+        f"logging.getLogger('a.library').warning('input %r', {HOSTILE!r}); logging.getLogger('a.library').warning({HOSTILE!r})\n"
+        f"warnings.warn({HOSTILE!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    text = capfd.readouterr().err
+    assert text.count("forged") == 3
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(text)
 
 
 def test_progress_writes_hostile_names_as_visible_characters(capsys):

@@ -197,7 +197,7 @@ def test_nodes_that_cannot_be_evaluated_are_listed_before_anything_runs(tmp_path
     expected = [("scaler", "ai.onnx.ml", "Scaler"), ("deep", "com.example", "Mystery")]
     assert unsupported_nodes(ir.from_proto(proto)) == expected
     onnx.save(proto, tmp_path / "m.onnx")
-    with pytest.raises(Unsupported, match=r"Scaler \(node 'scaler'\), com.example.Mystery \(node 'deep'\)") as raised:
+    with pytest.raises(Unsupported, match=r"Scaler \(node 'scaler'\), com.example.Mystery \(node '.*deep'\)") as raised:
         load(tmp_path / "m.onnx", "reference")
     assert "--backend" not in raised.value.hint
 
