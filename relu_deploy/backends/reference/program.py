@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ class Scope:
     functions: Mapping[tuple[str, str, str], ir.Function]
     wide: bool
     bindings: Mapping[str, Any]
-    constants: frozenset[str] = frozenset()
+    constants: AbstractSet[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
     """
     initializers = {str(name): _array(value.const_value, scope) for name, value in getattr(graph, "initializers", {}).items()}
     constants = set(initializers) | scope.constants
-    nodes = []
+    inner, nodes = replace(scope, constants=constants), []
     for position, node in enumerate(graph):
-        nodes.append(_bind(node, position, replace(scope, constants=frozenset(constants))))
+        nodes.append(_bind(node, position, inner))
         if all(nodes[-1].constant):
             # A weight behind a DequantizeLinear or Transpose is still a weight.
             constants.update(nodes[-1].outputs)
@@ -119,7 +120,7 @@ def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
         made.update(bound.outputs)
     captures.update(dict.fromkeys(name for name in outputs if name and name not in made))
     sizing = computing_sizes(nodes, outputs)
-    nodes = [replace(node, sizes=node.name in sizing) for node in _with_last_readers(nodes, outputs)]
+    nodes = [replace(node, sizes=place in sizing) for place, node in enumerate(_with_last_readers(nodes, outputs))]
     return Program(
         str(graph.name or ""), inputs, outputs, initializers, tuple(nodes), tuple(captures),
         never_rounded(nodes), scope.opsets, scope.wide, tuple(_type_of(value) for value in graph.outputs),

@@ -23,8 +23,6 @@ class Reader(Protocol):
     """What is looked at of a node. reads: every tensor that it or its bodies read."""
 
     @property
-    def name(self) -> str: ...
-    @property
     def op_type(self) -> str: ...
     @property
     def inputs(self) -> tuple[str, ...]: ...
@@ -45,8 +43,8 @@ def never_rounded(nodes: Sequence[Reader]) -> frozenset[str]:
     return frozenset(exact)
 
 
-def computing_sizes(nodes: Sequence[Reader], outputs: Collection[str]) -> frozenset[str]:
-    """Return the names of the nodes whose results nothing reads but as sizes.
+def computing_sizes(nodes: Sequence[Reader], outputs: Collection[str]) -> frozenset[int]:
+    """Return the positions of the nodes whose results nothing reads but as sizes.
 
     Runtimes compute them in float32, where 10 times 0.7 are 7 and not a little less: in float64 another size would come out.
 
@@ -57,11 +55,12 @@ def computing_sizes(nodes: Sequence[Reader], outputs: Collection[str]) -> frozen
     found = set()
     sizes: set[str] = set()
     otherwise: Counter[str] = Counter(outputs)
-    for node in reversed(nodes):
+    for position in reversed(range(len(nodes))):
+        node = nodes[position]
         if node.op_type in SIZING:
             continue
         if sizes.intersection(node.outputs) and not any(otherwise[name] for name in node.outputs if name):
-            found.add(node.name)
+            found.add(position)
             sizes.update(node.inputs)
             continue
         places = SIZES.get(node.op_type, ())
