@@ -31,6 +31,7 @@ VERBS = (
     "optimize",
     "compile",
     "bench",
+    "predict",
     "serve",
     "package",
     "doctor",
