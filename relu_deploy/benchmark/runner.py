@@ -22,7 +22,7 @@ from relu_deploy.graph import Cost, count_cost, load_model, precision_of
 from relu_deploy.latency_stats import summarize
 from relu_deploy.optimization.targets import find_target
 from relu_deploy.tensors import Feeds
-from relu_deploy.verification.run import compare_outputs
+from relu_deploy.verification.judge import compare_outputs
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
 
 __all__ = ["BenchmarkPlan", "Key", "Timings", "measure_rows"]
@@ -216,7 +216,7 @@ def _truth(bundle: Bundle, feeds: Feeds, threads: int, cast: str) -> Truth:
     """Return the outputs in float64; for a variant of the float32 graph that it was made of, in its own precision's noise."""
     against = choose_against(bundle, None)
     precision = cast or precision_of(load_model(bundle.onnx))
-    return find_truth(open_source(bundle, against, (), threads), against, feeds, precision)
+    return find_truth(open_source(bundle, against, (), threads), feeds, precision)
 
 
 def _row(

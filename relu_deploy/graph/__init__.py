@@ -3,7 +3,10 @@
 Nothing here imports torch or a runtime, so a graph can be read on a machine that has neither.
 """
 
+from relu_deploy.graph.batching import batch_axes
 from relu_deploy.graph.cost import Cost, count_cost
+from relu_deploy.graph.dimensions import set_input_shapes
+from relu_deploy.graph.input_ranges import integer_ranges
 from relu_deploy.graph.model import (
     io_specs,
     load_model,
@@ -24,10 +27,12 @@ __all__ = [
     "TORCH_NODE_KEY",
     "Cost",
     "Relu",
+    "batch_axes",
     "clamped_tensors",
     "count_cost",
     "extract_subgraph",
     "find_relus",
+    "integer_ranges",
     "io_specs",
     "load_model",
     "load_normalized_model",
@@ -39,6 +44,7 @@ __all__ = [
     "precision_of",
     "quantized_relu",
     "save_model",
+    "set_input_shapes",
     "to_bytes",
     "with_taps",
 ]

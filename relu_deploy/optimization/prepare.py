@@ -150,7 +150,7 @@ def _ratio(
     """
     feeds = data.one_row
     original_relus = find_relus(load_model(bundle.onnx))
-    truth = find_truth(open_source(bundle, "reference", original_relus), "reference", feeds)
+    truth = find_truth(open_source(bundle, "reference", original_relus), feeds)
     left = {} if pruning is None else pruning.surviving
     scales = {} if equalization is None else equalization.scales
     relus = [relu for relu in find_relus(model) if relu.output in truth.values]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import python
 
 from relu_deploy.bundle import Bundle
 
@@ -130,7 +131,7 @@ def test_a_compile_killed_at_any_moment_leaves_what_the_next_one_uses_or_rebuild
         with subprocess.Popen([*words, "--rebuild"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
             time.sleep(draw.uniform(0.4, 1.05) * lasts)
             killed.send_signal(signal.SIGKILL)
-        after = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+        after = json.loads(subprocess.run([python(), *words[1:]], capture_output=True, check=True).stdout)
         plan = Path(after["engine"]).read_bytes()
         note = json.loads(Path(after["engine"]).with_suffix(".json").read_text())
         assert hashlib.sha256(plan).hexdigest() == note["sha256"]

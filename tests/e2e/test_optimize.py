@@ -252,7 +252,7 @@ def test_bad_input_is_exit_2_says_what_is_wrong_and_leaves_nothing_behind(comman
 
 
 def test_auto_for_a_target_that_is_not_here_is_exit_3(digits_bundle):
-    with pytest.raises(Unsupported, match="can only be found where it runs"):
+    with pytest.raises(Unsupported, match="can only be measured on its own hardware"):
         relu_deploy.optimize(digits_bundle, target="tensorrt", calibration="digits")
 
 

@@ -1,7 +1,5 @@
 """A text model through every verb of the command line."""
 
-import shutil
-
 import numpy as np
 import pytest
 
@@ -14,11 +12,9 @@ from relu_deploy.bundle import Bundle
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A copy, because a census is kept in the bundle."""
-    from bundles import exported
+    from bundles import copied
 
-    path = tmp_path_factory.mktemp("bundles") / "m.rdb"
-    shutil.copytree(exported("language_id").path, path)
-    return Bundle.open(path)
+    return copied("language_id", tmp_path_factory.mktemp("bundles") / "m.rdb")
 
 
 def test_a_text_model_travels_through_census_and_both_optimizations(command, tmp_path):

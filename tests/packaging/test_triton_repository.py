@@ -189,7 +189,7 @@ def test_the_batch_with_the_most_rows_a_second_is_preferred_and_the_file_says_wh
     assert "# Measured with onnxruntime-cpu on Some CPU, 2026-11-26: rows a second 1000 at batch 1, 9000 at batch 16" in text
 
 
-def test_what_bench_itself_wrote_is_understood(command, digits_copy):
+def test_what_bench_itself_wrote_is_understood(command, digits_copy, forked_workers):
     measured = command(
         "bench", digits_copy.path, "--batch", "1,8", "--seconds", "0.2", "--backend", "onnxruntime-cpu", "--json", "-"
     )

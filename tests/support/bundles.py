@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from processes import python
 
 from relu_deploy.bundle import Bundle
 
-__all__ = ["exported"]
+__all__ = ["copied", "exported"]
 
 EXPORT = "import json, sys, relu_deploy; relu_deploy.export(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))"
 
@@ -22,6 +23,12 @@ EXPORT = "import json, sys, relu_deploy; relu_deploy.export(sys.argv[1], sys.arg
 def exported(source: str, **options: Any) -> Bundle:
     """Return the bundle of `source`; options: those of `relu_deploy.export`. Tests that change it copy it first."""
     return _exported(source, json.dumps(options, sort_keys=True))
+
+
+def copied(source: str, path: Path, **options: Any) -> Bundle:
+    """Return a copy of `exported(source, **options)` at `path`, for tests that change it."""
+    shutil.copytree(exported(source, **options).path, path)
+    return Bundle.open(path)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from workers import SPREAD
 
 __all__ = ["Progress"]
 
@@ -24,7 +25,7 @@ class Progress:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         file, _, test = nodeid.partition("::")
-        name = file if "[" not in test or not file.endswith("test_pages.py") else test.partition("[")[2].partition("]")[0]
+        name = file if "[" not in test or not file.endswith(SPREAD) else test.partition("[")[2].partition("]")[0]
         if name not in self._files:
             self._files.add(name)
             self._write(f"[{100 * self._done // max(1, self._total):3}%] {name}")

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-__all__ = ["create_scheduling", "put_slow_first", "take_share_of_processors", "worker_count"]
+__all__ = ["SPREAD", "create_scheduling", "put_slow_first", "take_share_of_processors", "worker_count"]
 
 #: files whose tests share nothing and take long, so that each may run on any worker
-SPREAD = ("test_pages.py",)
+SPREAD = ("docs/test_pages.py",)
 
 #: a worker imports torch and onnxruntime: about 2 GiB each when all tests have run
 MOST_WORKERS = 4

@@ -28,8 +28,40 @@ class Outcome:
     reason: str = ""
 
 
-#: node tests that do not agree, with the reason
-EXPECTED: dict[str, str] = {}
+ML = "ai.onnx.ml has no evaluator: its operators are run by a runtime and are not part of the truth"
+DRAWN = "random: the expected values come from a generator that the specification does not name"
+HALF = "16 bits: the expected values were rounded after each operation, and differ by one unit in the last place"
+NOISE = "zeros: the expected values are the rounding errors of float32, beyond the test's absolute tolerance"
+
+#: node tests that do not agree (in one precision or both), with the reason
+EXPECTED: dict[str, str] = {
+    "test_ai_onnx_ml_array_feature_extractor": ML,
+    "test_ai_onnx_ml_binarizer": ML,
+    "test_ai_onnx_ml_label_encoder_string_int": ML,
+    "test_ai_onnx_ml_label_encoder_string_int_no_default": ML,
+    "test_ai_onnx_ml_label_encoder_tensor_mapping": ML,
+    "test_ai_onnx_ml_label_encoder_tensor_value_only_mapping": ML,
+    "test_ai_onnx_ml_tree_ensemble_set_membership": ML,
+    "test_ai_onnx_ml_tree_ensemble_single_tree": ML,
+    "test_bernoulli": DRAWN,
+    "test_bernoulli_expanded": DRAWN,
+    "test_bernoulli_double": DRAWN,
+    "test_bernoulli_double_expanded": DRAWN,
+    "test_bernoulli_seed": DRAWN,
+    "test_bernoulli_seed_expanded": DRAWN,
+    "test_attention_4d_attn_mask_causal_bf16": HALF,
+    "test_attention_4d_attn_mask_causal_bf16_expanded": HALF,
+    "test_attention_4d_causal_bf16": HALF,
+    "test_attention_4d_causal_bf16_expanded": HALF,
+    "test_attention_4d_causal_fp16": HALF,
+    "test_attention_4d_causal_fp16_expanded": HALF,
+    "test_attention_4d_causal_padded_kv_bf16": HALF,
+    "test_attention_4d_causal_padded_kv_bf16_expanded": HALF,
+    "test_attention_4d_padded_kv_bf16": HALF,
+    "test_attention_4d_padded_kv_bf16_expanded": HALF,
+    "test_dft_inverse": NOISE,
+    "test_dft_inverse_opset19": NOISE,
+}
 
 
 def node_tests() -> list[Any]:

@@ -43,7 +43,7 @@ class Evaluation:
     seen: Seen | None = None
     limits: Limits = field(default_factory=Limits)
     started: float = field(default_factory=time.monotonic)
-    generators: dict[str, np.random.Generator] = field(default_factory=dict)
+    generators: dict[str, np.random.RandomState] = field(default_factory=dict)
     weights: dict[int, dict[str, Any]] = field(default_factory=dict)
     expansions: dict[Any, Program] = field(default_factory=dict)
 
@@ -51,11 +51,15 @@ class Evaluation:
         """Return the state for the body of a function, whose tensors have the same names at every call: they are not shown."""
         return replace(self, rounding=self.rounding if rounded else None, seen=None)
 
-    def generator(self, node: str, seed: float | None) -> np.random.Generator:
-        """Return the random generator of a node: of its `seed`, else of its name, so that every evaluation draws the same."""
+    def generator(self, node: str, seed: float | None) -> np.random.RandomState:
+        """Return the random generator of a node: of its `seed`, else of its name, so that every evaluation draws the same.
+
+        RandomState, because its numbers for a seed are the same in every version of NumPy.
+        """
         if node not in self.generators:
-            entropy = np.float64(seed).view(np.uint64).item() if seed is not None else zlib.crc32(node.encode())
-            self.generators[node] = np.random.default_rng(entropy)
+            text = node.encode() if seed is None else np.float64(seed).tobytes()
+            number = int(seed) if seed is not None and float(seed).is_integer() else zlib.crc32(text)
+            self.generators[node] = np.random.RandomState(number % 2**32)
         return self.generators[node]
 
     def check_time(self, node: str) -> None:

@@ -200,7 +200,7 @@ def _bind(node: ir.Node, position: int, scope: Scope) -> Node:
     if bound.operator is None and function is None and not _has_body(domain, node.op_type, version):
         raise Unsupported(
             f"the reference evaluator has no operator {domain or 'ai.onnx'}.{node.op_type} of version {version} (node {name!r})",
-            "verify against another file or against the PyTorch program, or remove the node from the graph",
+            "compare with the PyTorch program or with a graph of standard operators (--against), or cut this node off",
         )
     return bound
 

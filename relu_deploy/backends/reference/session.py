@@ -27,7 +27,7 @@ class ReferenceSession:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise Unsupported(
                 f"{bundle.name}: the reference evaluator does not have the operators of {listed}{more}",
-                "run the model with --backend onnxruntime-cpu; to verify it, remove these nodes from the graph",
+                "compare with the PyTorch program or with a graph of standard operators (--against), or cut these nodes off",
             )
         self._bundle, self._model = bundle, model
         self._evaluators: dict[bool, Evaluator] = {}

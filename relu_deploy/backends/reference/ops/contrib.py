@@ -189,7 +189,7 @@ def _heads_attended(call: Call, parts: list[Array], mask: Array | None, added: A
         scores = scores + added
     if call.get("unidirectional", 0):
         future = np.triu(np.ones(scores.shape[-2:], bool), 1 + scores.shape[-1] - scores.shape[-2])
-        scores = np.where(future, scores.dtype.type(call.float("mask_filter_value", -10000.0)), scores)
+        scores = np.where(future, -np.inf, scores).astype(scores.dtype)
     return (softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(parts[0].shape[0], parts[0].shape[1], -1)
 
 

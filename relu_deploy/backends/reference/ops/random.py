@@ -10,11 +10,9 @@ from relu_deploy.backends.reference.registry import Call, operator
 from relu_deploy.tensors import Array
 
 
-def _generator(call: Call, seed: float | None = None) -> np.random.Generator:
-    seed = call.get("seed", seed)
-    if call.frame is None:
-        return np.random.default_rng(0 if seed is None else int(abs(seed)))
-    return call.frame.evaluation.generator(call.name, seed)
+def _generator(call: Call) -> np.random.RandomState:
+    assert call.frame is not None, "a random operator runs inside a graph"
+    return call.frame.evaluation.generator(call.name, call.get("seed"))
 
 
 def _type(call: Call, like: Array | None = None) -> np.dtype[Any]:

@@ -203,7 +203,8 @@ def lstm(call: Call, *operands: Array | None) -> tuple[Array, ...]:
             forget = 1 - i if coupled else f(part.clipped(gates[:, 2 * n : 3 * n] + p_f * c))
             new_c = forget * c + i * g(part.clipped(gates[:, 3 * n :]))
             o = f(part.clipped(gates[:, n : 2 * n] + p_o * new_c))
-            new_h = o * last(part.clipped(new_c))
+            # The clip bounds the sums of the gates. The cell's own activation takes the cell as it is, as ONNX Runtime does.
+            new_h = o * last(new_c)
             h, c = part.keep(time, new_h, h), part.keep(time, new_c, c)
             ys[time] = h
         return ys, h, c

@@ -36,11 +36,9 @@ def _sliced(
         first, last = (value + size if value < 0 else value for value in (start, end))
         if step > 0:
             cut[axis] = slice(min(max(first, 0), size), min(max(last, 0), size), step)
-        else:
+        elif size:
             stop = min(max(last, -1), size - 1)
-            cut[axis] = slice(min(max(first, -1), size - 1), None if stop < 0 else stop, step)
-            if first < 0:
-                cut[axis] = slice(0, 0, 1)
+            cut[axis] = slice(min(max(first, 0), size - 1), None if stop < 0 else stop, step)
     return x[tuple(cut)]
 
 

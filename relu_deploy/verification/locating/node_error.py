@@ -1,12 +1,12 @@
-"""A node's own error, and the noise that it makes itself.
+"""The error of a single node, and its noise.
 
-The graph under test is evaluated in float64 node by node, and every node is fed the truth's own tensors wherever the
-truth has them. What a node then gives owes nothing to the nodes before it. Its noise is measured the same way, at random:
+The graph under test is evaluated in float64 node by node, and every node is fed the truth's own tensors wherever the truth
+has them, so that its result does not depend on the nodes before it. Its noise is measured in the same way, at random:
 
     float precisions   its weights and its result rounded
     int8               its weights rounded to half a step, and the operand of a quantizer to half of its own step where that is
-                       coarser than the data ask for; a Conv that is fed the truth owes nothing to the quantizer before it,
-                       which is a node with an error of its own
+                       coarser than the data need; a Conv that is fed the truth does not see the quantizer before it, which is
+                       a node with an error of its own
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHANNEL_SLACK = 1.5
 
 @dataclass(frozen=True)
 class NodeError:
-    """What a node gives when it is fed the truth, what the truth has there, and the RMS noise of each element."""
+    """The output of a node that is fed the truth (`got`), the truth's own tensor (`true`), and the RMS noise of each element."""
 
     got: Array
     true: Array
@@ -44,7 +44,7 @@ class NodeError:
     precision: str
 
     def clipped(self, upper: float) -> NodeError:
-        """Return the same as a Relu with this upper bound lets it through."""
+        """Return the same behind a Relu with this upper bound."""
         return NodeError(np.clip(self.got, 0, upper), np.clip(self.true, 0, upper), self.noise, self.precision)
 
     @property
@@ -54,46 +54,47 @@ class NodeError:
 
     @property
     def of_tensor(self) -> float:
-        """Return the error of the whole tensor in units of its noise."""
+        """Return the error of the whole tensor in units of its noise; infinite where NaN or infinities differ."""
         got, true, noise = self.got, self.true, self.noise
         if got.shape != true.shape:
             return np.inf
         if not np.issubdtype(true.dtype, np.floating):
             return 0.0 if np.array_equal(got, true) else np.inf
-        if not np.array_equal(np.isfinite(got), np.isfinite(true)):
-            return np.inf
         finite = np.isfinite(true)
+        if not np.isfinite(got[finite]).all() or not np.array_equal(got[~finite], true[~finite], equal_nan=True):
+            return np.inf
         got, true, noise = got[finite], true[finite], noise[finite]
         return rms(got - true) / estimate_noise_floor(true, true + noise, precision=self.precision)
 
     def _of_worst_channel(self) -> float:
-        """Return the largest error of a single channel in units of that channel's noise: one wrong weight is lost in a tensor's mean."""
+        """Return the largest error of a channel in units of that channel's noise: one wrong weight is lost in a tensor's mean."""
         got, true = self.got, self.true
         if (
             not np.issubdtype(true.dtype, np.floating)
             or true.ndim < 3
             or got.shape != true.shape
             or true.size < CHANNEL * true.shape[1]
-            or not np.isfinite(got - true).all()
         ):
             return 0.0
         axes = tuple(axis for axis in range(true.ndim) if axis != 1)
-        error, noise = (np.sqrt(np.mean(np.square(array), axis=axes)) for array in (got - true, self.noise))
+        finite = np.isfinite(got) & np.isfinite(true)
+        difference = np.subtract(got, true, out=np.zeros(true.shape), where=finite)
+        error, noise = (np.sqrt(np.mean(np.square(array), axis=axes)) for array in (difference, self.noise))
         # A channel that happens to be almost silent must not make noise look like a fault. In int8 all channels share one step,
         # and the few numbers of a silent one may be rounded by half of it (the square root of 3 times its mean) without a chance
         # of the draw showing it.
         share = 3 if self.precision == "int8" else 16
         floor = np.maximum(noise, estimate_noise_floor(true, true + self.noise, precision=self.precision) / share)
-        return float(np.max(error / floor)) / CHANNEL_SLACK
+        return float(np.max(error / floor, initial=0)) / CHANNEL_SLACK
 
 
-class _OwnRounding(Rounding):
-    """What a node that is fed the truth rounds itself: in int8 its weights, while its other operands are other nodes' results."""
+class _NodeRounding(Rounding):
+    """The rounding of a node that is fed the truth: in int8 of its weights, while its other operands are results of other nodes."""
 
     def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
         noisy = super().operands(operator, values, weights)
         if operator == "QuantizeLinear":
-            # Data that fill a small part of the range meet the steps that the whole range was given.
+            # Data that fill a small part of the range are rounded by the steps of the whole range.
             step = np.asarray(values[1], np.float64).reshape(-1)[0] if np.size(values[1]) == 1 else 0.0
             drawn = self._generator.uniform(-0.5, 0.5, np.shape(values[0]))
             coarser = self.precision == "int8" and float(np.max(np.abs(values[0]), initial=0)) / 127 < step
@@ -104,16 +105,23 @@ class _OwnRounding(Rounding):
 def evaluated_on(
     known: Mapping[str, Array], session: TruthSession, feeds: Feeds, precision: str
 ) -> tuple[dict[str, NodeError], dict[str, Array]]:
-    """Return what each node gives when it is fed the `known` tensors, by tensor: where it is known, and all of it.
+    """Evaluate every node on the truth.
 
-    Only tensors that are known themselves can be judged.
+    Args:
+        known: The tensors of the truth, in float64; each node is fed these where they exist.
+        session: Evaluates the graph under test.
+        feeds: Its inputs.
+        precision: Its precision.
+
+    Returns:
+        The error of each tensor that is known, and all tensors.
     """
     given: dict[str, Array] = {}
     square: dict[str, Array] = {}
-    # Nine weights of a depthwise filter, rounded coarsely once, may happen to be nearly exact: one draw is no measure.
+    # The nine weights of a depthwise filter, rounded coarsely once, may happen to be nearly exact: one draw is no measure.
     draws = 1 if precision in ("float32", "float64") else 4
 
-    def fed_the_truth(keep: Callable[[str, Array], None]) -> Seen:
+    def feed_truth(keep: Callable[[str, Array], None]) -> Seen:
         def seen(name: str, value: Array) -> Array:
             keep(name, value)
             true = known.get(name)
@@ -122,18 +130,21 @@ def evaluated_on(
         return seen
 
     def add_square(name: str, value: Array) -> None:
-        if name in known and value.shape == given[name].shape and np.issubdtype(value.dtype, np.floating):
-            square[name] = square.get(name, 0.0) + np.square(value - given[name]) / draws
+        if name in known and np.shape(value) == np.shape(given[name]) and np.issubdtype(value.dtype, np.floating):
+            with np.errstate(over="ignore", invalid="ignore"):
+                error = np.square(value - given[name])
+            # The difference of two infinities is no noise: it would hide every error beside it.
+            square[name] = square.get(name, 0.0) + np.where(np.isfinite(error), error, 0) / draws
 
-    session.evaluate(feeds, seen=fed_the_truth(given.__setitem__))
+    session.evaluate(feeds, seen=feed_truth(given.__setitem__))
     for seed in range(draws):
-        session.evaluate(feeds, rounding=_OwnRounding(precision, seed), seen=fed_the_truth(add_square))
-    own = {
+        session.evaluate(feeds, rounding=_NodeRounding(precision, seed), seen=feed_truth(add_square))
+    errors = {
         name: NodeError(value, known[name], np.sqrt(square.get(name, np.zeros(np.shape(value)))), precision)
         for name, value in given.items()
         if name in known
     }
-    return own, given
+    return errors, given
 
 
 def stored_again(model: ir.Model, known: Mapping[str, Array]) -> dict[str, Array]:
@@ -149,9 +160,14 @@ def stored_again(model: ir.Model, known: Mapping[str, Array]) -> dict[str, Array
 
 
 def first_loss(nodes: Sequence[ir.Node], given: Mapping[str, Array], precision: str) -> ir.Node | None:
-    """Return the first of `nodes` that stores a tensor and does not give it back (a pair's first half), None where all do.
+    """Return the first of `nodes` that stores a tensor and does not return it (of a pair the first half), None where all do.
 
-    given: every tensor, as from `evaluated_on`. It needs no truth: whatever is stored has to come out again.
+    It needs no truth: a tensor that is stored has to come out again.
+
+    Args:
+        nodes: Some nodes of the graph.
+        given: All tensors, as from `evaluated_on`.
+        precision: Of the graph.
     """
     for node in nodes:
         source = _stored_by(node)
@@ -165,7 +181,7 @@ def first_loss(nodes: Sequence[ir.Node], given: Mapping[str, Array], precision: 
 
 
 def _stored_by(node: ir.Node) -> ir.Value | None:
-    """Return the tensor that `node` gives back as it was, to rounding; None where it computes or gives integers."""
+    """Return the tensor that `node` returns up to rounding; None where it computes or returns integers."""
     if node.op_type == "Cast":
         return node.inputs[0]
     if node.op_type != "DequantizeLinear" or node.inputs[0] is None:

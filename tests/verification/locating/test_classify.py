@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from relu_deploy.verification.classify import describe
+from relu_deploy.verification.locating.classify import describe
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What kind of difference it is, from the two tensors alone: a word for the table and words for the reader."""
+"""The kind of a difference, from the two tensors alone: one word, and a sentence."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ EXPLAINED = 0.99
 
 
 def describe(got: Array, true: Array) -> tuple[str, str]:
-    """Return the kind of difference and a sentence about it.
+    """Return the kind of a difference and a sentence about it.
 
-    got: of any float dtype; true: float64. Kinds: "shape", "NaN", "overflow", "sign", "saturation", "scale", "offset",
-    "channel", "precision", "values" (none of the others).
+    Args:
+        got: The tensor, of any float dtype.
+        true: The truth, float64.
+
+    Returns:
+        "shape", "NaN", "overflow", "sign", "saturation", "scale", "offset", "channel", "precision" or "values" (none of the
+        others), and a sentence.
     """
     if got.shape != true.shape:
         return "shape", f"has shape {got.shape} instead of {true.shape}"
