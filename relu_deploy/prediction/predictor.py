@@ -133,7 +133,7 @@ class Predictor:
                 from input names to arrays of one row.
 
         Returns:
-            For each input `{"predictions": [...]}`, for a segmentation with `mask`, or `{"error": message}`.
+            For each input a dictionary with `predictions`, for a segmentation also `mask`, or with `error`, a message.
 
         Raises:
             InputError: If the model cannot be opened.
