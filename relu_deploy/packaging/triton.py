@@ -21,7 +21,7 @@ from relu_deploy.packaging.batching import batching_for
 from relu_deploy.packaging.output import copy_graph, write_text
 from relu_deploy.packaging.settings import PackageOptions, Written, model_name
 from relu_deploy.packaging.triton_config import PRECISION_MODES, TritonPlan, config_of, labels_of, precision_of, target_of
-from relu_deploy.serving.protocol.json_codec import DATATYPES
+from relu_deploy.serving.protocol.tensors import DATATYPES
 
 __all__ = ["FLAVOURS", "OPTIONS", "write"]
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from relu_deploy.serving.errors import InvalidArgument
-from relu_deploy.serving.protocol.json_codec import DATATYPES, RequestedOutput, decode, encode, from_raw, parse, to_raw
+from relu_deploy.serving.protocol.json_codec import decode, encode, parse
+from relu_deploy.serving.protocol.tensors import DATATYPES, RequestedOutput, from_raw, to_raw
 from relu_deploy.tensors import TensorSpec
 
 SPECS = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("n", "int8", ("batch",)))
@@ -95,7 +96,7 @@ def test_strings_survive_as_bytes_and_as_json(texts):
     assert decode(sent, None, (spec,)).inputs["t"].tolist() == texts
 
 
-def test_an_outputs_own_wish_for_bytes_goes_before_the_requests():
+def test_an_outputs_own_binary_data_overrides_the_requests():
     sent = body(
         tensor(),
         N,
@@ -105,9 +106,9 @@ def test_an_outputs_own_wish_for_bytes_goes_before_the_requests():
     request = decode(sent, None, SPECS)
     assert request.outputs == (RequestedOutput("a", True), RequestedOutput("b", False))
     specs = tuple(TensorSpec(name, "float32", (1,)) for name in "ab")
-    assert request.wanted(specs) == request.outputs
+    assert request.select(specs) == request.outputs
     with pytest.raises(InvalidArgument, match="no output 'a'"):
-        request.wanted(specs[1:])
+        request.select(specs[1:])
 
 
 def test_a_response_with_bytes_says_how_many_belong_to_each_output():
@@ -175,8 +176,8 @@ def test_what_json_cannot_say_is_refused_by_name():
 def test_malformed_requests_are_refused_with_what_is_wrong(sent, words):
     with pytest.raises(InvalidArgument) as refused:
         decode(sent, None, SPECS)
-    assert words in refused.value.told
-    assert "\n" not in refused.value.told
+    assert words in refused.value.text
+    assert "\n" not in refused.value.text
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_sizes_that_disagree_with_the_body_are_refused(size, behind, words):
     head = body({"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": size}}, N)
     with pytest.raises(InvalidArgument) as refused:
         decode(head + bytes(behind), len(head), SPECS)
-    assert words in refused.value.told
+    assert words in refused.value.text
 
 
 def test_a_header_that_is_longer_than_the_body_is_refused():

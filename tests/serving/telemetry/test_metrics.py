@@ -14,7 +14,7 @@ import pytest
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.serving.batcher import Limits
 from relu_deploy.serving.models import ModelOptions, Models
-from relu_deploy.serving.protocol.json_codec import InferRequest
+from relu_deploy.serving.protocol.tensors import InferRequest
 from relu_deploy.serving.telemetry.drift_monitor import MonitorFactory
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -184,7 +184,7 @@ def test_the_monitor_has_its_metrics_where_there_is_a_census_and_says_off_where_
     digits_copy.add("reports/baseline.npz", census(digits_copy, "digits", samples=200, threads=1).baseline.to_bytes())
 
     async def doing(models):
-        watch = models.get("digits").watch
+        watch = models.get("digits").monitor
         await asyncio.to_thread(watch.wait, 30)
         for _ in range(20):
             await models.get("digits").infer(digit())
@@ -260,7 +260,7 @@ def test_the_process_has_metrics_on_a_port_of_their_own_and_logs_json(digits_bun
             assert where["metrics"] != where["http"]
             body = {"id": "one", "inputs": [{"name": "x", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.0] * 784}]}
             url = f"http://127.0.0.1:{where['http']}/v2/models/digits/infer"
-            urllib.request.urlopen(urllib.request.InferRequest(url, json.dumps(body).encode()), timeout=20).close()
+            urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=20).close()
             with pytest.raises(urllib.error.HTTPError) as missing:
                 get(where["http"], "/metrics")
             missing.value.close()
