@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
+# Processes that run the tests: one a processor by default; 0 runs them in this one.
+WORKERS ?= auto
 
 .PHONY: bench test lint types check docs proto clean help
 
@@ -29,7 +31,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m relu_deploy bench --json $(OUT)/bench.json --html $(OUT)/bench.html --force
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ import numpy as np
 
 from relu_deploy.benchmark.environment import describe
 from relu_deploy.exporting.exporter import export_source
-from relu_deploy.optimization.run import ModelOptions, optimize_bundle
+from relu_deploy.optimization.run import OptimizeOptions, optimize_bundle
 
 MODELS = Path(__file__).parent.parent / "models"
 CASES = [("cpu", "int8"), ("tensorrt", "int8"), ("tensorrt", "fp16"), ("tensorrt", "bf16"), ("tensorrt", "fp8")]
@@ -107,7 +107,7 @@ DATA = {"digits": digits, "digit_detector": scenes, "mobilenet_v2": crops}
 def measure(bundle, target: str, precision: str, **settings) -> dict:
     started = time.perf_counter()
     report = optimize_bundle(
-        bundle, target, precision, out=None, force=True, settings=ModelOptions(threads=2, **settings)
+        bundle, target, precision, out=None, force=True, options=OptimizeOptions(threads=2, **settings)
     ).to_json()
     row = {key: report[key] for key in ("model", "target", "precision", "passed", "accuracy", "speedup", "bytes", "curve")}
     row |= {"float32_nodes": len(report["fallbacks"]), "verified": report["verified"], "evidence": report["evidence"]}

@@ -54,9 +54,9 @@ def rtx(keep: Keep, work: Path) -> None:
     from relu_deploy.backends.base import Options
     from relu_deploy.backends.nvidia.driver import Missing, find_gpu
     from relu_deploy.backends.tensorrt.build import build_engine
+    from relu_deploy.backends.tensorrt.load import load_session
     from relu_deploy.backends.tensorrt.options import BuildOptions
     from relu_deploy.backends.tensorrt.probe import can_build, probe
-    from relu_deploy.backends.tensorrt.session import load_session
     from relu_deploy.data.datasets import sample_feeds
 
     able = can_build("tensorrt-rtx")
@@ -159,7 +159,7 @@ def exported(work: Path, model: str, precision: str = "") -> Bundle:
 
 def variants_for(bundle: Bundle, precision: str, backends: list[str], left_out: dict[str, str]) -> list[str]:
     """Return the names of the variants to measure, made if need be; a backend that has none in this precision is left out."""
-    from relu_deploy.optimization.run import ModelOptions, optimize_bundle
+    from relu_deploy.optimization.run import OptimizeOptions, optimize_bundle
     from relu_deploy.optimization.targets import TARGETS as KNOWN
 
     if precision in ("fp32", "tf32"):
@@ -177,7 +177,7 @@ def variants_for(bundle: Bundle, precision: str, backends: list[str], left_out: 
         name = f"{precision}-{target}"
         if name not in bundle.manifest["variants"]:
             try:
-                report = optimize_bundle(bundle, target, precision, settings=ModelOptions(samples=16, eval_samples=64))
+                report = optimize_bundle(bundle, target, precision, options=OptimizeOptions(samples=16, eval_samples=64))
             except ReluDeployError as error:
                 left_out[backend] = error.message
                 continue

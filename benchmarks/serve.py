@@ -7,7 +7,7 @@ Closed loop: C clients that each wait for their answer. Open loop: requests are 
 server does, and latency counts from when a request was due, so that a server that stalls cannot hide it (Tene's coordinated
 omission). All answers are binary tensors over HTTP; the client is one process for every server. What is compared takes
 turns in one run. Triton (--triton, what benchmarks/triton_venv.sh prepares) runs the same ONNX file on ONNX
-Runtime in its Python backend, as `relu-deploy package --for triton --flavour python` writes it.
+Runtime in its Python backend, as `relu-deploy package --for triton --flavor python` writes it.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def measure(
     servers = {"relu_deploy": Running(bundle.path, "--threads", threads)}
     if triton is not None:
         repository = folder / f"{name}-triton"
-        words = [sys.executable, "-m", "relu_deploy", "package", str(bundle.path), "--for", "triton", "--flavour", "python"]
+        words = [sys.executable, "-m", "relu_deploy", "package", str(bundle.path), "--for", "triton", "--flavor", "python"]
         subprocess.run([*words, "-o", str(repository)], check=True, capture_output=True)
         servers["triton"] = Triton(triton, repository, folder / f"{name}-triton.log")
     files = {}

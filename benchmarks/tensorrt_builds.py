@@ -21,12 +21,12 @@ from relu_deploy.benchmark.environment import describe
 from relu_deploy.compilation.run import compile as compile_engine
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.exporting.exporter import export_source
-from relu_deploy.graph import load_model, save_model, settle
+from relu_deploy.graph import load_model, normalize_model, save_model
 from relu_deploy.graph.opset import raise_opset
 from relu_deploy.graph.quantization.cast_precision import range_reasons
 from relu_deploy.graph.simplify import fold_batch_norms, pool_spatial_means
 from relu_deploy.optimization.calibration import calibrate
-from relu_deploy.optimization.recipes import Casts, Float32, Quantized, tensors_to_watch
+from relu_deploy.optimization.recipes import Casts, Float32, Quantized, calibrated_tensors
 from relu_deploy.optimization.targets import PRECISIONS
 from relu_deploy.tensors import random_feeds
 from relu_deploy.zoo.recipes import recipes
@@ -50,8 +50,8 @@ def main() -> None:
     for name in arguments.models.split(","):
         with tempfile.TemporaryDirectory() as folder:
             bundle = export_source(name, Path(folder) / f"{name}.rdb").bundle
-            model = pool_spatial_means(fold_batch_norms(raise_opset(settle(load_model(bundle.onnx), name), 19)))
-            watched = list(dict.fromkeys(t for one in ("fp16", "int8") for t in tensors_to_watch(model, one, "tensorrt")))
+            model = pool_spatial_means(fold_batch_norms(raise_opset(normalize_model(load_model(bundle.onnx), name), 19)))
+            watched = list(dict.fromkeys(t for one in ("fp16", "int8") for t in calibrated_tensors(model, one, "tensorrt")))
             statistics = calibrate(model, [random_feeds(bundle.inputs, 1)], watched, 2)
             for precision in PRECISIONS:
                 recipe = recipe_of(model, precision, statistics)

@@ -1,4 +1,4 @@
-"""How the site is built: `make docs` writes it to out/docs, without the network; every warning is an error."""
+"""Sphinx configuration: `make docs` builds the site in out/docs, without network access; warnings are errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import generated  # beside this file, which is what the lines above are for  # noqa: E402  # beside this file, which is what the lines above are for
+import generated  # the module beside this file  # noqa: E402
 
 import relu_deploy  # noqa: E402
 
@@ -16,13 +16,16 @@ project = "relu_deploy"
 author = "the relu_deploy authors"
 project_copyright = "the relu_deploy authors, Apache-2.0"
 version = release = relu_deploy.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["*.py"]
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
 
-# `names` in docstrings are code, as they are in Markdown.
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+# `names` in docstrings are code, as in Markdown.
 default_role = "code"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -40,4 +43,4 @@ pygments_style = "default"
 
 
 def setup(app: object) -> None:
-    app.connect("source-read", generated.fill_in)  # type: ignore[attr-defined]
+    app.connect("source-read", generated.expand_page)  # type: ignore[attr-defined]

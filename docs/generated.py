@@ -1,7 +1,7 @@
-"""What pages of the site say that the code says already: made from the code while the site is built, never copied by hand.
+"""Parts of pages that are generated from the code while the site is built.
 
 A page has `<!-- generated: NAME -->` on a line of its own, NAME being a key of `PARTS`, or `<!-- generated: file PATH -->` for the
-text of a file of the repository. Links are those that work in the repository; here they are turned to the pages of the site.
+text of a file of the repository. Links in pages work in the repository; here they are rewritten to pages of the site.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 MARKER = re.compile(r"^<!-- generated: ([a-z-]+)(?: (\S+))? -->$", re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=(?:#[^)\s]*)?\))")
-#: files outside docs/ that have a page of their own on the site
+#: files outside docs/ with a page on the site
 PAGES = {
     "README.md": "index",
     "CHANGELOG.md": "changelog",
@@ -28,29 +28,38 @@ PAGES = {
 }
 
 
-def fill_in(app: Any, name: str, source: list[str]) -> None:
-    """Replace the markers in the text of the page called `name`, and turn its links. Raises KeyError for an unknown part."""
+def expand_page(app: Any, name: str, source: list[str]) -> None:
+    """Replace the markers of a page and rewrite its links.
+
+    Args:
+        app: The Sphinx application.
+        name: Name of the page.
+        source: Its text, the only item, replaced in place.
+
+    Raises:
+        KeyError: If a marker names an unknown part.
+    """
     page = Path(app.env.doc2path(name))
 
     def part(found: re.Match[str]) -> str:
         if found[1] == "file":
             return _text_of(ROOT / found[2], page)
-        return _turned(PARTS[found[1]](), DOCS, page)
+        return _with_site_links(PARTS[found[1]](), DOCS, page)
 
-    source[0] = MARKER.sub(part, _turned(source[0], page.parent, page))
+    source[0] = MARKER.sub(part, _with_site_links(source[0], page.parent, page))
 
 
 # ---------------------------------------------------------------- files
 
 
 def _text_of(file: Path, page: Path) -> str:
-    return _turned(file.read_text(encoding="utf-8"), file.parent, page)
+    return _with_site_links(file.read_text(encoding="utf-8"), file.parent, page)
 
 
-def _turned(text: str, folder: Path, page: Path) -> str:
-    """Return `text`, written in `folder`, with links that work on `page`. A link to no file of the repository stays as it is."""
+def _with_site_links(text: str, folder: Path, page: Path) -> str:
+    """Return `text` of a file in `folder` with its links to files of the repository rewritten for `page`."""
 
-    def turned(found: re.Match[str]) -> str:
+    def rewritten(found: re.Match[str]) -> str:
         target = Path(os.path.normpath(folder / found[1]))
         if not target.exists() or not target.is_relative_to(ROOT):
             return found[1]
@@ -61,30 +70,31 @@ def _turned(text: str, folder: Path, page: Path) -> str:
             target = DOCS / "models.md"
         return Path(os.path.relpath(target, page.parent)).as_posix()
 
-    return LINK.sub(turned, text)
+    return LINK.sub(rewritten, text)
 
 
 # ---------------------------------------------------------------- the command line
 
 
 def command_line() -> str:
-    """Return a section for each verb: what it does, how it is called, and a table of its options."""
+    """Return a section for each verb: its summary and a table of its options."""
     return "\n".join(_verb(name, verb) for name, verb in verbs().items())
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each verb by its name, as the command line has them."""
-    from relu_deploy.cli.main import VERBS
-    from relu_deploy.cli.options import parser_for
+    from relu_deploy.cli.main import create_parser
 
-    actions = parser_for(VERBS)._actions
+    actions = create_parser()._actions
     return next(dict(action.choices) for action in actions if isinstance(action, argparse._SubParsersAction))
 
 
 def _verb(name: str, verb: argparse.ArgumentParser) -> str:
-    # Every verb takes these three: they come last.
+    # Options that every verb has come last.
     common = ("json", "quiet", "debug")
-    actions = sorted((one for one in verb._actions if one.dest != "help"), key=lambda one: one.dest in common)
+    actions = sorted(
+        (one for one in verb._actions if one.dest != "help" and one.help != argparse.SUPPRESS), key=lambda one: one.dest in common
+    )
     rows = [_row(action) for action in actions]
     return "\n".join([f"## {name}", "", str(verb.description), "", "| | |", "| --- | --- |", *rows, ""])
 
@@ -101,31 +111,31 @@ def _row(action: argparse.Action) -> str:
 
 
 def errors() -> str:
-    """Return a table of the exceptions, the exit code of each and what it means."""
-    from relu_deploy import errors as room
+    """Return a table of the exceptions with their exit codes."""
+    from relu_deploy import errors as module
 
-    classes = [getattr(room, name) for name in room.__all__]
+    classes = [getattr(module, name) for name in module.__all__]
     rows = [
         f"| `{one.__name__}` | {one.exit_code} | {_first_line(one)} |"
         for one in classes
-        if isinstance(one, type) and issubclass(one, room.ReluDeployError) and one is not room.ReluDeployError
+        if isinstance(one, type) and issubclass(one, module.ReluDeployError) and one is not module.ReluDeployError
     ]
     return "\n".join(["| exception | exit code | |", "| --- | --- | --- |", *rows])
 
 
 def backends() -> str:
-    """Return a table of the backends' names and the modules that they are in."""
+    """Return a table of the backends' names and the packages that they are in."""
     from relu_deploy.backends import BACKENDS
 
-    rows = [f"| `{name}` | `relu_deploy.backends.{module}` |" for name, module in BACKENDS.items()]
-    return "\n".join(["| backend | module |", "| --- | --- |", *rows])
+    rows = [f"| `{name}` | `relu_deploy.backends.{package}` |" for name, package in BACKENDS.items()]
+    return "\n".join(["| backend | package |", "| --- | --- |", *rows])
 
 
 # ---------------------------------------------------------------- the bundle
 
 
 def manifest() -> str:
-    """Return a table of every field of a manifest, from the schema that it is validated by."""
+    """Return a table of every field of a manifest, from its JSON Schema."""
     schema = json.loads((ROOT / "relu_deploy" / "manifest.schema.json").read_text(encoding="utf-8"))
     rows = [f"| `{name}` | {kind} | {_cell(text)} |" for name, kind, text in _fields(schema, schema, "")]
     return "\n".join(["| field | type | |", "| --- | --- | --- |", *rows])
@@ -183,17 +193,19 @@ def zoo() -> str:
 def cards() -> str:
     """Return the cards of the shipped models, one section each."""
     files = sorted((ROOT / "models").glob("*/README.md"))
-    return "\n".join(_lower(_turned(file.read_text(encoding="utf-8"), file.parent, DOCS / "models.md")) for file in files)
+    return "\n".join(
+        _lower(_with_site_links(file.read_text(encoding="utf-8"), file.parent, DOCS / "models.md")) for file in files
+    )
 
 
 def tutorials() -> str:
-    """Return the tutorials for a toctree, one a line: the tour first, then the others by name."""
+    """Return the tutorials for a toctree, one a line: the tour, then the others by name."""
     names = sorted((file.stem for file in (DOCS / "tutorials").glob("*.md")), key=lambda name: (name != "five_minute_tour", name))
     return "\n".join(f"tutorials/{name}" for name in names)
 
 
 def _lower(text: str) -> str:
-    """Return `text` with each heading one level lower; lines of code that begin with # are none."""
+    """Return `text` with each heading one level lower, except lines with # in code."""
     lines, in_code = [], False
     for line in text.splitlines():
         in_code ^= line.lstrip().startswith("```")

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from relu_deploy.serving.run import serve as serve
     from relu_deploy.verification.exhaustive import prove as prove
     from relu_deploy.verification.run import verify as verify
+    from relu_deploy.version import __version__ as __version__
     from relu_deploy.zoo.recipes import build as build
-
-__version__ = "0.1.0"
 
 #: public name → module that defines it
 _HOME = {
     "Bundle": "bundle",
+    "__version__": "version",
     "bench": "benchmark.run",
     "build": "zoo.recipes",
     "census": "activations.census",
@@ -54,7 +54,7 @@ _HOME = {
     "watch": "activations.watch",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The bundle: one folder in which everything that is known about one model travels.
+"""The bundle: one folder that holds everything that is known about one model.
 
     digits.rdb/
       manifest.json      what the model is, where it came from, its variants, and the sha256 of every file
@@ -6,45 +6,59 @@
       source.pt2         the PyTorch program it was exported from, so that it can be compared with anywhere (optional)
       variants/ engines/ reports/
 
-A bundle is made whole or not at all: it grows in a temporary folder beside the target, which is then renamed. A file
-that is added later is written to a temporary name and renamed, and the manifest after it. A plain `.onnx` file opens as
-a bundle without a folder: it can be run and verified, but nothing can be added to it. A variant (`digits.rdb/variants/
-int8-cpu.onnx`) opens as the bundle that it is in, with its own graph in the model's place.
+A bundle is made whole or not at all: it is written to a temporary folder beside the target, which is then renamed. A file
+of an existing bundle changes in three steps: its new content is stored under a staged name, the manifest with its hash
+replaces the old one, and the staged file takes the place of the old one. A process that ends between the steps leaves the
+old bundle before the second step and the new one after it; whoever opens the bundle next completes the third.
+
+A plain `.onnx` file opens as a bundle without a folder: it can be run and verified, but nothing can be added to it. A
+variant (`digits.rdb/variants/int8-cpu.onnx`) opens as the bundle that it is in, with its own graph as the model.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relu_deploy.bundle_files import check_file, complete_interrupted, replace_files
 from relu_deploy.errors import InputError
+from relu_deploy.files import locked_folder, reason, sha256, write_atomically
+from relu_deploy.folders import whole_folder
+from relu_deploy.manifest import MANIFEST, MODEL, SCHEMA, SOURCE, VARIANTS, read_manifest, seal
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from relu_deploy.backends.base import Session
 
-__all__ = ["Bundle", "create_bundle", "sha256", "whole_folder", "write_atomically"]
-
-SCHEMA = "relu-deploy/bundle/1"
-MANIFEST, MODEL, SOURCE, VARIANTS = "manifest.json", "model.onnx", "source.pt2", "variants"
+__all__ = [
+    "MANIFEST",
+    "MODEL",
+    "SCHEMA",
+    "SOURCE",
+    "VARIANTS",
+    "Bundle",
+    "create_bundle",
+    "refuse_existing",
+    "seal",
+    "sha256",
+    "whole_folder",
+    "write_atomically",
+]
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A model and all that is known of it. Open one with `Bundle.open(path)`; `export` makes one.
 
-    path: the bundle's folder, or the `.onnx` file that stands for one.
-    manifest: the parsed manifest.json; for a plain `.onnx` only `name`, `source`, `inputs` and `outputs` are filled.
-    variant: which of its variants is meant, "" for the model itself.
+    Attributes:
+        path: The bundle's folder, or the `.onnx` file that is used as one.
+        manifest: The parsed manifest.json; for a plain `.onnx` only `name`, `source`, `inputs` and `outputs` are filled.
+        variant: Name of the variant in use, "" for the model itself.
     """
 
     path: Path
@@ -55,33 +69,47 @@ class Bundle:
     def open(cls, path: str | os.PathLike[str] | Bundle) -> Bundle:
         """Return the bundle at `path` (a folder, a variant in one, or an `.onnx` file), its manifest and hashes checked.
 
-        Raises InputError when there is none, the manifest breaks the schema, or a file's hash does not match.
+        Raises:
+            InputError: If there is none, the manifest breaks the schema, a file's hash does not match, or a file is a link
+                out of the bundle.
         """
         if isinstance(path, Bundle):
             return path
         path = Path(path)
-        if not path.exists():
-            raise InputError(f"{path} does not exist", "make it with: relu-deploy export SOURCE -o " + str(path))
-        if path.is_file():
-            folder = path.resolve().parent.parent
-            if path.resolve().parent.name == VARIANTS and (folder / MANIFEST).is_file():
-                return cls.open(folder).with_variant(path.stem)
-            return cls(path, _manifest_of_file(path))
-        bundle = cls(path, _read_manifest(path / MANIFEST))
-        bundle.check_hashes()
+        try:
+            if not path.exists():
+                raise InputError(f"{path} does not exist", "make it with: relu-deploy export SOURCE -o " + str(path))
+            if not path.is_dir():
+                folder = path.resolve().parent.parent
+                if path.resolve().parent.name == VARIANTS and (folder / MANIFEST).is_file():
+                    return cls.open(folder).with_variant(path.stem)
+                return cls(path, _manifest_of_file(path))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {str(path)[:200]}: {reason(error)}", "check the path and its permissions") from None
+        bundle = cls(path, read_manifest(path / MANIFEST))
+        try:
+            bundle.check_files()
+        except InputError:
+            # A writer may be at work or have been interrupted: wait for it, complete it and look again.
+            with locked_folder(path):
+                bundle = cls(path, read_manifest(path / MANIFEST))
+                complete_interrupted(path, bundle.manifest)
+                bundle.check_files()
         return bundle
 
     @property
     def name(self) -> str:
+        """Return the model's name."""
         return str(self.manifest["name"])
 
     @property
     def is_folder(self) -> bool:
+        """Return whether this is a bundle, not a plain `.onnx` file."""
         return self.path.is_dir()
 
     @property
     def title(self) -> str:
-        """Return what to call this in a table: the model's name, and its variant's where one is meant."""
+        """Return the name for tables: the model's, followed by the variant's if one is in use."""
         return f"{self.name} {self.variant}" if self.variant else self.name
 
     @property
@@ -92,66 +120,109 @@ class Bundle:
         return self.path / MODEL if self.is_folder else self.path
 
     def with_variant(self, name: str) -> Bundle:
-        """Return this bundle with its variant called `name` in the model's place. Raises InputError when it has none."""
+        """Return this bundle with its variant called `name` as the model.
+
+        Raises:
+            InputError: If there is no such variant, or the manifest does not list its file.
+        """
         known = self.manifest.get("variants", {})
         if name not in known:
             have = f"it has {', '.join(known)}" if known else "make one with relu-deploy optimize"
             raise InputError(f"{self.path} has no variant {name!r}", have)
+        self.file(f"{VARIANTS}/{name}.onnx")
+        if checked_against := known[name].get("checked_against"):
+            self.file(checked_against)
         return Bundle(self.path, self.manifest, name)
 
     @property
     def source(self) -> Path | None:
-        """Return the path of the PyTorch program that was exported, None when none travels along or a variant is meant."""
+        """Return the path of the PyTorch program that was exported; None if there is none or a variant is in use."""
         return self.path / SOURCE if SOURCE in self.manifest.get("files", {}) and not self.variant else None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
+        """Return the model's inputs."""
         return tuple(TensorSpec.from_json(fields) for fields in self.manifest["inputs"])
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """Return the model's outputs."""
         return tuple(TensorSpec.from_json(fields) for fields in self.manifest["outputs"])
 
-    def check_hashes(self) -> None:
-        """Raise InputError that names the first file that is missing or whose sha256 is not the manifest's."""
-        for name, facts in self.manifest["files"].items():
-            file = self.path / name
-            if not file.is_file():
-                raise InputError(f"{file} is named in {MANIFEST} but missing", "export the model again")
-            if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
-                raise InputError(
-                    f"{file} is not the file that {MANIFEST} was written for (its sha256 differs)",
-                    "restore the file, or export the model again with --force",
-                )
+    def has_file(self, name: str) -> bool:
+        """Return whether the manifest lists the file `name`, such as "reports/bench.json"."""
+        return name in self.manifest.get("files", {})
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of this bundle. Every file that is read is read through this method.
+
+        Args:
+            name: The file's path inside the bundle, with forward slashes.
+
+        Raises:
+            InputError: If the manifest does not list the file: its hash was not checked.
+        """
+        if not self.has_file(name):
+            raise InputError(
+                f"{self.path / name} is not listed in {MANIFEST}, so its content is not checked", "export the model again"
+            )
+        return self.path / name
+
+    def check_files(self) -> None:
+        """Check every file of the manifest, and that the model is one of them.
+
+        Raises:
+            InputError: Names the first file that is missing, is a link out of the bundle, has another sha256 than the
+                manifest says, or is read by a graph but not listed.
+        """
+        self.file(MODEL)
+        for name in self.manifest["files"]:
+            for needed in check_file(self.path, self.manifest, name):
+                self.file(needed)
 
     def copy_files(self, folder: Path, without: Collection[str] = ()) -> None:
-        """Copy the files of the manifest, but those named, into `folder`: engines and caches stay behind."""
+        """Copy the files of the manifest into `folder`, except those in `without`; engines and caches are not copied."""
         for name in self.manifest["files"].keys() - set(without):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.path / name, folder / name)
 
     def add(self, name: str, content: bytes | str, **fields: Any) -> Bundle:
-        """Return this bundle with one more file (or a new version of it) and the manifest's top-level `fields` replaced.
+        """Return this bundle with one more file, or a new version of it. See `update`."""
+        return self.update({name: content}, **fields)
 
-        name: the file's path inside the bundle, with forward slashes.
+    def update(self, files: Mapping[str, bytes | str], **fields: Any) -> Bundle:
+        """Write files into the bundle, all of them or none, and return the new bundle.
+
+        Args:
+            files: Content by the file's path inside the bundle, with forward slashes.
+            **fields: Top-level fields of the manifest to replace.
+
+        Raises:
+            InputError: If this is a plain ONNX file, a name is not one of a file inside the bundle, another process holds
+                the bundle for long, or the bundle cannot be written.
         """
         if not self.is_folder:
             raise InputError(f"{self.path} is a plain ONNX file: nothing can be added to it", "export it to a bundle first")
-        write_atomically(self.path / name, content)
-        manifest = _read_manifest(self.path / MANIFEST)
-        manifest["files"][name] = _facts(self.path / name)
-        manifest.update(fields)
-        _validate(manifest, self.path / MANIFEST)
-        write_atomically(self.path / MANIFEST, _dump(manifest))
+        contents = {name: content.encode() if isinstance(content, str) else content for name, content in files.items()}
+        with locked_folder(self.path):
+            manifest = read_manifest(self.path / MANIFEST)
+            complete_interrupted(self.path, manifest)
+            manifest = replace_files(self.path, manifest | fields, contents)
         return Bundle(self.path, manifest, self.variant)
 
     def session(self, backend: str = "onnxruntime-cpu", variant: str = "", **options: Any) -> Session:
         """Return a session that runs this model on `backend`: `.run({"x": array}) -> {"y": array}`.
 
-        variant: for instance "int8-cpu"; the float32 model by default. options: as for `relu_deploy.backends.load` (threads, device, taps, …).
-        Raises BackendUnavailable or Unsupported; never falls back to another backend.
+        Args:
+            backend: Its name; `relu-deploy doctor` lists them.
+            variant: For instance "int8-cpu"; the float32 model by default.
+            **options: As for `relu_deploy.backends.load` (threads, device, taps, …).
+
+        Raises:
+            BackendUnavailable: If the backend is not usable here.
+            Unsupported: If it cannot run the model; there is no fall-back to another backend.
         """
-        # The one import that points upward, kept because `bundle.session(…)` is how people want to say it.
+        # The one import that points upward, kept because `bundle.session(…)` is the short way to say it.
         from relu_deploy.backends import load
 
         return load(self.with_variant(variant) if variant else self, backend, **options)
@@ -159,120 +230,33 @@ class Bundle:
 
 @contextmanager
 def create_bundle(target: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty folder to fill; when the block ends well it becomes the bundle at `target`.
+    """Yield an empty folder to fill; when the block ends without an error it becomes the bundle at `target`.
 
-    The block writes the files and `manifest.json` without its `files` (see `seal`). When it raises, nothing is left.
-    Raises InputError when `target` exists and `force` is false, or cannot be written.
+    The block writes the files and the manifest (see `seal`). If it raises, nothing is left.
+
+    Raises:
+        InputError: If `target` cannot be written, exists and `force` is false, or is not a bundle.
     """
     refuse_existing(Path(target), force)
-    with whole_folder(Path(target)) as workshop:
-        yield workshop
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target` that takes its place, whatever is there, when the block ends well; else nothing is left.
-
-    Raises InputError when it cannot be written.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}", "choose a folder that you may write to with -o") from error
-    try:
-        workshop.chmod(0o755)
-        yield workshop
-        if target.exists():
-            graveyard = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            os.replace(target, graveyard / "old")
-            os.replace(workshop, target)
-            shutil.rmtree(graveyard)
-        else:
-            os.replace(workshop, target)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
-def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `manifest` with the hash of every file in `folder`, as written there. Raises InputError when it breaks the schema."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-    complete = {**manifest, "files": {file.relative_to(folder).as_posix(): _facts(file) for file in files}}
-    _validate(complete, folder / MANIFEST)
-    write_atomically(folder / MANIFEST, _dump(complete))
-    return complete
+    # A link to a bundle stays a link.
+    with whole_folder(Path(os.path.realpath(target)) if Path(target).is_symlink() else Path(target), force=force) as folder:
+        yield folder
 
 
 def refuse_existing(target: Path, force: bool) -> None:
-    """Raise InputError when `target` exists and may not be replaced."""
-    if target.exists() and not force:
-        raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
-    if target.is_dir() and not (target / MANIFEST).is_file() and any(target.iterdir()):
-        raise InputError(f"{target} is a folder but not a bundle, and will not be replaced", "choose another name with -o")
-
-
-def write_atomically(target: Path, content: bytes | str) -> None:
-    """Write `content` to `target` so that a reader sees the old file or the new one, never half of either.
-
-    Raises InputError when the place cannot be written.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = None
+    """Raise InputError if `target` exists and may not be replaced: without `force`, or if it is not a bundle."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-        temporary.chmod(0o644)
-        os.replace(temporary, target)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {target}: {error.strerror}", "choose a place that you may write to") from error
-
-
-def sha256(file: Path) -> str:
-    """Return the sha256 of `file` in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _facts(file: Path) -> dict[str, Any]:
-    return {"sha256": sha256(file), "bytes": file.stat().st_size}
-
-
-def _dump(manifest: Mapping[str, Any]) -> str:
-    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-
-
-@cache
-def _schema() -> dict[str, Any]:
-    text = (Path(__file__).parent / "manifest.schema.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
-
-
-def _validate(manifest: Mapping[str, Any], file: Path) -> None:
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    fault = best_match(Draft202012Validator(_schema()).iter_errors(manifest))
-    if fault is not None:
-        where = "/".join(map(str, fault.absolute_path)) or "the top level"
-        raise InputError(f"{file}: {where}: {fault.message}", "export the model again with this version of relu_deploy")
-
-
-def _read_manifest(file: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file.parent} is not a bundle: it has no {MANIFEST}", "make one with relu-deploy export") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not JSON: {error}", "export the model again") from None
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}", "check the folder's permissions") from None
-    _validate(manifest, file)
-    return dict(manifest)
+        if target.exists() and not force:
+            raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
+        if target.is_dir():
+            if not (target / MANIFEST).is_file() and any(target.iterdir()):
+                raise InputError(
+                    f"{target} is a folder but not a bundle, and will not be replaced", "choose another name with -o"
+                )
+        elif os.path.lexists(target):
+            raise InputError(f"{target} is not a bundle, and will not be replaced", "choose another name with -o")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {str(target)[:200]}: {reason(error)}", "choose another place with -o") from None
 
 
 def _manifest_of_file(file: Path) -> dict[str, Any]:

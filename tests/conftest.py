@@ -8,17 +8,63 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import processes
 import pytest
+import workers
+from progress import Progress
+from timing import measure_briefly
 
-from relu_deploy.cli.main import main
+# Before anything imports NumPy or torch.
+workers.take_share_of_processors()
+
+from relu_deploy.cli.main import main  # noqa: E402
+
+#: whether this process is the one that all others of this run belong to
+IS_FIRST = pytest.StashKey[bool]()
+
+
+def pytest_configure(config):
+    config.stash[IS_FIRST] = processes.begin()
+    if config.stash[IS_FIRST] and config.get_verbosity() < 1:
+        config.pluginmanager.register(Progress(config), "progress")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def brief_timings():
+    measure_briefly()
+
+
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """Fork the worker processes of a benchmark; see `processes`."""
+    monkeypatch.setattr(sys, "executable", processes.python())
+
+
+def pytest_unconfigure(config):
+    if config.stash[IS_FIRST]:
+        processes.end()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    return workers.worker_count()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return workers.create_scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    workers.put_slow_first(items)
 
 
 @pytest.fixture(scope="session")
-def digits_bundle(tmp_path_factory):
+def digits_bundle():
     """The digit classifier, exported once. Tests that change it copy it first."""
-    from relu_deploy.exporting.exporter import export_source
+    from bundles import exported
 
-    return export_source("digits", tmp_path_factory.mktemp("bundles") / "digits.rdb").bundle
+    return exported("digits")
 
 
 @pytest.fixture

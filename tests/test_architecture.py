@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,44 +11,67 @@ import pytest
 import relu_deploy
 
 PACKAGE = Path(relu_deploy.__file__).parent
+#: a row may import from its own row and from those above it
 FLOORS = (
-    ("definition", "errors", "records", "tensors", "paths", "gc_pause", "latency_stats"),
-    ("graph", "bundle", "data", "tasks"),
+    (
+        "version",
+        "definition",
+        "errors",
+        "records",
+        "tensors",
+        "paths",
+        "files",
+        "folders",
+        "manifest",
+        "gc_pause",
+        "latency_stats",
+    ),
+    ("graph", "bundle", "bundle_files", "data", "tasks"),
     ("backends", "zoo"),
     ("activations", "compilation", "exporting", "optimization", "verification"),
     ("benchmark", "packaging", "reporting", "serving", "cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-#: `bundle.session(...)` is how people want to say it; the import stands inside that method
-ALLOWED_UPWARD = {("bundle", "backends")}
-RUNTIMES = ("torch", "onnxruntime", "tensorrt", "tensorrt_rtx", "onnxscript")
+#: `bundle.session(...)` asks the registry: the import stands inside that method. Its return type is a protocol of `backends.base`.
+ALLOWED_UPWARD = {("bundle.py", "relu_deploy.backends"), ("bundle.py", "relu_deploy.backends.base")}
+RUNTIMES = ("torch", "onnxruntime", "tensorrt", "tensorrt_rtx", "openvino", "onnxscript")
+
+
+def module_of(file: Path) -> str:
+    parts = ("relu_deploy", *file.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {module_of(file): file for file in FILES}
 
 
 def room_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports_of(file: Path) -> set[str]:
+@cache
+def imports_of(file: Path) -> frozenset[str]:
+    """Return the modules that a file imports anywhere in it: at its top, in functions, and for its annotations alone."""
     names = set()
-    tree = ast.parse(file.read_text())
-    guarded = [node for node in ast.walk(tree) if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"]
-    skipped = {id(inner) for node in guarded for inner in ast.walk(node)}
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module or "")
-    return names
+            assert node.level == 0, f"{file} has a relative import"
+            # `from package import module` imports the module.
+            names |= {full if (full := f"{node.module}.{alias.name}") in MODULES else str(node.module) for alias in node.names}
+    return frozenset(names)
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+def allowed(file: Path, name: str) -> bool:
+    return (file.relative_to(PACKAGE).as_posix(), name) in ALLOWED_UPWARD
 
 
 def test_every_room_has_a_floor():
     rooms = {room_of(file) for file in FILES} - {"__init__", "__pycache__"}
     assert rooms <= set(FLOOR_OF)
+    assert len(FLOORS) <= 5
 
 
 def test_imports_point_downward_or_sideways_only():
@@ -58,35 +82,52 @@ def test_imports_point_downward_or_sideways_only():
             continue
         for name in imports_of(file):
             parts = name.split(".")
-            if parts[0] == "relu_deploy" and len(parts) > 1 and parts[1] != room:
-                target = parts[1]
-                if FLOOR_OF[target] > FLOOR_OF[room] and (room, target) not in ALLOWED_UPWARD:
-                    upward.append(f"{file.relative_to(PACKAGE)} imports {name}")
+            if parts[0] == "relu_deploy" and len(parts) > 1 and FLOOR_OF[parts[1]] > FLOOR_OF[room] and not allowed(file, name):
+                upward.append(f"{file.relative_to(PACKAGE)} imports {name}")
     assert upward == []
 
 
-def test_rooms_form_no_cycle():
+def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Return the circles of a graph, each once, from its first node in alphabetical order."""
+    found, done = [], set()
+
+    def visit(node, path):
+        if node in path:
+            found.append([*path[path.index(node) :], node])
+            return
+        if node in done:
+            return
+        for target in sorted(edges.get(node, ())):
+            visit(target, [*path, node])
+        done.add(node)
+
+    for node in sorted(edges):
+        visit(node, [])
+    return found
+
+
+def test_no_two_files_import_each_other_directly_or_round_a_circle():
+    edges = {
+        module: {name for name in imports_of(file) if name in MODULES and not allowed(file, name)}
+        for module, file in MODULES.items()
+    }
+    assert cycles(edges) == []
+
+
+def test_packages_form_no_cycle():
     edges = {}
     for file in FILES:
-        room = room_of(file)
         for name in imports_of(file):
             parts = name.split(".")
-            if parts[0] == "relu_deploy" and len(parts) > 1 and parts[1] != room and (room, parts[1]) not in ALLOWED_UPWARD:
-                edges.setdefault(room, set()).add(parts[1])
-    done, path = set(), []
+            if parts[0] == "relu_deploy" and len(parts) > 1 and parts[1] != room_of(file) and not allowed(file, name):
+                edges.setdefault(room_of(file), set()).add(parts[1])
+    edges.pop("__init__", None)
+    assert cycles(edges) == []
 
-    def visit(room):
-        assert room not in path, f"cycle: {' -> '.join([*path, room])}"
-        if room in done:
-            return
-        path.append(room)
-        for target in edges.get(room, ()):
-            visit(target)
-        path.pop()
-        done.add(room)
 
-    for room in list(edges):
-        visit(room)
+def test_the_search_for_circles_finds_them():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c", "b"]]
+    assert cycles({"a": {"b", "c"}, "b": {"c"}}) == []
 
 
 @pytest.mark.parametrize(

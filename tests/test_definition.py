@@ -124,7 +124,7 @@ def numpy_fmax(x):
 
 
 def torch_relu(x):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
     return torch.relu(torch.from_numpy(x.copy())).numpy()
 
 
@@ -135,7 +135,7 @@ def onnx_relu(opset=14, dtype=TensorProto.FLOAT):
 
 
 def onnxruntime_relu(x):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     session = onnxruntime.InferenceSession(onnx_relu().SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
 
@@ -167,6 +167,6 @@ def test_implementations_behave_as_the_table_says(implementation, nan, negative_
 
 @pytest.mark.parametrize("dtype", [TensorProto.INT16, TensorProto.INT64, TensorProto.BFLOAT16])
 def test_onnxruntime_lacks_the_dtypes_that_the_table_says_it_lacks(dtype):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     with pytest.raises(Exception, match=r"NOT_IMPLEMENTED|Could not find an implementation"):
         onnxruntime.InferenceSession(onnx_relu(dtype=dtype).SerializeToString(), providers=["CPUExecutionProvider"])

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import python
 
-from relu_deploy.cli.main import VERBS
-from relu_deploy.cli.options import parser_for
+from relu_deploy.cli.main import create_parser
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
@@ -75,12 +75,12 @@ def test_the_base_is_an_exact_release_and_the_same_for_both_images():
 def test_it_runs_as_a_numbered_user_who_is_not_root_and_speaks_the_command_line():
     assert last("USER") == "10001:10001"
     assert json.loads(last("ENTRYPOINT")) == ["relu-deploy"]
-    assert parser_for(VERBS).parse_args(json.loads(last("CMD"))).verb is VERBS["doctor"]
+    assert create_parser().parse_args(json.loads(last("CMD"))).verb == "doctor"
 
 
 def test_health_asks_the_port_that_serve_listens_on():
     check = json.loads(last("HEALTHCHECK").split(" CMD ")[1])
-    options = parser_for(VERBS).parse_args(["serve", "m.rdb"])
+    options = create_parser().parse_args(["serve", "m.rdb"])
     assert check == ["python", "/opt/ready.py", str(options.http_port)]
     assert ["COPY", "docker/ready.py /opt/ready.py"] in instructions()
     assert last("EXPOSE").split() == [str(port) for port in (options.http_port, options.grpc_port, options.metrics_port)]
@@ -183,7 +183,7 @@ def test_the_check_gives_up_on_a_server_that_does_not_become_ready(server):
 
 
 def test_the_check_is_content_with_this_server(digits_bundle):
-    words = [sys.executable, "-m", "relu_deploy", "serve", str(digits_bundle.path), "--http-port", "0", "--grpc-port", "-1"]
+    words = [python(), "-m", "relu_deploy", "serve", str(digits_bundle.path), "--http-port", "0", "--grpc-port", "-1"]
     process = subprocess.Popen([*words, "--metrics-port", "-1", "--json", "-"], stdout=subprocess.PIPE, text=True)
     try:
         told = ""
@@ -240,8 +240,8 @@ def test_build_refuses_a_bundle_that_is_not_there_before_it_builds(build):
 
 def test_compose_serves_a_bundle_that_nobody_can_write_to_as_the_image_expects_it(compose):
     service = compose["services"]["serve"]
-    options = parser_for(VERBS).parse_args(service["command"])
-    assert options.verb is VERBS["serve"]
+    options = create_parser().parse_args(service["command"])
+    assert options.verb == "serve"
     assert (options.paths, options.host) == (["/models/model.rdb"], "0.0.0.0")
     (models,) = service["volumes"]
     assert (models["target"], models["read_only"]) == ("/models", True)
@@ -279,7 +279,7 @@ def test_prometheus_asks_the_service_on_the_port_of_its_metrics(compose):
     (job,) = told["scrape_configs"]
     ((name, port),) = [target.split(":") for target in job["static_configs"][0]["targets"]]
     assert name in compose["services"]
-    assert int(port) == parser_for(VERBS).parse_args(compose["services"][name]["command"]).metrics_port
+    assert int(port) == create_parser().parse_args(compose["services"][name]["command"]).metrics_port
 
 
 def test_grafana_finds_prometheus_and_the_dashboard_finds_its_source(compose):

@@ -82,9 +82,9 @@ def adopt_named(raw: Path, clean: Path) -> None:
     import onnx_ir.passes.common as passes
     from onnxscript import optimizer
 
-    from relu_deploy.graph import adopt, save_model
+    from relu_deploy.graph import load_normalized_model, save_model
 
-    model = adopt(raw)
+    model = load_normalized_model(raw)
     optimizer.fold_constants(model)
     optimizer.remove_unused_nodes(model)
     model = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model

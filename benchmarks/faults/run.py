@@ -56,7 +56,7 @@ class Clean:
         bundle = Bundle.open(path)
         self.relus = find_relus(load_model(path))
         source = open_source(bundle, "reference", self.relus)
-        self.truths = {one: find_truth(source, "reference", feeds, one) for one in ("float32", *precisions)}
+        self.truths = {one: find_truth(source, feeds, one) for one in ("float32", *precisions)}
         self.facts = everything(path, feeds)
 
     def effects(self, faulty: Path) -> dict[str, float]:

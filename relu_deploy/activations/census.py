@@ -26,7 +26,7 @@ from relu_deploy.backends import load, require
 from relu_deploy.bundle import Bundle, sha256
 from relu_deploy.data.datasets import InputRange, Ranges, declared_range, load_dataset, rows_outside, spread_evenly
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.graph import Relu, adopt, find_relus, load_model
+from relu_deploy.graph import Relu, find_relus, load_model, load_normalized_model
 from relu_deploy.graph.intervals.ranges import bounds_of
 from relu_deploy.tensors import Array
 
@@ -182,7 +182,7 @@ def census(
     started = time.perf_counter()
     require(backend)
     bundle = Bundle.open(bundle)
-    model = load_model(bundle.onnx) if bundle.is_folder else adopt(bundle.onnx)
+    model = load_model(bundle.onnx) if bundle.is_folder else load_normalized_model(bundle.onnx)
     relus = find_relus(model)
     declared = declared_range(bundle, input_range)
     dataset = load_dataset(bundle, data)

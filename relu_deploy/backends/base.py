@@ -15,6 +15,7 @@ from relu_deploy.tensors import Array, Feeds, TensorSpec
 __all__ = [
     "OPTIMIZATIONS",
     "TORCH_MODES",
+    "Capabilities",
     "Captured",
     "DeviceSession",
     "Executed",
@@ -56,6 +57,37 @@ class Probe:
             "reason": self.reason,
             "fix": self.fix,
         }
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend does, known without loading its runtime or a model.
+
+    Code outside `relu_deploy.backends` asks for a capability, never for a backend's name.
+
+    Attributes:
+        on_gpu: It computes on a GPU; `Options.device` chooses which.
+        evaluates_float64: Its sessions are `TruthSession`s.
+        shows_tensors: Its sessions return the tensors that `Options.taps` names.
+        shows_engine_layers: It runs an engine whose layers can be read, and is audited instead of tapped.
+        runs_program: It runs the PyTorch program in the bundle (`Bundle.source`), not the ONNX graph.
+        compiles_ahead: `relu_deploy.compile` builds engines for it.
+        compiles_in_place: It compiles kernels for each input shape in the process that runs them.
+        autocasts: It accepts `Options.autocast`.
+        is_evaluator: It evaluates a graph as its definition says, slowly: not a runtime to compare speeds with.
+        platform: The name of its model format in the Open Inference Protocol, "" for the backend's own name.
+    """
+
+    on_gpu: bool = False
+    evaluates_float64: bool = False
+    shows_tensors: bool = True
+    shows_engine_layers: bool = False
+    runs_program: bool = False
+    compiles_ahead: bool = False
+    compiles_in_place: bool = False
+    autocasts: bool = False
+    is_evaluator: bool = False
+    platform: str = ""
 
 
 #: modes of torch.compile; max-autotune tries kernels out and replays CUDA graphs, which takes minutes to compile

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import relu_deploy
 from relu_deploy.backends.base import default_threads
+from relu_deploy.version import __version__
 
 __all__ = ["describe"]
 
@@ -33,7 +33,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 def describe(threads: int) -> dict[str, Any]:
     """Return the environment that results are quoted with. threads: what every backend was told to use."""
     return {
-        "relu_deploy": relu_deploy.__version__,
+        "relu_deploy": __version__,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
         "gpus": _gpus(),

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from relu_deploy.backends import BACKENDS, probe, require, usable
+from relu_deploy.backends import capabilities, names, probe, require
 from relu_deploy.backends.base import default_threads
 from relu_deploy.benchmark.environment import describe
 from relu_deploy.benchmark.gpu_limits import GpuLimits, calibrate_gpu
@@ -24,9 +24,6 @@ from relu_deploy.errors import InputError, UsageError
 from relu_deploy.latency_stats import ratio_of
 
 __all__ = ["BenchReport", "Ratios", "Run", "bench", "ratios_of"]
-
-#: a fallback of the reference kind is far too slow to stand in a table beside runtimes unless it is asked for
-NOT_BY_DEFAULT = ("reference",)
 
 
 def bench(
@@ -61,13 +58,13 @@ def bench(
             "bench needs a model, batch sizes of at least 1 and a positive number of seconds", "see relu-deploy bench --help"
         )
     threads = threads or default_threads()
-    names, left_out = _choose(backends)
-    if against is not None and against not in names:
-        raise UsageError(f"--against {against} is not among the backends that run: {', '.join(names)}", "add it with --backend")
+    chosen, left_out = _choose(backends)
+    if against is not None and against not in chosen:
+        raise UsageError(f"--against {against} is not among the backends that run: {', '.join(chosen)}", "add it with --backend")
     progress("measuring the machine's limits")
     machine = calibrate(threads)
     settings = dict(settings or {})
-    gpu = calibrate_gpu(int(settings.get("device", 0))) if any(map(_is_on_gpu, names)) else None
+    gpu = calibrate_gpu(int(settings.get("device", 0))) if any(capabilities(name).on_gpu for name in chosen) else None
     limits = gpu if isinstance(gpu, GpuLimits) else None
     environment = {
         **describe(threads),
@@ -79,7 +76,7 @@ def bench(
         "seed": seed,
     }
     plan = BenchmarkPlan(
-        names,
+        chosen,
         seconds,
         threads,
         seed,
@@ -116,16 +113,11 @@ def ratios_of(bundle: Bundle, batch: int, timings: Timings, against: str | None)
     return found
 
 
-def _is_on_gpu(name: str) -> bool:
-    return name.endswith(("-cuda", "-tensorrt", "-tensorrt-rtx")) or name.startswith("tensorrt")
-
-
 def _choose(backends: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
     """Return the backends to run and, where the choice is ours, why each of the others is left out."""
     if backends is None:
-        candidates = [name for name in BACKENDS if name not in NOT_BY_DEFAULT]
-        names = usable(candidates)
-        return names, {name: probe(name).reason for name in candidates if name not in names}
+        probes = [probe(name) for name in names() if not capabilities(name).is_evaluator]
+        return [each.name for each in probes if each.usable], {each.name: each.reason for each in probes if not each.usable}
     for name in backends:
         require(name)
     return list(dict.fromkeys(backends)), {}

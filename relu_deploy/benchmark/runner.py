@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from relu_deploy.backends import capabilities
 from relu_deploy.benchmark.gpu_limits import GpuLimits, share_of_gpu_limit
 from relu_deploy.benchmark.process import Process
 from relu_deploy.benchmark.result import Run
@@ -21,7 +22,7 @@ from relu_deploy.graph import Cost, count_cost, load_model, precision_of
 from relu_deploy.latency_stats import summarize
 from relu_deploy.optimization.targets import find_target
 from relu_deploy.tensors import Feeds
-from relu_deploy.verification.run import compare_outputs
+from relu_deploy.verification.judge import compare_outputs
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
 
 __all__ = ["BenchmarkPlan", "Key", "Timings", "measure_rows"]
@@ -193,7 +194,7 @@ def _device(
 
 def _cast(key: Key, plan: BenchmarkPlan) -> str:
     """Return the precision that PyTorch chooses by itself in a row, "" where it does not."""
-    return str(plan.settings.get("autocast", "")) if key.backend.startswith("torch") and key.backend.endswith("cuda") else ""
+    return str(plan.settings.get("autocast", "")) if capabilities(key.backend).autocasts else ""
 
 
 def _cost(graph: Bundle, bundle: Bundle, batch: int) -> Cost:
@@ -215,7 +216,7 @@ def _truth(bundle: Bundle, feeds: Feeds, threads: int, cast: str) -> Truth:
     """Return the outputs in float64; for a variant of the float32 graph that it was made of, in its own precision's noise."""
     against = choose_against(bundle, None)
     precision = cast or precision_of(load_model(bundle.onnx))
-    return find_truth(open_source(bundle, against, (), threads), against, feeds, precision)
+    return find_truth(open_source(bundle, against, (), threads), feeds, precision)
 
 
 def _row(
@@ -228,7 +229,7 @@ def _row(
     roofline = None
     if device and "run_ms" in device:
         roofline = share_of_gpu_limit(cost, device["run_ms"]["mean"] / 1e3, precision, plan.gpu)
-    elif device is None and precision == "float32" and not any(part in name for part in ("cuda", "tensorrt")):
+    elif device is None and precision == "float32" and not capabilities(name).on_gpu:
         # The CPU's limit was measured in float32: another precision has another one.
         roofline = share_of_limit(cost, latency.mean / 1e3, plan.machine)
     return Run(

@@ -24,7 +24,7 @@ from relu_deploy.errors import AccuracyTooLow, UsageError
 from relu_deploy.graph import load_model, precision_of
 from relu_deploy.latency_stats import Latency, summarize
 from relu_deploy.tensors import Feeds
-from relu_deploy.verification.run import compare_outputs
+from relu_deploy.verification.judge import compare_outputs
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
 
 __all__ = ["BuildTrial", "BuildVariance", "best_of"]
@@ -169,7 +169,7 @@ def _trial(facts: Mapping[str, Any], latency: Latency, outputs: Feeds, truth: Tr
 
 def _truth(bundle: Bundle, feeds: Feeds) -> Truth:
     against = choose_against(bundle, None)
-    return find_truth(open_source(bundle, against, ()), against, feeds, precision_of(load_model(bundle.onnx)))
+    return find_truth(open_source(bundle, against, ()), feeds, precision_of(load_model(bundle.onnx)))
 
 
 def _part(progress: Callable[[int, int], None], number: int, times: int) -> Callable[[int, int], None]:

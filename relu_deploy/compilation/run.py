@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.backends import BACKENDS, NOT_YET
+from relu_deploy.backends import capabilities, names
+from relu_deploy.backends.registry import NOT_YET
 from relu_deploy.backends.tensorrt.engine_cache import Engine, Tell, engine_for, find_engine
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import MANIFEST, Bundle, create_bundle, seal, write_atomically
 from relu_deploy.compilation.build_variance import BuildVariance, best_of
 from relu_deploy.errors import InputError, UsageError, nearest
 
-__all__ = ["COMPILERS", "CompileReport", "compile"]
-
-#: the backends whose engines are built ahead of time
-COMPILERS = ("tensorrt", "tensorrt-rtx")
+__all__ = ["CompileReport", "compile"]
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,12 @@ def compile(  # named for the verb  # noqa: A001  # named for the verb
 
 
 def _require_compiler(backend: str) -> None:
-    if backend in COMPILERS:
+    compilers = [name for name in names() if capabilities(name).compiles_ahead]
+    if backend in compilers:
         return
-    if backend not in (*BACKENDS, *NOT_YET):
-        raise UsageError(f"there is no backend called {backend!r}", nearest(backend, COMPILERS))
-    raise UsageError(f"{backend} compiles nothing ahead of time", f"engines are built for {' and '.join(COMPILERS)}")
+    if backend not in (*names(), *NOT_YET):
+        raise UsageError(f"there is no backend called {backend!r}", nearest(backend, compilers))
+    raise UsageError(f"{backend} compiles nothing ahead of time", f"engines are built for {' and '.join(compilers)}")
 
 
 def _is_bundle(target: Path) -> bool:

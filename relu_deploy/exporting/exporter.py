@@ -24,16 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import relu_deploy
 from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, create_bundle, refuse_existing, seal
 from relu_deploy.data.texts import takes_texts
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.exporting.sources import Loaded, import_torch, load_source, reason_of
 from relu_deploy.gc_pause import without_collecting
-from relu_deploy.graph import adopt, find_relus, io_specs, name_nodes, opset_of, save_model, settle
+from relu_deploy.graph import find_relus, io_specs, load_normalized_model, name_nodes, normalize_model, opset_of, save_model
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
 from relu_deploy.tasks.metrics import labeled
 from relu_deploy.tensors import TensorSpec
+from relu_deploy.version import __version__
 from relu_deploy.zoo.recipes import ModelRecipe
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def export_source(
             ):
                 if given:
                     raise UsageError(f"{what} needs a PyTorch source; {source} is a finished ONNX graph", f"leave {what} out")
-            model = adopt(Path(str(source)))
+            model = load_normalized_model(Path(str(source)))
         else:
             module = _with_steps(loaded, embed_preprocess, pixels, decode)
             shapes = _input_shapes(loaded, inputs, embed_preprocess)
@@ -267,7 +267,7 @@ def _to_onnx(
             ) from error
     model = converted.model
     _annotate(model, program)
-    model = settle(model, "the exported graph")
+    model = normalize_model(model, "the exported graph")
     if opset_of(model) != opset:
         raise InputError(
             f"torch could only write this model at opset {opset_of(model)}, not {opset}",
@@ -404,7 +404,7 @@ def _channels_last(spec: TensorSpec, channels: int) -> bool:
 def _versions() -> dict[str, str]:
     import onnx
 
-    made_by = {"relu_deploy": relu_deploy.__version__, "onnx": onnx.__version__}
+    made_by = {"relu_deploy": __version__, "onnx": onnx.__version__}
     if "torch" in sys.modules:
         made_by["torch"] = str(sys.modules["torch"].__version__)
     return made_by

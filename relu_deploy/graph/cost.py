@@ -1,4 +1,4 @@
-"""What a graph costs: floating-point operations, bytes moved, parameters.
+"""Count the cost of a graph: floating-point operations, bytes moved, parameters.
 
     Conv, ConvTranspose   2 * outputs * (inputs per output)      multiply and add count as two
     Gemm, MatMul          2 * rows * columns * depth

@@ -1,4 +1,4 @@
-"""Loading, checking and saving ONNX graphs, with errors that a person can act on."""
+"""Load, check and save ONNX graphs, with actionable errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from relu_deploy.tensors import TensorSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["adopt", "io_specs", "load_model", "name_nodes", "opset_of", "save_model", "settle", "to_bytes"]
+__all__ = [
+    "io_specs",
+    "load_model",
+    "load_normalized_model",
+    "name_nodes",
+    "normalize_model",
+    "opset_of",
+    "save_model",
+    "to_bytes",
+]
 
 #: protobuf cannot hold a message above 2 GiB; graph and attributes need a little room beside the weights
 SINGLE_FILE_LIMIT = 2**31 - 2**24
@@ -47,12 +56,12 @@ def load_model(path: Path) -> ir.Model:
     return model
 
 
-def adopt(path: Path) -> ir.Model:
-    """Return the graph in `path` as `settle` leaves it. Raises InputError when the checker or shape inference refuses it."""
-    return settle(load_model(path), str(path))
+def load_normalized_model(path: Path) -> ir.Model:
+    """Return the graph in `path` as `normalize_model` leaves it. Raises InputError when the checker or shape inference refuses it."""
+    return normalize_model(load_model(path), str(path))
 
 
-def settle(model: ir.Model, where: str) -> ir.Model:
+def normalize_model(model: ir.Model, where: str) -> ir.Model:
     """Return `model` checked, with shapes inferred and every node named: what a bundle's model.onnx is.
 
     Initializers that old files also list as inputs are no longer inputs: nobody feeds weights by hand. where: what to
@@ -89,7 +98,7 @@ def _as_input_error(where: str) -> Iterator[None]:
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Give every node of the top graph a name of its own: its type and position where it has none, else a count added."""
+    """Give every node of the top graph a unique name: its type and position where it has none, else a count added."""
     seen: Counter[str] = Counter()
     for position, node in enumerate(model.graph):
         name = node.name or f"{node.op_type}_{position}"

@@ -1,8 +1,8 @@
-"""Raising a graph's operator set without changing what it computes.
+"""Raise the operator set of a graph without changing what it computes.
 
-The work is done by `onnx.version_converter`. Three things it does not do are done here: it forgets the metadata of every
-node and tensor (among it the PyTorch module a node came from) and the names of operators that it replaces; it wants the
-weights inside the message, which protobuf ends at 2 GiB; and it changes the meaning of a few operators without a word
+The work is done by `onnx.version_converter`. Three things it does not do are done here: it drops the metadata of every
+node and tensor (among it the PyTorch module a node came from) and the names of operators that it replaces; it needs the
+weights inside the message, which protobuf limits to 2 GiB; and it silently changes the meaning of a few operators
 (found by running each operator before and after):
 
     Upsample, Resize-10   sample at x / scale, later ones at (x + 0.5) / scale - 0.5: the old rule is written out
@@ -10,9 +10,9 @@ weights inside the message, which protobuf ends at 2 GiB; and it changes the mea
     Hardmax before 13     works on all axes from `axis` on, later ones on `axis` alone: refused unless it is the last
     GroupNormalization    before 21 has a scale for each group, later ones for each channel: refused
     Scan-8                has a batch axis: refused
-    Dropout before 12     has a mask that is nought, later ones one of ones: refused where something reads it
+    Dropout before 12     has a mask of zeros, later ones have a mask of ones: refused where something reads it
 
-Operator sets before 7 are refused: no runtime in use computes them, so nobody can tell whether a conversion is right.
+Operator sets before 7 are refused: no current runtime computes them, so a conversion cannot be checked.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from relu_deploy.errors import InputError
 from relu_deploy.graph.intervals.operands import constant_of, shape_of
 from relu_deploy.graph.model import name_nodes, opset_of
 from relu_deploy.graph.relus import TORCH_NODE_KEY
+from relu_deploy.graph.weights import detach_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["raise_opset"]
 
 OLDEST = 7
-#: weights above this many bytes do not travel through the converter; the numbers it reads (scales, pads, axes) are smaller
-PARKED = 1024
 #: `nearest_mode` under tf_half_pixel_for_nn → the one under half_pixel that picks the same pixel: floor(v + 0.5) is v rounded
 #: with halves going up, and v + 0.5 rounded with halves going down is v rounded up
 NEAREST_OF_TF = {"floor": "round_prefer_ceil", "round_prefer_floor": "ceil"}
@@ -62,7 +61,7 @@ def raise_opset(model: ir.Model, least: int) -> ir.Model:
     # Before version 4 of the file format every weight had to be an input as well.
     needed = helper.find_min_ir_version_for([helper.make_opsetid("", least)], ignore_unknown=True)
     source.ir_version = max(model.ir_version or 0, needed)
-    weights = _park_weights(source)
+    weights = detach_weights(source)
     proto = _typed(ir.to_proto(source))
     try:
         raised = ir.from_proto(version_converter.convert_version(proto, least))
@@ -71,7 +70,7 @@ def raise_opset(model: ir.Model, least: int) -> ir.Model:
     for node in _nodes(raised):
         if node.op_type == "Resize" and node.outputs[0].name in resizes:
             _set_strings(node, resizes[str(node.outputs[0].name)])
-    _fetch_weights(raised, weights, {str(value.name) for value in model.graph.inputs})
+    _attach_weights(raised, weights, {str(value.name) for value in model.graph.inputs})
     _carry_over(source, raised)
     name_nodes(raised)
     return ShapeInferencePass()(raised).model
@@ -153,25 +152,11 @@ def _scales(node: ir.Node) -> Any:
 # ---------------------------------------------------------------- through the converter
 
 
-def _park_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Turn the large weights of `model` into inputs without a value, in place; return the values by name."""
-    parked = {}
-    for name, value in list(model.graph.initializers.items()):
-        if value.const_value is None or value.const_value.nbytes <= PARKED:
-            continue
-        parked[name] = value.const_value
-        value.dtype, value.shape = value.const_value.dtype, value.const_value.shape  # type: ignore[assignment]
-        del model.graph.initializers[name]
-        if not value.is_graph_input():
-            model.graph.inputs.append(value)
-    return parked
-
-
-def _fetch_weights(model: ir.Model, parked: Mapping[str, ir.TensorProtocol], inputs: Collection[str]) -> None:
-    """Undo `_park_weights` on the converted `model`, in place. inputs: the names of what was an input before."""
+def _attach_weights(model: ir.Model, detached: Mapping[str, ir.TensorProtocol], inputs: Collection[str]) -> None:
+    """Undo `detach_weights` on the converted `model`, in place. inputs: the names of what was an input before."""
     for value in list(model.graph.inputs):
-        if (name := str(value.name)) in parked:
-            value.const_value = parked[name]
+        if (name := str(value.name)) in detached:
+            value.const_value = detached[name]
             model.graph.register_initializer(value)
             if name not in inputs:
                 model.graph.inputs.remove(value)

@@ -1,4 +1,4 @@
-"""Which precision a graph is written in: since TensorRT 11 the only place where it can be said."""
+"""Determine the precision that a graph computes in. Since TensorRT 11 the graph is the only place that specifies it."""
 
 from __future__ import annotations
 

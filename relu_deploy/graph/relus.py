@@ -1,4 +1,4 @@
-"""Finding the Relus of a graph, whatever they are written as.
+"""Find the Relus of a graph, in each form in which ONNX can express one.
 
 Rules:
 
@@ -8,7 +8,7 @@ Rules:
 3. `Max` of a tensor and the constant 0 is a Relu.
 4. A Relu is `fused_with` the nodes that runtimes merge it into: the Conv, Gemm, MatMul, BatchNormalization or Add chain
    that feeds nothing but it.
-5. Order is the graph's own (topological) order; `index` counts from 0 in it.
+5. Order is the graph's topological order; `index` counts from 0 in it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["SCOPE_KEY", "TORCH_NODE_KEY", "Relu", "find_relus"]
 #: metadata keys under which export keeps where a Relu came from: PyTorch module path, and node in source.pt2
 SCOPE_KEY, TORCH_NODE_KEY = "relu_deploy.scope", "relu_deploy.torch_node"
 
-#: what may stand between a Relu and the kernel that absorbs it, in the order in which runtimes fuse them
+#: operators that may lie between a Relu and the kernel that absorbs it, in the order in which runtimes fuse them
 FUSED_FEEDERS = ("Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul")
 
 

@@ -1,4 +1,4 @@
-"""Leaving out of a graph what need not be computed: batch norms behind a kernel, copies, constants that are nodes.
+"""Simplify a graph: fold batch norms into the kernel before them, remove copies, lift constants to initializers.
 
 A BatchNormalization is one multiplication and one addition a channel, with factor = scale / sqrt(variance + epsilon):
 
@@ -30,7 +30,7 @@ def fold_batch_norms(model: ir.Model) -> ir.Model:
     """Return `model` with each BatchNormalization in the Conv, ConvTranspose or Gemm before it, where nothing else reads that one.
 
     The kernel keeps its node's name and gives the BatchNormalization's tensor, so that the Relu behind reads what it read.
-    Identity, Dropout (in inference) and Cast to the own type are left out too, Constant nodes become initializers.
+    Identity, Dropout (in inference) and Cast to the same type are removed too, Constant nodes become initializers.
     A BatchNormalization that is not behind such a kernel, or trains, stays.
     """
     folded = lift_constants(model)
@@ -152,7 +152,7 @@ def _scaled(kernel: ir.Node, factor: Array, mean: Array, shift: Array) -> dict[i
 
 
 def _set_constant(node: ir.Node, position: int, array: Array) -> None:
-    """Make `array` the weight that `node` reads there: in its old place where nobody else reads that, else in a new one."""
+    """Make `array` the weight that `node` reads there: in its old place where nothing else reads it, else in a new one."""
     import onnx_ir as ir
 
     graph, old = node.graph, node.inputs[position] if position < len(node.inputs) else None
@@ -224,7 +224,7 @@ def _is_spatial(node: ir.Node, shape: Any) -> bool:
 
 
 def _is_fixed(value: ir.Value | None) -> bool:
-    """Return whether nobody can feed another array for `value`, as old files allow for their weights."""
+    """Return whether `value` is a constant that cannot be overridden by a graph input, as old files allow for weights."""
     return value is not None and constant_of(value) is not None and not value.is_graph_input()
 
 

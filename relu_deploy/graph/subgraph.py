@@ -1,4 +1,4 @@
-"""Cutting a piece out of a graph, to run it alone."""
+"""Extract a part of a graph that runs on its own."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from relu_deploy.errors import InputError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["cut", "nodes_between"]
+__all__ = ["extract_subgraph", "nodes_between"]
 
 
 def nodes_between(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> list[ir.Node]:
     """Return the nodes that compute the tensors `outputs` from the tensors `inputs`, in the graph's order.
 
-    The walk also ends at the graph's own inputs and its weights. Raises InputError for an output that no node makes.
+    The walk also ends at the graph's own inputs and its weights. Raises InputError for an output that no node computes.
     """
     made = {value.name: node for node in model.graph for value in node.outputs}
     if missing := [name for name in outputs if name not in made]:
         raise InputError(f"no node of the graph makes a tensor called {missing[0]!r}", "relu-deploy inspect lists the Relus")
-    wanted, waiting = set(), [made[name] for name in outputs]
+    needed, waiting = set(), [made[name] for name in outputs]
     while waiting:
         node = waiting.pop()
-        if node not in wanted:
-            wanted.add(node)
+        if node not in needed:
+            needed.add(node)
             # Subgraphs (If, Loop) read outer tensors without naming them as inputs.
             reads = [*node.inputs, *_outer_reads(node)]
             waiting += [
                 made[value.name] for value in reads if value is not None and value.name in made and value.name not in inputs
             ]
-    return [node for node in model.graph if node in wanted]
+    return [node for node in model.graph if node in needed]
 
 
-def cut(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> ir.Model:
+def extract_subgraph(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> ir.Model:
     """Return a new model that computes the tensors `outputs` from those of `inputs` that it needs (and the graph's own inputs).
 
     `inputs` that other nodes of the piece make are taken as inputs nevertheless. Weights are shared with `model`.

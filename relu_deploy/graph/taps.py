@@ -1,4 +1,4 @@
-"""Reading tensors from inside a graph by making them outputs as well."""
+"""Expose tensors inside a graph as additional graph outputs."""
 
 from __future__ import annotations
 

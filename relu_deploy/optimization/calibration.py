@@ -1,4 +1,4 @@
-"""What a model's tensors look like on data, in one pass and constant memory; and the range that 8 bits should cover.
+"""Collect statistics of a model's tensors on data, in one pass and constant memory, and choose the range that 8 bits cover.
 
 Each tensor keeps its least and greatest value, the mean of each channel, and a histogram whose bins double in width
 whenever a number falls outside: nothing depends on how much data there is, or in which order it comes.
@@ -44,7 +44,7 @@ SHARES = np.linspace(1.0, 0.2, 81)
 
 @dataclass
 class Statistics:
-    """One tensor's numbers so far. limit: the histogram covers [-limit, limit]. zeros: how many numbers are exactly 0.
+    """Statistics of one tensor so far. limit: the histogram covers [-limit, limit]. zeros: how many numbers are exactly 0.
 
     sums: float64 (C,), of each channel (axis 1), over `places` numbers each. peaks: float64 (C,), its greatest value.
     """
@@ -198,12 +198,12 @@ def _least_divergence(statistics: Statistics, low: float, high: float) -> float:
         filled = magnitudes[:kept] > 0
         totals = np.bincount(level, magnitudes[:kept], 128)
         places = np.maximum(np.bincount(level, filled, 128), 1)
-        told = np.where(filled, (totals / places)[level], 0)
-        if not told.sum() or not whole.sum():
+        smoothed = np.where(filled, (totals / places)[level], 0)
+        if not smoothed.sum() or not whole.sum():
             continue
-        p, q = whole / whole.sum(), told / told.sum()
+        p, q = whole / whole.sum(), smoothed / smoothed.sum()
         seen = p > 0
-        # A level that nothing falls into but clipped numbers is told by the smallest share there is.
+        # A level that nothing falls into but clipped numbers gets the smallest share there is.
         divergence = float(np.sum(p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))))
         if divergence < least:
             best, least = kept / used, divergence

@@ -1,4 +1,4 @@
-"""The data that a variant is made with and judged on: two different sets, or two parts of one, wherever that is possible."""
+"""Choose the data to calibrate on and the data to measure accuracy on: different rows wherever that is possible."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,32 +15,30 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import Dataset, declared_range, load_dataset, spread_evenly
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import load_model
+from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.tensors import Feeds, random_feeds
 
-if TYPE_CHECKING:
-    from relu_deploy.optimization.run import OptimizeOptions
-
-__all__ = ["Evidence", "gather"]
+__all__ = ["EvaluationData", "load_evaluation_data"]
 
 #: a batch's tensors stay under so many bytes, and a batch under so many rows
 BATCH_BYTES, MOST_ROWS = 1 << 28, 16
 #: rows of a set that must be left over when some of it is calibrated on, for the rest to be what accuracy is measured on
 ENOUGH = 100
-#: rows of random numbers where nobody gives data and none are needed to calibrate 8 bits
+#: rows of random inputs where there is no data and no 8-bit calibration that needs it
 RANDOM_ROWS = 16
 #: how far beyond the declared range data may lie, as a share of its width: rounding, and preprocessing by other libraries
 SLACK = 0.01
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """calibrated_on, judged_on: the data. held_out: no row is in both. batch: rows at a time.
+class EvaluationData:
+    """calibrated_on, measured_on: the data. held_out: no row is in both. batch: rows at a time.
 
     weight_bits: what a CPU like this one can add up without overflow. is_fixed: the model takes `batch` rows and no other number.
     """
 
     calibrated_on: Dataset
-    judged_on: Dataset
+    measured_on: Dataset
     held_out: bool
     random: bool
     batch: int
@@ -51,14 +49,14 @@ class Evidence:
     def one_row(self) -> Feeds:
         """Return the smallest batch that the model takes, of what was calibrated on.
 
-        On it a graph is held against another: whether ranges fit rows that nobody saw is what accuracy is measured for.
+        Graphs are compared on it; accuracy on `measured_on` shows whether the ranges fit unseen rows.
         """
         return self._few(self.calibrated_on, 1)[0]
 
     @property
     def some_rows(self) -> list[Feeds]:
         """Return up to four of the smallest batches that the model takes, of what accuracy is measured on."""
-        return self._few(self.judged_on, 4)
+        return self._few(self.measured_on, 4)
 
     def _few(self, dataset: Dataset, count: int) -> list[Feeds]:
         size = self.batch if self.is_fixed else 1
@@ -72,55 +70,53 @@ class Evidence:
     def to_json(self) -> dict[str, Any]:
         return {
             "calibrated_on": {"data": self.calibrated_on.name, "rows": len(self.calibrated_on)},
-            "measured_on": {"data": self.judged_on.name, "rows": len(self.judged_on)},
+            "measured_on": {"data": self.measured_on.name, "rows": len(self.measured_on)},
             "held_out": self.held_out,
             "random": self.random,
         }
 
 
-def gather(bundle: Bundle, settings: OptimizeOptions, data_needed: bool) -> Evidence:
-    """Return what there is to calibrate and to judge on.
+def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: bool) -> EvaluationData:
+    """Return the data to calibrate and to measure accuracy on.
 
     data_needed: 8 bits are calibrated on real data, or not at all. Raises InputError where data are missing or do not fit,
     UsageError for numbers of rows that make no sense.
     """
-    if settings.samples < 1 or (settings.eval_samples is not None and settings.eval_samples < 1):
-        raise UsageError("--samples and --eval-samples must be at least 1", "for instance --samples 128")
-    own = bundle.manifest.get("dataset")
-    if settings.calibration is None and data_needed:
-        like = own or "photos/"
+    declared = bundle.manifest.get("dataset")
+    if options.calibration is None and data_needed:
+        like = declared or "photos/"
         raise InputError(
-            "8 bits need data to calibrate on, and none were given",
+            "8-bit precisions need calibration data, and none was given",
             f"for instance --calibration {like}: a folder of pictures, an .npz file, or the name of a shipped data set",
         )
     fixed = bundle.inputs[0].batch if bundle.inputs else None
     batch = fixed if isinstance(fixed, int) else _batch(bundle)
-    known = _own(bundle, own)
-    given = None if settings.calibration is None else _checked(bundle, settings.calibration)
-    judged = _checked(bundle, settings.data) if settings.data is not None else (known if known is not None else given)
-    calibrated = given if given is not None else judged
-    random = calibrated is None or judged is None
-    if calibrated is None or judged is None:
-        noise = Dataset("random", dict(random_feeds(bundle.inputs, max(RANDOM_ROWS, batch), settings.seed)), {})
-        calibrated = judged = noise
-    source = settings.data if settings.data is not None else (own if known is not None else settings.calibration)
-    same = settings.calibration is None or _is_same(source, settings.calibration)
-    rows = spread_evenly(len(calibrated), settings.samples)
+    known = _declared_data(bundle, declared)
+    given = None if options.calibration is None else _checked(bundle, options.calibration)
+    measured = _checked(bundle, options.data) if options.data is not None else (known if known is not None else given)
+    calibrated = given if given is not None else measured
+    random = calibrated is None or measured is None
+    if calibrated is None or measured is None:
+        noise = Dataset("random", dict(random_feeds(bundle.inputs, max(RANDOM_ROWS, batch), options.seed)), {})
+        calibrated = measured = noise
+    source = options.data if options.data is not None else (declared if known is not None else options.calibration)
+    same = options.calibration is None or _is_same(source, options.calibration)
+    rows = spread_evenly(len(calibrated), options.samples)
     held_out = not same
     if same:
-        rest = np.setdiff1d(np.arange(len(judged)), rows)
+        rest = np.setdiff1d(np.arange(len(measured)), rows)
         held_out = len(rest) >= ENOUGH
-        judged = judged.picked(rest) if held_out else judged
-    if settings.eval_samples is not None:
-        judged = judged.picked(spread_evenly(len(judged), settings.eval_samples))
+        measured = measured.picked(rest) if held_out else measured
+    if options.eval_samples is not None:
+        measured = measured.picked(spread_evenly(len(measured), options.eval_samples))
     calibrated = calibrated.picked(rows)
     if isinstance(fixed, int) and len(calibrated) < fixed:
         raise InputError(f"{bundle.name} takes {fixed} rows at a time, {calibrated.name} has {len(calibrated)}", "give more data")
-    return Evidence(calibrated, judged, held_out, random, batch, _weight_bits(), isinstance(fixed, int))
+    return EvaluationData(calibrated, measured, held_out, random, batch, _weight_bits(), isinstance(fixed, int))
 
 
-def _own(bundle: Bundle, name: str | None) -> Dataset | None:
-    """Return the data set that scores this model, None where it is not here."""
+def _declared_data(bundle: Bundle, name: str | None) -> Dataset | None:
+    """Return the data set that the bundle declares, None where it is not available."""
     if not name:
         return None
     try:
@@ -151,7 +147,7 @@ def _checked(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
         slack = SLACK * (upper - lower)
         if low < lower - slack or high > upper + slack:
             raise InputError(
-                f"{source}: {name!r} goes from {low:.4g} to {high:.4g}; what the model's preprocessing gives goes from "
+                f"{source}: {name!r} ranges from {low:.4g} to {high:.4g}; the model's preprocessing gives "
                 f"{lower:.4g} to {upper:.4g}",
                 "give preprocessed arrays, or uint8 pixels (N, H, W, C), which are preprocessed as the bundle says",
             )

@@ -1,11 +1,11 @@
-"""How right a candidate is: by labels where there are some, else by how far it agrees with the float32 model.
+"""Measure the accuracy of a candidate: by labels where there are any, else by its agreement with the float32 model.
 
-    labels, a classifier      top1                 share of rows that are named rightly
+    labels, a classifier      top1                 share of rows that are classified correctly
     labels, a detector        AP                   COCO's, against the boxes that are true
     labels, a segmenter       mIoU                 mean IoU over the classes of pixels, against the masks that are true
-    none, a classifier        top1_agreement       share of rows that get the float32 model's answer
-    none, a detector          AP_agreement         COCO's AP, against the float32 model's own sure detections
-    none, a segmenter         mIoU_agreement       mean IoU, against the float32 model's own masks
+    none, a classifier        top1_agreement       share of rows with the float32 model's class
+    none, a detector          AP_agreement         COCO's AP, against the float32 model's confident detections
+    none, a segmenter         mIoU_agreement       mean IoU, against the float32 model's masks
     none, anything else       signal               1 - RMS(difference) / RMS(float32 answer), the worst output's
 
 Without labels the float32 model scores 1 by definition, and a candidate loses points for every answer that is another one
@@ -30,7 +30,7 @@ from relu_deploy.verification.verdict import rms
 
 __all__ = ["MAX_DROP", "AccuracyEvaluator", "answers_of", "distance"]
 
-#: how much of each metric a variant may lose when nobody says
+#: how much of each metric a variant may lose by default
 MAX_DROP = {
     "top1": 0.005,
     "AP": 0.005,
@@ -58,7 +58,7 @@ class AccuracyEvaluator:
 
     @classmethod
     def prepare(cls, bundle: Bundle, dataset: Dataset, run: Run, batch: int) -> AccuracyEvaluator:
-        """Return the judge of `bundle`'s variants. run: the float32 model.
+        """Return the evaluator of `bundle`'s variants. run: the float32 model.
 
         Raises InputError when the data are no rows at all, or the float32 model itself is not finite on them.
         """
@@ -68,15 +68,18 @@ class AccuracyEvaluator:
         labeled = score(manifest, run, dataset, batch)
         if labeled is not None and labeled.samples:
             return cls(manifest, dataset, batch, labeled, {})
-        if manifest.get("task") == "segmentation" and (own := _own_masks(bundle, run, dataset, batch)) is not None:
-            return cls(manifest, own, batch, Metric("mIoU_agreement", 1.0, len(dataset)), {})
+        if (
+            manifest.get("task") == "segmentation"
+            and (labeled_by_model := _reference_masks(bundle, run, dataset, batch)) is not None
+        ):
+            return cls(manifest, labeled_by_model, batch, Metric("mIoU_agreement", 1.0, len(dataset)), {})
         answers = answers_of(run, dataset, batch)
         if not all(np.isfinite(array).all() for array in answers.values() if array.dtype.kind == "f"):
             raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
-        judge = cls(manifest, dataset, batch, Metric(_kind(manifest, answers), 1.0, len(dataset)), answers)
-        if judge.before.name == "AP_agreement" and not len(judge._true_boxes()["labels"]):
+        evaluator = cls(manifest, dataset, batch, Metric(_kind(manifest, answers), 1.0, len(dataset)), answers)
+        if evaluator.before.name == "AP_agreement" and not len(evaluator._true_boxes()["labels"]):
             return cls(manifest, dataset, batch, Metric("signal", 1.0, len(dataset)), answers)
-        return judge
+        return evaluator
 
     @property
     def max_drop(self) -> float:
@@ -133,7 +136,7 @@ def answers_of(run: Run, dataset: Dataset, batch: int) -> dict[str, Array]:
     return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
 
 
-def _own_masks(bundle: Bundle, run: Run, dataset: Dataset, batch: int) -> Dataset | None:
+def _reference_masks(bundle: Bundle, run: Run, dataset: Dataset, batch: int) -> Dataset | None:
     """Return `dataset` with the masks that the model behind `run` finds as the true ones, None where it gives no masks.
 
     Masks are kept, and not what they are made of: logits of every pixel are some hundred times as large.

@@ -1,4 +1,4 @@
-"""How a precision is written into a graph: one recipe a kind, all alike to the search that sends segments back to float.
+"""Recipes that write a precision into a graph, with one interface for the search that returns segments to float32.
 
 A recipe knows its segments (what ends in one Relu) and builds the graph in which those in `off` stay float32.
 """
@@ -9,27 +9,27 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from relu_deploy.graph.quantization.cast_precision import lower
+from relu_deploy.graph.quantization.cast_precision import cast_model
 from relu_deploy.graph.quantization.qdq import SCHEMES, quantize
-from relu_deploy.graph.quantization.qdq_placement import place, segments_of
+from relu_deploy.graph.quantization.qdq_placement import place_qdq, segments_of
 from relu_deploy.optimization.calibration import Statistics, range_of
 from relu_deploy.optimization.targets import PRECISIONS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Casts", "Float32", "PrecisionRecipe", "Quantized", "tensors_to_watch"]
+__all__ = ["Casts", "Float32", "PrecisionRecipe", "Quantized", "calibrated_tensors"]
 
 #: of the CPU's 8-bit products, 7 bits of weights keep sums of two from overflowing 16 bits on processors without VNNI
 SAFE_LEVELS = 63
 
 
 class PrecisionRecipe(Protocol):
-    """What the search needs of a precision."""
+    """The interface that the search uses."""
 
     @property
     def segments(self) -> list[str]:
-        """Return what can go back to float32, in the graph's order."""
+        """Return the segments that can return to float32, in the graph's order."""
         ...
 
     def build(self, off: Collection[str] = ()) -> ir.Model:
@@ -37,7 +37,7 @@ class PrecisionRecipe(Protocol):
         ...
 
     def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:
-        """Return the nodes with arithmetic that stay float32 although they were not asked to, each with the reason."""
+        """Return the nodes with arithmetic that stay float32 although their segment is not in `off`, each with the reason."""
         ...
 
 
@@ -73,10 +73,10 @@ class Quantized:
 
     @property
     def segments(self) -> list[str]:
-        return place(self.model, self.placement, PRECISIONS[self.precision]).segments
+        return place_qdq(self.model, self.placement, PRECISIONS[self.precision]).segments
 
     def build(self, off: Collection[str] = ()) -> ir.Model:
-        placed = place(self.model, self.placement, PRECISIONS[self.precision], off)
+        placed = place_qdq(self.model, self.placement, PRECISIONS[self.precision], off)
         scheme = SCHEMES[self.placement, PRECISIONS[self.precision]]
         levels = SAFE_LEVELS if self.weight_bits == 7 else scheme.levels
         scheme = replace(scheme, per_channel=self.per_channel, levels=levels)
@@ -85,7 +85,7 @@ class Quantized:
         return quantize(self.model, placed, ranges, scheme, means)
 
     def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:
-        return dict(place(self.model, self.placement, PRECISIONS[self.precision], off).refused)
+        return dict(place_qdq(self.model, self.placement, PRECISIONS[self.precision], off).refused)
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,17 @@ class Casts:
         return back | dict(self.keep)
 
     def build(self, off: Collection[str] = ()) -> ir.Model:
-        return lower(self.model, PRECISIONS[self.precision], self._kept(off)).model
+        return cast_model(self.model, PRECISIONS[self.precision], self._kept(off)).model
 
     def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:
-        lowered = lower(self.model, PRECISIONS[self.precision], self._kept(off))
-        return {name: why for name, why in lowered.float32_nodes.items() if why != "accuracy"}
+        report = cast_model(self.model, PRECISIONS[self.precision], self._kept(off)).report
+        return {name: why for name, why in report.float32_nodes.items() if why != "accuracy"}
 
 
-def tensors_to_watch(model: ir.Model, precision: str, placement: str) -> Sequence[str]:
+def calibrated_tensors(model: ir.Model, precision: str, placement: str) -> Sequence[str]:
     """Return the tensors whose statistics the recipe of `precision` needs."""
     if precision in ("int8", "fp8"):
-        placed = place(model, placement, PRECISIONS[precision])
+        placed = place_qdq(model, placement, PRECISIONS[precision])
         nodes = {str(node.name): node for node in model.graph}
         read = [str(nodes[name].inputs[position].name) for name, position in sorted(placed.reads)]  # type: ignore[union-attr]
         return list(dict.fromkeys([*read, *sorted(placed.results), *sorted(name for tied in placed.tied for name in tied)]))

@@ -1,7 +1,7 @@
-"""The fewest segments that have to go back to float32 for a variant to pass its gate, and what each step gave.
+"""Find the fewest segments that have to return to float32 for a variant to pass its accuracy gate.
 
 Which ones: each segment is tried alone in the low precision, everything else in float32, and costs what the outputs then
-differ from the float32 model's on a few rows. The costliest go back first: one, two, four … until the gate is passed, then
+differ from the float32 model's on a few rows. The costliest return first: one, two, four … until the gate is passed, then
 the count is halved in between. That takes some ten evaluations of accuracy instead of one for each set of segments.
 """
 
@@ -28,7 +28,7 @@ ROWS_FOR_COST = 16
 
 @dataclass(frozen=True)
 class SearchStep:
-    """One try: how many segments were in float32, and what the gate's metric was."""
+    """One candidate: how many segments were in float32, and the accuracy metric."""
 
     float_segments: int
     metric: Metric
@@ -40,7 +40,7 @@ class SearchStep:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What the search came to. off: segments in float32, costliest first. costs: of each segment, as far as they were measured.
+    """The result of the search. off: segments in float32, costliest first. costs: of each segment, as far as they were measured.
 
     passed: whether anything passes; else `off`, `model` and `metric` are of the first try.
     """
@@ -55,14 +55,14 @@ class SearchResult:
 
 def find_passing(
     recipe: PrecisionRecipe,
-    judge: AccuracyEvaluator,
+    evaluator: AccuracyEvaluator,
     target: Target,
     float32: ir.Model,
     max_drop: float,
     threads: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> SearchResult:
-    """Return the variant with the fewest segments of `recipe` in float32 that loses at most `max_drop` of the judge's metric.
+    """Return the variant with the fewest segments of `recipe` in float32 that loses at most `max_drop` of the evaluator's metric.
 
     float32: the model whose answers a segment's cost is measured against.
     """
@@ -75,19 +75,19 @@ def find_passing(
         progress(f"accuracy with {count} of {len(recipe.segments)} segments in float32" if count else "accuracy")
         model = recipe.build(order[:count])
         with target.session(model, threads=threads) as session:
-            metric = judge.score(session.run)
-        passed = judge.before.value - metric.value <= max_drop
+            metric = evaluator.score(session.run)
+        passed = evaluator.before.value - metric.value <= max_drop
         curve.append(SearchStep(count, metric, passed))
         models[count] = model, metric
         return passed
 
     if passes(0):
         return SearchResult(True, (), *models[0], curve, costs)
-    # With every segment in float32 it would pass, and would not be what was asked for.
+    # With every segment in float32 it would pass, but would no longer be in the requested precision.
     most = len(recipe.segments) - 1
     if most < 1:
         return SearchResult(False, (), *models[0], curve, costs)
-    costs = _costs(recipe, judge, target, float32, threads, progress)
+    costs = _costs(recipe, evaluator, target, float32, threads, progress)
     order += [name for name, _ in costs]
     failed, count = 0, 1
     while not passes(count):
@@ -102,20 +102,20 @@ def find_passing(
 
 def _costs(
     recipe: PrecisionRecipe,
-    judge: AccuracyEvaluator,
+    evaluator: AccuracyEvaluator,
     target: Target,
     float32: ir.Model,
     threads: int,
     progress: Callable[[str], None],
 ) -> list[tuple[str, float]]:
     """Return each segment and its cost, costliest first."""
-    few: Dataset = judge.dataset.picked(spread_evenly(len(judge.dataset), ROWS_FOR_COST))
+    few: Dataset = evaluator.dataset.picked(spread_evenly(len(evaluator.dataset), ROWS_FOR_COST))
     with target.session(float32, threads=threads) as session:
-        true = answers_of(session.run, few, judge.batch)
+        true = answers_of(session.run, few, evaluator.batch)
     costs = []
     segments = recipe.segments
     for index, segment in enumerate(segments):
         progress(f"cost of segment {index + 1} of {len(segments)}")
         with target.session(recipe.build([one for one in segments if one != segment]), threads=threads) as session:
-            costs.append((segment, distance(answers_of(session.run, few, judge.batch), true)))
+            costs.append((segment, distance(answers_of(session.run, few, evaluator.batch), true)))
     return sorted(costs, key=lambda pair: -pair[1])

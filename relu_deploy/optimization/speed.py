@@ -12,20 +12,22 @@ from relu_deploy.tensors import Feeds
 __all__ = ["speedup"]
 
 ROUNDS = 10
+#: of measuring, for both sides together
+SECONDS = 4.0
 
 
-def speedup(faster: Session, slower: Session, feeds: Sequence[Feeds], seconds: float = 4.0) -> Ratio:
-    """Return how many times faster `faster` answers than `slower`, in ten interleaved rounds of `seconds` in all.
+def speedup(faster: Session, slower: Session, feeds: Sequence[Feeds]) -> Ratio:
+    """Return how many times faster `faster` answers than `slower`, in ten interleaved rounds of `SECONDS` in all.
 
     feeds: several, which take turns. Each round times both sides for the same time; the order alternates.
     """
     sides: tuple[list[list[float]], list[list[float]]] = ([], [])
     sessions = (faster, slower)
     for session in sessions:
-        _timed(session, feeds, seconds / ROUNDS)
+        _timed(session, feeds, SECONDS / ROUNDS)
     for turn in range(ROUNDS):
         for side in (0, 1) if turn % 2 else (1, 0):
-            sides[side].append(_timed(sessions[side], feeds, seconds / ROUNDS / 2))
+            sides[side].append(_timed(sessions[side], feeds, SECONDS / ROUNDS / 2))
     return ratio_of(sides[0], sides[1])
 
 

@@ -1,18 +1,19 @@
-"""A variant that passed becomes part of a bundle, with everything that was found out about it."""
+"""Store a variant that passed in a bundle, with its report."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.bundle import MODEL, VARIANTS, Bundle, create_bundle, seal, sha256
+from relu_deploy.bundle import MODEL, VARIANTS, Bundle, create_bundle, seal
+from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import to_bytes
 
 if TYPE_CHECKING:
-    from relu_deploy.optimization.run import OptimizeReport
+    from relu_deploy.optimization.report import OptimizeReport
 
 __all__ = ["store"]
 
@@ -39,30 +40,33 @@ def _adopted(bundle: Bundle, report: OptimizeReport, out: Path, force: bool) -> 
     """Return the bundle at `out` made of a plain ONNX file."""
     from relu_deploy.exporting.exporter import export_source
 
-    with tempfile.TemporaryDirectory(prefix="relu-deploy-adopt-") as parent:
-        made = export_source(str(bundle.path), Path(parent) / out.name).bundle
+    with temporary_folder("adopt") as parent:
+        made = export_source(str(bundle.path), parent / out.name).bundle
         return store(made, report, out, force)
 
 
 def _add(bundle: Bundle, report: OptimizeReport) -> Bundle:
     name, checked_against = report.variant, MODEL
     file = f"{VARIANTS}/{name}.onnx"
+    models: dict[str, bytes] = {}
     if report.prepared.is_another:
         # The prepared graph answers as the model does, but its tensors have other channels or scales.
         checked_against = file if report.precision == "fp32" else f"prepared/{name}.onnx"
-        bundle = bundle.add(checked_against, to_bytes(report.prepared.model))
-    bundle = bundle.add(file, to_bytes(report.found.model))
-    told = {**report.to_json(), "file": file}
+        models[checked_against] = to_bytes(report.prepared.model)
+    models[file] = to_bytes(report.search.model)
+    checked_bytes = models[checked_against] if checked_against in models else bundle.file(checked_against).read_bytes()
+    fields = {**report.to_json(), "file": file}
     entry: dict[str, Any] = {
         "precision": report.precision,
         "target": report.target.name,
         "checked_against": checked_against,
-        "checked_against_sha256": sha256(bundle.path / checked_against),
-        "accuracy": told["accuracy"],
-        "speedup": told["speedup"],
-        "verified": told["verified"],
-        "evidence": told["evidence"],
+        "checked_against_sha256": hashlib.sha256(checked_bytes).hexdigest(),
+        "accuracy": fields["accuracy"],
+        "speedup": fields["speedup"],
+        "verified": fields["verified"],
+        "evidence": fields["evidence"],
         "float32_nodes": len(report.fallbacks),
     }
     variants = {**bundle.manifest["variants"], name: entry}
-    return bundle.add(f"reports/optimize-{name}.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n", variants=variants)
+    summary = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    return bundle.update({**models, f"reports/optimize-{name}.json": summary}, variants=variants)

@@ -1,4 +1,4 @@
-"""What each target runs, how its 8-bit kernels want a graph written, and where a variant for it can be tried out here.
+"""The targets: their precisions, the form of 8-bit graph that their kernels take, and the backend that runs them.
 
     target          precisions                       8-bit graphs                       runs on
     cpu             fp32, int8                       uint8 activations, int8 weights    onnxruntime-cpu
@@ -6,7 +6,7 @@
     tensorrt        fp32, fp16, bf16, int8, fp8      symmetric, float biases            tensorrt
     tensorrt-rtx    fp32, fp16, bf16, int8, fp8      the same                           tensorrt-rtx
 
-Without the target's hardware a variant is simulated: its own graph, with its Q/DQ pairs and casts, evaluated by ONNX Runtime
+Without the target's hardware a variant is simulated: its graph, with its Q/DQ pairs and casts, is evaluated by ONNX Runtime
 on the CPU in float32 with nothing merged. That shows its accuracy, and says nothing about its speed.
 """
 
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
 
 __all__ = ["PRECISIONS", "TARGETS", "Target", "find_target"]
 
-#: how people call a precision → how the rest of the house does
+#: precision as an option → the dtype's name
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "fp8": "float8"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """One target. placement: the rules of `graph.placement` that it follows. backend: what runs it.
+    """One target. placement: the rules of `graph.quantization.qdq_placement` that it follows. backend: what runs it.
 
     refused: precision → why this target has none. measurable: its backend runs on any machine, so speed can be measured.
+    adds_pairs: without VNNI its kernels add pairs of 8-bit products in 16 bits, so weights may need 7 bits.
     """
 
     name: str
@@ -47,28 +48,30 @@ class Target:
     backend: str
     measurable: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
+    adds_pairs: bool = False
 
     def require(self, precision: str) -> None:
         """Raise UsageError when this target cannot run `precision`."""
         if precision not in self.precisions:
             why = self.refused.get(precision, "it has no such kernels")
             raise UsageError(
-                f"the target {self.name} cannot run {precision}: {why}", f"--for {self.name} takes {', '.join(self.precisions)}"
+                f"the target {self.name} does not support {precision}: {why}",
+                f"--for {self.name} takes {', '.join(self.precisions)}",
             )
 
     @contextmanager
     def session(self, model: ir.Model, **options: Any) -> Iterator[Session]:
         """Yield a session that answers as `model` does on this target: on its backend, or simulated on the CPU."""
-        with self.trial(model) as (bundle, settings):
-            session = load(bundle, "onnxruntime-cpu", **settings, **options)
+        with self.as_bundle(model) as (bundle, runtime_options):
+            session = load(bundle, "onnxruntime-cpu", **runtime_options, **options)
             try:
                 yield session
             finally:
                 session.close()
 
     @contextmanager
-    def trial(self, model: ir.Model) -> Iterator[tuple[Bundle, dict[str, Any]]]:
-        """Yield `model`, simulated where need be, as a file of its own, and the options that ONNX Runtime on the CPU runs it with."""
+    def as_bundle(self, model: ir.Model) -> Iterator[tuple[Bundle, dict[str, Any]]]:
+        """Yield `model`, simulated where need be, as a bundle, and the options that ONNX Runtime on the CPU runs it with."""
         with tempfile.TemporaryDirectory(prefix="relu-deploy-trial-") as folder:
             path = Path(folder) / "variant.onnx"
             save_model(model if self.measurable else simulated(model), path)
@@ -88,6 +91,7 @@ TARGETS = {
             "onnxruntime-cpu",
             True,
             {"fp16": _CPU_HALF, "bf16": _CPU_HALF, "fp8": "no CPU has float8 arithmetic"},
+            adds_pairs=True,
         ),
         Target(
             "cuda",

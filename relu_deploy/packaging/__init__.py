@@ -1,1 +1,1 @@
-"""What other engines deploy: Triton, KServe, Docker."""
+"""Packages for other engines: Triton model repositories, KServe manifests, contexts of container images."""

@@ -1,4 +1,4 @@
-"""How many rows a server runs together and how long a request may wait for others: read off measurements where there are some."""
+"""Batch size and queue delay of a server, chosen from the bundle's benchmark where it has one."""
 
 from __future__ import annotations
 
@@ -10,71 +10,84 @@ from typing import Any
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 
-__all__ = ["Batching", "batching_for", "rows_are_independent"]
+__all__ = ["Batching", "choose_batching", "rows_are_independent"]
 
 DEFAULT_MAX_BATCH = 8
-#: microseconds that a request waits for others where nothing was measured: far below what any network takes
+#: microseconds that a request waits for others without a measurement: far less than a network's latency
 DEFAULT_DELAY = 100
 
 
 @dataclass(frozen=True)
 class Batching:
-    """max_batch: 0 for a model whose first dimension is no batch. preferred: rows that are run at once when there are so many.
+    """How a server batches requests.
 
-    delay: microseconds. why: lines that say where the numbers come from. measured: they come from a benchmark.
+    Args:
+        max_batch: Most rows that run together; 0 for a model without a batch dimension.
+        preferred: Batch size that runs as soon as the queue holds that many rows.
+        delay: Microseconds that a request may wait for others.
+        reasons: Lines that explain the numbers.
+        measured: Whether they come from a benchmark.
     """
 
     max_batch: int
     preferred: int | None = None
     delay: int = 0
-    why: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
     measured: bool = False
 
 
 def rows_are_independent(bundle: Bundle) -> bool:
-    """Return whether the first dimension of every input and output is one and the same batch that may vary."""
+    """Return whether the first dimension of every input and output is the same variable batch size."""
     specs = (*bundle.inputs, *bundle.outputs)
     first = bundle.inputs[0].batch if bundle.inputs else None
     return isinstance(first, str) and all(spec.batch == first for spec in specs)
 
 
-def batching_for(
+def choose_batching(
     bundle: Bundle, backends: Sequence[str], max_batch: int | None, max_delay: float | None, limit: int | None = None
 ) -> Batching:
-    """Return how `bundle` is best batched on the first of `backends` that `bench` measured it on.
+    """Return the batching with the highest measured throughput.
 
-    max_batch, max_delay (milliseconds): what was asked for, None to choose. limit: most rows that an engine takes.
-    Raises UsageError for a batch that the model has not.
+    Args:
+        bundle: The model.
+        backends: The first one with measurements of the model counts.
+        max_batch: Requested batch size, None to choose.
+        max_delay: Requested delay in milliseconds, None to choose.
+        limit: Most rows that an engine accepts.
+
+    Raises:
+        UsageError: If a batch is requested that the model or the engine does not support.
     """
     if not rows_are_independent(bundle):
         if max_batch is not None or max_delay:
             raise UsageError(
-                f"{bundle.title} has no batch that varies: requests cannot be run together",
+                f"{bundle.title} has no variable batch size, so requests cannot run together",
                 "leave out --max-batch and --max-delay",
             )
-        return Batching(0, why=("Its inputs and outputs share no first dimension that varies: each request runs alone.",))
+        return Batching(0, reasons=("Its inputs and outputs share no variable first dimension: each request runs alone.",))
     if limit is not None and max_batch is not None and max_batch > limit:
         raise UsageError(
-            f"--max-batch {max_batch} is more than the {limit} rows that the engine was compiled for", "compile it for more"
+            f"--max-batch {max_batch} is more than the {limit} rows that the engine was compiled for",
+            "compile it with a larger --batch",
         )
     most = max_batch or limit
     delay = None if max_delay is None else round(max_delay * 1e3)
-    name, rows = _measured(bundle, backends, most)
+    name, rows = _measurements(bundle, backends, most)
     if len(rows) < 2:
         return _unmeasured(most, delay, rows)
     best = max(rows, key=lambda row: row["throughput"])
-    told = ", ".join(f"{row['throughput']:.0f} at batch {row['batch']}" for row in rows)
-    why = [f"Measured with {name}: rows a second {told}."]
+    figures = ", ".join(f"{row['throughput']:.0f} at batch {row['batch']}" for row in rows)
+    reasons = [f"Measured with {name}: rows a second {figures}."]
     if delay is None:
-        # A request that waits longer than its own run takes loses more than any batch gives back.
+        # Waiting longer than one run takes costs more latency than batching can save.
         delay = 0 if best["batch"] == 1 else round(rows[0]["latency_ms"]["p50"] * 1e3 / 2)
-        why.append(
-            "One row at a time was fastest, so nothing is waited for."
+        reasons.append(
+            "One row at a time was fastest, so requests do not wait for others."
             if best["batch"] == 1
             else f"A request waits for others at most half as long as the median run of batch {rows[0]['batch']} took."
         )
     largest = most or max(rows[-1]["batch"], DEFAULT_MAX_BATCH)
-    return Batching(largest, best["batch"] if best["batch"] > 1 else None, delay, tuple(why), measured=True)
+    return Batching(largest, best["batch"] if best["batch"] > 1 else None, delay, tuple(reasons), measured=True)
 
 
 def _unmeasured(most: int | None, delay: int | None, rows: Sequence[Any]) -> Batching:
@@ -87,17 +100,17 @@ def _unmeasured(most: int | None, delay: int | None, rows: Sequence[Any]) -> Bat
     )
 
 
-def _measured(bundle: Bundle, backends: Sequence[str], most: int | None) -> tuple[str, list[dict[str, Any]]]:
-    """Return the machine and the rows of reports/bench.json, smallest batch first, of the first backend that has some."""
-    file = bundle.path / "reports" / "bench.json"
-    if not bundle.is_folder or not file.is_file():
+def _measurements(bundle: Bundle, backends: Sequence[str], most: int | None) -> tuple[str, list[dict[str, Any]]]:
+    """Return a description and the runs in reports/bench.json, smallest batch first, of the first backend that has some."""
+    if not bundle.has_file("reports/bench.json"):
         return "", []
+    file = bundle.file("reports/bench.json")
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-        fitting = [run for run in report["runs"] if _counts(run, bundle, most)]
+        usable = [run for run in report["runs"] if _is_usable(run, bundle, most)]
         where = report["environment"]
         chosen: list[dict[str, Any]] = next(
-            (rows for name in backends if (rows := [run for run in fitting if run["backend"] == name])), []
+            (rows for name in backends if (rows := [run for run in usable if run["backend"] == name])), []
         )
         chosen = list({run["batch"]: run for run in sorted(chosen, key=lambda run: run["batch"])}.values())
         if not chosen:
@@ -110,8 +123,8 @@ def _measured(bundle: Bundle, backends: Sequence[str], most: int | None) -> tupl
         ) from error
 
 
-def _counts(run: dict[str, Any], bundle: Bundle, most: int | None) -> bool:
-    """Return whether a row of the report is of this very model, ran, and was right."""
+def _is_usable(run: dict[str, Any], bundle: Bundle, most: int | None) -> bool:
+    """Return whether a run is of this model, within the batch limit, and gave right outputs."""
     return bool(
         run["model"] == bundle.name
         and run["variant"] == bundle.variant

@@ -1,10 +1,10 @@
-"""The context of an image that serves one model on the CPU: nothing else is needed to build it than a container engine and a package index.
+"""The context of an image that serves one model on the CPU. Building it needs a container engine and a package index.
 
-Dockerfile           not root, with a health check; runs on a read-only root file system
-models/              the bundle (without its PyTorch program), or the graph
-relu_deploy/         this package, as it is installed here
-requirements.txt     what it needs to serve, in the versions that are installed here
-constraints.txt      what those need, likewise
+Dockerfile           non-root user, health check; runs on a read-only root file system
+models/              the bundle without its PyTorch program, or the graph
+relu_deploy/         this package, as installed here
+requirements.txt     its requirements for serving, in the versions installed here
+constraints.txt      their requirements, likewise
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
+from relu_deploy.packaging.options import DeployedModel, PackageOptions, model_name
 from relu_deploy.packaging.output import copy_bundle, write_text
-from relu_deploy.packaging.serve_options import served
-from relu_deploy.packaging.settings import PackageOptions, Written, model_name
+from relu_deploy.packaging.serve_options import serve_options
 from relu_deploy.packaging.text_format import comment
 from relu_deploy.packaging.triton_config import target_of
 
-__all__ = ["FLAVOURS", "OPTIONS", "write"]
+__all__ = ["FLAVORS", "OPTIONS", "write"]
 
-FLAVOURS = ("relu-deploy",)
-OPTIONS = ("flavour", "max_batch", "max_delay", "threads", "image")
+FLAVORS = ("relu-deploy",)
+OPTIONS = ("flavor", "max_batch", "max_delay", "threads", "image")
 BASE = "python:3.12.13-slim-trixie"
 BACKEND = "onnxruntime-cpu"
 EXTRAS = ("cpu", "serve")
@@ -39,7 +39,7 @@ DOCKERFILE = """\
 #
 #   docker build -t {tag} .
 #   docker run --rm -p 8000:8000 {tag}
-{why}
+{reasons}
 ARG BASE={base}
 FROM ${{BASE}}
 LABEL org.opencontainers.image.title={label}
@@ -52,7 +52,7 @@ RUN python3 -m venv /opt/venv \\
  && /opt/venv/bin/pip uninstall --yes pip
 ENV PATH=/opt/venv/bin:$PATH
 COPY relu_deploy /opt/relu_deploy/relu_deploy
-# Compiled here, because who runs the image may not write there; but not what ONNX Runtime asks for and serving never imports.
+# Compiled at build time, because the image's user cannot write there; without packages that serving never imports.
 RUN python -m compileall -q -x '/(sympy|mpmath|tests?)/' /opt/venv/lib /opt/relu_deploy \\
  && printf '#!/bin/sh\\nexec python -m relu_deploy "$@"\\n' > /usr/local/bin/relu-deploy && chmod 755 /usr/local/bin/relu-deploy
 COPY models /models
@@ -66,8 +66,18 @@ CMD {command}
 """
 
 
-def write(bundle: Bundle, settings: PackageOptions, folder: Path) -> Written:
-    """Write the context into the empty `folder`. Raises UsageError for a variant that is not for CPUs, InputError for an installation without metadata."""
+def write(bundle: Bundle, options: PackageOptions, folder: Path) -> DeployedModel:
+    """Write the context of the image.
+
+    Args:
+        bundle: The model.
+        options: How it is served.
+        folder: An empty folder.
+
+    Raises:
+        UsageError: If the variant was not made for CPUs.
+        InputError: If relu_deploy was not installed by pip.
+    """
     made_for = target_of(bundle)
     if made_for not in ("", "cpu"):
         raise UsageError(
@@ -76,55 +86,59 @@ def write(bundle: Bundle, settings: PackageOptions, folder: Path) -> Written:
         )
     name = model_name(bundle)
     at = copy_bundle(bundle, folder / "models").relative_to(folder)
-    options, why = served(bundle, BACKEND, settings)
-    threads = ["--threads", str(settings.threads)] if settings.threads else []
-    command = ["serve", f"/{at.as_posix()}", "--host", "0.0.0.0", "--no-watch", *threads, *options]
+    batching, reasons = serve_options(bundle, BACKEND, options)
+    threads = ["--threads", str(options.threads)] if options.threads else []
+    command = ["serve", f"/{at.as_posix()}", "--host", "0.0.0.0", "--no-watch", *threads, *batching]
     tag = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-") or "model"
     write_text(
         folder / "Dockerfile",
         DOCKERFILE.format(
             title=" ".join(bundle.title.split()),
             tag=tag,
-            why=comment(["", *why]) if why else "",
-            base=settings.image or BASE,
+            reasons=comment(["", *reasons]) if reasons else "",
+            base=options.image or BASE,
             label=json.dumps(bundle.title),
             command=json.dumps(command),
         ),
     )
-    wanted, pinned = _requirements()
-    write_text(folder / "requirements.txt", "".join(f"{line}\n" for line in wanted))
-    write_text(folder / "constraints.txt", "".join(f"{line}\n" for line in pinned))
-    # Only its own files: what the shipped models need to be exported is not needed to serve.
+    requirements, constraints = _pinned_requirements()
+    write_text(folder / "requirements.txt", "".join(f"{line}\n" for line in requirements))
+    write_text(folder / "constraints.txt", "".join(f"{line}\n" for line in constraints))
+    # Without the shipped models, which serving does not need.
     shutil.copytree(
         Path(__file__).parent.parent, folder / "relu_deploy", ignore=shutil.ignore_patterns("__pycache__", "_models", ".*")
     )
-    return Written(name, FLAVOURS[0])
+    return DeployedModel(name, FLAVORS[0])
 
 
-def _requirements() -> tuple[list[str], list[str]]:
-    """Return what serving needs and what that needs in turn, each in the version that is installed here; a range where it is not."""
+def _pinned_requirements() -> tuple[list[str], list[str]]:
+    """Return the requirements of serving, and all direct and indirect ones, in the versions installed here.
+
+    A requirement that is not installed keeps its range.
+    """
     try:
-        ours = _needed("relu-deploy", EXTRAS)
+        direct = _requirements_of("relu-deploy", EXTRAS)
     except PackageNotFoundError as error:
         raise InputError(
-            "relu_deploy was not installed by pip, so nothing tells what it needs", "pip install 'relu-deploy[cpu,serve]'"
+            "relu_deploy was not installed by pip, so its requirements are unknown", "pip install 'relu-deploy[cpu,serve]'"
         ) from error
-    wanted = [
-        f"{name}{extras}=={_installed(name)}" if _installed(name) else f"{name}{extras}{limits}" for name, extras, limits in ours
+    requirements = [
+        f"{name}{extras}=={_installed(name)}" if _installed(name) else f"{name}{extras}{versions}"
+        for name, extras, versions in direct
     ]
     pinned: dict[str, str] = {}
-    waiting = [name for name, _, _ in ours]
-    while waiting:
-        name = waiting.pop()
+    pending = [name for name, _, _ in direct]
+    while pending:
+        name = pending.pop()
         key = re.sub(r"[-_.]+", "-", name).lower()
         if key not in pinned and (found := _installed(name)):
             pinned[key] = found
-            waiting += [each for each, _, _ in _needed(name, ())]
-    return sorted(wanted), [f"{name}=={pinned[name]}" for name in sorted(pinned)]
+            pending += [each for each, _, _ in _requirements_of(name, ())]
+    return sorted(requirements), [f"{name}=={pinned[name]}" for name in sorted(pinned)]
 
 
-def _needed(name: str, extras: tuple[str, ...]) -> list[tuple[str, str, str]]:
-    """Return (name, its extras, its limits) of what a distribution and its `extras` need, whatever the platform."""
+def _requirements_of(name: str, extras: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """Return (name, extras, versions) of each requirement of a distribution and its `extras`, for all platforms."""
     found = []
     for line in requires(name) or ():
         match = _REQUIREMENT.fullmatch(line)
@@ -135,7 +149,7 @@ def _needed(name: str, extras: tuple[str, ...]) -> list[tuple[str, str, str]]:
 
 
 def _installed(name: str) -> str:
-    """Return the version that is installed, without the local part that no index has; "" where none is."""
+    """Return the installed version without its local part, which no index has; "" if it is not installed."""
     try:
         return version(name).split("+")[0]
     except PackageNotFoundError:

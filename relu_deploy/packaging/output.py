@@ -1,4 +1,4 @@
-"""The folder that a package is: written whole or not at all, and replaced only where everything in it was written by us."""
+"""The folder of a package: it records its files, and is replaced only when it holds no other file."""
 
 from __future__ import annotations
 
@@ -12,64 +12,84 @@ from relu_deploy.bundle import MANIFEST, SOURCE, Bundle, seal, sha256
 from relu_deploy.errors import InputError
 from relu_deploy.graph import load_model
 
-__all__ = ["NOTE", "copy_bundle", "copy_graph", "note_files", "refuse_target", "write_text"]
+__all__ = ["RECORD", "copy_bundle", "copy_graph", "record_files", "refuse_target", "write_text"]
 
 SCHEMA = "relu-deploy/package-note/1"
-#: what is in the folder and what for. Its name ends in nothing that kubectl would apply, and Triton takes folders for models only.
-NOTE = ".relu-deploy-package"
-#: what Python leaves where a server imported our model.py
-LEFT_BY_OTHERS = "__pycache__"
+#: the record of the files in the folder. kubectl applies no file with this ending, and Triton takes only folders for models.
+RECORD = ".relu-deploy-package"
+#: written by Python where a server imported model.py
+PYTHON_CACHE = "__pycache__"
 
 
 def refuse_target(target: Path, force: bool) -> None:
-    """Raise InputError unless `target` is not there, or is a package that may be replaced with nothing of anybody else's in it."""
+    """Refuse a target that must not be replaced.
+
+    Args:
+        target: The folder to write.
+        force: Allow a package that holds only files that `package` wrote.
+
+    Raises:
+        InputError: If `target` exists and must not be replaced.
+    """
     if not target.exists() and not target.is_symlink():
         return
     other = "choose another name with -o"
     if not target.is_dir():
-        raise InputError(f"{target} is there and not a folder", other)
+        raise InputError(f"{target} exists and is not a folder", other)
     present = {
-        file.relative_to(target).as_posix()
-        for file in target.rglob("*")
-        if LEFT_BY_OTHERS not in file.parts and not file.is_dir()
+        file.relative_to(target).as_posix() for file in target.rglob("*") if PYTHON_CACHE not in file.parts and not file.is_dir()
     }
-    ours = _noted(target)
-    if ours is None and (present or any(target.iterdir())):
+    recorded = _recorded_files(target)
+    if recorded is None and (present or any(target.iterdir())):
         raise InputError(f"{target} is a folder that relu-deploy package did not write, and will not be replaced", other)
-    if foreign := sorted(present - set(ours or ()) - {NOTE}):
+    if foreign := sorted(present - set(recorded or ()) - {RECORD}):
         raise InputError(
-            f"{target} also holds {foreign[0]}, which relu-deploy package did not write: it will not be replaced", other
+            f"{target} also holds {foreign[0]}, which relu-deploy package did not write, and will not be replaced", other
         )
     if not force:
         raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
 
 
-def _noted(target: Path) -> Mapping[str, str] | None:
-    """Return the files that the note in `target` names, None when there is no note."""
+def _recorded_files(target: Path) -> Mapping[str, str] | None:
+    """Return the SHA-256 of each file in the record of `target`, None without a record."""
     try:
-        note = json.loads((target / NOTE).read_text(encoding="utf-8"))
+        record = json.loads((target / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return note["files"] if isinstance(note, dict) and note.get("schema") == SCHEMA else None
+    return record["files"] if isinstance(record, dict) and record.get("schema") == SCHEMA else None
 
 
-def note_files(folder: Path, **facts: Any) -> tuple[Path, ...]:
-    """Return all files in `folder`, relative to it, which are noted there with their sha256 beside `facts`."""
+def record_files(folder: Path, **facts: Any) -> tuple[Path, ...]:
+    """Write the record of all files in `folder` with their SHA-256.
+
+    Args:
+        folder: The package.
+        **facts: Further fields of the record.
+
+    Returns:
+        The files and the record, relative to `folder`.
+    """
     files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    note = {"schema": SCHEMA, **facts, "files": {file.as_posix(): sha256(folder / file) for file in files}}
-    write_text(folder / NOTE, json.dumps(note, indent=2, ensure_ascii=False) + "\n")
-    return (*files, Path(NOTE))
+    record = {"schema": SCHEMA, **facts, "files": {file.as_posix(): sha256(folder / file) for file in files}}
+    write_text(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return (*files, Path(RECORD))
 
 
 def write_text(file: Path, text: str) -> None:
+    """Write `text` in UTF-8, into a folder that is made where it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
 
 
 def copy_graph(graph: Path, target: Path) -> None:
-    """Copy the graph to the file `target`, and what holds its weights to where the copy looks for it.
+    """Copy a graph, and its external weights to the same place beside the copy.
 
-    Raises InputError when that would be outside the folder of `target`, or lies there no more.
+    Args:
+        graph: An ONNX file.
+        target: The file to write.
+
+    Raises:
+        InputError: If a file of external weights is missing, or lies outside the folder of `graph`.
     """
     import onnx_ir as ir
 
@@ -79,7 +99,9 @@ def copy_graph(graph: Path, target: Path) -> None:
     for location in sorted({str(value.location) for value in values if isinstance(value, ir.ExternalTensor)}):
         beside = (target.parent / location).resolve()
         if not beside.is_relative_to(target.parent.resolve()) or beside == target.resolve():
-            raise InputError(f"{graph} keeps weights in {location}, outside its folder", "save it with its weights beside it")
+            raise InputError(
+                f"{graph} keeps weights in {location}, outside its folder", "save it with its weights in the same folder"
+            )
         if not (graph.parent / location).is_file():
             raise InputError(f"{graph.parent / location}, which holds weights of {graph.name}, is missing", "restore it")
         beside.parent.mkdir(parents=True, exist_ok=True)
@@ -87,9 +109,14 @@ def copy_graph(graph: Path, target: Path) -> None:
 
 
 def copy_bundle(bundle: Bundle, folder: Path) -> Path:
-    """Return where in `folder` lies what `serve` opens: the bundle without its PyTorch program, which serving needs not, or the graph.
+    """Copy a bundle without its PyTorch program, which serving does not need, or a plain graph.
 
-    A variant comes in its bundle.
+    Args:
+        bundle: The model; a variant is copied with its bundle.
+        folder: Where the copy goes.
+
+    Returns:
+        The path in `folder` that `serve` opens.
     """
     if not bundle.is_folder:
         copy_graph(bundle.onnx, folder / bundle.path.name)

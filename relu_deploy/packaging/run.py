@@ -1,7 +1,7 @@
-"""Packages: what another engine deploys, from one model. One file a target, which writes into an empty folder.
+"""Package a model for another engine. One file a target, which writes into an empty folder.
 
 triton     a model repository for Triton Inference Server
-kserve     manifests for KServe on Kubernetes, and what belongs where they say the model is
+kserve     manifests for KServe on Kubernetes, and the model for their storage URI
 docker     the context of an image that serves the model
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 from relu_deploy.bundle import Bundle, whole_folder
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.packaging import docker, kserve, triton
-from relu_deploy.packaging.output import note_files, refuse_target
-from relu_deploy.packaging.settings import PackageOptions, PackageReport
+from relu_deploy.packaging.options import PackageOptions, PackageReport
+from relu_deploy.packaging.output import record_files, refuse_target
 
 __all__ = ["TARGETS", "PackageOptions", "PackageReport", "package"]
 
@@ -30,23 +30,35 @@ def package(
     force: bool = False,
     **options: Any,
 ) -> PackageReport:
-    """Return the package of `model` (a bundle, a variant in one, an ONNX file) for `target`, written to the folder `out`.
+    """Package a model for another engine.
 
-    The folder is written whole or not at all. force: replace a package that is there; anything else is never replaced.
-    options: see `PackageOptions`.
-    Raises UsageError for what makes no sense, InputError for what is in the way, Unsupported for what the target cannot run.
+    The folder is written whole or not at all.
+
+    Args:
+        model: A bundle, a variant in one, or an ONNX file.
+        target: A key of `TARGETS`.
+        out: The folder to write.
+        force: Replace a package that exists; any other folder or file is never replaced.
+        **options: Fields of `PackageOptions`; `flavour` is accepted for `flavor`.
+
+    Raises:
+        UsageError: If an option makes no sense for the model or the target.
+        InputError: If something else is at `out`, or it cannot be written.
+        Unsupported: If the target cannot run the model.
     """
     if target not in TARGETS:
         raise UsageError(f"there is no target {target!r}", nearest(target, TARGETS))
-    room, settings = TARGETS[target], PackageOptions(**options)
-    settings.check(target, room.OPTIONS, room.FLAVOURS)
+    if "flavour" in options:
+        options["flavor"] = options.pop("flavour")
+    module, settings = TARGETS[target], PackageOptions(**options)
+    settings.check(target, module.OPTIONS, module.FLAVORS)
     folder = Path(out)
     refuse_target(folder, force)
     bundle = Bundle.open(model)
     try:
-        with whole_folder(folder) as workshop:
-            written = room.write(bundle, settings, workshop)
-            files = note_files(workshop, target=target, model=written.model)
+        with whole_folder(folder) as staging:
+            deployed = module.write(bundle, settings, staging)
+            files = record_files(staging, target=target, model=deployed.name)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}", "choose another place with -o") from error
-    return PackageReport(target, folder, tuple(folder / file for file in files), written)
+    return PackageReport(target, folder, tuple(folder / file for file in files), deployed)

@@ -1,20 +1,23 @@
-"""What `relu-deploy serve` is told in a container, so that it batches as measurements say."""
+"""The options of `relu-deploy serve` in a container."""
 
 from __future__ import annotations
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.packaging.batching import batching_for
-from relu_deploy.packaging.settings import PackageOptions
+from relu_deploy.packaging.batching import choose_batching
+from relu_deploy.packaging.options import PackageOptions
 
-__all__ = ["served"]
+__all__ = ["serve_options"]
 
 
-def served(bundle: Bundle, backend: str, settings: PackageOptions) -> tuple[list[str], tuple[str, ...]]:
-    """Return options of `serve`, and lines that say why: what was asked for, else what was measured, else none and its own defaults."""
-    batching = batching_for(bundle, (backend,), settings.max_batch, settings.max_delay)
-    options: list[str] = []
-    if batching.measured or settings.max_batch is not None:
-        options += ["--max-batch", str(batching.max_batch)]
-    if batching.measured or settings.max_delay is not None:
-        options += ["--max-delay", f"{batching.delay / 1e3:g}"]
-    return options, batching.why if options else ()
+def serve_options(bundle: Bundle, backend: str, options: PackageOptions) -> tuple[list[str], tuple[str, ...]]:
+    """Return the batching options of `serve`, and lines that explain them.
+
+    They come from `options`, else from measurements of `backend`; without either, `serve` uses its defaults.
+    """
+    batching = choose_batching(bundle, (backend,), options.max_batch, options.max_delay)
+    arguments: list[str] = []
+    if batching.measured or options.max_batch is not None:
+        arguments += ["--max-batch", str(batching.max_batch)]
+    if batching.measured or options.max_delay is not None:
+        arguments += ["--max-delay", f"{batching.delay / 1e3:g}"]
+    return arguments, batching.reasons if arguments else ()

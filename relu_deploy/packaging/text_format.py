@@ -1,4 +1,4 @@
-"""The two notations that other engines are configured in: protobuf's text format, and YAML."""
+"""Writers of protobuf's text format and of YAML, in which other engines are configured."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from typing import Any
 
 __all__ = ["Enum", "Message", "comment", "protobuf_text", "yaml"]
 
-#: a protobuf message: its fields' names and values; a list stands for a repeated field, in a map field of {key, value} pairs
+#: a protobuf message by field; a list is a repeated field, a map field is a list of {key, value} messages
 Message = Mapping[str, Any]
-#: strings that YAML reads as a string without quotes, as every version of it does
+#: strings that need no quotes in any version of YAML
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 _NOT_STRINGS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 
 
 class Enum(str):
-    """The name of an enumeration's value, which is written without quotes."""
+    """The name of an enumeration's value; text format writes it without quotes."""
 
     __slots__ = ()
 
 
 def comment(lines: Sequence[str]) -> str:
-    """Return `lines` as comments, which both notations start with #."""
+    """Return `lines` as comments, which start with # in both formats."""
     return "".join(f"# {' '.join(line.split())}\n" for line in lines)
 
 
 def protobuf_text(message: Message, indent: str = "") -> str:
-    """Return `message` in protobuf's text format, a field a line."""
+    """Return `message` in protobuf's text format, one field a line.
+
+    Args:
+        message: The fields.
+        indent: Spaces before each line.
+    """
     return "".join(f"{indent}{name}{_field(value, indent)}\n" for name, value in message.items())
 
 
@@ -67,7 +72,12 @@ def _escaped(letter: str) -> str:
 
 
 def yaml(value: Any, indent: str = "") -> str:
-    """Return mappings, sequences, strings, numbers and truth values as YAML in block style."""
+    """Return mappings, sequences, strings, numbers and booleans as YAML in block style.
+
+    Args:
+        value: A mapping or a sequence.
+        indent: Spaces before each line.
+    """
     lines = []
     if isinstance(value, Mapping):
         for name, inner in value.items():
@@ -75,7 +85,7 @@ def yaml(value: Any, indent: str = "") -> str:
     else:
         for inner in value:
             text = _yaml_inner(inner, indent + "  ")
-            # The first line of a block goes behind its dash.
+            # The first line of a block follows its dash.
             lines.append(f"{indent}- {text.lstrip()}")
     return "\n".join(lines)
 
@@ -89,5 +99,5 @@ def _yaml_inner(value: Any, indent: str) -> str:
 def _yaml_scalar(value: Any) -> str:
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _NOT_STRINGS:
         return value
-    # JSON's strings, numbers and truth values are YAML's too.
+    # JSON scalars are valid YAML.
     return json.dumps(value, ensure_ascii=False)

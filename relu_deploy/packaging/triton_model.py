@@ -1,7 +1,6 @@
-"""The model for Triton's Python backend: model.onnx beside this file, run by ONNX Runtime on the device of its instance.
+"""The model for Triton's Python backend: ONNX Runtime runs the model.onnx beside this file on the device of the instance.
 
-Needs onnxruntime and NumPy in the Python that Triton's stub runs, and nothing else. The requests that Triton hands over
-together are run as one batch.
+It needs onnxruntime and NumPy in the Python of Triton's stub. Requests that Triton passes together run as one batch.
 """
 
 from __future__ import annotations
@@ -13,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # Triton's stub brings it
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # part of Triton's stub
 
 
 class TritonPythonModel:
+    """The class that Triton's Python backend loads."""
+
     def initialize(self, args: dict[str, str]) -> None:
+        """Open the session for the instance that `args` describes."""
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         self.batches = config["max_batch_size"] > 0
@@ -27,26 +29,27 @@ class TritonPythonModel:
         options.intra_op_num_threads = int(parameters.get("threads", 0)) or len(os.sched_getaffinity(0))
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Threads that spin while nothing is asked take the cores from the server.
+        # Spinning threads would take the cores from the server between requests.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider: Any = "CPUExecutionProvider"
         if args["model_instance_kind"] == "GPU":
-            # Nothing falls back to the CPU without a word, and float32 is not rounded to TF32.
+            # No silent fallback to the CPU, and no rounding of float32 to TF32.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             provider = ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"], "use_tf32": "0"})
         self.session: Any = onnxruntime.InferenceSession(str(file), options, providers=[provider], enable_fallback=0)
         self.outputs = [one.name for one in self.session.get_outputs()]
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """Return one response to each request."""
         groups = [requests] if self.batches else [[request] for request in requests]
-        return [response for group in groups for response in self.answer(group)]
+        return [response for group in groups for response in self.run(group)]
 
-    def answer(self, requests: list[Any]) -> list[Any]:
-        """Return one response to each of `requests`, which are run together."""
+    def run(self, requests: list[Any]) -> list[Any]:
+        """Return one response to each request of one batch."""
         try:
             feeds = [{name: tensor_of(request, name) for name in self.inputs} for request in requests]
-            whole = feeds[0] if len(feeds) == 1 else {name: np.concatenate([one[name] for one in feeds]) for name in self.inputs}
-            results = dict(zip(self.outputs, self.session.run(self.outputs, whole), strict=True))
+            batch = feeds[0] if len(feeds) == 1 else {name: np.concatenate([one[name] for one in feeds]) for name in self.inputs}
+            results = dict(zip(self.outputs, self.session.run(self.outputs, batch), strict=True))
         except Exception as error:
             failed = pb_utils.TritonError(f"{type(error).__name__}: {error}")
             return [pb_utils.InferenceResponse(error=failed) for _ in requests]
@@ -59,10 +62,12 @@ class TritonPythonModel:
         ]
 
     def finalize(self) -> None:
+        """Close the session."""
         self.session = None
 
 
 def tensor_of(request: Any, name: str) -> Any:
+    """Return an input of `request` as an array, with texts decoded."""
     array = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
     if array.dtype != np.object_:
         return array
@@ -70,12 +75,13 @@ def tensor_of(request: Any, name: str) -> Any:
 
 
 def response_to(request: Any, results: dict[str, Any]) -> Any:
-    """Return the response with those of `results` that `request` asks for."""
+    """Return the response with the requested outputs."""
     tensors = [pb_utils.Tensor(name, encoded(results[name])) for name in request.requested_output_names()]
     return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
 def encoded(array: Any) -> Any:
+    """Return an output as Triton takes it: contiguous, with texts encoded."""
     if array.dtype != np.object_:
         return np.ascontiguousarray(array)
     return np.array([text.encode() for text in array.ravel()], np.object_).reshape(array.shape)

@@ -1,1 +1,1 @@
-"""Results for people: tables for the terminal and self-contained pages. Takes plain results and never computes them."""
+"""What people see of a result: tables and progress on the terminal, and HTML pages. Takes plain results and computes none."""

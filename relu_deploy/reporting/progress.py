@@ -1,4 +1,4 @@
-"""Progress on stderr: a line that changes on a terminal, a line each elsewhere, nothing when asked to be quiet."""
+"""Progress on stderr: a line that changes on a terminal, separate lines elsewhere, nothing under `--quiet`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from relu_deploy.reporting.terminal import printable
 
 __all__ = ["bar", "steps"]
 
@@ -15,52 +17,68 @@ LINE_EVERY = 1.0
 
 @contextmanager
 def steps(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Yield a function that says what happens next. On a terminal a spinner shows it with the time since the start."""
+    """Show which step is running, with the time since the start.
+
+    Args:
+        quiet: Show nothing.
+
+    Yields:
+        A function that takes the description of the next step.
+    """
     if quiet:
         yield lambda _: None
         return
     started = time.monotonic()
     if not sys.stderr.isatty():
 
-        def say(line: str) -> None:
-            # Rounds come ten to a row: in a log file the first says enough.
+        def log(line: str) -> None:
+            # A row of a benchmark has ten rounds; a log file needs the first one only.
             if ": round " not in line or ": round 1 " in line:
-                print(f"[{time.monotonic() - started:6.1f} s] {line}", file=sys.stderr, flush=True)
+                print(f"[{time.monotonic() - started:6.1f} s] {printable(line)}", file=sys.stderr, flush=True)
 
-        yield say
+        yield log
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True, emoji=False), transient=True) as progress:
         task = progress.add_task("")
-        yield lambda line: progress.update(task, description=line)
+        yield lambda line: progress.update(task, description=printable(line))
 
 
 @contextmanager
-def bar(quiet: bool, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that draws a bar with the time that is left; a line every tenth where no terminal is."""
+def bar(quiet: bool, description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how much is done: a bar with the remaining time on a terminal, a line every tenth elsewhere.
+
+    Args:
+        quiet: Show nothing.
+        description: What is being done.
+
+    Yields:
+        A function of (done, total).
+    """
     if quiet:
         yield lambda *_: None
         return
+    description = printable(description)
     if not sys.stderr.isatty():
-        started, tenth = time.monotonic(), 0
-        told = started
+        started = last = time.monotonic()
+        tenth = 0
 
-        def say(done: int, total: int) -> None:
-            nonlocal tenth, told
-            # What is done in a moment needs no lines in a log file.
-            if 10 * done // total > tenth and time.monotonic() - told >= LINE_EVERY:
-                tenth, told = 10 * done // total, time.monotonic()
-                print(f"[{time.monotonic() - started:6.1f} s] {what}: {tenth * 10} %", file=sys.stderr, flush=True)
+        def log(done: int, total: int) -> None:
+            nonlocal tenth, last
+            # Short tasks write no lines.
+            if 10 * done // total > tenth and time.monotonic() - last >= LINE_EVERY:
+                tenth, last = 10 * done // total, time.monotonic()
+                print(f"[{time.monotonic() - started:6.1f} s] {description}: {tenth * 10} %", file=sys.stderr, flush=True)
 
-        yield say
+        yield log
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True, emoji=False), transient=True) as progress:
+        task = progress.add_task(description)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from relu_deploy.backends import Session
+from relu_deploy.backends import Session, capabilities
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError, UsageError
 from relu_deploy.serving.batcher import Batcher, Slot
@@ -133,7 +133,7 @@ class Model:
 
     def metadata(self) -> dict[str, Any]:
         """Return the model's metadata, as the protocol has it."""
-        platform = "onnxruntime_onnx" if "onnxruntime" in self.settings.backend else self.settings.backend
+        platform = capabilities(self.settings.backend).platform or self.settings.backend
         return {
             "name": self.name,
             "versions": [VERSION],
@@ -153,7 +153,11 @@ class Model:
             "input": [self._config_of(spec) for spec in self.inputs],
             "output": [self._config_of(spec) for spec in self.outputs],
             "instance_group": [
-                {"name": f"{self.name}_0", "kind": "KIND_GPU" if _on_gpu(self.settings.backend) else "KIND_CPU", "count": 1}
+                {
+                    "name": f"{self.name}_0",
+                    "kind": "KIND_GPU" if capabilities(self.settings.backend).on_gpu else "KIND_CPU",
+                    "count": 1,
+                }
             ],
         }
         if self.batches:
@@ -316,7 +320,3 @@ class Models:
         if name not in self._entries:
             raise NotFound(f"there is no model called {name!r}", f"there are {', '.join(sorted(self._entries)) or 'none'}")
         return self._entries[name]
-
-
-def _on_gpu(backend: str) -> bool:
-    return any(part in backend for part in ("cuda", "tensorrt"))

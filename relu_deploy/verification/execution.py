@@ -1,4 +1,4 @@
-"""What was asked for against what the runtime says it ran."""
+"""The kernels that ran, compared with the precisions of the graph and with the execution provider of the backend."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ if TYPE_CHECKING:
 
 __all__ = ["ExecutionReport", "compare_with_request"]
 
-#: nodes whose arithmetic a precision is chosen for; the rest moves and labels numbers
+#: operators whose arithmetic a precision is chosen for; the others move numbers
 COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip", "Add")
-#: how runtimes call the merged kernels that stand for them
+#: names of the fused kernels that runtimes replace them by
 MERGED = ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv", "QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd")
 
 
 @dataclass(frozen=True)
 class ExecutionReport:
-    """The kernels that ran, by execution provider and precision, and where they are not what was asked for.
+    """The kernels that ran.
 
-    kernels: (provider, precision of the result, how many). Empty where the runtime does not tell.
+    Attributes:
+        kernels: (execution provider, precision of the result, count). Empty where the runtime does not report them.
+        differences: A sentence for each way in which they differ from what was requested.
     """
 
     kernels: Sequence[tuple[str, str, int]] = ()
@@ -42,25 +44,27 @@ class ExecutionReport:
 
 
 def compare_with_request(model: ir.Model, executed: Sequence[Executed], provider: str | None) -> ExecutionReport:
-    """Return what ran, with a sentence for each way in which it differs from the graph's precisions and from `provider`."""
+    """Return the kernels that ran, and how they differ from the precisions of the graph and from `provider`."""
     counted = Counter((kernel.provider, kernel.precision) for kernel in executed if kernel.precision)
     kernels = [(*key, count) for key, count in sorted(counted.items())]
     differences = []
     elsewhere = sorted({kernel.node for kernel in executed if provider and kernel.provider != provider})
     if elsewhere:
-        differences.append(f"{len(elsewhere)} kernels ran on another execution provider than {provider}: {_few(elsewhere)}")
-    asked = node_precisions(model)
+        kernel_word = "kernel" if len(elsewhere) == 1 else "kernels"
+        differences.append(
+            f"{len(elsewhere)} {kernel_word} ran on another execution provider than {provider}: {_first_names(elsewhere)}"
+        )
     operators = {str(node.name): node.op_type for node in model.graph}
-    wanted = Counter(precision for name, precision in asked.items() if operators[name] in COMPUTING)
+    computing = {name: precision for name, precision in node_precisions(model).items() if operators[name] in COMPUTING}
     for precision in ("float16", "bfloat16", "float8", "int8"):
-        mine = {name for name, wish in asked.items() if wish == precision and operators[name] in COMPUTING}
+        nodes = {name for name, requested in computing.items() if requested == precision}
         # A kernel that stands for several nodes keeps the name of one of them.
-        wider = [kernel for kernel in executed if kernel.node in mine and kernel.precision in ("float32", "float64")]
+        wider = [kernel for kernel in executed if kernel.node in nodes and kernel.precision in ("float32", "float64")]
         lost = sorted({kernel.node for kernel in wider if not (precision == "int8" and kernel.operator in MERGED)})
         if lost:
-            differences.append(f"{len(lost)} of {wanted[precision]} {precision} nodes ran in {wider[0].precision}: {_few(lost)}")
+            differences.append(f"{len(lost)} of {len(nodes)} {precision} nodes ran in {wider[0].precision}: {_first_names(lost)}")
     return ExecutionReport(kernels, differences)
 
 
-def _few(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -31,7 +31,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from relu_deploy.backends import Session, load, probe, require
+from relu_deploy.backends import Session, capabilities, load, probe, require
 from relu_deploy.backends.base import default_threads
 from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, seal
 from relu_deploy.definition import relu, relu6
@@ -175,7 +175,7 @@ def prove(
         except Unsupported as error:
             other = (
                 "choose another --dtype"
-                if backend == "torch"
+                if capabilities(backend).runs_program
                 else "choose another --dtype, or a --backend that has it: torch has"
             )
             raise Unsupported(f"{backend} has no Relu and Clip for {dtype}: {error.message}", other) from error
@@ -213,7 +213,7 @@ def _exhaustive(session: Session, dtype: str, workers: int, progress: Callable[[
 
 def _odd_lengths(session: Session, backend: str, dtype: str) -> list[Kernel]:
     where = "alone, odd lengths and alignments"
-    if backend.startswith("torch-compile"):
+    if capabilities(backend).compiles_in_place:
         # Dynamo gives up after a few shapes and would run the rest in another kernel than the one to be proved.
         return [
             Kernel(name, where, 0, dict.fromkeys(KINDS, 0), left_out="torch.compile makes a new kernel for every length")
@@ -324,7 +324,7 @@ def _session(folder: Path, backend: str, dtype: str, convolution: str, device: i
     folder.mkdir()
     shape: tuple[int | str, ...] = CONVOLUTIONS[convolution] if convolution else ("n",)
     save_model(ir.from_proto(_onnx(dtype, shape)), folder / MODEL)
-    if backend.startswith("torch"):
+    if capabilities(backend).runs_program:
         _save_program(folder / SOURCE, dtype, shape)
     spec = {"dtype": dtype, "shape": list(shape)}
     manifest = {

@@ -1,28 +1,31 @@
-"""Looking at the Relus without changing what is looked at."""
+"""Reading the outputs of Relus without changing the program that is read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from relu_deploy.backends import load
-from relu_deploy.bundle import Bundle
 from relu_deploy.graph import Relu
 from relu_deploy.tensors import Array, Feeds
+from relu_deploy.verification.plan import VerifyPlan
 
-__all__ = ["Observed", "observe", "same_bits"]
+__all__ = ["TappedRelus", "same_bits", "tap_relus"]
 
 
 @dataclass(frozen=True)
-class Observed:
-    """What the Relus gave. values: by tensor; for_nan: the same for the poisoned feeds.
+class TappedRelus:
+    """The outputs of Relus.
 
-    as_deployed: tensors seen while the outputs stayed bit-identical to those of the untapped run.
-
-    sessions: how many it took. A Relu that is never in `as_deployed` can only be seen in another program than the one that ships.
+    Attributes:
+        values: By tensor.
+        for_nan: The same for inputs of NaN.
+        as_deployed: The tensors that were read while the outputs stayed bit-identical to those of the untapped session. One
+            that is not among them can only be read in another program than the one that ships.
+        sessions: How many sessions it took.
     """
 
     values: Feeds
@@ -31,41 +34,38 @@ class Observed:
     sessions: int
 
 
-def observe(
-    bundle: Bundle,
-    backend: str,
-    relus: Sequence[Relu],
-    feeds: Feeds,
-    shipped: Feeds,
-    nan_feeds: Feeds,
-    options: Mapping[str, Any],
-) -> Observed:
-    """Return what each of `relus` gives on `backend`.
+def tap_relus(plan: VerifyPlan, backend: str, relus: Sequence[Relu], untapped: Feeds, nan_feeds: Feeds) -> TappedRelus:
+    """Return the output of each Relu on a backend.
 
-    A tapped tensor has to be written to memory, which may keep the runtime from fusing the kernels around it. So the
-    outputs are compared with those of the untapped session, `shipped`, bit by bit; where they differ the taps are spread
-    over two sessions, neighbors apart, and so on until they no longer do or one tap is left.
-    nan_feeds: run through the same sessions; {} for none. options: of the sessions, as for `load`.
+    A tapped tensor has to be written to memory, which may keep the runtime from fusing the kernels around it. So the outputs
+    are compared bit by bit with those of the untapped session; where they differ, the taps are divided between two sessions,
+    neighbors apart, until the outputs agree or one tap is left.
+
+    Args:
+        plan: The model and its inputs.
+        backend: The backend's name.
+        relus: The Relus to read.
+        untapped: The outputs of the session without taps.
+        nan_feeds: Other inputs, run through the same sessions; {} for none.
     """
     values: Feeds = {}
     for_nan: Feeds = {}
     as_deployed: set[str] = set()
-    waiting, sessions = [list(relus)] if relus else [], 0
-    while waiting:
-        group = waiting.pop()
-        session = load(bundle, backend, taps=tuple(group), **options)
-        results = session.run(feeds)
-        poisoned = session.run(nan_feeds) if nan_feeds else {}
-        session.close()
+    groups, sessions = [list(relus)] if relus else [], 0
+    while groups:
+        group = groups.pop()
+        with closing(load(plan.bundle, backend, taps=tuple(group), **plan.options)) as session:
+            results = session.run(plan.feeds)
+            results_of_nan = session.run(nan_feeds) if nan_feeds else {}
         sessions += 1
-        unchanged = all(same_bits(results[name], array) for name, array in shipped.items())
+        unchanged = all(same_bits(results[name], array) for name, array in untapped.items())
         if unchanged or len(group) == 1:
             values |= {relu.output: results[relu.output] for relu in group}
-            for_nan |= {relu.output: poisoned[relu.output] for relu in group} if poisoned else {}
+            for_nan |= {relu.output: results_of_nan[relu.output] for relu in group} if results_of_nan else {}
             as_deployed |= {relu.output for relu in group} if unchanged else set()
         else:
-            waiting += [group[0::2], group[1::2]]
-    return Observed(values, for_nan, frozenset(as_deployed), sessions)
+            groups += [group[0::2], group[1::2]]
+    return TappedRelus(values, for_nan, frozenset(as_deployed), sessions)
 
 
 def same_bits(a: Array, b: Array) -> bool:

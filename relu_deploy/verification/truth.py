@@ -26,10 +26,15 @@ __all__ = ["Source", "Truth", "choose_against", "find_truth", "open_source", "re
 
 @dataclass(frozen=True)
 class Truth:
-    """values: float64 by tensor name, outputs and Relus. noise floor: RMS error of correct arithmetic, by the same names.
+    """The values that are right, and how far correct arithmetic is off.
 
-    single: what correct arithmetic may leave a single element off by, of a shape that broadcasts to the tensor: by channel, as
-    rounding one channel's weights may be many times as noisy as rounding another's.
+    Attributes:
+        against: The source: "torch", "reference" or a path.
+        values: Outputs and Relus in float64, by tensor name.
+        noise_floor: The RMS error of correct arithmetic, by the same names.
+        precision: The precision of the graph under test.
+        single: How far off correct arithmetic may leave a single element, of a shape that broadcasts to the tensor: by channel,
+            because rounding one channel's weights may be many times as noisy as rounding another's.
     """
 
     against: str
@@ -41,18 +46,24 @@ class Truth:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the truth comes from, loaded.
+    """The source of the truth, loaded.
 
-    names: its outputs and taps → ours, where they differ. inner: what it computes on the way → the tensor of ours that it
-    stands for.
+    Attributes:
+        against: "torch", "reference" or a path.
+        names: Its outputs and taps → the names in the graph under test, where they differ.
+        inner: The tensors inside it → the tensors of the graph under test that they correspond to.
     """
 
+    against: str
     session: TruthSession
-    names: Mapping[str, str]
-    inner: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
+    inner: Mapping[str, str] = field(default_factory=dict)
+
+    def close(self) -> None:
+        self.session.close()
 
     def everything(self, feeds: Feeds) -> dict[str, Array]:
-        """Return every tensor that stands for one of ours, in float64, under our names."""
+        """Return every tensor that corresponds to one of the graph under test, in float64, under the names of that graph."""
         values: dict[str, Array] = {}
 
         def keep(name: str, value: Array) -> Array:
@@ -65,30 +76,31 @@ class Source:
 
 
 def choose_against(bundle: Bundle, against: str | None) -> str:
-    """Return what to hold `bundle` against: as asked, else PyTorch's program where it travels along, else the graph itself.
+    """Return what to compare `bundle` with.
 
-    A variant is held against the float32 graph that it was made of.
+    That is `against` if it is given, for a variant the float32 graph that it was made of, for a bundle with a PyTorch program
+    that program, else the graph itself.
     """
     if against is not None:
         return against
     if bundle.variant:
-        return str(bundle.path / bundle.manifest["variants"][bundle.variant]["checked_against"])
+        return str(bundle.file(bundle.manifest["variants"][bundle.variant]["checked_against"]))
     if bundle.source is None:
         return "reference"
     return "torch" if find_spec("torch") else "reference"
 
 
 def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
-    """Return the Relus of `model`, and what stands in the place of the other graph's: tensors that a Relu makes there.
+    """Return the Relus of `model` in its order, with the tensors that a Relu makes in the other graph.
 
     The second kind is what a rewrite merged (FusedConv, a quantization whose zero point is the Relu) or a fault replaced
-    (LeakyRelu). In the graph's order.
+    (LeakyRelu).
     """
-    mine = find_relus(model)
+    ours = find_relus(model)
     if against in ("torch", "reference"):
-        return mine
+        return ours
     made = {str(value.name): (place, node) for place, node in enumerate(model.graph) for value in node.outputs}
-    known = {relu.output for relu in mine}
+    known = {relu.output for relu in ours}
     replaced = [relu for relu in find_relus(load_model(_graph_file(against))) if relu.output in made and relu.output not in known]
     clamped = clamped_tensors(model)
     stand_ins = [
@@ -97,56 +109,67 @@ def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
         )
         for relu in replaced
     ]
-    # A Relu that nothing but a quantization reads ships merged into it: it is seen where the numbers come back.
-    mine = [replace(relu, output=clamped.get(relu.output, relu.output)) for relu in mine]
-    ordered = sorted([*mine, *stand_ins], key=lambda relu: made[relu.output][0])
+    # A Relu that nothing but a quantization reads ships merged into it: it is read where the numbers are dequantized.
+    ours = [replace(relu, output=clamped.get(relu.output, relu.output)) for relu in ours]
+    ordered = sorted([*ours, *stand_ins], key=lambda relu: made[relu.output][0])
     return [replace(relu, index=index) for index, relu in enumerate(ordered)]
 
 
 def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: int = 0) -> Source:
-    """Return what the truth comes from: "torch", "reference", or the path of another bundle or ONNX file.
+    """Return the loaded source of the truth.
 
-    That one must have the same inputs and as many outputs, which are taken in order; its inner tensors are those of the
-    same name, and its Relus, where none has the name of one of ours and there are as many, are taken in order.
-    Raises InputError or UsageError when there is nothing to compare with.
+    Args:
+        bundle: The graph under test.
+        against: "torch", "reference", or the path of another bundle or ONNX file. That one must have the same inputs and as
+            many outputs, which are taken in order; its inner tensors are those of the same name, and its Relus, where none
+            has the name of one of `relus` and there are as many, are taken in order.
+        relus: The Relus to compare.
+        threads: CPU threads.
+
+    Raises:
+        InputError: If the other file is missing or its inputs and outputs differ.
+        UsageError: If there is nothing to compare with.
     """
     if against == "torch":
-        if bundle.source is None:
-            raise UsageError(
-                f"{bundle.path} carries no PyTorch program to compare with",
-                "verify --against reference, or export it from PyTorch",
-            )
-        session = load(bundle, "torch", taps=tuple(relu for relu in relus if relu.torch_node), threads=threads)
-        nodes = {
-            node.metadata_props[TORCH_NODE_KEY]: node
-            for node in load_model(bundle.onnx).graph
-            if TORCH_NODE_KEY in node.metadata_props
-        }
-        return Source(cast(TruthSession, session), {}, {name: str(node.outputs[0].name) for name, node in nodes.items()})
+        return _torch_source(bundle, relus, threads)
     if against == "reference":
         session = load(bundle, "reference", taps=tuple(relus), threads=threads)
-        return Source(cast(TruthSession, session), {}, {})
+        return Source(against, cast(TruthSession, session))
     other = _other(bundle, Path(against))
-    theirs = find_relus(load_model(other.onnx))
-    made = {str(value.name) for node in load_model(other.onnx).graph for value in node.outputs}
-    graph = load_model(bundle.onnx)
-    ours = {str(value.name) for node in graph.graph for value in node.outputs}
-    inner = {name: name for name in made & ours}
-    mine = {relu.output for relu in relus}
-    clamped = clamped_tensors(graph)
-    if not mine & {clamped.get(name, name) for name in inner} and len(theirs) == len(relus):
+    other_model, model = load_model(other.onnx), load_model(bundle.onnx)
+    theirs = find_relus(other_model)
+    inner = {name: name for name in _tensors_made(other_model) & _tensors_made(model)}
+    outputs = {relu.output for relu in relus}
+    clamped = clamped_tensors(model)
+    if not outputs & {clamped.get(name, name) for name in inner} and len(theirs) == len(relus):
         inner |= {them.output: us.output for them, us in zip(theirs, relus, strict=True)}
     inner |= dict(zip((spec.name for spec in other.outputs), (spec.name for spec in bundle.outputs), strict=True))
-    # Where a quantization is the Relu, the tensor behind it is what has the Relu's values.
-    names = {theirs_name: clamped.get(name, name) for theirs_name, name in inner.items()}
-    taps = tuple(relu for relu in theirs if names.get(relu.output) in mine)
-    return Source(cast(TruthSession, load(other, "reference", taps=taps, threads=threads)), names, inner)
+    # Where a quantization is the Relu, the dequantized tensor has the Relu's values.
+    names = {their_name: clamped.get(name, name) for their_name, name in inner.items()}
+    taps = tuple(relu for relu in theirs if names.get(relu.output) in outputs)
+    return Source(against, cast(TruthSession, load(other, "reference", taps=taps, threads=threads)), names, inner)
 
 
-def find_truth(source: Source, against: str, feeds: Feeds, precision: str = "float32") -> Truth:
-    """Return the truth for `feeds`: every output and every Relu that `source` knows, under our names.
+def _torch_source(bundle: Bundle, relus: Sequence[Relu], threads: int) -> Source:
+    if bundle.source is None:
+        raise UsageError(
+            f"{bundle.path} carries no PyTorch program to compare with",
+            "verify --against reference, or export it from PyTorch",
+        )
+    session = load(bundle, "torch", taps=tuple(relu for relu in relus if relu.torch_node), threads=threads)
+    nodes = [node for node in load_model(bundle.onnx).graph if TORCH_NODE_KEY in node.metadata_props]
+    inner = {node.metadata_props[TORCH_NODE_KEY]: str(node.outputs[0].name) for node in nodes}
+    return Source("torch", cast(TruthSession, session), {}, inner)
 
-    precision: of the graph under test, whose rounding the noise floor is made of.
+
+def _tensors_made(model: ir.Model) -> set[str]:
+    return {str(value.name) for node in model.graph for value in node.outputs}
+
+
+def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Truth:
+    """Return the truth for `feeds`: every output and every Relu that `source` knows, under the names of the graph under test.
+
+    precision: Of the graph under test, whose rounding makes the noise floor.
     """
     session = source.session
     evaluations = [
@@ -163,15 +186,15 @@ def find_truth(source: Source, against: str, feeds: Feeds, precision: str = "flo
         for name, value in true.items()
         if value.ndim > 2 and np.issubdtype(value.dtype, np.floating)
     }
-    return Truth(against, true, noise_floor, precision, single)
+    return Truth(source.against, true, noise_floor, precision, single)
 
 
 def _single_noise(truth: Array, *evaluations: Array) -> Array:
     """Return how far off `evaluations` leave single elements of each channel (axis 1): the largest of three.
 
-    `SINGLE` RMS errors of the channel's elements that have an error at all, because most of a sparse Relu's are 0 on every side
-    and say nothing about the others; as much of all channels; and the channel's largest error, because some noise has long
-    tails: along the edges in a picture 8 bits are much further off than on the even ground that fills most of it.
+    `SINGLE` RMS errors of the channel's elements that have an error at all, because most elements of a sparse Relu are 0 in
+    every evaluation; the same of all channels; and the channel's largest error, because some noise has long tails: along the
+    edges of a picture 8 bits are much further off than in the uniform areas that fill most of it.
     """
     axes = tuple(axis for axis in range(truth.ndim) if axis != 1)
     noise = np.zeros((1, truth.shape[1], *(1,) * (truth.ndim - 2)))

@@ -55,8 +55,12 @@ STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8": ml_dt
 class Comparison:
     """How one tensor of a backend compares with the truth.
 
-    max_abs: largest absolute error. max_ulp: largest distance in representable float32 numbers. relative_error: RMS error
-    over RMS of the truth. reason: "" when passed.
+    Attributes:
+        max_abs: Largest absolute error.
+        max_ulp: Largest distance in representable float32 numbers.
+        error_ratio: RMS error in units of the noise floor.
+        reason: "" when passed.
+        relative_error: RMS error over the RMS of the truth.
     """
 
     passed: bool
@@ -80,18 +84,18 @@ class Comparison:
 
 
 def compare(measured: Array, truth: Array, noise_floor: float, limit: float = LIMIT) -> Comparison:
-    """Return the verdict on `measured`.
+    """Return the verdict on a tensor.
 
-    measured: what a backend gave. truth: float64, or integers, of the same shape. noise floor: as from `estimate_noise_floor`.
+    Args:
+        measured: Backend output, of any dtype.
+        truth: Float64 or integer evaluation, same shape.
+        noise_floor: RMS error of correct arithmetic on the same input, as from `estimate_noise_floor`.
+        limit: Largest error ratio that passes.
     """
     if measured.shape != truth.shape:
         return Comparison(False, np.inf, 0, np.inf, f"shape {measured.shape} instead of {truth.shape}")
     if not np.issubdtype(truth.dtype, np.floating):
-        wrong = int(np.count_nonzero(measured != truth))
-        apart = float(np.max(np.abs(measured.astype(np.float64) - truth), initial=0))
-        return Comparison(
-            wrong == 0, apart, 0, np.inf if wrong else 0.0, f"{wrong} of {truth.size} integers differ" if wrong else ""
-        )
+        return _compare_integers(measured, truth)
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = truth.astype(np.float32)
     finite = np.isfinite(rounded)
@@ -100,7 +104,7 @@ def compare(measured: Array, truth: Array, noise_floor: float, limit: float = LI
         return Comparison(False, np.inf, 0, np.inf, reason)
     got, true = measured[finite], truth[finite]
     error = got.astype(np.float64) - true
-    ratio = rms(error) / noise_floor if noise_floor > 0 else (np.inf if np.any(error) else 0.0)
+    ratio = error_ratio(got, true, noise_floor)
     return Comparison(
         ratio <= limit,
         float(np.max(np.abs(error), initial=0)),
@@ -111,22 +115,46 @@ def compare(measured: Array, truth: Array, noise_floor: float, limit: float = LI
     )
 
 
-def error_ratio(measured: Array, truth: Array, noise_floor: Array) -> float:
-    """Return how many times larger `measured`'s error is than `noise_floor`'s.
+def _compare_integers(measured: Array, truth: Array) -> Comparison:
+    wrong = int(np.count_nonzero(measured != truth))
+    largest = float(np.max(np.abs(measured.astype(np.float64) - truth), initial=0))
+    verb = "differs" if wrong == 1 else "differ"
+    reason = f"{wrong} of {truth.size} integers {verb}" if wrong else ""
+    return Comparison(wrong == 0, largest, 0, np.inf if wrong else 0.0, reason)
 
-    measured, noise floor: float32, any shape; truth: float64, same shape. The ratio is of root-mean-square errors against
-    `truth`; 1.0 means "as good as plain float32". Raises ValueError on a shape mismatch.
+
+def error_ratio(measured: Array, truth: Array, noise_floor: float) -> float:
+    """Return the RMS error of `measured` in units of the noise floor.
+
+    Args:
+        measured: Backend output, any shape, finite.
+        truth: Float64 evaluation, same shape.
+        noise_floor: RMS error of correct arithmetic on the same input.
+
+    Returns:
+        1.0 means "as good as plain float32"; above `LIMITS` the difference is a fault.
+
+    Raises:
+        ValueError: If the shapes differ.
     """
-    if not measured.shape == truth.shape == noise_floor.shape:
-        raise ValueError(f"shapes differ: {measured.shape}, {truth.shape}, {noise_floor.shape}")
-    return float(rms(measured - truth) / estimate_noise_floor(truth, noise_floor))
+    if measured.shape != truth.shape:
+        raise ValueError(f"shapes differ: {measured.shape} and {truth.shape}")
+    error = measured.astype(np.float64) - truth
+    if noise_floor > 0:
+        return rms(error) / noise_floor
+    return float(np.inf) if np.any(error) else 0.0
 
 
 def estimate_noise_floor(truth: Array, *evaluations: Array, precision: str = "float32") -> float:
-    """Return the RMS error that correct arithmetic makes: the largest of `evaluations`, at least that of rounding to `precision`.
+    """Return the RMS error of correct arithmetic: the largest of `evaluations`, at least that of rounding to `precision`.
 
-    truth: float64. evaluations: other evaluations of the same tensor, of its shape. Non-finite elements do not count.
-    The least value of all is that of a tensor whose every element is the smallest normal number.
+    Args:
+        truth: Float64.
+        evaluations: Other evaluations of the same tensor, of its shape. Non-finite elements do not count.
+        precision: The precision that the tensor is stored in.
+
+    Returns:
+        The RMS error. Its least value is that of a tensor whose every element is the smallest normal number.
     """
     if not np.issubdtype(truth.dtype, np.floating):
         return 0.0

@@ -7,9 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.activations.census import census
 from relu_deploy.errors import InputError, Unsupported, UsageError
-from relu_deploy.reporting.census import print_census
+from relu_deploy.reporting.tables.census import print_census
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 
 def saved(path, nodes, shape, constants, outputs=("y",)):
@@ -201,10 +201,10 @@ def test_samples_are_spread_over_the_data(tmp_path):
 
 
 def test_a_uint8_input_is_bounded_by_its_bytes(tmp_path):
-    pytest.importorskip("torch", reason="torch is not installed")
-    from relu_deploy.exporting.exporter import export_source
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+    from bundles import exported
 
-    bundle = export_source("digits", tmp_path / "pixels.rdb", embed_preprocess=True).bundle
+    bundle = exported("digits", embed_preprocess=True)
     report = census(bundle, "digits", samples=10, threads=1)
     assert report.input_range.source == "uint8"
     assert report.input_range.rows_outside == 0
@@ -224,7 +224,7 @@ def test_a_compiled_backend_cannot_show_its_relus(digits_bundle):
     from relu_deploy.backends import probe
 
     if not probe("torch-compile").usable:
-        pytest.skip("torch-compile is not usable here")
+        pytest.skip("torch-compile is not usable: install a C++ compiler")
     with pytest.raises(Unsupported, match="inside a fused kernel"):
         census(digits_bundle, "digits", samples=4, backend="torch-compile")
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 from torch import nn  # noqa: E402
 
 from relu_deploy.activations.watch import DyingReluWarning, watch  # noqa: E402

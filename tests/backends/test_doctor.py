@@ -11,7 +11,7 @@ from drivers import Driver
 from installations import BARE_METAL, CUBLAS, CUDA, CUDNN, Installation, elf
 
 from relu_deploy import backends
-from relu_deploy.backends import probe, probe_all
+from relu_deploy.backends import probe, probe_all, registry
 from relu_deploy.backends.nvidia import driver as nvidia
 from relu_deploy.backends.nvidia.container import Host
 from relu_deploy.backends.nvidia.driver import Gpu, Missing, find_driver, find_gpu
@@ -404,7 +404,7 @@ def test_doctor_tells_of_the_whole_machine(machine, command, monkeypatch):
     assert system["onnxruntime"] == {"onnxruntime-gpu": "1.31.1"}
     assert system["reason"] == system["fix"] == ""
     by_name = {probe["name"]: probe for probe in answer.json["backends"]}
-    assert list(by_name) == [*backends.BACKENDS, *backends.NOT_YET]
+    assert list(by_name) == [*backends.names(), *registry.NOT_YET]
     assert by_name["onnxruntime-cuda"] == {
         "name": "onnxruntime-cuda",
         "usable": True,
@@ -439,7 +439,7 @@ def test_on_this_machine_doctor_says_what_loading_does(command, digits_bundle):
         if not found.usable:
             assert found.reason
             assert found.fix
-        elif not found.name.startswith("torch-compile"):
+        elif not backends.capabilities(found.name).compiles_in_place:
             session = digits_bundle.session(found.name)
             assert session.outputs == digits_bundle.outputs
             session.close()
@@ -453,7 +453,7 @@ def test_the_gpu_that_was_chosen_is_the_one_that_is_loaded_on(command, digits_co
         chosen.append(fields.get("device"))
         return backends.base.Options(**fields)
 
-    monkeypatch.setattr(backends, "Options", options)
+    monkeypatch.setattr(registry, "Options", options)
     arguments = {
         "verify": (digits_copy.path, "--against", "reference"),
         "prove": ("--dtype", "int8"),
@@ -465,7 +465,10 @@ def test_the_gpu_that_was_chosen_is_the_one_that_is_loaded_on(command, digits_co
     assert set(chosen) - {None} == {2}
 
 
-@pytest.mark.skipif(isinstance(nvidia.find_driver(), nvidia.Driver), reason="this machine has an NVIDIA GPU")
+@pytest.mark.skipif(
+    isinstance(nvidia.find_driver(), nvidia.Driver),
+    reason="tests what happens without an NVIDIA driver: run it on a machine that has none",
+)
 @pytest.mark.parametrize("verb", ["bench", "verify", "prove"])
 def test_without_a_gpu_asking_for_one_by_name_is_exit_3_with_the_reason(command, digits_bundle, verb):
     path = () if verb == "prove" else (digits_bundle.path,)

@@ -6,8 +6,8 @@ import pytest
 import relu_deploy
 from relu_deploy.errors import UsageError
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def own(tmp_path_factory):
     return bundle, folder / "pixels.npz"
 
 
-def test_a_benchmark_scores_the_session_that_it_timed_on_the_data_that_are_named(own):
+def test_a_benchmark_scores_the_session_that_it_timed_on_the_data_that_are_named(own, forked_workers):
     bundle, data = own
     without = relu_deploy.bench(bundle, ["onnxruntime-cpu"], seconds=0.1).to_json()
     assert without["runs"][0]["accuracy"] is None

@@ -176,7 +176,7 @@ def test_without_a_gpu_the_calibration_says_why():
     from relu_deploy.backends.nvidia.driver import Missing, find_gpu
 
     if not isinstance(find_gpu(), Missing):
-        pytest.skip("there is a GPU here")
+        pytest.skip("tests what happens without a GPU: run it on a machine that has none")
     why = calibrate_gpu()
     assert isinstance(why, str)
     assert "cudaError" in why or "cuda-bindings" in why

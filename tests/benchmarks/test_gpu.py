@@ -54,7 +54,7 @@ def test_a_backend_that_is_not_here_is_told_from_one_that_fails(tmp_path):
     from relu_deploy.backends import probe
 
     if probe("torch-cuda").usable:
-        pytest.skip("there is a GPU here")
+        pytest.skip("tests what happens without a GPU: run it on a machine that has none")
     outcome = gpu.run(gpu.Task("prove", "torch-cuda int8", {"backend": "torch-cuda", "dtype": "int8"}), 100.0, tmp_path)
     assert outcome["status"] == "not usable here"
     assert "torch-cuda" in outcome["reason"]

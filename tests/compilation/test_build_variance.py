@@ -83,7 +83,7 @@ def test_engines_that_cannot_be_run_here_are_not_built_for_nothing(digits_copy, 
     from relu_deploy.backends import probe
 
     if probe(RTX).usable:
-        pytest.skip("TensorRT-RTX runs here, and this is about a machine where it does not")
+        pytest.skip("tests what happens without a GPU for TensorRT-RTX: run it on a machine that has none")
     with pytest.raises(BackendUnavailable):
         best_of(RTX, digits_copy, ONE, 3)
     done = command("compile", digits_copy.path, "--backend", RTX, "--repeat", "3")

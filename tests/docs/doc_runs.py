@@ -15,13 +15,17 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from doc_output import first_missing
 from doc_pages import ROOT, Block, Command, Page, commands
+from processes import CONSOLE_SCRIPT, command_folder, python
 
 #: seconds that one command or block may take
 PATIENCE = 420
+#: of `relu-deploy serve`
+DEFAULT_PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 DONE = "the-command-before-this-line-ended-with"
 
 
@@ -31,6 +35,7 @@ class Wrong(Exception):
 
 def run_page(page: Page, folder: Path, patience: float = PATIENCE) -> None:
     """Run every block of `page` in `folder`. Raises Wrong for the first that does not do what it shows."""
+    page = with_free_ports(page)
     shell: _Shell | None = None
     interpreter: _Interpreter | None = None
     with tempfile.TemporaryDirectory(prefix="relu-deploy-page-") as tools:
@@ -65,6 +70,35 @@ def ports_of(page: Page) -> list[int]:
     return [port for block in blocks for command in commands(block) if command.serves for port in _ports(command)]
 
 
+def with_free_ports(page: Page) -> Page:
+    """Return `page` with its servers, and what speaks to them, on free ports: several pages may run at a time.
+
+    Only what runs is changed; in what a page shows, a numeral stands for any other.
+    """
+    moved = {port: free_port() for port in ports_of(page) if port >= 1024}
+    spoken_to = re.compile(r"(?<=localhost:)(\d+)|(?<=127\.0\.0\.1:)(\d+)|(?<=-port[ =])(\d+)")
+
+    def move(found: re.Match[str]) -> str:
+        return str(moved.get(int(found[0]), found[0]))
+
+    blocks = []
+    for block in page.blocks:
+        text = block.text
+        if block.is_run and block.language == "console":
+            for command in commands(block):
+                if command.serves:
+                    text = text.replace(command.text, _with_every_port(command.text))
+        blocks.append(replace(block, text=spoken_to.sub(move, text) if block.is_run else text))
+    return replace(page, blocks=tuple(blocks))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,9 +109,17 @@ def is_free(port: int) -> bool:
     return True
 
 
+def _with_every_port(text: str) -> str:
+    """Return the command that starts a server with its default ports given as options."""
+    for name, port in DEFAULT_PORTS.items():
+        if f"--{name}-port" not in text:
+            text = re.sub(r"\bserve\b", f"serve --{name}-port {port}", text, count=1)
+    return text
+
+
 def _ports(command: Command) -> list[int]:
     ports = []
-    for name, default in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+    for name, default in DEFAULT_PORTS.items():
         given = re.search(rf"--{name}-port[ =](-?\d+)", command.text)
         port = int(given[1]) if given else default
         if port > 0:
@@ -190,7 +232,7 @@ class _Shell(_Child):
 
 class _Interpreter(_Child):
     def __init__(self, folder: Path, tools: Path, patience: float) -> None:
-        super().__init__([sys.executable, str(Path(__file__).with_name("doc_python.py"))], folder, tools, patience)
+        super().__init__([python(), str(Path(__file__).with_name("doc_python.py"))], folder, tools, patience)
 
     def run(self, page: Page, block: Block) -> str:
         """Return what the block printed."""
@@ -208,13 +250,13 @@ class _Interpreter(_Child):
 
 def _environment(tools: Path) -> dict[str, str]:
     """Return an environment in which `relu-deploy` and `python` are this working tree's, whatever is installed."""
+    forked = command_folder()
     script = tools / "relu-deploy"
-    if not script.exists():
-        script.write_text(
-            f"#!{sys.executable}\nimport sys\nfrom relu_deploy.__main__ import main\nsys.exit(main())\n", encoding="utf-8"
-        )
+    if forked is None and not script.exists():
+        script.write_text(f"#!{sys.executable}\n{CONSOLE_SCRIPT}", encoding="utf-8")
         script.chmod(0o755)
-    path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    folders = [str(forked or tools), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    path = os.pathsep.join(folders)
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     # Without TERM and with a fixed width a page's output is the same wherever it is checked.
     plain = {"TERM": "dumb", "COLUMNS": "120", "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
@@ -237,4 +279,6 @@ def _has_members(group: int) -> bool:
 
 def can_run() -> str:
     """Return why pages cannot be run here, "" when they can."""
-    return "" if shutil.which("bash") and hasattr(os, "killpg") else "pages are run by bash, which is not here"
+    return (
+        "" if shutil.which("bash") and hasattr(os, "killpg") else "the examples are run by bash on a POSIX system: install bash"
+    )

@@ -4,10 +4,9 @@ import re
 
 import pytest
 from doc_pages import ROOT, page_at, pages
-from doc_runs import PATIENCE, Wrong, can_run, is_free, ports_of, run_page
+from doc_runs import PATIENCE, Wrong, can_run, run_page
 
 PAGES = [page_at(path) for path in pages()]
-NOT_RUN = [(page, block) for page in PAGES for block in page.blocks if block.reason]
 
 
 def name_of(page):
@@ -37,12 +36,10 @@ def test_every_link_to_a_file_of_the_repository_leads_to_one():
 @pytest.mark.timeout(3 * PATIENCE)
 @pytest.mark.parametrize("page", [page for page in PAGES if page.is_run], ids=name_of)
 def test_a_page_runs_as_it_is_written(page, tmp_path):
-    pytest.importorskip("torch", reason="torch is not installed")
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     if why := can_run():
         pytest.skip(why)
-    if taken := [port for port in ports_of(page) if not is_free(port)]:
-        pytest.skip(f"port {taken[0]}, on which this page starts a server, is in use")
     what = ""
     try:
         run_page(page, tmp_path)
@@ -50,8 +47,3 @@ def test_a_page_runs_as_it_is_written(page, tmp_path):
         what = str(wrong)
     if what:
         pytest.fail(what, pytrace=False)
-
-
-@pytest.mark.parametrize(("page", "block"), NOT_RUN, ids=[f"{name_of(page)}:{block.line}" for page, block in NOT_RUN])
-def test_a_block_that_cannot_run_here(page, block):
-    pytest.skip(block.reason)

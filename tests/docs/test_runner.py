@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from doc_output import first_missing
 from doc_pages import commands, read_page
-from doc_runs import Wrong, can_run, is_free, ports_of, run_page
+from doc_runs import DEFAULT_PORTS, Wrong, can_run, free_port, is_free, ports_of, run_page, with_free_ports
 
 needs_bash = pytest.mark.skipif(bool(can_run()), reason=can_run() or "bash is here")
 
@@ -153,6 +153,34 @@ def test_a_servers_ports_are_known_before_it_is_started():
     assert ports_of(page_of("<!-- not run: no -->\n" + serve)) == []
 
 
+def test_the_ports_of_a_page_without_options_are_the_ones_that_serve_has():
+    from relu_deploy.cli.main import create_parser
+
+    options = create_parser().parse_args(["serve", "m.rdb"])
+    assert {name: getattr(options, f"{name}_port") for name in DEFAULT_PORTS} == DEFAULT_PORTS
+
+
+def test_servers_and_what_speaks_to_them_move_to_the_same_free_ports():
+    page = page_of(
+        fenced(
+            "console", "$ relu-deploy serve m.rdb --grpc-port 9001 &  # here", "$ curl localhost:8000/v2", "http://localhost:8000"
+        )
+        + fenced("python", "at = ['localhost:8000', '127.0.0.1:9001', 'localhost:8002', 'localhost:4318', '8000']")
+        + fenced("json", '"localhost:8000"')
+    )
+    moved = with_free_ports(page)
+    http, grpc, metrics = sorted(ports_of(moved), key=lambda port: moved.blocks[1].text.index(str(port)))
+    assert len({http, grpc, metrics} | {8000, 9001, 8002}) == 6
+    assert moved.blocks[0].text == (
+        f"$ relu-deploy serve --metrics-port {metrics} --http-port {http} m.rdb --grpc-port {grpc} &  # here\n"
+        f"$ curl localhost:{http}/v2\nhttp://localhost:{http}\n"
+    )
+    assert moved.blocks[1].text == (
+        f"at = ['localhost:{http}', '127.0.0.1:{grpc}', 'localhost:{metrics}', 'localhost:4318', '8000']\n"
+    )
+    assert moved.blocks[2] == page.blocks[2]
+
+
 def test_a_port_that_is_in_use_is_seen():
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
@@ -232,9 +260,10 @@ def test_what_never_ends_is_ended(tmp_path):
     assert time.monotonic() - started < 60
 
 
-SERVER = """import http.server, sys
+SERVER = """import http.server, pathlib, sys
 handler = type("H", (http.server.BaseHTTPRequestHandler,), {})
 handler.do_GET = lambda self: (self.send_response(200), self.end_headers(), self.wfile.write(b"answer 42"))
+pathlib.Path("port").write_text(sys.argv[3])
 print("listening", flush=True)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[3])), handler).serve_forever()
 """
@@ -242,9 +271,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[3])), handler).serve_forever()
 
 @needs_bash
 def test_a_server_is_waited_for_and_ended_with_the_page(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     (tmp_path / "server.py").write_text(SERVER)
     start = f"$ python server.py serve --http-port {port} --grpc-port -1 --metrics-port -1 &"
     ask = f"$ python -c 'import urllib.request as r; print(r.urlopen(\"http://localhost:{port}\").read().decode())'"
@@ -252,7 +279,7 @@ def test_a_server_is_waited_for_and_ended_with_the_page(tmp_path):
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    assert is_free(port)
+    assert is_free(int((tmp_path / "port").read_text()))
 
 
 @needs_bash

@@ -96,11 +96,10 @@ def test_every_link_inside_the_site_leads_somewhere(site, seen):
 
 
 def test_the_command_line_page_has_every_option_of_every_verb(site):
-    from relu_deploy.cli.main import VERBS
-    from relu_deploy.cli.options import parser_for
+    from relu_deploy.cli.main import create_parser
 
     text = text_of(site / "reference" / "command-line.html")
-    verbs = parser_for(VERBS)._subparsers._group_actions[0].choices
+    verbs = create_parser()._subparsers._group_actions[0].choices
     options = [option for verb in verbs.values() for action in verb._actions for option in action.option_strings]
     assert len(options) > 80
     assert [option for option in options if option not in text and option not in ("-h", "--help")] == []

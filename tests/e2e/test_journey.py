@@ -6,18 +6,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from bundles import copied
 
-pytest.importorskip("torch", reason="torch is not installed")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", "tensorrt-rtx"])
-def test_the_segmenter_becomes_int8_with_the_scenes_that_ship(command, target):
+def test_the_segmenter_becomes_int8_with_the_scenes_that_ship(command, tmp_path, target):
     """Its Relus' noise has long tails: zeros far from where they should be were once seen in it."""
-    assert command("export", "digit_segmenter", "-o", "m.rdb", "--quiet").code == 0
+    copied("digit_segmenter", tmp_path / "m.rdb")
     words = ("--for", target, "--precision", "int8", "--calibration", "digit_segmenter", "--json", "-", "--quiet")
     made = command("optimize", "m.rdb", *words)
     assert made.code == 0, made.stdout
@@ -36,7 +37,7 @@ def test_the_segmenter_becomes_int8_with_the_scenes_that_ship(command, target):
         ("language_id", 5, "top1", 0.85),
     ],
 )
-def test_a_shipped_model_travels_from_export_to_bench(command, tmp_path, model, relus, metric, least):
+def test_a_shipped_model_travels_from_export_to_bench(command, forked_workers, tmp_path, model, relus, metric, least):
     from relu_deploy.zoo.recipes import recipe, weights_file
 
     try:

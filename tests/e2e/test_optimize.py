@@ -101,7 +101,7 @@ def test_segments_go_back_to_float_until_the_gate_is_passed_and_are_listed(digit
 
     monkeypatch.setattr(search.AccuracyEvaluator, "score", score)
     settings = OptimizeOptions(calibration="digits", samples=32, eval_samples=50)
-    report = optimize_bundle(digits_copy, "cpu", "int8", settings=settings).to_json()
+    report = optimize_bundle(digits_copy, "cpu", "int8", options=settings).to_json()
     assert [step["float_segments"] for step in report["curve"]] == [0, 1, 2]
     assert report["passed"]
     assert {one["segment"] for one in report["fallbacks"]} == {name["segment"] for name in report["costs"][:2]}
@@ -139,14 +139,15 @@ def test_a_compacted_and_equalized_graph_answers_as_the_model_and_its_variant_is
 
 def test_a_preparation_that_changes_the_answers_is_refused(digits_copy, monkeypatch):
     from relu_deploy.errors import ReluDeployError
-    from relu_deploy.graph.quantization.equalization import Equalization
+    from relu_deploy.graph.pass_result import PassResult
+    from relu_deploy.graph.quantization.equalization import EqualizationReport
 
     prepare = importlib.import_module("relu_deploy.optimization.prepare")
 
     def broken(model):
         changed = model.clone()
         next(node for node in changed.graph if node.op_type == "Relu").op_type = "Identity"
-        return Equalization(changed, (), (), (), {}, True)
+        return PassResult(changed, True, EqualizationReport((), (), (), {}, True))
 
     monkeypatch.setattr(prepare, "equalize", broken)
     with pytest.raises(ReluDeployError, match="changed"):
@@ -221,10 +222,10 @@ def test_an_old_graph_from_elsewhere_with_a_fixed_batch_is_optimized(command, fo
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--precision", "int8"), "8 bits need data to calibrate on"),
+        (("--precision", "int8"), "8-bit precisions need calibration data"),
         (("--precision", "int8", "--calibration", "nowhere"), "no folder of pictures"),
-        (("--precision", "fp16", *FAST), "the target cpu cannot run fp16"),
-        (("--for", "cuda", "--precision", "int8", *FAST), "the target cuda cannot run int8"),
+        (("--precision", "fp16", *FAST), "the target cpu does not support fp16"),
+        (("--for", "cuda", "--precision", "int8", *FAST), "the target cuda does not support int8"),
         (("--for", "abacus", *FAST), "no target called 'abacus'"),
         (("--precision", "int4", *FAST), "no precision 'int4'"),
         (("--precision", "int8", *FAST, "--method", "magic"), "no calibration method 'magic'"),
@@ -232,7 +233,7 @@ def test_an_old_graph_from_elsewhere_with_a_fixed_batch_is_optimized(command, fo
         (("--precision", "int8", *FAST, "--weights", "some"), "neither per-channel nor per-tensor"),
         (("--precision", "int8", *FAST, "--allow-observed"), "--allow-observed goes with --compact"),
         (("--precision", "int8", "--calibration", "digits", "--samples", "0"), "must be at least 1"),
-        (("--precision", "int8", "--calibration", "raw.npz"), "goes from 0 to 255"),
+        (("--precision", "int8", "--calibration", "raw.npz"), "ranges from 0 to 255"),
         (("--precision", "int8", "--calibration", "shape.npz"), "must have shape"),
         (("--precision", "int8", "--calibration", "nan.npz"), "NaN"),
         (("--precision", "int8", "--calibration", "other.npz"), "no array 'x'"),
@@ -251,7 +252,7 @@ def test_bad_input_is_exit_2_says_what_is_wrong_and_leaves_nothing_behind(comman
 
 
 def test_auto_for_a_target_that_is_not_here_is_exit_3(digits_bundle):
-    with pytest.raises(Unsupported, match="can only be found where it runs"):
+    with pytest.raises(Unsupported, match="can only be measured on its own hardware"):
         relu_deploy.optimize(digits_bundle, target="tensorrt", calibration="digits")
 
 
@@ -275,7 +276,7 @@ def test_a_variant_and_what_exists_are_not_overwritten_without_force(command, di
     assert command("optimize", digits_copy.path, "--precision", "int8", *FAST).code == 0
     with pytest.raises(InputError, match="already has the variant int8-cpu"):
         relu_deploy.optimize(digits_copy.path, precision="int8", calibration="digits")
-    with pytest.raises(UsageError, match="is a variant already"):
+    with pytest.raises(UsageError, match="is already a variant"):
         relu_deploy.optimize(digits_copy.path / "variants" / "int8-cpu.onnx", precision="int8", calibration="digits")
     shutil.rmtree(digits_copy.path / "variants")
     with pytest.raises(InputError, match="missing"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
+pytest.importorskip("selenium", reason="selenium is not installed (pip install 'relu-deploy[dev]')")
 pytest.importorskip("uvicorn", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 pytest.importorskip("python_multipart", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 
@@ -63,10 +63,9 @@ WRITTEN = {
 
 @pytest.fixture(scope="module")
 def server(digits_bundle, tmp_path_factory):
-    from relu_deploy.exporting.exporter import export_source
+    from bundles import exported
 
-    folder = tmp_path_factory.mktemp("bundles")
-    drawn = [export_source(name, folder / f"{name}.rdb").bundle.path for name in ("digit_detector", "digit_segmenter")]
+    drawn = [exported(name).path for name in ("digit_detector", "digit_segmenter")]
     with Running(digits_bundle.path, *drawn, digits_bundle.onnx, "--threads", "1") as running:
         yield running
 

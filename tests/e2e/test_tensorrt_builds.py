@@ -12,10 +12,10 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip i
 def bundle(request, digits_bundle, tmp_path_factory):
     if request.param == "digits":
         return digits_bundle
-    pytest.importorskip("torch", reason="torch is not installed")
-    from relu_deploy.exporting.exporter import export_source
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+    from bundles import exported
 
-    return export_source(request.param, tmp_path_factory.mktemp("bundles") / f"{request.param}.rdb").bundle
+    return exported(request.param)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
@@ -24,7 +24,7 @@ def test_a_variant_is_parsed_and_built_for_gpus_that_are_not_here(bundle, tmp_pa
     from relu_deploy.backends.tensorrt.options import BuildOptions
 
     settings = OptimizeOptions(calibration=bundle.manifest["dataset"], samples=32, eval_samples=32, max_drop=0.05)
-    report = optimize_bundle(bundle, "tensorrt-rtx", precision, out=tmp_path / "out.rdb", settings=settings)
+    report = optimize_bundle(bundle, "tensorrt-rtx", precision, out=tmp_path / "out.rdb", options=settings)
     assert report.passed
     capabilities = ("SM89", "SM120") if precision == "fp8" else ("SM86", "SM89")
     variant = report.bundle.with_variant(f"{precision}-tensorrt-rtx")

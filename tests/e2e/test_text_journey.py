@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 from relu_deploy.bundle import Bundle
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    from relu_deploy.exporting.exporter import export_source
+    """A copy, because a census is kept in the bundle."""
+    from bundles import copied
 
-    return export_source("language_id", tmp_path_factory.mktemp("bundles") / "m.rdb").bundle
+    return copied("language_id", tmp_path_factory.mktemp("bundles") / "m.rdb")
 
 
 def test_a_text_model_travels_through_census_and_both_optimizations(command, tmp_path):

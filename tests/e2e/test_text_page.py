@@ -2,17 +2,17 @@
 
 import pytest
 
-pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
-pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("selenium", reason="selenium is not installed (pip install 'relu-deploy[dev]')")
+pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 
 from test_page import Page, Running, browser, contrast, pytestmark  # noqa: F401  # the browser is a fixture, the mark skips
 
 
 @pytest.fixture(scope="module")
 def server(digits_bundle, tmp_path_factory):
-    from relu_deploy.exporting.exporter import export_source
+    from bundles import exported
 
-    language = export_source("language_id", tmp_path_factory.mktemp("bundles") / "language_id.rdb").bundle
+    language = exported("language_id")
     with Running(language.path, digits_bundle.path, "--threads", "1") as running:
         yield running
 

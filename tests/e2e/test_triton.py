@@ -9,28 +9,29 @@ import shutil
 
 import numpy as np
 import pytest
+from bundles import exported
 from triton_server import Triton, environment
 
-from relu_deploy.exporting.exporter import export_source
 from relu_deploy.packaging.run import package
 
 VENV = os.environ.get("RELU_DEPLOY_TRITON", "")
 pytestmark = [
-    pytest.mark.skipif(not VENV, reason="no Triton: RELU_DEPLOY_TRITON names none (see benchmarks/triton_venv.sh)"),
+    pytest.mark.skipif(
+        not VENV, reason="needs Triton: set RELU_DEPLOY_TRITON to an environment that benchmarks/triton_venv.sh made"
+    ),
     pytest.mark.slow,
 ]
 ROWS = 48
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory, digits_bundle):
-    folder = tmp_path_factory.mktemp("triton-bundles")
-    pixels = export_source("digits", folder / "pixels.rdb", embed_preprocess=True).bundle
+def bundles(digits_bundle):
+    pixels = exported("digits", embed_preprocess=True)
     return {
         "digits": digits_bundle,
-        "fixed": export_source("digits", folder / "fixed.rdb", batch=4).bundle,
+        "fixed": exported("digits", batch=4),
         "pixels": pixels,
-        "detector": export_source("digit_detector", folder / "detector.rdb", decode="nms").bundle,
+        "detector": exported("digit_detector", decode="nms"),
     }
 
 
@@ -42,11 +43,11 @@ def triton(tmp_path_factory, bundles):
     repository = folder / "repository"
     repository.mkdir()
     for name, bundle in bundles.items():
-        made = package(bundle, "triton", folder / name, flavour="python", threads=1)
+        made = package(bundle, "triton", folder / name, flavor="python", threads=1)
         home = repository / name
-        shutil.copytree(folder / name / made.written.model, home)
+        shutil.copytree(folder / name / made.model.name, home)
         text = (home / "config.pbtxt").read_text()
-        (home / "config.pbtxt").write_text(text.replace(f'name: "{made.written.model}"', f'name: "{name}"', 1))
+        (home / "config.pbtxt").write_text(text.replace(f'name: "{made.model.name}"', f'name: "{name}"', 1))
     with Triton(VENV, repository, folder / "log") as server:
         yield server
 
@@ -136,7 +137,7 @@ def test_a_full_tritons_configuration_is_taken_up_to_the_backend_that_this_one_l
 
 
 def test_a_configuration_with_an_unknown_field_would_be_refused(tmp_path, bundles):
-    package(bundles["digits"], "triton", tmp_path / "repository", flavour="python")
+    package(bundles["digits"], "triton", tmp_path / "repository", flavor="python")
     config = tmp_path / "repository" / "digits" / "config.pbtxt"
     config.write_text(config.read_text() + "no_such_field: 1\n")
     with Triton(VENV, tmp_path / "repository", tmp_path / "log", strict=False) as server:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 
 from torchvision_import import torchvision
 

@@ -9,7 +9,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph import adopt, count_cost, find_relus, io_specs, load_model, name_nodes, opset_of, save_model, with_taps
+from relu_deploy.graph import (
+    count_cost,
+    find_relus,
+    io_specs,
+    load_model,
+    load_normalized_model,
+    name_nodes,
+    opset_of,
+    save_model,
+    with_taps,
+)
 
 
 def model_of(nodes, inputs, outputs, initializers=(), opset=20):
@@ -134,7 +144,7 @@ def test_a_graph_cut_short_is_an_input_error(tmp_path):
     for length in (len(whole) // 3, len(whole) - 5):
         (tmp_path / "m.onnx").write_bytes(whole[:length])
         with pytest.raises(InputError):
-            adopt(tmp_path / "m.onnx")
+            load_normalized_model(tmp_path / "m.onnx")
 
 
 def test_an_invalid_graph_is_refused_with_the_checkers_reason(tmp_path):
@@ -142,7 +152,7 @@ def test_an_invalid_graph_is_refused_with_the_checkers_reason(tmp_path):
     proto.graph.node[1].op_type = "Reluu"
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(InputError, match="Reluu"):
-        adopt(tmp_path / "m.onnx")
+        load_normalized_model(tmp_path / "m.onnx")
 
 
 def test_shapes_that_do_not_fit_are_refused(tmp_path):
@@ -150,7 +160,7 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path):
     proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((4, 5, 3, 3), np.float32), "w"))
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(InputError, match="shapes do not fit"):
-        adopt(tmp_path / "m.onnx")
+        load_normalized_model(tmp_path / "m.onnx")
 
 
 def test_adoption_drops_weights_from_the_inputs_and_weights_that_nothing_reads(tmp_path):
@@ -159,7 +169,7 @@ def test_adoption_drops_weights_from_the_inputs_and_weights_that_nothing_reads(t
     proto.graph.input.append(helper.make_tensor_value_info("spare", TensorProto.FLOAT, [1]))
     proto.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "spare"))
     onnx.save(proto, tmp_path / "m.onnx")
-    model = adopt(tmp_path / "m.onnx")
+    model = load_normalized_model(tmp_path / "m.onnx")
     assert [spec.name for spec in io_specs(model)[0]] == ["x"]
     assert list(model.graph.initializers) == ["w"]
     assert opset_of(model) == 20
@@ -170,7 +180,7 @@ LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "ligh
 
 @pytest.mark.parametrize("file", LIGHT, ids=lambda file: file.stem)
 def test_the_graphs_of_the_onnx_package_are_adopted(file):
-    model = adopt(file)
+    model = load_normalized_model(file)
     relus = find_relus(model)
     expected = {"light_resnet50": 49, "light_vgg19": 18, "light_squeezenet": 26, "light_densenet121": 121}
     assert len(relus) == expected.get(file.stem, len(relus)) > 0

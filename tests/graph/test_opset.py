@@ -9,10 +9,19 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph import SCOPE_KEY, TORCH_NODE_KEY, adopt, find_relus, io_specs, name_nodes, opset_of, with_taps
+from relu_deploy.graph import (
+    SCOPE_KEY,
+    TORCH_NODE_KEY,
+    find_relus,
+    io_specs,
+    load_normalized_model,
+    name_nodes,
+    opset_of,
+    with_taps,
+)
 from relu_deploy.graph.opset import raise_opset
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 SHAPE = (2, 4, 6, 6)
 X = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
@@ -178,7 +187,7 @@ def test_weights_are_shared_and_the_file_format_is_new_enough(tmp_path):
         [conv], "g", inputs, [value("y", TensorProto.FLOAT, [2, 8, 4, 4])], [numpy_helper.from_array(weights, "w")]
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=3), tmp_path / "old.onnx")
-    model = adopt(tmp_path / "old.onnx")
+    model = load_normalized_model(tmp_path / "old.onnx")
     raised = raise_opset(model, 22)
     assert raised.ir_version >= 10
     assert raised.graph.initializers["w"].const_value is model.graph.initializers["w"].const_value
@@ -247,7 +256,7 @@ def drawn(model):
 
 @pytest.mark.parametrize("file", sorted(LIGHT.glob("*.onnx")), ids=lambda file: file.stem)
 def test_the_networks_of_the_onnx_package_give_the_same_answers(file):
-    model = adopt(file)
+    model = load_normalized_model(file)
     if file.stem.removeprefix("light_") in SMALL:
         model = drawn(model)
     spec = io_specs(model)[0][0]

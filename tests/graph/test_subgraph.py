@@ -8,9 +8,9 @@ import pytest
 
 from relu_deploy.backends import load
 from relu_deploy.errors import InputError
-from relu_deploy.graph import cut, load_model, node_precisions, nodes_between, precision_of, save_model
+from relu_deploy.graph import extract_subgraph, load_model, node_precisions, nodes_between, precision_of, save_model
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_any_piece_gives_its_part_of_the_whole(everything, tmp_path):
     model, values = everything
     made = [node.outputs[0].name for node in model.graph if node.op_type in ("Relu", "Gemm", "MaxPool")]
     for start, end in pairwise(made):
-        piece = cut(model, [start], [end])
+        piece = extract_subgraph(model, [start], [end])
         save_model(piece, tmp_path / "piece.onnx")
         onnx.checker.check_model(str(tmp_path / "piece.onnx"))
         assert [value.name for value in piece.graph.inputs] == [start]
@@ -42,7 +42,7 @@ def test_cutting_leaves_the_model_as_it_was(everything):
     model, _ = everything
     before = [(node.name, [value.name for value in node.inputs]) for node in model.graph]
     relu = next(node for node in model.graph if node.op_type == "Relu")
-    cut(model, [relu.outputs[0].name], [model.graph.outputs[0].name])
+    extract_subgraph(model, [relu.outputs[0].name], [model.graph.outputs[0].name])
     assert [(node.name, [value.name for value in node.inputs]) for node in model.graph] == before
 
 
@@ -54,12 +54,15 @@ def test_a_piece_without_an_inner_start_begins_at_the_inputs(everything):
 
 def test_a_tensor_that_no_node_makes_is_refused(everything):
     with pytest.raises(InputError, match="no node of the graph makes a tensor called 'nothing'"):
-        cut(everything[0], [], ["nothing"])
+        extract_subgraph(everything[0], [], ["nothing"])
 
 
 def test_the_precision_of_a_graph_is_its_coarsest(digits_bundle, tmp_path):
     assert precision_of(load_model(digits_bundle.onnx)) == "float32"
-    converters = pytest.importorskip("onnxruntime.transformers.float16", reason="this onnxruntime has no float16 converter")
+    converters = pytest.importorskip(
+        "onnxruntime.transformers.float16",
+        reason="this onnxruntime has no onnxruntime.transformers.float16: install another release of it",
+    )
     onnx.save(converters.convert_float_to_float16(onnx.load(digits_bundle.onnx), keep_io_types=True), tmp_path / "half.onnx")
     half = load_model(tmp_path / "half.onnx")
     assert precision_of(half) == "float16"
@@ -67,7 +70,9 @@ def test_the_precision_of_a_graph_is_its_coarsest(digits_bundle, tmp_path):
 
 
 def test_a_quantized_graph_is_int8_in_its_convolutions(digits_bundle, tmp_path):
-    quantization = pytest.importorskip("onnxruntime.quantization", reason="this onnxruntime cannot quantize")
+    quantization = pytest.importorskip(
+        "onnxruntime.quantization", reason="this onnxruntime has no onnxruntime.quantization: install another release of it"
+    )
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self):

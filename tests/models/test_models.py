@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+
+from bundles import exported  # noqa: E402
 
 from relu_deploy.bundle import sha256  # noqa: E402
 from relu_deploy.data.datasets import load_dataset  # noqa: E402
-from relu_deploy.exporting.exporter import export_source  # noqa: E402
 from relu_deploy.paths import models_folder  # noqa: E402
 from relu_deploy.tasks.metrics import score  # noqa: E402
 from relu_deploy.zoo.recipes import build, recipe, recipes, weights_file  # noqa: E402
@@ -57,12 +58,12 @@ SAMPLES = {"digits": 1000, "digit_detector": 100, "digit_segmenter": 100, "mobil
 
 @pytest.mark.parametrize(("name", "least"), LEAST.items())
 def test_the_model_as_deployed_is_as_good_on_its_shipped_data(tmp_path, name, least):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     try:
         weights_file(recipe(name))
     except Exception as why:
         pytest.skip(str(why))
-    bundle = export_source(name, tmp_path / "m.rdb").bundle
+    bundle = exported(name)
     dataset = load_dataset(bundle, name)
     metric = score(bundle.manifest, bundle.session("onnxruntime-cpu").run, dataset, batch=16)
     assert metric.value >= least

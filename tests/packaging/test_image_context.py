@@ -13,8 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.cli.main import VERBS
-from relu_deploy.cli.options import parser_for
+from relu_deploy.cli.main import create_parser
 from relu_deploy.errors import UsageError
 from relu_deploy.packaging.run import package
 
@@ -43,8 +42,8 @@ def test_everything_that_is_copied_is_there(context):
 
 def test_it_serves_the_copied_bundle_with_options_that_there_are_as_a_user_who_is_not_root(context):
     assert json.loads(last(context, "ENTRYPOINT")) == ["relu-deploy"]
-    options = parser_for(VERBS).parse_args(json.loads(last(context, "CMD")))
-    assert options.verb is VERBS["serve"]
+    options = create_parser().parse_args(json.loads(last(context, "CMD")))
+    assert options.verb == "serve"
     assert (options.host, options.max_batch, options.max_delay, options.threads) == ("0.0.0.0", 16, 2.0, 3)
     (path,) = options.paths
     bundle = Bundle.open(context / path.removeprefix("/"))
@@ -105,7 +104,7 @@ def test_measured_batching_becomes_options_of_serve(tmp_path, digits_copy):
     environment = {"cpu": {"model": "Some CPU"}, "gpus": [], "time": "2026-11-26T00:51:44+00:00"}
     bundle = digits_copy.add("reports/bench.json", json.dumps({"runs": runs, "environment": environment}))
     package(bundle, "docker", tmp_path / "context")
-    options = parser_for(VERBS).parse_args(json.loads(last(tmp_path / "context", "CMD")))
+    options = create_parser().parse_args(json.loads(last(tmp_path / "context", "CMD")))
     assert (options.max_batch, options.max_delay) == (16, 0.5)
     assert "# Measured with onnxruntime-cpu on Some CPU" in (tmp_path / "context" / "Dockerfile").read_text()
 

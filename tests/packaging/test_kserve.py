@@ -9,18 +9,17 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.cli.main import VERBS
-from relu_deploy.cli.options import parser_for
+from relu_deploy.cli.main import create_parser
 from relu_deploy.errors import UsageError
 from relu_deploy.packaging.run import package
 from relu_deploy.packaging.text_format import yaml as written
 
 SCHEMA = Path(__file__).parent.parent / "resources" / "kserve.schema.json.gz"
-FLAVOURS = [
+FLAVORS = [
     {},
-    {"flavour": "onnxruntime"},
-    {"flavour": "python", "threads": 4},
-    {"flavour": "onnxruntime", "accelerator": "tensorrt"},
+    {"flavor": "onnxruntime"},
+    {"flavor": "python", "threads": 4},
+    {"flavor": "onnxruntime", "accelerator": "tensorrt"},
 ]
 
 
@@ -40,13 +39,13 @@ def faults(validator, manifest):
 
 
 @pytest.mark.parametrize(
-    "options", [*FLAVOURS, {"device": "gpu"}, {"image": "registry.example/relu:1", "max_batch": 16, "max_delay": 1.5}]
+    "options", [*FLAVORS, {"device": "gpu"}, {"image": "registry.example/relu:1", "max_batch": 16, "max_delay": 1.5}]
 )
 def test_manifests_have_only_fields_that_kserve_knows_and_all_that_it_needs(validator, tmp_path, digits_bundle, options):
     package(digits_bundle, "kserve", tmp_path / "out", storage_uri="s3://bucket/digits", **options)
     made = manifests(tmp_path / "out")
     assert set(made) == (
-        {"inference-service.yaml", "serving-runtime.yaml"} if "flavour" not in options else {"inference-service.yaml"}
+        {"inference-service.yaml", "serving-runtime.yaml"} if "flavor" not in options else {"inference-service.yaml"}
     )
     for manifest in made.values():
         assert faults(validator, manifest) == []
@@ -83,8 +82,8 @@ def test_the_container_runs_serve_with_options_that_there_are_on_the_ports_that_
     package(digits_bundle, "kserve", tmp_path / "out", max_batch=16, max_delay=1.5, threads=2)
     spec = manifests(tmp_path / "out")["serving-runtime.yaml"]["spec"]
     (container,) = spec["containers"]
-    options = parser_for(VERBS).parse_args(container["args"])
-    assert options.verb is VERBS["serve"]
+    options = create_parser().parse_args(container["args"])
+    assert options.verb == "serve"
     assert options.paths == ["/mnt/models"]
     assert (options.host, options.threads, options.max_batch, options.max_delay) == ("0.0.0.0", 2, 16, 1.5)
     assert container["ports"] == [{"containerPort": options.http_port, "protocol": "TCP"}]
@@ -112,8 +111,8 @@ def test_a_plain_graph_is_served_by_its_file(tmp_path, digits_bundle):
     assert (tmp_path / "out" / "model" / "My Model.onnx").is_file()
 
 
-@pytest.mark.parametrize("options", FLAVOURS[1:])
-def test_the_other_flavours_are_a_triton_repository_on_kserves_own_runtime(tmp_path, digits_bundle, options):
+@pytest.mark.parametrize("options", FLAVORS[1:])
+def test_the_other_flavors_are_a_triton_repository_on_kserves_own_runtime(tmp_path, digits_bundle, options):
     package(digits_bundle, "kserve", tmp_path / "out", image="triton:25.10", **options)
     model = manifests(tmp_path / "out")["inference-service.yaml"]["spec"]["predictor"]["model"]
     assert model["modelFormat"]["name"] == "triton"
@@ -143,7 +142,7 @@ def test_a_variant_goes_to_the_backend_that_it_was_made_for(tmp_path, digits_cop
     for name, backend in (("fp16-cuda", "onnxruntime-cuda"), ("fp16-tensorrt", "tensorrt")):
         package(bundle.with_variant(name), "kserve", tmp_path / name)
         made = manifests(tmp_path / name)
-        options = parser_for(VERBS).parse_args(made["serving-runtime.yaml"]["spec"]["containers"][0]["args"])
+        options = create_parser().parse_args(made["serving-runtime.yaml"]["spec"]["containers"][0]["args"])
         assert options.backend == backend
         assert made["inference-service.yaml"]["spec"]["predictor"]["model"]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     with pytest.raises(UsageError, match="optimized for cuda"):

@@ -55,7 +55,7 @@ def test_a_file_that_somebody_put_into_a_package_is_not_replaced_with_it(command
 
 
 def test_what_a_server_compiled_from_our_file_does_not_stand_in_the_way(command, digits_bundle, tmp_path):
-    arguments = ("package", digits_bundle.path, "--for", "triton", "--flavour", "python", "-o", "out")
+    arguments = ("package", digits_bundle.path, "--for", "triton", "--flavor", "python", "-o", "out")
     assert command(*arguments).code == 0
     cache = tmp_path / "out" / "digits" / "1" / "__pycache__"
     cache.mkdir()
@@ -80,7 +80,7 @@ def test_a_write_that_fails_leaves_nothing_and_the_old_package_as_it_was(monkeyp
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sys.modules["relu_deploy.packaging.run"], "note_files", full)
+    monkeypatch.setattr(sys.modules["relu_deploy.packaging.run"], "record_files", full)
     for folder in (out, tmp_path / "new"):
         with pytest.raises(InputError, match="No space left"):
             package(digits_bundle, target, folder, force=folder == out)
@@ -92,19 +92,19 @@ def test_a_write_that_fails_leaves_nothing_and_the_old_package_as_it_was(monkeyp
     ("arguments", "told"),
     [
         (["--for", "nomad"], "there is no target 'nomad'"),
-        (["--for", "triton", "--flavour", "caffe"], "triton has no flavour 'caffe'"),
+        (["--for", "triton", "--flavor", "caffe"], "triton has no flavor 'caffe'"),
         (["--for", "triton", "--max-batch", "0"], "--max-batch must be at least 1"),
         (["--for", "triton", "--max-delay", "-1"], "--max-delay must be at least 0"),
         (["--for", "triton", "--device", "tpu"], "neither cpu nor gpu"),
         (["--for", "triton", "--accelerator", "openvino"], "there is no accelerator 'openvino'"),
         (["--for", "triton", "--accelerator", "tensorrt", "--device", "cpu"], "runs on a GPU"),
-        (["--for", "triton", "--accelerator", "tensorrt", "--flavour", "python"], "--accelerator is for flavour onnxruntime"),
-        (["--for", "triton", "--device", "gpu", "--threads", "2"], "--threads is of a CPU's kernels"),
+        (["--for", "triton", "--accelerator", "tensorrt", "--flavor", "python"], "--accelerator is for flavor onnxruntime"),
+        (["--for", "triton", "--device", "gpu", "--threads", "2"], "--threads applies to a CPU"),
         (["--for", "triton", "--storage-uri", "s3://a/b"], "--storage-uri means nothing for triton"),
         (["--for", "docker", "--instances", "2"], "--instances means nothing for docker"),
-        (["--for", "kserve", "--instances", "2"], "--instances means nothing for flavour relu-deploy"),
-        (["--for", "kserve", "--storage-uri", "ftp://a/b"], "nothing that KServe fetches from"),
-        (["--for", "kserve", "--storage-uri", "models"], "nothing that KServe fetches from"),
+        (["--for", "kserve", "--instances", "2"], "--instances means nothing for flavor relu-deploy"),
+        (["--for", "kserve", "--storage-uri", "ftp://a/b"], "not a URI that KServe supports"),
+        (["--for", "kserve", "--storage-uri", "models"], "not a URI that KServe supports"),
     ],
 )
 def test_what_makes_no_sense_is_one_line_and_a_hint_and_leaves_nothing(command, digits_bundle, tmp_path, arguments, told):
@@ -140,3 +140,11 @@ def test_an_optimized_variant_is_packaged_by_its_path(command, digits_copy, tmp_
     assert Bundle.open(tmp_path / "docker" / "models" / "digits.rdb" / "variants" / "int8-cpu.onnx").variant == "int8-cpu"
     assert "/mnt/models/variants/int8-cpu.onnx" in (tmp_path / "kserve" / "serving-runtime.yaml").read_text()
     assert Bundle.open(tmp_path / "kserve" / "model" / "variants" / "int8-cpu.onnx").variant == "int8-cpu"
+
+
+def test_the_old_spelling_of_flavor_still_works(command, digits_bundle, tmp_path):
+    made = command("package", digits_bundle.path, "--for", "triton", "--flavour", "python", "-o", "out", "--json", "-")
+    assert made.code == 0, made.stderr
+    assert made.json["flavour"] == "python"
+    assert package(digits_bundle, "triton", tmp_path / "other", flavour="python").model.flavor == "python"
+    assert "--flavour" not in command("package", "--help").stdout

@@ -96,7 +96,7 @@ def test_a_fixed_batch_is_part_of_the_sizes_and_nothing_is_run_together(tmp_path
     assert told.max_batch_size == 0
     assert list(told.input[0].dims) == [4, 3]
     assert not told.HasField("dynamic_batching")
-    with pytest.raises(UsageError, match="no batch that varies"):
+    with pytest.raises(UsageError, match="no variable batch size"):
         package(file, "triton", tmp_path / "other", max_batch=4)
 
 
@@ -168,10 +168,10 @@ def test_a_type_without_a_name_is_refused_and_bfloat16_cannot_pass_through_numpy
         tmp_path / "a.onnx", {"x": (TensorProto.FLOAT8E4M3FN, ["n", 2])}, {"y": (TensorProto.FLOAT8E4M3FN, ["n", 2])}
     )
     brain = onnx_file(tmp_path / "b.onnx", {"x": (TensorProto.BFLOAT16, ["n", 2])}, {"y": (TensorProto.BFLOAT16, ["n", 2])})
-    with pytest.raises(Unsupported, match="Triton has no name for"):
+    with pytest.raises(Unsupported, match="Triton does not support"):
         package(strange, "triton", tmp_path / "repository")
     with pytest.raises(Unsupported, match="no bfloat16"):
-        package(brain, "triton", tmp_path / "repository", flavour="python")
+        package(brain, "triton", tmp_path / "repository", flavor="python")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
 
 
@@ -189,7 +189,7 @@ def test_the_batch_with_the_most_rows_a_second_is_preferred_and_the_file_says_wh
     assert "# Measured with onnxruntime-cpu on Some CPU, 2026-11-26: rows a second 1000 at batch 1, 9000 at batch 16" in text
 
 
-def test_what_bench_itself_wrote_is_understood(command, digits_copy):
+def test_what_bench_itself_wrote_is_understood(command, digits_copy, forked_workers):
     measured = command(
         "bench", digits_copy.path, "--batch", "1,8", "--seconds", "0.2", "--backend", "onnxruntime-cpu", "--json", "-"
     )
@@ -252,7 +252,7 @@ def test_tensorrt_under_onnx_runtime_gets_the_variants_precision_and_one_profile
     variant = as_variant(digits_copy, "int8-tensorrt", "int8", "tensorrt")
     made = package(variant, "triton", tmp_path / "repository", accelerator="tensorrt", max_batch=32)
     told = config(tmp_path / "repository")
-    assert told.name == made.written.model == "digits-int8-tensorrt"
+    assert told.name == made.model.name == "digits-int8-tensorrt"
     (accelerator,) = told.optimization.execution_accelerators.gpu_execution_accelerator
     values = {entry.key: entry.value for entry in accelerator.parameters}
     assert accelerator.name == "tensorrt"
@@ -270,7 +270,7 @@ def test_a_precision_that_tritons_accelerator_has_not_is_unsupported(tmp_path, d
         package(as_variant(digits_copy, "fp8-tensorrt", "float8", "tensorrt"), "triton", tmp_path / "r", accelerator="tensorrt")
 
 
-@pytest.mark.parametrize("options", [{"device": "gpu"}, {"accelerator": "tensorrt"}, {"flavour": "tensorrt"}])
+@pytest.mark.parametrize("options", [{"device": "gpu"}, {"accelerator": "tensorrt"}, {"flavor": "tensorrt"}])
 def test_a_variant_for_cpus_goes_to_no_gpu(tmp_path, digits_copy, options):
     variant = as_variant(digits_copy, "int8-cpu", "int8", "cpu")
     package(variant, "triton", tmp_path / "fine")
@@ -280,10 +280,10 @@ def test_a_variant_for_cpus_goes_to_no_gpu(tmp_path, digits_copy, options):
     assert not (tmp_path / "refused").exists()
 
 
-def test_threads_reach_each_flavours_own_parameter(tmp_path, digits_bundle):
-    for flavour, key in (("onnxruntime", "intra_op_thread_count"), ("python", "threads")):
-        package(digits_bundle, "triton", tmp_path / flavour, flavour=flavour, threads=3)
-        assert [(one.key, one.value.string_value) for one in config(tmp_path / flavour).parameters] == [(key, "3")]
+def test_threads_reach_each_flavors_own_parameter(tmp_path, digits_bundle):
+    for flavor, key in (("onnxruntime", "intra_op_thread_count"), ("python", "threads")):
+        package(digits_bundle, "triton", tmp_path / flavor, flavor=flavor, threads=3)
+        assert [(one.key, one.value.string_value) for one in config(tmp_path / flavor).parameters] == [(key, "3")]
 
 
 def keep_engine(bundle, backend, plan=b"what TensorRT serialized", profiles=((1, 8, 32),), graph=None, **more):
@@ -306,21 +306,21 @@ def test_an_engine_of_tensorrt_becomes_a_tensorrt_plan_with_its_profiles_limits(
     keep_engine(digits_copy, "tensorrt", b"old", built="2026-01-01T00:00:00")
     engine = keep_engine(digits_copy, "tensorrt", profiles=((1, 1, 1), (1, 8, 24)))
     assert kept_engines(digits_copy, "tensorrt")[0].file == engine
-    made = package(digits_copy, "triton", tmp_path / "repository", flavour="tensorrt")
+    made = package(digits_copy, "triton", tmp_path / "repository", flavor="tensorrt")
     told = config(tmp_path / "repository")
     assert (told.platform, told.backend, told.max_batch_size) == ("tensorrt_plan", "", 24)
     assert list(told.instance_group[0].profile) == ["0", "1"]
     assert (tmp_path / "repository/digits/1/model.plan").read_bytes() == engine.read_bytes()
     assert not (tmp_path / "repository/digits/1/model.onnx").exists()
-    assert "TensorRT 11.4.0.106 for NVIDIA H100" in made.written.notes[0]
+    assert "TensorRT 11.4.0.106 and the GPU NVIDIA H100" in made.model.notes[0]
     with pytest.raises(UsageError, match="more than the 24 rows"):
-        package(digits_copy, "triton", tmp_path / "larger", flavour="tensorrt", max_batch=32)
+        package(digits_copy, "triton", tmp_path / "larger", flavor="tensorrt", max_batch=32)
 
 
 def test_an_engine_that_needs_more_than_one_row_is_unsupported(tmp_path, digits_copy):
     keep_engine(digits_copy, "tensorrt", profiles=((4, 8, 32),))
     with pytest.raises(Unsupported, match="no batch below 4"):
-        package(digits_copy, "triton", tmp_path / "repository", flavour="tensorrt")
+        package(digits_copy, "triton", tmp_path / "repository", flavor="tensorrt")
 
 
 @pytest.mark.parametrize("fault", ["cut short", "of another graph", "to be observed"])
@@ -330,14 +330,14 @@ def test_an_engine_that_is_not_whole_or_not_of_this_graph_is_none(tmp_path, digi
     if fault == "cut short":
         engine.write_bytes(engine.read_bytes()[:-1])
     with pytest.raises(Unsupported, match="has no engine for backend tensorrt"):
-        package(digits_copy, "triton", tmp_path / "repository", flavour="tensorrt")
+        package(digits_copy, "triton", tmp_path / "repository", flavor="tensorrt")
 
 
-def test_engines_of_tensorrt_rtx_are_said_to_be_no_tensorrt_plan(command, digits_copy):
+def test_engines_of_tensorrt_rtx_are_refused_because_triton_cannot_load_them(command, digits_copy):
     keep_engine(digits_copy, "tensorrt-rtx")
-    made = command("package", digits_copy.path, "--for", "triton", "--flavour", "tensorrt", "-o", "repository")
+    made = command("package", digits_copy.path, "--for", "triton", "--flavor", "tensorrt", "-o", "repository")
     assert made.code == 3
-    assert "no tensorrt_plan" in made.stderr
+    assert "which Triton's TensorRT backend cannot load" in made.stderr
     assert not Path("repository").exists()
 
 
@@ -363,15 +363,15 @@ def test_names_with_quotes_and_other_letters_come_back_as_they_were(tmp_path):
     assert config(tmp_path / "repository").input[0].name == name
 
 
-def test_tritons_own_messages_parse_every_flavour(tmp_path, digits_copy):
+def test_tritons_own_messages_parse_every_flavor(tmp_path, digits_copy):
     venv = os.environ.get("RELU_DEPLOY_TRITON", "")
     python = Path(venv) / "bin" / "python"
     if not venv:
-        pytest.skip("no tritonclient: RELU_DEPLOY_TRITON names no environment (see benchmarks/triton_venv.sh)")
+        pytest.skip("needs tritonclient: set RELU_DEPLOY_TRITON to an environment that benchmarks/triton_venv.sh made")
     keep_engine(digits_copy, "tensorrt", profiles=((1, 1, 1), (1, 8, 24)))
     files = []
     for number, options in enumerate(
-        ({}, {"accelerator": "tensorrt"}, {"flavour": "python", "threads": 2}, {"flavour": "tensorrt"})
+        ({}, {"accelerator": "tensorrt"}, {"flavor": "python", "threads": 2}, {"flavor": "tensorrt"})
     ):
         package(digits_copy, "triton", tmp_path / str(number), **options)
         files.append(tmp_path / str(number) / "digits" / "config.pbtxt")
@@ -384,8 +384,8 @@ def test_tritons_own_messages_parse_every_flavour(tmp_path, digits_copy):
     assert answer.stdout.split() == ["8", "8", "8", "24"]
 
 
-def test_the_python_flavours_model_needs_nothing_of_this_package(tmp_path, digits_bundle):
-    package(digits_bundle, "triton", tmp_path / "repository", flavour="python")
+def test_the_python_flavors_model_needs_nothing_of_this_package(tmp_path, digits_bundle):
+    package(digits_bundle, "triton", tmp_path / "repository", flavor="python")
     text = (tmp_path / "repository/digits/1/model.py").read_text()
     imported = {line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
     assert imported - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "triton_python_backend_utils"}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from relu_deploy.reporting.optimize import _accuracy, _checked
-from relu_deploy.reporting.tables import print_bench, print_prove, print_verify
+from relu_deploy.reporting.optimize_phrases import accuracy_of, verification_of
+from relu_deploy.reporting.tables.bench import print_bench
+from relu_deploy.reporting.tables.prove import print_prove
+from relu_deploy.reporting.tables.verify import print_verify
 from relu_deploy.verification.exhaustive import Kernel, ProveReport
 
 
@@ -49,11 +51,11 @@ def test_the_load_is_one_number_and_absent_where_the_system_has_none(capsys, ave
 
 def test_relus_that_differ_are_counted_not_those_that_agree():
     checked = {"relus": 35, "relus_passed": 34, "largest_ratio": 1.99, "first_divergence": "a/Clip", "reason": "swallows NaN"}
-    told = _checked({"verified": {**checked, "passed": False}})
+    told = verification_of({"verified": {**checked, "passed": False}})
     assert told.startswith("1 of 35 Relus differ")
     assert told.endswith("first at a/Clip: swallows NaN")
     whole = {**checked, "relus_passed": 35, "first_divergence": None, "passed": True}
-    assert _checked({"verified": whole}).startswith("35 of 35 Relus agree")
+    assert verification_of({"verified": whole}).startswith("35 of 35 Relus agree")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_relus_that_differ_are_counted_not_those_that_agree():
 )
 def test_accuracy_on_rows_that_chose_the_scales_says_so(precision, held_out, words):
     accuracy = {"metric": "top1", "before": 1.0, "after": 1.0, "samples": 8, "drop": 0.0, "max_drop": 0.1, "simulated": False}
-    assert words in _accuracy({"accuracy": accuracy, "precision": precision, "evidence": {"held_out": held_out}})
+    assert words in accuracy_of({"accuracy": accuracy, "precision": precision, "evidence": {"held_out": held_out}})
 
 
 @pytest.mark.parametrize(("data", "hinted"), [(None, True), ("photos", False)])

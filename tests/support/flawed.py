@@ -1,15 +1,14 @@
 """A backend with one flaw at a time, of the kinds that real runtimes have had, to see whether verify finds it."""
 
-import sys
-from types import ModuleType
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from relu_deploy import backends
+from relu_deploy.backends import registry
 from relu_deploy.backends.base import Executed, Probe
-from relu_deploy.backends.onnxruntime import session as onnx_runtime
+from relu_deploy.backends.onnxruntime.load import load as load_onnx_runtime
 from relu_deploy.bundle import Bundle
 from relu_deploy.graph import load_model, save_model
 
@@ -50,8 +49,6 @@ def flawed(monkeypatch, tmp_path):
     """Return a function that installs a backend called "flawed" with the given flaw."""
 
     def install(flaw: Flaw) -> str:
-        module = ModuleType("relu_deploy.backends.flawed")
-        module.probe = lambda name: Probe(name, True, version="0")
 
         def load(name, bundle, options):
             model = load_model(bundle.onnx)
@@ -59,11 +56,10 @@ def flawed(monkeypatch, tmp_path):
             path = tmp_path / f"flawed{len(list(tmp_path.iterdir()))}.onnx"
             save_model(model, path)
             changed = Bundle(path, {**bundle.manifest, "files": {}})
-            return Flawed(onnx_runtime.load("onnxruntime-cpu", changed, options), flaw, options)
+            return Flawed(load_onnx_runtime("onnxruntime-cpu", changed, options), flaw, options)
 
-        module.load = load
-        monkeypatch.setitem(sys.modules, "relu_deploy.backends.flawed", module)
-        monkeypatch.setitem(backends.BACKENDS, "flawed", "flawed")
+        backend = SimpleNamespace(probe=lambda name: Probe(name, True, version="0"), load=load)
+        monkeypatch.setitem(registry._registered, "flawed", backend)
         return "flawed"
 
     return install

@@ -3,13 +3,13 @@
 import contextlib
 import json
 import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import grpc
 import numpy as np
 from onnx import TensorProto, helper, save
+from processes import python
 
 from relu_deploy.serving.protocol.proto import SERVICE, messages
 
@@ -47,7 +47,7 @@ def serving(folder, *arguments):
     """Yield a running server: .stub, .channel, .grpc and .http ports, .process. It has to end well on SIGTERM."""
     told = folder / f"told-{time.monotonic_ns()}.json"
     ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "-1")
-    command = [sys.executable, "-m", "relu_deploy", "serve", *ports, "--threads", "1", "--json", str(told), *map(str, arguments)]
+    command = [python(), "-m", "relu_deploy", "serve", *ports, "--threads", "1", "--json", str(told), *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         while not told.exists():

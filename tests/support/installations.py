@@ -12,7 +12,7 @@ from drivers import Driver
 from relu_deploy.backends.nvidia import driver as nvidia
 from relu_deploy.backends.nvidia import shared_libraries
 from relu_deploy.backends.nvidia.container import Host
-from relu_deploy.backends.torch import session as pytorch
+from relu_deploy.backends.torch import probe as pytorch
 
 #: what the providers of onnxruntime-gpu 1.31.1 are linked to, as `readelf -d` says
 LINKED = {

@@ -10,12 +10,14 @@ import sys
 import tempfile
 import time
 
+from processes import python
+
 
 class Running:
-    """A started server. .told: what it said when it was ready."""
+    """A started server. .told: what it said when it was ready. forked: see `processes`."""
 
-    def __init__(self, *arguments):
-        words = [sys.executable, "-m", "relu_deploy", "serve", *map(str, arguments), "--json", "-"]
+    def __init__(self, *arguments, forked=True):
+        words = [python() if forked else sys.executable, "-m", "relu_deploy", "serve", *map(str, arguments), "--json", "-"]
         for name, port in (("http", "0"), ("grpc", "-1"), ("metrics", "-1")):
             if f"--{name}-port" not in words:
                 words += [f"--{name}-port", port]

@@ -17,7 +17,7 @@ import onnxruntime
 from onnx import TensorProto
 from onnx_ir.passes.common import ShapeInferencePass
 
-from relu_deploy.graph import cut, load_model, save_model
+from relu_deploy.graph import extract_subgraph, load_model, save_model
 from relu_deploy.verification.engine.layers import Captured
 
 FOLLOWERS = ("Add", "Clip", "QuantizeLinear", "Relu")
@@ -103,7 +103,7 @@ class StandIn:
             ]
         for piece in self.pieces:
             before = [name for other in self.pieces if other is not piece for name in other.outputs]
-            part = cut(self.model, [*before, *self.inputs], piece.outputs)
+            part = extract_subgraph(self.model, [*before, *self.inputs], piece.outputs)
             with tempfile.TemporaryDirectory() as folder:
                 save_model(part, Path(folder) / "piece.onnx")
                 options = onnxruntime.SessionOptions()

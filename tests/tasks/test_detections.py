@@ -10,7 +10,7 @@ from relu_deploy.tasks.detection import nms, postprocess
 
 
 def onnxruntime_nms(boxes, scores, iou, least, limit):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("boxes", "scores")]
     constants = [
         helper.make_tensor("limit", TensorProto.INT64, [1], [limit]),

@@ -7,7 +7,7 @@ from flawed import Flaw, flawed  # noqa: F401
 from relu_deploy import prove
 from relu_deploy.errors import BackendUnavailable, Unsupported, UsageError
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 
 @pytest.mark.parametrize(("dtype", "inputs"), [("float16", 65536), ("int8", 256)])
@@ -38,7 +38,7 @@ def test_numpys_own_relu_gives_positive_zero():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_pytorch_is_proven_in_its_own_dtypes(dtype):
-    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
     result = prove("torch", dtype).to_json()
     for kernel in [kernel for kernel in result["kernels"] if not kernel["left_out"]]:
         wrong = {kind for kind, count in kernel["mismatches"].items() if count}

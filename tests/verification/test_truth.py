@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from relu_deploy.graph import Relu
-from relu_deploy.verification.invariants import check_contract
+from relu_deploy.verification.contract import check_contract
 from relu_deploy.verification.truth import _single_noise
 from relu_deploy.verification.verdict import LIMITS, SINGLE, rms
 

@@ -9,8 +9,8 @@ from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, Usag
 from relu_deploy.graph import find_relus, load_model
 from relu_deploy.verification.run import verify
 
-pytest.importorskip("torch", reason="torch is not installed")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 
 def damaged(bundle, tmp_path, change):

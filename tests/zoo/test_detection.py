@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 
+from bundles import exported  # noqa: E402
 from torch import nn  # noqa: E402
 
 from relu_deploy.backends import load  # noqa: E402
-from relu_deploy.exporting.exporter import export_source  # noqa: E402
 from relu_deploy.tasks.detection import nms, postprocess  # noqa: E402
 from relu_deploy.zoo.nn.detection import (  # noqa: E402
     ONNX_TRANSLATIONS,
@@ -69,7 +69,7 @@ def test_suppression_in_the_graph_selects_what_post_processing_selects(limit, pe
 
 
 def test_two_boxes_that_overlap_by_the_threshold_itself_are_judged_as_onnxruntime_judges_them():
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     model = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["": 20]>
         suppress (float[n, a, 4] boxes, float[n, k, a] scores, int64[1] limit, float[1] iou) => (int64[d, 3] kept) {
@@ -116,7 +116,7 @@ def tiny_anchors():
 
 @pytest.mark.parametrize(("make", "of_an_empty_image"), [(tiny_points, 6), (tiny_anchors, 0)])
 def test_decoding_and_suppression_survive_the_export_with_any_number_of_images(make, of_an_empty_image, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     torch.manual_seed(0)
     detector = Detector(*make(), NonMaxSuppression(0.3, 0.5, 6)).eval()
     names = ["boxes", "scores", "labels", "image"]
@@ -155,7 +155,7 @@ def test_decoding_and_suppression_survive_the_export_with_any_number_of_images(m
 
 @pytest.mark.parametrize(("decode", "names"), [("none", 2), ("boxes", 2), ("nms", 4)])
 def test_a_detector_ships_with_or_without_its_steps_and_answers_alike(tmp_path, decode, names):
-    bundle = export_source("digit_detector", tmp_path / "d.rdb", decode=decode).bundle
+    bundle = exported("digit_detector", decode=decode)
     assert len(bundle.outputs) == names
     feeds = {"x": np.random.default_rng(0).normal(0, 1, (3, 1, 128, 128)).astype(np.float32)}
     torch_says, onnxruntime_says = (load(bundle, name).run(feeds) for name in ("torch", "onnxruntime-cpu"))

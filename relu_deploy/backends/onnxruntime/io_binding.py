@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,10 +19,7 @@ from relu_deploy.backends.onnxruntime.providers import Profile, require_in_profi
 from relu_deploy.errors import Unsupported
 from relu_deploy.tensors import Array, Feeds, TensorSpec
 
-if TYPE_CHECKING:
-    from relu_deploy.backends.onnxruntime.session import OnnxRuntimeSession
-
-__all__ = ["OnnxRuntimeBound"]
+__all__ = ["OnnxRuntimeIoBinding"]
 
 #: numbers of TensorProto.DataType, by NumPy's name: bfloat16 and float8 have no type of NumPy's own to bind by
 ELEMENTS = {
@@ -43,6 +40,17 @@ ELEMENTS = {
 }
 
 
+class RuntimeSession(Protocol):
+    """What is bound: a session, and the onnxruntime.InferenceSession in it."""
+
+    title: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def runtime(self) -> Any: ...
+
+
 class _Resident:
     """One tensor of known shape: on the GPU, and in page-locked memory through which it is copied."""
 
@@ -60,12 +68,12 @@ class _Resident:
         self.pinned.close()
 
 
-class OnnxRuntimeBound:
-    """See `backends.base.Bound`."""
+class OnnxRuntimeIoBinding:
+    """Inputs and outputs of one session at one set of shapes; see `base.IoBinding`."""
 
     def __init__(
         self,
-        session: OnnxRuntimeSession,
+        session: RuntimeSession,
         stream: Stream,
         feeds: Mapping[str, Any],
         place: str = "cuda",

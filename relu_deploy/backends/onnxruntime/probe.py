@@ -16,11 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from relu_deploy.backends.base import Probe
+from relu_deploy.backends.base import Capabilities, Probe
 from relu_deploy.backends.nvidia.driver import Driver, Gpu, Missing, choose_gpu, find_driver, find_gpu, too_old
 from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries, linked_to
 
-__all__ = ["FLAVOURS", "PLUGIN", "PROVIDERS", "gpu_of", "installed_flavours", "probe", "runs_on_rtx"]
+__all__ = ["FLAVOURS", "PLUGIN", "PROVIDERS", "capabilities", "gpu_of", "installed_flavours", "probe", "runs_on_rtx"]
 
 PROVIDERS: Mapping[str, str] = MappingProxyType(
     {
@@ -52,6 +52,10 @@ _TENSORRT = re.compile(r"lib(nvinfer|nvonnxparser)")
 #: the oldest compute capability that CUDA of a major version, and TensorRT 10 and 11, have code for
 OLDEST: Mapping[int, tuple[int, int]] = MappingProxyType({12: (5, 0), 13: (7, 5)})
 OLDEST_TENSORRT = (7, 5)
+
+
+def capabilities(name: str) -> Capabilities:
+    return Capabilities(on_gpu=name != "onnxruntime-cpu", platform="onnxruntime_onnx")
 
 
 def probe(name: str) -> Probe:

@@ -7,7 +7,6 @@ provider but the CPU's, the fall-back is switched off and the session's own repo
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from collections import Counter
@@ -16,31 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends.base import Executed, Options
-from relu_deploy.backends.onnxruntime.probe import PROVIDERS, probe
+from relu_deploy.backends.onnxruntime.probe import PROVIDERS
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError, Unsupported
-from relu_deploy.graph.model import load_model, to_bytes
-from relu_deploy.graph.taps import with_taps
+from relu_deploy.errors import Unsupported
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
-__all__ = ["OnnxRuntimeSession", "explained", "in_words", "load", "probe", "settings_for"]
-
-
-def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
-    model: str | bytes = str(bundle.onnx)
-    if options.taps:
-        model = to_bytes(with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
-    if name != "onnxruntime-cpu":
-        from relu_deploy.backends.onnxruntime.gpu import load_on_gpu
-
-        return load_on_gpu(name, bundle, options, model)
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(model, settings_for(options), providers=[PROVIDERS[name]], enable_fallback=0)
-    except Exception as error:  # the runtime's exception types share no base class
-        raise explained(error, name, bundle) from error
-    return OnnxRuntimeSession(name, bundle, session, options)
+__all__ = ["OnnxRuntimeSession", "settings_for"]
 
 
 def settings_for(options: Options) -> Any:
@@ -132,19 +112,3 @@ def _precision(arguments: Mapping[str, Any]) -> str:
         "uint8": "int8",
     }
     return known.get(types[0], "") if types else ""
-
-
-def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsupported:
-    """Return what ONNX Runtime raised as an error for people."""
-    if type(error).__name__ in ("InvalidGraph", "InvalidProtobuf"):
-        return InputError(f"{bundle.onnx}: {in_words(error)}", "check the graph with: relu-deploy inspect")
-    return Unsupported(
-        f"{name} cannot run {bundle.name}: {in_words(error)}", "relu-deploy verify --backend reference runs any graph"
-    )
-
-
-def in_words(error: Exception) -> str:
-    """Return the first line of what ONNX Runtime raised, without the place in its source and its own codes."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    line = re.sub(r"^/\S+\.(cc|h):\d+ .*?\)( const)? (?=[A-Z\[])", "", line)
-    return re.sub(r"^.*?\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", line)

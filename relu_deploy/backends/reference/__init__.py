@@ -1,1 +1,1 @@
-"""The ONNX graph in NumPy, in float64 or float32."""
+"""ONNX graphs evaluated by NumPy: in float64 for the truth, in float32 for its noise floor."""

@@ -8,22 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from relu_deploy.backends.nvidia.cuda import Buffer, Device, Event, Graph, Pinned
+from relu_deploy.backends.nvidia.cuda import Buffer, Device, Event, Graph, Pinned, Stream
 from relu_deploy.backends.nvidia.dlpack import DeviceArray, check_feeds_anywhere
 from relu_deploy.errors import ReluDeployError, Unsupported
-from relu_deploy.tensors import Array, Feeds
+from relu_deploy.tensors import Array, Feeds, TensorSpec
 
-if TYPE_CHECKING:
-    from relu_deploy.backends.tensorrt.session import TensorRtSession
-
-__all__ = ["GrowingOutput", "TensorRtBound", "allocator"]
+__all__ = ["GrowingOutput", "TensorRtIoBinding", "allocator"]
 
 #: where the bytes stand among what an allocator is asked: name, address so far, bytes, alignment, stream
 SIZE = 2
+
+
+class EngineSession(Protocol):
+    """What an execution context belongs to: an engine, deserialized on one GPU."""
+
+    trt: Any
+    name: str
+    title: str
+    gpu: Device
+    stream: Stream
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dtypes: Mapping[str, str]
+    observable: bool
+
+    @property
+    def captures_itself(self) -> bool: ...
+
+    def new_context(self) -> Any: ...
+
+    def choose_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> Any: ...
+
+    def is_on_host(self, name: str) -> bool: ...
+
+    def heard(self) -> str: ...
+
+    def no_cuda_graph(self, reason: str) -> None: ...
+
+    def keep_runtime_cache(self) -> None: ...
 
 
 class GrowingOutput:
@@ -109,10 +135,10 @@ class _Fixed:
             self.buffer.close()
 
 
-class TensorRtBound:
-    """See `backends.base.Bound`."""
+class TensorRtIoBinding:
+    """One execution context with its inputs and outputs, at one set of shapes; see `base.IoBinding`."""
 
-    def __init__(self, session: TensorRtSession, feeds: Mapping[str, Any]) -> None:
+    def __init__(self, session: EngineSession, feeds: Mapping[str, Any]) -> None:
         self._session, self._gpu = session, session.gpu
         self._gpu.make_current()
         arrays, _ = self._checked(feeds)

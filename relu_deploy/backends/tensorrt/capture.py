@@ -10,20 +10,19 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from relu_deploy.backends.base import Captured
 from relu_deploy.backends.nvidia.cuda import Device
-from relu_deploy.backends.tensorrt.buffers import TensorRtBound
+from relu_deploy.backends.tensorrt.buffers import TensorRtIoBinding
+from relu_deploy.backends.tensorrt.engine_cache import engine_for
 from relu_deploy.backends.tensorrt.options import BuildOptions
+from relu_deploy.backends.tensorrt.session import TensorRtSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported
 from relu_deploy.tensors import Feeds
-
-if TYPE_CHECKING:
-    from relu_deploy.backends.tensorrt.session import TensorRtSession
 
 __all__ = ["ObservedSession", "observed_twin"]
 
@@ -46,9 +45,6 @@ def observed_twin(name: str, bundle: Bundle, shipping: TensorRtSession) -> Obser
 
     Raises Unsupported when this version of the library cannot build one.
     """
-    from relu_deploy.backends.tensorrt.engine_cache import engine_for
-    from relu_deploy.backends.tensorrt.session import TensorRtSession
-
     options = replace(BuildOptions.from_json(shipping.kept.facts["options"]), observable=True)
     engine = engine_for(name, bundle, options, device=shipping.gpu.index)
     return ObservedSession(TensorRtSession(name, bundle, engine, shipping.gpu, shipping.trt))
@@ -79,7 +75,7 @@ class ObservedSession:
         self._session.close()
 
 
-def _captured(session: TensorRtSession, bound: TensorRtBound, feeds: Mapping[str, Any]) -> list[Captured]:
+def _captured(session: TensorRtSession, bound: TensorRtIoBinding, feeds: Mapping[str, Any]) -> list[Captured]:
     listener = _listener(session.trt, session.gpu)
     context = bound.context
     if not context.set_debug_listener(listener):

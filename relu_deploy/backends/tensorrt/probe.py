@@ -7,12 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from relu_deploy.backends.base import Options, Probe, Session
+from relu_deploy.backends.base import Capabilities, Probe
 from relu_deploy.backends.nvidia.driver import Gpu, Missing, choose_gpu, find_driver, too_old
-from relu_deploy.bundle import Bundle
-from relu_deploy.errors import BackendUnavailable
 
-__all__ = ["can_build", "load", "probe"]
+__all__ = ["can_build", "capabilities", "probe"]
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 #: major versions whose interface this package speaks
@@ -23,6 +21,10 @@ INSTALL = {
     "tensorrt": "pip install 'relu-deploy[gpu]', where NVIDIA's own package index can be reached: the public package only fetches from there",
     "tensorrt-rtx": "pip install 'relu-deploy[rtx]'",
 }
+
+
+def capabilities(_: str) -> Capabilities:
+    return Capabilities(on_gpu=True, shows_tensors=False, shows_engine_layers=True, compiles_ahead=True)
 
 
 def probe(name: str) -> Probe:
@@ -59,16 +61,6 @@ def can_build(name: str) -> Probe:
         reason = f"it builds on the GPU it builds for, and {gpu.reason}"
         return Probe(name, False, version=trt.__version__, reason=reason, fix=fix)
     return Probe(name, True, version=trt.__version__, device=str(gpu))
-
-
-def load(name: str, bundle: Bundle, options: Options) -> Session:
-    """Return a session of the engine that is kept for `bundle`, or else of one that is built now."""
-    found = probe(name)
-    if not found.usable:
-        raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
-    from relu_deploy.backends.tensorrt.session import load_session
-
-    return load_session(name, bundle, options)
 
 
 def gpu_for(trt: Any, index: int = 0) -> Gpu | Missing:

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from math import log
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from relu_deploy.backends.base import Executed, Options
+from relu_deploy.backends.base import Executed
 from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.nvidia.driver import find_gpu
-from relu_deploy.backends.tensorrt.buffers import TensorRtBound
+from relu_deploy.backends.tensorrt.buffers import TensorRtIoBinding
 from relu_deploy.backends.tensorrt.build import logger_of
+from relu_deploy.backends.tensorrt.engine_cache import Engine
 from relu_deploy.backends.tensorrt.errors import why_refused
 from relu_deploy.backends.tensorrt.probe import MODULES, compiles_ahead
 from relu_deploy.bundle import Bundle, write_atomically
@@ -28,10 +29,7 @@ from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph import load_model, precision_of
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
-if TYPE_CHECKING:
-    from relu_deploy.backends.tensorrt.engine_cache import Engine
-
-__all__ = ["Profile", "TensorRtSession", "choose_profile", "load_session"]
+__all__ = ["Profile", "TensorRtSession", "choose_profile"]
 
 #: contexts kept by `run`; each holds the memory of one set of input shapes
 CONTEXTS = 4
@@ -95,22 +93,6 @@ def choose_profile(profiles: Sequence[Profile], shapes: Shapes, model: str) -> P
     return min(fitting, key=lambda profile: profile.distance(shapes))
 
 
-def load_session(name: str, bundle: Bundle, options: Options) -> TensorRtSession:
-    """Return a session of the engine for `bundle`, which is built if none is kept.
-
-    Raises Unsupported with the reason in plain words when the engine is refused.
-    """
-    from relu_deploy.backends.tensorrt.engine_cache import engine_for
-
-    if options.taps:
-        raise Unsupported(
-            f"{name} cannot show the Relus inside {bundle.title}: an engine has only its outputs left",
-            "verify its outputs, or the same graph with --backend onnxruntime-cuda",
-        )
-    engine = engine_for(name, bundle, device=options.device)
-    return TensorRtSession(name, bundle, engine, Device(options.device))
-
-
 class TensorRtSession:
     """An engine, deserialized on one GPU."""
 
@@ -124,12 +106,12 @@ class TensorRtSession:
         #: an engine that is looked into runs kernel by kernel: nobody is called back from inside a CUDA graph
         self.observable = bool(engine.facts.get("options", {}).get("observable"))
         self._runtime, self.engine = self._deserialized(bundle)
-        self.dtypes = self._dtypes()
+        self.dtypes: Mapping[str, str] = self._dtypes()
         self.profiles = self._profiles()
         self.stream = gpu.stream()
         self._config, self._cache, self._cached = self._runtime_config()
-        self._bounds: OrderedDict[tuple[Any, ...], TensorRtBound] = OrderedDict()
-        self._lent: weakref.WeakSet[TensorRtBound] = weakref.WeakSet()
+        self._bounds: OrderedDict[tuple[Any, ...], TensorRtIoBinding] = OrderedDict()
+        self._lent: weakref.WeakSet[TensorRtIoBinding] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._device = str(find_gpu(gpu.index))
         self._precision = precision_of(load_model(bundle.onnx))
@@ -157,9 +139,9 @@ class TensorRtSession:
             bound.run()
             return bound.download()
 
-    def bind(self, feeds: Mapping[str, Any]) -> TensorRtBound:
+    def bind(self, feeds: Mapping[str, Any]) -> TensorRtIoBinding:
         """Return buffers of their own for inputs of the shapes in `feeds`; see `DeviceSession`."""
-        bound = TensorRtBound(self, feeds)
+        bound = TensorRtIoBinding(self, feeds)
         self._lent.add(bound)
         return bound
 
@@ -320,12 +302,12 @@ class TensorRtSession:
             return config, None, "refused"
         return config, cache, state
 
-    def _bound_for(self, feeds: Feeds) -> TensorRtBound:
+    def _bound_for(self, feeds: Feeds) -> TensorRtIoBinding:
         key = tuple(feeds[spec.name].shape for spec in self.inputs)
         if key not in self._bounds:
             while len(self._bounds) >= CONTEXTS:
                 self._bounds.popitem(last=False)[1].close()
-            self._bounds[key] = TensorRtBound(self, feeds)
+            self._bounds[key] = TensorRtIoBinding(self, feeds)
         self._bounds.move_to_end(key)
         return self._bounds[key]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.backends.base import Options
 from relu_deploy.backends.nvidia.dlpack import is_on_gpu
-from relu_deploy.backends.torch.session import TorchSession, _to_numpy, _to_torch
+from relu_deploy.backends.torch.session import TorchSession, to_numpy, to_torch
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.tensors import Array, Feeds, check_feeds
@@ -21,7 +21,7 @@ from relu_deploy.tensors import Array, Feeds, check_feeds
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TorchBound", "TorchCudaSession", "float32_arithmetic"]
+__all__ = ["TorchCudaSession", "TorchIoBinding", "float32_arithmetic"]
 
 GRAPHS = ("reduce-overhead", "max-autotune")
 
@@ -57,9 +57,9 @@ class TorchCudaSession(TorchSession):
         }
         self.stream = torch.cuda.Stream(device)
 
-    def bind(self, feeds: Mapping[str, Any]) -> TorchBound:
+    def bind(self, feeds: Mapping[str, Any]) -> TorchIoBinding:
         """Return buffers of their own for inputs of the shapes in `feeds`; see `DeviceSession`."""
-        return TorchBound(self, feeds)
+        return TorchIoBinding(self, feeds)
 
     def call(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the outputs for `tensors`, enqueued on the current stream."""
@@ -86,8 +86,8 @@ class TorchCudaSession(TorchSession):
         return stack
 
 
-class TorchBound:
-    """See `backends.base.Bound`."""
+class TorchIoBinding:
+    """Inputs and outputs of one session at one set of shapes; see `base.IoBinding`."""
 
     def __init__(self, session: TorchCudaSession, feeds: Mapping[str, Any]) -> None:
         import torch
@@ -95,7 +95,7 @@ class TorchBound:
         self._session = session
         arrays = self._checked(feeds)
         with torch.cuda.device(session.device):
-            self._pinned = {name: _to_torch(array).pin_memory() for name, array in arrays.items()}
+            self._pinned = {name: to_torch(array).pin_memory() for name, array in arrays.items()}
             self._there = {name: pinned.to(session.device) for name, pinned in self._pinned.items()}
             torch.cuda.synchronize()
         self._uploaded = torch.cuda.Event()
@@ -120,7 +120,7 @@ class TorchBound:
                     source = torch.from_dlpack(feeds[name])
                     resident.append(source)
                 else:
-                    source = self._pinned[name].copy_(_to_torch(arrays[name]))
+                    source = self._pinned[name].copy_(to_torch(arrays[name]))
                 there.copy_(source, non_blocking=True)
             self._uploaded.record()
             if resident:
@@ -144,7 +144,7 @@ class TorchBound:
                 arrived.append(pinned.copy_(result, non_blocking=True))
         self._session.stream.synchronize()
         self._held.clear()
-        return {spec.name: _to_numpy(value) for spec, value in zip(self._session.outputs, arrived, strict=True)}
+        return {spec.name: to_numpy(value) for spec, value in zip(self._session.outputs, arrived, strict=True)}
 
     def close(self) -> None:
         self._session.stream.synchronize()

@@ -48,11 +48,11 @@ class Constants:
 
 
 def constant_channels(
-    model: ir.Model, passages: Mapping[ir.Node, ChannelMap | str], bounds: Bounds, observed: Mapping[str, Array]
+    model: ir.Model, channel_maps: Mapping[ir.Node, ChannelMap | str], bounds: Bounds, observed: Mapping[str, Array]
 ) -> dict[str, Constants]:
     """Return what is constant in every tensor that has channels.
 
-    passages: of every node of the top graph. bounds: as from `bounds_of`. observed: by Relu output, bool (C,), the channels
+    channel_maps: of every node of the top graph. bounds: as from `bounds_of`. observed: by Relu output, bool (C,), the channels
     to take for 0. Raises InputError when `observed` names something else than a Relu's output, or not its channels.
     """
     relus = {relu.output for relu in find_relus(model)}
@@ -66,9 +66,9 @@ def constant_channels(
             if name in observed:
                 raise InputError(f"the number of channels of {name!r} is not known", "infer the graph's shapes first")
             continue
-        found, passage = Constants.none(channels), None if node is None else passages.get(node)
-        if node is not None and isinstance(passage, ChannelMap):
-            found = _through(Operands(node, {}, opset), passage, known, channels)
+        found, channel_map = Constants.none(channels), None if node is None else channel_maps.get(node)
+        if node is not None and isinstance(channel_map, ChannelMap):
+            found = _through(Operands(node, {}, opset), channel_map, known, channels)
         known[name] = _with_observed(_with_proven(found, bounds.get(name)), name, observed.get(name))
     return known
 
@@ -93,17 +93,17 @@ def _with_observed(found: Constants, name: str, observed: Array | None) -> Const
     return Constants(np.where(new, 0.0, found.values), found.assumed | new, found.bordered & ~new)
 
 
-def _through(operands: Operands, passage: ChannelMap, known: Mapping[str, Constants], channels: int) -> Constants:
-    inputs = {tie.position: known.get(str(operands.node.inputs[tie.position].name)) for tie in passage.ties}  # type: ignore[union-attr]
+def _through(operands: Operands, channel_map: ChannelMap, known: Mapping[str, Constants], channels: int) -> Constants:
+    inputs = {link.position: known.get(str(operands.node.inputs[link.position].name)) for link in channel_map.links}  # type: ignore[union-attr]
     sources = [source for source in inputs.values() if source is not None]
     if len(sources) < len(inputs):
         return Constants.none(channels)
     op = operands.node.op_type
-    if passage.columns is not None:
+    if channel_map.columns is not None:
         source = known.get(str(operands.node.inputs[0].name))  # type: ignore[union-attr]
         return Constants.none(channels) if source is None else _products(operands, source, channels)
     if op == "Conv":
-        return _depthwise(operands, sources[0].each(lambda part: np.repeat(part, passage.ties[0].block)))
+        return _depthwise(operands, sources[0].each(lambda part: np.repeat(part, channel_map.links[0].block)))
     if op == "Concat":
         parts = [(source.values, source.assumed, source.bordered) for source in sources]
         return Constants(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -112,7 +112,7 @@ def _through(operands: Operands, passage: ChannelMap, known: Mapping[str, Consta
     if op == "AveragePool" and (pads_with_zeros(operands) or operands.attribute("ceil_mode", 0)):
         return _without_border(sources[0], sources[0], np.ones(channels, bool))
     if op in KEPT and sources:
-        return sources[0].each(lambda part: np.repeat(part, passage.ties[0].block))
+        return sources[0].each(lambda part: np.repeat(part, channel_map.links[0].block))
     return Constants.none(channels)
 
 

@@ -1,7 +1,7 @@
-"""Deciding which channels can go: those that nothing reads but where they are constant.
+"""Decide which channels can be removed: those that are constant wherever they are read.
 
-Channels that nodes tie together (a Relu's input and output, both branches of a residual Add and their sum) form a group,
-and go together or not at all. A group can go when every node that reads it (through the columns of a Conv, Gemm or MatMul)
+Channels that nodes link together (a Relu's input and output, both branches of a residual Add and their sum) form a group,
+and are removed together or not at all. A group can be removed when every node that reads it (through the columns of a Conv, Gemm or MatMul)
 finds a constant there, which goes into that node's bias, or has no weight on it. What made the channel does not matter.
 """
 
@@ -21,7 +21,7 @@ from relu_deploy.tensors import Array
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["ChannelReader", "Decision", "Places", "decide"]
+__all__ = ["ChannelIndex", "ChannelReader", "PruningDecision", "decide"]
 
 #: why a channel that is constant somewhere stays
 OUTPUT = "it is a graph output"
@@ -37,7 +37,7 @@ ChannelMaps = Mapping["ir.Node", ChannelMap | str]
 
 
 @dataclass(frozen=True)
-class Places:
+class ChannelIndex:
     """Every channel of every tensor, numbered. values: the tensors; starts: number of the first channel, by name."""
 
     values: tuple[ir.Value, ...]
@@ -45,7 +45,7 @@ class Places:
     count: int
 
     @classmethod
-    def of_model(cls, model: ir.Model) -> Places:
+    def of_model(cls, model: ir.Model) -> ChannelIndex:
         values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
         sizes = {value: channels for value in values if (channels := channels_of(value)) is not None}
         ends = np.cumsum([0, *sizes.values()]).tolist()
@@ -68,15 +68,15 @@ class ChannelReader:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What goes. All arrays have one element for every place.
+class PruningDecision:
+    """Which channels are removed. All arrays have one element for each channel of `places`.
 
-    goes: bool. assumed: bool, whether going rests on an assumption. zero, nonzero: bool, whether readers find a constant of
+    goes: bool, whether it is removed. assumed: bool, whether that rests on an assumption. zero, nonzero: bool, whether readers find a constant of
     that kind. constant: bool, whether there is one at all before the next weights. reasons: why what is constant stays.
     """
 
-    places: Places
-    readings: tuple[ChannelReader, ...]
+    places: ChannelIndex
+    readers: tuple[ChannelReader, ...]
     goes: Array
     assumed: Array
     zero: Array
@@ -85,28 +85,30 @@ class Decision:
     reasons: Array
 
     def gone(self, value: ir.Value | None) -> Array:
-        """Return which channels of a tensor go, bool (C,)."""
+        """Return which channels of a tensor are removed, bool (C,)."""
         return self.goes[self.places.at(value)]
 
 
-def decide(model: ir.Model, passages: ChannelMaps, constants: Mapping[str, Constants]) -> Decision:
-    """Return which channels of `model` go. passages: of every node; constants: of every tensor that has channels."""
-    places = Places.of_model(model)
-    readings = tuple(_readings(passages, constants))
-    groups = _Groups(places, passages)
-    groups.keep_what_is_seen(model, passages)
-    groups.keep_what_varies(readings, passages, constants)
+def decide(model: ir.Model, channel_maps: ChannelMaps, constants: Mapping[str, Constants]) -> PruningDecision:
+    """Return which channels of `model` are removed. channel_maps: of every node; constants: of every tensor that has channels."""
+    places = ChannelIndex.of_model(model)
+    readers = tuple(_readers(channel_maps, constants))
+    groups = _Groups(places, channel_maps)
+    groups.keep_visible(model, channel_maps)
+    groups.keep_varying(readers, channel_maps, constants)
     goes = groups.chosen()
-    zero, nonzero, constant = _found(places, passages, readings, constants)
-    return Decision(places, readings, goes, groups.assumed[groups.labels], zero, nonzero, constant, groups.reasons[groups.labels])
+    zero, nonzero, constant = _found(places, channel_maps, readers, constants)
+    return PruningDecision(
+        places, readers, goes, groups.assumed[groups.labels], zero, nonzero, constant, groups.reasons[groups.labels]
+    )
 
 
 class _Groups:
-    """Groups of channels that go together, each by its least number, and what speaks against their going."""
+    """Groups of channels that are removed together, each by its least number, and the reasons to keep them."""
 
-    def __init__(self, places: Places, passages: ChannelMaps) -> None:
+    def __init__(self, places: ChannelIndex, channel_maps: ChannelMaps) -> None:
         self.places = places
-        self.labels = _components(places.count, [_ties(places, passages), _shared(places, passages)])
+        self.labels = _components(places.count, [_links(places, channel_maps), _shared(places, channel_maps)])
         self.stays, self.assumed, self.is_read, self.is_added = (np.zeros(places.count, bool) for _ in range(4))
         self.reasons = np.full(places.count, "", object)
 
@@ -119,8 +121,8 @@ class _Groups:
     def keep(self, at: Array, reason: str) -> None:
         self.stays[self.note(at, reason)] = True
 
-    def keep_what_is_seen(self, model: ir.Model, passages: ChannelMaps) -> None:
-        """Keep what the world sees, and what a node does something unknown with."""
+    def keep_visible(self, model: ir.Model, channel_maps: ChannelMaps) -> None:
+        """Keep graph inputs and outputs, and channels that a node uses in an unsupported way."""
         for value in self.places.values:
             if value.is_graph_output():
                 self.keep(self.places.at(value), OUTPUT)
@@ -128,69 +130,69 @@ class _Groups:
                 self.keep(self.places.at(value), INPUT)
             if any(reader.graph is not model.graph for reader in value.consumers()):
                 self.keep(self.places.at(value), SUBGRAPH)
-        for node, passage in passages.items():
-            if isinstance(passage, str):
+        for node, channel_map in channel_maps.items():
+            if isinstance(channel_map, str):
                 for touched in (*node.inputs, *node.outputs):
-                    self.keep(self.places.at(touched), f"{node.name} ({node.op_type}) cannot do without it: {passage}")
-            elif len(passage.ties) > 1 and node.op_type != "Concat":
+                    self.keep(self.places.at(touched), f"{node.name} ({node.op_type}) needs it: {channel_map}")
+            elif len(channel_map.links) > 1 and node.op_type != "Concat":
                 self.is_added[self.labels[self.places.at(node.outputs[0])]] = True
 
-    def keep_what_varies(
-        self, readings: Sequence[ChannelReader], passages: ChannelMaps, constants: Mapping[str, Constants]
+    def keep_varying(
+        self, readers: Sequence[ChannelReader], channel_maps: ChannelMaps, constants: Mapping[str, Constants]
     ) -> None:
         """Keep what is not constant, or a constant that no bias can take, to a node that reads it."""
-        for node in passages:
+        for node in channel_maps:
             for value in node.outputs:
                 if str(value.name) in constants:
                     self.note(self.places.at(value)[constants[str(value.name)].bordered], PADDING)
-        for reading in readings:
-            at, values = self.places.at(reading.source), reading.constants.values
-            to_fold = reading.uses & ~np.isnan(values) & (values != 0)
-            if reading.node.op_type == "Conv" and pads_with_zeros(Operands(reading.node, {}, 0)):
+        for reader in readers:
+            at, values = self.places.at(reader.source), reader.constants.values
+            to_fold = reader.uses & ~np.isnan(values) & (values != 0)
+            if reader.node.op_type == "Conv" and pads_with_zeros(Operands(reader.node, {}, 0)):
                 self.keep(at[to_fold], PADDING)
-            elif bias_of(reading.node) is None:
+            elif bias_of(reader.node) is None:
                 self.keep(at[to_fold], NO_BIAS)
-            varying = at[reading.uses & np.isnan(values)]
+            varying = at[reader.uses & np.isnan(values)]
             is_added = self.is_added[self.labels[varying]]
             self.keep(varying[is_added], RESIDUAL)
             self.keep(varying[~is_added], ELSEWHERE)
-            self.assumed[self.labels[at[reading.uses & reading.constants.assumed]]] = True
+            self.assumed[self.labels[at[reader.uses & reader.constants.assumed]]] = True
             self.is_read[self.labels[at]] = True
 
     def chosen(self) -> Array:
-        """Return for every place whether it goes: all that may, but never all of a tensor."""
+        """Return for every place whether it is removed: all that may be, but never all of a tensor."""
         goes = ~self.stays & self.is_read
         for value in self.places.values:
             labels = self.labels[self.places.at(value)]
             if len(labels) and goes[labels].all():
-                # What is only assumed to be constant is worth more than what is.
+                # Keep a channel that is only assumed to be constant rather than one that is proven to be.
                 last = labels[np.argmax(self.assumed[labels])]
                 goes[last], self.reasons[last] = False, LAST
         return goes[self.labels]
 
 
-def _ties(places: Places, passages: ChannelMaps, *, through_weights: bool = True) -> tuple[Array, Array]:
-    """Return pairs of places that nodes tie together; through_weights: also those on both sides of a depthwise Conv."""
+def _links(places: ChannelIndex, channel_maps: ChannelMaps, *, through_weights: bool = True) -> tuple[Array, Array]:
+    """Return pairs of places that nodes link together; through_weights: also those on both sides of a depthwise Conv."""
     left, right = [np.arange(0)], [np.arange(0)]
-    for node, passage in passages.items():
-        if isinstance(passage, str) or (node.op_type == "Conv" and not through_weights):
+    for node, channel_map in channel_maps.items():
+        if isinstance(channel_map, str) or (node.op_type == "Conv" and not through_weights):
             continue
         made = places.at(node.outputs[0])
-        for tie in passage.ties:
-            source = np.repeat(places.at(node.inputs[tie.position]), tie.block)
+        for link in channel_map.links:
+            source = np.repeat(places.at(node.inputs[link.position]), link.block)
             left.append(source)
-            right.append(made[tie.offset : tie.offset + len(source)])
+            right.append(made[link.offset : link.offset + len(source)])
     return np.concatenate(left), np.concatenate(right)
 
 
-def _shared(places: Places, passages: ChannelMaps) -> tuple[Array, Array]:
+def _shared(places: ChannelIndex, channel_maps: ChannelMaps) -> tuple[Array, Array]:
     """Return pairs of places that belong to the same row or column of weights which several nodes use."""
     left, right = [np.arange(0)], [np.arange(0)]
     users: dict[tuple[object, ...], ir.Node] = {}
-    for node, passage in passages.items():
-        if isinstance(passage, str) or node.op_type not in ("Conv", "Gemm", "MatMul"):
+    for node, channel_map in channel_maps.items():
+        if isinstance(channel_map, str) or node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
-        first = users.setdefault((node.inputs[1], node.op_type, passage), node)
+        first = users.setdefault((node.inputs[1], node.op_type, channel_map), node)
         left += [places.at(first.outputs[0]), places.at(first.inputs[0])]
         right += [places.at(node.outputs[0]), places.at(node.inputs[0])]
     return np.concatenate(left), np.concatenate(right)
@@ -211,26 +213,26 @@ def _components(count: int, pairs: Sequence[tuple[Array, Array]]) -> Array:
         labels = joined
 
 
-def _readings(passages: ChannelMaps, constants: Mapping[str, Constants]) -> Iterator[ChannelReader]:
-    for node, passage in passages.items():
+def _readers(channel_maps: ChannelMaps, constants: Mapping[str, Constants]) -> Iterator[ChannelReader]:
+    for node, channel_map in channel_maps.items():
         source = node.inputs[0] if node.inputs else None
-        if isinstance(passage, str) or passage.columns is None or source is None:
+        if isinstance(channel_map, str) or channel_map.columns is None or source is None:
             continue
-        position, axis = passage.columns
+        position, axis = channel_map.columns
         weights = np.asarray(constant_of(node.inputs[position]))
         others = tuple(other for other in range(weights.ndim) if other != axis)
         yield ChannelReader(node, source, np.any(weights, axis=others), constants[str(source.name)])
 
 
 def _found(
-    places: Places, passages: ChannelMaps, readings: Sequence[ChannelReader], constants: Mapping[str, Constants]
+    places: ChannelIndex, channel_maps: ChannelMaps, readers: Sequence[ChannelReader], constants: Mapping[str, Constants]
 ) -> tuple[Array, Array, Array]:
     """Return for every place what the next nodes with weights find there: whether a 0, another constant; and whether any."""
-    stretches = _components(places.count, [_ties(places, passages, through_weights=False)])
+    stretches = _components(places.count, [_links(places, channel_maps, through_weights=False)])
     zero, nonzero, constant = (np.zeros(places.count, bool) for _ in range(3))
-    seen = [(reading.source, reading.constants.values, reading.uses) for reading in readings]
-    for node, passage in passages.items():
-        if isinstance(passage, ChannelMap) and passage.ties and node.op_type == "Conv":
+    seen = [(reader.source, reader.constants.values, reader.uses) for reader in readers]
+    for node, channel_map in channel_maps.items():
+        if isinstance(channel_map, ChannelMap) and channel_map.links and node.op_type == "Conv":
             values = constants[str(node.inputs[0].name)].values  # type: ignore[union-attr]
             seen.append((node.inputs[0], values, np.ones(len(values), bool)))  # type: ignore[arg-type]
     for source, values, uses in seen:

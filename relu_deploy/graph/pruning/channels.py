@@ -1,8 +1,8 @@
-"""How a node passes channels on: which channels of its result are those of its inputs, and what has to shrink with them.
+"""Map the channels of a node's inputs to those of its result, and to the constants that shrink with them.
 
 A channel is a place on axis 1 of a tensor: a feature map, or one feature of a 2-D tensor. A node passes its channels on
 (Relu, pooling, BatchNormalization, a depthwise Conv, Add, Concat, Flatten), or it reads them all to make new ones (Conv,
-Gemm, MatMul), or it does something else with them, and then nothing can be said.
+Gemm, MatMul), or it does something else with them, which is not supported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from relu_deploy.graph.intervals.operands import Operands, Shape, constant_of, s
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["WEIGHTED", "ChannelLink", "ChannelMap", "bias_of", "channels_of", "pads_with_zeros", "passage_of"]
+__all__ = ["WEIGHTED", "ChannelLink", "ChannelMap", "bias_of", "channel_map_of", "channels_of", "pads_with_zeros"]
 
 #: operators whose results have channels of their own, one for each row of their weights
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -38,12 +38,12 @@ class ChannelLink:
 class ChannelMap:
     """What happens to the channels of a node's inputs. Positions are those of its inputs.
 
-    ties: inputs whose channels are the result's. rows: (position, axis) of constants with one place for each channel of the
+    links: inputs whose channels are the result's. rows: (position, axis) of constants with one place for each channel of the
     result. columns: the same for channels of input 0, where the result has new ones. sizes: position of a constant shape
     whose entry 1 counts the result's channels.
     """
 
-    ties: tuple[ChannelLink, ...] = ()
+    links: tuple[ChannelLink, ...] = ()
     rows: tuple[tuple[int, int], ...] = ()
     columns: tuple[int, int] | None = None
     sizes: int | None = None
@@ -56,9 +56,9 @@ def channels_of(value: ir.Value) -> int | None:
     return channels if isinstance(channels, int) else None
 
 
-def passage_of(node: ir.Node, opset: int) -> ChannelMap | str:
+def channel_map_of(node: ir.Node, opset: int) -> ChannelMap | str:
     """Return how `node` passes channels on; where it does not, or not in a way that is known here, why not."""
-    find = PASSAGES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    find = CHANNEL_MAPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if find is None:
         return "what it does with channels is not known"
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
@@ -67,12 +67,12 @@ def passage_of(node: ir.Node, opset: int) -> ChannelMap | str:
     if channels is None:
         return "the number of its channels is not known"
     operands = Operands(node, {}, opset)
-    passage = find(operands)
-    fits = isinstance(passage, str) or _fits(operands, passage, channels)
-    return passage if fits else "the graph's shapes do not fit its weights"
+    channel_map = find(operands)
+    fits = isinstance(channel_map, str) or _fits(operands, channel_map, channels)
+    return channel_map if fits else "the graph's shapes do not fit its weights"
 
 
-def _fits(operands: Operands, passage: ChannelMap, channels: int) -> bool:
+def _fits(operands: Operands, channel_map: ChannelMap, channels: int) -> bool:
     """Return whether everything that would shrink has the size that the shapes of the graph say."""
 
     def size(position: int, axis: int) -> int | None:
@@ -80,14 +80,14 @@ def _fits(operands: Operands, passage: ChannelMap, channels: int) -> bool:
         return None if constant is None else int(constant.shape[axis])
 
     ends = []
-    for tie in passage.ties:
-        value = operands.node.inputs[tie.position]
-        ends.append(tie.offset + tie.block * ((None if value is None else channels_of(value)) or 0))
+    for link in channel_map.links:
+        value = operands.node.inputs[link.position]
+        ends.append(link.offset + link.block * ((None if value is None else channels_of(value)) or 0))
     if operands.node.op_type == "Concat":
         ends = ends[-1:]
     source = operands.node.inputs[0]
-    is_read_whole = passage.columns is None or (source is not None and size(*passage.columns) == channels_of(source))
-    return is_read_whole and all(end == channels for end in (*ends, *(size(*row) for row in passage.rows)))
+    is_read_whole = channel_map.columns is None or (source is not None and size(*channel_map.columns) == channels_of(source))
+    return is_read_whole and all(end == channels for end in (*ends, *(size(*row) for row in channel_map.rows)))
 
 
 def bias_of(node: ir.Node) -> tuple[ir.Node, int] | None:
@@ -179,7 +179,7 @@ def _reduce(operands: Operands) -> ChannelMap | str:
 def _elementwise(operands: Operands) -> ChannelMap | str:
     result = operands.node.outputs[0]
     channels, rank = channels_of(result), len(shape_of(result) or ())
-    ties, rows = [], []
+    links, rows = [], []
     if operands.attribute("broadcast", 0):
         return "it spreads as operator sets before 7 did"
     for position in range(len(operands)):
@@ -192,13 +192,13 @@ def _elementwise(operands: Operands) -> ChannelMap | str:
             shape = operands.shape(position)
             if shape is None or len(shape) != rank or shape[1] != channels:
                 return "it spreads one channel over all"
-            ties.append(ChannelLink(position))
-    return ChannelMap(tuple(ties), tuple(rows))
+            links.append(ChannelLink(position))
+    return ChannelMap(tuple(links), tuple(rows))
 
 
 def _concat(operands: Operands) -> ChannelMap | str:
     rank = len(operands.result_shape() or ())
-    ties, offset = [], 0
+    links, offset = [], 0
     if int(operands.attribute("axis", 1)) not in (1, 1 - rank):
         return "it does not join channels"
     for position in range(len(operands)):
@@ -206,9 +206,9 @@ def _concat(operands: Operands) -> ChannelMap | str:
         channels = None if value is None or operands.constant(position) is not None else channels_of(value)
         if channels is None:
             return "the channels that it joins are not known"
-        ties.append(ChannelLink(position, offset=offset))
+        links.append(ChannelLink(position, offset=offset))
         offset += channels
-    return ChannelMap(tuple(ties))
+    return ChannelMap(tuple(links))
 
 
 def _reshape(operands: Operands) -> ChannelMap | str:
@@ -232,7 +232,7 @@ def _block(before: Shape | None, after: Shape | None) -> int | None:
 
 
 #: operator of the default domain → how it passes channels on
-PASSAGES: dict[str, Callable[[Operands], ChannelMap | str]] = {
+CHANNEL_MAPS: dict[str, Callable[[Operands], ChannelMap | str]] = {
     **dict.fromkeys(("Abs", "Add", "Clip", "Div", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Max"), _elementwise),
     **dict.fromkeys(("Min", "Mul", "Neg", "PRelu", "Relu", "Sigmoid", "Sub", "Sum", "Tanh"), _elementwise),
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"), _same),

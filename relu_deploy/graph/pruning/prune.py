@@ -1,13 +1,13 @@
-"""Removing what never acts: channels that are constant, and Relus that never bend.
+"""Remove channels that are constant and Relus that never clamp.
 
-    a channel that is 0        goes, with the row of weights that makes it and the columns that read it
-    one that is c, not 0       goes likewise, and w * c goes into the bias of each node that reads it; where that node pads
-                               with zeros the sum is another one at the border, and the channel stays
-    a Relu that never bends    goes, when that is proven for all its channels
+    a channel that is 0         is removed, with the row of weights that makes it and the columns that read it
+    one that is c, not 0        is removed likewise, and w * c goes into the bias of each node that reads it; where that node pads
+                                with zeros the sum is another one at the border, and the channel stays
+    a Relu that never clamps    is removed, when that is proven for all its channels
 
 What is proven (from the weights and the range of the input) leaves the outputs what they were, to float32 rounding. What
-was only observed on data is taken for 0 when the caller says so: then outputs change wherever such a channel would fire.
-`removal.py` has the rules by which channels go, `constants.py` those by which they are constant.
+was only observed on data is treated as 0 on request: then outputs change wherever such a channel would be positive.
+`channel_groups.py` decides which channels are removed, `intervals/constants.py` which are constant.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ from relu_deploy.graph.intervals.constants import constant_channels
 from relu_deploy.graph.intervals.operands import Operands, constant_of
 from relu_deploy.graph.intervals.ranges import bounds_of
 from relu_deploy.graph.model import opset_of
-from relu_deploy.graph.pruning.channel_groups import OUTPUT, ChannelMaps, ChannelReader, Decision, decide
-from relu_deploy.graph.pruning.channels import WEIGHTED, ChannelMap, bias_of, channels_of, passage_of
+from relu_deploy.graph.pass_result import PassResult
+from relu_deploy.graph.pruning.channel_groups import OUTPUT, ChannelMaps, ChannelReader, PruningDecision, decide
+from relu_deploy.graph.pruning.channels import WEIGHTED, ChannelMap, bias_of, channel_map_of, channels_of
 from relu_deploy.graph.relus import Relu, find_relus
+from relu_deploy.records import JsonRecord
 from relu_deploy.tensors import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Compaction", "Kept", "Removed", "compact"]
+__all__ = ["KeptChannels", "PruningReport", "RemovedChannels", "prune_model"]
 
 #: by node and position of the input, what it becomes
 Operand = tuple["ir.Node", int]
 
 
 @dataclass(frozen=True)
-class Removed:
+class RemovedChannels(JsonRecord):
     """Channels that a Conv, Gemm or MatMul no longer makes. ground: "proven" or "observed".
 
     zero, nonzero: how many of them were constant where they were read, by kind; varying: those that vary where they are made,
@@ -52,35 +54,27 @@ class Removed:
     varying: int
     ground: str
 
-    def to_json(self) -> dict[str, Any]:
-        counts = {"channels": self.channels, "zero": self.zero, "nonzero": self.nonzero, "varying": self.varying}
-        return {"node": self.node, **counts, "ground": self.ground}
-
 
 @dataclass(frozen=True)
-class Kept:
-    """What a node makes although it is constant or never bends, and why it stays."""
+class KeptChannels(JsonRecord):
+    """Channels that are constant, or a Relu that never clamps, which were kept, and why."""
 
     node: str
     channels: int
     reason: str
 
-    def to_json(self) -> dict[str, Any]:
-        return {"node": self.node, "channels": self.channels, "reason": self.reason}
-
 
 @dataclass(frozen=True)
-class Compaction:
-    """What `compact` made. relus_removed: names of the nodes.
+class PruningReport:
+    """What `prune_model` removed. relus_removed: names of the nodes.
 
     channels_before, channels_after: that all Conv, ConvTranspose, Gemm and MatMul nodes make together.
     surviving: for each tensor that lost channels, by name, the old places of those that it still has: int64, increasing.
     """
 
-    model: ir.Model
-    removed: tuple[Removed, ...]
+    removed: tuple[RemovedChannels, ...]
     relus_removed: tuple[str, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[KeptChannels, ...]
     channels_before: int
     channels_after: int
     surviving: Mapping[str, Array]
@@ -95,10 +89,10 @@ class Compaction:
         }
 
 
-def compact(
+def prune_model(
     model: ir.Model, input_ranges: Mapping[str, tuple[Any, Any]], observed: Mapping[str, Array] | None = None
-) -> Compaction:
-    """Return a new model without the channels and Relus of `model` that never act, and what went and what stayed.
+) -> PassResult[PruningReport]:
+    """Return a new model without the channels and Relus of `model` that never act, and a report of what was removed and what was not.
 
     model: float32, shapes inferred, BatchNormalizations folded or not. input_ranges: as for `bounds_of`; what is proven
     holds for inputs in them. observed: by Relu output, bool (C,), channels to take for 0 although that is not proven.
@@ -107,69 +101,70 @@ def compact(
     compacted = model.clone()
     bounds = bounds_of(compacted, input_ranges)
     opset = opset_of(compacted)
-    passages = {node: passage_of(node, opset) for node in compacted.graph}
-    constants = constant_channels(compacted, passages, bounds, observed or {})
-    decision = decide(compacted, passages, constants)
+    channel_maps = {node: channel_map_of(node, opset) for node in compacted.graph}
+    constants = constant_channels(compacted, channel_maps, bounds, observed or {})
+    decision = decide(compacted, channel_maps, constants)
     before, removed, kept = _channels(compacted), tuple(_removed(decision)), [*_kept(decision)]
     surviving = {
         str(value.name): np.flatnonzero(~gone) for value in decision.places.values if (gone := decision.gone(value)).any()
     }
-    never_bend = [relu for relu in find_relus(compacted) if _never_bends(relu, bounds, surviving.get(relu.output))]
-    _shrink(compacted, passages, decision)
-    relus_removed, relus_kept = _bypass(compacted, never_bend)
-    _forget_unread(compacted)
-    return Compaction(compacted, removed, relus_removed, (*kept, *relus_kept), before, _channels(compacted), surviving)
+    never_clamp = [relu for relu in find_relus(compacted) if _never_clamps(relu, bounds, surviving.get(relu.output))]
+    _shrink(compacted, channel_maps, decision)
+    relus_removed, relus_kept = _bypass(compacted, never_clamp)
+    _remove_unread_constants(compacted)
+    report = PruningReport(removed, relus_removed, (*kept, *relus_kept), before, _channels(compacted), surviving)
+    return PassResult(compacted, bool(removed or relus_removed), report)
 
 
-# ---------------------------------------------------------------- what to tell
+# ---------------------------------------------------------------- the report
 
 
 def _channels(model: ir.Model) -> int:
     return sum(channels_of(node.outputs[0]) or 0 for node in model.graph if node.op_type in WEIGHTED)
 
 
-def _makers(decision: Decision) -> Iterator[tuple[str, Array]]:
+def _makers(decision: PruningDecision) -> Iterator[tuple[str, Array]]:
     for value in decision.places.values:
         maker = value.producer()
         if maker is not None and maker.op_type in WEIGHTED:
             yield str(maker.name), decision.places.at(value)
 
 
-def _removed(decision: Decision) -> Iterator[Removed]:
+def _removed(decision: PruningDecision) -> Iterator[RemovedChannels]:
     for name, at in _makers(decision):
         for ground in ("proven", "observed"):
             gone = at[decision.goes[at] & (decision.assumed[at] == (ground == "observed"))]
             if len(gone):
                 nonzero = int(decision.nonzero[gone].sum())
                 zero = int((decision.zero[gone] & ~decision.nonzero[gone]).sum())
-                yield Removed(name, len(gone), zero, nonzero, len(gone) - zero - nonzero, ground)
+                yield RemovedChannels(name, len(gone), zero, nonzero, len(gone) - zero - nonzero, ground)
 
 
-def _kept(decision: Decision) -> Iterator[Kept]:
+def _kept(decision: PruningDecision) -> Iterator[KeptChannels]:
     for name, at in _makers(decision):
         reasons = Counter(decision.reasons[at[decision.constant[at] & ~decision.goes[at]]])
-        yield from (Kept(name, channels, reason) for reason, channels in reasons.items() if reason)
+        yield from (KeptChannels(name, channels, reason) for reason, channels in reasons.items() if reason)
 
 
 # ---------------------------------------------------------------- channels
 
 
-def _shrink(model: ir.Model, passages: ChannelMaps, decision: Decision) -> None:
+def _shrink(model: ir.Model, channel_maps: ChannelMaps, decision: PruningDecision) -> None:
     """Take the channels that go out of every constant, attribute and shape of `model`, in place."""
     new: dict[Operand, Array] = {}
-    for node, passage in passages.items():
-        if isinstance(passage, ChannelMap):
+    for node, channel_map in channel_maps.items():
+        if isinstance(channel_map, ChannelMap):
             made = decision.gone(node.outputs[0])
-            cuts = [(*row, made) for row in passage.rows]
-            if passage.columns is not None:
-                cuts.append((*passage.columns, decision.gone(node.inputs[0])))
+            cuts = [(*row, made) for row in channel_map.rows]
+            if channel_map.columns is not None:
+                cuts.append((*channel_map.columns, decision.gone(node.inputs[0])))
             for position, axis, gone in cuts:
                 if gone.any():
                     _slice(new, (node, position), axis, gone)
             if made.any():
-                _resize(new, node, passage, int((~made).sum()))
-    for reading in decision.readings:
-        _fold(new, reading, decision)
+                _resize(new, node, channel_map, int((~made).sum()))
+    for reader in decision.readers:
+        _fold(new, reader, decision)
     _write(model, new)
     for value in decision.places.values:
         if (gone := decision.gone(value)).any():
@@ -182,25 +177,25 @@ def _slice(new: dict[Operand, Array], operand: Operand, axis: int, gone: Array) 
     new[operand] = np.compress(~gone, np.asarray(array), axis)
 
 
-def _resize(new: dict[Operand, Array], node: ir.Node, passage: ChannelMap, channels: int) -> None:
+def _resize(new: dict[Operand, Array], node: ir.Node, channel_map: ChannelMap, channels: int) -> None:
     """Let a depthwise Conv have fewer groups, and a Reshape make a smaller shape."""
     import onnx_ir as ir
 
-    if node.op_type == "Conv" and passage.ties:
-        node.attributes["group"] = ir.AttrInt64("group", channels // passage.ties[0].block)
-    if passage.sizes is not None:
-        sizes = np.array(constant_of(node.inputs[passage.sizes]))
+    if node.op_type == "Conv" and channel_map.links:
+        node.attributes["group"] = ir.AttrInt64("group", channels // channel_map.links[0].block)
+    if channel_map.sizes is not None:
+        sizes = np.array(constant_of(node.inputs[channel_map.sizes]))
         if sizes[1] > 0:
             sizes[1] = channels
-            new[node, passage.sizes] = sizes
+            new[node, channel_map.sizes] = sizes
 
 
-def _fold(new: dict[Operand, Array], reading: ChannelReader, decision: Decision) -> None:
+def _fold(new: dict[Operand, Array], reader: ChannelReader, decision: PruningDecision) -> None:
     """Add what the constants that go contribute to the bias of the node that reads them: in float64, rounded once."""
     import onnx_ir as ir
 
-    node, values = reading.node, reading.constants.values
-    folded = decision.gone(reading.source) & reading.uses & (values != 0)
+    node, values = reader.node, reader.constants.values
+    folded = decision.gone(reader.source) & reader.uses & (values != 0)
     place = bias_of(node)
     if not folded.any() or place is None:
         return
@@ -266,10 +261,10 @@ def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
     return value
 
 
-# ---------------------------------------------------------------- Relus and what is left over
+# ---------------------------------------------------------------- Relus and unread constants
 
 
-def _never_bends(relu: Relu, bounds: Mapping[str, tuple[Array, Array]], surviving: Array | None) -> bool:
+def _never_clamps(relu: Relu, bounds: Mapping[str, tuple[Array, Array]], surviving: Array | None) -> bool:
     """Return whether every channel that is left comes out as it went in."""
     low, high = bounds.get(relu.input, (np.asarray(-np.inf), np.asarray(np.inf)))
     if surviving is not None and low.ndim:
@@ -277,7 +272,7 @@ def _never_bends(relu: Relu, bounds: Mapping[str, tuple[Array, Array]], survivin
     return bool((low >= 0).all() and (relu.upper is None or (high <= relu.upper).all()))
 
 
-def _bypass(model: ir.Model, relus: list[Relu]) -> tuple[tuple[str, ...], list[Kept]]:
+def _bypass(model: ir.Model, relus: list[Relu]) -> tuple[tuple[str, ...], list[KeptChannels]]:
     """Let the readers of each Relu read what it reads, in place, and return the names of those that went and what stayed."""
     made = {str(value.name): node for node in model.graph for value in node.outputs}
     removed, kept = [], []
@@ -287,7 +282,7 @@ def _bypass(model: ir.Model, relus: list[Relu]) -> tuple[tuple[str, ...], list[K
         source = next(value for value in node.inputs if value is not None and constant_of(value) is None)
         if result.is_graph_output():
             if source.is_graph_output() or source.is_graph_input() or source.producer() is None:
-                kept.append(Kept(relu.node, channels_of(result) or 0, OUTPUT))
+                kept.append(KeptChannels(relu.node, channels_of(result) or 0, OUTPUT))
                 continue
             name, result.name = result.name, f"{result.name}/removed"
             source.name = name
@@ -297,7 +292,7 @@ def _bypass(model: ir.Model, relus: list[Relu]) -> tuple[tuple[str, ...], list[K
     return tuple(removed), kept
 
 
-def _forget_unread(model: ir.Model) -> None:
+def _remove_unread_constants(model: ir.Model) -> None:
     """Delete the constants that nothing reads any more."""
     for node in [node for node in model.graph if node.op_type == "Constant"]:
         if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():

@@ -1,4 +1,4 @@
-"""What weights lose when they are stored in 16 bits, by unit roundoff u (2^-11 for float16, 2^-8 for bfloat16).
+"""Measure what weights lose when they are stored in 16 bits, by unit roundoff u (2^-11 for float16, 2^-8 for bfloat16).
 
     rounding    at most u of each weight, so at most u of their root mean square, whatever they are (0.4 u as a rule)
     vanishing   weights below the dtype's smallest numbers come out as 0, or with few bits left
@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from relu_deploy.graph.intervals.operands import ROUNDOFF
+from relu_deploy.records import JsonRecord
 from relu_deploy.tensors import Array
 
 __all__ = ["STORED", "WeightLoss", "largest_of", "loss_of"]
@@ -27,8 +28,8 @@ PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
-class WeightLoss:
-    """What becomes of one initializer that a node reads in 16 bits.
+class WeightLoss(JsonRecord):
+    """The loss of one initializer that a node reads in 16 bits.
 
     size: how many numbers it has; of these overflowing (infinite), vanishing (0), and subnormal (fewer bits than usual).
     lost: the share of its squared norm that goes in all, overflow aside.
@@ -50,9 +51,6 @@ class WeightLoss:
             few = f"{self.vanishing} of {self.size} numbers of {self.initializer} vanish in {dtype}, {self.subnormal} lose bits"
             return f"{few}: {self.lost**0.5:.2g} of its root mean square, rounding takes {ROUNDOFF[dtype]:.2g} at most"
         return ""
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(self.__dict__)
 
 
 def loss_of(initializer: str, node: str, weights: Array, dtype: str) -> WeightLoss:

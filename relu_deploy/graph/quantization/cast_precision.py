@@ -22,6 +22,7 @@ import numpy as np
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.graph.model import opset_of
 from relu_deploy.graph.opset import raise_opset
+from relu_deploy.graph.pass_result import PassResult
 from relu_deploy.graph.quantization.cast_error import STORED, WeightLoss, largest_of, loss_of
 from relu_deploy.graph.quantization.cast_nodes import (
     TYPED_BY,
@@ -36,11 +37,12 @@ from relu_deploy.graph.quantization.cast_nodes import (
     top_values,
 )
 from relu_deploy.graph.simplify import lift_constants
+from relu_deploy.records import JsonRecord
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Lowered", "WeightLoss", "lower", "range_reasons", "simulated", "weight_losses"]
+__all__ = ["CastReport", "WeightLoss", "cast_model", "range_reasons", "simulated", "weight_losses"]
 
 #: the first operator set in which convolutions and pools may have the dtype
 OPSETS = {"float16": 0, "bfloat16": 22}
@@ -57,25 +59,16 @@ EXACT = EXACT | {"ConstantOfShape", "DepthToSpace", "Expand", "Gather", "GlobalM
 
 
 @dataclass(frozen=True)
-class Lowered:
-    """A graph in 16 bits. float32_nodes: what stayed float32, by name, with the reason. converted: how many nodes did not.
+class CastReport(JsonRecord):
+    """What a graph in 16 bits keeps in float32. float32_nodes: what stayed float32, by name, with the reason. converted: how many nodes did not.
 
     weights: what the lowered weights lose, where it is more than rounding of normal numbers.
     """
 
-    model: ir.Model
     dtype: str
     float32_nodes: Mapping[str, str]
     converted: int
     weights: Sequence[WeightLoss]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "dtype": self.dtype,
-            "converted": self.converted,
-            "float32_nodes": dict(self.float32_nodes),
-            "weights": [loss.to_json() for loss in self.weights],
-        }
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ class _Ports:
     waits: str = ""
 
 
-def lower(model: ir.Model, dtype: str, keep: Mapping[str, str] = MappingProxyType({})) -> Lowered:
+def cast_model(model: ir.Model, dtype: str, keep: Mapping[str, str] = MappingProxyType({})) -> PassResult[CastReport]:
     """Return `model` with every node in `dtype` ("float16" or "bfloat16") that may be, and the reasons of the others.
 
     keep: nodes that stay float32, by name, with the reason. For bfloat16 the operator set becomes 22. A graph output that is
@@ -107,7 +100,8 @@ def lower(model: ir.Model, dtype: str, keep: Mapping[str, str] = MappingProxyTyp
     losses = list(_losses(plan, dtype))
     float32 = {str(node.name): ports.reason for node, ports in plan.items() if ports.reason and any(map(_is_float, node.outputs))}
     _write(work, plan, dtype)
-    return Lowered(work, dtype, float32, sum(bool(ports.outputs) for ports in plan.values()), losses)
+    converted = sum(bool(ports.outputs) for ports in plan.values())
+    return PassResult(work, converted > 0, CastReport(dtype, float32, converted, losses))
 
 
 def range_reasons(model: ir.Model, dtype: str, maxima: Mapping[str, float]) -> dict[str, str]:
@@ -129,7 +123,7 @@ def range_reasons(model: ir.Model, dtype: str, maxima: Mapping[str, float]) -> d
 
 
 def weight_losses(model: ir.Model, dtype: str) -> list[WeightLoss]:
-    """Return what the weights that `lower` would store in `dtype` lose, where it is more than rounding of normal numbers."""
+    """Return what the weights that `cast_model` would store in `dtype` lose, where it is more than rounding of normal numbers."""
     return list(_losses(_plan(_prepared(model, dtype), dtype, {}), dtype))
 
 

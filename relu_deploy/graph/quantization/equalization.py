@@ -1,4 +1,4 @@
-"""Cross-layer equalization: moving scales from one layer to the next, so that one int8 scale fits a whole weight tensor.
+"""Cross-layer equalization: move scales from one layer to the next, so that one int8 scale fits a whole weight tensor.
 
 Where a tensor goes from one layer to exactly one other through operators with f(x / s) = f(x) / s in every channel, the
 layers may share a number s > 0 per channel and compute the same (Nagel et al. 2019, arXiv 1906.04721, section 4.1):
@@ -12,16 +12,16 @@ changes any more. Rules:
    stay equal bit for bit as long as no number underflows or overflows. But for a factor common to all channels of a tensor,
    which a scale per tensor does not feel, each is within sqrt(2) of the paper's.
 2. No scale leaves 2^-limit to 2^limit. Beyond 2^12 the two ranges are 2^24 apart, as far as the first and the last bit of a
-   float32: such a channel died in training, and equalizing it would only blow up its bias.
+   float32: such a channel is dead, and equalizing it would only enlarge its bias.
 3. A Clip from 0 to b becomes Min with b / s per channel, then a Relu with the Clip's name, metadata and result. So every
-   Relu is still found, and its result is the one of before, divided by `Equalization.scales`.
+   Relu is still found, and its result is the one of before, divided by `EqualizationReport.scales`.
 4. A channel without weights on one side, a tensor with several readers, and an output of the graph keep their scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,23 +29,25 @@ import numpy as np
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph.intervals.operands import constant_of
 from relu_deploy.graph.model import name_nodes
-from relu_deploy.graph.quantization.layer_pairs import Layer, Link, Skipped, grouped, links_of, weights_of
+from relu_deploy.graph.pass_result import PassResult
+from relu_deploy.graph.quantization.layer_pairs import Layer, LayerPair, SkippedLayer, find_layer_pairs, grouped, weights_of
 from relu_deploy.graph.relus import Relu, find_relus
+from relu_deploy.records import JsonRecord
 from relu_deploy.tensors import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Bounded", "Equalization", "Pair", "Skipped", "equalize"]
+__all__ = ["EqualizationReport", "EqualizedPair", "ReplacedClip", "SkippedLayer", "equalize"]
 
-#: log2 of a scale's change below which another sweep has nothing to do
-SETTLED = 1e-3
+#: log2 of a scale's change below which the sweeps have converged
+CONVERGED = 1e-3
 #: a layer between two pairs is scaled twice, and 2^120 is still a float32
 LARGEST_LIMIT = 60
 
 
 @dataclass(frozen=True)
-class Pair:
+class EqualizedPair(JsonRecord):
     """Two layers that share scales.
 
     producer, reader: node names. channels: of the tensor between them; scaled: how many of these have a scale other than 1.
@@ -60,15 +62,12 @@ class Pair:
     producer_spread: tuple[float, float]
     reader_spread: tuple[float, float]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Bounded:
+class ReplacedClip(JsonRecord):
     """A Clip that became something else. became: "min and relu", which is exact, or "relu", which is not proven to be.
 
-    because: "exact"; "observed": the data stayed below the bound in every channel; "asked": all Clips were to go.
+    because: "exact"; "observed": the data stayed below the bound in every channel; "asked": `replace_clips` was set.
     """
 
     node: str
@@ -77,22 +76,18 @@ class Bounded:
     became: str
     because: str
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Equalization:
-    """The equalized model, and what was done to it.
+class EqualizationReport:
+    """What equalization scaled, skipped and replaced.
 
     scales: for each tensor inside a pair, by name, what it was divided by: float32, broadcasts to it.
     is_exact: whether outputs are those of the model before, bit for bit, as long as no number underflows or overflows.
     """
 
-    model: ir.Model
-    pairs: tuple[Pair, ...]
-    skipped: tuple[Skipped, ...]
-    clips: tuple[Bounded, ...]
+    pairs: tuple[EqualizedPair, ...]
+    skipped: tuple[SkippedLayer, ...]
+    clips: tuple[ReplacedClip, ...]
     scales: Mapping[str, Array]
     is_exact: bool
 
@@ -114,7 +109,7 @@ def equalize(
     replace_clips: bool = False,
     observed_maximum: Mapping[str, Array] | None = None,
     margin: float = 0.1,
-) -> Equalization:
+) -> PassResult[EqualizationReport]:
     """Return a copy of the float32 `model` whose neighboring layers have equal ranges per channel, and what was done.
 
     Batch norms must have been folded: a layer followed by one is skipped. iterations: sweeps over all pairs at most.
@@ -131,75 +126,76 @@ def equalize(
     new = model.clone()
     name_nodes(new)
     clips = [_as_relu(node, relu, "asked") for node, relu in _clips(new).items()] if replace_clips else []
-    links, skipped = links_of(new)
-    layers = {node: Layer.of(node) for link in links for node in (link.producer, link.reader)}
-    before = [_spreads(link, layers) for link in links]
-    exponents = _settled(links, layers, iterations, limit)
+    layer_pairs, skipped = find_layer_pairs(new)
+    layers = {node: Layer.of(node) for pair in layer_pairs for node in (pair.producer, pair.reader)}
+    before = [_spreads(pair, layers) for pair in layer_pairs]
+    exponents = _converged(layer_pairs, layers, iterations, limit)
     if power_of_two:
-        exponents = _rounded(links, layers, exponents)
-    after = [_spreads(link, layers) for link in links]
+        exponents = _rounded(layer_pairs, layers, exponents)
+    after = [_spreads(pair, layers) for pair in layer_pairs]
     is_reversible = [_scale_weights(new, layer) for layer in layers.values()]
     scales: dict[str, Array] = {}
-    for link, exponent in zip(links, exponents, strict=True):
+    for pair, exponent in zip(layer_pairs, exponents, strict=True):
         if exponent.any():
-            scales |= _scale_between(new, link, _power(exponent))
-            clips += _scale_clips(new, link, _power(exponent), observed_maximum or {}, margin)
+            scales |= _scale_between(new, pair, _power(exponent))
+            clips += _scale_clips(new, pair, _power(exponent), observed_maximum or {}, margin)
     _drop_unread(new, model)
     pairs = [
-        Pair(
-            str(link.producer.name),
-            str(link.reader.name),
-            link.channels,
+        EqualizedPair(
+            str(pair.producer.name),
+            str(pair.reader.name),
+            pair.channels,
             int(np.count_nonzero(exponent)),
             (old[0], now[0]),
             (old[1], now[1]),
         )
-        for link, exponent, old, now in zip(links, exponents, before, after, strict=True)
+        for pair, exponent, old, now in zip(layer_pairs, exponents, before, after, strict=True)
     ]
     is_exact = power_of_two and all(is_reversible) and not any(clip.became == "relu" for clip in clips)
-    return Equalization(new, tuple(pairs), tuple(skipped), tuple(clips), scales, is_exact)
+    report = EqualizationReport(tuple(pairs), tuple(skipped), tuple(clips), scales, is_exact)
+    return PassResult(new, bool(scales or clips), report)
 
 
-# ---------------------------------------------------------------- which scales
+# ---------------------------------------------------------------- computing the scales
 
 
-def _settled(links: list[Link], layers: Mapping[ir.Node, Layer], iterations: int, limit: int) -> list[Array]:
-    """Return log2 of the scales of each link, when further sweeps would not change them."""
-    exponents = [np.zeros(link.channels) for link in links]
+def _converged(layer_pairs: list[LayerPair], layers: Mapping[ir.Node, Layer], iterations: int, limit: int) -> list[Array]:
+    """Return log2 of the scales of each pair, when further sweeps would not change them."""
+    exponents = [np.zeros(pair.channels) for pair in layer_pairs]
     for _ in range(iterations):
         change = 0.0
-        for index, link in enumerate(links):
-            own, other = link.ranges(layers)
+        for index, pair in enumerate(layer_pairs):
+            rows, columns = pair.ranges(layers)
             old = exponents[index]
-            step = np.subtract(own, other, out=np.zeros(link.channels), where=np.isfinite(own) & np.isfinite(other)) / 2
+            step = np.subtract(rows, columns, out=np.zeros(pair.channels), where=np.isfinite(rows) & np.isfinite(columns)) / 2
             exponents[index] = np.clip(old + step, -limit, limit)
-            link.scale_by(exponents[index], layers)
+            pair.scale_by(exponents[index], layers)
             change = max(change, float(np.abs(exponents[index] - old).max()))
-        if change < SETTLED:
+        if change < CONVERGED:
             break
     return exponents
 
 
-def _rounded(links: list[Link], layers: Mapping[ir.Node, Layer], exponents: list[Array]) -> list[Array]:
+def _rounded(layer_pairs: list[LayerPair], layers: Mapping[ir.Node, Layer], exponents: list[Array]) -> list[Array]:
     """Return whole exponents beside `exponents`, and scale `layers` by them.
 
-    A factor common to all channels changes nothing for a scale per tensor. So of all such factors each link takes the one
+    A factor common to all channels changes nothing for a scale per tensor. So of all such factors each pair takes the one
     with which rounding widens its two tensors least: on MobileNetV2 a third less than rounding to the nearest.
     """
     offsets = sorted(np.arange(-31, 32) / 64, key=abs)
     rounded = []
-    for link, exponent in zip(links, exponents, strict=True):
-        own, other = link.ranges(layers)
+    for pair, exponent in zip(layer_pairs, exponents, strict=True):
+        rows, columns = pair.ranges(layers)
         choices = [np.rint(exponent + offset) for offset in offsets]
-        widths = [(own + exponent - choice).max() + (other - exponent + choice).max() for choice in choices]
+        widths = [(rows + exponent - choice).max() + (columns - exponent + choice).max() for choice in choices]
         rounded.append(choices[int(np.argmin(widths))])
-        link.scale_by(rounded[-1], layers)
+        pair.scale_by(rounded[-1], layers)
     return rounded
 
 
-def _spreads(link: Link, layers: Mapping[ir.Node, Layer]) -> tuple[float, float]:
+def _spreads(pair: LayerPair, layers: Mapping[ir.Node, Layer]) -> tuple[float, float]:
     """Return the largest range over the median one, of the producer's rows and of the reader's columns."""
-    alive = [ranges[np.isfinite(ranges)] for ranges in link.ranges(layers)]
+    alive = [ranges[np.isfinite(ranges)] for ranges in pair.ranges(layers)]
     rows, columns = (float(np.exp2(one.max() - np.median(one))) if one.size else 1.0 for one in alive)
     return rows, columns
 
@@ -210,7 +206,7 @@ def _power(exponent: Array) -> Array:
     return np.ldexp(np.exp2(exponent - whole), whole.astype(int)).astype(np.float32)
 
 
-# ---------------------------------------------------------------- writing them
+# ---------------------------------------------------------------- applying them
 
 
 def _scale_weights(model: ir.Model, layer: Layer) -> bool:
@@ -226,17 +222,17 @@ def _scale_weights(model: ir.Model, layer: Layer) -> bool:
     return bool(np.array_equal(view / factor, grouped(layer.node, weights)))
 
 
-def _scale_between(model: ir.Model, link: Link, scale: Array) -> dict[str, Array]:
-    """Scale every bias between the weights of `link`; return what each tensor there is divided by."""
+def _scale_between(model: ir.Model, pair: LayerPair, scale: Array) -> dict[str, Array]:
+    """Scale every bias between the weights of `pair`; return what each tensor there is divided by."""
     scales = {}
-    for step in link.steps:
+    for step in pair.steps:
         shaped = step.shaped(scale)
         scales[str(step.node.outputs[0].name)] = shaped
-        places = range(2, len(step.node.inputs)) if step.node is link.producer else range(2 * (step.node.op_type == "Add"))
+        places = range(2, len(step.node.inputs)) if step.node is pair.producer else range(2 * (step.node.op_type == "Add"))
         for position in places:
             bias = constant_of(step.node.inputs[position])
             if bias is not None:
-                _store(model, step.node, position, bias / (scale if step.node is link.producer else shaped))
+                _store(model, step.node, position, bias / (scale if step.node is pair.producer else shaped))
     return scales
 
 
@@ -246,10 +242,12 @@ def _clips(model: ir.Model) -> dict[ir.Node, Relu]:
     return {nodes[relu.node]: relu for relu in find_relus(model) if relu.upper is not None and relu.upper > 0}
 
 
-def _scale_clips(model: ir.Model, link: Link, scale: Array, observed: Mapping[str, Array], margin: float) -> list[Bounded]:
-    """Give each Clip of `link` a bound per channel, or none where the numbers observed never came near it."""
+def _scale_clips(
+    model: ir.Model, pair: LayerPair, scale: Array, observed: Mapping[str, Array], margin: float
+) -> list[ReplacedClip]:
+    """Give each Clip of `pair` a bound per channel, or none where the numbers observed never came near it."""
     clips, changed = _clips(model), []
-    for step in link.steps:
+    for step in pair.steps:
         if step.node not in clips:
             continue
         relu, shaped = clips[step.node], step.shaped(scale)
@@ -278,13 +276,13 @@ def _bound(model: ir.Model, node: ir.Node, bound: Array) -> None:
     node.replace_input_with(0, below)
 
 
-def _as_relu(node: ir.Node, relu: Relu, because: str) -> Bounded:
+def _as_relu(node: ir.Node, relu: Relu, because: str) -> ReplacedClip:
     """Turn the Clip `node` into a Relu."""
     node.op_type = "Relu"
     node.resize_inputs(1)
     node.attributes.clear()
     became = "min and relu" if because == "exact" else "relu"
-    return Bounded(relu.node, relu.output, float(relu.upper or 0), became, because)
+    return ReplacedClip(relu.node, relu.output, float(relu.upper or 0), became, because)
 
 
 def _store(model: ir.Model, node: ir.Node, position: int, array: Array) -> None:

@@ -1,23 +1,24 @@
-"""Two layers that may share a scale in every channel of the tensor between them, and the weights on both sides of it."""
+"""Find pairs of layers that can share a scale in every channel of the tensor between them, and view their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from relu_deploy.graph.intervals.operands import Operands, constant_of, shape_of
 from relu_deploy.graph.model import opset_of
-from relu_deploy.graph.pruning.channels import WEIGHTED, passage_of
+from relu_deploy.graph.pruning.channels import WEIGHTED, channel_map_of
 from relu_deploy.graph.relus import Relu, find_relus
+from relu_deploy.records import JsonRecord
 from relu_deploy.tensors import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Layer", "Link", "PathNode", "Skipped", "grouped", "links_of", "weights_of"]
+__all__ = ["Layer", "LayerPair", "PathNode", "SkippedLayer", "find_layer_pairs", "grouped", "weights_of"]
 
 #: operators beside the Relus through which the scale of every channel passes unchanged
 POOLS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean")
@@ -26,15 +27,12 @@ HOMOGENEOUS = ("Dropout", "Identity", "LeakyRelu", "PRelu", *POOLS, *RESHAPES)
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedLayer(JsonRecord):
     """A layer whose rows keep their scale, and why. reader: the node at which its channels could not be followed, or ""."""
 
     producer: str
     reader: str
     reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class PathNode:
 
 
 @dataclass(frozen=True)
-class Link:
+class LayerPair:
     """Two layers that may share scales, and the steps of the tensor between them; the first is the producer itself."""
 
     producer: ir.Node
@@ -74,20 +72,20 @@ class _Unfit(Exception):
     """Why a layer cannot share scales: the name of the node at which that shows, or "", and the reason."""
 
 
-def links_of(model: ir.Model) -> tuple[list[Link], list[Skipped]]:
+def find_layer_pairs(model: ir.Model) -> tuple[list[LayerPair], list[SkippedLayer]]:
     relus = {relu.node: relu for relu in find_relus(model)}
-    links, skipped = [], []
+    layer_pairs, skipped = [], []
     for node in model.graph:
         if node.op_type in WEIGHTED and node.domain in ("", "ai.onnx"):
             try:
-                links.append(_followed(model, node, relus))
+                layer_pairs.append(_followed(model, node, relus))
             except _Unfit as unfit:
-                skipped.append(Skipped(str(node.name), *unfit.args))
-    return links, skipped
+                skipped.append(SkippedLayer(str(node.name), *unfit.args))
+    return layer_pairs, skipped
 
 
-def _followed(model: ir.Model, producer: ir.Node, relus: Mapping[str, Relu]) -> Link:
-    """Return the link from `producer` to the one layer that reads it. Raises _Unfit where there is none."""
+def _followed(model: ir.Model, producer: ir.Node, relus: Mapping[str, Relu]) -> LayerPair:
+    """Return the pair from `producer` to the one layer that reads it. Raises _Unfit where there is none."""
     rows = grouped(producer, weights_of(producer, ""))
     if len(producer.inputs) > 2 and producer.inputs[2] is not None and constant_of(producer.inputs[2]) is None:
         raise _Unfit("", f"the bias of {producer.name} is computed")
@@ -100,7 +98,7 @@ def _followed(model: ir.Model, producer: ir.Node, relus: Mapping[str, Relu]) -> 
         node, position = _only_reader(model, steps[-1].node)
         if node.op_type in WEIGHTED and position == 0:
             _check_reader(node, steps[-1], channels)
-            return Link(producer, node, channels, tuple(steps))
+            return LayerPair(producer, node, channels, tuple(steps))
         steps.append(_through(node, position, steps[-1], relus.get(str(node.name)), opset_of(model)))
 
 
@@ -141,15 +139,15 @@ def _through(node: ir.Node, position: int, step: PathNode, relu: Relu | None, op
     if node.op_type == "Pad" and position == 0 and _pads_with_zeros(operands, step.rank):
         return PathNode(node, step.rank, step.block)
     if node.op_type == "BatchNormalization":
-        raise _Unfit(name, f"the batch norm {name} stands behind it: fold it first")
+        raise _Unfit(name, f"the batch norm {name} follows it: fold it first")
     is_relu = relu is not None and (relu.upper is None or relu.upper > 0)
     is_bias = node.op_type == "Add" and operands.constant(1 - position) is not None
     if not is_relu and not is_bias and (position != 0 or node.op_type not in HOMOGENEOUS):
         raise _Unfit(name, f"{name} ({node.op_type}) does not pass on a scale per channel")
-    passage = passage_of(node, opset)
-    if isinstance(passage, str) or len(passage.ties) != 1:
-        raise _Unfit(name, f"{name} ({node.op_type}): {passage if isinstance(passage, str) else 'it joins channels'}")
-    return PathNode(node, len(shape_of(node.outputs[0]) or ()), step.block * passage.ties[0].block)
+    channel_map = channel_map_of(node, opset)
+    if isinstance(channel_map, str) or len(channel_map.links) != 1:
+        raise _Unfit(name, f"{name} ({node.op_type}): {channel_map if isinstance(channel_map, str) else 'it joins channels'}")
+    return PathNode(node, len(shape_of(node.outputs[0]) or ()), step.block * channel_map.links[0].block)
 
 
 def _pads_with_zeros(operands: Operands, rank: int) -> bool:

@@ -1,4 +1,4 @@
-"""A graph with Q/DQ pairs in it: what `placement.place` chose, with scales from the tensors' ranges.
+"""Insert the Q/DQ pairs that `qdq_placement.place_qdq` chose, with scales from the tensors' ranges.
 
     uint8     asymmetric   scale = (high - low) / 255, zero point = round(-low / scale): 0 behind a Relu, all 255 steps
     int8      symmetric    scale = max(|low|, |high|) / 127, zero point 0
@@ -102,14 +102,14 @@ def quantize(
                 _store_bias(quantized, node, scale_and_zero(*ranges[source], scheme.activation)[0] * scale)
     values = {str(value.name): value for node in quantized.graph for value in node.outputs}
     values |= {str(value.name): value for value in quantized.graph.inputs}
-    wanted: dict[str, list[tuple[ir.Node, int]]] = {}
+    readers: dict[str, list[tuple[ir.Node, int]]] = {}
     for name, position in sorted(placement.reads):
-        wanted.setdefault(str(nodes[name].inputs[position].name), []).append((nodes[name], position))  # type: ignore[union-attr]
+        readers.setdefault(str(nodes[name].inputs[position].name), []).append((nodes[name], position))  # type: ignore[union-attr]
     for name in values:
         if name in placement.results:
             _quantize_tensor(quantized, values[name], None, ranges[name], scheme)
-        elif name in wanted:
-            _quantize_tensor(quantized, values[name], wanted[name], ranges[name], scheme)
+        elif name in readers:
+            _quantize_tensor(quantized, values[name], readers[name], ranges[name], scheme)
     return quantized
 
 
@@ -152,7 +152,7 @@ def _quantize_tensor(
     for node, position in read:
         node.replace_input_with(position, load.outputs[0])
     if leaves:
-        # The outside knows the tensor by its name: what leaves the graph keeps it.
+        # A graph output keeps its name.
         value.name, load.outputs[0].name = f"{name}/float", name
         outputs = model.graph.outputs
         outputs[next(index for index, one in enumerate(outputs) if one is value)] = load.outputs[0]

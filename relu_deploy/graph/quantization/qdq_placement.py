@@ -1,4 +1,4 @@
-"""Which numbers of a graph become 8 bits wide: what each target's kernels want, and nothing that slows them down.
+"""Choose which tensors of a graph are quantized to 8 bits, following the rules of each target's kernels.
 
 Rules for `cpu` (ONNX Runtime's kernels take 8 bits in and give 8 bits out):
 
@@ -8,13 +8,13 @@ Rules for `cpu` (ONNX Runtime's kernels take 8 bits in and give 8 bits out):
 
 Rules for `tensorrt` (after NVIDIA's explicit-quantization guide and ModelOpt's placement):
 
-3. A Conv, Gemm or MatMul with constant weights reads its input quantized. Nothing stands behind it: Conv,
+3. A Conv, Gemm or MatMul with constant weights reads its input quantized. Nothing follows it: Conv,
    Add and Relu, then the next reader's quantization, are one kernel.
 4. At a residual Add the branch that is not computed by the Conv before it is quantized as well.
 5. Layers that 8 bits make slower keep their precision: few channels, a ConvTranspose, and for float8 grouped or very large kernels.
 
-For both: tensors that a pool, a Concat (TensorRT), a Resize or a Reshape ties together have one scale, since these nodes
-only move numbers. A node belongs to the segment of the first Relu behind it; segments are what goes back to float.
+For both: tensors that a pool, a Concat (TensorRT), a Resize or a Reshape links together have one scale, since these nodes
+only move numbers. A node belongs to the segment of the first Relu behind it; segments are the unit that is returned to float.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from relu_deploy.graph.relus import find_relus
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["QdqPlacement", "place", "segments_of"]
+__all__ = ["QdqPlacement", "place_qdq", "segments_of"]
 
 #: operators with weights, and those that a CPU's 8-bit kernels take along
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -61,8 +61,8 @@ class QdqPlacement:
         return list(dict.fromkeys(self.nodes.values()))
 
 
-def place(model: ir.Model, target: str, precision: str = "int8", off: Collection[str] = ()) -> QdqPlacement:
-    """Return what of `model`, its batch norms folded, `target` wants quantized.
+def place_qdq(model: ir.Model, target: str, precision: str = "int8", off: Collection[str] = ()) -> QdqPlacement:
+    """Return what `target` quantizes of `model`, whose batch norms are folded.
 
     target: "cpu" or "tensorrt". precision: "int8" or "float8". off: segments that stay float.
     """
@@ -78,7 +78,7 @@ def place(model: ir.Model, target: str, precision: str = "int8", off: Collection
 
 
 def segments_of(model: ir.Model) -> dict[str, str]:
-    """Return for each node the first Relu that it leads to; one that leads to none is a segment of its own."""
+    """Return for each node the first Relu that it leads to; one that leads to none is a segment by itself."""
     order = {relu.node: relu.index for relu in find_relus(model)}
     reached: dict[str, str] = {}
     for node in reversed(list(model.graph)):

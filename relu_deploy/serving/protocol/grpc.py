@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
-from relu_deploy import __version__
 from relu_deploy.errors import InputError, ReluDeployError, missing_package
 from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, Unavailable
 from relu_deploy.serving.models import VERSION, Models
@@ -22,6 +21,7 @@ from relu_deploy.serving.protocol.routes import EXTENSIONS, RequestContext, Rout
 from relu_deploy.serving.protocol.tensors import THREADED_PARSE_BYTES, check_load_parameters
 from relu_deploy.serving.telemetry.observer import RequestObserver
 from relu_deploy.serving.transport.admission import AdmissionControl
+from relu_deploy.version import __version__
 
 __all__ = ["GrpcServer", "GrpcService"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from relu_deploy import __version__
 from relu_deploy.serving.errors import NotFound, Unavailable
 from relu_deploy.serving.models import VERSION, Model, Models
 from relu_deploy.serving.protocol.http import Handler, Request, Response, json_response
 from relu_deploy.serving.protocol.json_codec import parse
 from relu_deploy.serving.protocol.routes import EXTENSIONS
 from relu_deploy.serving.protocol.tensors import check_load_parameters
+from relu_deploy.version import __version__
 
 __all__ = ["Management"]
 

@@ -276,12 +276,11 @@ def _prepare(bundle: Bundle) -> tuple[Baseline, list[Relu], Session]:
         hint = f"relu-deploy export {bundle.path} -o NAME.rdb, and then relu-deploy census NAME.rdb --data D"
         raise InputError(f"{bundle.path} is not a bundle, so it has no census to compare with", hint)
     hint = f"relu-deploy census {bundle.path} --data D, where D is normal data of at least {LEAST_ROWS} rows"
-    file = bundle.path / "reports" / "baseline.npz"
-    if not file.is_file():
-        exists = (bundle.path / "reports" / "census.json").is_file()
+    if not bundle.has_file("reports/baseline.npz"):
+        exists = bundle.has_file("reports/census.json")
         reason = "has a census without a baseline to compare with" if exists else "has no census to compare with"
         raise InputError(f"{bundle.path} {reason}", hint)
-    baseline = Baseline.read(file)
+    baseline = Baseline.read(bundle.file("reports/baseline.npz"))
     graphs = [bundle, Bundle(bundle.path, bundle.manifest)]
     counted = next((each for each in graphs if sha256(each.onnx) == baseline.graph), None)
     if counted is None:

@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from relu_deploy import __version__
 from relu_deploy.errors import UsageError, missing_package
 from relu_deploy.serving.errors import DeadlineExceeded, InternalError, InvalidArgument, NotFound, TooLarge, Unavailable
 from relu_deploy.serving.protocol.proto import SERVICE
@@ -23,6 +22,7 @@ from relu_deploy.serving.protocol.routes import INFERENCE, RequestContext
 from relu_deploy.serving.telemetry.observer import MAX_TEXT, RequestObserver
 from relu_deploy.serving.telemetry.span_exporter import CountingExporter, delivering
 from relu_deploy.serving.telemetry.statistics import PARTS, Timings
+from relu_deploy.version import __version__
 
 __all__ = ["TraceOptions", "Traces", "tracing"]
 

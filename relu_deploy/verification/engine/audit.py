@@ -1,14 +1,14 @@
-"""An engine as it is deployed, held against its graph: region by region, from what the engine itself showed.
+"""Comparison of an engine with its graph, region by region, from the tensors that the engine itself shows.
 
-Marking a tensor as an output makes an engine write it, and breaks the fusions that ship. So a second engine is built which
-only lets itself be observed (`BuildOptions.observable`), and is compared with the one that ships: the same layers, the same
-kernels, the same bits in the outputs. What holds for the one then holds for the other.
+Marking a tensor as an output makes an engine write it, and breaks the fusions that ship. So a second engine is built that
+shows the tensors it writes anyway (`BuildOptions.observable`), and is compared with the one that ships: the same layers, the
+same kernels, the same bits in the outputs. The results then hold for both.
 
-    local         the region evaluated in float64 from the tensors that the engine showed before it: its own error
-    accumulated   the whole graph evaluated in float64 from the inputs: what the errors until there add up to
+    local         the region evaluated in float64 from the tensors that the engine showed before it
+    accumulated   the whole graph evaluated in float64 from the inputs
 
-The verdict is that of `verdict.py`. What a region rounds itself is what its nodes' types say; codes that it reads are exact,
-and codes that it writes are right to one rounding. So even in int8 a region's own error is judged in units of float32's.
+The verdict is that of `verdict.py`. The rounding inside a region follows from the types of its nodes; codes that it reads are
+exact, and codes that it writes are right to one rounding. So the local error of an int8 region is judged in units of float32.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
-from relu_deploy.graph import SCOPE_KEY, Relu, find_relus, load_model, precision_of
+from relu_deploy.graph import Relu, find_relus, load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
-from relu_deploy.verification.classify import describe
+from relu_deploy.verification.contract import Contract
 from relu_deploy.verification.engine.fusion_regions import Coverage, EngineTrace, Region, build_trace, coverage_of, regions_of
 from relu_deploy.verification.engine.layers import EngineDifference, InspectedEngine, ObservedEngine, compare_layers, read_layers
 from relu_deploy.verification.engine.replay import Evaluations, compare_shown, contract_of, evaluate, rounds_to, shapes_at
-from relu_deploy.verification.invariants import Contract
-from relu_deploy.verification.locate import Fault
-from relu_deploy.verification.node_error import STORAGE
+from relu_deploy.verification.locating.classify import describe
+from relu_deploy.verification.locating.fault import Fault
+from relu_deploy.verification.locating.node_error import STORAGE
 from relu_deploy.verification.tapping import same_bits
 from relu_deploy.verification.verdict import Comparison, compare
 
@@ -44,9 +44,12 @@ __all__ = ["AuditReport", "RegionReport", "audit", "audit_session"]
 
 @dataclass(frozen=True)
 class RegionReport:
-    """The verdicts on one region. precision: that it rounds to on its way.
+    """The verdicts on one region.
 
-    local: None where it could not be made, with the reason in `note`. accumulated: None for a copy, which adds nothing up.
+    Attributes:
+        precision: The coarsest that it rounds to.
+        local: None where there is no verdict, with the reason in `note`.
+        accumulated: None for a copy.
     """
 
     region: Region
@@ -72,11 +75,16 @@ class RegionReport:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What the audit of an engine found.
+    """The result of the audit of an engine.
 
-    outputs: of the engine that ships, against the truth. contracts: of the Relus that were observed, by tensor. spread: largest
-    difference of an output between the two engines; None where all their bits are the same. faults: the regions whose own
-    error is not explained and the Relus that break the contract, first one first.
+    Attributes:
+        outputs: Of the engine that ships, compared with the truth.
+        contracts: Of the Relus that were observed, by tensor.
+        difference: Between the layers of the two engines.
+        spread: Largest difference of an output between the two engines; None where all their bits are the same.
+        captured: Number of tensors that the engine showed.
+        unmatched: Captured tensors that no layer writes.
+        faults: The regions whose local error is not noise and the Relus that break the contract, in the engine's order.
     """
 
     backend: str
@@ -95,13 +103,13 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
-        """Return whether every number that was looked at is right; how much was looked at is `coverage`."""
+        """Return whether every tensor that was compared is right; how many were compared is in `coverage`."""
         verdicts = [*(report.passed for report in self.regions), *(one.passed for one in self.outputs.values())]
         return all(verdicts) and not any(contract.broken for contract in self.contracts.values())
 
     @property
     def as_deployed(self) -> bool:
-        """Return whether the engine that was observed has the layers, kernels and output bits of the one that ships."""
+        """Return whether the observed engine has the layers, kernels and output bits of the one that ships."""
         return self.difference.is_same and self.spread is None
 
     @property
@@ -110,7 +118,7 @@ class AuditReport:
 
     @property
     def worst(self) -> RegionReport | None:
-        """Return the region with the largest error of its own, in units of its noise."""
+        """Return the region with the largest local error, in units of its noise."""
         judged = [report for report in self.regions if report.local is not None]
         return max(judged, key=lambda report: report.local.error_ratio if report.local else 0.0, default=None)
 
@@ -144,17 +152,17 @@ class AuditReport:
 
 
 def audit_session(bundle: Bundle, backend: str, feeds: Feeds, shipping: Any) -> tuple[AuditReport | None, str]:
-    """Return the audit of the engine that `shipping`, a TensorRT session, runs; None and why when it cannot be looked into."""
+    """Return the audit of the engine that `shipping`, a TensorRT session, runs; None and the reason when it cannot be inspected."""
     from relu_deploy.backends.tensorrt.capture import observed_twin
 
     try:
         observed = observed_twin(backend, bundle, shipping)
     except Unsupported as error:
-        return None, f"the engine cannot be looked into ({error.message}): outputs only"
+        return None, f"the engine cannot be inspected ({error.message}): outputs only"
     try:
         return audit(bundle, backend, feeds, shipping, observed), ""
     except Unsupported as error:
-        return None, f"the engine does not tell enough of itself ({error.message}): outputs only"
+        return None, f"the engine does not describe its layers ({error.message}): outputs only"
     finally:
         observed.close()
 
@@ -168,10 +176,19 @@ def audit(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> AuditReport:
-    """Return the audit of the engine `shipping` of `bundle`'s graph, through `observed`, which shows what it writes.
+    """Return the audit of an engine. A difference is a result, not an error.
 
-    backend: what to call them. Raises InputError when the feeds do not fit or the engine gives other outputs than the graph,
-    Unsupported for an engine that does not tell its layers; a difference is a result, not an error.
+    Args:
+        bundle: The graph.
+        backend: The name of the backend in the report.
+        feeds: The inputs.
+        shipping: The engine that ships.
+        observed: The engine that shows its tensors.
+        progress: Called with the name of each step before it starts.
+
+    Raises:
+        InputError: If the feeds do not fit, or the engine has other outputs than the graph.
+        Unsupported: If the engine does not list its layers.
     """
     from onnx_ir.passes.common import ShapeInferencePass
 
@@ -183,72 +200,76 @@ def audit(
     difference = compare_layers(read_layers(shipping.inspect(), f"the engine of {bundle.name}"), layers)
     names = {spec.name for spec in bundle.outputs}
     if (given := {*shipped, *outputs}) != names or not names <= shipped.keys() & outputs.keys():
-        raise InputError(f"the engines of {bundle.name} give {sorted(given)}, the graph gives {sorted(names)}", "build them anew")
+        raise InputError(
+            f"the engines of {bundle.name} have the outputs {sorted(given)}, the graph has {sorted(names)}", "build them again"
+        )
     model = ShapeInferencePass()(load_model(bundle.onnx)).model
     session = cast(TruthSession, load(bundle, "reference"))
     progress(f"{backend}: truth in float64")
-    view = build_trace(model, shapes_at(session, feeds), layers, captured, outputs)
-    regions = regions_of(model, view)
+    trace = build_trace(model, shapes_at(session, feeds), layers, captured, outputs)
+    regions = regions_of(model, trace)
     precision = precision_of(model)
-    whole = evaluate(session, feeds, view.shown, {precision})
+    whole = evaluate(session, feeds, trace.shown, {precision})
     progress(f"{backend}: {len(regions)} regions from the engine's own tensors")
-    rounds = {region: rounds_to(model, region, view) for region in regions}
-    own = evaluate(session, feeds, view.shown, {*rounds.values()}, replay=True)
+    rounds = {region: rounds_to(model, region, trace) for region in regions}
+    replayed = evaluate(session, feeds, trace.shown, {*rounds.values()}, replay=True)
     session.close()
-    reports = [_judge(region, view, feeds, rounds[region], precision, own, whole) for region in regions]
-    relus = coverage_of(find_relus(model), view, regions)
+    reports = [_judge(region, trace, feeds, rounds[region], precision, replayed, whole) for region in regions]
+    relus = coverage_of(find_relus(model), trace, regions)
     precisions = {region.tensor: rounds[region] for region in regions if not region.is_copy}
     contracts = {
-        one.at: contract_of(one.relu, view.shown[one.at], own, precisions[one.at]) for one in relus if one.state == "observed"
+        one.at: contract_of(one.relu, trace.shown[one.at], replayed, precisions[one.at])
+        for one in relus
+        if one.state == "observed"
     }
     return AuditReport(
         backend,
         bundle.name,
         precision,
-        {name: compare_shown(view.shown[name], shipped[name], whole, precision) for name in sorted(names & view.shown.keys())},
+        {name: compare_shown(trace.shown[name], shipped[name], whole, precision) for name in sorted(names & trace.shown.keys())},
         [report for report, _ in reports],
         relus,
         contracts,
         difference,
         _spread(shipped, outputs),
         len(captured),
-        view.unmatched,
-        _faults(model, backend, view, reports, relus, contracts),
+        trace.unmatched,
+        _faults(model, backend, trace, reports, relus, contracts),
         time.perf_counter() - started,
     )
 
 
 def _judge(
-    region: Region, view: EngineTrace, feeds: Feeds, rounds: str, precision: str, own: Evaluations, whole: Evaluations
+    region: Region, trace: EngineTrace, feeds: Feeds, rounds: str, precision: str, replayed: Evaluations, whole: Evaluations
 ) -> tuple[RegionReport, tuple[str, str] | None]:
-    """Return the verdicts on one region, and the kind of its fault where its own error is not explained."""
+    """Return the verdicts on one region, and the kind of its fault where its local error is not noise."""
     if region.is_copy:
-        return _judge_copy(region, view, feeds)
-    shown = view.shown[region.tensor]
+        return _judge_copy(region, trace, feeds)
+    shown = trace.shown[region.tensor]
     accumulated = compare_shown(shown, shown.value, whole, precision)
-    wrong = next((name for name in region.inputs if not _is_finite(name, view, feeds)), None)
+    wrong = next((name for name in region.inputs if not _is_finite(name, trace, feeds)), None)
     if wrong is not None:
-        note = f"no verdict of its own: the engine's {wrong} holds NaN or infinity"
+        note = f"no local verdict: the engine's {wrong} holds NaN or infinity"
         return RegionReport(region, rounds, None, accumulated, note), None
-    note = f"reaches back over other layers, for not all that it reads was shown: {'; '.join(region.missing)}"
-    local = compare_shown(shown, shown.value, own, rounds)
+    note = f"extends over other layers, because not all of its inputs were shown: {'; '.join(region.missing)}"
+    local = compare_shown(shown, shown.value, replayed, rounds)
     report = RegionReport(region, rounds, local, accumulated, note if region.missing else "")
-    true = shown.real(own["float64"][region.tensor])
+    true = shown.real(replayed["float64"][region.tensor])
     return report, None if local.passed else describe(shown.real(shown.value), true)
 
 
-def _judge_copy(region: Region, view: EngineTrace, feeds: Feeds) -> tuple[RegionReport, tuple[str, str] | None]:
-    copy = next(one for one in view.copies if one.places[-1] == region.place and one.engine_tensor == region.engine_tensor)
-    source = view.shown.get(region.tensor)
+def _judge_copy(region: Region, trace: EngineTrace, feeds: Feeds) -> tuple[RegionReport, tuple[str, str] | None]:
+    copy = next(one for one in trace.copies if one.places[-1] == region.place and one.engine_tensor == region.engine_tensor)
+    source = trace.shown.get(region.tensor)
     true = (source.real(source.value) if source else feeds[region.tensor]).astype(np.float64)
     got = copy.real(copy.value)
-    # A copy is right to the last bit or not at all.
+    # A copy must be right to the last bit.
     verdict = compare(got, true, 0.0)
     return RegionReport(region, "float32", verdict, None), None if verdict.passed else describe(got, true)
 
 
-def _is_finite(name: str, view: EngineTrace, feeds: Feeds) -> bool:
-    value = view.shown[name].real(view.shown[name].value) if name in view.shown else feeds[name]
+def _is_finite(name: str, trace: EngineTrace, feeds: Feeds) -> bool:
+    value = trace.shown[name].real(trace.shown[name].value) if name in trace.shown else feeds[name]
     return value.dtype.kind != "f" or bool(np.isfinite(value).all())
 
 
@@ -265,17 +286,17 @@ def _spread(shipped: Feeds, outputs: Feeds) -> float | None:
 def _faults(
     model: ir.Model,
     backend: str,
-    view: EngineTrace,
+    trace: EngineTrace,
     reports: Sequence[tuple[RegionReport, tuple[str, str] | None]],
     relus: Sequence[Coverage],
     contracts: Mapping[str, Contract],
 ) -> list[Fault]:
-    """Return what is at fault, in the order in which the engine runs it. A Relu whose region is wrong is not named again."""
+    """Return the faults in the order in which the engine runs. A Relu whose region is wrong is not named again."""
     found = [(report.region.place, _fault(model, backend, report, *kind)) for report, kind in reports if kind is not None]
     wrong = {report.region.tensor for report, kind in reports if kind is not None}
     for one in relus:
         if one.state == "observed" and one.at not in wrong and contracts[one.at].broken:
-            found.append((view.shown[one.at].places[-1], _broken(model, backend, one.relu, contracts[one.at].broken)))
+            found.append((trace.shown[one.at].places[-1], _broken(model, backend, one.relu, contracts[one.at].broken)))
     return [fault for _, fault in sorted(found, key=lambda each: each[0])]
 
 
@@ -289,13 +310,12 @@ def _fault(model: ir.Model, backend: str, report: RegionReport, kind: str, detai
         )
         detail = f"{detail}; in the copy that layer {region.layer!r} makes of {region.tensor}"
     else:
-        # What computes last is named, not what only stores the result: the region says between which nodes it lies.
+        # The last node that computes is named, not one that only stores the result; the region lists all of them.
         inside = [nodes[name] for name in region.nodes]
         node = next((one for one in reversed(inside) if one.op_type not in STORAGE), inside[-1])
-        detail = f"{detail}; layer {region.layer!r} fed with what the engine showed before it"
+        detail = f"{detail}; layer {region.layer!r} on the tensors that the engine showed before it"
     ratio = report.local.error_ratio if report.local else None
-    scope = node.metadata_props.get(SCOPE_KEY, "")
-    return Fault(str(node.name), node.op_type, scope, backend, kind, detail, ratio, region.nodes)
+    return Fault.at(node, backend, (kind, detail), ratio, region.nodes)
 
 
 def _broken(model: ir.Model, backend: str, relu: Relu, broken: str) -> Fault:

@@ -1,8 +1,8 @@
-"""The regions of an engine that can be checked, and which Relus are seen thereby.
+"""The regions of an engine that can be checked, and how each Relu is covered by them.
 
-A region is what lies between tensors that the engine showed: the graph's nodes that make one of them from others of them.
+A region is the part of the graph between tensors that the engine showed: the nodes that make one of them from others of them.
 Where every tensor that the layer reads was shown, it is that layer and nothing else: a fusion. Where one was not shown, it
-reaches back to the tensors before, over the layers between.
+extends back to the tensors before, over the layers between.
 
     observed     the Relu's own output was shown
     inside       it is computed inside a fusion whose inputs and output were shown; checked at its output
@@ -19,7 +19,7 @@ import numpy as np
 
 from relu_deploy.graph import Relu, nodes_between
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.engine.dataflow import Shape, Wiring, map_to_onnx, match_captures, wire
+from relu_deploy.verification.engine.dataflow import Dataflow, Shape, map_to_onnx, match_captures, trace_dataflow
 from relu_deploy.verification.engine.layers import Captured, EngineLayer
 from relu_deploy.verification.engine.tensor_format import Quantized, decode, quantized_by
 
@@ -33,10 +33,12 @@ OBSERVED, INSIDE, UNOBSERVED = "observed", "inside", "unobserved"
 
 @dataclass(frozen=True)
 class Shown:
-    """A tensor of the graph that the engine showed. places: of the layers that wrote it, among all.
+    """A tensor of the graph that the engine showed.
 
-    value: of the graph's shape; codes where the graph has codes there, else numbers. quantized: what codes stand for, where the
-    engine keeps it as codes.
+    Attributes:
+        places: The layers that wrote it.
+        value: In the shape of the graph; codes where the graph has codes, else numbers.
+        quantized: The scale of the codes, where the engine keeps it as codes.
     """
 
     tensor: str
@@ -54,12 +56,17 @@ class Shown:
 
 @dataclass(frozen=True)
 class EngineTrace:
-    """All that an engine showed. shown: by the graph's tensors. copies: of each of them, written again.
+    """Everything that an engine showed.
 
-    hidden: why a write was not shown, by its place. unmatched: captured tensors that no layer of the list writes.
+    Attributes:
+        shown: By the tensors of the graph.
+        copies: Of each of them, written again.
+        tensors: The graph's tensor by the place of its write.
+        hidden: Why a write was not shown, by its place.
+        unmatched: Captured tensors that no layer writes.
     """
 
-    wiring: Wiring
+    dataflow: Dataflow
     shown: Mapping[str, Shown]
     copies: Sequence[Shown]
     tensors: Mapping[int, str]
@@ -74,48 +81,53 @@ def build_trace(
     captured: Sequence[Captured],
     outputs: Feeds,
 ) -> EngineTrace:
-    """Return what the engine with these `layers` showed of the graph.
+    """Return what an engine showed of the graph.
 
-    shapes: of every tensor of the graph. outputs: of the engine, which are known whether or not they were captured.
+    Args:
+        model: The graph.
+        shapes: The shape of every tensor of the graph.
+        layers: The engine's layers.
+        captured: The tensors that it showed while it ran.
+        outputs: Its outputs, which are known whether or not they were captured.
     """
-    wiring = wire(layers)
-    paired, hidden = match_captures(wiring, captured)
-    tensors, strange = map_to_onnx(model, shapes, wiring, paired)
-    hidden |= strange
+    dataflow = trace_dataflow(layers)
+    paired, hidden = match_captures(dataflow, captured)
+    tensors, not_mapped = map_to_onnx(model, shapes, dataflow, paired)
+    hidden |= not_mapped
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     shown: dict[str, Shown] = {}
     copies: list[Shown] = []
     for place, one in sorted(paired.items()):
         if place not in tensors:
             continue
-        write = wiring.writes[place]
-        read = _read(one, wiring, place, values.get(tensors[place]), shapes[tensors[place]])
+        write = dataflow.writes[place]
+        read = _read(one, dataflow, place, values.get(tensors[place]), shapes[tensors[place]])
         if isinstance(read, str):
             hidden[place] = read
             continue
-        seen = Shown(tensors[place], write.tensor.name, write.layers, *read)
-        if wiring.layers[write.layer].is_copy:
-            copies.append(seen)
+        tensor = Shown(tensors[place], write.tensor.name, write.layers, *read)
+        if dataflow.layers[write.layer].is_copy:
+            copies.append(tensor)
         else:
-            shown[seen.tensor] = seen
-    written = {wiring.writes[place].tensor.name: place for place in tensors}
+            shown[tensor.tensor] = tensor
+    written = {dataflow.writes[place].tensor.name: place for place in tensors}
     for name, array in outputs.items():
         place = written.get(name, -1)
-        layers_of = wiring.writes[place].layers if place >= 0 else (len(layers) - 1,)
-        if place >= 0 and place not in paired and wiring.layers[layers_of[-1]].is_copy and name in shown:
+        layers_of = dataflow.writes[place].layers if place >= 0 else (len(layers) - 1,)
+        if place >= 0 and place not in paired and dataflow.layers[layers_of[-1]].is_copy and name in shown:
             copies.append(Shown(name, name, layers_of, array))
         elif name not in shown and name in values:
             shown[name] = Shown(name, name, layers_of, array)
-    listed = {write.tensor.name for write in wiring.writes}
+    listed = {write.tensor.name for write in dataflow.writes}
     unmatched = tuple(dict.fromkeys(one.name for one in captured if one.name not in listed))
-    return EngineTrace(wiring, shown, copies, tensors, hidden, unmatched)
+    return EngineTrace(dataflow, shown, copies, tensors, hidden, unmatched)
 
 
 def _read(
-    one: Captured, wiring: Wiring, place: int, value: ir.Value | None, shape: Shape
+    one: Captured, dataflow: Dataflow, place: int, value: ir.Value | None, shape: Shape
 ) -> tuple[Array, Quantized | None] | str:
-    """Return the tensor of the graph that `one` is, and what its codes stand for; or why it cannot be told."""
-    array = decode(one, wiring.writes[place].tensor)
+    """Return the tensor of the graph that `one` is, and the scale of its codes; or why it cannot be decoded."""
+    array = decode(one, dataflow.writes[place].tensor)
     if isinstance(array, str):
         return array
     array = array.reshape(shape)
@@ -129,7 +141,7 @@ def _read(
         return array, None
     quantized, node = quantized_by(value), value.producer()
     if quantized is None and (not in_graph or (node is not None and node.op_type == "QuantizeLinear")):
-        return f"it is kept as {one.dtype} and the graph does not say in one way what its codes stand for"
+        return f"it is kept as {one.dtype} and the graph does not give one scale for its codes"
     return (array if in_graph or quantized is None else quantized.real(array)), quantized
 
 
@@ -137,8 +149,12 @@ def _read(
 class Region:
     """The nodes that make `tensor` from the tensors `inputs`, all of them shown by the engine or fed to it.
 
-    layer: that wrote it, or the last part of it. place: of that layer. missing: what the layer reads and did not show, with the reason of each; the
-    region then reaches back further. is_copy: its layer only writes `tensor` again, and that is what is checked.
+    Attributes:
+        layer: The one that wrote it, or the last part of it.
+        place: Of that layer.
+        missing: The tensors that the layer reads and that were not shown, each with the reason; the region then extends back
+            further.
+        is_copy: Its layer only writes `tensor` again, and that copy is checked.
     """
 
     tensor: str
@@ -162,12 +178,12 @@ class Region:
         }
 
 
-def regions_of(model: ir.Model, view: EngineTrace) -> list[Region]:
-    """Return the regions that `view` lets one check, in the order in which the engine runs them."""
+def regions_of(model: ir.Model, trace: EngineTrace) -> list[Region]:
+    """Return the regions that can be checked, in the order in which the engine runs them."""
     inputs = frozenset(str(value.name) for value in model.graph.inputs)
-    ends = {*view.shown, *inputs}
+    ends = {*trace.shown, *inputs}
     regions = []
-    for shown in view.shown.values():
+    for shown in trace.shown.values():
         nodes = nodes_between(model, ends - {shown.tensor}, [shown.tensor])
         made = {value.name for node in nodes for value in node.outputs}
         read = dict.fromkeys(str(value.name) for node in nodes for value in node.inputs if value is not None)
@@ -175,41 +191,41 @@ def regions_of(model: ir.Model, view: EngineTrace) -> list[Region]:
             Region(
                 shown.tensor,
                 shown.engine_tensor,
-                view.wiring.layers[shown.places[-1]].name,
+                trace.dataflow.layers[shown.places[-1]].name,
                 shown.places[-1],
                 tuple(str(node.name) for node in nodes),
                 tuple(name for name in read if name in ends and name not in made),
-                tuple(_missing(view, shown.places, inputs)),
+                tuple(_missing(trace, shown.places, inputs)),
             )
         )
-    for copy in view.copies:
+    for copy in trace.copies:
         place = copy.places[-1]
         if copy.tensor in ends:
-            name = view.wiring.layers[place].name
+            name = trace.dataflow.layers[place].name
             regions.append(Region(copy.tensor, copy.engine_tensor, name, place, (), (copy.tensor,), is_copy=True))
     return sorted(regions, key=lambda region: region.place)
 
 
-def _missing(view: EngineTrace, places: Sequence[int], inputs: frozenset[str]) -> list[str]:
-    wiring, missing = view.wiring, []
-    reads = [
-        match_captures
-        for place in places
-        for match_captures in zip(wiring.layers[place].inputs, wiring.reads[place], strict=True)
-    ]
+def _missing(trace: EngineTrace, places: Sequence[int], inputs: frozenset[str]) -> list[str]:
+    dataflow, missing = trace.dataflow, []
+    reads = [pair for place in places for pair in zip(dataflow.layers[place].inputs, dataflow.reads[place], strict=True)]
     for tensor, write in reads:
-        origin = wiring.origin(write)
-        if origin is None or view.tensors.get(origin) in view.shown or wiring.is_constant(origin, inputs):
+        origin = dataflow.origin(write)
+        if origin is None or trace.tensors.get(origin) in trace.shown or dataflow.is_constant(origin, inputs):
             continue
-        missing.append(f"{tensor.name}: {view.hidden.get(origin, 'it was not captured')}")
+        missing.append(f"{tensor.name}: {trace.hidden.get(origin, 'it was not captured')}")
     return missing
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How one Relu was seen. state: "observed", "inside" or "unobserved". at: the tensor it was checked at, "" for none.
+    """How one Relu is covered.
 
-    layer: the engine's layer that computes it, "" where none names it. reason: why it was not observed.
+    Attributes:
+        state: "observed", "inside" or "unobserved".
+        layer: The layer of the engine that computes it, "" where none names it.
+        at: The tensor that it was checked at, "" for none.
+        reason: Why it was not observed.
     """
 
     relu: Relu
@@ -231,34 +247,34 @@ class Coverage:
         }
 
 
-def coverage_of(relus: Sequence[Relu], view: EngineTrace, regions: Sequence[Region]) -> list[Coverage]:
-    """Return how each of `relus` was seen."""
-    named = {node: place for place, layer in reversed(list(enumerate(view.wiring.layers))) for node in layer.nodes}
+def coverage_of(relus: Sequence[Relu], trace: EngineTrace, regions: Sequence[Region]) -> list[Coverage]:
+    """Return how each of `relus` is covered."""
+    named = {node: place for place, layer in reversed(list(enumerate(trace.dataflow.layers))) for node in layer.nodes}
     found = []
     for relu in relus:
         place = named.get(relu.node)
-        layer = view.wiring.layers[place].name if place is not None else ""
+        layer = trace.dataflow.layers[place].name if place is not None else ""
         around = [region for region in regions if relu.node in region.nodes]
-        if relu.output in view.shown:
+        if relu.output in trace.shown:
             found.append(Coverage(relu, OBSERVED, layer, relu.output))
             continue
         fusion = next((region for region in around if not region.missing), None)
         if fusion is not None:
             found.append(Coverage(relu, INSIDE, layer or fusion.layer, fusion.tensor))
             continue
-        reason = _why_unobserved(view, place)
+        reason = _unobserved_reason(trace, place)
         if around:
-            reason = f"{reason}; checked only as part of the stretch that ends in {around[0].tensor}"
+            reason = f"{reason}; checked only as part of the region that ends in {around[0].tensor}"
         found.append(Coverage(relu, UNOBSERVED, layer, around[0].tensor if around else "", reason))
     return found
 
 
-def _why_unobserved(view: EngineTrace, place: int | None) -> str:
+def _unobserved_reason(trace: EngineTrace, place: int | None) -> str:
     if place is None:
         return "no layer of the engine names it"
     reasons = [
-        f"{write.tensor.name}: {view.hidden[index]}"
-        for index, write in enumerate(view.wiring.writes)
-        if place in write.layers and index in view.hidden
+        f"{write.tensor.name}: {trace.hidden[index]}"
+        for index, write in enumerate(trace.dataflow.writes)
+        if place in write.layers and index in trace.hidden
     ]
     return "; ".join(reasons) or "what its layer reads was not shown"

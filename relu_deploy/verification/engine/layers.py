@@ -1,14 +1,14 @@
-"""What a TensorRT engine tells about itself: its layers, as its inspector lists them, and the tensors it showed while it ran.
+"""The layers of a TensorRT engine, as its inspector lists them, and the tensors that it shows while it runs.
 
 A layer of an engine is one kernel. It stands for several nodes of the ONNX graph, which its metadata names one after the
-other, and what the nodes inside it hand on is never written to memory:
+other, and the tensors between the nodes inside it are never written to memory:
 
     {"Name": "c1/Conv + c1/Relu", "LayerType": "CaskConvolution", "Metadata": "[ONNX Layer: c1/Conv]\\x1f[ONNX Layer: c1/Relu]",
      "Inputs": [{"Name": "x", "Dimensions": [1,3,8,8], "Format/Datatype": "Row major linear FP32"}], "Outputs": [...], ...}
 
 TensorRT 10 has `Format/Datatype` and `Bindings`, TensorRT 11 has `Format`, `DataType` and `I/O Tensors`. Inside Myelin, its
 own compiler, tensors have internal names (`__myln_k_arg__bb1_3`) that later layers use again, and a type without a format.
-Nothing here imports a runtime: whoever runs the engine hands in what it said (`InspectedEngine`, `ObservedEngine`).
+Nothing here imports a runtime: the sessions of the backend are passed in (`InspectedEngine`, `ObservedEngine`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "read_layers",
 ]
 
-#: names of element types in what the inspector writes, the longer ones first; "" where a tensor's is none of them
+#: element types as the inspector writes them, the longer names first
 DTYPES = {
     "bfloat16": r"bf16|bfloat16",
     "float16": r"fp16|half|float16",
@@ -48,20 +48,20 @@ DTYPES = {
     "int64": r"int64",
     "bool": r"bool",
 }
-#: one node in a layer's metadata; nodes are set apart by a unit separator, groups of them by a record separator, or by nothing
+#: one node in a layer's metadata; nodes are separated by a unit separator, groups of them by a record separator, or by nothing
 NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|\[ONNX Layer: |\s*$)", re.DOTALL)
-#: what Myelin appends to a layer's name: its group and place, which a layer put in before it changes
+#: the suffix that Myelin adds to a layer's name: its group and place, which a layer inserted before it changes
 PLACE = re.compile(r"_myl\d+_\d+$")
 COPIES = ("copy", "noop", "reformat")
 #: layers that keep streams in step and hold no tensor
 BARRIERS = ("signal", "wait")
-#: what ends the names of layers of an optimization profile other than the first
+#: the suffix of the names of layers of an optimization profile other than the first
 PROFILE = re.compile(r"\[profile +\d+\]")
 
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """A tensor as a layer reads or writes it. dims: -1 where it varies. format: in the inspector's words, with or without the type."""
+    """A tensor as a layer reads or writes it. dims: -1 where it varies. format: As the inspector writes it, with or without the type."""
 
     name: str
     dims: tuple[int, ...]
@@ -71,7 +71,7 @@ class EngineTensor:
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of an engine: one kernel. nodes: of the ONNX graph, by name, that it computes. tactic: the kernel's own name."""
+    """A layer of an engine: one kernel. nodes: The nodes of the ONNX graph that it computes. tactic: The name of the kernel."""
 
     name: str
     kind: str
@@ -92,7 +92,7 @@ class InspectedEngine(Protocol):
     """An engine that is loaded, and was built with detailed profiling verbosity."""
 
     def inspect(self) -> str:
-        """Return what its inspector says of the whole engine, as JSON, at the shapes of the last run."""
+        """Return the inspector's JSON for the whole engine, at the shapes of the last run."""
         ...
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
@@ -101,35 +101,40 @@ class InspectedEngine(Protocol):
 
 
 class ObservedEngine(InspectedEngine, Protocol):
-    """An engine that was built with `BuildOptions.observable`, with a listener for what it writes."""
+    """An engine that was built with `BuildOptions.observable`, with a listener for the tensors that it writes."""
 
     def capture(self, feeds: Mapping[str, Any]) -> Sequence[Captured]:
-        """Return every tensor that one run on `feeds` showed, in the order in which it did."""
+        """Return every tensor that one run on `feeds` writes, in its order."""
         ...
 
 
 def dtype_in(text: str) -> str:
-    """Return the element type that `text` names, "" when it names none that is known."""
+    """Return the element type that `text` names, "" for an unknown one."""
     return next((dtype for dtype, words in DTYPES.items() if re.search(rf"\bk?(?:{words})\b", text, re.IGNORECASE)), "")
 
 
 def read_layers(text: str, engine: str) -> tuple[EngineLayer, ...]:
-    """Return the layers that an inspector lists, in the order in which they run, of the first optimization profile.
+    """Return the layers of the first optimization profile, in the order in which they run.
 
-    engine: what to call it in an error. Raises Unsupported when `text` is no such list, or one of names only.
+    Args:
+        text: The inspector's JSON.
+        engine: What to call the engine in an error.
+
+    Raises:
+        Unsupported: If `text` is not a list of layers, or one of names only.
     """
     try:
-        # Separators stand in the metadata as they are, which strict JSON forbids.
+        # Separators are not escaped in the metadata, which strict JSON forbids.
         listed = json.loads(text, strict=False)["Layers"]
         names_only = any(isinstance(layer, str) for layer in listed)
         if not names_only:
             layers = (_layer(layer) for layer in listed if not PROFILE.search(layer["Name"]))
             return tuple(layer for layer in layers if layer.kind.lower() not in BARRIERS)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        what = f"the inspector of {engine} gave no list of layers that can be read: {type(error).__name__}: {error}"
-        raise Unsupported(what, "verify it with a version of TensorRT that this package knows: 10 or 11") from error
+        message = f"the inspector of {engine} returned no list of layers that can be read: {type(error).__name__}: {error}"
+        raise Unsupported(message, "verify it with a version of TensorRT that this package knows: 10 or 11") from error
     raise Unsupported(
-        f"{engine} tells its layers' names and nothing else: it was built without detailed profiling verbosity",
+        f"{engine} lists only the names of its layers: it was built without detailed profiling verbosity",
         "build it again with relu-deploy compile --rebuild",
     )
 
@@ -155,10 +160,12 @@ def _tensor(fields: Mapping[str, Any]) -> EngineTensor:
 
 @dataclass(frozen=True)
 class EngineDifference:
-    """How the layers of the engine that is observed differ from those of the engine that ships.
+    """How the layers of the observed engine differ from those of the engine that ships.
 
-    shipping, observed: layers that only one of them has. kernels: layers for which another kernel was chosen.
-    copies: layers that only write a tensor again and that one of them has more often; they change no number.
+    Attributes:
+        shipping, observed: Layers that only one of them has.
+        kernels: Layers for which another kernel was chosen.
+        copies: Layers that only write a tensor again and that one of them has more often; they change no number.
     """
 
     shipping: tuple[str, ...] = ()

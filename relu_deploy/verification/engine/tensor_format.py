@@ -1,12 +1,12 @@
-"""The numbers in a buffer of an engine: its format taken apart, its codes turned back into what they stand for.
+"""Decoding of an engine's buffers: from their format to C order, and from codes to numbers.
 
-    format, in the inspector's words                          what lies where, for a tensor (N, C, H, W)
+    format, as the inspector writes it                        order of a tensor (N, C, H, W)
     Row major linear FP32 · Row major Int8 format · Half      [N][C][H][W]
     Thirty-two wide channel vectorized row major Int8 format  [N][ceil(C/32)][H][W][32]
     Channel major FP16 format where channel % 8 == 0          [N][H][W][ceil(C/8)*8]
 
-The formats are those that NVIDIA documents for `TensorFormat`. A buffer that has not exactly the size of its format, and a
-format that says more than this (a stride in H) or nothing ("N/A due to dynamic shapes"), is not decoded.
+The formats are those that NVIDIA documents for `TensorFormat`. A buffer whose size is not that of its format, and any other
+format (with a stride in H, or "N/A due to dynamic shapes"), is not decoded.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ STORED = {
     **{name: np.dtype(name) for name in ("float32", "float16", "int8", "uint8", "int32", "int64", "bool")},
 }
 WIDTHS = {"two": 2, "four": 4, "eight": 8, "sixteen": 16, "thirty-two": 32}
-#: a type and no format, as Myelin has it
+#: a type without a format, as Myelin writes it
 BARE = re.compile(rf"k?(?:{'|'.join(DTYPES.values())})", re.IGNORECASE)
-#: operators that hand on some of their numbers as they are, so that it is the same to quantize before or behind them
-HANDS_ON = ("Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+#: operators that only move or select numbers, so that quantizing before or behind them is the same
+MOVING = ("Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What the codes of a tensor stand for: (code - zero) * scale, one scale for the whole tensor. codes: int8, uint8 or float8."""
+    """The scale of a tensor's codes: a number is (code - zero) * scale. codes: "int8", "uint8" or "float8"."""
 
     scale: float
     zero: float
@@ -53,7 +53,7 @@ class Quantized:
         return (codes.astype(np.float64) - self.zero) * self.scale
 
     def nearest(self, values: Array) -> Array:
-        """Return `values` as they come back from their codes: rounded, and cut off at the ends of the range."""
+        """Return `values` quantized and dequantized: rounded, and clipped to the range."""
         steps = values / self.scale + self.zero
         if self.codes == "float8":
             limit = float(ml_dtypes.finfo(STORED["float8"]).max)
@@ -62,17 +62,17 @@ class Quantized:
         return self.real(np.clip(np.rint(steps), limits.min, limits.max))
 
     def noise(self, values: Array) -> float:
-        """Return the RMS error that rounding to the nearest code makes of numbers like `values`."""
+        """Return the RMS error of rounding `values` to the nearest code."""
         if self.codes == "float8":
-            # Half a unit in the last of three places after the point, at most, and evenly spread.
+            # At most half a unit in the last of three mantissa bits, evenly distributed.
             return rms(values[np.isfinite(values)]) * 2.0**-4 / math.sqrt(3)
         return self.scale / math.sqrt(12)
 
 
 def decode(captured: Captured, described: EngineTensor | None) -> Array | str:
-    """Return the tensor in `captured`, in its own type and shape, or why it cannot be told what it is.
+    """Return the captured tensor in its own type and shape, or why it cannot be decoded.
 
-    described: the same tensor in the inspector's list.
+    described: The same tensor in the inspector's list.
     """
     layout = captured.format or (described.format if described else "")
     dtype = STORED.get(captured.dtype)
@@ -84,7 +84,7 @@ def decode(captured: Captured, described: EngineTensor | None) -> Array | str:
     if order == (False, 1):
         stored: tuple[int, ...] = captured.shape
     elif len(captured.shape) != 4:
-        # Which axis a vector runs along is documented for images; for other ranks it would be a guess.
+        # The axis of a vectorized format is documented for four dimensions only.
         return f"its format {layout!r} is decoded for four dimensions, and it has {len(captured.shape)}"
     else:
         batch, channels, height, width = captured.shape
@@ -103,7 +103,7 @@ def decode(captured: Captured, described: EngineTensor | None) -> Array | str:
 
 
 def _order(layout: str) -> tuple[bool, int] | None:
-    """Return whether channels come last and in how wide vectors, (False, 1) for C order; None for anything not known."""
+    """Return whether channels come last, and the width of a vector of channels; (False, 1) for C order, None for an unknown format."""
     text = layout.strip().rstrip(".").lower()
     if BARE.fullmatch(text) or text in ("linear", "klinear"):
         return False, 1
@@ -120,7 +120,7 @@ def _order(layout: str) -> tuple[bool, int] | None:
 
 
 def same_but_ones(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Return whether two shapes differ at most in dimensions of size 1; -1 in the first stands for any size."""
+    """Return whether two shapes differ at most in dimensions of size 1; -1 in the first is any size."""
     mine, theirs = ([size for size in sizes if size != 1] for sizes in (shape, other))
     if len(mine) != len(theirs) and -1 in mine:
         # A size that varies may be 1 in this run.
@@ -129,10 +129,10 @@ def same_but_ones(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def quantized_by(value: ir.Value) -> Quantized | None:
-    """Return what codes of `value` stand for, where the graph says so in one way only, else None.
+    """Return the scale of the codes of `value`, where the graph gives exactly one, else None.
 
-    That is its own QuantizeLinear, or the DequantizeLinear it comes from; for a tensor of floats that an engine keeps as codes,
-    the one scale that every reader of it, past what only hands numbers on, quantizes to.
+    That is the scale of its own QuantizeLinear, or of the DequantizeLinear it comes from; for a tensor of floats that an engine
+    keeps as codes, the one scale that all its readers, behind operators that only move numbers, quantize to.
     """
     node = value.producer()
     if node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -142,7 +142,7 @@ def quantized_by(value: ir.Value) -> Quantized | None:
 
 
 def _read_as(value: ir.Value) -> set[Quantized] | None:
-    """Return every quantization that `value` meets, None when a reader is something else."""
+    """Return the quantizations that read `value`, None when another operator reads it."""
     readers = list(value.uses())
     if not readers or value.is_graph_output():
         return None
@@ -152,7 +152,7 @@ def _read_as(value: ir.Value) -> set[Quantized] | None:
             scale = _scale_of(node)
             behind = None if scale is None else {scale}
         else:
-            behind = _read_as(node.outputs[0]) if node.op_type in HANDS_ON and position == 0 else None
+            behind = _read_as(node.outputs[0]) if node.op_type in MOVING and position == 0 else None
         if behind is None:
             return None
         found |= behind

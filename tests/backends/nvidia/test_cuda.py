@@ -19,9 +19,11 @@ def gpu():
     return Device(0, Runtime())
 
 
-@pytest.mark.skipif(not isinstance(find_gpu(), Missing), reason="there is a GPU here: nothing fails")
+@pytest.mark.skipif(
+    not isinstance(find_gpu(), Missing), reason="tests what happens without a GPU: run it on a machine that has none"
+)
 def test_without_a_driver_the_real_bindings_error_has_cudas_name_and_what_to_do():
-    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed (pip install 'relu-deploy[dev]')")
     with pytest.raises(CudaError) as failed:
         Device()
     assert failed.value.name in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice")

@@ -16,12 +16,14 @@ from onnx import TensorProto, helper
 from relu_deploy.backends import BACKENDS, Options, load, probe
 from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.nvidia.driver import Gpu, Missing
-from relu_deploy.backends.onnxruntime import gpu as onnx_runtime_gpu
+from relu_deploy.backends.onnxruntime import load_gpu as onnx_runtime_gpu
 from relu_deploy.backends.onnxruntime import session as onnx_runtime
-from relu_deploy.backends.onnxruntime.gpu import OnnxRuntimeGpuSession, load_on_gpu
-from relu_deploy.backends.onnxruntime.io_binding import OnnxRuntimeBound
+from relu_deploy.backends.onnxruntime.errors import in_words
+from relu_deploy.backends.onnxruntime.gpu import OnnxRuntimeGpuSession
+from relu_deploy.backends.onnxruntime.io_binding import OnnxRuntimeIoBinding
+from relu_deploy.backends.onnxruntime.load_gpu import load_on_gpu
 from relu_deploy.backends.onnxruntime.providers import cache_folder, default_profile, options_for, require_in_profile
-from relu_deploy.backends.onnxruntime.session import OnnxRuntimeSession, in_words
+from relu_deploy.backends.onnxruntime.session import OnnxRuntimeSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported
 from relu_deploy.tensors import TensorSpec
@@ -65,7 +67,7 @@ def bind(tmp_path):
         bundle = bundle or model(tmp_path, **changes)
         session = load(bundle, "onnxruntime-cpu")
         runtime = Eager()
-        bound = OnnxRuntimeBound(session, Device(0, runtime).stream(), feeds, "cpu", profile)
+        bound = OnnxRuntimeIoBinding(session, Device(0, runtime).stream(), feeds, "cpu", profile)
         bound.session, bound.double = session, runtime
         return bound
 
@@ -126,7 +128,7 @@ def test_half_precision_and_taps_are_bound_too(bind, digits_bundle):
     relus = tuple(find_relus(load_model(digits_bundle.onnx)))
     feeds = {"x": np.ones((2, 1, 28, 28), np.float32)}
     tapped = load(digits_bundle, "onnxruntime-cpu", taps=relus)
-    bound = OnnxRuntimeBound(tapped, Device(0, Eager()).stream(), feeds, "cpu")
+    bound = OnnxRuntimeIoBinding(tapped, Device(0, Eager()).stream(), feeds, "cpu")
     bound.upload(feeds)
     bound.run()
     results, expected = bound.download(), tapped.run(feeds)
@@ -145,7 +147,7 @@ def test_bfloat16_is_bound_by_its_number(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
     x = numbers(2).astype(ml_dtypes.bfloat16)
     session = load(Bundle.open(tmp_path / "m.onnx"), "onnxruntime-cpu")
-    bound = OnnxRuntimeBound(session, Device(0, Eager()).stream(), {"x": x}, "cpu")
+    bound = OnnxRuntimeIoBinding(session, Device(0, Eager()).stream(), {"x": x}, "cpu")
     bound.upload({"x": x})
     bound.run()
     y = bound.download()["y"]
@@ -184,7 +186,7 @@ def test_buffers_that_do_not_fit_the_gpu_leave_nothing_behind(tmp_path):
     runtime = Eager(memory=100)
     session = load(model(tmp_path), "onnxruntime-cpu")
     with pytest.raises(Unsupported, match="MemoryAllocation") as refused:
-        OnnxRuntimeBound(session, Device(0, runtime).stream(), {"x": numbers(6)}, "cpu")
+        OnnxRuntimeIoBinding(session, Device(0, runtime).stream(), {"x": numbers(6)}, "cpu")
     assert "smaller batch" in refused.value.hint
     assert not runtime.alive
 
@@ -344,7 +346,7 @@ def on_a_gpu(monkeypatch):
 
     other = "AzureExecutionProvider"
     if other not in onnxruntime.get_available_providers():
-        pytest.skip("this build of ONNX Runtime has no provider beside the CPU's that starts without a GPU")
+        pytest.skip("ONNX Runtime has no AzureExecutionProvider: install its build for the CPU")
     monkeypatch.setattr(onnx_runtime_gpu, "gpu_of", lambda name, index: L4)
     monkeypatch.setattr(onnx_runtime_gpu, "PROVIDERS", {"onnxruntime-cuda": other})
     monkeypatch.setattr(onnx_runtime_gpu, "options_for", lambda *_, **__: {})

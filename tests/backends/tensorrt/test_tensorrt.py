@@ -18,8 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from relu_deploy.backends import Options
 from relu_deploy.backends.tensorrt import probe as backend
 from relu_deploy.backends.tensorrt.build import Refused, build_engine
+from relu_deploy.backends.tensorrt.load import load
 from relu_deploy.backends.tensorrt.options import BuildOptions
-from relu_deploy.backends.tensorrt.probe import can_build, load, probe
+from relu_deploy.backends.tensorrt.probe import can_build, probe
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 

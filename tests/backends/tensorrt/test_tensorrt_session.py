@@ -12,7 +12,8 @@ from relu_deploy.backends import Options
 from relu_deploy.backends.nvidia.cuda import CudaError, Device
 from relu_deploy.backends.tensorrt.buffers import GrowingOutput, allocator
 from relu_deploy.backends.tensorrt.errors import plan_version, why_refused
-from relu_deploy.backends.tensorrt.session import Profile, TensorRtSession, choose_profile, load_session
+from relu_deploy.backends.tensorrt.load import load_session
+from relu_deploy.backends.tensorrt.session import Profile, TensorRtSession, choose_profile
 from relu_deploy.errors import InputError, Unsupported
 
 ONE = [((1, 3), (4, 3), (8, 3))]
@@ -217,7 +218,9 @@ def test_memory_that_is_not_there_in_the_middle_of_a_run_is_said_after_it(start)
 
 
 def test_the_allocator_is_what_the_library_expects():
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed", exc_type=ImportError)
+    trt = pytest.importorskip(
+        "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'relu-deploy[rtx-build]')", exc_type=ImportError
+    )
     gpu = Device(0, Runtime())
     output = GrowingOutput(gpu, "float32")
     made = allocator(trt, output)
@@ -296,7 +299,9 @@ def test_a_session_names_the_file_and_the_reason(start, tmp_path):
 
 
 def test_the_real_librarys_plans_say_which_version_wrote_them(tmp_path):
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed", exc_type=ImportError)
+    trt = pytest.importorskip(
+        "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'relu-deploy[rtx-build]')", exc_type=ImportError
+    )
     from relu_deploy.backends.tensorrt.build import build_engine, logger_of
     from relu_deploy.backends.tensorrt.options import BuildOptions
 

@@ -8,12 +8,12 @@ import pytest
 from relu_deploy.backends import Options, load
 from relu_deploy.backends.nvidia.driver import Missing, find_driver
 from relu_deploy.backends.torch.cuda import float32_arithmetic
-from relu_deploy.backends.torch.session import _load_program
-from relu_deploy.backends.torch.session import load as load_torch
+from relu_deploy.backends.torch.load import load as load_torch
+from relu_deploy.backends.torch.load import load_program
 from relu_deploy.errors import BackendUnavailable, UsageError
 
 torch = pytest.importorskip("torch")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here, or a CPU build of torch")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch")
 
 
 def test_float32_is_float32_unless_tf32_is_asked_for_and_nobody_elses_setting_is_lost():
@@ -32,10 +32,10 @@ def test_float32_is_float32_unless_tf32_is_asked_for_and_nobody_elses_setting_is
 
 
 def test_a_program_moves_with_the_tensors_that_it_makes_while_it_runs(tmp_path):
-    from relu_deploy.exporting.exporter import export_source
+    from bundles import exported
 
-    bundle = export_source("digit_detector", tmp_path / "d.rdb", decode="boxes").bundle
-    module = _load_program(bundle, torch.device("meta"))
+    bundle = exported("digit_detector", decode="boxes")
+    module = load_program(bundle, torch.device("meta"))
     places = {node.kwargs["device"].type for node in module.graph.nodes if node.kwargs.get("device") is not None}
     assert places <= {"meta"}
     outputs = module(torch.empty(2, 1, 128, 128, device="meta"))
@@ -50,7 +50,7 @@ def test_wishes_that_torch_does_not_know_are_answered_with_those_that_it_does(di
     assert said in refused.value.hint
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests what happens without a GPU: run it on a machine that has none")
 def test_without_a_gpu_it_is_said(digits_bundle):
     driver = find_driver()
     with pytest.raises(BackendUnavailable, match=re.escape(driver.reason) if isinstance(driver, Missing) else "CPU build|no GPU"):

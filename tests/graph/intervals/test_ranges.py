@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.graph.intervals.ranges import OPERATORS, bounds_of
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 
 class Network:

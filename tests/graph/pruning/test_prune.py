@@ -18,7 +18,7 @@ from relu_deploy.data.datasets import declared_range, load_dataset
 from relu_deploy.errors import InputError
 from relu_deploy.graph import count_cost, find_relus, load_model, save_model
 from relu_deploy.graph.pruning.channel_groups import ELSEWHERE, LAST, NO_BIAS, OUTPUT, PADDING, RESIDUAL, SUBGRAPH
-from relu_deploy.graph.pruning.prune import compact
+from relu_deploy.graph.pruning.prune import prune_model
 from relu_deploy.verification.verdict import compare, estimate_noise_floor
 
 #: operators whose further operands are sizes and places
@@ -71,7 +71,7 @@ def rows(*values, inputs=3, size=1):
 def compacted(model, low=-1.0, high=1.0, observed=None):
     """Return what compact makes of `model`, after everything that holds for any result was checked."""
     before = ir.to_proto(model).SerializeToString()
-    result = compact(model, {"x": (low, high)}, observed)
+    result = prune_model(model, {"x": (low, high)}, observed)
     assert ir.to_proto(model).SerializeToString() == before, "the model that was given has changed"
     onnx.checker.check_model(ir.to_proto(result.model), full_check=True)
     for name in ("inputs", "outputs"):
@@ -79,22 +79,24 @@ def compacted(model, low=-1.0, high=1.0, observed=None):
         assert old == new
     read = {value.name for node in result.model.graph.all_nodes() for value in node.inputs if value is not None}
     assert set(result.model.graph.initializers) <= read | {value.name for value in result.model.graph.outputs}
-    assert json.loads(json.dumps(result.to_json())) == result.to_json()
-    lost = sum(removed.channels for removed in result.removed)
-    assert result.channels_before - result.channels_after == lost
-    assert all(removed.zero + removed.nonzero + removed.varying == removed.channels for removed in result.removed)
+    assert json.loads(json.dumps(result.report.to_json())) == result.report.to_json()
+    lost = sum(removed.channels for removed in result.report.removed)
+    assert result.report.channels_before - result.report.channels_after == lost
+    assert all(removed.zero + removed.nonzero + removed.varying == removed.channels for removed in result.report.removed)
     return result
 
 
-def evaluated(model, x, wide=True, rounding=None):
-    """Return every tensor of `model` on `x`, by name, in float64 or float32."""
-    tensors = {}
+def reference(model):
+    """Return a session of `model`: loading takes far longer than evaluating graphs as small as these."""
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder) / "m.onnx")
-        session = load(Path(folder) / "m.onnx", "reference")
-        tensors |= session.evaluate(
-            {"x": x}, wide=wide, rounding=rounding, seen=lambda name, value: tensors.setdefault(name, value)
-        )
+        return load(Path(folder) / "m.onnx", "reference")
+
+
+def evaluated(session, x, wide=True, rounding=None):
+    """Return every tensor of the session's model on `x`, by name, in float64 or float32."""
+    tensors = {}
+    tensors |= session.evaluate({"x": x}, wide=wide, rounding=rounding, seen=lambda name, value: tensors.setdefault(name, value))
     return tensors
 
 
@@ -110,20 +112,21 @@ def assert_same(model, result, inputs):
     """Assert that every tensor which is left has, in float64, its old numbers in the channels that are left."""
     folded = {node.outputs[0].name for node in result.model.graph if node.op_type == "MatMul"}  # before its bias
     renamed = {value.name for value in result.model.graph.outputs}
+    before, after = reference(model), reference(result.model)
     for x in inputs:
-        old, new = evaluated(model, x), evaluated(result.model, x)
+        old, new = evaluated(before, x), evaluated(after, x)
         assert renamed <= set(new)
         for name in set(new) - folded:
-            true = old[name] if name not in result.surviving else old[name][:, result.surviving[name]]
+            true = old[name] if name not in result.report.surviving else old[name][:, result.report.surviving[name]]
             np.testing.assert_allclose(new[name], true, rtol=1e-9, atol=1e-9 * max(1, np.abs(true).max()), err_msg=name)
 
 
 def removed_of(result):
-    return {removed.node: (removed.channels, removed.zero, removed.nonzero) for removed in result.removed}
+    return {removed.node: (removed.channels, removed.zero, removed.nonzero) for removed in result.report.removed}
 
 
 def kept_of(result):
-    return {kept.node: (kept.channels, kept.reason) for kept in result.kept}
+    return {kept.node: (kept.channels, kept.reason) for kept in result.report.kept}
 
 
 def weights_of(result, name):
@@ -141,15 +144,15 @@ def test_a_dead_channel_goes_with_its_row_and_the_columns_that_read_it():
     model = net.model()
     result = compacted(model)
     assert removed_of(result) == {"Conv_t0": (1, 1, 0)}
-    assert result.removed[0].ground == "proven"
+    assert result.report.removed[0].ground == "proven"
     _, weights, bias = weights_of(result, "Conv_t0")
     assert weights[:, 0, 0, 0].tolist() == [1, 3]
     assert bias.tolist() == [0, 0]
     _, weights, bias = weights_of(result, "Conv_t2")
     assert weights[:, :, 0, 0].tolist() == [[0, 2], [3, 5]]
     assert bias.tolist() == [5, 6]
-    assert {name: places.tolist() for name, places in result.surviving.items()} == {"t0": [0, 2], "t1": [0, 2]}
-    assert (result.channels_before, result.channels_after) == (5, 4)
+    assert {name: places.tolist() for name, places in result.report.surviving.items()} == {"t0": [0, 2], "t1": [0, 2]}
+    assert (result.report.channels_before, result.report.channels_after) == (5, 4)
     assert count_cost(result.model).flops < count_cost(model).flops
     assert_same(model, result, samples(net.shape))
 
@@ -236,7 +239,7 @@ def test_what_a_depthwise_convolution_with_weights_of_zero_reads_goes_as_well():
     net.conv(depthwise, rows(1, 1))
     model = net.model()
     result = compacted(model)
-    assert [(one.node, one.zero, one.nonzero, one.varying) for one in result.removed] == [
+    assert [(one.node, one.zero, one.nonzero, one.varying) for one in result.report.removed] == [
         ("Conv_t0", 0, 0, 1),
         ("Conv_t2", 0, 1, 0),
     ]
@@ -453,7 +456,7 @@ def test_layers_that_share_weights_lose_a_channel_only_together_and_share_on(oth
     outputs = [net.conv(one, rows(1, inputs=2)) for one in (first, second)]
     model = net.model(*outputs)
     result = compacted(model)
-    assert [removed.channels for removed in result.removed] == [channels] * 2 * bool(channels)
+    assert [removed.channels for removed in result.report.removed] == [channels] * 2 * bool(channels)
     assert result.model.graph.initializers["w"].const_value.numpy().shape == (2 - channels, 3, 1, 1)
     assert kept_of(result) == ({} if channels else {"Conv_t2": (1, ELSEWHERE)})
     assert_same(model, result, samples(net.shape))
@@ -479,7 +482,7 @@ def test_a_relu_that_never_bends_goes_and_one_that_may_stays():
     kinds = [net.add("Relu", net.conv("x", rows(1, 1), bias)) for bias in ([4, 4], [4, 0])]
     model = net.model(*(net.conv(one, rows(1, inputs=2)) for one in kinds))
     result = compacted(model)
-    assert result.relus_removed == ("Relu_t1",)
+    assert result.report.relus_removed == ("Relu_t1",)
     assert [relu.node for relu in find_relus(result.model)] == ["Relu_t3"]
     assert_same(model, result, samples(net.shape))
 
@@ -497,14 +500,14 @@ def test_a_relu_goes_when_the_channels_that_bend_have_gone():
     net = Network()
     net.conv(net.add("Relu", net.conv("x", rows(1, 1), [4, -4])), rows(1, inputs=2))
     result = compacted(net.model())
-    assert (result.relus_removed, removed_of(result)) == (("Relu_t1",), {"Conv_t0": (1, 1, 0)})
+    assert (result.report.relus_removed, removed_of(result)) == (("Relu_t1",), {"Conv_t0": (1, 1, 0)})
 
 
 def test_the_names_of_outputs_outlive_the_relu_that_made_them():
     net = Network()
     model = net.model(net.add("Relu", net.add("Relu", net.conv("x", rows(1, 1)))))
     result = compacted(model)
-    assert result.relus_removed == ("Relu_t2",)
+    assert result.report.relus_removed == ("Relu_t2",)
     assert [value.name for value in result.model.graph.outputs] == ["t2"]
     assert_same(model, result, samples(net.shape))
 
@@ -513,7 +516,7 @@ def test_a_relu_between_two_outputs_stays_with_the_reason():
     net = Network()
     inner = net.add("Relu", "x")
     result = compacted(net.model(inner, net.add("Relu", inner)))
-    assert (result.relus_removed, kept_of(result)) == ((), {"Relu_t1": (3, OUTPUT)})
+    assert (result.report.relus_removed, kept_of(result)) == ((), {"Relu_t1": (3, OUTPUT)})
 
 
 # ---------------------------------------------------------------- what was only observed
@@ -529,12 +532,12 @@ def test_what_was_observed_goes_only_when_asked_to_and_is_not_called_proven():
     model = observable().model()
     assert removed_of(compacted(model)) == {"Conv_t0": (1, 1, 0)}
     result = compacted(model, observed={"t1": np.array([False, True, True])})
-    assert [(one.channels, one.ground) for one in result.removed] == [(1, "proven"), (1, "observed")]
+    assert [(one.channels, one.ground) for one in result.report.removed] == [(1, "proven"), (1, "observed")]
     # As long as it does not fire nothing changes; where it would, its share is missing.
     quiet = np.full((2, 3, 8, 8), 0.25, np.float32)
     assert_same(model, result, [quiet])
     loud = np.full((2, 3, 8, 8), 1.0, np.float32)
-    assert not np.allclose(evaluated(model, loud)["t2"], evaluated(result.model, loud)["t2"])
+    assert not np.allclose(evaluated(reference(model), loud)["t2"], evaluated(reference(result.model), loud)["t2"])
 
 
 def test_what_follows_from_an_observation_is_observed_too():
@@ -542,7 +545,7 @@ def test_what_follows_from_an_observation_is_observed_too():
     relu = net.add("Relu", net.conv("x", rows(1, 1), [0, -1]))
     net.conv(net.add("Relu", net.conv(relu, ones(2, 1, 3, 3), [0, 0.5], group=2, pads=[1] * 4)), rows(1, inputs=2))
     result = compacted(net.model(), observed={"t1": np.array([False, True])})
-    assert [(one.node, one.nonzero, one.ground) for one in result.removed] == [
+    assert [(one.node, one.nonzero, one.ground) for one in result.report.removed] == [
         ("Conv_t0", 0, "observed"),
         ("Conv_t2", 1, "observed"),
     ]
@@ -550,8 +553,8 @@ def test_what_follows_from_an_observation_is_observed_too():
 
 def test_of_a_layer_that_would_be_emptied_the_channel_that_was_only_observed_stays():
     result = compacted(observable().model(), observed={"t1": np.array([True, True, True])})
-    assert [(one.channels, one.ground) for one in result.removed] == [(1, "proven"), (1, "observed")]
-    assert result.surviving["t1"].tolist() == [0]
+    assert [(one.channels, one.ground) for one in result.report.removed] == [(1, "proven"), (1, "observed")]
+    assert result.report.surviving["t1"].tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -563,7 +566,7 @@ def test_of_a_layer_that_would_be_emptied_the_channel_that_was_only_observed_sta
 )
 def test_an_observation_of_another_model_is_refused(observed, message):
     with pytest.raises(InputError, match=message):
-        compact(observable().model(), {}, observed)
+        prune_model(observable().model(), {}, observed)
 
 
 # ---------------------------------------------------------------- any network
@@ -673,11 +676,12 @@ def test_outputs_are_as_good_as_correct_float32_arithmetic_makes_them(kinds, see
     net = grown(kinds, generator, lambda *shape: generator.standard_normal(shape) * 0.5)
     model = net.model()
     result, name = compacted(model), net.nodes[-1].output[0]
+    before, after = reference(model), reference(result.model)
     for x in samples(net.shape, seed):
-        truth = evaluated(model, x)[name]
+        truth = evaluated(before, x)[name]
         # One evaluation may happen to be nearly exact: a random rounding stands beside it, as in the verdict itself.
-        others = evaluated(model, x, wide=False)[name], evaluated(model, x, rounding=Rounding("float32", seed))[name]
-        verdict = compare(evaluated(result.model, x, wide=False)[name], truth, estimate_noise_floor(truth, *others))
+        others = evaluated(before, x, wide=False)[name], evaluated(before, x, rounding=Rounding("float32", seed))[name]
+        verdict = compare(evaluated(after, x, wide=False)[name], truth, estimate_noise_floor(truth, *others))
         assert verdict.passed, verdict.reason
 
 
@@ -696,10 +700,10 @@ def assert_as_good(bundle, result, feeds, tmp_path):
 
 
 def test_the_digit_classifier_loses_what_never_acts_and_nothing_else(digits_bundle, tmp_path):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
     model = load_model(digits_bundle.onnx)
     ranges, feeds = declared_range(digits_bundle).bounds, next(load_dataset(digits_bundle, "digits").batches(20))
-    assert compact(model, ranges).channels_after <= compact(model, ranges).channels_before
+    assert prune_model(model, ranges).report.channels_after <= prune_model(model, ranges).report.channels_before
     convolutions = [node for node in model.graph if node.op_type == "Conv"]
     for node in convolutions[:3]:
         bias = node.inputs[2].const_value.numpy().copy()
@@ -707,32 +711,33 @@ def test_the_digit_classifier_loses_what_never_acts_and_nothing_else(digits_bund
         node.inputs[2].const_value = ir.tensor(bias, name=node.inputs[2].name)
     save_model(model, tmp_path / "planted.onnx")
     result = compacted_of(model, ranges)
-    lost = {removed.node: removed.channels for removed in result.removed}
+    lost = {removed.node: removed.channels for removed in result.report.removed}
     assert all(lost[str(node.name)] >= node.outputs[0].shape[1] // 4 for node in convolutions[:3])
     assert_as_good(tmp_path / "planted.onnx", result, feeds, tmp_path)
 
 
 def test_the_dead_channels_of_mobilenet_are_proven_dead_and_go(tmp_path):
-    pytest.importorskip("torch", reason="torch is not installed")
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    from relu_deploy.exporting.exporter import export_source
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
+    from bundles import exported
+
     from relu_deploy.zoo.recipes import recipe, weights_file
 
     try:
         weights_file(recipe("mobilenet_v2"))
     except Exception as why:
         pytest.skip(str(why))
-    bundle = export_source("mobilenet_v2", tmp_path / "m.rdb").bundle
+    bundle = exported("mobilenet_v2")
     model = load_model(bundle.onnx)
     result = compacted_of(model, declared_range(bundle).bounds)
     assert removed_of(result) == {"features.0.1/Conv": (4, 1, 0), "features.1.conv.0.1/Conv": (4, 3, 1)}
-    assert result.kept == ()
+    assert result.report.kept == ()
     assert count_cost(result.model).flops < 0.992 * count_cost(model).flops
     assert_as_good(bundle, result, next(load_dataset(bundle, "mobilenet_v2").batches(2)), tmp_path)
 
 
 def compacted_of(model, ranges):
-    result = compact(model, ranges)
+    result = prune_model(model, ranges)
     onnx.checker.check_model(ir.to_proto(result.model), full_check=True)
-    assert {removed.ground for removed in result.removed} <= {"proven"}
+    assert {removed.ground for removed in result.report.removed} <= {"proven"}
     return result

@@ -11,10 +11,10 @@ from small import graph_of, residual
 
 from relu_deploy.errors import UsageError
 from relu_deploy.graph import find_relus, load_model, precision_of, save_model, to_bytes
-from relu_deploy.graph.quantization.cast_precision import lower, range_reasons, simulated, weight_losses
+from relu_deploy.graph.quantization.cast_precision import cast_model, range_reasons, simulated, weight_losses
 from relu_deploy.verification.run import verify
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 X = np.random.default_rng(2).standard_normal((2, 16, 8, 8)).astype(np.float32)
 
 
@@ -39,9 +39,9 @@ def agrees(model, float32, folder, x=X):
 def test_a_residual_network_is_typed_throughout_and_agrees(dtype, stored, tmp_path):
     model = residual()
     before = to_bytes(model)
-    lowered = lower(model, dtype)
+    lowered = cast_model(model, dtype)
     assert to_bytes(model) == before
-    assert not lowered.float32_nodes
+    assert not lowered.report.float32_nodes
     types = types_of(lowered.model, tmp_path)
     assert types["x"] == types["y"] == TensorProto.FLOAT
     assert {types[relu.output] for relu in find_relus(lowered.model)} == {stored}
@@ -56,12 +56,12 @@ def test_a_residual_network_is_typed_throughout_and_agrees(dtype, stored, tmp_pa
 @given(st.integers(0, 1000), st.sampled_from(["float16", "bfloat16"]))
 def test_networks_agree_within_the_noise_of_their_precision(tmp_path_factory, seed, dtype):
     model = residual(seed)
-    assert agrees(lower(model, dtype).model, model, tmp_path_factory.mktemp("n")).passed
+    assert agrees(cast_model(model, dtype).model, model, tmp_path_factory.mktemp("n")).passed
 
 
 def test_a_node_that_is_kept_computes_in_float32_between_two_casts(tmp_path):
-    lowered = lower(residual(), "float16", {"inner": "because"})
-    assert lowered.float32_nodes == {"inner": "because"}
+    lowered = cast_model(residual(), "float16", {"inner": "because"})
+    assert lowered.report.float32_nodes == {"inner": "because"}
     types = types_of(lowered.model, tmp_path)
     assert types["inner"] == TensorProto.FLOAT
     assert types["inner_relu"] == types["stem_relu"] == TensorProto.FLOAT16
@@ -84,12 +84,12 @@ def test_bounds_of_a_clip_and_scales_of_a_resize_get_the_type_that_their_schema_
         ("shape", np.int64([2, -1])),
     ]
     model = graph_of(nodes, [("x", [2, 16, 8, 8])], [("y", None)], constants)
-    types = types_of(lower(model, "float16").model, tmp_path)
+    types = types_of(cast_model(model, "float16").model, tmp_path)
     assert (types["low"], types["a"], types["scales"], types["shape"]) == (
         *(TensorProto.FLOAT16, TensorProto.FLOAT16),
         *(TensorProto.FLOAT, TensorProto.INT64),
     )
-    assert agrees(lower(model, "float16").model, model, tmp_path).passed
+    assert agrees(cast_model(model, "float16").model, model, tmp_path).passed
 
 
 def test_weights_that_a_kept_and_a_lowered_node_share_exist_in_both_types(tmp_path):
@@ -100,7 +100,7 @@ def test_weights_that_a_kept_and_a_lowered_node_share_exist_in_both_types(tmp_pa
     ]
     weights = np.random.default_rng(0).standard_normal((16, 16, 1, 1)).astype(np.float32) / 4
     model = graph_of(nodes, [("x", [2, 16, 8, 8])], [("y", None)], [("w", weights)])
-    lowered = lower(model, "float16", {"two": "kept"})
+    lowered = cast_model(model, "float16", {"two": "kept"})
     kinds = sorted(value.const_value.dtype.name for value in lowered.model.graph.initializers.values())
     assert kinds == ["FLOAT", "FLOAT16"]
     assert agrees(lowered.model, model, tmp_path).passed
@@ -123,7 +123,7 @@ def test_what_overflows_float16_is_named_with_the_numbers_and_stays_float32(tmp_
     assert "it makes stem, which reaches 300000: more than half of float16's 65504" in reasons["stem"]
     assert "inner" in reasons
     assert not range_reasons(model, "bfloat16", {"stem": 3e5})
-    save_model(lower(model, "float16", reasons).model, tmp_path / "kept.onnx")
+    save_model(cast_model(model, "float16", reasons).model, tmp_path / "kept.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "kept.onnx"), providers=["CPUExecutionProvider"])
     assert np.isfinite(session.run(None, {"x": X})[0]).all()
 
@@ -152,16 +152,16 @@ def test_a_guard_against_division_by_zero_does_not_become_zero():
 
 def test_an_unknown_dtype_or_node_is_refused():
     with pytest.raises(UsageError, match="cannot be lowered to 'float12'"):
-        lower(residual(), "float12")
+        cast_model(residual(), "float12")
     with pytest.raises(UsageError, match="no node of the graph is called 'nothing'"):
-        lower(residual(), "float16", {"nothing": "?"})
+        cast_model(residual(), "float16", {"nothing": "?"})
 
 
 def test_the_rounding_of_a_simulation_survives_every_level_of_optimization(tmp_path):
     # 1 + 2^-9 is no bfloat16: were the pair of casts optimized away, it would come through.
     nodes = [helper.make_node("Relu", ["x"], ["a"], "relu"), helper.make_node("Mul", ["a", "one"], ["y"], "mul")]
     model = graph_of(nodes, [("x", [1, 2])], [("y", [1, 2])], [("one", np.float32(1))])
-    save_model(simulated(lower(model, "bfloat16").model), tmp_path / "s.onnx")
+    save_model(simulated(cast_model(model, "bfloat16").model), tmp_path / "s.onnx")
     onnx.checker.check_model(str(tmp_path / "s.onnx"), full_check=True)
     for level in ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"):
         options = onnxruntime.SessionOptions()
@@ -176,6 +176,6 @@ def test_the_digit_classifier_passes_in_both(digits_bundle, tmp_path):
     x = next(load_dataset(digits_bundle, "digits").batches(4))["x"]
     model = load_model(digits_bundle.onnx)
     for dtype in ("float16", "bfloat16"):
-        report = agrees(lower(model, dtype).model, model, tmp_path, x)
+        report = agrees(cast_model(model, dtype).model, model, tmp_path, x)
         assert report.passed
         assert len(report.backends[0].relus) == 6

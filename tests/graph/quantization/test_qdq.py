@@ -13,7 +13,7 @@ from small import graph_of, residual
 
 from relu_deploy.graph import find_relus, load_model, save_model, to_bytes
 from relu_deploy.graph.quantization.qdq import SCHEMES, Scheme, quantize, quantized_weights, scale_and_zero
-from relu_deploy.graph.quantization.qdq_placement import place
+from relu_deploy.graph.quantization.qdq_placement import place_qdq
 from relu_deploy.verification.run import verify
 
 CPU, TENSORRT, FLOAT8 = (SCHEMES[key] for key in (("cpu", "int8"), ("tensorrt", "int8"), ("tensorrt", "float8")))
@@ -82,7 +82,7 @@ def test_weights_that_are_all_zero_stay_zero():
 def test_the_cpu_graph_is_merged_into_8_bit_kernels_by_onnx_runtime_and_agrees(pictures, tmp_path):
     model = residual()
     save_model(model, tmp_path / "float.onnx")
-    quantized = quantize(model, place(model, "cpu"), ranges_of(run_all(model, pictures)), CPU)
+    quantized = quantize(model, place_qdq(model, "cpu"), ranges_of(run_all(model, pictures)), CPU)
     save_model(quantized, tmp_path / "int8.onnx")
     onnx.checker.check_model(str(tmp_path / "int8.onnx"), full_check=True)
     options = onnxruntime.SessionOptions()
@@ -101,7 +101,7 @@ def test_the_cpu_graph_is_merged_into_8_bit_kernels_by_onnx_runtime_and_agrees(p
 def test_the_tensorrt_graph_is_symmetric_with_float_biases_and_agrees(pictures, tmp_path, precision, scheme):
     model = residual(channels=32)
     save_model(model, tmp_path / "float.onnx")
-    placed = place(model, "tensorrt", precision)
+    placed = place_qdq(model, "tensorrt", precision)
     quantized = quantize(model, placed, ranges_of(run_all(model, pictures)), scheme)
     save_model(quantized, tmp_path / "low.onnx")
     proto = onnx.load(tmp_path / "low.onnx")
@@ -123,7 +123,7 @@ def test_the_tensorrt_graph_is_symmetric_with_float_biases_and_agrees(pictures, 
 def test_relus_keep_their_tensors_and_the_model_given_is_not_changed(pictures):
     model = residual()
     before = to_bytes(model)
-    quantized = quantize(model, place(model, "cpu"), ranges_of(run_all(model, pictures)), CPU)
+    quantized = quantize(model, place_qdq(model, "cpu"), ranges_of(run_all(model, pictures)), CPU)
     assert to_bytes(model) == before
     assert [relu.output for relu in find_relus(quantized)] == [relu.output for relu in find_relus(model)]
 
@@ -134,7 +134,7 @@ def test_an_output_of_the_graph_that_is_quantized_keeps_its_name(tmp_path):
         nodes, [("x", [1, 16, 4, 4])], [("y", [1, 16, 4, 4])], [("w", np.eye(16, dtype=np.float32)[..., None, None])]
     )
     x = np.random.default_rng(0).standard_normal((1, 16, 4, 4)).astype(np.float32)
-    quantized = quantize(model, place(model, "cpu"), {"x": (-4, 4), "y": (-4, 4)}, CPU)
+    quantized = quantize(model, place_qdq(model, "cpu"), {"x": (-4, 4), "y": (-4, 4)}, CPU)
     save_model(quantized, tmp_path / "q.onnx")
     assert [value.name for value in load_model(tmp_path / "q.onnx").graph.outputs] == ["y"]
     assert np.abs(run_all(quantized, x)["y"] - x).max() <= 8 / 255 * 1.01
@@ -144,7 +144,7 @@ def test_bias_correction_takes_the_mean_error_of_the_weights_out(pictures):
     model = residual()
     values = run_all(model, pictures)
     means = {name: array.mean(axis=(0, 2, 3)) for name, array in values.items() if array.ndim == 4}
-    placed = place(model, "tensorrt")
+    placed = place_qdq(model, "tensorrt")
     coarse = Scheme("int8", "int8", 7)
     errors = []
     for given_means in ({}, means):
@@ -161,6 +161,6 @@ def test_weights_that_two_nodes_share_are_stored_once():
         helper.make_node("Conv", ["b", "w"], ["y"], "two"),
     ]
     model = graph_of(nodes, [("x", [1, 16, 4, 4])], [("y", None)], [("w", np.ones((16, 16, 1, 1), np.float32))])
-    quantized = quantize(model, place(model, "tensorrt"), {"x": (-1, 1), "b": (0, 16)}, TENSORRT)
+    quantized = quantize(model, place_qdq(model, "tensorrt"), {"x": (-1, 1), "b": (0, 16)}, TENSORRT)
     names = list(quantized.graph.initializers)
     assert [name for name in names if name.startswith("w")] == ["w/quantized", "w/scale", "w/zero_point"]

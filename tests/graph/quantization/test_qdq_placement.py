@@ -5,7 +5,7 @@ import pytest
 from onnx import helper
 from small import graph_of, residual
 
-from relu_deploy.graph.quantization.qdq_placement import place, segments_of
+from relu_deploy.graph.quantization.qdq_placement import place_qdq, segments_of
 
 
 def conv_net(shape, groups=1, channels=32, opset=20):
@@ -30,7 +30,7 @@ def test_a_node_belongs_to_the_segment_of_the_first_relu_behind_it():
 
 
 def test_the_cpu_reads_and_gives_8_bits_and_a_last_gemm_gives_float():
-    placed = place(residual(), "cpu")
+    placed = place_qdq(residual(), "cpu")
     assert set(placed.nodes) == {"stem", "inner", "last", "add", "mean", "head"}
     assert placed.results == {"stem_relu", "inner_relu", "last", "sum_relu", "mean"}
     assert ("head", 0) in placed.reads
@@ -38,7 +38,7 @@ def test_the_cpu_reads_and_gives_8_bits_and_a_last_gemm_gives_float():
 
 
 def test_at_a_residual_add_tensorrt_gets_the_skip_branch_quantized_and_nothing_behind_the_conv():
-    placed = place(residual(), "tensorrt")
+    placed = place_qdq(residual(), "tensorrt")
     assert placed.reads == {("stem", 0), ("inner", 0), ("last", 0), ("add", 1), ("head", 0)}
     assert placed.results == frozenset()
 
@@ -55,8 +55,8 @@ def test_of_two_convs_at_an_add_the_one_on_the_skip_branch_is_quantized():
         helper.make_node("Relu", ["sum"], ["y"], "relu"),
     ]
     model = graph_of(nodes, [("x", [1, 16, 4, 4])], [("y", None)], [("w", np.ones((16, 16, 1, 1), np.float32))])
-    assert ("add", 1) in place(model, "tensorrt").reads
-    assert ("add", 0) not in place(model, "tensorrt").reads
+    assert ("add", 1) in place_qdq(model, "tensorrt").reads
+    assert ("add", 0) not in place_qdq(model, "tensorrt").reads
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ def test_of_two_convs_at_an_add_the_one_on_the_skip_branch_is_quantized():
 def test_layers_that_8_bits_make_slower_stay_float_on_tensorrt_with_the_reason(shape, groups, int8, float8):
     model = conv_net(shape, groups)
     for precision, wanted in (("int8", int8), ("float8", float8)):
-        placed = place(model, "tensorrt", precision)
+        placed = place_qdq(model, "tensorrt", precision)
         assert ("conv" in placed.nodes) == wanted
         assert ("conv" in placed.refused) != wanted
 
 
 def test_a_segment_that_is_switched_off_is_not_quantized_and_its_neighbors_are():
-    placed = place(residual(), "cpu", off=["relu1"])
+    placed = place_qdq(residual(), "cpu", off=["relu1"])
     assert "inner" not in placed.nodes
     assert "inner_relu" not in placed.results
     assert {"stem", "last", "head"} <= set(placed.nodes)
@@ -89,7 +89,7 @@ def test_a_segment_that_is_switched_off_is_not_quantized_and_its_neighbors_are()
 
 def test_weights_that_are_computed_are_refused_with_the_reason():
     nodes = [helper.make_node("MatMul", ["x", "z"], ["y"], "product")]
-    placed = place(graph_of(nodes, [("x", [4, 4]), ("z", [4, 4])], [("y", [4, 4])]), "cpu")
+    placed = place_qdq(graph_of(nodes, [("x", [4, 4]), ("z", [4, 4])], [("y", [4, 4])]), "cpu")
     assert not placed.nodes
     assert "computed" in placed.refused["product"]
 
@@ -101,5 +101,5 @@ def test_what_a_pool_only_moves_has_one_scale_and_what_a_concat_joins_has_one_on
         helper.make_node("Concat", ["a", "pooled"], ["y"], "concat", axis=1),
     ]
     model = graph_of(nodes, [("x", [1, 16, 4, 4])], [("y", None)])
-    assert [sorted(names) for names in place(model, "cpu").tied] == [["pooled", "x"]]
-    assert [sorted(names) for names in place(model, "tensorrt").tied] == [["a", "pooled", "x", "y"]]
+    assert [sorted(names) for names in place_qdq(model, "cpu").tied] == [["pooled", "x"]]
+    assert [sorted(names) for names in place_qdq(model, "tensorrt").tied] == [["a", "pooled", "x", "y"]]

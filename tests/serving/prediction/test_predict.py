@@ -42,9 +42,9 @@ SHIPPED = Path(__file__).parents[3] / "models"
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    from relu_deploy.exporting.exporter import export_source
+    from bundles import exported
 
-    return export_source("digit_detector", tmp_path_factory.mktemp("bundles") / "digit_detector.rdb").bundle
+    return exported("digit_detector")
 
 
 def retold(bundle, path, name, **fields):
@@ -64,9 +64,9 @@ def cropping(detector, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory):
-    from relu_deploy.exporting.exporter import export_source
+    from bundles import exported
 
-    return export_source("digit_segmenter", tmp_path_factory.mktemp("bundles") / "digit_segmenter.rdb").bundle
+    return exported("digit_segmenter")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,8 @@ def cropping_segmenter(segmenter, tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(digits_bundle, detector, cropping, segmenter, cropping_segmenter):
     paths = [digits_bundle.path, detector.path, cropping.path, digits_bundle.onnx, segmenter.path, cropping_segmenter.path]
-    with Running(*paths, "--max-body", "8", "--threads", "1") as running:
+    # Its memory is looked at, which is its own only in a process that was not forked.
+    with Running(*paths, "--max-body", "8", "--threads", "1", forked=False) as running:
         yield running
 
 
@@ -430,9 +431,9 @@ def test_an_output_that_is_no_mask_is_the_servers_failure(output, said):
 
 
 def test_a_model_that_normalizes_itself_gives_the_same_probabilities(digits_bundle, digits, tmp_path):
-    from relu_deploy.exporting.exporter import export_source
+    from bundles import exported
 
-    bundle = export_source("digits", tmp_path / "embedded.rdb", embed_preprocess=True, batch=3).bundle
+    bundle = exported("digits", embed_preprocess=True, batch=3)
     file = encoded(Image.fromarray(digits[0]).resize((50, 70)), "PNG")
     ours, plain = (prepare(one, file, "image/png", PictureLimits()).feeds["x"] for one in (bundle, digits_bundle))
     assert ours.dtype == np.uint8

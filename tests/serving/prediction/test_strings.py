@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 pytest.importorskip("grpc", reason="grpcio is not installed (pip install 'relu-deploy[serve]')")
-pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 
 import grpc
 from grpc_running import serving
@@ -25,9 +25,9 @@ TEXTS = ["smörgåsbord", "Zaunkönig", "hola", "żółw", "quatre-vingt-dix", "
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    from relu_deploy.exporting.exporter import export_source
+    from bundles import exported
 
-    return export_source("language_id", tmp_path_factory.mktemp("bundles") / "language_id.rdb").bundle
+    return exported("language_id")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from grpc_running import same_onnx, serving, stub_of
 from onnx import TensorProto, helper, numpy_helper, save
+from processes import python
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.serving.protocol.proto import messages
@@ -494,7 +495,7 @@ def test_under_load_every_call_is_answered_or_refused_as_unavailable_on_sigterm(
 
 
 def run_serve(*arguments):
-    command = [sys.executable, "-m", "relu_deploy", "serve", *map(str, arguments)]
+    command = [python(), "-m", "relu_deploy", "serve", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -540,7 +541,7 @@ def test_the_messages_register_no_name_with_the_default_pool():
 
 def test_the_compiled_messages_are_those_of_the_proto_file(tmp_path):
     """`make proto` compiles them; here the file is compiled once more, and the messages in use have to be the same."""
-    protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is needed to compile the .proto file")
+    protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed (pip install 'relu-deploy[dev]')")
     from google.protobuf import descriptor_pb2
 
     import relu_deploy

@@ -230,9 +230,10 @@ def test_slow_headers_and_slow_bodies_are_given_up_on(digits_bundle, tmp_path):
         "serve([sys.argv[1]], options, started=lambda told: print(told['http'], flush=True))\n"
     )
     import subprocess
-    import sys
 
-    with subprocess.Popen([sys.executable, script, digits_bundle.path], stdout=subprocess.PIPE, text=True) as process:
+    from processes import python
+
+    with subprocess.Popen([python(), script, digits_bundle.path], stdout=subprocess.PIPE, text=True) as process:
         slow = Running.__new__(Running)
         slow.port = int(process.stdout.readline())
         try:
@@ -332,7 +333,8 @@ def test_on_a_signal_nothing_that_was_taken_is_lost(digits_bundle, number):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_is_sent_again_and_again_until_the_end_does_not_spoil_it(digits_bundle, number):
-    with Running(digits_bundle.path) as server:
+    # The end of a real interpreter is what is tested.
+    with Running(digits_bundle.path, forked=False) as server:
         while server.process.poll() is None:
             server.process.send_signal(number)
             time.sleep(1e-4)

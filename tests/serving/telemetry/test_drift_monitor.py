@@ -20,7 +20,7 @@ from relu_deploy.serving.telemetry.request_log import AccessLog
 from relu_deploy.serving.transport.admission import AdmissionControl
 from relu_deploy.serving.transport.limits import HttpLimits
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
 
 @pytest.fixture(scope="session")
@@ -212,7 +212,7 @@ def test_a_share_that_was_asked_for_and_cannot_be_had_is_an_error(digits_bundle)
 
 
 def test_a_census_of_another_graph_is_not_taken_for_this_ones(censused, digits_copy):
-    digits_copy.add("reports/baseline.npz", (censused[0].path / "reports" / "baseline.npz").read_bytes())
+    digits_copy = digits_copy.add("reports/baseline.npz", (censused[0].path / "reports" / "baseline.npz").read_bytes())
     changed = digits_copy.onnx.read_bytes() + b"\x12\x00"  # an empty producer name: another file, the same graph
     digits_copy.onnx.write_bytes(changed)
     monitor = Monitor(Bundle(digits_copy.path, digits_copy.manifest), 1.0)

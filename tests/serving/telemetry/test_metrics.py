@@ -10,6 +10,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from processes import python
 
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.serving.batcher import Limits
@@ -17,8 +18,10 @@ from relu_deploy.serving.models import ModelOptions, Models
 from relu_deploy.serving.protocol.tensors import InferRequest
 from relu_deploy.serving.telemetry.drift_monitor import MonitorFactory
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
+parser = pytest.importorskip(
+    "prometheus_client.parser", reason="prometheus_client is not installed (pip install 'relu-deploy[serve]')"
+)
 
 from relu_deploy.serving.telemetry.metrics import CONTENT_TYPE, Metrics, MetricsApp  # noqa: E402
 
@@ -181,7 +184,9 @@ def test_an_unloaded_model_keeps_its_counts_and_has_no_gauges(digits_bundle):
 def test_the_monitor_has_its_metrics_where_there_is_a_census_and_says_off_where_not(digits_bundle, digits_copy):
     from relu_deploy.activations.census import census
 
-    digits_copy.add("reports/baseline.npz", census(digits_copy, "digits", samples=200, threads=1).baseline.to_bytes())
+    digits_copy = digits_copy.add(
+        "reports/baseline.npz", census(digits_copy, "digits", samples=200, threads=1).baseline.to_bytes()
+    )
 
     async def doing(models):
         watch = models.get("digits").monitor
@@ -249,7 +254,7 @@ def get(port, path):
 def test_the_process_has_metrics_on_a_port_of_their_own_and_logs_json(digits_bundle, tmp_path):
     words = ["serve", digits_bundle.path, "--http-port", 0, "--grpc-port", -1, "--metrics-port", 0, "--threads", 1]
     words += ["--log-json", "--log-slow", 0, "--json", "-"]
-    command = [sys.executable, "-m", "relu_deploy", *map(str, words)]
+    command = [python(), "-m", "relu_deploy", *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             lines = []

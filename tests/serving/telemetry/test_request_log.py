@@ -92,7 +92,7 @@ def test_an_exception_is_told_with_its_traceback_in_the_same_object(capsys):
 
 
 def test_a_call_over_grpc_that_fails_is_told_like_a_request_over_http(digits_bundle, tmp_path):
-    grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+    grpc = pytest.importorskip("grpc", reason="grpcio is not installed (pip install 'relu-deploy[serve]')")
     from grpc_running import serving
 
     from relu_deploy.serving.protocol.proto import messages

@@ -273,7 +273,7 @@ def test_a_request_that_is_turned_away_is_traced_with_its_parent(digits_bundle, 
 
 
 def test_a_call_over_grpc_is_traced_like_a_request_over_http(digits_bundle, collector, tmp_path):
-    grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+    grpc = pytest.importorskip("grpc", reason="grpcio is not installed (pip install 'relu-deploy[serve]')")
     from grpc_running import serving
 
     from relu_deploy.serving.protocol.proto import messages

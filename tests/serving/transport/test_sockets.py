@@ -10,7 +10,7 @@ from relu_deploy.errors import InputError
 from relu_deploy.serving.transport.sockets import listening, stop_accepting
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a socket drop who knocks")
+@pytest.mark.skipif(sys.platform != "linux", reason="a listening socket drops connections only on Linux: run it there")
 def test_who_had_begun_is_taken_and_who_comes_later_is_not():
     with listening("127.0.0.1", 0, "--http-port") as bound:
         bound.listen(8)

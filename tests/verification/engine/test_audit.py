@@ -312,7 +312,7 @@ def test_an_engine_of_another_graph_is_bad_input(tmp_path):
 
 @pytest.fixture(scope="module")
 def variant_of_digits(digits_bundle, tmp_path_factory):
-    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
     from relu_deploy.optimization.run import optimize
 
     def make(precision):
@@ -407,7 +407,7 @@ def test_a_relu_that_a_real_runtime_removes_before_a_float8_quantization_is_foun
     feeds, _ = digits(fp8_digits, 2, 0)
     right, real = StandIn(fp8_digits.onnx, level="BASIC"), StandIn(fp8_digits.onnx)
     if all(np.array_equal(array, right.run(feeds)[name]) for name, array in real.run(feeds).items()):
-        pytest.skip("this ONNX Runtime keeps the Relu")
+        pytest.skip("this ONNX Runtime keeps the Relu: install 1.32, which removes it")
     report = audit(fp8_digits, "tensorrt", feeds, right, real)
     assert report.first_divergence == "stage2.0.relu/Relu"
     assert {fault.operator for fault in report.faults} == {"Relu"}
@@ -418,7 +418,7 @@ def test_a_relu_that_a_real_runtime_removes_before_a_float8_quantization_is_foun
 
 
 def test_the_report_says_what_was_seen_what_was_not_and_why(tmp_path, capsys):
-    from relu_deploy.reporting.audit import print_audit
+    from relu_deploy.reporting.tables.audit import print_audit
 
     path = network(tmp_path / "m.onnx")
     print_audit(audited(path, drop=("r1a",)).to_json())

@@ -1,0 +1,273 @@
+"""Runs a compiled graph: one node after the other, in float64 or in the graph's own types."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_deploy.backends.base import Rounding, Seen
+from relu_deploy.backends.reference.program import Node, Program, Scope, attribute_value, compile_graph, opsets_of, schema_of
+from relu_deploy.backends.reference.registry import Call
+from relu_deploy.backends.reference.types import HALF, element_type, widened
+from relu_deploy.errors import InputError, ReluDeployError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["Evaluation", "Evaluator", "Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one evaluation may take: iterations of one Loop, and seconds of everything together (None for no limit)."""
+
+    iterations: int = 1_000_000
+    seconds: float | None = None
+
+
+@dataclass
+class Evaluation:
+    """The state of one evaluation.
+
+    generators: one a random node, so that a node in a loop draws anew in each iteration. weights: rounded initializers of each
+    program. expansions: compiled bodies of the operators that the specification defines by others.
+    """
+
+    rounding: Rounding | None = None
+    seen: Seen | None = None
+    limits: Limits = field(default_factory=Limits)
+    started: float = field(default_factory=time.monotonic)
+    generators: dict[str, np.random.RandomState] = field(default_factory=dict)
+    weights: dict[int, dict[str, Any]] = field(default_factory=dict)
+    expansions: dict[Any, Program] = field(default_factory=dict)
+
+    def inside_function(self, *, rounded: bool) -> Evaluation:
+        """Return the state for the body of a function, whose tensors have the same names at every call: they are not shown."""
+        return replace(self, rounding=self.rounding if rounded else None, seen=None)
+
+    def generator(self, node: str, seed: float | None) -> np.random.RandomState:
+        """Return the random generator of a node: of its `seed`, else of its name, so that every evaluation draws the same.
+
+        RandomState, because its numbers for a seed are the same in every version of NumPy.
+        """
+        if node not in self.generators:
+            text = node.encode() if seed is None else np.float64(seed).tobytes()
+            number = int(seed) if seed is not None and float(seed).is_integer() else zlib.crc32(text)
+            self.generators[node] = np.random.RandomState(number % 2**32)
+        return self.generators[node]
+
+    def check_time(self, node: str) -> None:
+        """Raise InputError when the evaluation has taken longer than its limit."""
+        limit = self.limits.seconds
+        if limit is not None and time.monotonic() - self.started > limit:
+            raise InputError(f"the reference evaluation took longer than {limit:g} s, at node {node!r}", "use smaller inputs")
+
+
+@dataclass
+class Tensors:
+    """The tensors of a graph that is being evaluated, for operators that evaluate graphs of their own (a `Frame`)."""
+
+    values: Mapping[str, Any]
+    evaluation: Evaluation
+
+    def run(self, body: Program, arguments: Sequence[Any]) -> list[Any]:
+        """Evaluate `body` on `arguments`; it reads the tensors around it."""
+        values = {name: self.values[name] for name in body.captures}
+        return run_program(body, dict(zip(body.inputs, arguments, strict=True)), self.evaluation, values)
+
+
+class Evaluator:
+    """A model that is ready to be evaluated.
+
+    Args:
+        model: The graph; external weights are read.
+        wide: Evaluate in float64: every floating-point weight, constant and cast is widened, so nothing is rounded.
+
+    Raises:
+        Unsupported: If a node has neither an operator nor a function body.
+    """
+
+    def __init__(self, model: ir.Model, *, wide: bool) -> None:
+        functions = {(str(key[0]), str(key[1]), str(key[2])): function for key, function in model.functions.items()}
+        scope = Scope(opsets_of(model.opset_imports), functions, wide, {})
+        self.program = compile_graph(model.graph, scope)
+        self._expansions: dict[Any, Program] = {}
+
+    @property
+    def random_nodes(self) -> tuple[str, ...]:
+        """Return the names of the nodes whose results are drawn at random."""
+        return tuple(node.name for node in self.program.all_nodes() if _draws(node))
+
+    def run(
+        self, feeds: Mapping[str, Any], rounding: Rounding | None = None, seen: Seen | None = None, limits: Limits | None = None
+    ) -> dict[str, Any]:
+        """Return every output of the graph by name.
+
+        Args:
+            feeds: Arrays, sequences (lists) or None by input name; widened as the graph is.
+            rounding: The rounding applied to each weight, operand and result.
+            seen: Called with each tensor of the graph and of the bodies of If, Loop and Scan (once an iteration).
+            limits: What the evaluation may take.
+        """
+        inputs = {name: widened(value) for name, value in feeds.items()} if self.program.wide else dict(feeds)
+        evaluation = Evaluation(rounding, seen, limits or Limits(), expansions=self._expansions)
+        # Overflow and 0/0 are values like any other here: they are compared, not warned about.
+        with np.errstate(all="ignore"):
+            results = run_program(self.program, inputs, evaluation, {})
+        return dict(zip(self.program.outputs, results, strict=True))
+
+
+def run_program(
+    program: Program, feeds: Mapping[str, Any], evaluation: Evaluation, captured: Mapping[str, Any]
+) -> list[Any]:  # fmt: skip
+    """Return the outputs of `program` in its order."""
+    values: dict[str, Any] = {**captured, **_weights(program, evaluation), **feeds, "": None}
+    rounding, seen = evaluation.rounding, evaluation.seen
+    for node in program.nodes:
+        operands = [values[name] for name in node.inputs]
+        if rounding:
+            constant = dict(zip(node.reads, node.constant, strict=True))
+            operands = rounding.operands(node.op_type, operands, [constant.get(name, False) for name in node.inputs])
+        evaluation.check_time(node.name)
+        results = _run_node(node, operands, Tensors(values, evaluation), program)
+        for name, result in zip(node.outputs, results, strict=False):
+            if not name:
+                continue
+            value = rounding.result(result) if rounding and name not in program.exact else result
+            values[name] = seen(name, value) if seen else value
+        for name in node.done:
+            values.pop(name, None)
+    return [values[name] for name in program.outputs]
+
+
+def _run_node(node: Node, operands: list[Any], frame: Tensors, program: Program) -> tuple[Any, ...]:
+    try:
+        if node.operator:
+            call = Call(
+                node.attributes, node.version, outputs=node.outputs, wide=program.wide, name=node.name, frame=frame
+            )  # fmt: skip
+            return _call(node, call, operands)
+        if node.function:
+            return tuple(_run_function(node.function, operands, frame.evaluation.inside_function(rounded=True), node))
+        # What the specification defines by other operators is one operation: only its results are rounded.
+        body = _expanded(node, operands, program, frame.evaluation.expansions)
+        return tuple(_run_function(body, operands, frame.evaluation.inside_function(rounded=False), node))
+    except ReluDeployError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(_described(value) for value in operands)
+        raise InputError(
+            f"node {node.name!r} ({node.op_type}) cannot be evaluated on {shapes or 'no operands'}: {type(error).__name__}: {error}",
+            "check the shapes of the inputs; if they are right, the graph does not fit together at this node",
+        ) from error
+
+
+def _call(node: Node, call: Call, operands: list[Any]) -> tuple[Any, ...]:
+    """Run an operator; halves are computed in float32 and rounded once, as runtimes do."""
+    assert node.operator is not None
+    half = None
+    if not call.wide and not node.operator.keeps_types:
+        kinds = [value.dtype for value in operands if isinstance(value, np.ndarray)]
+        half = next((kind for kind in kinds if kind.name in HALF), None)
+        if half is not None and np.dtype(np.float32) not in kinds:
+            operands = [
+                value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == half else value for value in operands
+            ]
+    results = node.operator.run(call, *operands)
+    results = results if isinstance(results, tuple) else (results,)
+    if half is not None:
+        results = tuple(
+            value.astype(half) if isinstance(value, np.ndarray | np.floating) and value.dtype == np.float32 else value
+            for value in results
+        )
+    return tuple(np.asarray(value) if isinstance(value, np.generic) else value for value in results)
+
+
+def _run_function(body: Program, operands: Sequence[Any], evaluation: Evaluation, node: Node) -> list[Any]:
+    padded = [*operands, *[None] * (len(body.inputs) - len(operands))]
+    return run_program(body, dict(zip(body.inputs, padded, strict=True)), evaluation, {})[: len(node.outputs)]
+
+
+def _weights(program: Program, evaluation: Evaluation) -> Mapping[str, Any]:
+    rounding = evaluation.rounding
+    if rounding is None:
+        return program.initializers
+    if id(program) not in evaluation.weights:
+        evaluation.weights[id(program)] = {
+            name: value if name in program.exact else rounding.result(value) for name, value in program.initializers.items()
+        }
+    return evaluation.weights[id(program)]
+
+
+def _expanded(node: Node, operands: Sequence[Any], program: Program, compiled: dict[Any, Program]) -> Program:
+    """Return the body that the specification gives for the operator of `node`, for operands of these types."""
+    import onnx
+    import onnx_ir as ir
+
+    types = tuple(element_type(value.dtype) if isinstance(value, np.ndarray) else 0 for value in operands)
+    shapes = tuple(value.shape if isinstance(value, np.ndarray) else () for value in operands)
+    key = (id(node), types, shapes)
+    if key in compiled:
+        return compiled[key]
+    schema = schema_of(node.domain, node.op_type, node.version)
+    assert schema is not None
+    body = onnx.FunctionProto()
+    body.CopyFrom(schema.function_body if schema.has_function else _body_of_context(schema, node, types, shapes))
+    declared = list(body.output)
+    made = {name for inner in body.node for name in inner.output} | set(body.input)
+    del body.output[:]
+    body.output.extend(name for name in declared if name in made)
+    function = ir.serde.deserialize_function(body)
+    defaults = {
+        name: attribute_value(ir.serde.deserialize_attribute(attribute.default_value).value)
+        for name, attribute in schema.attributes.items()
+        if attribute.default_value.type != onnx.AttributeProto.UNDEFINED
+    }
+    opsets = {**program.opsets, **opsets_of(function.opset_imports)}
+    bindings = {**defaults, **node.attributes}
+    expansion = compile_graph(function, Scope(opsets, {}, program.wide, bindings))
+    # Optional outputs that the body does not make for this node are empty.
+    compiled[key] = replace(expansion, outputs=tuple(name if name in made else "" for name in declared))
+    return compiled[key]
+
+
+def _body_of_context(schema: Any, node: Node, types: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> onnx.FunctionProto:
+    import onnx
+    import onnx_ir as ir
+    from onnx import helper
+
+    assert node.source is not None
+    proto = ir.serde.serialize_node(node.source)
+    referring = [attribute.name for attribute in proto.attribute if attribute.ref_attr_name]
+    plain = [attribute for attribute in proto.attribute if not attribute.ref_attr_name]
+    plain += [helper.make_attribute(name, node.attributes[name]) for name in referring if name in node.attributes]
+    del proto.attribute[:]
+    proto.attribute.extend(plain)
+    input_types = [
+        helper.make_tensor_type_proto(kind, shape).SerializeToString() if kind else b""
+        for kind, shape in zip(types, shapes, strict=True)
+    ]
+    version = max(schema.context_dependent_function_opset_versions)
+    body = onnx.FunctionProto()
+    body.ParseFromString(
+        schema.get_context_dependent_function_with_opset_version(version, proto.SerializeToString(), input_types)
+    )
+    return body
+
+
+def _draws(node: Node) -> bool:
+    return node.operator is not None and node.operator.random and (
+        node.op_type != "Dropout" or bool(node.attributes.get("training_mode", True))
+    )  # fmt: skip
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype.name}[{'x'.join(map(str, value.shape))}]"
+    return "a sequence" if isinstance(value, list) else "nothing"

@@ -1,0 +1,152 @@
+"""Conv, ConvTranspose and Col2Im as matrix products.
+
+Shapes: x (N, C, *spatial), w (M, C / group, *kernel), any number of spatial dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from relu_deploy.backends.reference.registry import Call, operator
+from relu_deploy.backends.reference.windows import Geometry, patches, zero_padded
+from relu_deploy.tensors import Array
+
+__all__ = ["convolve", "transposed_convolution"]
+
+#: elements of the largest patch matrix that is built at once: 128 MiB in float64
+PATCHES = 2**24
+
+
+@operator("Conv")
+def conv(call: Call, x: Array, w: Array, b: Array | None = None) -> Array:
+    geometry = Geometry.of(call, w.shape[2:])
+    y = convolve(x, w, geometry, call.get("group", 1))
+    return y if b is None else y + b.reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+def convolve(x: Array, w: Array, geometry: Geometry, group: int) -> Array:
+    """Return the convolution of `x` with `w`, without bias; integers are summed exactly in their own type."""
+    begin, end = geometry.padding(x.shape[2:])
+    x = zero_padded(x, begin, end)
+    strides, dilations = geometry.strides, geometry.dilations
+    batch, channels = x.shape[:2]
+    filters, kernel = w.shape[0], w.shape[2:]
+    if group == channels == filters:
+        weights = w.reshape(filters, -1)
+        spread = (1, filters, *(1,) * len(kernel))
+        return _sum_of_taps(x, weights.reshape(filters, -1), spread, geometry)
+    sizes = geometry.steps(x.shape[2:])
+    matrix = w.reshape(group, filters // group, -1)
+    y = np.empty((batch, group, filters // group, *sizes), np.result_type(x, w))
+    depth = channels // group * prod(kernel)
+    if prod(kernel) == 1 and set(strides) == {1}:
+        return np.asarray(matrix @ x.reshape(batch, group, depth, -1)).reshape(batch, filters, *sizes)
+    rows = max(1, PATCHES // max(1, batch * group * depth * prod(sizes[1:])))
+    for first in range(0, sizes[0], rows):
+        count = min(rows, sizes[0] - first)
+        start = first * strides[0]
+        strip = x[:, :, start : start + (count - 1) * strides[0] + (kernel[0] - 1) * dilations[0] + 1]
+        columns = np.stack(list(patches(strip, geometry)), axis=2).reshape(batch, group, depth, -1)
+        y[:, :, :, first : first + count] = (matrix @ columns).reshape(batch, group, filters // group, count, *sizes[1:])
+    return y.reshape(batch, filters, *sizes)
+
+
+def _sum_of_taps(x: Array, weights: Array, spread: Sequence[int], geometry: Geometry) -> Array:
+    total: Array | None = None
+    for tap, window in enumerate(patches(x, geometry)):
+        term = window * weights[:, tap].reshape(spread)
+        if total is None:
+            total = term
+        else:
+            total += term
+    assert total is not None
+    return total
+
+
+@operator("ConvTranspose")
+def conv_transpose(call: Call, x: Array, w: Array, b: Array | None = None) -> Array:
+    y = transposed_convolution(call, x, w)
+    return y if b is None else y + b.reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+def transposed_convolution(call: Call, x: Array, w: Array) -> Array:
+    """Return the transposed convolution without bias: one matrix product, whose columns are added where they belong.
+
+    w: (C, M / group, *kernel).
+    """
+    geometry, group = Geometry.of(call, w.shape[2:]), call.get("group", 1)
+    batch, channels = x.shape[:2]
+    size, kernel, filters = x.shape[2:], w.shape[2:], w.shape[1]
+    begin, sizes = _placement(call, geometry, size)
+    matrix = w.reshape(group, channels // group, filters * prod(kernel)).transpose(0, 2, 1)
+    columns = matrix @ x.reshape(batch, group, channels // group, -1)
+    full = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(size, geometry.strides, kernel, geometry.dilations, strict=True)]
+    columns = columns.reshape(batch, group * filters, *kernel, *size)
+    y = _added_up(columns, full, geometry)
+    # Negative pads at the beginning and output sizes beyond what the input reaches are zeros.
+    result = np.zeros((batch, group * filters, *sizes), y.dtype)
+    inside, cut = [slice(None)] * 2, [slice(None)] * 2
+    for first, length, there in zip(begin, sizes, full, strict=True):
+        start, stop = max(first, 0), min(first + length, there)
+        cut.append(slice(start, max(stop, start)))
+        inside.append(slice(start - first, max(stop, start) - first))
+    result[tuple(inside)] = y[tuple(cut)]
+    return result
+
+
+def _placement(call: Call, geometry: Geometry, size: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return where the output begins in the full result, and its sizes.
+
+    With `output_shape`, or SAME padding (where the output is stride times the input), the padding follows from the sizes; the
+    odd element is cut at the end for SAME_UPPER and at the beginning otherwise (ConvTranspose-11's formula).
+    """
+    spatial = len(size)
+    extra = call.get("output_padding") or [0] * spatial
+    auto, pads = call.get("auto_pad", "NOTSET"), call.get("pads") or [0] * 2 * spatial
+    reach = [
+        (n - 1) * s + e + (k - 1) * d + 1
+        for n, s, e, k, d in zip(size, geometry.strides, extra, geometry.kernel, geometry.dilations, strict=True)
+    ]
+    shape = call.get("output_shape")
+    if shape is None and auto in ("SAME_UPPER", "SAME_LOWER"):
+        shape = [n * s for n, s in zip(size, geometry.strides, strict=True)]
+    if shape is None:
+        if auto == "VALID":
+            pads = [0] * 2 * spatial
+        return list(pads[:spatial]), [r - pads[i] - pads[spatial + i] for i, r in enumerate(reach)]
+    shape = list(shape[-spatial:])
+    total = [max(r - n, 0) for r, n in zip(reach, shape, strict=True)]
+    begin = [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in total]
+    return begin, shape
+
+
+def _added_up(columns: Array, full: Sequence[int], geometry: Geometry) -> Array:
+    """Return (N, M, *full): each column (N, M, *kernel, *steps) added to the places that its kernel covers."""
+    spatial = len(full)
+    kernel, steps = columns.shape[2 : 2 + spatial], columns.shape[2 + spatial :]
+    y = np.zeros((*columns.shape[:2], *full), columns.dtype)
+    for offset in product(*map(range, kernel)):
+        places = [
+            slice(o * d, o * d + (n - 1) * s + 1, s)
+            for o, d, n, s in zip(offset, geometry.dilations, steps, geometry.strides, strict=True)
+        ]
+        taken: tuple[Any, ...] = (slice(None), slice(None), *offset)
+        y[(slice(None), slice(None), *places)] += columns[taken]
+    return y
+
+
+@operator("Col2Im")
+def column_to_image(call: Call, x: Array, image: Array, block: Array) -> Array:
+    kernel, size = [int(n) for n in block], [int(n) for n in image]
+    geometry = Geometry.of(call, kernel)
+    begin, end = geometry.padding(size)
+    full = [n + b + e for n, b, e in zip(size, begin, end, strict=True)]
+    steps = geometry.steps(full)
+    channels = x.shape[1] // prod(kernel)
+    y = _added_up(x.reshape(x.shape[0], channels, *kernel, *steps), full, geometry)
+    return y[(slice(None), slice(None), *(slice(b, b + n) for b, n in zip(begin, size, strict=True)))]

@@ -1,0 +1,155 @@
+"""Which backends exist, and how one is found, probed and loaded.
+
+A backend of this package is a folder with two modules, and one line in `BACKENDS`:
+
+    probe.py    probe(name) -> Probe                        whether it is usable here; if not, why and what to do
+                capabilities(name) -> Capabilities          what it does (optional: the defaults of `Capabilities`)
+    load.py     load(name, bundle, options) -> Session      a session that runs all of the model, or an error
+
+A backend of another package is one module with these functions, registered as an entry point: in the group
+`relu_deploy.backends`, under the name of the backend.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from relu_deploy.backends.base import Capabilities, Options, Probe, Session
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import BackendUnavailable, UsageError, nearest
+
+__all__ = ["BACKENDS", "GROUP", "NOT_YET", "capabilities", "load", "names", "probe", "probe_all", "register", "require", "usable"]
+
+#: name of a backend → its folder in `relu_deploy.backends`
+BACKENDS: dict[str, str] = {
+    "reference": "reference",
+    "torch": "torch",
+    "torch-compile": "torch",
+    "torch-cuda": "torch",
+    "torch-compile-cuda": "torch",
+    "onnxruntime-cpu": "onnxruntime",
+    "onnxruntime-cuda": "onnxruntime",
+    "onnxruntime-tensorrt": "onnxruntime",
+    "onnxruntime-tensorrt-rtx": "onnxruntime",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt",
+}
+
+#: names of runtimes that this version cannot run yet
+NOT_YET = ("openvino",)
+
+#: the group of entry points by which other packages add backends
+GROUP = "relu_deploy.backends"
+
+_registered: dict[str, Any] = {}
+
+
+def register(name: str, module: Any) -> None:
+    """Add a backend to this process, as an entry point adds it to every process.
+
+    Args:
+        name: What it is called. A name in `BACKENDS` keeps its meaning.
+        module: A module, or any object, with `probe` and `load`, and `capabilities` if it has any that are not the default.
+    """
+    _registered[name] = module
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all backends, usable or not, in a fixed order: this package's, then those of others."""
+    return tuple(dict.fromkeys((*BACKENDS, *_registered, *sorted(_entry_points()))))
+
+
+def capabilities(name: str) -> Capabilities:
+    """Return what the backend called `name` does; of another package that cannot be imported, the defaults.
+
+    Raises:
+        UsageError: If there is no such backend.
+    """
+    try:
+        module = _module(name, "probe")
+    except BackendUnavailable:  # the probe says why
+        return Capabilities()
+    found: Capabilities = module.capabilities(name) if hasattr(module, "capabilities") else Capabilities()
+    return found
+
+
+def probe(name: str) -> Probe:
+    """Return whether the backend called `name` is usable here, and if not, why and what to do.
+
+    Raises:
+        UsageError: If there is no such backend.
+    """
+    if name in NOT_YET:
+        return Probe(name, usable=False, reason="this version of relu_deploy has no such backend yet", fix="use another backend")
+    try:
+        found: Probe = _module(name, "probe").probe(name)
+    except BackendUnavailable as error:
+        return Probe(name, usable=False, reason=error.message, fix=error.hint)
+    return found
+
+
+def probe_all() -> list[Probe]:
+    """Return a probe of every backend, usable or not, in a fixed order."""
+    return [probe(name) for name in (*names(), *NOT_YET)]
+
+
+def require(name: str) -> None:
+    """Raise BackendUnavailable, with the reason and the fix, when the backend called `name` is not usable here."""
+    found = probe(name)
+    if not found.usable:
+        raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
+
+
+def usable(candidates: Iterable[str] | None = None) -> list[str]:
+    """Return those of `candidates`, by default of all backends, that are usable here."""
+    return [name for name in (names() if candidates is None else candidates) if probe(name).usable]
+
+
+def load(bundle: Bundle | str | os.PathLike[str], name: str, **options: Any) -> Session:
+    """Return a session that runs the whole of `bundle` on the backend called `name`.
+
+    Args:
+        bundle: A bundle, or the path of one, of a variant in one, or of an ONNX file.
+        name: The backend. No other one takes its place.
+        options: The fields of `Options`.
+
+    Raises:
+        BackendUnavailable: If it is not usable here; the message is the probe's reason, the hint its fix.
+        Unsupported: If the backend cannot run this model.
+        UsageError: If there is no such backend.
+    """
+    require(name)
+    session: Session = _module(name, "load").load(name, Bundle.open(bundle), Options(**options))
+    return session
+
+
+def _module(name: str, part: str) -> Any:
+    """Return the module of backend `name` that has the functions of `part`, "probe" or "load"."""
+    if name in BACKENDS:
+        return import_module(f"relu_deploy.backends.{BACKENDS[name]}.{part}")
+    if name in _registered:
+        return _registered[name]
+    if name not in _entry_points():
+        raise UsageError(f"there is no backend called {name!r}", nearest(name, (*names(), *NOT_YET)))
+    point = _entry_points()[name]
+    package = point.dist.name if point.dist else point.value
+    try:
+        module = point.load()
+    except Exception as error:  # a package of others may raise anything while it is imported
+        reason = f"{package}, which adds it, cannot be imported: {type(error).__name__}: {error}"
+        raise BackendUnavailable(reason, f"pip install --force-reinstall {package}") from error
+    if missing := [each for each in ("probe", "load") if not callable(getattr(module, each, None))]:
+        raise BackendUnavailable(
+            f"{package}, which adds it, has no function {missing[0]!r} in {point.value}", "update that package"
+        )
+    return module
+
+
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in BACKENDS}

@@ -1,0 +1,35 @@
+"""Loads an engine of TensorRT or TensorRT-RTX: the one kept for the bundle, or else one that is built now."""
+
+from __future__ import annotations
+
+from relu_deploy.backends.base import Options
+from relu_deploy.backends.nvidia.cuda import Device
+from relu_deploy.backends.tensorrt.engine_cache import engine_for
+from relu_deploy.backends.tensorrt.probe import probe
+from relu_deploy.backends.tensorrt.session import TensorRtSession
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import BackendUnavailable, Unsupported
+
+__all__ = ["load", "load_session"]
+
+
+def load(name: str, bundle: Bundle, options: Options) -> TensorRtSession:
+    """Return a session of the engine that is kept for `bundle`, or else of one that is built now."""
+    found = probe(name)
+    if not found.usable:
+        raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
+    return load_session(name, bundle, options)
+
+
+def load_session(name: str, bundle: Bundle, options: Options) -> TensorRtSession:
+    """Return a session of the engine for `bundle`, which is built if none is kept.
+
+    Raises Unsupported with the reason in plain words when the engine is refused.
+    """
+    if options.taps:
+        raise Unsupported(
+            f"{name} cannot show the Relus inside {bundle.title}: an engine has only its outputs left",
+            "verify its outputs, or the same graph with --backend onnxruntime-cuda",
+        )
+    engine = engine_for(name, bundle, device=options.device)
+    return TensorRtSession(name, bundle, engine, Device(options.device))

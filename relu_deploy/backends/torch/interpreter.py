@@ -1,0 +1,79 @@
+"""A PyTorch program interpreted node by node: in float64, with rounding errors added, or as it is, its tensors shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_deploy.backends.base import Rounding, Seen
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Evaluation", "interpreter"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the program is interpreted: see `TruthSession.evaluate`."""
+
+    wide: bool = False
+    rounding: Rounding | None = None
+    seen: Seen | None = None
+
+
+#: aten operators whose operands int8 graphs quantize, by the name of the ONNX operator that they become
+_ONNX_NAME = {"conv": "Conv", "linear": "Gemm", "addmm": "Gemm", "matmul": "MatMul", "mm": "MatMul", "add": "Add"}
+
+
+def interpreter(module: torch.fx.GraphModule, taps: Mapping[str, str], way: Evaluation, tapped: dict[str, Any]) -> Any:
+    """Return an interpreter that runs `module` node by node, copying the value of each tapped node into `tapped`."""
+    import torch
+    from torch.utils._pytree import tree_map
+
+    rounding = way.rounding
+
+    def widened(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.float16, torch.bfloat16):
+            return value.double()
+        return torch.float64 if value is torch.float32 else value
+
+    def rounded(value: Any) -> Any:
+        return torch.from_numpy(rounding.result(value.numpy())) if rounding and isinstance(value, torch.Tensor) else value
+
+    class Stepping(torch.fx.Interpreter):  # type: ignore[misc]
+        def run_node(self, n: torch.fx.Node) -> Any:
+            if n.op == "call_function" and way.wide:
+                args, kwargs = tree_map(widened, self.fetch_args_kwargs_from_env(n))
+                value = n.target(*self.stored(n, args), **kwargs)
+            else:
+                value = super().run_node(n)
+            if way.wide:
+                value = tree_map(rounded, tree_map(widened, value))
+            if way.seen and n.op == "call_function" and isinstance(value, torch.Tensor):
+                # A copy: in-place operators may overwrite the value later in the program.
+                shown = value.clone().numpy()
+                returned = way.seen(n.name, shown)
+                value = value if returned is shown else torch.from_numpy(np.array(returned))
+            if n.name in taps:
+                tapped[taps[n.name]] = value.clone()
+            return value
+
+        def stored(self, n: torch.fx.Node, args: Any) -> Any:
+            """Return the operands of `n` as the precision stores them."""
+            family = re.sub(r"(\d+d)?_?$", "", getattr(n.target, "__name__", "").split(".")[0]) if rounding else ""
+            operator = _ONNX_NAME.get(family, "")
+            if rounding is None or not operator or not all(isinstance(value, torch.Tensor) for value in args[:2]):
+                return args
+            # addmm takes its bias first.
+            first = 1 if family == "addmm" else 0
+            pair = [value.numpy() for value in args[first : first + 2]]
+            weights = [getattr(node, "op", "") == "get_attr" for node in n.args[first : first + 2]]
+            noisy = [torch.from_numpy(value) for value in rounding.operands(operator, pair, weights)]
+            return (*args[:first], *noisy, *args[first + 2 :])
+
+    return Stepping(module)

@@ -1,0 +1,70 @@
+"""Loads the PyTorch program in a bundle (source.pt2) for the CPU or a GPU, eager or compiled."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+from relu_deploy.backends.base import TORCH_MODES, Options
+from relu_deploy.backends.torch.session import TorchSession
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError, Unsupported, UsageError
+from relu_deploy.gc_pause import without_collecting
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["load", "load_program"]
+
+
+def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
+    import torch
+
+    if bundle.source is None:
+        raise Unsupported(
+            f"{bundle.name} carries no PyTorch program, so {name} cannot run it",
+            "export it from PyTorch with relu-deploy export, or use --backend reference",
+        )
+    compiled = name.startswith("torch-compile")
+    if compiled and options.taps:
+        raise Unsupported(f"{name} cannot show the Relus inside a fused kernel", "verify --backend torch, or only the outputs")
+    if name.endswith("-cuda") and options.device >= torch.cuda.device_count():
+        raise Unsupported(f"there is no CUDA device {options.device}", f"devices 0 to {torch.cuda.device_count() - 1} exist")
+    cuda = name.endswith("-cuda")
+    if options.torch_mode not in TORCH_MODES:
+        raise UsageError(f"torch.compile has no mode {options.torch_mode!r}", f"it is one of {', '.join(TORCH_MODES)}")
+    if options.autocast not in ("", "float16", "bfloat16"):
+        raise UsageError(f"PyTorch cannot cast to {options.autocast!r} on its own", "it is float16 or bfloat16")
+    if options.autocast and options.taps:
+        raise Unsupported(f"{name} casts inside its operators: its Relus are not the graph's", "leave the taps or autocast out")
+    if blind := [relu.node for relu in options.taps if not relu.torch_node]:
+        raise Unsupported(f"{name} does not know which PyTorch node {blind[0]} came from", "verify --against reference")
+    torch.set_num_threads(options.thread_count)
+    if not cuda:
+        return TorchSession(bundle, load_program(bundle), torch.device("cpu"), compiled, options)
+    from relu_deploy.backends.torch.cuda import TorchCudaSession
+
+    device = torch.device("cuda", options.device)
+    return TorchCudaSession(bundle, load_program(bundle, device), device, compiled, options)
+
+
+def load_program(bundle: Bundle, device: torch.device | None = None) -> torch.fx.GraphModule:
+    """Return the program as a module on `device`. Its weights move, and so do the tensors that it makes while it runs."""
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    logging.getLogger("torch.export").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), without_collecting():
+        warnings.simplefilter("ignore")
+        try:
+            # The guards repeat, slowly, the check that `run` makes of every feed.
+            program = torch.export.load(str(bundle.source))
+            if device is not None:
+                program = move_to_device_pass(program, str(device))
+            return program.module(check_guards=False)  # type: ignore[return-value]
+        except Exception as error:  # torch.export raises whatever a file of another version leads to
+            raise InputError(
+                f"{bundle.source} cannot be loaded by torch {torch.__version__}: {error}",
+                "export the model again with this version of torch",
+            ) from error

@@ -1,0 +1,119 @@
+"""Whether PyTorch can run programs here: the package, its CUDA build, NVIDIA's driver and GPU, and torch.compile's compilers."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from relu_deploy.backends.base import Capabilities, Probe
+from relu_deploy.backends.nvidia.driver import Gpu, Missing, find_driver, find_gpu, too_old
+from relu_deploy.gc_pause import without_collecting
+
+__all__ = ["capabilities", "compiles", "on_gpu", "probe"]
+
+
+def capabilities(name: str) -> Capabilities:
+    compiled = compiles(name)
+    return Capabilities(
+        on_gpu=on_gpu(name),
+        evaluates_float64=name == "torch",
+        shows_tensors=not compiled,
+        runs_program=True,
+        compiles_in_place=compiled,
+        autocasts=on_gpu(name),
+    )
+
+
+def on_gpu(name: str) -> bool:
+    """Return whether the backend called `name` runs on a GPU."""
+    return name.endswith("-cuda")
+
+
+def compiles(name: str) -> bool:
+    """Return whether the backend called `name` runs programs through torch.compile."""
+    return name.startswith("torch-compile")
+
+
+def probe(name: str) -> Probe:
+    """Return whether programs can run here. What can be told without importing torch, which takes seconds, is told first."""
+    version, cuda = _installed_build()
+    gpu = find_gpu() if name.endswith("-cuda") else None
+    if isinstance(gpu, Missing):
+        return Probe(name, False, version=version, reason=gpu.reason, fix=gpu.fix)
+    device = "CPU" if gpu is None else str(gpu)
+    missing = (
+        _torch_obstacle(version, cuda, gpu)
+        or _import_obstacle(version, gpu)
+        or (_compiler_obstacle(gpu) if "compile" in name else None)
+    )
+    if missing is not None:
+        return Probe(name, False, version=version, device="" if gpu is None else device, reason=missing.reason, fix=missing.fix)
+    return Probe(name, True, version=version, device=device)
+
+
+def _installed_build() -> tuple[str, str]:
+    """Return the version of the installed torch, and of the CUDA that it was built with; "" for neither."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return "", ""
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown", ""
+    named = re.findall(r"^(__version__|cuda)\b[^=]*= *['\"]([^'\"]*)['\"]", text, re.MULTILINE)
+    return dict(named).get("__version__", "unknown"), dict(named).get("cuda", "")
+
+
+def _torch_obstacle(version: str, cuda: str, gpu: Gpu | None) -> Missing | None:
+    if not version:
+        return Missing("torch is not installed", "pip install 'relu-deploy[torch]'")
+    if gpu is None:
+        return None
+    if not cuda:
+        return Missing(
+            f"torch {version} is a CPU build",
+            "replace it by a CUDA build: https://pytorch.org/get-started/locally has the command",
+        )
+    driver = find_driver()
+    return driver if isinstance(driver, Missing) else too_old(driver, int(cuda.partition(".")[0]), f"torch {version}")
+
+
+def _import_obstacle(version: str, gpu: Gpu | None) -> Missing | None:
+    try:
+        with without_collecting():
+            import torch
+    except (ImportError, OSError) as error:
+        return Missing(f"torch {version} is installed but cannot be imported: {error}", "pip install --force-reinstall torch")
+    if gpu is None:
+        return None
+    if not torch.cuda.is_available():
+        return Missing(
+            f"torch {version} finds no GPU, though NVIDIA's driver does", "python -c 'import torch; torch.cuda.init()' says why"
+        )
+    built = torch.cuda.get_arch_list()
+    if built and not any(_runs(each, gpu.capability) for each in built):
+        return Missing(
+            f"torch {version} has no kernels for {gpu}: it has {', '.join(built)}",
+            "install a build of torch that has them: https://pytorch.org/get-started/locally",
+        )
+    return None
+
+
+def _runs(architecture: str, capability: tuple[int, int]) -> bool:
+    """Return whether code for `architecture`, such as sm_86 or compute_90, runs on a GPU of that capability."""
+    kind, _, digits = architecture.partition("_")
+    digits = digits.rstrip("af")
+    major, minor = int(digits[:-1]), int(digits[-1])
+    # Machine code runs on later GPUs of its own generation, intermediate code on all later ones.
+    return (major, minor) <= capability and (kind == "compute" or major == capability[0])
+
+
+def _compiler_obstacle(gpu: Gpu | None) -> Missing | None:
+    if gpu is not None and find_spec("triton") is None:
+        return Missing("torch.compile needs triton for a GPU", "pip install triton")
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        return Missing("torch.compile needs a C++ compiler", "install g++ (Debian: apt install g++)")
+    return None

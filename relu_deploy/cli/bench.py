@@ -1,0 +1,75 @@
+"""Measure speed and accuracy."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.output import finish, keep_reports
+from relu_deploy.cli.types import numbers
+from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE
+
+__all__ = ["SUMMARY", "add_options", "run"]
+
+SUMMARY = "measure speed and accuracy; with no PATH, of the shipped models"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `bench` to `parser`."""
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="bundles, .onnx files or zoo names")
+    parser.add_argument("--batch", default="1", metavar="N[,N…]", help="batch sizes (default 1)")
+    parser.add_argument("--data", metavar="D", help="what is fed and scored (default: the model's own data set, else random)")
+    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="of timed runs per row (default 2)")
+    parser.add_argument("--against", metavar="BACKEND", help="take ratios against this backend (default: the first)")
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
+    parser.add_argument("--tf32", action="store_true", help="let GPUs multiply float32 with 10 bits of mantissa")
+    parser.add_argument("--autocast", default="", metavar="TYPE", help="float16 or bfloat16, for PyTorch on a GPU")
+    parser.add_argument("--torch-mode", default="default", metavar="MODE", help="of torch.compile, such as max-autotune")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained report with plots")
+    add_shared_options(parser, "backend", "seed", "threads", "force")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    from relu_deploy.backends import require
+    from relu_deploy.benchmark.prepare_models import bundles_for
+    from relu_deploy.benchmark.run import bench
+    from relu_deploy.bundle import Bundle
+    from relu_deploy.files import refuse_existing_file, write_atomically
+    from relu_deploy.reporting.progress import steps
+    from relu_deploy.reporting.tables.bench import print_bench
+
+    # Backend names are checked before minutes are spent on exporting.
+    batches = numbers(options.batch, "--batch")
+    for name in options.backend or ():
+        require(name)
+    given = {"device": options.device, "tf32": options.tf32, "autocast": options.autocast, "torch_mode": options.torch_mode}
+    settings = {name: value for name, value in given.items() if value not in (0, False, "", "default")}
+    if options.html:
+        refuse_existing_file(options.html, options.force)
+    with steps(options.quiet) as step, bundles_for(options.paths, step) as paths:
+        report = bench(
+            paths,
+            options.backend or None,
+            batch=batches,
+            seconds=options.seconds,
+            against=options.against,
+            threads=options.threads,
+            seed=options.seed,
+            settings=settings,
+            data=options.data,
+            progress=step,
+        )
+        result = report.to_json()
+        for path in paths:
+            report_of_model = {**result, "runs": [run for run in result["runs"] if run["model"] == Bundle.open(path).name]}
+            keep_reports(Bundle.open(path), {"reports/bench.json": report_of_model})
+    if options.html:
+        from relu_deploy.reporting.pages.bench import bench_page
+
+        write_atomically(options.html, bench_page(result))
+    finish(options, result, lambda: print_bench(result))
+    if options.html and str(options.json) != "-":
+        print(f"report: {options.html}")
+    return EXIT_FINE if report.passed else EXIT_CHECK_FAILED

@@ -1,0 +1,75 @@
+"""Make a bundle from a PyTorch model or an ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.output import finish
+from relu_deploy.cli.types import argument, floats, input_shape, label_names, number, pixels
+
+__all__ = ["SUMMARY", "add_options", "run"]
+
+SUMMARY = "make a bundle from a PyTorch model or an ONNX file"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `export` to `parser`."""
+    parser.add_argument("source", metavar="SOURCE", help="zoo name, package.module:callable, FILE.pt2 or FILE.onnx")
+    parser.add_argument(
+        "-o", "--out", required=True, type=Path, metavar="OUT", help="the bundle to make, for instance digits.rdb"
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or .pth state dict")
+    parser.add_argument(
+        "--input", action="append", default=[], type=input_shape, metavar="NAME=1x3x224x224", help="an input's shape; repeatable"
+    )
+    parser.add_argument(
+        "--arg", action="append", default=[], type=argument, metavar="KEY=VALUE", help="argument of the architecture or callable"
+    )
+    parser.add_argument("--batch", default="dynamic", metavar="N|dynamic", help="fix the batch, or let it vary (default)")
+    parser.add_argument("--opset", type=int, default=20, help="ONNX operator set (default 20)")
+    parser.add_argument("--embed-preprocess", action="store_true", help="take uint8 NHWC pictures; normalize inside the graph")
+    parser.add_argument("--mean", type=floats, metavar="M[,M,M]", help="normalization of pixels scaled to 0..1")
+    parser.add_argument("--std", type=floats, metavar="S[,S,S]", help="normalization of pixels scaled to 0..1")
+    parser.add_argument(
+        "--labels", type=label_names, metavar="FILE", help="names of the classes, of pictures or of pixels, one a line"
+    )
+    parser.add_argument(
+        "--decode", choices=("none", "boxes", "nms"), help="detectors: raw head maps, boxes and scores (default), or detections"
+    )
+    add_shared_options(parser, "seed", "force")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    from relu_deploy.exporting.exporter import export_source
+    from relu_deploy.reporting.progress import steps
+    from relu_deploy.reporting.tables.export import print_export
+    from relu_deploy.reporting.terminal import printable
+
+    batch = options.batch if options.batch == "dynamic" else number(options.batch, "--batch")
+    with steps(options.quiet) as step:
+        step(f"exporting {options.source}")
+        made = export_source(
+            options.source,
+            options.out,
+            inputs=dict(options.input) or None,
+            batch=batch,
+            opset=options.opset,
+            weights=options.weights,
+            arguments=dict(options.arg),
+            embed_preprocess=options.embed_preprocess,
+            pixels=pixels(options),
+            decode=options.decode,
+            labels=options.labels,
+            seed=options.seed,
+            force=options.force,
+        )
+    if made.untrained and not options.quiet:
+        print(
+            f"warning: {printable(made.bundle.name)} has random weights; give trained ones with --weights FILE", file=sys.stderr
+        )
+    result = {"schema": "relu-deploy/export/1", **made.to_json()}
+    return finish(options, result, lambda: print_export(result))

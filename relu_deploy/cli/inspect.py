@@ -1,0 +1,44 @@
+"""Show what is in a graph."""
+
+from __future__ import annotations
+
+import argparse
+
+from relu_deploy.cli.output import finish
+
+__all__ = ["SUMMARY", "add_options", "run"]
+
+SUMMARY = "show the Relus, what each fuses with, shapes and cost"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `inspect` to `parser`."""
+    parser.add_argument("path", metavar="PATH")
+    parser.add_argument("--batch", type=int, default=1, help="size of varying dimensions in the cost (default 1)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    from relu_deploy.bundle import Bundle
+    from relu_deploy.graph import count_cost, find_relus, load_model, name_nodes, opset_of
+    from relu_deploy.reporting.tables.inspect import print_inspect
+
+    bundle = Bundle.open(options.path)
+    model = load_model(bundle.onnx)
+    name_nodes(model)
+    cost = count_cost(model, options.batch)
+    result = {
+        "schema": "relu-deploy/inspect/1",
+        "model": bundle.name,
+        "opset": opset_of(model),
+        "inputs": [spec.to_json() for spec in bundle.inputs],
+        "outputs": [spec.to_json() for spec in bundle.outputs],
+        "nodes": len(model.graph),
+        "batch": cost.batch,
+        "flops": cost.flops,
+        "bytes": cost.bytes,
+        "parameters": cost.parameters,
+        "unknown": list(cost.unknown),
+        "relus": [relu.to_json() for relu in find_relus(model)],
+    }
+    return finish(options, result, lambda: print_inspect(result))

@@ -1,0 +1,111 @@
+"""Make a variant of a model for a target."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.output import finish, keep_reports
+from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
+
+__all__ = ["SUMMARY", "add_options", "run"]
+
+SUMMARY = "make a variant for a target, small and fast, that passes an accuracy gate"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `optimize` to `parser`."""
+    parser.add_argument("path", metavar="PATH")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="OUT", help="a copy of the bundle with the variant (default: add it to PATH)"
+    )
+    parser.add_argument(
+        "--for", dest="target", default="cpu", metavar="TARGET", help="cpu (default), cuda, tensorrt or tensorrt-rtx"
+    )
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        metavar="auto|fp32|fp16|bf16|int8|fp8",
+        help="auto (default) takes the fastest that passes the gate",
+    )
+    parser.add_argument("--calibration", metavar="D", help="as for census --data; int8 and fp8 need it")
+    parser.add_argument("--samples", type=int, default=128, metavar="N", help="rows to calibrate on, spread evenly (default 128)")
+    parser.add_argument(
+        "--data", metavar="D", help="what accuracy is measured on (default: the model's own set, else --calibration)"
+    )
+    parser.add_argument("--eval-samples", type=int, metavar="N", help="most rows that accuracy is measured on (default: all)")
+    parser.add_argument(
+        "--max-drop", type=float, metavar="X", help="accuracy that may be lost (default 0.005 with labels, 0.05 without)"
+    )
+    parser.add_argument("--method", default="mse", metavar="mse|minmax|percentile|entropy", help="of calibration (default mse)")
+    parser.add_argument("--weights", default="per-channel", metavar="per-channel|per-tensor", help="scales of the weights")
+    parser.add_argument(
+        "--equalize",
+        action=argparse.BooleanOptionalAction,
+        help="scale neighboring layers to each other (default: with per-tensor weights)",
+    )
+    parser.add_argument(
+        "--bias-correction",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="take the mean error of quantized weights out of the biases",
+    )
+    parser.add_argument(
+        "--weight-bits", type=int, metavar="7|8", help="cpu: 7 for x86 without VNNI (default: what this CPU takes)"
+    )
+    parser.add_argument("--compact", action="store_true", help="remove channels and Relus that provably never act")
+    parser.add_argument("--allow-observed", action="store_true", help="with --compact: and channels that never fired on the data")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
+    add_shared_options(parser, "seed", "threads", "force")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    from relu_deploy.files import refuse_existing_file, write_atomically
+    from relu_deploy.optimization.options import OptimizeOptions
+    from relu_deploy.optimization.run import optimize_bundle
+    from relu_deploy.reporting.pages.optimize import optimize_page
+    from relu_deploy.reporting.progress import steps
+    from relu_deploy.reporting.tables.optimize import print_optimize
+
+    if options.weights not in ("per-channel", "per-tensor"):
+        raise UsageError(
+            f"--weights {options.weights!r} is neither per-channel nor per-tensor", "per-channel is the more exact one"
+        )
+    if options.html:
+        refuse_existing_file(options.html, options.force)
+    settings = OptimizeOptions(
+        calibration=options.calibration,
+        data=options.data,
+        samples=options.samples,
+        eval_samples=options.eval_samples,
+        max_drop=options.max_drop,
+        method=options.method,
+        per_channel=options.weights == "per-channel",
+        equalize=options.equalize,
+        correct_biases=options.bias_correction,
+        weight_bits=options.weight_bits,
+        compact=options.compact,
+        allow_observed=options.allow_observed,
+        threads=options.threads,
+        seed=options.seed,
+    )
+    with steps(options.quiet) as step:
+        report = optimize_bundle(
+            options.path,
+            options.target,
+            options.precision,
+            out=options.out,
+            force=options.force,
+            progress=step,
+            options=settings,
+        )
+    result = report.to_json()
+    html = optimize_page(result)
+    if report.bundle is not None:
+        keep_reports(report.bundle, {f"reports/optimize-{report.variant}.html": html})
+    if options.html:
+        write_atomically(options.html, html)
+    finish(options, result, lambda: print_optimize(result))
+    return EXIT_FINE if report.bundle is not None else EXIT_CHECK_FAILED

@@ -1,0 +1,91 @@
+"""Answer inference requests over HTTP and gRPC."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.output import finish
+from relu_deploy.errors import EXIT_FINE
+
+__all__ = ["SUMMARY", "add_options", "run"]
+
+SUMMARY = "answer inference requests over HTTP and gRPC (Open Inference Protocol v2) until stopped"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `serve` to `parser`."""
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="bundles, their variants, or .onnx files")
+    parser.add_argument("--backend", default="onnxruntime-cpu", metavar="NAME", help="of every model (default onnxruntime-cpu)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen; 0.0.0.0 for every interface (default 127.0.0.1)"
+    )
+    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        parser.add_argument(
+            f"--{name}-port", type=int, default=port, metavar="N", help=f"(default {port}; 0 takes a free one, -1 none)"
+        )
+    parser.add_argument("--max-batch", type=int, default=8, metavar="N", help="most rows run together (default 8)")
+    parser.add_argument(
+        "--max-delay", type=float, default=0.0, metavar="MS", help="how long a request may wait for others (default 0)"
+    )
+    parser.add_argument(
+        "--queue", type=int, default=128, metavar="N", help="requests that may wait; further requests get 503 (default 128)"
+    )
+    parser.add_argument(
+        "--deadline", type=float, metavar="S", help="seconds that a request may wait in the queue (default: no limit)"
+    )
+    parser.add_argument("--max-body", type=float, default=64.0, metavar="MIB", help="largest request body (default 64)")
+    parser.add_argument(
+        "--monitor-share",
+        type=float,
+        metavar="S",
+        help="share of rows whose Relus are compared with the census, 0 to 1 (default 0.01 for a model that has a census)",
+    )
+    parser.add_argument(
+        "--traces", metavar="ENDPOINT", help="send OpenTelemetry traces to this collector (OTLP over HTTP): http://localhost:4318"
+    )
+    parser.add_argument(
+        "--trace-share",
+        type=float,
+        metavar="S",
+        help="share of requests that are traced unless their traceparent says whether, 0 to 1 (default 0.01)",
+    )
+    parser.add_argument("--log-json", action="store_true", help="log one JSON object a line to stderr")
+    parser.add_argument(
+        "--log-level",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        help="lowest level that is logged (default info)",
+    )
+    parser.add_argument(
+        "--log-slow", type=float, default=1000.0, metavar="MS", help="log requests that take as long (default 1000)"
+    )
+    parser.add_argument(
+        "--max-pixels", type=float, default=40.0, metavar="MEGAPIXELS", help="largest picture that is decoded (default 40)"
+    )
+    parser.add_argument("--allow-nan", action="store_true", help="take NaN and infinities in inputs (default: refuse them)")
+    parser.add_argument("--no-watch", dest="watch", action="store_false", help="do not reload a model whose file changes")
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
+    add_shared_options(parser, "threads")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    from relu_deploy.backends import require
+    from relu_deploy.reporting.progress import steps
+    from relu_deploy.reporting.tables.serve import print_serve
+    from relu_deploy.serving.run import serve, serve_options
+
+    settings = serve_options(options)
+    require(options.backend)
+
+    def started(addresses: dict[str, Any]) -> None:
+        result = {"schema": "relu-deploy/serve/1", **addresses}
+        finish(options, result, lambda: print_serve(result))
+        sys.stdout.flush()
+
+    with steps(options.quiet or options.log_json) as step:
+        serve(options.paths, settings, progress=step, started=started, exits=True)
+    return EXIT_FINE

@@ -1,0 +1,76 @@
+"""Compare every Relu and every output of a backend with the truth."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.output import finish, keep_reports
+from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, EXIT_UNUSABLE
+
+__all__ = ["SUMMARY", "add_options", "run"]
+
+SUMMARY = "compare every Relu and every output with the truth"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `verify` to `parser`."""
+    parser.add_argument("path", metavar="PATH")
+    parser.add_argument(
+        "--against", metavar="torch|reference|OTHER.onnx", help="the truth (default: torch where its program travels along)"
+    )
+    parser.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays named after the model's inputs")
+    parser.add_argument(
+        "--data", metavar="D", help="folder of pictures, FILE.npz or shipped data set (default: the model's own, else random)"
+    )
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="rows of data when no --inputs are given (default 1)")
+    parser.add_argument(
+        "--optimization",
+        default="all",
+        metavar="none|basic|extended|all",
+        help="how far the runtime may rewrite the graph, where it has such a switch (default all, as deployed)",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
+    add_shared_options(parser, "backend", "seed", "threads", "device", "force")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    from relu_deploy.bundle import Bundle
+    from relu_deploy.data.datasets import load_npz
+    from relu_deploy.files import refuse_existing_file, write_atomically
+    from relu_deploy.reporting.pages.verify import verify_page
+    from relu_deploy.reporting.progress import steps
+    from relu_deploy.reporting.tables.verify import print_verify
+    from relu_deploy.verification.run import verify
+
+    if options.html:
+        refuse_existing_file(options.html, options.force)
+    bundle = Bundle.open(options.path)
+    with steps(options.quiet) as step:
+        report = verify(
+            bundle,
+            options.backend or ["onnxruntime-cpu"],
+            feeds=load_npz(options.inputs) if options.inputs else None,
+            against=options.against,
+            data=options.data,
+            samples=options.samples,
+            seed=options.seed,
+            threads=options.threads,
+            device=options.device,
+            optimization=options.optimization,
+            progress=step,
+        )
+    result = report.to_json()
+    html = verify_page(result)
+    keep_reports(bundle, {"reports/verify.json": result, "reports/verify.html": html})
+    if options.html:
+        write_atomically(options.html, html)
+    finish(options, result, lambda: print_verify(result))
+    if options.html and str(options.json) != "-":
+        print(f"report: {options.html}")
+    if not report.passed:
+        return EXIT_CHECK_FAILED
+    # Whoever names a backend asks for what the graph says, on that backend.
+    return EXIT_UNUSABLE if options.backend and not report.as_requested else EXIT_FINE

@@ -1,0 +1,242 @@
+"""Writing files so that a crash, a full disk or a second writer never leaves half of one.
+
+A file or folder is written under a temporary name beside its target, flushed to the disk and renamed. The writer holds a lock on the
+temporary name, which the kernel releases when the process ends, so the next writer of the same target can tell leftovers of killed
+processes from work in progress and removes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from relu_deploy.errors import InputError
+
+__all__ = [
+    "fsync_folder",
+    "is_temporary_name",
+    "locked_folder",
+    "read_regular",
+    "reason",
+    "refuse_existing_file",
+    "sha256",
+    "sweep",
+    "temporary_prefix",
+    "try_lock",
+    "write_atomically",
+    "write_synced",
+]
+
+#: Seconds to wait for another process that writes the same bundle.
+LOCK_TIMEOUT = 120.0
+TEMPORARY = re.compile(r"\.relu-deploy-[0-9a-f]{12}-\w{6,10}\.tmp")
+#: Hint for a place that cannot be written.
+CHOOSE = "choose a place that you may write to, with enough free space"
+
+
+def sha256(file: Path) -> str:
+    """Return the sha256 of `file` in hexadecimal.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {file}: {reason(error)}", "check the path and its permissions") from error
+
+
+def read_regular(file: Path, limit: int) -> bytes:
+    """Return the content of a file.
+
+    Args:
+        file: An ordinary file. A FIFO or a device, which may never end, is refused.
+        limit: Largest size in bytes.
+
+    Raises:
+        InputError: If the file is missing, is not an ordinary file, is too large or cannot be read.
+    """
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{file} is not an ordinary file", "give the path of a file")
+        if status.st_size > limit:
+            raise InputError(f"{file} has {status.st_size} bytes, more than {limit}", "give a smaller file")
+        with file.open("rb") as stream:
+            # A file can grow between the two calls.
+            content = stream.read(limit + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {file}: {reason(error)}", "check the path and its permissions") from error
+    if len(content) > limit:
+        raise InputError(f"{file} has more than {limit} bytes", "give a smaller file")
+    return content
+
+
+def refuse_existing_file(target: Path, force: bool) -> None:
+    """Raise InputError if the file `target` exists and `force` is false. Devices and FIFOs are written into, so they may exist."""
+    if (target.is_file() or target.is_dir()) and not force:
+        raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
+
+
+def write_atomically(target: Path, content: bytes | str) -> None:
+    """Write `content` to `target` so that a reader sees the old file or the new one, never half of either.
+
+    A symbolic link is followed: the file it points to is replaced. A device or FIFO is written into.
+
+    Raises:
+        InputError: If the place cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        if (target.exists() or target.is_symlink()) and not target.is_file():
+            if target.is_dir():
+                raise InputError(f"cannot write {target}: it is a folder", "give the name of a file")
+            if not target.exists():
+                raise InputError(f"cannot write {target}: it is a link to a file that does not exist", "remove the link")
+            with target.open("wb") as stream:
+                stream.write(data)
+            return
+        place = Path(os.path.realpath(target)) if target.is_symlink() else target
+        place.parent.mkdir(parents=True, exist_ok=True)
+        sweep(place.parent, temporary_prefix(place.name))
+        with tempfile.NamedTemporaryFile(
+            dir=place.parent, prefix=temporary_prefix(place.name), suffix=".tmp", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            try:
+                try_lock(file.fileno())
+                _write_synced(file, data)
+                temporary.chmod(0o644)
+                os.replace(temporary, place)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        fsync_folder(place.parent)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {target}: {reason(error)}", CHOOSE) from error
+
+
+def write_synced(file: Path, data: bytes) -> None:
+    """Write `data` to the new file `file` and flush it to the disk; nothing is left on failure. Raises OSError."""
+    try:
+        with file.open("wb") as stream:
+            _write_synced(stream, data)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def _write_synced(stream: IO[bytes], data: bytes) -> None:
+    stream.write(data)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold the exclusive lock on a folder, waiting for another process that holds it.
+
+    The lock is on the folder itself, so it leaves no file behind and ends with the process.
+
+    Raises:
+        InputError: If the folder is missing or the lock is not free after `LOCK_TIMEOUT` seconds.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while True:
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(f"cannot open {folder}: {reason(error)}", "check the path and its permissions") from error
+        try:
+            if try_lock(handle):
+                # `export --force` may have put another folder in its place while this process waited.
+                if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+                    yield
+                    return
+            elif time.monotonic() > deadline:
+                raise InputError(f"another process is writing {folder}", "try again when it has finished")
+            else:
+                time.sleep(0.02)
+        finally:
+            os.close(handle)
+
+
+def is_temporary_name(name: str) -> bool:
+    """Return whether `name` is one that this module gives to unfinished files and folders."""
+    return TEMPORARY.fullmatch(name) is not None
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        # Some network file systems cannot flush a folder.
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def reason(error: Exception) -> str:
+    """Return what the system says about `error`, in one line."""
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def temporary_prefix(name: str) -> str:
+    """Return what the temporary names of the target `name` start with."""
+    # A digest, so that the temporary name of a long name is not too long.
+    return f".relu-deploy-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}-"
+
+
+def sweep(parent: Path, prefix: str) -> None:
+    """Remove what killed processes left in `parent`: temporary names with `prefix` whose lock is free."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(parent):
+            if entry.name.startswith(prefix) and is_temporary_name(entry.name) and not entry.is_symlink():
+                _remove_if_unlocked(entry)
+
+
+def _remove_if_unlocked(entry: os.DirEntry[str]) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(entry.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        try:
+            # Without locks nobody can tell whether the writer still runs.
+            if not try_lock(handle, without_locks=False):
+                return
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink()
+        finally:
+            os.close(handle)
+
+
+def try_lock(handle: int, without_locks: bool = True) -> bool:
+    """Return whether the exclusive lock on the open file was free; it is held until the file is closed.
+
+    Args:
+        handle: The open file or folder.
+        without_locks: What to return where the system or its file system has no locks.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (OSError, ImportError):
+        return without_locks
+    return True

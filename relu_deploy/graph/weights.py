@@ -1,0 +1,42 @@
+"""Serialize a graph without its large weights, for the C++ functions of onnx that read shapes and operators only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["detach_weights", "to_proto_without_weights"]
+
+#: weights above this many bytes are left out; the numbers that shapes depend on (scales, pads, axes) are smaller
+LARGEST_KEPT = 1024
+
+
+def detach_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Turn the large weights of `model` into inputs without a value, in place.
+
+    Returns:
+        The values by name.
+    """
+    inputs = set(model.graph.inputs)
+    detached = {}
+    for name, value in list(model.graph.initializers.items()):
+        if value.const_value is None or value.const_value.nbytes <= LARGEST_KEPT:
+            continue
+        detached[name] = value.const_value
+        value.dtype, value.shape = value.const_value.dtype, value.const_value.shape  # type: ignore[assignment]
+        del model.graph.initializers[name]
+        if value not in inputs:
+            model.graph.inputs.append(value)
+    return detached
+
+
+def to_proto_without_weights(model: ir.Model) -> onnx.ModelProto:
+    """Return `model` serialized, with each large weight as an input of its type and shape."""
+    import onnx_ir as ir
+
+    light = model.clone()
+    detach_weights(light)
+    return ir.to_proto(light)

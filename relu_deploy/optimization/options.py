@@ -1,0 +1,61 @@
+"""The options of `optimize`, with their defaults and limits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from relu_deploy.errors import UsageError, nearest
+from relu_deploy.optimization.calibration import METHODS
+
+__all__ = ["OptimizeOptions"]
+
+
+@dataclass(frozen=True)
+class OptimizeOptions:
+    """The options of `optimize`.
+
+    Attributes:
+        calibration: Data to calibrate on, as for `load_dataset`; None takes the bundle's own data set.
+        data: Data to measure accuracy on; None takes the bundle's own data set, or the calibration data.
+        samples: Rows to calibrate on.
+        eval_samples: Most rows to measure accuracy on; None takes all.
+        max_drop: Largest accepted loss of the accuracy metric; None takes the metric's default in `gate.MAX_DROP`.
+        method: Calibration method, one of `calibration.METHODS`.
+        per_channel: Whether weights have one scale for each output channel, not one for the tensor.
+        equalize: Whether to equalize neighboring layers; None does so where weights have a single scale.
+        correct_biases: Whether to correct biases for the mean error of quantized weights.
+        weight_bits: 7 or 8 bits of weights on the CPU; None takes what this CPU adds up without overflow.
+        compact: Whether to remove channels that provably never act.
+        allow_observed: Whether to remove channels that never acted on the data, too.
+        threads: Threads of the runtime; 0 takes its default.
+        seed: Seed of the random inputs that are used where there is no data.
+    """
+
+    calibration: str | os.PathLike[str] | None = None
+    data: str | os.PathLike[str] | None = None
+    samples: int = 128
+    eval_samples: int | None = None
+    max_drop: float | None = None
+    method: str = "mse"
+    per_channel: bool = True
+    equalize: bool | None = None
+    correct_biases: bool = True
+    weight_bits: int | None = None
+    compact: bool = False
+    allow_observed: bool = False
+    threads: int = 0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UsageError for values that make no sense, before anything is read."""
+        if self.samples < 1 or (self.eval_samples is not None and self.eval_samples < 1):
+            raise UsageError("--samples and --eval-samples must be at least 1", "for instance --samples 128")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
+            raise UsageError(f"--max-drop must be between 0 and 1, not {self.max_drop:g}", "0.005 is half a point of accuracy")
+        if self.method not in METHODS:
+            raise UsageError(f"there is no calibration method {self.method!r}", nearest(self.method, METHODS))
+        if self.weight_bits not in (None, 7, 8):
+            raise UsageError(f"--weight-bits must be 7 or 8, not {self.weight_bits}", "7 is for x86 processors without VNNI")
+        if self.allow_observed and not self.compact:
+            raise UsageError("--allow-observed goes with --compact", "add --compact")

@@ -1,0 +1,108 @@
+"""What `optimize` reports about a variant: accuracy, speed, size, and what stayed float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from relu_deploy.bundle import Bundle
+from relu_deploy.latency_stats import Ratio
+from relu_deploy.optimization.evaluation_data import EvaluationData
+from relu_deploy.optimization.prepare import Prepared
+from relu_deploy.optimization.search import SearchResult
+from relu_deploy.optimization.targets import Target
+from relu_deploy.tasks.metrics import Metric
+from relu_deploy.verification.run import VerifyReport
+
+__all__ = ["OptimizeReport"]
+
+
+@dataclass(frozen=True)
+class OptimizeReport:
+    """One variant: its accuracy, speed and size, and what stayed float32.
+
+    Attributes:
+        bundle: Where the variant was stored; None when it failed the gate and nothing was stored.
+        speed: How many times faster than the float32 model it is; None where the target's hardware is not available.
+        tried: One summary for each precision that `auto` tried.
+    """
+
+    model: str
+    target: Target
+    precision: str
+    search: SearchResult
+    before: Metric
+    max_drop: float
+    data: EvaluationData
+    prepared: Prepared
+    fallbacks: Sequence[dict[str, str]]
+    verified: VerifyReport | None
+    speed: Ratio | None
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    bundle: Bundle | None = None
+    tried: Sequence[dict[str, Any]] = ()
+
+    @property
+    def variant(self) -> str:
+        return f"{self.precision}-{self.target.name}"
+
+    @property
+    def passed(self) -> bool:
+        return self.search.passed and (self.verified is None or self.verified.passed)
+
+    @property
+    def drop(self) -> float:
+        return self.before.value - self.search.metric.value
+
+    def to_json(self) -> dict[str, Any]:
+        checked = self.verified.backends[0] if self.verified else None
+        return {
+            "schema": "relu-deploy/optimize/1",
+            "model": self.model,
+            "target": self.target.name,
+            "precision": self.precision,
+            "passed": self.passed,
+            "variant": self.variant,
+            "file": None if self.bundle is None else str(self.bundle.with_variant(self.variant).onnx),
+            "accuracy": {
+                "metric": self.before.name,
+                "before": round(self.before.value, 6),
+                "after": round(self.search.metric.value, 6),
+                "drop": round(self.drop, 6),
+                "max_drop": self.max_drop,
+                "samples": self.before.samples,
+                "simulated": not self.target.measurable,
+            },
+            "speedup": None if self.speed is None else round(self.speed.value, 4),
+            "speedup_ci95": None if self.speed is None or self.speed.ci95 is None else [round(x, 4) for x in self.speed.ci95],
+            "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "fallbacks": list(self.fallbacks),
+            "curve": [step.to_json() for step in self.search.curve],
+            "costs": [{"segment": name, "relative_error": cost} for name, cost in self.search.costs],
+            "verified": None
+            if checked is None
+            else {
+                "passed": checked.passed,
+                "relus": len(checked.relus),
+                "relus_passed": sum(bool(relu.passed) for relu in checked.relus),
+                "largest_ratio": max((one.comparison.error_ratio for one in checked.relus if one.comparison), default=None),
+                "first_divergence": checked.first_divergence,
+                "reason": next((fields["reason"] for one in checked.relus if (fields := one.to_json())["passed"] is False), ""),
+            },
+            "evidence": self.data.to_json(),
+            "prepared": self.prepared.to_json(),
+            "tried": list(self.tried),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return what `tried` lists about this report."""
+        return {
+            "precision": self.precision,
+            "passed": self.passed,
+            "value": round(self.search.metric.value, 6),
+            "speedup": None if self.speed is None else round(self.speed.value, 4),
+        }

@@ -1,0 +1,77 @@
+"""Sentences about an optimized variant that the terminal and its page share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from relu_deploy.reporting.phrases import count_of
+
+__all__ = ["accuracy_of", "preparation_of", "size_of", "speed_of", "verification_of"]
+
+Result = Mapping[str, Any]
+
+
+def accuracy_of(result: Result) -> str:
+    """Return the metric before and after, on how many rows, and the drop that is allowed."""
+    accuracy = result["accuracy"]
+    simulated = ", simulated on the CPU" if accuracy["simulated"] else ""
+    # Only 8-bit precisions are calibrated, so only their accuracy can be measured on calibration rows.
+    overlap = ", calibrated on too" if result["precision"] in ("int8", "fp8") and not result["evidence"]["held_out"] else ""
+    return (
+        f"{accuracy['metric']} {accuracy['before']:.4f} → {accuracy['after']:.4f} on {count_of(accuracy['samples'], 'row')}{overlap} "
+        f"(drop {accuracy['drop']:.4f}, {accuracy['max_drop']:g} is allowed{simulated})"
+    )
+
+
+def size_of(result: Result) -> str:
+    """Return the size of the weights before and after, in megabytes."""
+    size = result["bytes"]
+    return f"{size['before'] / 1e6:.2f} MB → {size['after'] / 1e6:.2f} MB of weights"
+
+
+def speed_of(result: Result) -> str:
+    """Return the speed in multiples of float32 with its 95% interval, or why it was not measured."""
+    if result["speedup"] is None:
+        unavailable = ": the target is not available here" if result["accuracy"]["simulated"] else ""
+        return f"speed not measured{unavailable}"
+    interval = result["speedup_ci95"]
+    return f"{result['speedup']:.2f}x the speed of float32" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def verification_of(result: Result) -> str:
+    """Return how many Relus agree with the float32 graph, and where the first one differs."""
+    verified = result["verified"]
+    if verified is None:
+        return "its Relus were not compared: it missed the accuracy gate"
+    ratio = "" if verified["largest_ratio"] is None else f" (largest error ratio {verified['largest_ratio']:.2f})"
+    total, passed = verified["relus"], verified["relus_passed"]
+    if verified["passed"]:
+        return (
+            f"{passed} of {count_of(total, 'Relu')} {'agrees' if total == 1 else 'agree'} with the float32 graph "
+            f"within the precision's own noise{ratio}"
+        )
+    first = f", first at {verified['first_divergence']}" if verified["first_divergence"] else ""
+    reason = f": {verified['reason']}" if verified["reason"] else ratio
+    return (
+        f"{total - passed} of {count_of(total, 'Relu')} {'differs' if total == 1 else 'differ'} from the float32 graph "
+        f"by more than the precision explains{first}{reason}"
+    )
+
+
+def preparation_of(result: Result) -> Iterator[str]:
+    """Yield a line for each change to the graph before it was converted: channels removed, layers equalized."""
+    prepared = result["prepared"]
+    compacted, equalized = prepared["compact"], prepared["equalize"]
+    if compacted is not None:
+        removed = compacted["channels_before"] - compacted["channels_after"]
+        yield (
+            f"compact: {removed} of {count_of(compacted['channels_before'], 'channel')} and "
+            f"{count_of(len(compacted['relus_removed']), 'Relu')} removed, "
+            f"{1 - prepared['flops_after'] / prepared['flops_before']:.2%} of the FLOPs"
+        )
+    if equalized is not None:
+        pairs = count_of(len(equalized["pairs"]), "pair")
+        yield f"equalized: {pairs} of layers, {len(equalized['skipped'])} skipped"
+    if prepared["error_ratio"] is not None:
+        yield f"the prepared graph agrees with the model: error ratio {prepared['error_ratio']:.2g}"

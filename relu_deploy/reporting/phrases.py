@@ -1,0 +1,28 @@
+"""Phrases that the terminal and the HTML pages share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["count_of", "shapes_of"]
+
+
+def count_of(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: "1 Relu", "6 Relus", "1,204 rows".
+
+    Args:
+        count: How many there are.
+        noun: The singular.
+        plural: The plural where it is not the singular with an "s".
+    """
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def shapes_of(inputs: Mapping[str, Any]) -> str:
+    """Return the shapes of a model's inputs, for instance "x 1x3x224x224".
+
+    Args:
+        inputs: The field `inputs` of what `verify --json` writes.
+    """
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs["shapes"].items())

@@ -1,0 +1,1 @@
+"""Tables for the terminal, one file a verb, from the same dictionaries that `--json` writes."""

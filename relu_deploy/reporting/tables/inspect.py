@@ -1,0 +1,37 @@
+"""The table of `inspect`: one row a Relu, then the cost of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from relu_deploy.reporting.phrases import count_of
+from relu_deploy.reporting.terminal import markup, new_table, show
+
+__all__ = ["print_inspect"]
+
+#: nodes without a known cost that are named
+NAMED = 8
+
+
+def print_inspect(result: Mapping[str, Any]) -> None:
+    """Print what `inspect --json` writes."""
+    table = new_table(">#", "node", "kind", "shape", "scope", "fused with")
+    for relu in result["relus"]:
+        table.add_row(
+            str(relu["index"]),
+            markup(relu["node"]),
+            markup(relu["kind"]),
+            markup("x".join(map(str, relu["shape"]))) if relu["shape"] is not None else "?",
+            markup(relu["scope"]),
+            markup(" ← ".join(relu["fused_with"])),
+        )
+    show(table)
+    counts = f"{count_of(result['nodes'], 'node')}, {count_of(len(result['relus']), 'Relu')}"
+    show(
+        f"[bold]{markup(result['model'])}[/]  opset {result['opset']}, {counts}\n"
+        f"batch {result['batch']}: {result['flops'] / 1e9:.3f} GFLOP, {result['bytes'] / 1e6:.1f} MB moved unfused, "
+        f"{count_of(result['parameters'], 'parameter')}"
+    )
+    if result["unknown"]:
+        show(f"[yellow]not counted, shapes unknown: {markup(', '.join(result['unknown'][:NAMED]))}[/]")

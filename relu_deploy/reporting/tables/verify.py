@@ -1,0 +1,88 @@
+"""The table of `verify`: the tensors that differ or came nearest to it, then a verdict for each backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from relu_deploy.reporting.phrases import count_of, shapes_of
+from relu_deploy.reporting.terminal import DIM, GOOD, markup, new_table, number, show
+
+__all__ = ["print_verify"]
+
+Result = Mapping[str, Any]
+#: failing tensors of a backend in the table, and its faults below: the first ones locate the fault, the others pass it on
+LISTED = 4
+
+
+def print_verify(result: Result) -> None:
+    """Print what `verify --json` writes."""
+    inputs = result["inputs"]
+    show(
+        f"[bold]{markup(result['model'])}[/] against {markup(result['against'])} in float64, "
+        f"on {markup(inputs['source'])} input {markup(shapes_of(inputs))}"
+    )
+    table = new_table("backend", "tensor", "scope", ">max abs", ">max ulp", ">error ratio", "passed")
+    for backend in result["backends"]:
+        for row in _rows(backend):
+            table.add_row(markup(backend["name"]), *row)
+    show(table)
+    for backend in result["backends"]:
+        for line in _verdict(backend):
+            show(line)
+
+
+def _rows(backend: Result) -> Iterator[tuple[str, ...]]:
+    relus = [(relu["node"], relu["scope"], relu) for relu in backend["relus"]]
+    outputs = [(f"output {output['name']}", "", output) for output in backend["outputs"]]
+    failed = [row for row in (*relus, *outputs) if row[2]["passed"] is False]
+    # Where all Relus pass, the one nearest to the limit stands for them.
+    listed = failed[:LISTED]
+    if relus and not failed:
+        listed = [max(relus, key=lambda row: row[2]["error_ratio"] or 0)]
+    for name, scope, fields in (*listed, *(row for row in outputs if row not in listed)):
+        yield (
+            markup(name),
+            markup(scope),
+            number(fields["max_abs"]),
+            "" if fields["max_ulp"] is None else f"{fields['max_ulp']:,}",
+            number(fields["error_ratio"]),
+            DIM if fields["passed"] is None else GOOD if fields["passed"] else f"[bold red]NO[/] {markup(fields['reason'])}",
+        )
+    if len(failed) > LISTED:
+        yield (f"[dim]and {len(failed) - LISTED} more, in --json and --html[/]",)
+
+
+def _verdict(backend: Result) -> Iterator[str]:
+    """Yield the lines of one backend below the table: verdict, faults, checks without a reference, what differs from the request."""
+    compared = [relu for relu in backend["relus"] if relu["passed"] is not None]
+    right = sum(relu["passed"] for relu in compared)
+    verdict = f"[green]passed[/]: {right}" if backend["passed"] else f"[bold red]differs[/]: in {len(compared) - right}"
+    note = f" ({markup(backend['note'])})" if backend["note"] else ""
+    yield f"{markup(backend['name'])}: {verdict} of {count_of(len(compared), 'Relu')}{_observed(backend)}{note}"
+    for fault in backend["faults"][:LISTED]:
+        place = "in the graph" if fault["where"] == "graph" else f"on {markup(fault['where'])}"
+        scope = f" ({markup(fault['scope'])})" if fault["scope"] else ""
+        yield f"  [bold red]at {markup(fault['node'])}[/]{scope}, {place}: {markup(fault['kind'])}: {markup(fault['detail'])}"
+    for check in backend["checks"]:
+        if check["passed"] is False:
+            yield f"  [bold red]{markup(check['name'])}[/]: {markup(check['detail'])}"
+    if passed := [check for check in backend["checks"] if check["passed"]]:
+        yield f"  [dim]without a reference: {markup(_invariants(passed))}[/]"
+    for line in backend["delivered"]["differences"]:
+        yield f"  [bold red]not as requested[/]: {markup(line)}"
+
+
+def _observed(backend: Result) -> str:
+    if backend["as_deployed"] is None:
+        return ""
+    if backend["as_deployed"]:
+        return ", observed as deployed"
+    deployed = sum(relu["as_deployed"] for relu in backend["relus"])
+    return f", [yellow]{deployed} of them observed as deployed[/]"
+
+
+def _invariants(checks: list[Result]) -> str:
+    identical = [check["name"] for check in checks if check["detail"] == "bit-identical"]
+    others = [f"{check['name']} ({check['detail']})" for check in checks if check["detail"] != "bit-identical"]
+    return "; ".join([*([f"bit-identical for {', '.join(identical)}"] if identical else []), *others])

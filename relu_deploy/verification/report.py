@@ -1,0 +1,175 @@
+"""The results of `verify`: one report a Relu, a backend and a verification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from relu_deploy.graph import Relu
+from relu_deploy.verification.contract import Contract
+from relu_deploy.verification.execution import ExecutionReport
+from relu_deploy.verification.invariants import Check
+from relu_deploy.verification.locating.fault import Fault
+from relu_deploy.verification.verdict import LIMITS, Comparison
+
+if TYPE_CHECKING:
+    from relu_deploy.verification.engine.audit import AuditReport
+
+__all__ = ["BackendReport", "ReluReport", "VerifyReport"]
+
+#: fields of a `Comparison` where there was nothing to compare with
+NOT_COMPARED = {"max_abs": None, "max_ulp": None, "error_ratio": None, "relative_error": None, "reason": "not compared"}
+
+
+@dataclass(frozen=True)
+class ReluReport:
+    """One Relu on one backend.
+
+    Attributes:
+        comparison: None when the truth has no such tensor.
+        contract: None when the backend did not show the Relu's output.
+        as_deployed: Its output was read while the outputs of the model stayed those of the untapped session.
+        coverage: How an engine showed it: "observed", "inside" a fusion that was checked at its output, or "unobserved";
+            "" for other backends.
+        coverage_reason: Why it was not observed.
+    """
+
+    relu: Relu
+    comparison: Comparison | None
+    contract: Contract | None = None
+    as_deployed: bool = False
+    coverage: str = ""
+    coverage_reason: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """Return the verdict, None when there is none."""
+        if self.contract is not None and self.contract.broken:
+            return False
+        return None if self.comparison is None else self.comparison.passed
+
+    def to_json(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "node": self.relu.node,
+            "index": self.relu.index,
+            "scope": self.relu.scope,
+            "kind": self.relu.kind,
+            "passed": self.passed,
+            **(self.comparison.to_json() if self.comparison else NOT_COMPARED),
+            "as_deployed": self.as_deployed,
+        }
+        if self.coverage:
+            fields |= {"seen": self.coverage, "unseen_because": self.coverage_reason}
+        if self.contract is not None:
+            fields["contract"] = self.contract.to_json()
+            fields["reason"] = fields["reason"] or self.contract.broken
+        return fields | {"passed": self.passed}
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """The verdict on one backend.
+
+    Attributes:
+        as_deployed: Every Relu was read while the outputs stayed bit-identical to those of the untapped session; None when
+            no Relu was read.
+        facts: What the runtime does, read back from its session.
+        faults: The nodes at fault, in the order of the graph.
+        checks: The checks that need no reference.
+        execution: The kernels that ran.
+        audit: The audit of a TensorRT engine, None for other backends.
+    """
+
+    name: str
+    outputs: Mapping[str, Comparison]
+    relus: Sequence[ReluReport]
+    as_deployed: bool | None
+    facts: Mapping[str, Any]
+    faults: Sequence[Fault] = ()
+    checks: Sequence[Check] = ()
+    execution: ExecutionReport = field(default_factory=ExecutionReport)
+    note: str = ""
+    audit: AuditReport | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Return whether nothing differs and no check failed."""
+        if self.audit is not None and not self.audit.passed:
+            return False
+        verdicts = [*(comparison.passed for comparison in self.outputs.values()), *(report.passed for report in self.relus)]
+        return not self.faults and all(verdict is not False for verdict in (*verdicts, *(check.passed for check in self.checks)))
+
+    @property
+    def first_divergence(self) -> str | None:
+        """Return the name of the first node at fault."""
+        return self.faults[0].node if self.faults else None
+
+    def failing(self) -> list[str]:
+        """Return the tensors that differ: Relus in the order of the graph, then outputs."""
+        relus = [report.relu.output for report in self.relus if report.passed is False]
+        return relus + [name for name, comparison in self.outputs.items() if not comparison.passed and name not in relus]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "first_divergence": self.first_divergence,
+            "faults": [fault.to_json() for fault in self.faults],
+            "as_deployed": self.as_deployed,
+            "delivered": self.execution.to_json(),
+            "checks": [check.to_json() for check in self.checks],
+            "facts": dict(self.facts),
+            "note": self.note,
+            "outputs": [{"name": name, **comparison.to_json()} for name, comparison in self.outputs.items()],
+            "relus": [report.to_json() for report in self.relus],
+            **({"audit": self.audit.to_json()} if self.audit else {}),
+        }
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The result of `verify`.
+
+    Attributes:
+        against: The source of the truth: "torch", "reference" or a path.
+        precision: The coarsest precision of the graph; it chooses the limit.
+        inputs: Where the inputs came from, and their shapes.
+    """
+
+    model: str
+    against: str
+    precision: str
+    inputs: Mapping[str, Any]
+    backends: Sequence[BackendReport]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Return whether every backend passed."""
+        return all(report.passed for report in self.backends)
+
+    @property
+    def as_requested(self) -> bool:
+        """Return whether every kernel ran in the precision of the graph and on the execution provider of its backend."""
+        return not any(report.execution.differences for report in self.backends)
+
+    @property
+    def first_divergence(self) -> str | None:
+        """Return the name of the first node at fault, None when all passed."""
+        return next((report.first_divergence for report in self.backends if report.first_divergence), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": "relu-deploy/verify/1",
+            "model": self.model,
+            "against": self.against,
+            "precision": self.precision,
+            "limit": LIMITS[self.precision],
+            "passed": self.passed,
+            "as_requested": self.as_requested,
+            "first_divergence": self.first_divergence,
+            "inputs": dict(self.inputs),
+            "backends": [report.to_json() for report in self.backends],
+            "seconds": round(self.seconds, 3),
+        }

@@ -1,0 +1,283 @@
+"""Operators with unusual attributes, each with the value worked out by hand from the ONNX specification."""
+
+import math
+
+import numpy as np
+import pytest
+from one_node import evaluate
+
+
+def f32(values):
+    return np.array(values, np.float32)
+
+
+def check(results, expected):
+    np.testing.assert_allclose(results[0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_depthwise_transposed_convolution_adds_its_bias():
+    x, w, b = f32([[[1, 2], [3, 4]]]), f32([[[1, 10]], [[2, 0]]]), f32([100, 200])
+    check(evaluate("ConvTranspose", [x, w, b], group=2), [[[101, 112, 120], [206, 208, 200]]])
+
+
+def test_a_grouped_transposed_convolution_keeps_its_groups_apart():
+    x, w = f32([[[1], [2], [3], [4]]]), f32([[[1, 2]], [[3, 4]], [[5, 6]], [[7, 8]]])
+    check(evaluate("ConvTranspose", [x, w], group=2), [[[7, 10], [43, 50]]])
+
+
+@pytest.mark.parametrize(
+    ("auto_pad", "expected"), [("NOTSET", [1, 3, 2, 2]), ("SAME_UPPER", [1, 1, 3, 2]), ("SAME_LOWER", [1, 3, 2, 2])]
+)
+def test_output_shape_of_a_transposed_convolution_sets_its_padding(auto_pad, expected):
+    x, w = f32([[[1, 2]]]), f32([[[1, 1, 1]]])
+    check(evaluate("ConvTranspose", [x, w], strides=[2], output_shape=[4], auto_pad=auto_pad), [[expected]])
+
+
+def test_output_padding_of_a_transposed_convolution_adds_zeros_behind():
+    x, w = f32([[[1, 2]]]), f32([[[1, 1]]])
+    check(evaluate("ConvTranspose", [x, w], strides=[3], output_padding=[2]), [[[1, 1, 0, 2, 2, 0, 0]]])
+
+
+def test_negative_pads_cut():
+    check(evaluate("Pad", [f32([1, 2, 3, 4]), np.array([-1, 2])]), [2, 3, 4, 0, 0])
+
+
+@pytest.mark.parametrize(("include", "expected"), [(1, [1.5, 2.5, 1.5]), (0, [1.5, 2.5, 3])])
+def test_average_pool_counts_the_padding_of_same_when_asked(include, expected):
+    results = evaluate("AveragePool", [f32([[[1, 2, 3]]])], kernel_shape=[2], auto_pad="SAME_UPPER", count_include_pad=include)
+    check(results, [[expected]])
+
+
+@pytest.mark.parametrize(("include", "expected"), [(1, [0.5, 2.5]), (0, [1, 2.5])])
+def test_average_pool_in_ceil_mode_starts_no_window_on_the_padding_behind(include, expected):
+    attributes = {"kernel_shape": [2], "strides": [2], "pads": [1, 1], "ceil_mode": 1, "count_include_pad": include}
+    check(evaluate("AveragePool", [f32([[[1, 2, 3]]])], **attributes), [[expected]])
+
+
+@pytest.mark.parametrize(("include", "expected"), [(1, 4), (0, 8)])
+def test_average_pool_in_ceil_mode_does_not_count_what_hangs_over_the_padding(include, expected):
+    attributes = {"kernel_shape": [3], "strides": [2], "pads": [1, 1], "ceil_mode": 1, "count_include_pad": include}
+    assert evaluate("AveragePool", [f32([[range(1, 9)]])], **attributes)[0][0, 0, -1] == expected
+
+
+def test_lp_pool_in_ceil_mode_has_the_last_window():
+    results = evaluate("LpPool", [f32([[[3, 4, 1, 5, 12]]])], opset=18, kernel_shape=[2], strides=[2], ceil_mode=1)
+    check(results, [[[5, math.sqrt(26), 12]]])
+
+
+def test_same_padding_of_a_kernel_smaller_than_the_stride_is_none():
+    # ONNX Runtime 1.32 pads by a negative number and reads other elements; PyTorch's max_pool1d agrees with these.
+    results = evaluate("MaxPool", [f32([[range(9)]])], kernel_shape=[2], strides=[3], auto_pad="SAME_UPPER")
+    check(results, [[[1, 4, 7]]])
+
+
+@pytest.mark.parametrize(("order", "expected"), [(0, 1), (1, 2)])
+def test_max_pool_gives_the_places_of_the_largest_elements(order, expected):
+    y, places = evaluate("MaxPool", [f32([[[[1, 3], [2, 0]]]])], outputs=2, kernel_shape=[2, 2], storage_order=order)
+    assert (y.item(), places.item(), places.dtype) == (3, expected, np.int64)
+
+
+def test_places_of_max_pool_count_through_batch_and_channels():
+    x = f32(np.arange(8).reshape(2, 2, 2))
+    assert evaluate("MaxPool", [x], outputs=2, kernel_shape=[2])[1].ravel().tolist() == [1, 3, 5, 7]
+
+
+@pytest.mark.parametrize("opset", [1, 11, 12])
+def test_log_softmax_before_opset_13_counts_the_axes_behind_as_one(opset):
+    check(evaluate("LogSoftmax", [np.zeros((1, 2, 2), np.float32)], opset=opset, axis=1), np.full((1, 2, 2), math.log(0.25)))
+
+
+@pytest.mark.parametrize(("opset", "expected"), [(11, [[[0, 0], [1, 0]]]), (13, [[[0, 0], [1, 1]]])])
+def test_hardmax_marks_one_element_of_all_axes_behind_before_opset_13(opset, expected):
+    check(evaluate("Hardmax", [f32([[[1, 2], [4, 3]]])], opset=opset, axis=1), expected)
+
+
+def test_lp_normalization_of_one_divides_by_the_sum_of_sizes():
+    check(evaluate("LpNormalization", [f32([[1, -3], [0, 0]])], p=1), [[0.25, -0.75], [0, 0]])
+
+
+def test_mean_variance_normalization_takes_batch_and_space():
+    x = f32([1, 3]).reshape(2, 1, 1, 1)
+    np.testing.assert_allclose(evaluate("MeanVarianceNormalization", [x], opset=13)[0].ravel(), [-1, 1], rtol=1e-8)
+
+
+def lstm(**attributes):
+    """Gates i, o, f are open and each step adds 0.5 to the cell: after t steps it holds t / 2."""
+    x, zero = np.zeros((2, 2, 1), np.float32), np.zeros((1, 4, 1), np.float32)
+    bias = np.array([[100, 100, 100, math.atanh(0.5), 0, 0, 0, 0]])
+    return evaluate("LSTM", [x.astype(np.float64), zero.astype(np.float64), zero.astype(np.float64), bias, np.array([2, 1], np.int32)],
+                    opset=14, outputs=3, hidden_size=1, **attributes)  # fmt: skip
+
+
+def test_lstm_stops_at_the_length_of_each_sequence():
+    y, h, c = lstm()
+    np.testing.assert_allclose(y[:, 0, :, 0], [[math.tanh(0.5)] * 2, [math.tanh(1), 0]])
+    np.testing.assert_allclose(h.ravel(), [math.tanh(1), math.tanh(0.5)])
+    np.testing.assert_allclose(c.ravel(), [1, 0.5])
+
+
+def test_lstm_clips_the_sums_of_its_gates():
+    _, _, c = lstm(clip=0.25)
+    gate = 1 / (1 + math.exp(-0.25))
+    first = gate * math.tanh(0.25)
+    np.testing.assert_allclose(c.ravel(), [gate * first + first, first])
+
+
+def test_lstm_has_the_activations_that_the_node_names():
+    x, zero, bias = np.zeros((1, 1, 1)), np.zeros((1, 4, 1)), np.array([[0.0, 0, 0, 1, 0, 0, 0, 0]])
+    results = evaluate("LSTM", [x, zero, zero, bias], opset=14, hidden_size=1, activations=["HardSigmoid", "Softsign", "Relu"])
+    check(results, [[[[0.5 * 0.5 * 0.5]]]])
+
+
+def test_gru_stops_at_the_length_of_each_sequence():
+    x, zero = np.zeros((2, 2, 1)), np.zeros((1, 3, 1))
+    bias = np.array([[-100.0, 0, 0.5, 0, 0, 0]])
+    y, h = evaluate("GRU", [x, zero, zero, bias, np.array([2, 1], np.int32)], opset=14, outputs=2, hidden_size=1)
+    np.testing.assert_allclose(y[:, 0, :, 0], [[math.tanh(0.5)] * 2, [math.tanh(0.5), 0]])
+    np.testing.assert_allclose(h.ravel(), [math.tanh(0.5)] * 2)
+
+
+def test_gru_resets_the_state_before_or_after_its_product():
+    # One step from h = 2 with all gates at 1/2: tanh(1/2 * 2 * 1 + 1/2 * bias) after, tanh(1/2 * 2 * 1 + bias) before.
+    x, w, r = np.zeros((1, 1, 1)), np.zeros((1, 3, 1)), np.array([[[0.0], [0], [1]]])
+    operands = [x, w, r, np.array([[0.0, 0, 0, 0, 0, 4]]), None, np.full((1, 1, 1), 2.0)]
+    for after, inner in ((1, 3.0), (0, 5.0)):
+        y = evaluate("GRU", operands, opset=14, hidden_size=1, linear_before_reset=after)[0]
+        np.testing.assert_allclose(y.item(), 0.5 * math.tanh(inner) + 1)
+
+
+def test_rnn_with_relu_is_no_tanh():
+    x, one = np.array([1.0, 2, -9]).reshape(3, 1, 1), np.ones((1, 1, 1))
+    check(evaluate("RNN", [x, one, one], opset=14, hidden_size=1, activations=["Relu"]), np.reshape([1, 3, 0], (3, 1, 1, 1)))
+
+
+def test_rnn_clips_the_argument_of_its_activation():
+    x, one = np.full((1, 1, 1), 3.0), np.ones((1, 1, 1))
+    check(evaluate("RNN", [x, one, one], opset=14, hidden_size=1, clip=0.5), [[[[math.tanh(0.5)]]]])
+
+
+def test_a_reversed_sequence_starts_at_its_own_end():
+    x, one = np.array([1.0, 2, 9]).reshape(3, 1, 1), np.ones((1, 1, 1))
+    operands = [x, one, one, None, np.array([2], np.int32)]
+    y, h = evaluate("RNN", operands, opset=14, outputs=2, hidden_size=1, direction="reverse", activations=["Relu"])
+    assert (y.ravel().tolist(), h.item()) == ([3, 2, 0], 3)
+
+
+@pytest.mark.parametrize("opset", [10, 13, 17, 19, 21, 25])
+def test_dequantize_linear_exists_in_every_opset(opset):
+    results = evaluate("DequantizeLinear", [np.array([130, 0], np.uint8), f32(0.5), np.array(128, np.uint8)], opset=opset)
+    check(results, [1, -64])
+
+
+def test_quantization_of_an_axis_has_a_scale_for_each_of_its_elements():
+    x, scale = np.array([[4, 8], [4, 8]], np.int8), f32([0.5, 0.25])
+    check(evaluate("DequantizeLinear", [x, scale], opset=13, axis=0), [[2, 4], [1, 2]])
+    check(evaluate("DequantizeLinear", [x, scale], opset=13), [[2, 2], [2, 2]])
+
+
+def test_blocks_of_a_quantization_share_a_scale():
+    x, scale = np.array([[1, 1, 1, 1, 1]], np.int8), f32([[1, 10, 100]])
+    check(evaluate("DequantizeLinear", [x, scale], opset=21, axis=1, block_size=2), [[1, 1, 10, 10, 100]])
+
+
+def test_halves_between_levels_go_to_the_even_one_and_sums_saturate():
+    x = f32([0.5, 1.5, 2.5, -0.5, 1e9, -1e9])
+    results = evaluate("QuantizeLinear", [x, f32(1), np.array(10, np.uint8)], opset=13)
+    assert results[0].tolist() == [10, 12, 12, 10, 255, 0]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_dynamic_quantization_is_computed_in_float32_whatever_evaluates_it(wide):
+    # 0.5 / float32(5 / 255) is 25.4999991, but 25.5 in float32, where the operator is defined: it becomes 26.
+    results = evaluate("DynamicQuantizeLinear", [f32([0, 2, -3, -2.5, 1.34, 0.5])], opset=11, outputs=3, wide=wide)
+    assert results[0].tolist() == [153, 255, 0, 26, 221, 179]
+    assert (float(results[1]), int(results[2])) == (float(np.float32(5 / 255)), 153)
+
+
+@pytest.mark.parametrize(("opset", "mode"), [(16, "bilinear"), (20, "linear"), (22, "linear")])
+def test_grid_sample_reads_between_pixels_and_zeros_outside(opset, mode):
+    x, grid = f32([[[[1, 2], [3, 4]]]]), f32([[[[0, 0], [-1, -1], [0.5, -0.5]]]])
+    check(evaluate("GridSample", [x, grid], opset=opset, mode=mode), [[[[2.5, 0.25, 2]]]])
+
+
+def test_scatter_of_old_graphs_writes_elements():
+    check(evaluate("Scatter", [f32([1, 2, 3]), np.array([1, -1]), f32([8, 9])], opset=9), [1, 8, 9])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_bit_cast_keeps_the_bits_of_the_graphs_type(wide):
+    (y,) = evaluate("BitCast", [f32([1, -2])], opset=26, to=6, wide=wide)
+    assert y.tolist() == [0x3F800000, -0x40000000]
+
+
+def test_range_counts_by_fractions():
+    check(evaluate("Range", [f32(0), f32(1), f32(0.25)], opset=11), [0, 0.25, 0.5, 0.75])
+    assert evaluate("Range", [np.array(10), np.array(4), np.array(-2)], opset=11)[0].tolist() == [10, 8, 6]
+
+
+def test_gather_elements_takes_indices_smaller_than_the_data():
+    check(evaluate("GatherElements", [f32([[1, 2], [3, 4]]), np.array([[1]])], axis=1), [[2]])
+
+
+def test_one_hot_takes_a_depth_of_one_element():
+    check(evaluate("OneHot", [np.array([0, -1, 9]), np.array([3]), f32([0, 1])], opset=11), [[1, 0, 0], [0, 0, 1], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (1, 2, 1, 3), (1, 2, 1, 1, 3)])
+def test_global_pools_take_every_number_of_axes(shape):
+    x = f32([[3, 4, 0], [1, 2, 3]]).reshape(shape)
+    for name, expected in (("GlobalMaxPool", [4, 3]), ("GlobalAveragePool", [7 / 3, 2]), ("GlobalLpPool", [5, math.sqrt(14)])):
+        np.testing.assert_allclose(evaluate(name, [x])[0].ravel(), expected)
+
+
+@pytest.mark.parametrize(
+    ("operator", "opset", "attributes"), [("Upsample", 7, {"scales": [1.0, 1, 1, 2]}), ("Upsample", 9, {}), ("Resize", 10, {})]
+)
+def test_upsampling_of_old_graphs_repeats_pixels(operator, opset, attributes):
+    operands = [f32([[[[1, 2]]]])] + ([] if attributes else [f32([1, 1, 1, 2])])
+    check(evaluate(operator, operands, opset=opset, mode="nearest", **attributes), [[[[1, 1, 2, 2]]]])
+
+
+def test_a_backward_slice_to_the_end_of_the_axis_is_empty():
+    # The specification clamps the end to the last element; ONNX Runtime 1.32 takes INT_MAX as the beginning.
+    operands = [f32([1, 2, 3]), np.array([1]), np.array([2**31 - 1]), np.array([0]), np.array([-1])]
+    assert evaluate("Slice", operands)[0].shape == (0,)
+    operands[2] = np.array([-(2**31)])
+    check(evaluate("Slice", operands), [2, 1])
+
+
+def test_a_fraction_of_a_length_is_rounded_as_in_float32():
+    # Ten times float32(0.7) is a little less than 7 in float64, and 7 in the arithmetic of every runtime.
+    x = f32(np.arange(10)).reshape(1, 1, 1, 10)
+    assert evaluate("Resize", [x, None, f32([1, 1, 1, 0.7])], mode="linear")[0].shape[-1] == 7
+
+
+def test_roi_align_before_opset_16_starts_at_pixels_corners():
+    x, rois, batch = f32(np.arange(16)).reshape(1, 1, 4, 4), f32([[0, 0, 2, 2]]), np.array([0])
+    sizes = {"output_height": 1, "output_width": 1, "sampling_ratio": 1}
+    assert evaluate("RoiAlign", [x, rois, batch], opset=10, **sizes)[0].item() == 5
+    assert evaluate("RoiAlign", [x, rois, batch], opset=16, **sizes)[0].item() == 2.5
+
+
+def test_integers_divide_toward_zero_and_have_a_remainder_of_the_divisors_sign():
+    a, b = np.array([7, -7, 7, -7]), np.array([2, 2, -2, -2])
+    assert evaluate("Div", [a, b])[0].tolist() == [3, -3, -3, 3]
+    assert evaluate("Mod", [a, b])[0].tolist() == [1, 1, -1, -1]
+    assert evaluate("Mod", [a, b], fmod=1)[0].tolist() == [1, -1, 1, -1]
+
+
+def test_the_upper_bound_of_a_clip_wins_where_the_bounds_cross():
+    check(evaluate("Clip", [f32([0, 3, 9]), f32(4), f32(2)]), [2, 2, 2])
+
+
+def test_the_error_function_is_right_to_the_last_digits():
+    x = np.concatenate([np.linspace(-7, 7, 4001), [1e-300, -1e-20, np.inf, -np.inf]])
+    (y,) = evaluate("Erf", [x])
+    np.testing.assert_allclose(y, [math.erf(value) for value in x], rtol=3e-16, atol=0)
+    assert np.isnan(evaluate("Erf", [np.array([np.nan])])[0]).all()
+
+
+def test_halves_are_computed_in_float32_and_rounded_once():
+    x = np.full((1, 4096), 1, np.float16)
+    (y,) = evaluate("ReduceSum", [x + np.float16(0.0009765625)], wide=False)
+    assert (y.dtype, y.item()) == (np.float16, 4100)
