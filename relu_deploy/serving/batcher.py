@@ -17,7 +17,8 @@ from itertools import accumulate
 import numpy as np
 
 from relu_deploy.backends import Session
-from relu_deploy.serving.errors import DeadlineExceeded, InternalError, ServeError, Unavailable
+from relu_deploy.errors import InputError
+from relu_deploy.serving.errors import DeadlineExceeded, InternalError, InvalidArgument, ServeError, Unavailable
 from relu_deploy.serving.telemetry.statistics import Statistics, Timings
 from relu_deploy.tensors import Array, Feeds
 
@@ -203,7 +204,7 @@ class Batcher:
             return list(self._run(batch, taken))
         except Exception as error:  # a backend may raise anything, and one bad request must not fail the others
             if len(batch) == 1:
-                return [InternalError(f"the backend failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")]
+                return [_failure(error, batch[0].feeds)]
             return [result for queued in batch for result in self._run_or_fail([queued], time.perf_counter())]
 
     def _run(self, batch: Sequence[QueuedRequest], taken: float) -> list[Feeds]:
@@ -236,9 +237,19 @@ def _deliver(batch: Sequence[QueuedRequest], results: Sequence[Feeds | ServeErro
             queued.future.set_result(result)
 
 
+def _failure(error: Exception, feeds: Feeds) -> ServeError:
+    """Return what a backend raised on one request as an error of the client or of the server."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, InputError):
+        return InvalidArgument(error.message, error.hint)
+    if empty := [name for name, array in feeds.items() if not array.size]:
+        return InvalidArgument(f"input {empty[0]!r} is empty, and the model does not accept that: {text}")
+    return InternalError(f"the backend failed: {type(error).__name__}: {text}")
+
+
 def _stackable(one: QueuedRequest, other: QueuedRequest) -> bool:
-    """Return whether two requests can be rows of one batch: all their sizes but the first are equal."""
-    return all(array.shape[1:] == other.feeds[name].shape[1:] for name, array in one.feeds.items())
+    """Return whether two requests can be rows of one batch: both have rows, and their other sizes are equal."""
+    return one.rows > 0 < other.rows and all(array.shape[1:] == other.feeds[name].shape[1:] for name, array in one.feeds.items())
 
 
 def _concatenate(all_feeds: Sequence[Feeds]) -> Feeds:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from relu_deploy.backends import Session, capabilities
+from relu_deploy.backends import capabilities
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError, UsageError
 from relu_deploy.serving.batcher import Batcher, Slot
 from relu_deploy.serving.errors import InvalidArgument, NotFound, Unavailable
-from relu_deploy.serving.loading import ModelOptions, limits_of, load_warm, stamp_of
+from relu_deploy.serving.loading import Loaded, ModelOptions, load_warm, stamp_of
 from relu_deploy.serving.prediction.texts import client_specs, encode_texts
 from relu_deploy.serving.protocol.routes import RequestContext
-from relu_deploy.serving.protocol.tensors import InferRequest, datatype_of, metadata_of
+from relu_deploy.serving.protocol.tensors import InferRequest, check_ranges, datatype_of, metadata_of
 from relu_deploy.serving.telemetry.statistics import Statistics
 from relu_deploy.tensors import Feeds, TensorSpec
 
@@ -47,16 +47,17 @@ class Model:
         self,
         name: str,
         bundle: Bundle,
-        session: Session,
+        loaded: Loaded,
         settings: ModelOptions,
         statistics: Statistics,
         observer_factory: ObserverFactory,
     ) -> None:
+        session = loaded.session
         self.name, self.bundle, self.facts = name, bundle, dict(session.facts)
         self.inputs, self.outputs = client_specs(bundle.manifest, session.inputs), session.outputs
-        self._session_inputs = session.inputs
+        self._session_inputs, self._ranges = session.inputs, loaded.ranges
         self.settings, self.statistics = settings, statistics
-        self.limits = limits_of(session, settings.limits)
+        self.limits, self.unbatched_reason = loaded.limits, loaded.unbatched_reason
         self.stamp = stamp_of(bundle.path)
         self.monitor = observer_factory(bundle)
         self._batcher = Batcher(name, session, self.limits, statistics, self.monitor)
@@ -98,7 +99,9 @@ class Model:
         """
         context = context or RequestContext("", "")
         rows, deadline = self._rows(request.inputs), self._deadline(request.parameters, context.timeout)
-        queued = self._batcher.submit(encode_texts(request.inputs, self._session_inputs), rows, deadline, context.slot)
+        feeds = encode_texts(request.inputs, self._session_inputs)
+        check_ranges(feeds, self._ranges)
+        queued = self._batcher.submit(feeds, rows, deadline, context.slot)
         self.statistics.pending += 1
         context.cancel_on_disconnect(queued.future)
         try:
@@ -109,11 +112,9 @@ class Model:
             self.statistics.pending -= 1
 
     def _rows(self, inputs: Mapping[str, Any]) -> int:
-        first = self.inputs[0]
-        if not isinstance(first.batch, str):
-            return 1 if first.batch is None else int(first.batch)
-        rows = int(inputs[first.name].shape[0])
-        if rows > self.limits.max_batch:
+        first = next((spec for spec in self.inputs if spec.batch is not None), None)
+        rows = 1 if first is None else int(inputs[first.name].shape[0])
+        if not self.unbatched_reason and rows > self.limits.max_batch:
             raise InvalidArgument(f"a batch of {rows} exceeds the maximum of {self.limits.max_batch} for model {self.name!r}")
         return rows
 
@@ -165,6 +166,8 @@ class Model:
                 "preferred_batch_size": [self.limits.max_batch],
                 "max_queue_delay_microseconds": int(self.limits.max_delay * 1e6),
             }
+        if self.unbatched_reason:
+            config["parameters"] = {"unbatched_reason": {"string_value": self.unbatched_reason}}
         return config
 
     def _config_of(self, spec: TensorSpec) -> dict[str, Any]:
@@ -226,14 +229,14 @@ class Models:
         async with self._changing:
             try:
                 bundle = await asyncio.to_thread(Bundle.open, entry.path)
-                session = await asyncio.to_thread(load_warm, bundle, self.settings)
+                loaded = await asyncio.to_thread(load_warm, bundle, self.settings)
             except ReluDeployError as error:
                 entry.reason = error.message
                 entry.statistics.loaded("failed")
                 raise
             entry.statistics.loaded("loaded")
             old, entry.reason = entry.model, ""
-            entry.model = Model(name, bundle, session, self.settings, entry.statistics, self._observer_factory)
+            entry.model = Model(name, bundle, loaded, self.settings, entry.statistics, self._observer_factory)
             if old is not None:
                 self._end(old)
             return entry.model

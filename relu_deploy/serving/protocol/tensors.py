@@ -24,6 +24,7 @@ __all__ = [
     "check_inputs",
     "check_load_parameters",
     "check_output_parameters",
+    "check_ranges",
     "check_shapes",
     "datatype_of",
     "datatype_of_array",
@@ -230,7 +231,7 @@ def check_shapes(inputs: Mapping[str, Array], specs: Sequence[TensorSpec], allow
     for spec in specs:
         array = inputs[spec.name]
         fits = len(array.shape) == len(spec.shape) and all(
-            size == dim if isinstance(dim, int) else size > 0 and bound.setdefault(dim, size) == size
+            size == dim if isinstance(dim, int) else bound.setdefault(dim, size) == size
             for size, dim in zip(array.shape, spec.shape, strict=True)
         )
         if not fits:
@@ -238,6 +239,25 @@ def check_shapes(inputs: Mapping[str, Array], specs: Sequence[TensorSpec], allow
             raise InvalidArgument(f"input {spec.name!r} has shape {list(array.shape)}, and the model takes {known}")
         if not allow_nan and is_float(array) and not np.isfinite(array).all():
             raise InvalidArgument(f"input {spec.name!r} holds NaN or an infinity", "start the server with --allow-nan")
+
+
+def check_ranges(feeds: Mapping[str, Array], ranges: Mapping[str, tuple[int, int]]) -> None:
+    """Check the values of integer inputs, for instance indices into a table.
+
+    Args:
+        feeds: All inputs.
+        ranges: By name, the smallest and the largest value that the graph accepts.
+
+    Raises:
+        InvalidArgument: If a value is out of its range.
+    """
+    for name, (low, high) in ranges.items():
+        array = feeds.get(name)
+        if array is None or not array.size:
+            continue
+        least, most = int(array.min()), int(array.max())
+        if least < low or most > high:
+            raise InvalidArgument(f"input {name!r} holds {least if least < low else most}, and the model accepts {low} to {high}")
 
 
 def check_output_parameters(name: str, parameters: Mapping[str, Any]) -> None:

@@ -1,12 +1,14 @@
-"""One HTTP connection, on top of uvicorn's protocol: limits on headers, graceful close, and early refusals.
+"""One HTTP connection, on top of uvicorn's protocol: limits on headers and trailers, graceful close, and early refusals.
 
 uvicorn bounds neither the headers nor the time that they take, closes idle connections at once when it stops, and gives up
-a request whose client has shut down its sending side. A client may do that and still wait for its answer.
+a request whose client has shut down its sending side. A client may do that and still wait for its answer. It also loses the
+body behind an Upgrade header, which is ignored here (RFC 9110, section 7.8).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +31,8 @@ TOO_LONG = (b"431 Request Header Fields Too Large", b'{"error":"the headers are 
 MALFORMED = (b"400 Bad Request", b'{"error":"this is not an HTTP request"}')
 #: bytes of the largest body that is skipped when its request is refused early
 MAX_SKIPPED = 2**15
+log = logging.getLogger("relu_deploy.serve")
+
 #: in place of uvicorn's cycle, for a request that was refused without one
 REFUSED_CYCLE: Any = SimpleNamespace(
     response_started=True, response_complete=True, keep_alive=True, message_event=SimpleNamespace(set=lambda: None)
@@ -59,7 +63,11 @@ class Connection(HttpToolsProtocol):
         """options: uvicorn's own."""
         super().__init__(**options)
         self._settings = settings
-        self._header_bytes = 0
+        #: bytes received since the last complete headers, part of a body, or complete message
+        self._unframed_bytes = 0
+        self._headers_complete = False
+        self._ignored_upgrade = False
+        self._priming = False
         self._pending: asyncio.Future[Any] | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         self._received_eof = False
@@ -78,17 +86,60 @@ class Connection(HttpToolsProtocol):
         if self._is_idle():
             if self._header_timer is None:
                 self._header_timer = self.loop.call_later(self._settings.limits.header_seconds, self._headers_too_slow)
-            self._header_bytes += len(data)
-            if self._header_bytes > self._settings.limits.header_bytes and b"\r\n\r\n" not in data:
-                self._reject(TOO_LONG)
-                return
-        super().data_received(data)
+        self._unframed_bytes += len(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
+        if self._unframed_bytes > self._settings.limits.header_bytes and self.parser is not None:
+            self._reject(TOO_LONG)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's text is not JSON
-        self._reject(MALFORMED)
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                # The parser stops behind the headers; another one reads the body and what follows.
+                self._replace_parser()
+                data = data[upgrade.args[0] :]
+            except httptools.HttpParserError as error:
+                log.debug("malformed request: %s", error)
+                self._reject(MALFORMED)
+                return
+
+    def _replace_parser(self) -> None:
+        """Replace the parser by one that is at the same place of the request, but has seen no Upgrade header."""
+        self.parser = httptools.HttpRequestParser(self)
+        framing = [header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")]
+        if self._ignored_upgrade and framing:
+            self._priming = True
+            head = b"".join(b"%b: %b\r\n" % header for header in framing)
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + head + b"\r\n")
+            self._priming = False
+        self._ignored_upgrade = False
+
+    def on_message_begin(self) -> None:
+        if not self._priming:
+            self._headers_complete = False
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._priming:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers are read and dropped.
+        if not self._priming and not self._headers_complete:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._unframed_bytes = 0
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
+        if self._priming:
+            return
         self._stop_header_timer()
+        self._headers_complete, self._ignored_upgrade = True, self.parser.should_upgrade() and self._has_body()
         context = self._new_context()
         if self._can_refuse_early() and (refusal := self._settings.admit_early(context)) is not None:
             self._refuse(refusal)
@@ -101,6 +152,12 @@ class Connection(HttpToolsProtocol):
             self.cycle.transport = CloseHookTransport(self.transport, self._end)  # type: ignore[assignment]  # all that it needs
             if self._settings.draining:
                 self.cycle.keep_alive = False
+
+    def _has_body(self) -> bool:
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ") != b"")
+            for name, value in self.headers
+        )
 
     def _new_context(self) -> RequestContext:
         method, path = self.parser.get_method().decode("ascii"), httptools.parse_url(self.url).path.decode("ascii")
@@ -132,6 +189,8 @@ class Connection(HttpToolsProtocol):
             Lingering(self.transport, self._settings.limits.linger, self.connection_lost)
 
     def on_message_complete(self) -> None:
+        if self._ignored_upgrade:
+            return  # the parser believes that an upgraded message has no body
         # The body of a request that was refused early must not count as headers that are slow to arrive.
         self._stop_header_timer()
         super().on_message_complete()
@@ -182,13 +241,13 @@ class Connection(HttpToolsProtocol):
     def _headers_too_slow(self) -> None:
         # A connection that has sent nothing is merely idle.
         self._header_timer = None
-        if self._header_bytes:
+        if self._unframed_bytes:
             self._reject(SLOW)
         elif not self.transport.is_closing():
             self.transport.close()
 
     def _stop_header_timer(self) -> None:
-        self._header_bytes = 0
+        self._unframed_bytes = 0
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
