@@ -46,11 +46,12 @@ check: test lint types
 docs: $(VENV)/.ready-dev
 	$(BIN)/python -m sphinx -W --keep-going -q -E -b html -d $(OUT)/doctrees docs $(OUT)/docs
 
-PROTO := relu_deploy/serving/protocol/proto/inference.proto
+PROTO := relu_deploy/serving/protocol/proto
 proto:
 	$(PYTHON) -m venv $(OUT)/proto-venv
 	$(OUT)/proto-venv/bin/pip install --quiet --disable-pip-version-check grpcio-tools==1.80.0
-	$(OUT)/proto-venv/bin/python -m grpc_tools.protoc -I. --descriptor_set_out=$(PROTO:.proto=.binpb) $(PROTO)
+	for name in inference health; do \
+		$(OUT)/proto-venv/bin/python -m grpc_tools.protoc -I. --descriptor_set_out=$(PROTO)/$$name.binpb $(PROTO)/$$name.proto; done
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,8 @@
 
     ServeError
     ├── InvalidArgument   400  INVALID_ARGUMENT     the request does not fit the model
+    ├── Unauthenticated   401  UNAUTHENTICATED      the request has no valid API key
+    ├── Forbidden         403  PERMISSION_DENIED    the key, host or origin does not allow it
     ├── NotFound          404  NOT_FOUND            no such model, version or endpoint
     ├── TooLarge          413  RESOURCE_EXHAUSTED   a body or picture exceeds a limit
     ├── Unavailable       503  UNAVAILABLE          the queue is full, or the server is shutting down: try again
@@ -15,7 +17,17 @@ from __future__ import annotations
 
 from relu_deploy.errors import ReluDeployError
 
-__all__ = ["DeadlineExceeded", "InternalError", "InvalidArgument", "NotFound", "ServeError", "TooLarge", "Unavailable"]
+__all__ = [
+    "DeadlineExceeded",
+    "Forbidden",
+    "InternalError",
+    "InvalidArgument",
+    "NotFound",
+    "ServeError",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+]
 
 
 class ServeError(ReluDeployError):
@@ -46,6 +58,18 @@ class InvalidArgument(ServeError):
     """The request does not fit the model."""
 
     http, grpc, reason = 400, "INVALID_ARGUMENT", "invalid"
+
+
+class Unauthenticated(ServeError):
+    """The request has no valid API key."""
+
+    http, grpc, reason = 401, "UNAUTHENTICATED", "unauthenticated"
+
+
+class Forbidden(ServeError):
+    """The request's key, host or origin does not allow it, or the server does not allow it to anybody."""
+
+    http, grpc, reason = 403, "PERMISSION_DENIED", "forbidden"
 
 
 class NotFound(ServeError):

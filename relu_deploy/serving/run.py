@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import UsageError
@@ -11,15 +12,22 @@ from relu_deploy.serving.prediction.images import PictureLimits
 from relu_deploy.serving.server import Ports, ServeOptions, serve
 from relu_deploy.serving.telemetry.request_log import LogOptions
 from relu_deploy.serving.telemetry.traces import TraceOptions
+from relu_deploy.serving.transport.access import AccessOptions, ApiKeys
+from relu_deploy.serving.transport.admission import AdmissionLimits
 from relu_deploy.serving.transport.limits import HttpLimits
+from relu_deploy.serving.transport.tls import TlsOptions
 
 __all__ = [
+    "AccessOptions",
+    "AdmissionLimits",
+    "ApiKeys",
     "HttpLimits",
     "Limits",
     "LogOptions",
     "ModelOptions",
     "Ports",
     "ServeOptions",
+    "TlsOptions",
     "TraceOptions",
     "serve",
     "serve_options",
@@ -28,7 +36,15 @@ __all__ = [
 
 def serve_options(arguments: Any) -> ServeOptions:
     """Return the options of the command line's arguments. Raises UsageError for an invalid one."""
-    for name, least in (("max_batch", 1), ("queue", 1), ("max_delay", 0), ("deadline", 0), ("max_body", 0)):
+    for name, least in (
+        ("max_batch", 1),
+        ("queue", 1),
+        ("max_delay", 0),
+        ("deadline", 0),
+        ("max_body", 0),
+        ("max_memory", 1),
+        ("max_per_client", 0),
+    ):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}", "see relu-deploy serve --help")
@@ -57,6 +73,9 @@ def serve_options(arguments: Any) -> ServeOptions:
         host=arguments.host,
         ports=Ports(**ports),  # type: ignore[arg-type]
         limits=HttpLimits(max_body=int(arguments.max_body * 2**20)),
+        admission=AdmissionLimits(int(arguments.max_memory * 2**20), arguments.max_per_client),
+        access=_access_options(arguments),
+        tls=_tls_options(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca),
         settings=ModelOptions(
             arguments.backend, arguments.threads, arguments.device, limits, arguments.deadline, arguments.allow_nan
         ),
@@ -66,6 +85,26 @@ def serve_options(arguments: Any) -> ServeOptions:
         log=LogOptions(arguments.log_json, arguments.log_level, arguments.log_slow / 1e3),
         traces=traces,
     )
+
+
+def _access_options(arguments: Any) -> AccessOptions:
+    for origin in arguments.cors_origin:
+        if origin != "*" and (not origin.startswith(("http://", "https://")) or origin.count("/") != 2):
+            raise UsageError(f"--cors-origin {origin!r} is not an origin", "for instance --cors-origin https://app.example.com")
+    return AccessOptions(
+        api_keys=None if arguments.api_key_file is None else ApiKeys.read(arguments.api_key_file),
+        allow_admin=arguments.allow_admin,
+        allowed_hosts=tuple(arguments.allowed_host),
+        cors_origins=tuple(arguments.cors_origin),
+    )
+
+
+def _tls_options(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TlsOptions | None:
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("--tls-cert and --tls-key belong together", "give both")
+    return TlsOptions(certificate, key, client_ca)
 
 
 def _trace_options(endpoint: str | None, share: float | None) -> TraceOptions | None:

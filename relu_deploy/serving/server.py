@@ -19,15 +19,18 @@ from relu_deploy.serving.models import Model, Models
 from relu_deploy.serving.prediction.images import PictureLimits
 from relu_deploy.serving.prediction.page import WebApp
 from relu_deploy.serving.protocol.grpc import GrpcServer, GrpcService
+from relu_deploy.serving.protocol.grpc_health import HealthService
 from relu_deploy.serving.protocol.http import HttpApp
 from relu_deploy.serving.protocol.management import Management
 from relu_deploy.serving.telemetry.drift_monitor import MonitorFactory
 from relu_deploy.serving.telemetry.observer import RequestObserver
 from relu_deploy.serving.telemetry.request_log import AccessLog, LogOptions, logging_to_stderr
 from relu_deploy.serving.telemetry.traces import TraceOptions, tracing
-from relu_deploy.serving.transport.admission import AdmissionControl
+from relu_deploy.serving.transport.access import AccessOptions, AccessPolicy
+from relu_deploy.serving.transport.admission import AdmissionControl, AdmissionLimits
 from relu_deploy.serving.transport.limits import HttpLimits
-from relu_deploy.serving.transport.sockets import listening, stop_accepting
+from relu_deploy.serving.transport.sockets import is_loopback, listening, stop_accepting
+from relu_deploy.serving.transport.tls import TlsOptions
 
 __all__ = ["Ports", "ServeOptions", "serve"]
 
@@ -55,7 +58,10 @@ class ServeOptions:
     Attributes:
         host: Address to listen on.
         ports: Ports to listen on.
-        limits: Of HTTP requests.
+        limits: Of each HTTP request.
+        admission: Limits of all requests together.
+        access: Who may do what.
+        tls: None for plain TCP.
         settings: Of every model.
         pictures: Limits of picture decoding.
         watch: Reload models that change on disk.
@@ -68,6 +74,9 @@ class ServeOptions:
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
     limits: HttpLimits = field(default_factory=HttpLimits)
+    admission: AdmissionLimits = field(default_factory=AdmissionLimits)
+    access: AccessOptions = field(default_factory=AccessOptions)
+    tls: TlsOptions | None = None
     settings: ModelOptions = field(default_factory=ModelOptions)
     pictures: PictureLimits = field(default_factory=PictureLimits)
     watch: bool = True
@@ -85,14 +94,14 @@ def serve(
     started: Callable[[dict[str, Any]], None] = lambda _: None,
     exits: bool = False,
 ) -> None:
-    """Serve the models at `paths` until SIGTERM or SIGINT.
+    """Serve the models at `paths` until SIGTERM, SIGINT or SIGHUP.
 
     Args:
         paths: Bundles, their variants, or ONNX files.
         options: Of the server.
         progress: Called with one line about each step.
         started: Called with the host, ports and models once every model is warm.
-        exits: The process ends when this returns: from then on both signals are ignored, so that a second signal does not
+        exits: The process ends when this returns: from then on these signals are ignored, so that a second signal does not
             turn a clean end into a kill.
 
     Raises:
@@ -107,6 +116,8 @@ def serve(
         import uvloop
     except ImportError as error:
         raise missing_package(error.name or "uvicorn", "serve") from error
+    if options.tls is not None:
+        options.tls.check()
     if options.log.as_json:
         progress = log.info
     with logging_to_stderr(options.log), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -139,9 +150,10 @@ async def _serve(
         observer: RequestObserver = AccessLog(options.log)
         if options.traces is not None:
             observer = stack.enter_context(tracing(options.traces, observer))
-        admission = AdmissionControl(models, observer)
+        access = AccessPolicy(options.access, options.host)
+        admission = AdmissionControl(models, observer, access, options.admission)
         page = stack.enter_context(WebApp(models, admission, options.pictures))
-        grpc = _grpc(GrpcService(models, admission, observer, ready), options) if options.ports.grpc is not None else None
+        grpc = _grpc(models, admission, observer, ready, options)
         try:
             for path in paths:
                 progress(f"loading {path}")
@@ -149,22 +161,16 @@ async def _serve(
                 await asyncio.to_thread(monitors.require, model.monitor)
                 if stop.is_set():
                     return
-            handlers = {**Management(models, ready).handlers(), **page.handlers()}
-            app = HttpApp(models, admission, observer, handlers, options.limits)
+            app = HttpApp(
+                models, admission, observer, {**Management(models, ready).handlers(), **page.handlers()}, options.limits
+            )
             connections = ConnectionSettings(options.limits, admission.admit_early)
             server, serving = await _started(app, partial(Connection, connections), http, options)
-            end_metrics = await _metrics(models, metrics, options)
+            end_metrics = await _metrics(models, access, metrics, options)
             if grpc is not None:
                 await grpc.start()
             watching = asyncio.create_task(_watch(models)) if options.watch else None
-            where = {
-                "host": options.host,
-                "http": http.getsockname()[1],
-                "grpc": grpc and grpc.port,
-                "metrics": metrics and metrics.getsockname()[1],
-            }
-            started({**where, "models": [_summary(model) for model in models.loaded()]})
-            log.info("listening", extra={"fields": where})
+            _announce(models, options, Ports(_port(http) or 0, grpc and grpc.port, _port(metrics)), started)
             await stop.wait()
             progress("stopping: finishing the accepted requests")
             if watching is not None:
@@ -182,17 +188,43 @@ async def _serve(
             await models.close()
 
 
+def _port(bound: socket.socket | None) -> int | None:
+    return None if bound is None else bound.getsockname()[1]
+
+
+def _announce(models: Models, options: ServeOptions, ports: Ports, started: Callable[[dict[str, Any]], None]) -> None:
+    """Report that the server listens."""
+    scheme = "http" if options.tls is None else "https"
+    where = {"host": options.host, "scheme": scheme, "http": ports.http, "grpc": ports.grpc, "metrics": ports.metrics}
+    _warn_if_open(options)
+    started({**where, "models": [_summary(model) for model in models.loaded()]})
+    log.info("listening", extra={"fields": where})
+
+
+def _warn_if_open(options: ServeOptions) -> None:
+    if options.access.api_keys is None and not is_loopback(options.host):
+        log.warning("listening on %s without --api-key-file: everybody who reaches the port can use the models", options.host)
+
+
 def _summary(model: Model) -> dict[str, Any]:
     return {"name": model.name, "backend": model.settings.backend, "max_batch": model.limits.max_batch}
 
 
+def _stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop the server; SIGHUP not where it is ignored, as below nohup."""
+    stop = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        stop.append(signal.SIGHUP)
+    return stop
+
+
 @contextlib.contextmanager
 def _signal_handler(act: Callable[[], object], exits: bool) -> Iterator[None]:
-    """Call `act` on SIGTERM and SIGINT, and restore the former handlers at the end; ignore both where the process `exits`.
+    """Call `act` on SIGTERM, SIGINT and SIGHUP, and restore the former handlers at the end; ignore them where the process `exits`.
 
     The loop removes handlers of its own when it closes, and a second signal would then kill.
     """
-    before = {number: signal.signal(number, lambda *_: act()) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda *_: act()) for number in _stop_signals()}
     ended = False
     try:
         yield
@@ -202,7 +234,9 @@ def _signal_handler(act: Callable[[], object], exits: bool) -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN if exits and ended else handler)
 
 
-async def _metrics(models: Models, bound: socket.socket | None, options: ServeOptions) -> Callable[[], Awaitable[None]]:
+async def _metrics(
+    models: Models, access: AccessPolicy, bound: socket.socket | None, options: ServeOptions
+) -> Callable[[], Awaitable[None]]:
     """Serve /metrics on `bound`, if any, and return a function that stops it."""
     from relu_deploy.serving.telemetry.metrics import Metrics, MetricsApp
     from relu_deploy.serving.transport.connection import Connection, ConnectionSettings
@@ -210,7 +244,7 @@ async def _metrics(models: Models, bound: socket.socket | None, options: ServeOp
     if bound is None:
         return partial(asyncio.sleep, 0)
     server, serving = await _started(
-        MetricsApp(Metrics(models)), partial(Connection, ConnectionSettings(options.limits)), bound, options
+        MetricsApp(Metrics(models), access), partial(Connection, ConnectionSettings(options.limits)), bound, options
     )
 
     async def end() -> None:
@@ -222,22 +256,27 @@ async def _metrics(models: Models, bound: socket.socket | None, options: ServeOp
 
 async def _started(app: Any, protocol: Any, bound: socket.socket, options: ServeOptions) -> tuple[Any, asyncio.Task[None]]:
     """Return a uvicorn server that serves on `bound`, and the task that it runs in."""
-    server = _uvicorn(app, protocol, options.drain_seconds)
+    server = _uvicorn(app, protocol, options)
     serving = asyncio.create_task(server.serve([bound]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
     return server, serving
 
 
-def _grpc(service: GrpcService, options: ServeOptions) -> GrpcServer:
-    """Return the gRPC server, its port bound. Raises InputError when the port cannot be bound."""
-    port = options.ports.grpc or 0
+def _grpc(
+    models: Models, admission: AdmissionControl, observer: RequestObserver, ready: Callable[[], bool], options: ServeOptions
+) -> GrpcServer | None:
+    """Return the gRPC server, its port bound, None without one. Raises InputError when the port cannot be bound."""
+    port = options.ports.grpc
+    if port is None:
+        return None
+    services = [GrpcService(models, admission, observer, ready), HealthService(models, ready)]
     with listening(options.host, port, "--grpc-port"):  # its error has the reason, which gRPC's does not
         pass
-    return GrpcServer(service, options.host, port, options.limits.max_body)
+    return GrpcServer(services, options.host, port, options.limits.max_body, options.tls)
 
 
-def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
+def _uvicorn(app: Any, protocol: Any, options: ServeOptions) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -256,8 +295,9 @@ def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=options.drain_seconds,  # type: ignore[arg-type]
         backlog=4096,
+        **({} if options.tls is None else options.tls.uvicorn_options()),
     )
     return Server(config)
 

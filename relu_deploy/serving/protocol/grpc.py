@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -21,9 +21,19 @@ from relu_deploy.serving.protocol.routes import EXTENSIONS, RequestContext, Rout
 from relu_deploy.serving.protocol.tensors import THREADED_PARSE_BYTES, check_load_parameters
 from relu_deploy.serving.telemetry.observer import RequestObserver
 from relu_deploy.serving.transport.admission import AdmissionControl
+from relu_deploy.serving.transport.tls import TlsOptions
 from relu_deploy.version import __version__
 
 __all__ = ["GrpcServer", "GrpcService"]
+
+#: calls whose access differs from that of inference → their endpoint
+_ENDPOINTS = {
+    "ServerLive": "server_live",
+    "ServerReady": "server_ready",
+    "ModelReady": "model_ready",
+    "RepositoryModelLoad": "model_load",
+    "RepositoryModelUnload": "model_unload",
+}
 
 #: seconds without a call before the port is closed, and at most; gRPC drops calls that arrive at that moment
 QUIET_SECONDS, QUIET_WITHIN = 0.05, 1.0
@@ -38,25 +48,29 @@ Call = Callable[[Any, RequestContext], Awaitable[Any]]
 class GrpcServer:
     """One gRPC port. To be made, started and drained on the event loop that the models are on."""
 
-    def __init__(self, service: GrpcService, host: str, port: int, max_body: int) -> None:
+    def __init__(self, services: Sequence[Any], host: str, port: int, max_body: int, tls: TlsOptions | None = None) -> None:
         """Bind the port.
 
         Args:
-            service: Answers the calls.
+            services: A GrpcService and others with a `handler`.
             host: Address to listen on.
             port: 0 takes a free one.
             max_body: Bytes of one message.
+            tls: None for plain TCP.
 
         Raises:
             InputError: If the port cannot be bound.
         """
         import grpc.aio
 
-        self._service = service
-        self._server = grpc.aio.server(handlers=[service.handler()], options=_options(max_body))
+        self._services = [service for service in services if isinstance(service, GrpcService)]
+        self._server = grpc.aio.server(handlers=[service.handler() for service in services], options=_options(max_body))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            self.port: int = self._server.add_insecure_port(address)
+            if tls is None:
+                self.port: int = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, tls.grpc_credentials())
         except RuntimeError as error:
             raise InputError(
                 f"cannot listen on {address} for gRPC", "choose another port with --grpc-port, 0 for any, -1 for no gRPC"
@@ -68,9 +82,10 @@ class GrpcServer:
 
     async def drain(self, seconds: float) -> None:
         """Refuse new calls, and return when the running ones are answered; those that take longer than `seconds` are cancelled."""
-        self._service.closing = True
+        for service in self._services:
+            service.closing = True
         until = time.monotonic() + min(QUIET_WITHIN, seconds)
-        while time.monotonic() < min(self._service.last_call + QUIET_SECONDS, until):
+        while time.monotonic() < min(max(each.last_call for each in self._services) + QUIET_SECONDS, until):
             await asyncio.sleep(QUIET_SECONDS / 2)
         await self._server.stop(seconds)
 
@@ -137,8 +152,11 @@ class GrpcService:
             self.last_call = started = time.monotonic()
             headers = rpc.invocation_metadata() or ()
             context = RequestContext("gRPC", name, _address(rpc.peer()), headers, timeout=rpc.time_remaining())
+            context.route = Route(_ENDPOINTS.get(name, ""))
             status = 0  # as it stays when the client disconnects
             try:
+                self._admission.access.check(context)
+                self._admission.hold_memory(context, len(received))
                 response = await _run(call, kind, received, context)
                 status = 200
                 return response
@@ -146,7 +164,7 @@ class GrpcService:
                 status = error.http
                 return await _abort(rpc, error)
             finally:
-                context.release_slot()
+                self._admission.end(context)
                 self._observer.on_complete(context, status, time.monotonic() - started)
 
         return method

@@ -12,12 +12,13 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, TooLarge
 from relu_deploy.serving.models import VERSION, Models
-from relu_deploy.serving.protocol.json_codec import decode, dump, encode
+from relu_deploy.serving.protocol.json_codec import decode, dump, encode, memory_of
 from relu_deploy.serving.protocol.routes import CONTEXT, RequestContext, parse_route
 from relu_deploy.serving.protocol.tensors import THREADED_PARSE_BYTES
 from relu_deploy.serving.telemetry.observer import RequestObserver
@@ -26,6 +27,8 @@ from relu_deploy.serving.transport.limits import HttpLimits
 
 __all__ = ["Handler", "HttpApp", "Request", "Response", "json_response"]
 
+#: times its own size that a compressed body may have, where that is more than FREE_BYTES
+MAX_RATIO, FREE_BYTES = 100, 2**20
 #: the hint for a body that is too large
 BODY_HINT = "send less, or raise serve --max-body (MiB)"
 
@@ -92,24 +95,32 @@ class HttpApp:
         started, status = time.perf_counter(), 0
         context = _context_of(scope)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        reader = _BodyReader(receive, headers, self._limits, context)
+        reader = _BodyReader(receive, headers, self._limits, partial(self._admission.hold_memory, context))
         request = Request(context, headers, scope["query_string"].decode("latin-1"), reader.read)
         try:
             response = await self._respond(request)
             status = response.status
-            await _send(send, response, close=not reader.done)
+            context.body_complete = reader.done
+            headers_added = self._admission.access.response_headers(context)
+            await _send(send, response, headers_added, close=not reader.done)
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
             # The client has disconnected: an answer would not be read.
         finally:
-            context.release_slot()
+            self._admission.end(context)
             self._observer.on_complete(context, status, time.perf_counter() - started)
 
     async def _respond(self, request: Request) -> Response:
         """Return the response, which is an error's where the request failed."""
         context = request.context
         try:
+            self._admission.access.check(context)
+            if request.headers.get("expect", "100-continue").lower() != "100-continue":
+                return Response([dump({"error": "the only supported expectation is 100-continue"})], 417)
+            context.timeout = _timeout(request.headers)
+            if context.method == "OPTIONS":
+                return _options(context.path)
             if (handler := self._handlers.get(context.route.endpoint)) is None:
                 raise NotFound(f"there is nothing at {context.method} {context.path}")
             return await handler(request)
@@ -126,8 +137,10 @@ class HttpApp:
         name, version = context.route.model, context.route.version
         self._models.get(name, version)  # an unknown model is refused before the body is read
         body = await request.body()
+        context.body_complete = True
         self._admission.admit(context)
         length = _json_length(request.headers)
+        self._admission.hold_memory(context, memory_of(body, length))
         model = self._models.get(name, version)
         if (length if length is not None else len(body)) > THREADED_PARSE_BYTES:
             inference = await asyncio.to_thread(decode, body, length, model.inputs, model.settings.allow_nan)
@@ -148,8 +161,9 @@ class HttpApp:
 class _BodyReader:
     """Reads one body. done: whether all of it was read, without which the connection cannot be used again."""
 
-    def __init__(self, receive: Any, headers: Mapping[str, str], limits: HttpLimits, context: RequestContext) -> None:
-        self._receive, self._headers, self._limits, self._context = receive, headers, limits, context
+    def __init__(self, receive: Any, headers: Mapping[str, str], limits: HttpLimits, hold: Callable[[int], None]) -> None:
+        """hold: counts bytes of memory, or raises Unavailable."""
+        self._receive, self._headers, self._limits, self._hold = receive, headers, limits, hold
         self.done = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
 
     async def read(self) -> bytes:
@@ -163,14 +177,18 @@ class _BodyReader:
         if length is not None and length.isdecimal() and int(length) > limit:
             raise TooLarge(f"a body of {length} bytes exceeds the limit of {limit}", BODY_HINT)
         encoding = self._headers.get("content-encoding", "identity").lower()
-        if encoding not in ("identity", "gzip", "deflate"):
+        if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
             raise InvalidArgument(f"content encoding {encoding!r} is not supported", "send the body as identity, gzip or deflate")
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 body = await self._receive_all()
         except TimeoutError:
             raise InvalidArgument(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
-        return body if encoding == "identity" else await asyncio.to_thread(_decompress, body, limit)
+        if encoding == "identity":
+            return body
+        content = await asyncio.to_thread(decompress, body, min(limit, max(FREE_BYTES, MAX_RATIO * len(body))))
+        self._hold(len(content))
+        return content
 
     async def _receive_all(self) -> bytes:
         pieces: list[bytes] = []
@@ -181,10 +199,11 @@ class _BodyReader:
                 raise InvalidArgument("the client disconnected before its body was complete")
             pieces.append(message.get("body", b""))
             size += len(pieces[-1])
+            self._hold(len(pieces[-1]))
             if size > self._limits.max_body:
                 raise TooLarge(f"the body exceeds the limit of {self._limits.max_body} bytes", BODY_HINT)
             if not message.get("more_body", False):
-                self.done = self._context.body_complete = True
+                self.done = True
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
@@ -195,26 +214,65 @@ def _context_of(scope: Mapping[str, Any]) -> RequestContext:
         return context
     client = scope.get("client")
     route = parse_route(scope["method"], scope["path"])
-    return RequestContext(scope["method"], scope["path"], client[0] if client else "", scope["headers"], route)
+    address, version = client[0] if client else "", scope.get("http_version", "1.0")
+    return RequestContext(scope["method"], scope["path"], address, scope["headers"], route, http_version=version)
 
 
-def _decompress(body: bytes, limit: int) -> bytes:
+def decompress(body: bytes, limit: int) -> bytes:
     """Return the decompressed `body`, without ever holding more than `limit` bytes.
+
+    Args:
+        body: In the format of gzip, also of several members (RFC 1952), of zlib, or raw deflate.
+        limit: Bytes.
 
     Raises:
         TooLarge: If it is longer than `limit`.
         InvalidArgument: If it is damaged, cut short or followed by something else.
     """
-    decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header, gzip's or zlib's
+    pieces: list[bytes] = []
+    # Either header, gzip's or zlib's; some clients send deflate without any.
+    bits = zlib.MAX_WBITS | 32 if body[:2] == b"\x1f\x8b" or _has_zlib_header(body) else -zlib.MAX_WBITS
+    rest, left = body, limit
+    while rest or not pieces:
+        decompressor = zlib.decompressobj(bits)
+        try:
+            pieces.append(decompressor.decompress(rest, left + 1))
+        except zlib.error as error:
+            raise InvalidArgument(f"the body does not fit its content encoding: {error}") from None
+        left -= len(pieces[-1])
+        if left < 0:
+            raise TooLarge(f"the decompressed body exceeds the limit of {limit} bytes", BODY_HINT)
+        rest = decompressor.unused_data
+        if not decompressor.eof or (rest and not (body[:2] == rest[:2] == b"\x1f\x8b")):
+            raise InvalidArgument("the compressed body ends too early or too late")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _has_zlib_header(body: bytes) -> bool:
+    return len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+
+
+def _timeout(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds in the header Request-Timeout, None without it."""
+    text = headers.get("request-timeout")
+    if text is None:
+        return None
     try:
-        content = decompressor.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise InvalidArgument(f"the body does not fit its content encoding: {error}") from None
-    if len(content) > limit:
-        raise TooLarge(f"the decompressed body exceeds the limit of {limit} bytes", BODY_HINT)
-    if not decompressor.eof or decompressor.unused_data:
-        raise InvalidArgument("the compressed body ends too early or too late")
-    return content
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e9:
+        raise InvalidArgument(f"Request-Timeout is {text[:40]!r}, and must be a number of seconds")
+    return seconds
+
+
+def _options(path: str) -> Response:
+    methods = [method for method in ("GET", "POST") if parse_route(method, path).endpoint]
+    if not methods:
+        raise NotFound(f"there is nothing at OPTIONS {path}")
+    if "GET" in methods:
+        methods.append("HEAD")
+    return Response(status=204, headers={"allow": ", ".join([*methods, "OPTIONS"])})
 
 
 def _json_length(headers: Mapping[str, str]) -> int | None:
@@ -236,8 +294,9 @@ def _error_response(error: ServeError) -> Response:
     return Response([dump({"error": error.text})], error.http, headers=headers)
 
 
-async def _send(send: Any, response: Response, *, close: bool) -> None:
+async def _send(send: Any, response: Response, added: Sequence[tuple[bytes, bytes]], *, close: bool) -> None:
     headers = [
+        *added,
         (b"content-type", response.content_type.encode()),
         (b"content-length", str(sum(map(len, response.parts))).encode()),
         *((name.encode(), value.encode()) for name, value in response.headers.items()),

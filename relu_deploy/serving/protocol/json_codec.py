@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.serving.errors import InvalidArgument
+from relu_deploy.serving.errors import InvalidArgument, TooLarge
 from relu_deploy.serving.protocol.tensors import (
     InferRequest,
     RequestedOutput,
@@ -31,7 +31,11 @@ from relu_deploy.serving.protocol.tensors import (
 )
 from relu_deploy.tensors import Array, TensorSpec
 
-__all__ = ["decode", "dump", "encode", "parse"]
+__all__ = ["MAX_CONTAINERS", "MAX_VALUES", "decode", "dump", "encode", "memory_of", "parse"]
+
+#: objects and lists of one JSON body, and values altogether; Python takes 64 and 40 bytes for each
+MAX_CONTAINERS, MAX_VALUES = 2**20, 2**24
+CONTAINER_BYTES, VALUE_BYTES = 64, 40
 
 
 def decode(body: bytes, json_length: int | None, specs: Sequence[TensorSpec], allow_nan: bool = False) -> InferRequest:
@@ -81,16 +85,34 @@ def decode(body: bytes, json_length: int | None, specs: Sequence[TensorSpec], al
     return _with_outputs(message, inputs)
 
 
+def memory_of(body: bytes, json_length: int | None) -> int:
+    """Return about how many bytes of memory the JSON in `body` takes once it is parsed.
+
+    Raises:
+        TooLarge: If it has too many values.
+    """
+    end = len(body) if json_length is None else min(json_length, len(body))
+    containers = body.count(b"{", 0, end) + body.count(b"[", 0, end)
+    values = containers + body.count(b",", 0, end)
+    if containers > MAX_CONTAINERS or values > MAX_VALUES:
+        raise TooLarge(
+            f"the JSON has more than {MAX_CONTAINERS} objects and lists, or {MAX_VALUES} values", "send tensors as binary data"
+        )
+    return containers * CONTAINER_BYTES + values * VALUE_BYTES
+
+
 def parse(text: bytes) -> dict[str, Any]:
     """Return the JSON object in `text`, {} for an empty one.
 
     Raises:
         InvalidArgument: If it is not a JSON object.
+        TooLarge: If it has too many values.
     """
     import orjson
 
     if not text:
         return {}
+    memory_of(text, None)
     try:
         content = orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -49,7 +49,11 @@ class RequestContext:
         route: The endpoint.
         cancel_on_disconnect: Called with a future that is to be cancelled when the client disconnects.
         timeout: Seconds that the client waits for an answer, None for no limit.
+        http_version: For instance "1.1"; "" for gRPC.
         body_complete: Whether all of the body was read.
+        authorized: Whether access was granted.
+        memory: Bytes of the server's memory for requests that this one holds.
+        counted: Whether it counts among its client's requests in progress.
         slot: The place in the model's queue that was reserved for the request.
         model: The model that the request runs, "" until it is known.
         id: The identifier that the client gave the request.
@@ -64,7 +68,11 @@ class RequestContext:
     route: Route = field(default_factory=lambda: Route(""))
     cancel_on_disconnect: Callable[[asyncio.Future[Any]], None] = lambda _: None
     timeout: float | None = None
+    http_version: str = ""
     body_complete: bool = False
+    authorized: bool = False
+    memory: int = 0
+    counted: bool = False
     slot: Slot | None = None
     model: str = ""
     id: str = ""

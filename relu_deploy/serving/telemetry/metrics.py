@@ -16,8 +16,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from relu_deploy.bundle import sha256
+from relu_deploy.serving.errors import ServeError
 from relu_deploy.serving.models import VERSION, Model, Models
+from relu_deploy.serving.protocol.routes import RequestContext, Route
 from relu_deploy.serving.telemetry.statistics import BUCKETS, StatisticsSnapshot
+from relu_deploy.serving.transport.access import AccessPolicy
 
 __all__ = ["CONTENT_TYPE", "Metrics", "MetricsApp"]
 
@@ -258,14 +261,26 @@ class _MachineMetrics:
 class MetricsApp:
     """The ASGI application of the metrics port, which serves /metrics only."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, access: AccessPolicy) -> None:
+        self._metrics, self._access = metrics, access
 
     async def __call__(self, scope: Mapping[str, Any], _receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        found = scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD")
-        body = self._metrics.text() if found else b"only GET /metrics is served here\n"
-        headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200 if found else 404, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        client = scope.get("client")
+        context = RequestContext(scope["method"], scope["path"], client[0] if client else "", scope["headers"], Route("metrics"))
+        context.http_version = scope.get("http_version", "1.0")
+        status, body = 404, b"only GET /metrics is served here\n"
+        try:
+            self._access.check(context)
+            if context.path == "/metrics" and context.method in ("GET", "HEAD"):
+                status, body = 200, self._metrics.text()
+        except ServeError as error:
+            status, body = error.http, f"{error.text}\n".encode()
+        headers = [
+            (b"content-type", CONTENT_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            *self._access.response_headers(context),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if context.method == "HEAD" else body})

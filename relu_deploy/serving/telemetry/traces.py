@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from relu_deploy.errors import UsageError, missing_package
-from relu_deploy.serving.errors import DeadlineExceeded, InternalError, InvalidArgument, NotFound, TooLarge, Unavailable
+from relu_deploy.serving.errors import ServeError
 from relu_deploy.serving.protocol.proto import SERVICE
 from relu_deploy.serving.protocol.routes import INFERENCE, RequestContext
 from relu_deploy.serving.telemetry.observer import MAX_TEXT, RequestObserver
@@ -32,9 +32,7 @@ SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 #: the gRPC calls that are traced: those that run a model
 CALLS = ("ModelInfer",)
 #: gRPC status codes by the HTTP status of the same error
-GRPC = {200: "OK", 0: "CANCELLED"} | {
-    kind.http: kind.grpc for kind in (InvalidArgument, NotFound, TooLarge, Unavailable, DeadlineExceeded, InternalError)
-}
+GRPC = {200: "OK", 0: "CANCELLED"} | {kind.http: kind.grpc for kind in ServeError.__subclasses__()}
 #: W3C's two headers, as text (gRPC) and as bytes (HTTP)
 CONTEXT = {name: name for name in ("traceparent", "tracestate")}
 NAMES: dict[Any, str] = CONTEXT | {name.encode(): name for name in CONTEXT}

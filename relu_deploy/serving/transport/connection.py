@@ -83,9 +83,8 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_idle():
-            if self._header_timer is None:
-                self._header_timer = self.loop.call_later(self._settings.limits.header_seconds, self._headers_too_slow)
+        if self._is_idle() and self._header_timer is None:
+            self._header_timer = self.loop.call_later(self._settings.limits.header_seconds, self._headers_too_slow)
         self._unframed_bytes += len(data)
         self._unset_keepalive_if_required()
         self._parse(data)
@@ -169,6 +168,7 @@ class Connection(HttpToolsProtocol):
             headers=self.headers,
             route=parse_route(method, path),
             cancel_on_disconnect=self._cancel_on_disconnect,
+            http_version=self.parser.get_http_version(),
         )
 
     def _cancel_on_disconnect(self, future: asyncio.Future[Any]) -> None:

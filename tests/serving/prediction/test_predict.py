@@ -607,7 +607,7 @@ def test_the_second_session_is_loaded_once_and_again_after_a_reload(detector, tm
     path = tmp_path / "one.rdb"
     retold(detector, path, "one")
     file = encoded(gradient(64, 64), "PNG")
-    with Running(path, "--threads", "1") as running:
+    with Running(path, "--threads", "1", "--allow-admin") as running:
         first, second = (ask(running, "/v2/models/one/relus", file)[1] for _ in range(2))
         assert first["relus"] == second["relus"]
         assert second["timing"]["load_ms"] < first["timing"]["load_ms"] / 10

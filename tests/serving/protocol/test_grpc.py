@@ -84,7 +84,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     names = [f"same_{dtype}.onnx" for dtype in VALUES if dtype != "bfloat16"]  # ONNX Runtime takes no bfloat16 from NumPy
-    with serving(folder, folder / "net.onnx", *[folder / name for name in names], "--max-body", "1") as running:
+    with serving(folder, folder / "net.onnx", *[folder / name for name in names], "--max-body", "1", "--allow-admin") as running:
         yield running
 
 
@@ -434,7 +434,7 @@ def test_a_full_queue_says_come_back_later(patient):
 
 
 def test_a_model_is_unloaded_and_loaded_while_the_server_runs(folder):
-    with serving(folder, folder / "net.onnx", folder / "same_bool.onnx") as running:
+    with serving(folder, folder / "net.onnx", folder / "same_bool.onnx", "--allow-admin") as running:
         stub = running.stub
         stub.RepositoryModelUnload(MESSAGES.RepositoryModelUnloadRequest(model_name="net"))
         assert not stub.ModelReady(MESSAGES.ModelReadyRequest(name="net")).ready

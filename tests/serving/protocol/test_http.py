@@ -21,7 +21,7 @@ INFER = "/v2/models/digits/infer"
 
 @pytest.fixture(scope="module")
 def server(digits_bundle):
-    with Running(digits_bundle.path, "--max-body", "1") as running:
+    with Running(digits_bundle.path, "--max-body", "1", "--allow-admin") as running:
         yield running
 
 
@@ -249,7 +249,7 @@ def test_slow_headers_and_slow_bodies_are_given_up_on(digits_bundle, tmp_path):
 
 def test_a_model_is_unloaded_and_loaded_while_the_server_runs(digits_bundle):
     body, headers = binary(pictures())
-    with Running(digits_bundle.path) as server:
+    with Running(digits_bundle.path, "--allow-admin") as server:
         assert server.ask("POST", "/v2/repository/index", "{}")[1] == [
             {"name": "digits", "version": "1", "state": "READY", "reason": ""}
         ]

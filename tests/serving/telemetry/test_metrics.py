@@ -24,6 +24,7 @@ parser = pytest.importorskip(
 )
 
 from relu_deploy.serving.telemetry.metrics import CONTENT_TYPE, Metrics, MetricsApp  # noqa: E402
+from relu_deploy.serving.transport.access import AccessPolicy  # noqa: E402
 
 #: of the Triton user guide's metrics.md: what a server without GPUs, caches and summaries has
 COUNTERS = {
@@ -236,7 +237,9 @@ def test_the_port_has_metrics_and_nothing_else(method, path, status):
         async def send(message):
             sent.append(message)
 
-        await MetricsApp(Metrics(Models(ModelOptions())))({"type": "http", "method": method, "path": path}, None, send)
+        await MetricsApp(Metrics(Models(ModelOptions())), AccessPolicy())(
+            {"type": "http", "method": method, "path": path, "headers": []}, None, send
+        )
 
     asyncio.run(run())
     assert sent[0]["status"] == status

@@ -1,4 +1,4 @@
-"""The protocol's protobuf messages: `inference.proto`, and `inference.binpb`, which `make proto` compiles from it.
+"""The protobuf messages of the inference and health protocols: `*.proto`, and `*.binpb`, which `make proto` compiles from them.
 
 The messages live in a descriptor pool of their own. protobuf's default pool takes each name once a process, and other
 packages, for instance tritonclient.grpc, bring the same names.
@@ -19,8 +19,11 @@ SERVICE = "inference.GRPCInferenceService"
 
 
 @cache
-def messages() -> Any:
-    """Return the message classes and enum values by name, and as DESCRIPTOR the descriptor of the file.
+def messages(name: str = "inference") -> Any:
+    """Return the message classes and enum values of a file by name, and as DESCRIPTOR the descriptor of the file.
+
+    Args:
+        name: Of the file, without its suffix.
 
     Raises:
         BackendUnavailable: If protobuf is not installed.
@@ -31,7 +34,7 @@ def messages() -> Any:
         from google.protobuf.message_factory import GetMessageClass
     except ImportError as error:
         raise missing_package(error.name or "protobuf", "serve") from error
-    (file,) = FileDescriptorSet.FromString(Path(__file__).with_name("inference.binpb").read_bytes()).file
+    (file,) = FileDescriptorSet.FromString(Path(__file__).with_name(f"{name}.binpb").read_bytes()).file
     pool = DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     descriptor = pool.FindFileByName(file.name)
