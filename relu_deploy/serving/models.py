@@ -24,6 +24,8 @@ from relu_deploy.tensors import Feeds, TensorSpec
 __all__ = ["Model", "ModelOptions", "Models", "OutputObserver"]
 
 VERSION = "1"
+#: seconds from a failed reload to its first retry, and between later ones
+RETRY_SECONDS = 2.0, 10.0
 
 
 class OutputObserver(Protocol):
@@ -181,12 +183,18 @@ class Model:
 
 @dataclass
 class Entry:
-    """A model of the repository: its path, and the loaded model or the reason why there is none."""
+    """A model of the repository: its path, and the loaded model or the reason why there is none.
+
+    A bundle that is copied slowly cannot be loaded until all of it has arrived, so a failed reload is retried.
+    """
 
     path: Path
     statistics: Statistics
     model: Model | None = None
     reason: str = ""
+    failed_stamp: tuple[int, int] | None = None
+    retry_at: float = 0.0
+    retry_seconds: float = RETRY_SECONDS[0]
 
 
 class Models:
@@ -296,13 +304,18 @@ class Models:
             now = await asyncio.to_thread(stamp_of, entry.path)
             if entry.model is None or now is None or now == entry.model.stamp:
                 continue
+            if now == entry.failed_stamp and time.monotonic() < entry.retry_at:
+                continue
             try:
                 await self.load(name)
+                entry.failed_stamp = None
                 lines.append(f"{name}: reloaded")
             except ReluDeployError as error:
-                # Not retried until it changes once more.
-                entry.model.stamp = now
-                lines.append(f"{name}: changed on disk, but cannot be loaded: {error.message}; the old version stays in use")
+                if now != entry.failed_stamp:
+                    entry.failed_stamp, entry.retry_seconds = now, RETRY_SECONDS[0]
+                    lines.append(f"{name}: changed on disk, but cannot be loaded: {error.message}; the old version stays in use")
+                entry.retry_at = time.monotonic() + entry.retry_seconds
+                entry.retry_seconds = min(2 * entry.retry_seconds, RETRY_SECONDS[1])
         return lines
 
     async def close(self) -> None:

@@ -31,11 +31,15 @@ class PictureLimits:
 
     Attributes:
         max_pixels: Of one picture, at most Pillow's own limit (178,956,970).
+        max_side: Pixels of its width or height: a long strip of few pixels takes as much memory as a large picture to resize.
+        max_frames: Of an animation, of which the first is used.
         decoders: Pictures that are decoded at a time.
         waiting: Further pictures that may wait for that.
     """
 
     max_pixels: int = 40_000_000
+    max_side: int = 16_384
+    max_frames: int = 1_000
     decoders: int = 2
     waiting: int = 64
 
@@ -71,6 +75,10 @@ def decode_picture(file: bytes, channels: int, limits: PictureLimits) -> tuple[I
             if opened.width * opened.height > limits.max_pixels:
                 size = f"{opened.width}x{opened.height}"
                 raise TooLarge(f"a picture of {size} pixels exceeds the limit of {limits.max_pixels}", "make it smaller")
+            if max(opened.size) > limits.max_side:
+                raise TooLarge(f"a side of {max(opened.size)} pixels exceeds the limit of {limits.max_side}", "make it smaller")
+            if getattr(opened, "n_frames", 1) > limits.max_frames:
+                raise TooLarge(f"an animation of {opened.n_frames} frames exceeds the limit of {limits.max_frames}", "send one")
             name = opened.format or ""
             opened.load()
             return _in_bytes(_upright(opened), "L" if channels == 1 else "RGB"), name

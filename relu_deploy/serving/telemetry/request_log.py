@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +21,15 @@ from relu_deploy.serving.protocol.routes import RequestContext
 from relu_deploy.serving.telemetry.observer import MAX_TEXT
 from relu_deploy.serving.telemetry.statistics import PARTS, Timings
 
-__all__ = ["LEVELS", "LINES_PER_SECOND", "AccessLog", "LogOptions", "logging_to_stderr"]
+__all__ = ["LEVELS", "LINES_PER_SECOND", "AccessLog", "LogOptions", "RateLimit", "logging_to_stderr"]
 
 LEVELS = ("debug", "info", "warning", "error")
-#: lines about requests in one second; further ones are counted, and the next line says how many
+#: lines of one kind in one second; further ones are dropped, and those about requests counted
 LINES_PER_SECOND = 20
+#: seconds between two tracebacks of one kind
+TRACEBACK_SECONDS = 10.0
+#: kinds of lines that are counted
+MAX_KINDS = 1000
 
 log = logging.getLogger("relu_deploy.serve")
 access = logging.getLogger("relu_deploy.serve.access")
@@ -47,19 +52,52 @@ class LogOptions:
 
 @contextmanager
 def logging_to_stderr(options: LogOptions) -> Iterator[None]:
-    """Send what the package logs to stderr until the block ends."""
-    logger = logging.getLogger("relu_deploy")
+    """Send what the package logs, and warnings of its libraries, to stderr until the block ends."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if options.as_json else LineFormatter())
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(options.level.upper())
-    logger.propagate = False
+    handler.addFilter(RateLimit())
+    own, root = logging.getLogger("relu_deploy"), logging.getLogger()
+    level, propagate = own.level, own.propagate
+    libraries = logging.StreamHandler(sys.stderr)
+    libraries.setFormatter(handler.formatter)
+    libraries.addFilter(handler.filters[0])
+    libraries.setLevel(max(logging.WARNING, getattr(logging, options.level.upper())))
+    own.addHandler(handler)
+    root.addHandler(libraries)
+    own.setLevel(options.level.upper())
+    own.propagate = False
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        own.removeHandler(handler)
+        root.removeHandler(libraries)
+        own.level, own.propagate = level, propagate
+
+
+class RateLimit(logging.Filter):
+    """Drops lines of one kind beyond `LINES_PER_SECOND`, and their tracebacks beyond one each `TRACEBACK_SECONDS`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: dict[tuple[str, str], tuple[int, int]] = {}
+        self._tracebacks: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind, now = (record.name, str(record.msg)[:MAX_TEXT]), time.monotonic()
+        with self._lock:
+            if len(self._lines) > MAX_KINDS:
+                self._lines.clear()
+                self._tracebacks.clear()
+            second, lines = self._lines.get(kind, (int(now), 0))
+            lines = lines + 1 if second == int(now) else 1
+            self._lines[kind] = int(now), lines
+            if record.exc_info:
+                if now < self._tracebacks.get(kind, 0.0):
+                    record.exc_info = record.exc_text = None
+                else:
+                    self._tracebacks[kind] = now + TRACEBACK_SECONDS
+        return lines <= LINES_PER_SECOND
 
 
 class JsonFormatter(logging.Formatter):

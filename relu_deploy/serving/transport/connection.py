@@ -101,7 +101,8 @@ class Connection(HttpToolsProtocol):
                 self._replace_parser()
                 data = data[upgrade.args[0] :]
             except httptools.HttpParserError as error:
-                log.debug("malformed request: %s", error)
+                client = self.client[0] if self.client else ""
+                log.info("malformed request", extra={"fields": {"client": client, "reason": str(error)[:200]}})
                 self._reject(MALFORMED)
                 return
 
