@@ -191,6 +191,8 @@ def _from_json(entry: Mapping[str, Any], spec: TensorSpec) -> Array:
         InvalidArgument: If the data is not of the tensor's type and size.
     """
     name, data, shape = spec.name, entry.get("data"), entry["shape"]
+    if shape == [] and data is not None and not isinstance(data, list | dict):
+        data = [data]
     if not isinstance(data, list):
         raise InvalidArgument(f"input {name!r} has no data", "give a list in data, or bytes and binary_data_size")
     if spec.dtype in ("float16", "bfloat16"):

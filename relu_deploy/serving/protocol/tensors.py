@@ -174,6 +174,8 @@ def from_numbers(array: Array, shape: Sequence[int], spec: TensorSpec) -> Array:
         InvalidArgument: If they are of another kind than the tensor, out of its range, or not as many as `shape` needs.
     """
     dtype = numpy_dtype(spec.dtype)
+    if array.dtype.kind == "f" and dtype.kind in "ui":
+        array = _integral(array)
     if array.size and array.dtype.kind not in _ACCEPTED_KINDS[dtype.kind]:
         raise InvalidArgument(f"input {spec.name!r} has data that is not {datatype_of(spec)}")
     if array.size and dtype.kind in "ui" and not np.iinfo(dtype).min <= array.min() <= array.max() <= np.iinfo(dtype).max:
@@ -256,8 +258,10 @@ def check_ranges(feeds: Mapping[str, Array], ranges: Mapping[str, tuple[int, int
         if array is None or not array.size:
             continue
         least, most = int(array.min()), int(array.max())
-        if least < low or most > high:
-            raise InvalidArgument(f"input {name!r} holds {least if least < low else most}, and the model accepts {low} to {high}")
+        # Many operators count negative indices from the end.
+        if least < min(low, -(high + 1)) or most > high:
+            wrong = most if most > high else least
+            raise InvalidArgument(f"input {name!r} holds {wrong}, and the model accepts {low} to {high}")
 
 
 def check_output_parameters(name: str, parameters: Mapping[str, Any]) -> None:
@@ -295,6 +299,12 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
+
+
+def _integral(array: Array) -> Array:
+    """Return `array` as integers if each number is one: JavaScript and pandas write 1 as 1.0."""
+    exact = np.isfinite(array).all() and (np.abs(array) <= 2**53).all() and (array == np.trunc(array)).all()
+    return array.astype(np.int64) if exact else array
 
 
 def _is_shape(shape: Any) -> bool:
