@@ -33,6 +33,7 @@ VERBS = (
     "optimize",
     "compile",
     "bench",
+    "predict",
     "serve",
     "package",
     "doctor",
