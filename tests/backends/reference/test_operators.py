@@ -324,3 +324,40 @@ def test_random_numbers_have_the_moments_that_the_node_names():
     logs = np.log(f32([[0.1, 0.2, 0.7]]))
     (classes,) = evaluate("Multinomial", [logs], sample_size=100_000, seed=3.0)
     np.testing.assert_allclose(np.bincount(classes[0]) / 100_000, [0.1, 0.2, 0.7], atol=0.01)
+
+
+def test_graphs_of_the_first_versions_say_where_a_smaller_operand_is_added():
+    x, b = f32(np.zeros((2, 3, 1))), f32([1, 2, 3])
+    check(evaluate("Add", [x, b], opset=6, broadcast=1, axis=1), np.broadcast_to([[[1], [2], [3]]], (2, 3, 1)))
+    check(evaluate("Sub", [f32([[1, 2]]), f32([1])], opset=6, broadcast=1), [[0, 1]])
+
+
+def test_graphs_of_the_first_versions_have_their_sizes_in_attributes():
+    x = f32([[1, 2, 3]])
+    check(evaluate("Slice", [x], opset=9, starts=[-2], ends=[9], axes=[1]), [[2, 3]])
+    check(evaluate("Pad", [x], opset=2, pads=[0, 1, 0, 0], value=5.0), [[5, 1, 2, 3]])
+    check(evaluate("Reshape", [x], opset=1, shape=[3, -1]), [[1], [2], [3]])
+    check(evaluate("Tile", [x, np.array(2), np.array(0)], opset=1), [[1, 2, 3], [1, 2, 3]])
+    check(evaluate("Squeeze", [x], opset=11, axes=[0]), [1, 2, 3])
+    check(evaluate("Clip", [x], opset=6, max=2.0), [[1, 2, 2]])
+    assert evaluate("Cast", [x], opset=1, to="INT32")[0].dtype == np.int32
+    assert [y.tolist() for y in evaluate("Split", [x], opset=2, outputs=2, axis=1, split=[1, 2])] == [[[1]], [[2, 3]]]
+
+
+def test_a_slope_of_the_first_versions_is_of_the_channels():
+    check(evaluate("PRelu", [f32([[[-1], [-1]]]), f32([2, 3])], opset=6), [[[-2], [-3]]])
+
+
+def test_a_batch_normalization_of_the_first_versions_may_normalize_each_element():
+    x, one, zero = f32([[[3, 5]]]), f32([[1, 1]]), f32([[0, 0]])
+    results = evaluate("BatchNormalization", [x, one, zero, f32([[1, 2]]), f32([[4, 9]])], opset=7, spatial=0, epsilon=0.0)
+    check(results, [[[1, 1]]])
+
+
+def test_a_batch_normalization_that_trains_takes_the_batch_and_moves_its_statistics():
+    x, one = f32([[[1, 3]], [[5, 7]]]), f32([1])
+    y, mean, variance = evaluate(
+        "BatchNormalization", [x, one, f32([0]), f32([0]), one], outputs=3, training_mode=1, momentum=0.5, epsilon=0.0
+    )
+    np.testing.assert_allclose(y.ravel(), np.array([-3, -1, 1, 3]) / math.sqrt(5))
+    np.testing.assert_allclose([mean.item(), variance.item()], [2, 3])
