@@ -114,7 +114,7 @@ def save_model(model: ir.Model, path: Path) -> None:
     import onnx_ir as ir
 
     external = f"{path.name}.data" if _weights_bytes(model) >= SINGLE_FILE_LIMIT else None
-    ir.save(model, path, external_data=external)
+    ir.save(model if external else _with_own_weights(model), path, external_data=external)
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -123,7 +123,18 @@ def to_bytes(model: ir.Model) -> bytes:
 
     if _weights_bytes(model) >= SINGLE_FILE_LIMIT:
         raise InputError("the graph's weights exceed 2 GiB and cannot be held in one message", "use the file itself")
-    return bytes(ir.to_proto(model).SerializeToString())
+    return bytes(ir.to_proto(_with_own_weights(model)).SerializeToString())
+
+
+def _with_own_weights(model: ir.Model) -> ir.Model:
+    """Read the weights in external files into `model`: another folder's graph must not depend on those files."""
+    import onnx_ir as ir
+
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name, dtype=value.const_value.dtype)
+    return model
 
 
 def opset_of(model: ir.Model) -> int:
