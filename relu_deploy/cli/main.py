@@ -33,6 +33,7 @@ VERBS = (
     "optimize",
     "compile",
     "bench",
+    "predict",
     "serve",
     "package",
     "doctor",
@@ -103,6 +104,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         options = create_parser().parse_args(arguments)
         _escape_library_output()
+        _limit_memory(options)
         code: int = options.run(options)
     except SystemExit:
         # --help and --version have printed, but not all of it may be written.
@@ -160,6 +162,16 @@ def _print_error(error: ReluDeployError) -> None:
     print(f"error: {printable(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)
+
+
+def _limit_memory(options: argparse.Namespace) -> None:
+    if options.max_memory is None:
+        return
+    from relu_deploy.graph.resources import set_memory_limit
+
+    if not options.max_memory > 0:
+        raise UsageError(f"--max-memory must be positive, not {options.max_memory:g}", "for instance --max-memory 4")
+    set_memory_limit(int(options.max_memory * 1e9))
 
 
 def _escape_library_output() -> None:

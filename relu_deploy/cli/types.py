@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,18 @@ from relu_deploy.errors import InputError, UsageError
 if TYPE_CHECKING:
     from relu_deploy.backends.tensorrt.options import BuildOptions
 
-__all__ = ["argument", "batch_axis", "build_options", "floats", "input_shape", "label_names", "number", "numbers", "pixels"]
+__all__ = [
+    "argument",
+    "batch_axis",
+    "build_options",
+    "floats",
+    "input_shape",
+    "label_names",
+    "number",
+    "numbers",
+    "pixels",
+    "share",
+]
 
 #: Largest file of class names, in bytes.
 MAX_LABELS = 64 * 2**20
@@ -148,3 +160,15 @@ def pixels(options: argparse.Namespace) -> dict[str, Any] | None:
     if min(options.std) <= 0:
         raise UsageError(f"--std must be positive, got {min(options.std)}", "give the standard deviation of each channel")
     return {"scale": 1 / 255, "mean": options.mean, "std": options.std}
+
+
+def share(text: str, option: str) -> float:
+    """Return the share in `text`: 0.05 for "5%" and for "0.05". Raises UsageError that names `option`."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    # 5 without a sign could mean either.
+    if not 0 <= value < math.inf or (value >= 1 and not text.endswith("%")):
+        raise UsageError(f"{option} {text!r} is not a percentage", f"for instance {option} 5%")
+    return value
