@@ -17,21 +17,22 @@ variant (`digits.rdb/variants/int8-cpu.onnx`) opens as the bundle that it is in,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle_files import check_file, complete_interrupted, replace_files
-from relu_deploy.errors import InputError
+from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.files import locked_folder, reason, sha256, write_atomically
 from relu_deploy.folders import whole_folder
 from relu_deploy.graph_signature import check_signature
 from relu_deploy.manifest import MANIFEST, MODEL, SCHEMA, SOURCE, VARIANTS, read_manifest, seal
-from relu_deploy.tensors import TensorSpec
+from relu_deploy.tensors import TensorSpec, sized
 
 if TYPE_CHECKING:
     from relu_deploy.backends.base import Session
@@ -60,11 +61,13 @@ class Bundle:
         path: The bundle's folder, or the `.onnx` file that is used as one.
         manifest: The parsed manifest.json; for a plain `.onnx` only `name`, `source`, `inputs` and `outputs` are filled.
         variant: Name of the variant in use, "" for the model itself.
+        trusted: Whether its PyTorch program may be loaded although loading it could run code in it.
     """
 
     path: Path
     manifest: Mapping[str, Any]
     variant: str = ""
+    trusted: bool = False
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Bundle) -> Bundle:
@@ -133,7 +136,28 @@ class Bundle:
         self.file(f"{VARIANTS}/{name}.onnx")
         if checked_against := known[name].get("checked_against"):
             self.file(checked_against)
-        return Bundle(self.path, self.manifest, name)
+        return replace(self, variant=name)
+
+    def with_trust(self, trusted: bool) -> Bundle:
+        """Return this bundle with leave, or without, to load a PyTorch program that could run code when it is loaded."""
+        return replace(self, trusted=trusted)
+
+    def with_shapes(self, shapes: Mapping[str, Sequence[int]]) -> Bundle:
+        """Return this bundle with sizes for varying dimensions of its inputs; the batch still varies, and no file changes.
+
+        Args:
+            shapes: The whole shape by input name.
+
+        Raises:
+            UsageError: If there is no such input, or its rank or a fixed dimension differs.
+        """
+        if not shapes:
+            return self
+        names = [spec.name for spec in self.inputs]
+        if unknown := [name for name in shapes if name not in names]:
+            raise UsageError(f"--shape: there is no input {unknown[0]!r}", nearest(unknown[0], names))
+        inputs = [sized(spec, shapes[spec.name]) if spec.name in shapes else spec for spec in self.inputs]
+        return replace(self, manifest={**self.manifest, "inputs": [spec.to_json() for spec in inputs]})
 
     @property
     def source(self) -> Path | None:
@@ -213,7 +237,7 @@ class Bundle:
             manifest = read_manifest(self.path / MANIFEST)
             complete_interrupted(self.path, manifest)
             manifest = replace_files(self.path, manifest | fields, contents)
-        return Bundle(self.path, manifest, self.variant)
+        return replace(self, manifest=manifest)
 
     def session(self, backend: str = "onnxruntime-cpu", variant: str = "", **options: Any) -> Session:
         """Return a session that runs this model on `backend`: `.run({"x": array}) -> {"y": array}`.
@@ -251,6 +275,8 @@ def create_bundle(target: str | os.PathLike[str], *, force: bool = False) -> Ite
 def refuse_existing(target: Path, force: bool) -> None:
     """Raise InputError if `target` exists and may not be replaced: without `force`, or if it is not a bundle."""
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            target.lstat()  # raises for a name that cannot be
         if target.exists() and not force:
             raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
         if target.is_dir():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from relu_deploy.errors import InputError, UsageError
 
-__all__ = ["Array", "Feeds", "TensorSpec", "check_feeds", "parse_shape", "random_feeds"]
+__all__ = ["Array", "Feeds", "TensorSpec", "check_feeds", "parse_shape", "random_feeds", "sized"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = dict[str, Array]
@@ -66,6 +66,26 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         raise UsageError(f"not a shape: {text!r}", "write positive sizes joined by x, for instance 1x3x224x224")
     return shape
+
+
+def sized(spec: TensorSpec, shape: Sequence[int]) -> TensorSpec:
+    """Return `spec` with the sizes in `shape` for its varying dimensions, except a varying batch.
+
+    Raises:
+        UsageError: If the rank or a fixed dimension differs.
+    """
+    fits = len(shape) == len(spec.shape) and all(
+        isinstance(dim, str) or dim == size for dim, size in zip(spec.shape, shape, strict=True)
+    )
+    if not fits:
+        raise UsageError(
+            f"--shape {spec.name}={'x'.join(map(str, shape))} does not fit {spec}", "give a size for each dimension of the input"
+        )
+    kept = [
+        dim if isinstance(dim, str) and axis == spec.batch_axis else size
+        for axis, (dim, size) in enumerate(zip(spec.shape, shape, strict=True))
+    ]
+    return replace(spec, shape=tuple(kept))
 
 
 def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: str) -> Feeds:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from relu_deploy.cli.types import input_shape
+
 __all__ = ["add_output_options", "add_shared_options", "add_summary_option"]
 
 SHARED: dict[str, dict[str, Any]] = {
@@ -13,6 +15,13 @@ SHARED: dict[str, dict[str, Any]] = {
     "threads": {"type": int, "default": 0, "metavar": "N", "help": "CPU threads (default: every CPU this process may use)"},
     "device": {"type": int, "default": 0, "metavar": "N", "help": "index of the GPU, for backends on one (default 0)"},
     "force": {"action": "store_true", "help": "replace what exists"},
+    "shape": {
+        "action": "append",
+        "type": input_shape,
+        "default": [],
+        "metavar": "NAME=1x3x320x320",
+        "help": "fix the shape of an input of an ONNX graph; repeatable",
+    },
 }
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "build_options",
     "floats",
     "input_shape",
+    "input_spec",
     "label_names",
     "number",
     "numbers",
@@ -32,7 +33,17 @@ __all__ = [
 MAX_LABELS = 64 * 2**20
 
 
-def input_shape(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
+def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return the name and the shape in `name=1x3x224x224`."""
+    from relu_deploy.tensors import parse_shape
+
+    name, separator, shape = text.rpartition("=")
+    if not separator or not name:
+        raise UsageError(f"not a shape of an input: {text!r}", "write it as name=1x3x224x224")
+    return name, parse_shape(shape)
+
+
+def input_spec(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
     """Return the name, the shape and the type in `name=1x3x224x224` or `name=1x64:int64`; no size is a scalar."""
     from relu_deploy.tensors import parse_shape
 

@@ -42,6 +42,7 @@ class ExportOptions:
         seed: Of random weights.
         force: Replace an existing bundle.
         name: The model's name in the manifest; taken from the source by default.
+        shapes: Shapes to fix in a finished ONNX graph, by input name.
         trust_source: Load a `.pt2` file that can run code when it is loaded.
     """
 
@@ -58,6 +59,7 @@ class ExportOptions:
     seed: int = 0
     force: bool = False
     name: str | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     trust_source: bool = False
 
     def __post_init__(self) -> None:

@@ -75,18 +75,14 @@ def _check_tensor(file: Path, name: str, key: str, given: torch.Tensor, own: tor
 
 
 def _without_prefixes(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state dict without the prefix that a wrapper put before every name."""
-    state = dict(state)
-    averaged = AVERAGED in state and AVERAGED not in own
-    if averaged:
-        del state[AVERAGED]
-    for _ in PREFIXES:
-        for prefix in PREFIXES:
-            matches = sum(key in own for key in state)
-            stripped = {key.removeprefix(prefix): value for key, value in state.items()}
-            if all(key.startswith(prefix) for key in state) and sum(key in own for key in stripped) > matches:
-                state = stripped
-    return state
+    """Return the state dict without the prefixes that wrappers put before every name."""
+    state = {key: value for key, value in state.items() if key != AVERAGED or key in own}
+    candidates = [state]
+    while prefix := next((each for each in PREFIXES if state and all(key.startswith(each) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        candidates.append(state)
+    # A model may have such a name itself: the fewest prefixes removed of those that fit best.
+    return max(candidates, key=lambda each: sum(key in own for key in each))
 
 
 def _with_tied(state: dict[str, Any], module: nn.Module) -> dict[str, Any]:
