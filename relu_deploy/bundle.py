@@ -22,7 +22,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from relu_deploy.files import locked_folder, reason, sha256, write_atomically
 from relu_deploy.folders import whole_folder
 from relu_deploy.graph_signature import check_signature
 from relu_deploy.manifest import MANIFEST, MODEL, SCHEMA, SOURCE, VARIANTS, read_manifest, seal
-from relu_deploy.tensors import TensorSpec, sized
+from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from relu_deploy.backends.base import Session
@@ -62,11 +62,13 @@ class Bundle:
         manifest: The parsed manifest.json; for a plain `.onnx` only `name`, `source`, `inputs` and `outputs` are filled.
         variant: Name of the variant in use, "" for the model itself.
         trusted: Whether its PyTorch program may be loaded although loading it could run code in it.
+        shapes: Sizes given for inputs whose dimensions may vary, by input name; see `with_shapes`.
     """
 
     path: Path
     manifest: Mapping[str, Any]
     variant: str = ""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     trusted: bool = False
 
     @classmethod
@@ -143,21 +145,22 @@ class Bundle:
         return replace(self, trusted=trusted)
 
     def with_shapes(self, shapes: Mapping[str, Sequence[int]]) -> Bundle:
-        """Return this bundle with sizes for varying dimensions of its inputs; the batch still varies, and no file changes.
+        """Return this bundle with sizes for the varying dimensions of its inputs; the batch still varies.
+
+        Nothing is written: the sizes are those of random inputs and of the checks that arrays pass.
 
         Args:
-            shapes: The whole shape by input name.
+            shapes: By input name, the whole shape, for instance `(1, 3, 320, 320)`.
 
         Raises:
-            UsageError: If there is no such input, or its rank or a fixed dimension differs.
+            UsageError: If there is no such input, or a shape has another rank or another size where the model fixes one.
         """
-        if not shapes:
-            return self
-        names = [spec.name for spec in self.inputs]
-        if unknown := [name for name in shapes if name not in names]:
-            raise UsageError(f"--shape: there is no input {unknown[0]!r}", nearest(unknown[0], names))
-        inputs = [sized(spec, shapes[spec.name]) if spec.name in shapes else spec for spec in self.inputs]
-        return replace(self, manifest={**self.manifest, "inputs": [spec.to_json() for spec in inputs]})
+        known = {spec.name: spec for spec in self.inputs}
+        for name, shape in shapes.items():
+            if name not in known:
+                raise UsageError(f"--shape: {self.name} has no input {name!r}", nearest(name, known))
+            known[name].with_sizes(tuple(shape))
+        return replace(self, shapes={**self.shapes, **{name: tuple(shape) for name, shape in shapes.items()}})
 
     @property
     def source(self) -> Path | None:
@@ -167,7 +170,8 @@ class Bundle:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Return the model's inputs."""
-        return tuple(TensorSpec.from_json(fields) for fields in self.manifest["inputs"])
+        specs = (TensorSpec.from_json(fields) for fields in self.manifest["inputs"])
+        return tuple(spec.with_sizes(self.shapes.get(spec.name)) for spec in specs)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from relu_deploy.errors import InputError, UsageError
 
-__all__ = ["Array", "Feeds", "TensorSpec", "check_feeds", "parse_shape", "random_feeds", "sized"]
+__all__ = ["Array", "Feeds", "TensorSpec", "check_feeds", "parse_shape", "random_feeds"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = dict[str, Array]
@@ -37,6 +37,25 @@ class TensorSpec:
     def batch(self) -> Dim | None:
         """Return the batch dimension: its size if fixed, its name if it may vary, None if there is none."""
         return self.shape[self.batch_axis] if self.shape and self.batch_axis is not None else None
+
+    def with_sizes(self, shape: Sequence[int] | None) -> TensorSpec:
+        """Return this spec with the sizes of `shape` for its varying dimensions other than the batch; unchanged for None.
+
+        Raises:
+            UsageError: If the rank differs, or a size differs from a fixed one.
+        """
+        if shape is None:
+            return self
+        fits = len(shape) == len(self.shape) and all(
+            not isinstance(dim, int) or dim == size for dim, size in zip(self.shape, shape, strict=True)
+        )
+        if not fits:
+            raise UsageError(
+                f"--shape {self.name}={'x'.join(map(str, shape))} does not fit the input {self}",
+                "give a size for each dimension, and keep those that the model fixes",
+            )
+        sizes = (dim if axis == self.batch_axis else size for axis, (dim, size) in enumerate(zip(self.shape, shape, strict=True)))
+        return replace(self, shape=tuple(sizes))
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as in a manifest; the batch axis only where it is not the first."""
@@ -66,26 +85,6 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         raise UsageError(f"not a shape: {text!r}", "write positive sizes joined by x, for instance 1x3x224x224")
     return shape
-
-
-def sized(spec: TensorSpec, shape: Sequence[int]) -> TensorSpec:
-    """Return `spec` with the sizes in `shape` for its varying dimensions, except a varying batch.
-
-    Raises:
-        UsageError: If the rank or a fixed dimension differs.
-    """
-    fits = len(shape) == len(spec.shape) and all(
-        isinstance(dim, str) or dim == size for dim, size in zip(spec.shape, shape, strict=True)
-    )
-    if not fits:
-        raise UsageError(
-            f"--shape {spec.name}={'x'.join(map(str, shape))} does not fit {spec}", "give a size for each dimension of the input"
-        )
-    kept = [
-        dim if isinstance(dim, str) and axis == spec.batch_axis else size
-        for axis, (dim, size) in enumerate(zip(spec.shape, shape, strict=True))
-    ]
-    return replace(spec, shape=tuple(kept))
 
 
 def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: str) -> Feeds:

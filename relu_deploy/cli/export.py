@@ -8,7 +8,7 @@ from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options
 from relu_deploy.cli.output import finish
-from relu_deploy.cli.types import argument, batch_axis, floats, input_spec, label_names, number, pixels
+from relu_deploy.cli.types import argument, batch_axis, floats, input_shape, label_names, number, pixels
 
 __all__ = ["SUMMARY", "add_options", "run"]
 
@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--input",
         action="append",
         default=[],
-        type=input_spec,
+        type=input_shape,
         metavar="NAME=1x3x224x224[:TYPE]",
         help="an input's shape, and its type where it is not that of the weights; repeatable",
     )
@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
             options.source,
             options.out,
             inputs=dict(options.input) or None,
+            shapes=dict(options.shape),
             batch=batch,
             batch_axes=dict(options.batch_axis),
             opset=options.opset,
@@ -84,7 +85,6 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             force=options.force,
             trust_source=options.trust_source,
-            shapes=dict(options.shape),
         )
     if made.untrained and not options.quiet:
         print(

@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     )
     with steps(options.quiet) as step:
         report = optimize_bundle(
-            Bundle.open(options.path).with_shapes(dict(options.shape)) if options.shape else options.path,
+            Bundle.open(options.path).with_shapes(dict(options.shape)),
             options.target,
             options.precision,
             out=options.out,

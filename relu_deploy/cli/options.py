@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from relu_deploy.cli.types import input_shape
+from relu_deploy.cli.types import tensor_shape
 
 __all__ = ["add_output_options", "add_shared_options", "add_summary_option"]
 
@@ -14,14 +14,14 @@ SHARED: dict[str, dict[str, Any]] = {
     "seed": {"type": int, "default": 0, "help": "of everything random (default 0)"},
     "threads": {"type": int, "default": 0, "metavar": "N", "help": "CPU threads (default: every CPU this process may use)"},
     "device": {"type": int, "default": 0, "metavar": "N", "help": "index of the GPU, for backends on one (default 0)"},
-    "force": {"action": "store_true", "help": "replace what exists"},
     "shape": {
         "action": "append",
-        "type": input_shape,
+        "type": tensor_shape,
         "default": [],
         "metavar": "NAME=1x3x320x320",
-        "help": "fix the shape of an input of an ONNX graph; repeatable",
+        "help": "sizes of an input whose dimensions may vary; repeatable",
     },
+    "force": {"action": "store_true", "help": "replace what exists"},
 }
 
 

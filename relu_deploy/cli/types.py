@@ -21,29 +21,19 @@ __all__ = [
     "build_options",
     "floats",
     "input_shape",
-    "input_spec",
     "label_names",
     "number",
     "numbers",
     "pixels",
     "share",
+    "tensor_shape",
 ]
 
 #: Largest file of class names, in bytes.
 MAX_LABELS = 64 * 2**20
 
 
-def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return the name and the shape in `name=1x3x224x224`."""
-    from relu_deploy.tensors import parse_shape
-
-    name, separator, shape = text.rpartition("=")
-    if not separator or not name:
-        raise UsageError(f"not a shape of an input: {text!r}", "write it as name=1x3x224x224")
-    return name, parse_shape(shape)
-
-
-def input_spec(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
+def input_shape(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
     """Return the name, the shape and the type in `name=1x3x224x224` or `name=1x64:int64`; no size is a scalar."""
     from relu_deploy.tensors import parse_shape
 
@@ -52,6 +42,14 @@ def input_spec(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
     if not separator or not name:
         raise UsageError(f"not an input: {text!r}", "write it as name=1x3x224x224, or with its type as name=1x64:int64")
     return name, (parse_shape(shape) if shape else (), dtype)
+
+
+def tensor_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return the name and the shape in `name=1x3x320x320`; no size is a scalar."""
+    name, (shape, dtype) = input_shape(text)
+    if dtype:
+        raise UsageError(f"not a shape: {text!r}", "a type cannot be changed here: write name=1x3x320x320")
+    return name, shape
 
 
 def batch_axis(text: str) -> tuple[str, int | None]:

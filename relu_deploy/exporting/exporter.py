@@ -121,6 +121,8 @@ def export_source(source: nn.Module | str | os.PathLike[str], out: str | os.Path
     with create_bundle(out, force=chosen.force) as folder:
         if loaded.module is None:
             model = _adopted(Path(str(source)), chosen)
+        elif chosen.shapes:
+            raise UsageError("--shape is for ONNX files", "write it as --input, which gives a PyTorch model its shapes")
         else:
             model, axes = export_pytorch(loaded, chosen, folder)
             chosen = replace(chosen, batch_axes={**axes, **chosen.batch_axes})

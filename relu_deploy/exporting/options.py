@@ -29,6 +29,7 @@ class ExportOptions:
         inputs: Shape of each input by name, batch included, or `(shape, dtype)`. Known for zoo models and `.pt2` files. A name
             such as "batch.ids" is the entry "ids" of the dictionary that the argument "batch" takes, "state.0" the first
             element of a tuple.
+        shapes: Of the inputs of a finished ONNX graph, fixed in the graph; for a PyTorch source, `inputs`.
         batch: "dynamic", or the fixed size of the batch axes. A `.pt2` file keeps its own dynamic shapes with "dynamic".
         batch_axes: Axis of the batch by input name, None for an input without one. By default axis 0 of the inputs whose first
             size equals that of the first input.
@@ -42,11 +43,11 @@ class ExportOptions:
         seed: Of random weights.
         force: Replace an existing bundle.
         name: The model's name in the manifest; taken from the source by default.
-        shapes: Shapes to fix in a finished ONNX graph, by input name.
         trust_source: Load a `.pt2` file that can run code when it is loaded.
     """
 
     inputs: Mapping[str, InputShape] | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     batch: int | str = "dynamic"
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
     opset: int = DEFAULT_OPSET
@@ -59,7 +60,6 @@ class ExportOptions:
     seed: int = 0
     force: bool = False
     name: str | None = None
-    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     trust_source: bool = False
 
     def __post_init__(self) -> None:

@@ -35,8 +35,6 @@ def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> tupl
         InputError: If torch cannot trace or write the model.
         UsageError: If an option does not fit the model.
     """
-    if options.shapes:
-        raise UsageError(f"--shape is for finished ONNX graphs, and {loaded.spec} is none", "give the shapes with --input")
     program, inputs, axes = _program(loaded, options)
     save_program(program, folder / SOURCE)
     names = Names(inputs, _output_names(loaded.recipe, options.decode), only_batch_varies=loaded.program is None)
