@@ -47,7 +47,8 @@ class Prepared:
     """original: the model as it is in the bundle. model: as it was prepared. statistics: of its tensors on the calibration data.
 
     path: where the prepared graph lies as a file. ratio: the largest error of its Relus and outputs, in units of float32's
-    own; None where nothing but folding was done.
+    own; None where nothing but folding was done. is_quantized: the model has Q/DQ pairs of its own, from quantization-aware
+    training, and is taken as it is.
     """
 
     original: ir.Model
@@ -58,6 +59,7 @@ class Prepared:
     ratio: float | None = None
     cost: Mapping[str, int] = field(default_factory=dict)
     path: Path = Path()
+    is_quantized: bool = False
 
     @property
     def is_another(self) -> bool:
@@ -91,9 +93,17 @@ def prepare(
 ) -> Prepared:
     """Return `bundle`'s model prepared for `precisions` on `target`. Raises InputError for a graph that cannot be."""
     original = normalize_model(load_model(bundle.onnx), str(bundle.onnx))
-    if precision_of(original) != "float32":
+    precision = precision_of(original)
+    if precision == "int8" and list(precisions) == ["int8"] and _has_qdq(original):
+        before = count_cost(original)
+        return Prepared(
+            original, original, {}, cost={"flops_before": before.flops, "flops_after": before.flops}, is_quantized=True
+        )
+    if precision != "float32":
         raise UsageError(
-            f"{bundle.onnx} is in {precision_of(original)} already", "optimize the float32 model that it was made from"
+            f"{bundle.onnx} is in {precision} already",
+            "optimize the float32 model that it was made from"
+            + ("; --precision int8 takes a quantized graph as it is" if _has_qdq(original) else ""),
         )
     model = pool_spatial_means(fold_batch_norms(raise_opset(original, max(OPSETS.get(name, 0) for name in precisions))))
     pruning = equalization = None
@@ -114,6 +124,10 @@ def prepare(
     before, after = count_cost(original), count_cost(model)
     cost = {"flops_before": before.flops, "flops_after": after.flops}
     return Prepared(original, model, statistics, pruning, equalization, ratio, cost)
+
+
+def _has_qdq(model: ir.Model) -> bool:
+    return {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph}
 
 
 def _calibrated(
