@@ -150,7 +150,7 @@ def _ranges(bundle: Bundle) -> dict[str, tuple[Any, Any]]:
 
 
 def _never_fired(model: ir.Model, data: EvaluationData, options: OptimizeOptions) -> dict[str, np.ndarray[Any, Any]]:
-    relus = [relu.output for relu in find_relus(model)]
+    relus = [relu.output for relu in find_relus(model) if not relu.body]
     statistics = _calibrated(model, relus, data, options, lambda _: None)
     return {name: one.peaks <= 0 for name, one in statistics.items() if one.places}
 
@@ -163,7 +163,7 @@ def _ratio(
     A Relu that lost channels is held against those of the model's that are left, one that was scaled is scaled back.
     """
     feeds = data.one_row
-    original_relus = find_relus(load_model(bundle.onnx))
+    original_relus = [relu for relu in find_relus(load_model(bundle.onnx)) if relu.observable]
     truth = find_truth(open_source(bundle, "reference", original_relus), feeds)
     left = {} if pruning is None else pruning.surviving
     scales = {} if equalization is None else equalization.scales
