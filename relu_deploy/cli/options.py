@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-__all__ = ["add_output_options", "add_shared_options"]
+__all__ = ["add_output_options", "add_shared_options", "add_summary_option"]
 
 SHARED: dict[str, dict[str, Any]] = {
     "backend": {"action": "append", "metavar": "NAME", "help": "backend to run on; repeatable (relu-deploy doctor lists them)"},
@@ -20,6 +20,15 @@ def add_shared_options(parser: argparse.ArgumentParser, *names: str) -> None:
     """Add the options called `names`, keys of `SHARED`, to `parser`."""
     for name in names:
         parser.add_argument(f"--{name}", **SHARED[name])
+
+
+def add_summary_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option of verbs that write a summary for a CI run."""
+    parser.add_argument(
+        "--summary",
+        metavar="FILE",
+        help="write a Markdown summary; GITHUB_STEP_SUMMARY appends it to the summary of a job of GitHub Actions",
+    )
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:

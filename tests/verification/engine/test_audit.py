@@ -303,7 +303,7 @@ def test_an_engine_of_another_graph_is_bad_input(tmp_path):
     path = network(tmp_path / "m.onnx")
     other = StandIn(path)
     other.outputs = ["f"]
-    with pytest.raises(InputError, match="give"):
+    with pytest.raises(InputError, match="have the outputs"):
         audit(Bundle.open(path), "tensorrt", x_of(), other, StandIn(path))
 
 
