@@ -57,7 +57,7 @@ def judge(plan: VerifyPlan, truth: Truth, measured: Measurement) -> BackendRepor
 def compare_outputs(results: Mapping[str, Any], truth: Truth) -> dict[str, Comparison]:
     """Return the verdict on each output in `results` (by name) that the truth has."""
     return {
-        name: compare(value, truth.values[name], truth.noise_floor[name], LIMITS[truth.precision])
+        name: compare(value, truth.values[name], truth.noise_floor[name], LIMITS[truth.precision], truth.undecided.get(name))
         for name, value in results.items()
         if name in truth.values
     }
@@ -74,7 +74,9 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
         noise = truth.noise_floor.get(relu.output, 0.0)
         single = truth.single.get(relu.output, SINGLE * noise)
         contract = check_contract(relu, got, true, single, truth.precision, nan_kept.get(relu.output))
-        comparison = None if true is None else compare(got, true, noise, LIMITS[truth.precision])
+        comparison = (
+            None if true is None else compare(got, true, noise, LIMITS[truth.precision], truth.undecided.get(relu.output))
+        )
         reports.append(ReluReport(relu, comparison, contract, relu.output in tapped.as_deployed))
     missing = sum(report.comparison is None for report in reports)
     notes = [f"{missing} of {len(reports)} Relus have no counterpart to compare with"] if missing else []

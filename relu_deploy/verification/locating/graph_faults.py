@@ -12,7 +12,9 @@ that has one. Among the nodes between, the one at fault is one that the truth ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -26,6 +28,7 @@ from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.locating.classify import describe
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.locating.node_error import STORAGE, evaluated_on, first_loss, stored_again
+from relu_deploy.verification.noise import FEW
 from relu_deploy.verification.truth import Source
 from relu_deploy.verification.verdict import LIMITS
 
@@ -64,6 +67,9 @@ def faults_of_graph(bundle: Bundle, source: Source, feeds: Feeds, precision: str
             upper = _upper_bound(value, bounds) if precision in ("int8", "float8") else None
             # A quantizer may clip numbers that the Relu behind it clips as well.
             judged = tensor if upper is None else tensor.clipped(upper)
+            if tensor.got.size < FEW and (step := _step_of(node)):
+                # A few numbers may all be in the middle of a step, where no draw changes their codes.
+                judged = replace(judged, noise=np.maximum(judged.noise, step / math.sqrt(12)))
             # One range for a whole tensor is never the best of each channel: a pair that stores is judged by all of it.
             ratio = judged.of_tensor if node.op_type in STORAGE else judged.error_ratio
             if ratio > LIMITS[precision]:
@@ -82,6 +88,12 @@ def _widened(feeds: Feeds) -> Feeds:
     """Return `feeds` as float64 evaluations have them: in one type with the truth's tensors, so that operators take both."""
     narrow = ("float32", "float16", "bfloat16")
     return {name: array.astype(np.float64) if array.dtype.name in narrow else array for name, array in feeds.items()}
+
+
+def _step_of(node: ir.Node) -> float:
+    """Return the largest step of the codes that `node` reads, 0 where it reads none or the step is not a constant."""
+    scale = node.inputs[1].const_value if node.op_type == "DequantizeLinear" and node.inputs[1] is not None else None
+    return 0.0 if scale is None else float(np.max(np.abs(scale.numpy().astype(np.float64)), initial=0))
 
 
 def _upper_bound(value: ir.Value, bounds: Mapping[str, float]) -> float | None:
