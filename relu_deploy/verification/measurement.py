@@ -51,15 +51,17 @@ def measure(plan: VerifyPlan, name: str) -> Measurement:
     with closing(load(plan.bundle, name, **plan.options, profile=True)) as session:
         outputs, facts = session.run(plan.feeds), session.facts
         execution = compare_with_request(plan.model, session.executed(), facts.get("providers", [None])[0])
-        # A program that is compiled for each shape would be compiled again for every batch size.
-        invariance = run_invariance_checks(plan.bundle, session.run, plan.feeds, plan.seed, not backend.compiles_in_place)
+        skip_batches = "the random numbers were drawn for this batch" if plan.random else ""
+        if backend.compiles_in_place:
+            skip_batches = "another batch size is another compiled program"
+        invariance = run_invariance_checks(plan.bundle, session.run, plan.feeds, plan.seed, skip_batches)
         if backend.shows_engine_layers:
             from relu_deploy.verification.engine.audit import audit_session
 
             audit, note = audit_session(plan.bundle, name, plan.feeds, session)
     if backend.shows_engine_layers or not backend.shows_tensors:
         return Measurement(name, outputs, facts, execution, invariance, audit=audit, note=note)
-    relus = [relu for relu in plan.relus if not backend.runs_program or relu.torch_node]
+    relus = [relu for relu in plan.relus if relu.observable and (not backend.runs_program or relu.torch_node)]
     # Integers cannot hold a NaN, so a quantized graph has no policy for it.
     nans = feeds_of_nan(plan.feeds) if plan.precision != "int8" else {}
     tapped = tap_relus(plan, name, relus, outputs, nans)

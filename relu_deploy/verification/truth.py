@@ -144,7 +144,7 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
     if against == "torch":
         return _torch_source(bundle, relus, threads)
     if against == "reference":
-        session = load(bundle, "reference", taps=tuple(relus), threads=threads)
+        session = load(bundle, "reference", taps=_existing(relus, bundle), threads=threads)
         return Source(against, cast(TruthSession, session), load_model(bundle.onnx))
     other = _other(bundle, Path(against))
     other_model, model = load_model(other.onnx), load_model(bundle.onnx)
@@ -157,7 +157,7 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
     inner |= dict(zip((spec.name for spec in other.outputs), (spec.name for spec in bundle.outputs), strict=True))
     # Where a quantization is the Relu, the dequantized tensor has the Relu's values.
     names = {their_name: clamped.get(name, name) for their_name, name in inner.items()}
-    taps = tuple(relu for relu in theirs if names.get(relu.output) in outputs)
+    taps = tuple(relu for relu in theirs if relu.observable and names.get(relu.output) in outputs)
     session = cast(TruthSession, load(other, "reference", taps=taps, threads=threads))
     return Source(against, session, other_model, names, inner)
 
@@ -173,6 +173,12 @@ def _torch_source(bundle: Bundle, relus: Sequence[Relu], threads: int) -> Source
     nodes = [node for node in model.graph if TORCH_NODE_KEY in node.metadata_props]
     inner = {node.metadata_props[TORCH_NODE_KEY]: str(node.outputs[0].name) for node in nodes}
     return Source("torch", cast(TruthSession, session), model, {}, inner)
+
+
+def _existing(relus: Sequence[Relu], bundle: Bundle) -> tuple[Relu, ...]:
+    """Return the Relus whose tensors the graph of `bundle` has and shows."""
+    known = {relu.output for relu in find_relus(load_model(bundle.onnx)) if relu.observable}
+    return tuple(relu for relu in relus if relu.output in known)
 
 
 def _tensors_made(model: ir.Model) -> set[str]:
