@@ -16,6 +16,7 @@ from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
+from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.noise import FEW, LONG, LargeRounding, SumOrder, behind_decisions, draws_for, slack_of
 from relu_deploy.verification.verdict import LIMITS, SINGLE, estimate_noise_floor, rms
@@ -107,12 +108,13 @@ def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
     The second kind is what a rewrite merged (FusedConv, a quantization whose zero point is the Relu) or a fault replaced
     (LeakyRelu).
     """
-    ours = find_relus(model)
+    ours = [relu for relu in find_relus(model) if relu.observable]
     if against in ("torch", "reference"):
         return ours
-    made = {str(value.name): (place, node) for place, node in enumerate(model.graph) for value in node.outputs}
+    made = {str(value.name): (place, node) for place, (node, _) in enumerate(iterate_nodes(model)) for value in node.outputs}
     known = {relu.output for relu in ours}
-    replaced = [relu for relu in find_relus(load_model(_graph_file(against))) if relu.output in made and relu.output not in known]
+    theirs = [relu for relu in find_relus(load_model(_graph_file(against))) if relu.observable]
+    replaced = [relu for relu in theirs if relu.output in made and relu.output not in known]
     clamped = clamped_tensors(model)
     stand_ins = [
         replace(
@@ -148,7 +150,7 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
         return Source(against, cast(TruthSession, session), load_model(bundle.onnx))
     other = _other(bundle, Path(against))
     other_model, model = load_model(other.onnx), load_model(bundle.onnx)
-    theirs = find_relus(other_model)
+    theirs = [relu for relu in find_relus(other_model) if relu.observable]
     inner = {name: name for name in _tensors_made(other_model) & _tensors_made(model)}
     outputs = {relu.output for relu in relus}
     clamped = clamped_tensors(model)
