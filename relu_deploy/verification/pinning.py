@@ -143,55 +143,39 @@ def replaced(bundle: Bundle, pinned: PinnedNodes) -> Iterator[Bundle]:
 
 
 def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
-    import onnx_ir as ir
-
     graph = model.graph
     removed = set(pinned.removed)
-    for node in list(graph):
-        outputs = [value for value in node.outputs if value.name]
+    for node in graph:
         if any(value is not None and value.name in removed for value in node.inputs):
-            removed |= {str(value.name) for value in outputs}
+            removed |= {str(value.name) for value in node.outputs if value.name}
+    given = removed | pinned.values.keys()
+    outputs = [value for value in graph.outputs if value.name not in given]
+    graph.outputs.clear()
+    graph.outputs.extend(outputs)
     for node in list(graph):
-        first = node.outputs[0]
-        name = str(first.name)
-        if name in pinned.masks and node.inputs[0] is not None:
-            factor = _constant(graph, f"{name}/factor", pinned.masks[name])
-            product = ir.node("Mul", [node.inputs[0], factor], name=node.name)
-            product.outputs[0].name, product.outputs[0].type, product.outputs[0].shape = name, first.type, first.shape
-            graph.insert_before(node, product)
-            _redirect(graph, first, product.outputs[0])
-            graph.remove(node)
-            continue
-        outputs = [value for value in node.outputs if value.name]
-        if not outputs or not all(str(value.name) in pinned.values or str(value.name) in removed for value in outputs):
-            continue
-        for value in outputs:
-            text = str(value.name)
-            if text in removed:
-                continue
-            constant = pinned.values[text]
-            value.name = f"{text}/replaced"
-            _redirect(graph, value, _constant(graph, text, constant))
-        for position in reversed(
-            [place for place, value in enumerate(graph.outputs) if value in outputs or value.name in pinned.values]
-        ):
-            del graph.outputs[position]
-    doomed = [node for node in graph if node.outputs and not _is_needed(node)]
-    while doomed:
-        graph.remove(doomed)
-        doomed = [node for node in graph if node.outputs and not _is_needed(node)]
+        if str(node.outputs[0].name) in pinned.masks:
+            _multiply(graph, node, pinned.masks[str(node.outputs[0].name)])
+        for value in node.outputs:
+            if value.name in pinned.values:
+                constant = _constant(graph, value.name, pinned.values[value.name])
+                value.name = f"{value.name}/replaced"
+                value.replace_all_uses_with(constant)
+    kept = {id(value) for value in graph.outputs}
+    while unread := [n for n in graph if not any(value.uses() or id(value) in kept for value in n.outputs)]:
+        graph.remove(unread, safe=False)
 
 
-def _is_needed(node: ir.Node) -> bool:
-    return any(value.uses() or value.is_graph_output() for value in node.outputs)
+def _multiply(graph: ir.Graph, dropout: ir.Node, factors: Array) -> None:
+    """Replace a Dropout by a multiplication with the factors that it drew."""
+    import onnx_ir as ir
 
-
-def _redirect(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    for node, index in list(old.uses()):
-        node.replace_input_with(index, new)
-    for position, value in enumerate(graph.outputs):
-        if value is old:
-            graph.outputs[position] = new
+    result = dropout.outputs[0]
+    name = str(result.name)
+    product = ir.node("Mul", [dropout.inputs[0], _constant(graph, f"{name}/factors", factors)], name=dropout.name)
+    product.outputs[0].name, product.outputs[0].type, product.outputs[0].shape = name, result.type, result.shape
+    graph.insert_before(dropout, product)
+    result.name = f"{name}/replaced"
+    result.replace_all_uses_with(product.outputs[0], replace_graph_outputs=True)
 
 
 def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:

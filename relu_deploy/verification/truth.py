@@ -184,7 +184,13 @@ def _existing(relus: Sequence[Relu], bundle: Bundle) -> tuple[Relu, ...]:
 
 
 def _tensors_made(model: ir.Model) -> set[str]:
-    return {str(value.name) for node in model.graph for value in node.outputs}
+    """Return the tensors of a graph and of the branches in it; those of a loop's body have a value for each iteration."""
+    return {
+        str(value.name)
+        for node, path in iterate_nodes(model)
+        if not any(step.node.op_type in ("Loop", "Scan") for step in path)
+        for value in node.outputs
+    }
 
 
 def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Truth:

@@ -24,6 +24,7 @@ from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.graph import find_relus, load_model, nodes_between, quantized_relu
+from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.locating.classify import describe
 from relu_deploy.verification.locating.fault import Fault
@@ -58,7 +59,10 @@ def faults_of_graph(bundle: Bundle, source: Source, feeds: Feeds, precision: str
     truth_model = None if source.against == "torch" else load_model(Bundle.open(source.against).onnx)
     truth_names = {ours: name for name, ours in source.inner.items()}
     faults = []
-    for node in model.graph:
+    for node, path in iterate_nodes(model):
+        if any(step.node.op_type in ("Loop", "Scan") for step in path):
+            # Its tensors have a value for each iteration: the fault is named at the node around it.
+            continue
         for value in node.outputs:
             name = str(value.name)
             if name not in errors:
@@ -73,7 +77,7 @@ def faults_of_graph(bundle: Bundle, source: Source, feeds: Feeds, precision: str
             # One range for a whole tensor is never the best of each channel: a pair that stores is judged by all of it.
             ratio = judged.of_tensor if node.op_type in STORAGE else judged.error_ratio
             if ratio > LIMITS[precision]:
-                region = nodes_between(model, known, [name])
+                region = [node] if path else nodes_between(model, known, [name])
                 unmatched = _unmatched_nodes(
                     region, truth_model, [truth_names.get(one, one) for one in known], truth_names.get(name, name)
                 )
