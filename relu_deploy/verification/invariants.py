@@ -60,7 +60,7 @@ def run_invariance_checks(bundle: Bundle, run: Run, feeds: Feeds, seed: int, ski
     """
     started = time.perf_counter()
     first = run(feeds)
-    batch = BatchRows.find(bundle, feeds)
+    batch = BatchRows.find(bundle, feeds, first)
     seconds = (time.perf_counter() - started) / max(1, batch.count if batch else 1)
     checks = [InvarianceCheck("same input twice", [(first, run(feeds)) for _ in range(2)])]
     rows = next(rows for limit, rows in ROWS if seconds <= limit)
@@ -131,7 +131,7 @@ def _odd_sizes(bundle: Bundle, run: Run, batch: BatchRows, feeds: Feeds, seed: i
         odd = {dim: size + change for dim, size in sizes.items()}
         name = "size " + ", ".join(f"{dim}={size}" for dim, size in odd.items())
         try:
-            two = random_feeds(bundle.inputs, 2, seed, {**odd, **dict.fromkeys(batch.dims, 2)})
+            two = random_feeds(bundle.inputs, 2, seed, {**odd, **dict.fromkeys(batch.dims, 2)}, _ranges(feeds))
             whole = run(two)
             parts = [run(batch.take_inputs(two, [row])) for row in (0, 1)]
         except Exception as error:  # a runtime may raise anything for a size that the graph does not take after all
@@ -146,7 +146,13 @@ def _rows(bundle: Bundle, batch: BatchRows, feeds: Feeds, rows: int, seed: int) 
     if batch.count >= rows:
         return batch.take_inputs(feeds, range(rows))
     sizes = {**batch.other_sizes(bundle, feeds), **dict.fromkeys(batch.dims, rows - batch.count)}
-    return batch.concatenate(feeds, random_feeds(bundle.inputs, rows - batch.count, seed + 1, sizes))
+    return batch.concatenate(feeds, random_feeds(bundle.inputs, rows - batch.count, seed + 1, sizes, _ranges(feeds)))
+
+
+def _ranges(feeds: Feeds) -> dict[str, tuple[int, int]]:
+    """Return the smallest and largest value of each input of integers: numbers beyond may be the index of nothing."""
+    wide = {name: array for name, array in feeds.items() if array.dtype.kind in "iu" and array.dtype != np.uint8 and array.size}
+    return {name: (int(array.min()), int(array.max())) for name, array in wide.items()}
 
 
 def _spread(name: str, pairs: Sequence[tuple[Feeds, Feeds]], limits: Mapping[str, float]) -> Check:

@@ -13,7 +13,7 @@ from relu_deploy.verification.contract import feeds_of_nan, nan_is_kept
 from relu_deploy.verification.execution import ExecutionReport, compare_with_request
 from relu_deploy.verification.invariants import InvarianceCheck, run_invariance_checks
 from relu_deploy.verification.plan import VerifyPlan
-from relu_deploy.verification.tapping import TappedRelus, tap_relus
+from relu_deploy.verification.tapping import TappedRelus, arrays_of, tap_relus
 
 if TYPE_CHECKING:
     from relu_deploy.verification.engine.audit import AuditReport
@@ -49,12 +49,16 @@ def measure(plan: VerifyPlan, name: str) -> Measurement:
     backend = capabilities(name)
     audit, note = None, "a compiled graph does not show its Relus: outputs only"
     with closing(load(plan.bundle, name, **plan.options, profile=True)) as session:
-        outputs, facts = session.run(plan.feeds), session.facts
+
+        def run(feeds: Feeds) -> Feeds:
+            return arrays_of(session.run(feeds))
+
+        outputs, facts = run(plan.feeds), session.facts
         execution = compare_with_request(plan.model, session.executed(), facts.get("providers", [None])[0])
         skip_batches = "the random numbers were drawn for this batch" if plan.random else ""
         if backend.compiles_in_place:
             skip_batches = "another batch size is another compiled program"
-        invariance = run_invariance_checks(plan.bundle, session.run, plan.feeds, plan.seed, skip_batches)
+        invariance = run_invariance_checks(plan.bundle, run, plan.feeds, plan.seed, skip_batches)
         if backend.shows_engine_layers:
             from relu_deploy.verification.engine.audit import audit_session
 

@@ -156,8 +156,7 @@ def _confirmed(plan: VerifyPlan, source: Source, truth: Truth, report: BackendRe
         checks = run_invariance_checks(plan.evaluable, source.evaluate, plan.feeds, plan.seed)
     except ReluDeployError:  # the program was exported for one batch size
         return report
-    noise = {spec.name: truth.noise_floor[spec.name] for spec in plan.bundle.outputs if spec.name in truth.values}
-    of_truth = check_invariance(checks, noise, {name: truth.values[name] for name in noise}, truth.precision)
+    of_truth = check_invariance(checks, truth.noise_floor, truth.values, truth.precision)
     return replace(report, checks=confirm_by_truth(report.checks, of_truth))
 
 

@@ -19,6 +19,7 @@ from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus,
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.noise import FEW, LONG, LargeRounding, SumOrder, behind_decisions, draws_for, slack_of
+from relu_deploy.verification.tapping import arrays_of
 from relu_deploy.verification.verdict import LIMITS, SINGLE, estimate_noise_floor, rms
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ class Source:
 
     def evaluate(self, feeds: Feeds, **options: Any) -> Feeds:
         """Return the outputs and taps that are arrays, under the names of the graph under test; options as for `TruthSession`."""
-        results = self.session.evaluate(feeds, **options)
-        return {self.names.get(name, name): value for name, value in results.items() if isinstance(value, np.ndarray)}
+        results = arrays_of(self.session.evaluate(feeds, **options))
+        return {self.names.get(name, name): value for name, value in results.items()}
 
     def everything(self, feeds: Feeds) -> dict[str, Array]:
         """Return every tensor that corresponds to one of the graph under test, in float64, under the names of that graph."""
@@ -203,7 +204,7 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
     single = {
         name: _single_noise(value, *measured.others(name))
         for name, value in true.items()
-        if value.ndim > 2 and np.issubdtype(value.dtype, np.floating)
+        if value.ndim > 2 and value.dtype.kind == "f"
     }
     undecided = {name: measured.undecided(name) for name, value in true.items() if value.dtype.kind in "iub"}
     # An integer Relu that depends on a decision may be zero or not.
