@@ -14,7 +14,18 @@ from relu_deploy.errors import InputError, UsageError
 if TYPE_CHECKING:
     from relu_deploy.backends.tensorrt.options import BuildOptions
 
-__all__ = ["argument", "batch_axis", "build_options", "floats", "input_shape", "label_names", "number", "numbers", "pixels", "share"]
+__all__ = [
+    "argument",
+    "batch_axis",
+    "build_options",
+    "floats",
+    "input_shape",
+    "label_names",
+    "number",
+    "numbers",
+    "pixels",
+    "share",
+]
 
 
 def input_shape(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
