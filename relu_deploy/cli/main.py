@@ -35,6 +35,7 @@ VERBS = (
     "serve",
     "package",
     "doctor",
+    "schema",
 )
 
 EPILOG = """exit codes: 0 success · 1 a check failed · 2 bad usage or input · 3 backend or hardware not usable here
