@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, save
 
 from relu_deploy.benchmark.environment import describe
 from relu_deploy.bundle import Bundle
-from relu_deploy.serving.protocol.proto import stubs
+from relu_deploy.serving.protocol.proto import messages
 from relu_deploy.tensors import random_feeds
 
 ROWS = 8
@@ -78,7 +78,7 @@ def triton_clients(python: str, bundle: Bundle, folder: Path, threads: int) -> l
     x = random_feeds(session.inputs, ROWS)[spec.name]
     alone = np.stack([session.run({spec.name: x[row : row + 1]})[output] for row in range(ROWS)])
     np.savez(folder / "arrays.npz", x=x, alone=alone, together=session.run({spec.name: x})[output])
-    compiled = stubs()[0].DESCRIPTOR.serialized_pb
+    compiled = messages().DESCRIPTOR.serialized_pb
     # A FileDescriptorSet with one file: its field 1, with the length as a varint.
     (folder / "proto").write_bytes(b"\x0a" + varint(len(compiled)) + compiled)
     with serving(folder, bundle.path, *types.values(), "--threads", threads) as where:

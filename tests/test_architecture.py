@@ -23,6 +23,7 @@ FLOORS = (
         "files",
         "folders",
         "manifest",
+        "graph_signature",
         "gc_pause",
         "latency_stats",
     ),
@@ -192,5 +193,4 @@ def test_the_public_names_are_what_they_say_even_after_their_modules_were_import
 
 
 def test_no_source_file_is_longer_than_one_idea():
-    written = [file for file in FILES if not file.stem.endswith(("_pb2", "_pb2_grpc"))]
-    assert [file.name for file in written if len(file.read_text()) > 20_000] == []
+    assert [file.name for file in FILES if len(file.read_text()) > 20_000] == []

@@ -32,7 +32,13 @@ def add_summary_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Add the three options that every verb has."""
+    """Add the options that every verb has."""
     parser.add_argument("--json", metavar="FILE", help="write the result as one JSON object; - for stdout alone")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--debug", action="store_true", help="show a traceback for errors")
+    parser.add_argument(
+        "--max-memory",
+        type=float,
+        metavar="GB",
+        help="largest tensor of a graph that is opened (default: a sixteenth of the memory)",
+    )

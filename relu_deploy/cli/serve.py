@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from relu_deploy.cli.options import add_shared_options
@@ -38,6 +39,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-body", type=float, default=64.0, metavar="MIB", help="largest request body (default 64)")
     parser.add_argument(
+        "--request-memory", type=float, default=1024.0, metavar="MIB", help="memory of all requests in progress (default 1024)"
+    )
+    parser.add_argument(
+        "--max-per-client", type=int, default=0, metavar="N", help="requests of one address in progress (default 0: no limit)"
+    )
+    _add_access_options(parser)
+    parser.add_argument(
         "--monitor-share",
         type=float,
         metavar="S",
@@ -69,6 +77,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-watch", dest="watch", action="store_false", help="do not reload a model whose file changes")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
     add_shared_options(parser, "threads")
+
+
+def _add_access_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM certificate: HTTPS, and gRPC over TLS")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="private key of the certificate")
+    parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="require client certificates of this authority")
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="require one of these keys; ROLE[,ROLE] KEY a line: infer, admin, metrics",
+    )
+    parser.add_argument("--allow-admin", action="store_true", help="let requests load and unload models (default: refuse them)")
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that clients may call the server by; repeatable",
+    )
+    parser.add_argument(
+        "--cors-origin", action="append", default=[], metavar="ORIGIN", help="let pages of this origin use the server; repeatable"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -14,17 +14,37 @@ from relu_deploy.errors import InputError, UsageError
 if TYPE_CHECKING:
     from relu_deploy.backends.tensorrt.options import BuildOptions
 
-__all__ = ["argument", "build_options", "floats", "input_shape", "label_names", "number", "numbers", "pixels", "share"]
+__all__ = [
+    "argument",
+    "batch_axis",
+    "build_options",
+    "floats",
+    "input_shape",
+    "label_names",
+    "number",
+    "numbers",
+    "pixels",
+    "share",
+]
 
 
-def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return the name and the shape in `name=1x3x224x224`."""
+def input_shape(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
+    """Return the name, the shape and the type in `name=1x3x224x224` or `name=1x64:int64`; no size is a scalar."""
     from relu_deploy.tensors import parse_shape
 
-    name, separator, shape = text.partition("=")
+    name, separator, given = text.partition("=")
+    shape, _, dtype = given.partition(":")
     if not separator or not name:
-        raise UsageError(f"not an input: {text!r}", "write it as name=1x3x224x224")
-    return name, parse_shape(shape)
+        raise UsageError(f"not an input: {text!r}", "write it as name=1x3x224x224, or with its type as name=1x64:int64")
+    return name, (parse_shape(shape) if shape else (), dtype)
+
+
+def batch_axis(text: str) -> tuple[str, int | None]:
+    """Return the name and the axis in `name=1`; None for `name=none`."""
+    name, separator, axis = text.rpartition("=")
+    if not separator or not name or not (axis == "none" or (axis.isascii() and axis.isdigit())):
+        raise UsageError(f"not a batch axis: {text!r}", "write it as name=1, counted from 0, or name=none for no batch")
+    return name, None if axis == "none" else int(axis)
 
 
 def argument(text: str) -> tuple[str, Any]:

@@ -21,7 +21,7 @@ from relu_deploy.packaging.batching import choose_batching
 from relu_deploy.packaging.options import DeployedModel, PackageOptions, model_name
 from relu_deploy.packaging.output import copy_graph, write_text
 from relu_deploy.packaging.triton_config import PRECISION_MODES, TritonPlan, labels_of, precision_of, target_of, triton_config
-from relu_deploy.serving.protocol.json_codec import DATATYPES
+from relu_deploy.serving.protocol.tensors import DATATYPES
 
 __all__ = ["FLAVORS", "OPTIONS", "write"]
 

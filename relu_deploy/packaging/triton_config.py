@@ -14,7 +14,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.packaging.batching import Batching
 from relu_deploy.packaging.options import PackageOptions
 from relu_deploy.packaging.text_format import Enum, Message, comment, protobuf_text
-from relu_deploy.serving.protocol.json_codec import DATATYPES
+from relu_deploy.serving.protocol.tensors import DATATYPES
 from relu_deploy.tensors import TensorSpec
 
 __all__ = ["PRECISION_MODES", "TritonPlan", "labels_of", "precision_of", "target_of", "triton_config"]

@@ -1,4 +1,4 @@
-"""A few threads beside the event loop, for work that would hold it up; what waits for one is bounded."""
+"""A thread pool beside the event loop whose queue is bounded."""
 
 from __future__ import annotations
 
@@ -16,32 +16,39 @@ T = TypeVar("T")
 
 
 class BoundedExecutor:
-    """Runs functions in at most `threads` threads. Of those that wait, `waiting` are kept and more are refused."""
+    """Runs functions in threads."""
 
     def __init__(self, name: str, threads: int, waiting: int) -> None:
+        """threads: how many run at a time. waiting: how many more may wait; further ones are refused."""
         self._pool = ThreadPoolExecutor(threads, f"relu-deploy {name}")
         self._most = threads + waiting
         self._lock = threading.Lock()
         self._pending = 0
 
     async def run(self, on_disconnect: Callable[[asyncio.Future[Any]], None], function: Callable[..., T], *arguments: Any) -> T:
-        """Return the function's result. leaving: as for `Model.infer`.
+        """Return the function's result.
 
-        Raises Busy when too many wait, else what the function raises.
+        Args:
+            on_disconnect: Called with a future that is to be cancelled when the client disconnects.
+            function: Runs in a thread.
+            arguments: Its arguments.
+
+        Raises:
+            Unavailable: If too many wait.
         """
         with self._lock:
             if self._pending >= self._most:
-                raise Unavailable(f"{self._pending} pictures are waiting already", "try again later", retry_after=1.0)
+                raise Unavailable(f"{self._pending} pictures wait for being decoded", "try again later", retry_after=1.0)
             self._pending += 1
         future = self._pool.submit(function, *arguments)
-        # Not when the caller stops waiting: a thread that has begun goes on, and still takes its place.
+        # Not when the caller stops waiting: a function that has begun runs on, and still counts.
         future.add_done_callback(self._finished)
         result = asyncio.wrap_future(future)
         on_disconnect(result)
         return await result
 
     def close(self) -> None:
-        """Wait for what has begun; what has not is cancelled."""
+        """Wait for the functions that run; those that wait are cancelled."""
         self._pool.shutdown(cancel_futures=True)
 
     def _finished(self, _: Future[Any]) -> None:

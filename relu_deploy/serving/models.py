@@ -1,31 +1,35 @@
-"""The models of a server: loaded, warmed up, exchanged while they are in use, and unloaded without losing a request."""
+"""The models of a server: loaded, warmed up, replaced while they are in use, and unloaded without losing a request."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from relu_deploy.backends import Session, capabilities, load
+from relu_deploy.backends import capabilities
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError, ReluDeployError, Unsupported, UsageError
-from relu_deploy.serving.batcher import Batcher, Limits
+from relu_deploy.errors import ReluDeployError, UsageError
+from relu_deploy.serving.batcher import Batcher, Slot
 from relu_deploy.serving.errors import InvalidArgument, NotFound, Unavailable
-from relu_deploy.serving.prediction.texts import fed, outer_specs
-from relu_deploy.serving.protocol.json_codec import DATATYPES, InferRequest, datatype_of, metadata_of
-from relu_deploy.serving.telemetry.statistics import Statistics, Timings
-from relu_deploy.tensors import Feeds, TensorSpec, random_feeds
+from relu_deploy.serving.loading import Loaded, ModelOptions, load_warm, stamp_of
+from relu_deploy.serving.prediction.texts import client_specs, encode_texts
+from relu_deploy.serving.protocol.routes import RequestContext
+from relu_deploy.serving.protocol.tensors import InferRequest, check_ranges, datatype_of, metadata_of
+from relu_deploy.serving.telemetry.statistics import Statistics
+from relu_deploy.tensors import Feeds, TensorSpec
 
 __all__ = ["Model", "ModelOptions", "Models", "OutputObserver"]
 
 VERSION = "1"
+#: seconds from a failed reload to its first retry, and between later ones
+RETRY_SECONDS = 2.0, 10.0
 
 
 class OutputObserver(Protocol):
-    """What looks at a model's batches, in the batch thread: the feeds, the outputs, and how many rows are real."""
+    """Is given each batch of a model, in the batch thread."""
 
     def __call__(self, feeds: Feeds, outputs: Feeds, rows: int, /) -> None: ...
 
@@ -34,40 +38,31 @@ class OutputObserver(Protocol):
     def close(self) -> None: ...
 
 
-#: called when a model is loaded, with its bundle; returns who watches it, or None
+#: called with the bundle of a model that is loaded; returns the model's observer, or None
 ObserverFactory = Callable[[Bundle], OutputObserver | None]
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """How every model of a server is run. threads: of one session. deadline: seconds that a request may wait, None for ever.
-
-    allow_nan: NaN and infinities among the inputs are taken, not refused.
-    """
-
-    backend: str = "onnxruntime-cpu"
-    threads: int = 0
-    device: int = 0
-    limits: Limits = field(default_factory=Limits)
-    deadline: float | None = None
-    allow_nan: bool = False
 
 
 class Model:
     """One loaded model: its bundle, its session behind a batcher, and what requests have to look like."""
 
     def __init__(
-        self, name: str, bundle: Bundle, session: Session, settings: ModelOptions, statistics: Statistics, watch: ObserverFactory
+        self,
+        name: str,
+        bundle: Bundle,
+        loaded: Loaded,
+        settings: ModelOptions,
+        statistics: Statistics,
+        observer_factory: ObserverFactory,
     ) -> None:
+        session = loaded.session
         self.name, self.bundle, self.facts = name, bundle, dict(session.facts)
-        self.inputs, self.outputs = outer_specs(bundle.manifest, session.inputs), session.outputs
-        self._inner = session.inputs
+        self.inputs, self.outputs = client_specs(bundle.manifest, session.inputs), session.outputs
+        self._session_inputs, self._ranges = session.inputs, loaded.ranges
         self.settings, self.statistics = settings, statistics
-        self.limits = _limits(session, settings.limits)
+        self.limits, self.unbatched_reason = loaded.limits, loaded.unbatched_reason
         self.stamp = stamp_of(bundle.path)
-        self.watch = watch(bundle)
-        self._batcher = Batcher(name, session, self.limits, statistics, self.watch)
-        self._running = 0
+        self.monitor = observer_factory(bundle)
+        self._batcher = Batcher(name, session, self.limits, statistics, self.monitor)
 
     @property
     def batches(self) -> bool:
@@ -76,73 +71,71 @@ class Model:
 
     @property
     def waiting(self) -> int:
+        """Return the number of requests in the queue."""
         return self._batcher.waiting
 
-    def room(self) -> int:
-        """Return how many more requests fit, 0 while more than half of the queue is taken."""
-        return self._batcher.room()
+    def free_slots(self) -> int:
+        """Return how many more requests the queue takes; 0 while it is more than half full."""
+        return self._batcher.free_slots()
 
-    def check_room(self, entering: int = 0) -> None:
-        """Raise Busy where `infer` would. entering: requests that were let in and have not asked for that yet."""
-        self._batcher.check_room(entering)
+    def reserve(self) -> Slot:
+        """Return a place in the queue. Raises Unavailable if it is full."""
+        return self._batcher.reserve()
 
-    async def infer(
-        self,
-        request: InferRequest,
-        on_disconnect: Callable[[asyncio.Future[Any]], None] = lambda _: None,
-        within: float | None = None,
-    ) -> Feeds:
-        """Return the outputs for the request's inputs, which fit `inputs`. within: seconds that its client waits.
+    async def infer(self, request: InferRequest, context: RequestContext | None = None) -> Feeds:
+        """Run one request.
 
-        leaving: called with a future that is to be cancelled when the client goes: it is then not run, if it still waits.
-        Raises Invalid for too many rows, Busy, Late, or Failed.
+        Args:
+            request: Its inputs fit `inputs`.
+            context: Holds the request's place in the queue and how long its client waits; gets the timings. The request
+                is not run if its client disconnects while it waits in the queue.
+
+        Returns:
+            The model's outputs.
+
+        Raises:
+            InvalidArgument: If it has too many rows.
+            Unavailable: If it has no place in the queue, and the queue is full.
+            DeadlineExceeded: If its deadline passes in the queue.
+            InternalError: If the backend fails.
         """
-        return (await self.timed(request, on_disconnect, within))[0]
-
-    async def timed(
-        self,
-        request: InferRequest,
-        on_disconnect: Callable[[asyncio.Future[Any]], None] = lambda _: None,
-        within: float | None = None,
-    ) -> tuple[Feeds, Timings]:
-        """Return what `infer` does, and where the time went."""
-        rows = self._rows(request.inputs)
-        ticket = self._batcher.submit(fed(request.inputs, self._inner), rows, self._deadline(request.parameters, within))
+        context = context or RequestContext("", "")
+        rows, deadline = self._rows(request.inputs), self._deadline(request.parameters, context.timeout)
+        feeds = encode_texts(request.inputs, self._session_inputs)
+        check_ranges(feeds, self._ranges)
+        queued = self._batcher.submit(feeds, rows, deadline, context.slot)
         self.statistics.pending += 1
-        on_disconnect(ticket.future)
+        context.cancel_on_disconnect(queued.future)
         try:
-            outputs = await ticket.future
-            assert ticket.timings is not None
-            return outputs, ticket.timings
+            outputs = await queued.future
+            context.timings = queued.timings
+            return outputs
         finally:
             self.statistics.pending -= 1
 
     def _rows(self, inputs: Mapping[str, Any]) -> int:
-        first = self.inputs[0]
-        if not isinstance(first.batch, str):
-            return 1 if first.batch is None else int(first.batch)
-        rows = int(inputs[first.name].shape[0])
-        if rows > self.limits.max_batch:
-            raise InvalidArgument(
-                f"a batch of {rows} is more than the {self.limits.max_batch} that model {self.name!r} takes at once"
-            )
+        first = next((spec for spec in self.inputs if spec.batch is not None), None)
+        rows = 1 if first is None else int(inputs[first.name].shape[0])
+        if not self.unbatched_reason and rows > self.limits.max_batch:
+            raise InvalidArgument(f"a batch of {rows} exceeds the maximum of {self.limits.max_batch} for model {self.name!r}")
         return rows
 
-    def _deadline(self, parameters: Mapping[str, Any], within: float | None) -> float | None:
-        """Return when the request is too late: the first of Triton's parameter `timeout`, in microseconds, `within`, and ours."""
-        asked = 0 if parameters.get("timeout") is None else parameters["timeout"]
-        if not isinstance(asked, int | float) or isinstance(asked, bool) or asked < 0:
-            raise InvalidArgument(f"'timeout' is {asked!r}, and must be a number of microseconds")
-        given = [seconds for seconds in (self.settings.deadline, within, asked / 1e6 or None) if seconds is not None]
-        return time.perf_counter() + min(given) if given else None
+    def _deadline(self, parameters: Mapping[str, Any], timeout: float | None) -> float | None:
+        """Return the request's deadline: the first of Triton's parameter `timeout` (microseconds), `timeout` and the server's."""
+        own = 0 if parameters.get("timeout") is None else parameters["timeout"]
+        if not isinstance(own, int | float) or isinstance(own, bool) or own < 0:
+            raise InvalidArgument(f"'timeout' is {own!r}, and must be a number of microseconds")
+        limits = [seconds for seconds in (self.settings.deadline, timeout, own / 1e6 or None) if seconds is not None]
+        return time.perf_counter() + min(limits) if limits else None
 
     def close(self) -> None:
-        """Answer what was taken and end the session. Blocks."""
+        """Answer the accepted requests and end the session. Blocks."""
         self._batcher.close()
-        if self.watch is not None:
-            self.watch.close()
+        if self.monitor is not None:
+            self.monitor.close()
 
     def metadata(self) -> dict[str, Any]:
+        """Return the model's metadata, as the protocol has it."""
         platform = capabilities(self.settings.backend).platform or self.settings.backend
         return {
             "name": self.name,
@@ -154,7 +147,7 @@ class Model:
 
     def config(self) -> dict[str, Any]:
         """Return the model's configuration in Triton's terms, which leave the batch out of the sizes."""
-        told: dict[str, Any] = {
+        config: dict[str, Any] = {
             "name": self.name,
             "platform": self.metadata()["platform"],
             "backend": self.settings.backend,
@@ -171,11 +164,13 @@ class Model:
             ],
         }
         if self.batches:
-            told["dynamic_batching"] = {
+            config["dynamic_batching"] = {
                 "preferred_batch_size": [self.limits.max_batch],
                 "max_queue_delay_microseconds": int(self.limits.max_delay * 1e6),
             }
-        return told
+        if self.unbatched_reason:
+            config["parameters"] = {"unbatched_reason": {"string_value": self.unbatched_reason}}
+        return config
 
     def _config_of(self, spec: TensorSpec) -> dict[str, Any]:
         sizes = [size if isinstance(size, int) else -1 for size in spec.shape]
@@ -188,25 +183,36 @@ class Model:
 
 @dataclass
 class Entry:
-    """A model that the server knows: where it comes from, and the loaded one or why there is none."""
+    """A model of the repository: its path, and the loaded model or the reason why there is none.
+
+    A bundle that is copied slowly cannot be loaded until all of it has arrived, so a failed reload is retried.
+    """
 
     path: Path
     statistics: Statistics
     model: Model | None = None
     reason: str = ""
+    failed_stamp: tuple[int, int] | None = None
+    retry_at: float = 0.0
+    retry_seconds: float = RETRY_SECONDS[0]
 
 
 class Models:
-    """All models of a server, by name. For the event loop's thread; what takes long happens in others."""
+    """All models of a server, by name. For the event loop's thread; loading and closing happen in other threads."""
 
-    def __init__(self, settings: ModelOptions, watch: ObserverFactory = lambda _: None) -> None:
-        self.settings, self._watch = settings, watch
+    def __init__(self, settings: ModelOptions, observer_factory: ObserverFactory = lambda _: None) -> None:
+        self.settings, self._observer_factory = settings, observer_factory
         self._entries: dict[str, Entry] = {}
         self._changing = asyncio.Lock()
         self._ending: set[asyncio.Task[None]] = set()
 
     async def add(self, path: str | Path) -> Model:
-        """Load the model at `path`. Raises what opening and loading raise, UsageError for a name that is taken."""
+        """Load the model at `path`.
+
+        Raises:
+            UsageError: If a model of the same name is served already.
+            ReluDeployError: If the model cannot be opened or loaded.
+        """
         bundle = await asyncio.to_thread(Bundle.open, path)
         name = f"{bundle.name}-{bundle.variant}" if bundle.variant else bundle.name
         if name in self._entries:
@@ -219,31 +225,32 @@ class Models:
             raise
 
     async def load(self, name: str) -> Model:
-        """Return model `name`, loaded anew. Requests go to the old one until the new one is warm; it then answers what it took.
+        """Load model `name` again and return it.
 
-        Raises NotFound, or what loading raises; the old one then goes on.
+        Requests go to the old one until the new one is warm; the old one then answers those that it has accepted.
+
+        Raises:
+            NotFound: If there is no such model.
+            ReluDeployError: If it cannot be loaded; the old one stays in use.
         """
         entry = self._entry(name)
         async with self._changing:
             try:
                 bundle = await asyncio.to_thread(Bundle.open, entry.path)
-                session = await asyncio.to_thread(_warm, bundle, self.settings)
+                loaded = await asyncio.to_thread(load_warm, bundle, self.settings)
             except ReluDeployError as error:
                 entry.reason = error.message
                 entry.statistics.loaded("failed")
                 raise
             entry.statistics.loaded("loaded")
-            old, entry.model, entry.reason = (
-                entry.model,
-                Model(name, bundle, session, self.settings, entry.statistics, self._watch),
-                "",
-            )
+            old, entry.reason = entry.model, ""
+            entry.model = Model(name, bundle, loaded, self.settings, entry.statistics, self._observer_factory)
             if old is not None:
                 self._end(old)
             return entry.model
 
     async def unload(self, name: str) -> None:
-        """Take the model away; what it took is still answered. Raises NotFound."""
+        """Unload a model; the requests that it has accepted are still answered. Raises NotFound."""
         entry = self._entry(name)
         async with self._changing:
             if entry.model is not None:
@@ -251,7 +258,12 @@ class Models:
                 self._end(model)
 
     def get(self, name: str, version: str = "") -> Model:
-        """Return the loaded model. Raises NotFound for a name or version that there is not, Busy for one that is not loaded."""
+        """Return the loaded model.
+
+        Raises:
+            NotFound: If there is no such model or version.
+            Unavailable: If it is not loaded.
+        """
         entry = self._entry(name)
         if version not in ("", VERSION, "-1"):
             raise NotFound(f"model {name!r} has no version {version!r}", f"it has {VERSION}")
@@ -260,15 +272,17 @@ class Models:
         return entry.model
 
     def loaded(self) -> list[Model]:
+        """Return the loaded models."""
         return [entry.model for entry in self._entries.values() if entry.model is not None]
 
     def all_ready(self) -> bool:
+        """Return whether there are models and each is loaded, or was unloaded on request."""
         return bool(self._entries) and all(
             entry.model is not None or entry.reason == "unloaded" for entry in self._entries.values()
         )
 
     def index(self) -> list[dict[str, str]]:
-        """Return the repository's index as Triton gives it."""
+        """Return the repository's index in Triton's form."""
         return [
             {
                 "name": name,
@@ -280,30 +294,36 @@ class Models:
         ]
 
     def statistics(self) -> dict[str, Statistics]:
+        """Return the statistics of every model by name."""
         return {name: entry.statistics for name, entry in self._entries.items()}
 
     async def reload_changed(self) -> list[str]:
-        """Load every model anew whose file has changed, and return one line about each."""
+        """Load every model again whose file has changed, and return one line about each."""
         lines = []
         for name, entry in list(self._entries.items()):
             now = await asyncio.to_thread(stamp_of, entry.path)
             if entry.model is None or now is None or now == entry.model.stamp:
                 continue
+            if now == entry.failed_stamp and time.monotonic() < entry.retry_at:
+                continue
             try:
                 await self.load(name)
+                entry.failed_stamp = None
                 lines.append(f"{name}: reloaded")
             except ReluDeployError as error:
-                # Not tried again until it changes once more; the old one goes on serving.
-                entry.model.stamp = now
-                lines.append(f"{name}: changed on the disk, but cannot be loaded: {error.message}; the old one goes on")
+                if now != entry.failed_stamp:
+                    entry.failed_stamp, entry.retry_seconds = now, RETRY_SECONDS[0]
+                    lines.append(f"{name}: changed on disk, but cannot be loaded: {error.message}; the old version stays in use")
+                entry.retry_at = time.monotonic() + entry.retry_seconds
+                entry.retry_seconds = min(2 * entry.retry_seconds, RETRY_SECONDS[1])
         return lines
 
     async def close(self) -> None:
-        """Answer everything that was taken and end all sessions."""
+        """Answer all accepted requests and end all sessions."""
         for entry in self._entries.values():
             if entry.model is not None:
                 self._end(entry.model)
-                entry.model, entry.reason = None, "the server is going down"
+                entry.model, entry.reason = None, "the server is shutting down"
         while self._ending:
             await asyncio.gather(*self._ending)
 
@@ -316,44 +336,3 @@ class Models:
         if name not in self._entries:
             raise NotFound(f"there is no model called {name!r}", f"there are {', '.join(sorted(self._entries)) or 'none'}")
         return self._entries[name]
-
-
-def stamp_of(path: Path) -> tuple[int, int] | None:
-    """Return what changes when a bundle or file is replaced or its manifest rewritten; None when it is not there."""
-    file = path / "manifest.json" if path.is_dir() else path
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino
-
-
-def _warm(bundle: Bundle, settings: ModelOptions) -> Session:
-    """Return a session that has run once with one row and once with as many as it may get."""
-    strange = [spec for spec in (*bundle.inputs, *bundle.outputs) if spec.dtype not in DATATYPES]
-    if strange:
-        raise InputError(f"{bundle.path}: {strange[0]} has a type that the protocol has no name for", "serve a model without it")
-    session = load(bundle, settings.backend, threads=settings.threads, device=settings.device, spin=False)
-    try:
-        varies = [spec for spec in session.inputs if any(isinstance(size, str) for size in spec.shape[1:])]
-        numeric = all(spec.dtype != "object" for spec in session.inputs)
-        for rows in () if varies or not numeric else sorted({1, _limits(session, settings.limits).max_batch}):
-            session.run(random_feeds(session.inputs, rows))
-    except Exception as error:  # a backend may raise anything
-        session.close()
-        if isinstance(error, ReluDeployError):
-            raise
-        raise Unsupported(
-            f"{settings.backend} loads {bundle.path}, but cannot run it: {' '.join(str(error).split())[:300]}",
-            "relu-deploy verify --backend reference runs any graph",
-        ) from error
-    return session
-
-
-def _limits(session: Session, wanted: Limits) -> Limits:
-    """Return `wanted` for a model whose rows are independent, else one request at a time."""
-    first = session.inputs[0].batch
-    together = isinstance(first, str) and all(spec.batch == first for spec in (*session.inputs, *session.outputs))
-    if not together:
-        return Limits(1, 0.0, wanted.queue)
-    return wanted

@@ -1,4 +1,4 @@
-"""The process: binds its ports, loads its models, answers until it is told to stop, and then finishes what it took."""
+"""The server process: binds its ports, loads its models, serves until a signal, and then finishes the accepted requests."""
 
 from __future__ import annotations
 
@@ -14,31 +14,37 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import UsageError, missing_package
-from relu_deploy.serving.models import ModelOptions, Models
+from relu_deploy.serving.loading import ModelOptions
+from relu_deploy.serving.models import Model, Models
 from relu_deploy.serving.prediction.images import PictureLimits
 from relu_deploy.serving.prediction.page import WebApp
 from relu_deploy.serving.protocol.grpc import GrpcServer, GrpcService
-from relu_deploy.serving.protocol.http import HttpApp, HttpLimits, Route
+from relu_deploy.serving.protocol.grpc_health import HealthService
+from relu_deploy.serving.protocol.http import HttpApp
+from relu_deploy.serving.protocol.management import Management
 from relu_deploy.serving.telemetry.drift_monitor import MonitorFactory
 from relu_deploy.serving.telemetry.observer import RequestObserver
-from relu_deploy.serving.telemetry.request_log import Access, AccessLog, LogOptions, logging_to_stderr
+from relu_deploy.serving.telemetry.request_log import AccessLog, LogOptions, logging_to_stderr
 from relu_deploy.serving.telemetry.traces import TraceOptions, tracing
-from relu_deploy.serving.transport.admission import AdmissionControl
-from relu_deploy.serving.transport.sockets import listening, stop_accepting
+from relu_deploy.serving.transport.access import AccessOptions, AccessPolicy
+from relu_deploy.serving.transport.admission import AdmissionControl, AdmissionLimits
+from relu_deploy.serving.transport.limits import HttpLimits
+from relu_deploy.serving.transport.sockets import is_loopback, listening, stop_accepting
+from relu_deploy.serving.transport.tls import TlsOptions
 
 __all__ = ["Ports", "ServeOptions", "serve"]
 
-#: seconds between two looks at whether a model has changed on the disk
-WATCH_EVERY = 2.0
-#: seconds that connections are still taken after the signal, and then those that had begun are
-LINGER = 0.1
+#: seconds between two checks whether a model has changed on disk
+WATCH_INTERVAL = 2.0
+#: seconds that connections are still accepted after the signal, and then those whose handshake had begun
+ACCEPT_SECONDS = 0.1
 
 log = logging.getLogger("relu_deploy.serve")
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Where to listen; 0 takes any free port, None none."""
+    """The ports to listen on; 0 takes any free port, None none."""
 
     http: int = 8000
     grpc: int | None = 8001
@@ -47,14 +53,30 @@ class Ports:
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """All of a server that is not a model's. drain_seconds: how long what was taken may take after the signal.
+    """The options of a server.
 
-    monitor_share: of the rows that the Relu monitor looks at; None for the default where there is a census, 0 for none.
+    Attributes:
+        host: Address to listen on.
+        ports: Ports to listen on.
+        limits: Of each HTTP request.
+        admission: Limits of all requests together.
+        access: Who may do what.
+        tls: None for plain TCP.
+        settings: Of every model.
+        pictures: Limits of picture decoding.
+        watch: Reload models that change on disk.
+        drain_seconds: That accepted requests may take after the signal.
+        monitor_share: Of the rows that the Relu monitor checks; None for the default where there is a census, 0 for none.
+        log: What is logged.
+        traces: Where traces are sent, None for no traces.
     """
 
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
     limits: HttpLimits = field(default_factory=HttpLimits)
+    admission: AdmissionLimits = field(default_factory=AdmissionLimits)
+    access: AccessOptions = field(default_factory=AccessOptions)
+    tls: TlsOptions | None = None
     settings: ModelOptions = field(default_factory=ModelOptions)
     pictures: PictureLimits = field(default_factory=PictureLimits)
     watch: bool = True
@@ -72,11 +94,19 @@ def serve(
     started: Callable[[dict[str, Any]], None] = lambda _: None,
     exits: bool = False,
 ) -> None:
-    """Serve the models at `paths` until SIGTERM or SIGINT. started: called with where it listens, once every model is warm.
+    """Serve the models at `paths` until SIGTERM, SIGINT or SIGHUP.
 
-    exits: the process ends when this returns, so that from then on both signals are ignored: one that comes twice does not
-    turn a clean end into a kill.
-    Raises what loading a model raises, and InputError for a port that is taken, before anything is served.
+    Args:
+        paths: Bundles, their variants, or ONNX files.
+        options: Of the server.
+        progress: Called with one line about each step.
+        started: Called with the host, ports and models once every model is warm.
+        exits: The process ends when this returns: from then on these signals are ignored, so that a second signal does not
+            turn a clean end into a kill.
+
+    Raises:
+        InputError: If a port cannot be bound or a model cannot be opened.
+        ReluDeployError: If a model cannot be loaded.
     """
     if not paths:
         raise UsageError("serve needs a model", "for instance relu-deploy serve digits.rdb")
@@ -86,6 +116,8 @@ def serve(
         import uvloop
     except ImportError as error:
         raise missing_package(error.name or "uvicorn", "serve") from error
+    if options.tls is not None:
+        options.tls.check()
     if options.log.as_json:
         progress = log.info
     with logging_to_stderr(options.log), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -99,52 +131,54 @@ async def _serve(
     started: Callable[[dict[str, Any]], None],
     exits: bool,
 ) -> None:
-    from relu_deploy.serving.transport.connection import Connection, ConnectionLimits
+    from relu_deploy.serving.transport.connection import Connection, ConnectionSettings
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    manners = ConnectionLimits()
+
+    def ready() -> bool:
+        return not stop.is_set()
+
     with contextlib.ExitStack() as stack:
         http = stack.enter_context(listening(options.host, options.ports.http, "--http-port"))
-        wanted = options.ports.metrics
-        metrics = None if wanted is None else stack.enter_context(listening(options.host, wanted, "--metrics-port"))
-        stack.enter_context(_signalled(lambda: loop.call_soon_threadsafe(stop.set), exits))
-        monitored = MonitorFactory(options.monitor_share)
-        models = Models(options.settings, monitored)
-        routes: list[Route] = [stack.enter_context(WebApp(models, options.pictures))]
-        access: RequestObserver = Access(options.log)
+        metrics = None
+        if options.ports.metrics is not None:
+            metrics = stack.enter_context(listening(options.host, options.ports.metrics, "--metrics-port"))
+        stack.enter_context(_signal_handler(lambda: loop.call_soon_threadsafe(stop.set), exits))
+        monitors = MonitorFactory(options.monitor_share)
+        models = Models(options.settings, monitors)
+        observer: RequestObserver = AccessLog(options.log)
         if options.traces is not None:
-            access = stack.enter_context(tracing(options.traces, access))
-        manners.turn = AdmissionControl(models, access)
-        grpc = _grpc(models, options, lambda: not stop.is_set(), access)
+            observer = stack.enter_context(tracing(options.traces, observer))
+        access = AccessPolicy(options.access, options.host)
+        admission = AdmissionControl(models, observer, access, options.admission)
+        page = stack.enter_context(WebApp(models, admission, options.pictures))
+        grpc = _grpc(models, admission, observer, ready, options)
         try:
             for path in paths:
                 progress(f"loading {path}")
                 model = await models.add(path)
-                await asyncio.to_thread(monitored.require, model.watch)
+                await asyncio.to_thread(monitors.require, model.monitor)
                 if stop.is_set():
                     return
-            app = HttpApp(models, options.limits, routes, lambda: not stop.is_set())
-            server, serving = await _started(AccessLog(app, access), partial(Connection, manners), http, options)
-            end_metrics = await _metrics(models, metrics, options)
+            app = HttpApp(
+                models, admission, observer, {**Management(models, ready).handlers(), **page.handlers()}, options.limits
+            )
+            connections = ConnectionSettings(options.limits, admission.admit_early)
+            server, serving = await _started(app, partial(Connection, connections), http, options)
+            end_metrics = await _metrics(models, access, metrics, options)
             if grpc is not None:
                 await grpc.start()
             watching = asyncio.create_task(_watch(models)) if options.watch else None
-            told = [
-                {"name": one.name, "backend": one.settings.backend, "max_batch": one.limits.max_batch} for one in models.loaded()
-            ]
-            ports = {"http": http.getsockname()[1], "grpc": grpc and grpc.port}
-            ports["metrics"] = metrics and metrics.getsockname()[1]
-            started({"host": options.host, **ports, "models": told})
-            log.info("listening", extra={"fields": {"host": options.host, **ports}})
+            _announce(models, options, Ports(_port(http) or 0, grpc and grpc.port, _port(metrics)), started)
             await stop.wait()
-            progress("stopping: finishing what was taken")
+            progress("stopping: finishing the accepted requests")
             if watching is not None:
                 watching.cancel()
-            manners.draining = True
-            await asyncio.sleep(LINGER)
+            connections.draining = True
+            await asyncio.sleep(ACCEPT_SECONDS)
             stop_accepting(http)
-            await asyncio.sleep(LINGER)
+            await asyncio.sleep(ACCEPT_SECONDS)
             server.should_exit = True
             await asyncio.gather(serving, *([] if grpc is None else [grpc.drain(options.drain_seconds)]))
             await end_metrics()
@@ -154,13 +188,43 @@ async def _serve(
             await models.close()
 
 
-@contextlib.contextmanager
-def _signalled(act: Callable[[], object], exits: bool) -> Iterator[None]:
-    """Call `act` on SIGTERM and SIGINT, and afterwards what was called before, or, before the process `exits`, nothing.
+def _port(bound: socket.socket | None) -> int | None:
+    return None if bound is None else bound.getsockname()[1]
 
-    The loop's own handlers would give way to the system's when it closes, and a second signal then kills.
+
+def _announce(models: Models, options: ServeOptions, ports: Ports, started: Callable[[dict[str, Any]], None]) -> None:
+    """Report that the server listens."""
+    scheme = "http" if options.tls is None else "https"
+    where = {"host": options.host, "scheme": scheme, "http": ports.http, "grpc": ports.grpc, "metrics": ports.metrics}
+    _warn_if_open(options)
+    started({**where, "models": [_summary(model) for model in models.loaded()]})
+    log.info("listening", extra={"fields": where})
+
+
+def _warn_if_open(options: ServeOptions) -> None:
+    if options.access.api_keys is None and not is_loopback(options.host):
+        log.warning("listening on %s without --api-key-file: everybody who reaches the port can use the models", options.host)
+
+
+def _summary(model: Model) -> dict[str, Any]:
+    return {"name": model.name, "backend": model.settings.backend, "max_batch": model.limits.max_batch}
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop the server; SIGHUP not where it is ignored, as below nohup."""
+    stop = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        stop.append(signal.SIGHUP)
+    return stop
+
+
+@contextlib.contextmanager
+def _signal_handler(act: Callable[[], object], exits: bool) -> Iterator[None]:
+    """Call `act` on SIGTERM, SIGINT and SIGHUP, and restore the former handlers at the end; ignore them where the process `exits`.
+
+    The loop removes handlers of its own when it closes, and a second signal would then kill.
     """
-    before = {number: signal.signal(number, lambda *_: act()) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda *_: act()) for number in _stop_signals()}
     ended = False
     try:
         yield
@@ -170,14 +234,18 @@ def _signalled(act: Callable[[], object], exits: bool) -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN if exits and ended else handler)
 
 
-async def _metrics(models: Models, bound: socket.socket | None, options: ServeOptions) -> Callable[[], Awaitable[None]]:
-    """Answer /metrics on `bound`, where there is one, and return what ends that."""
+async def _metrics(
+    models: Models, access: AccessPolicy, bound: socket.socket | None, options: ServeOptions
+) -> Callable[[], Awaitable[None]]:
+    """Serve /metrics on `bound`, if any, and return a function that stops it."""
     from relu_deploy.serving.telemetry.metrics import Metrics, MetricsApp
-    from relu_deploy.serving.transport.connection import Connection, ConnectionLimits
+    from relu_deploy.serving.transport.connection import Connection, ConnectionSettings
 
     if bound is None:
         return partial(asyncio.sleep, 0)
-    server, serving = await _started(MetricsApp(Metrics(models)), partial(Connection, ConnectionLimits()), bound, options)
+    server, serving = await _started(
+        MetricsApp(Metrics(models), access), partial(Connection, ConnectionSettings(options.limits)), bound, options
+    )
 
     async def end() -> None:
         server.should_exit = True
@@ -187,32 +255,34 @@ async def _metrics(models: Models, bound: socket.socket | None, options: ServeOp
 
 
 async def _started(app: Any, protocol: Any, bound: socket.socket, options: ServeOptions) -> tuple[Any, asyncio.Task[None]]:
-    """Return a uvicorn server that answers on `bound`, and the task that it runs in."""
-    server = _uvicorn(app, protocol, options.drain_seconds)
+    """Return a uvicorn server that serves on `bound`, and the task that it runs in."""
+    server = _uvicorn(app, protocol, options)
     serving = asyncio.create_task(server.serve([bound]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
     return server, serving
 
 
-def _grpc(models: Models, options: ServeOptions, ready: Callable[[], bool], access: RequestObserver) -> GrpcServer | None:
-    """Return the gRPC port, bound, None when there is to be none. Raises InputError when it is taken."""
+def _grpc(
+    models: Models, admission: AdmissionControl, observer: RequestObserver, ready: Callable[[], bool], options: ServeOptions
+) -> GrpcServer | None:
+    """Return the gRPC server, its port bound, None without one. Raises InputError when the port cannot be bound."""
     port = options.ports.grpc
     if port is None:
         return None
-    service = GrpcService(models, ready, access)
-    with listening(options.host, port, "--grpc-port"):  # says why, which gRPC does not
+    services = [GrpcService(models, admission, observer, ready), HealthService(models, ready)]
+    with listening(options.host, port, "--grpc-port"):  # its error has the reason, which gRPC's does not
         pass
-    return GrpcServer(service, options.host, port, options.limits.max_body)
+    return GrpcServer(services, options.host, port, options.limits.max_body, options.tls)
 
 
-def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
+def _uvicorn(app: Any, protocol: Any, options: ServeOptions) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            # The signals are the process's, which has more than one server to stop.
+            # The signals belong to the process, which has several servers to stop.
             yield
 
     config = uvicorn.Config(
@@ -225,14 +295,15 @@ def _uvicorn(app: Any, protocol: Any, drain_seconds: float) -> Any:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=options.drain_seconds,  # type: ignore[arg-type]
         backlog=4096,
+        **({} if options.tls is None else options.tls.uvicorn_options()),
     )
     return Server(config)
 
 
 async def _watch(models: Models) -> None:
     while True:
-        await asyncio.sleep(WATCH_EVERY)
+        await asyncio.sleep(WATCH_INTERVAL)
         for line in await models.reload_changed():
             log.info(line)

@@ -155,7 +155,7 @@ def test_without_a_census_the_page_says_so_and_which_command_makes_one(browser, 
         assert page.every("#why code")[0].text == f"relu-deploy census {digits_bundle.path} --data D"
         assert not page("seen").is_displayed()
         page.choose("model")
-        page.until(lambda: "is no bundle" in page("why").text)
+        page.until(lambda: "is not a bundle" in page("why").text)
         assert [one.text.split()[1] for one in page.every("#why code")] == ["export", "census"]
         assert page.complaints == []
 

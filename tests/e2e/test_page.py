@@ -370,7 +370,7 @@ def test_a_picture_that_is_too_large_gets_the_servers_own_sentence(browser, digi
         page.way("file")
         for _ in range(3):
             page.give(tmp_path / "large.bmp")
-            page.until(lambda: "is more than the 1048576 that are taken" in page("error").text)
+            page.until(lambda: "exceeds the limit of 1048576" in page("error").text)
             assert page("error").text.endswith("(413)")
             page.give(tmp_path / "fine.png")
             page.until(lambda: page.verdict)

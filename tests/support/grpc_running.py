@@ -11,7 +11,7 @@ import numpy as np
 from onnx import TensorProto, helper, save
 from processes import python
 
-from relu_deploy.serving.protocol.proto import stubs
+from relu_deploy.serving.protocol.proto import SERVICE, messages
 
 ONNX = {"object": TensorProto.STRING, "bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
 
@@ -28,6 +28,20 @@ def same_onnx(path, dtype):
     return path
 
 
+def stub_of(channel):
+    """Return a client of the protocol's service: one method for each call, with its name."""
+    descriptor = messages().DESCRIPTOR.services_by_name[SERVICE.rpartition(".")[2]]
+    calls = {
+        method.name: channel.unary_unary(
+            f"/{SERVICE}/{method.name}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=getattr(messages(), method.output_type.name).FromString,
+        )
+        for method in descriptor.methods
+    }
+    return SimpleNamespace(**calls)
+
+
 @contextlib.contextmanager
 def serving(folder, *arguments):
     """Yield a running server: .stub, .channel, .grpc and .http ports, .process. It has to end well on SIGTERM."""
@@ -41,8 +55,7 @@ def serving(folder, *arguments):
             time.sleep(0.02)
         where = json.loads(told.read_text())
         with grpc.insecure_channel(f"127.0.0.1:{where['grpc']}") as channel:
-            stub = stubs()[1].GRPCInferenceServiceStub(channel)
-            yield SimpleNamespace(stub=stub, channel=channel, process=process, grpc=where["grpc"], http=where["http"])
+            yield SimpleNamespace(stub=stub_of(channel), channel=channel, process=process, grpc=where["grpc"], http=where["http"])
         process.terminate()
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 0, said

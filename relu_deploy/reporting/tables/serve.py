@@ -15,7 +15,7 @@ def print_serve(result: Mapping[str, Any]) -> None:
     host = result["host"] if ":" not in result["host"] else f"[{result['host']}]"
     for name in ("http", "grpc", "metrics"):
         if result.get(name) is not None:
-            address = f"{host}:{result[name]}" if name == "grpc" else f"http://{host}:{result[name]}"
+            address = f"{host}:{result[name]}" if name == "grpc" else f"{result.get('scheme', 'http')}://{host}:{result[name]}"
             show(f"{name:<8} {markup(address)}{'/metrics' if name == 'metrics' else ''}")
     for model in result["models"]:
         show(f"model    [bold]{markup(model['name'])}[/]  {model['backend']}, up to {model['max_batch']} rows together")

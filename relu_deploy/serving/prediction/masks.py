@@ -1,7 +1,7 @@
 """A segmenter's answer for one picture: the classes found, their share, and the mask in the picture's own pixels.
 
-The mask is a PNG with a palette: a pixel's number is its class, and viewers show a color for it. The class that the manifest
-calls the background, and what the model did not look at (255), are transparent, so the file can be laid over the picture.
+The mask is a PNG with a palette: a pixel's number is its class, and viewers show a color for it. The manifest's background
+class, and pixels outside the model's input (255), are transparent, so that the file can be laid over the picture.
 """
 
 from __future__ import annotations
@@ -19,29 +19,33 @@ from relu_deploy.serving.errors import InternalError
 from relu_deploy.tasks.segmentation import VOID, classes_of_pixels
 from relu_deploy.tensors import Array
 
-__all__ = ["background_of", "classes_found", "color_of", "mask_of", "png_of", "told_of_mask"]
+__all__ = ["background_of", "classes_found", "color_of", "mask_json", "mask_of", "png_of"]
 
 
 def mask_of(output: Array, placement: ImagePlacement) -> Array:
-    """Return the class of each of the picture's pixels, uint8 (height, width), VOID where the model did not look.
+    """Return the class of each of the picture's pixels, uint8 (height, width), VOID outside the model's input.
 
-    output: logits or classes of pixels, of which the first row counts.
-    Raises Failed when they are not finite or are no such output: such a model has no answer.
+    Args:
+        output: Logits or classes of pixels; only the first row is used.
+        placement: How the picture was placed in the input.
+
+    Raises:
+        InternalError: If the output is not finite, or not a mask.
     """
     first = output[:1]
     if first.dtype.kind not in "iu" and not np.isfinite(first).all():
-        raise InternalError("the model's output for this picture holds NaN or an infinity", "relu-deploy verify finds out why")
+        raise InternalError("the model's output for this picture holds NaN or an infinity", "run relu-deploy verify on the model")
     try:
         found = classes_of_pixels(first)[0]
     except ValueError as error:
-        raise InternalError(f"the model's output is no mask: {error}", "set another 'task' in manifest.json") from None
+        raise InternalError(f"the model's output is not a mask: {error}", "set another 'task' in manifest.json") from None
     if found.size and not 0 <= found.min() <= found.max() < VOID:
         raise InternalError(f"the model found class {found.max()}, and a mask holds classes 0 to {VOID - 1}", "use /infer")
     return placement.plane_to_picture(found.astype(np.uint8), VOID)
 
 
 def classes_found(mask: Array, labels: Sequence[str] | None, background: int | None) -> list[dict[str, Any]]:
-    """Return the classes in `mask`, largest first: `share` of the pixels that the model looked at, and how many those are."""
+    """Return the classes in `mask`, largest first, with their number of pixels and `share` of the pixels in the model's input."""
     counts = np.bincount(mask.ravel(), minlength=VOID + 1)[:VOID]
     seen = max(int(counts.sum()), 1)
     return [
@@ -70,14 +74,14 @@ def png_of(mask: Array, background: int | None) -> bytes:
     return file.getvalue()
 
 
-def told_of_mask(png: bytes, mask: Array) -> dict[str, Any]:
-    """Return what the JSON says of the mask: the PNG file in base64, and the class of what the model did not look at."""
+def mask_json(png: bytes, mask: Array) -> dict[str, Any]:
+    """Return the answer's JSON of the mask: the PNG file in base64, and the class of pixels outside the model's input."""
     height, width = mask.shape
     return {"format": "PNG", "width": width, "height": height, "void": VOID, "data": base64.b64encode(png).decode()}
 
 
 def color_of(index: int, background: int | None) -> tuple[int, int, int]:
-    """Return the red, green and blue of a class: hues that lie a golden angle apart, black for the background."""
+    """Return the red, green and blue of a class: hues a golden angle apart, black for the background."""
     if index in (background, VOID):
         return 0, 0, 0
     hue = (index * 137.50776 + 205) % 360 / 360
@@ -86,6 +90,6 @@ def color_of(index: int, background: int | None) -> tuple[int, int, int]:
 
 
 def background_of(manifest: Mapping[str, Any]) -> int | None:
-    """Return the class that is nothing in particular, as the manifest's `postprocess` says; None when it says nothing."""
+    """Return the background class of the manifest's `postprocess`, None without one."""
     background = (manifest.get("postprocess") or {}).get("background")
     return background if isinstance(background, int) else None

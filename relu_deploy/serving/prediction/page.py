@@ -1,4 +1,4 @@
-"""The page at `/`, what it needs to know of the models, and all that is served for pictures and texts as one route."""
+"""The web page at `/`, its description of the models, and the handlers of predict and relus that it calls."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from relu_deploy.data.texts import takes_texts
 from relu_deploy.serving.bounded_executor import BoundedExecutor
 from relu_deploy.serving.models import Model, Models
 from relu_deploy.serving.prediction.images import PictureLimits
-from relu_deploy.serving.prediction.predict import Predict, least_score, unsupported_reason
+from relu_deploy.serving.prediction.predict import Predict, Preparation, min_score, unsupported_reason
 from relu_deploy.serving.prediction.relu_view import ReluView
-from relu_deploy.serving.protocol.http import Request, Response
-from relu_deploy.serving.protocol.json_codec import dump
+from relu_deploy.serving.protocol.http import Handler, Request, Response, json_response
+from relu_deploy.serving.transport.admission import AdmissionControl
 
 __all__ = ["WebApp", "policy_of"]
 
-#: an input of one channel and at most so many pixels a side is one that can be drawn by hand
+#: most pixels a side of an input of one channel that the page offers to draw by hand
 DRAWABLE = 256
 
 
 class WebApp:
-    """The route for `/`, `/page/models`, predict and relus."""
+    """The endpoints of the page, and of predict and relus."""
 
-    def __init__(self, models: Models, limits: PictureLimits) -> None:
+    def __init__(self, models: Models, admission: AdmissionControl, limits: PictureLimits) -> None:
         self._models = models
         self._decoding = BoundedExecutor("pictures", limits.decoders, limits.waiting)
-        self._predict = Predict(models, self._decoding, limits)
-        self._relus = ReluView(models, self._decoding, limits)
+        preparation = Preparation(models, self._decoding, limits)
+        self._predict = Predict(models, admission, preparation)
+        self._relus = ReluView(models, preparation)
         page = Path(__file__).with_name("page.html").read_bytes()
         headers = {
             "content-security-policy": policy_of(page.decode()),
@@ -41,13 +42,20 @@ class WebApp:
         }
         self._page = Response([page], content_type="text/html; charset=utf-8", headers=headers)
 
-    async def __call__(self, ask: Request) -> Response | None:
-        match (ask.method, *ask.parts):
-            case ("GET" | "HEAD", ""):
-                return self._page
-            case ("GET", "page", "models"):
-                return Response([dump({"models": [_shown(model) for model in self._models.loaded()]})])
-        return await self._predict(ask) or await self._relus(ask)
+    def handlers(self) -> dict[str, Handler]:
+        """Return the handlers by `Route.endpoint`."""
+        return {
+            "page": self._show_page,
+            "page_models": self._describe_models,
+            "predict": self._predict,
+            "relus": self._relus,
+        }
+
+    async def _show_page(self, _request: Request) -> Response:
+        return self._page
+
+    async def _describe_models(self, _request: Request) -> Response:
+        return json_response({"models": [_description(model) for model in self._models.loaded()]})
 
     def __enter__(self) -> WebApp:
         return self
@@ -58,7 +66,7 @@ class WebApp:
 
 
 def policy_of(page: str) -> str:
-    """Return the Content-Security-Policy under which `page` may do what it does: its own script and styles, this server."""
+    """Return a Content-Security-Policy that allows the page's own script and styles, and requests to this server."""
     hashes = {}
     for tag in ("script", "style"):
         found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
@@ -70,29 +78,33 @@ def policy_of(page: str) -> str:
     )
 
 
-def _shown(model: Model) -> dict[str, Any]:
-    """Return what the page shows of a model. reason: why it takes neither pictures nor texts, "" when it does.
+def _description(model: Model) -> dict[str, Any]:
+    """Return what the page shows of a model.
 
-    watched: whether there is a Relu monitor to ask, which may be off all the same. text: how many bytes of UTF-8 it takes,
-    for a model that takes texts.
+    Returns:
+        reason: why predict does not support it, "" when it does; watched: whether it has a Relu monitor, which may be off all
+        the same; text: how many bytes of UTF-8 it takes, for a model that takes texts.
     """
     manifest = model.bundle.manifest
-    missing = unsupported_reason(model.bundle)
-    told: dict[str, Any] = {"name": model.name, "task": manifest.get("task"), "backend": model.settings.backend}
-    told["watched"] = model.watch is not None
-    told["reason"] = "" if missing is None else f"{missing[0]}; {missing[1]}"
-    if missing is not None:
-        return told
+    unsupported = unsupported_reason(model.bundle)
+    description = {
+        "name": model.name,
+        "task": manifest.get("task"),
+        "backend": model.settings.backend,
+        "watched": model.monitor is not None,
+        "reason": "" if unsupported is None else f"{unsupported[0]}; {unsupported[1]}",
+    }
+    if unsupported is not None:
+        return description
     if takes_texts(manifest):
-        return told | {"text": model.bundle.inputs[0].shape[1], "classes": len(manifest.get("labels") or ())}
+        return description | {"text": model.bundle.inputs[0].shape[1], "classes": len(manifest.get("labels") or ())}
     channels, height, width = plane_of(model.inputs[0], manifest["preprocess"])
     sides = [side if isinstance(side, int) else None for side in (width, height)]
-    told |= {
+    return description | {
         "channels": channels,
         "width": sides[0],
         "height": sides[1],
         "classes": len(manifest.get("labels") or ()),
-        "threshold": least_score(manifest),
+        "threshold": min_score(manifest),
         "drawable": channels == 1 and all(side is not None and side <= DRAWABLE for side in sides),
     }
-    return told

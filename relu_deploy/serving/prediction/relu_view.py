@@ -1,9 +1,9 @@
-"""What every Relu of a model does with one picture or text: which channels fire, and how strongly.
+"""The activations of every Relu of a model for one picture or text: which channels fire, and how strongly.
 
     POST /v2/models/M/relus     the body as for predict
 
-Each model gets a second session for this, of the same backend and with every Relu as an output, when it is first asked
-for. One picture at a time runs through them, so that looking takes little from answering.
+Each model gets a second session for this at the first such request, of the same backend and with every Relu as an output.
+One request at a time runs through these sessions, so that they take little from inference.
 """
 
 from __future__ import annotations
@@ -18,52 +18,42 @@ from relu_deploy.backends import Session, load
 from relu_deploy.graph import Relu, find_relus, load_model
 from relu_deploy.serving.bounded_executor import BoundedExecutor
 from relu_deploy.serving.models import VERSION, Model, Models
-from relu_deploy.serving.prediction.images import PictureLimits
-from relu_deploy.serving.prediction.predict import Prepared, prepared_by, refuse_lacking
+from relu_deploy.serving.prediction.predict import Preparation, PreparedPicture, refuse_unsupported
 from relu_deploy.serving.prediction.texts import PreparedText
-from relu_deploy.serving.protocol.http import Request, Response
-from relu_deploy.serving.protocol.json_codec import dump
+from relu_deploy.serving.protocol.http import Request, Response, json_response
 from relu_deploy.tensors import Array
 
 __all__ = ["ReluView", "channels_of"]
 
-#: pictures that may wait for the one that is run
+#: requests that may wait
 WAITING = 8
 
 
 class ReluView:
-    """Answers `POST /v2/models/M/relus`. aside: where pictures are decoded."""
+    """The handler of relus."""
 
-    def __init__(self, models: Models, aside: BoundedExecutor, limits: PictureLimits) -> None:
-        self._models, self._decoding, self._limits = models, aside, limits
+    def __init__(self, models: Models, preparation: Preparation) -> None:
+        self._models, self._preparation = models, preparation
         self._tapped: dict[str, tuple[Model, Sequence[Relu], Session]] = {}
-        self._thread = BoundedExecutor("relus", 1, WAITING)
+        self._executor = BoundedExecutor("relus", 1, WAITING)
 
-    async def __call__(self, ask: Request) -> Response | None:
-        match (ask.method, *ask.parts):
-            case ("POST", "v2", "models", name, "relus"):
-                return await self._relus(ask, name)
-            case ("POST", "v2", "models", name, "versions", version, "relus"):
-                return await self._relus(ask, name, version)
-        return None
+    async def __call__(self, request: Request) -> Response:
+        context = request.context
+        refuse_unsupported(self._models.get(context.route.model, context.route.version).bundle)
+        model, prepared = await self._preparation.run(request, await request.body())
+        answer = await self._executor.run(context.cancel_on_disconnect, self._activations, model, prepared, self._models.loaded())
+        return json_response({"model_name": context.route.model, "model_version": VERSION, **answer})
 
     def close(self) -> None:
-        """End the sessions. Blocks until the one that runs has finished."""
-        self._thread.close()
+        """End the sessions. Blocks until a running request has finished."""
+        self._executor.close()
         for _, _, session in self._tapped.values():
             session.close()
         self._tapped.clear()
 
-    async def _relus(self, ask: Request, name: str, version: str = "") -> Response:
-        refuse_lacking(self._models.get(name, version).bundle)
-        body = await ask.body()
-        model, prepared = await prepared_by(self._models, self._decoding, self._limits, ask, body, name, version)
-        told = await self._thread.run(ask.on_disconnect, self._seen, model, prepared, self._models.loaded())
-        return Response([dump({"model_name": name, "model_version": VERSION, **told})])
-
-    def _seen(self, model: Model, prepared: Prepared | PreparedText, loaded: Sequence[Model]) -> dict[str, Any]:
-        """Return what the Relus did. Runs in the one thread, so that nothing else touches the sessions."""
-        self._forget_all_but(loaded)
+    def _activations(self, model: Model, prepared: PreparedPicture | PreparedText, loaded: Sequence[Model]) -> dict[str, Any]:
+        """Return the answer's fields. Runs in the executor's only thread, so that nothing else touches the sessions."""
+        self._close_all_but(loaded)
         started = time.perf_counter()
         if model.name not in self._tapped:
             relus = find_relus(load_model(model.bundle.onnx))
@@ -74,20 +64,21 @@ class ReluView:
         _, tapped, session = self._tapped[model.name]
         outputs = session.run(prepared.feeds)
         ran = time.perf_counter()
-        found = [{**_named(relu), **channels_of(outputs[relu.output][:1])} for relu in tapped]
+        found = [{**_identity(relu), **channels_of(outputs[relu.output][:1])} for relu in tapped]
         timing = {"load_ms": round((ready - started) * 1e3, 3), "compute_ms": round((ran - ready) * 1e3, 3)}
         return {"relus": found, "timing": timing}
 
-    def _forget_all_but(self, loaded: Sequence[Model]) -> None:
+    def _close_all_but(self, loaded: Sequence[Model]) -> None:
         for name in [name for name, (model, _, _) in self._tapped.items() if model not in loaded]:
             self._tapped.pop(name)[2].close()
 
 
 def channels_of(values: Array) -> Mapping[str, Any]:
-    """Return how the channels (axis 1) of one Relu's output (1, C, …) behave.
+    """Return statistics of the channels (axis 1) of one Relu's output (1, C, …).
 
-    fired: share of channels that are above 0 somewhere. positive: share of all numbers above 0. peak: the largest
-    channel's mean. means: each channel's mean as 0 to 255 of `peak`, at least 1 for a channel that fired.
+    Returns:
+        fired: share of channels that are above 0 somewhere; positive: share of all numbers above 0; peak: the largest
+        channel's mean; means: each channel's mean as 0 to 255 of `peak`, at least 1 for a channel that fired.
     """
     flat = values.reshape(values.shape[1] if values.ndim > 1 else 1, -1).astype(np.float64)
     above = flat > 0
@@ -104,5 +95,5 @@ def channels_of(values: Array) -> Mapping[str, Any]:
     }
 
 
-def _named(relu: Relu) -> dict[str, Any]:
+def _identity(relu: Relu) -> dict[str, Any]:
     return {"name": relu.node, "scope": relu.scope, "kind": relu.kind, "upper": relu.upper}

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2 over gRPC, on the event loop and the models that HTTP is answered from.
+"""The Open Inference Protocol v2 over gRPC, on the event loop and the models of the HTTP server.
 
-A call is cancelled when its client leaves or its deadline passes: what it asked for is then not run any more.
+A call is cancelled when its client disconnects or its deadline passes; its request is then not run any more.
 """
 
 from __future__ import annotations
@@ -8,45 +8,69 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
-from relu_deploy.errors import InputError, ReluDeployError
+from relu_deploy.errors import InputError, ReluDeployError, missing_package
 from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, Unavailable
 from relu_deploy.serving.models import VERSION, Models
 from relu_deploy.serving.protocol.grpc_codec import decode, fill, parameters_of
-from relu_deploy.serving.protocol.http import EXTENSIONS, PARSED_ASIDE
-from relu_deploy.serving.protocol.json_codec import check_load
-from relu_deploy.serving.protocol.proto import stubs
+from relu_deploy.serving.protocol.proto import SERVICE, messages
+from relu_deploy.serving.protocol.routes import EXTENSIONS, RequestContext, Route
+from relu_deploy.serving.protocol.tensors import THREADED_PARSE_BYTES, check_load_parameters
 from relu_deploy.serving.telemetry.observer import RequestObserver
-from relu_deploy.serving.telemetry.request_log import Access
+from relu_deploy.serving.transport.admission import AdmissionControl
+from relu_deploy.serving.transport.tls import TlsOptions
 from relu_deploy.version import __version__
 
 __all__ = ["GrpcServer", "GrpcService"]
 
-#: seconds without a call that are waited for before the port is closed, and at most; gRPC drops what has just arrived then
-CALM, CALM_WITHIN = 0.05, 1.0
-#: bytes of an error's text: trailing metadata of more than 8 KiB is refused by clients, and each byte may take three
-TOLD_BYTES = 2000
+#: calls whose access differs from that of inference → their endpoint
+_ENDPOINTS = {
+    "ServerLive": "server_live",
+    "ServerReady": "server_ready",
+    "ModelReady": "model_ready",
+    "RepositoryModelLoad": "model_load",
+    "RepositoryModelUnload": "model_unload",
+}
+
+#: seconds without a call before the port is closed, and at most; gRPC drops calls that arrive at that moment
+QUIET_SECONDS, QUIET_WITHIN = 0.05, 1.0
+#: bytes of an error's text: clients refuse trailing metadata of more than 8 KiB, and each byte may take three
+MAX_ERROR_BYTES = 2000
 
 log = logging.getLogger("relu_deploy.serve")
-#: takes the message, gRPC's context, and what gets noted for the log
-Call = Callable[[Any, Any, dict[str, Any]], Awaitable[Any]]
+#: takes the message and the request's context
+Call = Callable[[Any, RequestContext], Awaitable[Any]]
 
 
 class GrpcServer:
     """One gRPC port. To be made, started and drained on the event loop that the models are on."""
 
-    def __init__(self, service: GrpcService, host: str, port: int, max_body: int) -> None:
-        """port: 0 takes a free one. max_body: bytes of one message. Raises InputError when the port cannot be had."""
+    def __init__(self, services: Sequence[Any], host: str, port: int, max_body: int, tls: TlsOptions | None = None) -> None:
+        """Bind the port.
+
+        Args:
+            services: A GrpcService and others with a `handler`.
+            host: Address to listen on.
+            port: 0 takes a free one.
+            max_body: Bytes of one message.
+            tls: None for plain TCP.
+
+        Raises:
+            InputError: If the port cannot be bound.
+        """
         import grpc.aio
 
-        self._service = service
-        self._server = grpc.aio.server(handlers=[service.handler()], options=_options(max_body))
+        self._services = [service for service in services if isinstance(service, GrpcService)]
+        self._server = grpc.aio.server(handlers=[service.handler() for service in services], options=_options(max_body))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            self.port: int = self._server.add_insecure_port(address)
+            if tls is None:
+                self.port: int = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, tls.grpc_credentials())
         except RuntimeError as error:
             raise InputError(
                 f"cannot listen on {address} for gRPC", "choose another port with --grpc-port, 0 for any, -1 for no gRPC"
@@ -57,26 +81,51 @@ class GrpcServer:
         await self._server.start()
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new calls, and return when those that run are answered; what takes longer than `seconds` is cancelled."""
-        self._service.closing = True
-        until = time.monotonic() + min(CALM_WITHIN, seconds)
-        while time.monotonic() < min(self._service.last_call + CALM, until):
-            await asyncio.sleep(CALM / 2)
+        """Refuse new calls, and return when the running ones are answered; those that take longer than `seconds` are cancelled."""
+        for service in self._services:
+            service.closing = True
+        until = time.monotonic() + min(QUIET_WITHIN, seconds)
+        while time.monotonic() < min(max(each.last_call for each in self._services) + QUIET_SECONDS, until):
+            await asyncio.sleep(QUIET_SECONDS / 2)
         await self._server.stop(seconds)
 
 
 class GrpcService:
-    """The calls of the protocol. ready: whether traffic should come. closing: no more of it is taken. access: is told of them."""
+    """The calls of the protocol.
 
-    def __init__(self, models: Models, ready: Callable[[], bool] = lambda: True, access: RequestObserver | None = None) -> None:
-        """Raises what `stubs` raises."""
-        self._access = access or Access()
-        self._models, self._ready = models, ready
-        self._told, _ = stubs()
+    Attributes:
+        closing: No more inference requests are taken.
+        last_call: When the last call arrived, of time.monotonic().
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        admission: AdmissionControl,
+        observer: RequestObserver,
+        ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Make the service.
+
+        Args:
+            models: What infer runs.
+            admission: Gives requests their place in a model's queue.
+            observer: Is notified of each call when it has ended.
+            ready: Whether the server takes traffic, beside its models.
+
+        Raises:
+            BackendUnavailable: If gRPC is not installed.
+        """
+        try:
+            import grpc  # noqa: F401
+        except ImportError as error:
+            raise missing_package(error.name or "grpcio", "serve") from error
+        self._models, self._admission, self._observer, self._ready = models, admission, observer, ready
+        self._messages = messages()
         self.closing, self.last_call = False, 0.0
 
     def handler(self) -> Any:
-        """Return what grpc.aio.server asks for the protocol's methods, each of which turns errors into the call's status."""
+        """Return the protocol's methods for grpc.aio.server."""
         import grpc
 
         calls: dict[str, Call] = {
@@ -92,105 +141,113 @@ class GrpcService:
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        handlers = {
-            name: grpc.unary_unary_rpc_method_handler(self._with_status(call, getattr(self._told, f"{name}Request")))
-            for name, call in calls.items()
-        }
-        return grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)
+        handlers = {name: grpc.unary_unary_rpc_method_handler(self._method(name, call)) for name, call in calls.items()}
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _with_status(self, call: Call, kind: Any) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        """Return `call` from bytes to bytes, which ends with the status of an error instead of raising it. kind: of message."""
+    def _method(self, name: str, call: Call) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        """Return `call` from bytes to bytes, which ends with an error's status instead of raising it."""
+        kind = getattr(self._messages, f"{name}Request")
 
-        async def answered(received: bytes, context: Any) -> bytes:
+        async def method(received: bytes, rpc: Any) -> bytes:
             self.last_call = started = time.monotonic()
-            fields: dict[str, Any] = {"method": "gRPC", "path": kind.DESCRIPTOR.name.removesuffix("InferRequest")}
-            fields |= {"client": _address(context.peer()), "headers": context.invocation_metadata() or ()}
-            status = 0  # as it stays when the client leaves
+            headers = rpc.invocation_metadata() or ()
+            context = RequestContext("gRPC", name, _address(rpc.peer()), headers, timeout=rpc.time_remaining())
+            context.route = Route(_ENDPOINTS.get(name, ""))
+            status = 0  # as it stays when the client disconnects
             try:
-                answer = await _called(call, kind, received, context, fields)
+                self._admission.access.check(context)
+                self._admission.hold_memory(context, len(received))
+                response = await _run(call, kind, received, context)
                 status = 200
-                return answer
-            except ServeError as refused:
-                status = refused.http
-                return await _abort(context, refused)
+                return response
+            except ServeError as error:
+                status = error.http
+                return await _abort(rpc, error)
             finally:
-                self._access.tell(fields, status, time.monotonic() - started)
+                self._admission.end(context)
+                self._observer.on_complete(context, status, time.monotonic() - started)
 
-        return answered
+        return method
 
-    async def _server_live(self, _request: Any, *_: Any) -> Any:
-        return self._told.ServerLiveResponse(live=True)
+    async def _server_live(self, _message: Any, _context: RequestContext) -> Any:
+        return self._messages.ServerLiveResponse(live=True)
 
-    async def _server_ready(self, _request: Any, *_: Any) -> Any:
-        return self._told.ServerReadyResponse(ready=self._ready() and self._models.all_ready())
+    async def _server_ready(self, _message: Any, _context: RequestContext) -> Any:
+        return self._messages.ServerReadyResponse(ready=self._ready() and self._models.all_ready())
 
-    async def _server_metadata(self, _request: Any, *_: Any) -> Any:
-        extensions = [one for one in EXTENSIONS if one != "binary_tensor_data"]
-        return self._told.ServerMetadataResponse(name="relu_deploy", version=__version__, extensions=extensions)
+    async def _server_metadata(self, _message: Any, _context: RequestContext) -> Any:
+        extensions = [each for each in EXTENSIONS if each != "binary_tensor_data"]
+        return self._messages.ServerMetadataResponse(name="relu_deploy", version=__version__, extensions=extensions)
 
-    async def _model_ready(self, request: Any, *_: Any) -> Any:
+    async def _model_ready(self, message: Any, _context: RequestContext) -> Any:
         try:
-            self._models.get(request.name, request.version)
+            self._models.get(message.name, message.version)
         except (Unavailable, NotFound):
-            return self._told.ModelReadyResponse(ready=False)
-        return self._told.ModelReadyResponse(ready=True)
+            return self._messages.ModelReadyResponse(ready=False)
+        return self._messages.ModelReadyResponse(ready=True)
 
-    async def _model_metadata(self, request: Any, *_: Any) -> Any:
-        return self._told.ModelMetadataResponse(**self._models.get(request.name, request.version).metadata())
+    async def _model_metadata(self, message: Any, _context: RequestContext) -> Any:
+        return self._messages.ModelMetadataResponse(**self._models.get(message.name, message.version).metadata())
 
-    async def _model_config(self, request: Any, *_: Any) -> Any:
-        config = self._models.get(request.name, request.version).config()
-        return self._told.ModelConfigResponse(config=config)
+    async def _model_config(self, message: Any, _context: RequestContext) -> Any:
+        config = self._models.get(message.name, message.version).config()
+        return self._messages.ModelConfigResponse(config=config)
 
-    async def _model_statistics(self, request: Any, *_: Any) -> Any:
-        if request.name:
-            model = self._models.get(request.name, request.version)
-            return self._told.ModelStatisticsResponse(model_stats=[model.statistics.to_json(model.name, VERSION)])
-        every = [each.to_json(name, VERSION) for name, each in self._models.statistics().items()]
-        return self._told.ModelStatisticsResponse(model_stats=every)
+    async def _model_statistics(self, message: Any, _context: RequestContext) -> Any:
+        if message.name:
+            model = self._models.get(message.name, message.version)
+            return self._messages.ModelStatisticsResponse(model_stats=[model.statistics.to_json(model.name, VERSION)])
+        statistics = [each.to_json(name, VERSION) for name, each in self._models.statistics().items()]
+        return self._messages.ModelStatisticsResponse(model_stats=statistics)
 
-    async def _infer(self, request: Any, context: Any, noted: dict[str, Any]) -> Any:
+    async def _infer(self, message: Any, context: RequestContext) -> Any:
         if self.closing:
-            raise Unavailable("the server is going down", retry_after=1.0)
-        model = self._models.get(request.model_name, request.model_version)
-        if not request.raw_input_contents and request.ByteSize() > PARSED_ASIDE:
-            asked = await asyncio.to_thread(decode, request, model.inputs, model.settings.allow_nan)
-            # That took its time: by now the model may be a newer one.
-            model = self._models.get(request.model_name, request.model_version)
+            raise Unavailable("the server is shutting down", retry_after=1.0)
+        context.route = Route("infer", message.model_name, message.model_version)
+        self._admission.admit(context)
+        model = self._models.get(message.model_name, message.model_version)
+        if not message.raw_input_contents and message.ByteSize() > THREADED_PARSE_BYTES:
+            inference = await asyncio.to_thread(decode, message, model.inputs, model.settings.allow_nan)
+            # The model may have been replaced meanwhile.
+            model = self._models.get(message.model_name, message.model_version)
         else:
-            asked = decode(request, model.inputs, model.settings.allow_nan)
-        wanted = asked.wanted(model.outputs)
-        results, noted["timings"] = await model.timed(asked, within=context.time_remaining())
-        answer = self._told.ModelInferResponse(model_name=model.name, model_version=VERSION, id=asked.id)
-        fill(answer, results, wanted)
-        return answer
+            inference = decode(message, model.inputs, model.settings.allow_nan)
+        outputs = inference.select(model.outputs)
+        results = await model.infer(inference, context)
+        response = self._messages.ModelInferResponse(model_name=model.name, model_version=VERSION, id=inference.id)
+        fill(response, results, outputs)
+        return response
 
-    async def _index(self, request: Any, *_: Any) -> Any:
-        entries = [one for one in self._models.index() if one["state"] == "READY" or not request.ready]
-        return self._told.RepositoryIndexResponse(models=entries)
+    async def _index(self, message: Any, _context: RequestContext) -> Any:
+        entries = [each for each in self._models.index() if each["state"] == "READY" or not message.ready]
+        return self._messages.RepositoryIndexResponse(models=entries)
 
-    async def _load(self, request: Any, *_: Any) -> Any:
-        check_load(parameters_of(request))
-        await self._models.load(request.model_name)
-        return self._told.RepositoryModelLoadResponse()
+    async def _load(self, message: Any, _context: RequestContext) -> Any:
+        check_load_parameters(parameters_of(message))
+        await self._models.load(message.model_name)
+        return self._messages.RepositoryModelLoadResponse()
 
-    async def _unload(self, request: Any, *_: Any) -> Any:
-        await self._models.unload(request.model_name)
-        return self._told.RepositoryModelUnloadResponse()
+    async def _unload(self, message: Any, _context: RequestContext) -> Any:
+        await self._models.unload(message.model_name)
+        return self._messages.RepositoryModelUnloadResponse()
 
 
-async def _called(call: Call, kind: Any, received: bytes, context: Any, fields: dict[str, Any]) -> bytes:
-    """Return the answer of `call`, serialized. fields: gets what the log may tell. Raises ServeError, whatever went wrong."""
+async def _run(call: Call, kind: Any, received: bytes, context: RequestContext) -> bytes:
+    """Return the response of `call`, serialized. kind: the class of the received message.
+
+    Raises:
+        ServeError: Whatever went wrong.
+    """
     from google.protobuf.message import DecodeError
 
     try:
         message = kind.FromString(received)
-        fields |= {"model": getattr(message, "model_name", ""), "id": getattr(message, "id", "")}
-        serialized: bytes = (await call(message, context, fields)).SerializeToString()
+        context.model, context.id = getattr(message, "model_name", ""), getattr(message, "id", "")
+        serialized: bytes = (await call(message, context)).SerializeToString()
         return serialized
     except DecodeError:
         # Here and not in gRPC, which would call it an unknown error and log a traceback.
-        raise InvalidArgument(f"the message is no {kind.DESCRIPTOR.name}") from None
+        raise InvalidArgument(f"the message is not a {kind.DESCRIPTOR.name}") from None
     except ServeError:
         raise
     except ReluDeployError as error:
@@ -201,17 +258,17 @@ async def _called(call: Call, kind: Any, received: bytes, context: Any, fields: 
 
 
 def _address(peer: str) -> str:
-    """Return the address in what gRPC calls its peer, such as ipv4:10.0.0.1:50000; "" for one that is none."""
+    """Return the address in gRPC's name of a peer, such as ipv4:10.0.0.1:50000; "" for one without an address."""
     kind, _, rest = unquote(peer).partition(":")
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
 
 
-async def _abort(context: Any, error: ServeError) -> NoReturn:
+async def _abort(rpc: Any, error: ServeError) -> NoReturn:
     from grpc import StatusCode
 
-    told = error.told.encode()[:TOLD_BYTES].decode(errors="ignore")
-    again = () if error.retry_after is None else (("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))),)
-    await context.abort(StatusCode[error.grpc], told, again)
+    text = error.text.encode()[:MAX_ERROR_BYTES].decode(errors="ignore")
+    retry = () if error.retry_after is None else (("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))),)
+    await rpc.abort(StatusCode[error.grpc], text, retry)
     raise AssertionError("abort has not ended the call")
 
 
@@ -221,7 +278,7 @@ def _options(max_body: int) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         # Two processes must not share a port without knowing.
         ("grpc.so_reuseport", 0),
-        # Whoever is gone without a word is noticed; clients may ask every 10 s, also between calls.
+        # A client that vanished is noticed; clients may ping every 10 s, also between calls.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),

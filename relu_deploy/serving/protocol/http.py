@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2 over HTTP, as an ASGI application: one request can be followed from top to bottom here.
+"""The Open Inference Protocol v2 over HTTP, as an ASGI application, and its infer request from body to answer.
 
-Bodies are bounded, in size and in the time they may take, and read into one buffer that the arrays then share.
+Bodies are bounded, in size and in the time that they may take, and read into one buffer that the arrays then share.
 """
 
 from __future__ import annotations
@@ -8,58 +8,53 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, TooLarge, Unavailable
+from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, TooLarge
 from relu_deploy.serving.models import VERSION, Models
-from relu_deploy.serving.protocol.json_codec import check_load, decode, dump, encode, parse
-from relu_deploy.version import __version__
+from relu_deploy.serving.protocol.json_codec import decode, dump, encode, memory_of
+from relu_deploy.serving.protocol.routes import CONTEXT, RequestContext, parse_route
+from relu_deploy.serving.protocol.tensors import THREADED_PARSE_BYTES
+from relu_deploy.serving.telemetry.observer import RequestObserver
+from relu_deploy.serving.transport.admission import AdmissionControl
+from relu_deploy.serving.transport.limits import HttpLimits
 
-__all__ = ["HttpApp", "HttpLimits", "Request", "Response", "Route"]
+__all__ = ["Handler", "HttpApp", "Request", "Response", "json_response"]
 
-EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration", "statistics"]
-#: a JSON body above this many bytes is parsed in a thread, so that other requests go on meanwhile
-PARSED_ASIDE = 2**20
-#: what may be done about a body that is too large
-LARGER = "send less, or let serve --max-body take more MiB"
-
-#: the extension of an ASGI scope that takes a future to cancel when the client goes; `connection` offers it
-ON_DISCONNECT = "relu_deploy.leaving"
+#: times its own size that a compressed body may have, where that is more than FREE_BYTES
+MAX_RATIO, FREE_BYTES = 100, 2**20
+#: the hint for a body that is too large
+BODY_HINT = "send less, or raise serve --max-body (MiB)"
 
 log = logging.getLogger("relu_deploy.serve")
 
 
 @dataclass(frozen=True)
-class HttpLimits:
-    """max_body: bytes. body_seconds: how long a whole body may take to arrive."""
-
-    max_body: int = 64 * 2**20
-    body_seconds: float = 30.0
-
-
-@dataclass(frozen=True)
 class Request:
-    """One HTTP request. headers: by lower-case name. body: reads it, within the limits. leaving: see `Model.infer`.
+    """One HTTP request.
 
-    noted: what the log may tell of it.
+    Attributes:
+        context: Its route, and what other layers know of it.
+        headers: By lower-case name.
+        query: The URL's query, as received.
+        body: Reads the body, within the limits.
     """
 
-    method: str
-    parts: tuple[str, ...]
+    context: RequestContext
     headers: Mapping[str, str]
     query: str
     body: Callable[[], Awaitable[bytes]]
-    on_disconnect: Callable[[asyncio.Future[Any]], None]
-    noted: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Response:
-    """What is sent back. parts: the body, in pieces that are not joined."""
+    """One HTTP response. parts: the body, in pieces that are sent without being joined."""
 
     parts: Sequence[bytes] = ()
     status: int = 200
@@ -67,219 +62,251 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-#: answers paths that the protocol does not know (the page, pictures, metrics), None for one that it does not know either
-Route = Callable[[Request], Awaitable[Response | None]]
+#: answers the requests of one endpoint
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 class HttpApp:
-    """The application. routes: asked in turn for every path that is not the protocol's. ready: whether traffic should come."""
+    """The ASGI application of the inference port."""
 
     def __init__(
         self,
         models: Models,
-        limits: HttpLimits = HttpLimits(),
-        routes: Sequence[Route] = (),
-        ready: Callable[[], bool] = lambda: True,
+        admission: AdmissionControl,
+        observer: RequestObserver,
+        handlers: Mapping[str, Handler],
+        limits: HttpLimits,
     ) -> None:
-        self._models, self._limits, self._routes, self._ready = models, limits, routes, ready
+        """Make the application.
+
+        Args:
+            models: What infer runs.
+            admission: Gives requests their place in a model's queue.
+            observer: Is notified of each request when it has ended.
+            handlers: By `Route.endpoint`, all but infer.
+            limits: Of the bodies.
+        """
+        self._models, self._admission, self._observer, self._limits = models, admission, observer, limits
+        self._handlers = {**handlers, "infer": self._infer}
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
+        started, status = time.perf_counter(), 0
+        context = _context_of(scope)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        reader = _Reader(receive, headers, self._limits)
-        parts = tuple(scope["path"].strip("/").split("/"))
-        on_disconnect = scope.get("extensions", {}).get(ON_DISCONNECT, _stays)
-        query, noted = scope["query_string"].decode("latin-1"), scope.get("noted", {})
-        ask = Request(scope["method"], parts, headers, query, reader.read, on_disconnect, noted)
+        reader = _BodyReader(receive, headers, self._limits, partial(self._admission.hold_memory, context))
+        request = Request(context, headers, scope["query_string"].decode("latin-1"), reader.read)
         try:
-            answer = await self._answer(ask)
+            response = await self._respond(request)
+            status = response.status
+            context.body_complete = reader.done
+            headers_added = self._admission.access.response_headers(context)
+            await _send(send, response, headers_added, close=not reader.done)
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            # The client has gone: nobody reads an answer.
-            return
+            # The client has disconnected: an answer would not be read.
+        finally:
+            self._admission.end(context)
+            self._observer.on_complete(context, status, time.perf_counter() - started)
+
+    async def _respond(self, request: Request) -> Response:
+        """Return the response, which is an error's where the request failed."""
+        context = request.context
+        try:
+            self._admission.access.check(context)
+            if request.headers.get("expect", "100-continue").lower() != "100-continue":
+                return Response([dump({"error": "the only supported expectation is 100-continue"})], 417)
+            context.timeout = _timeout(request.headers)
+            if context.method == "OPTIONS":
+                return _options(context.path)
+            if (handler := self._handlers.get(context.route.endpoint)) is None:
+                raise NotFound(f"there is nothing at {context.method} {context.path}")
+            return await handler(request)
         except ServeError as error:
-            answer = _refused(error)
+            return _error_response(error)
         except ReluDeployError as error:
-            answer = _refused(InvalidArgument(error.message, error.hint))
+            return _error_response(InvalidArgument(error.message, error.hint))
         except Exception:
             log.exception("a request failed")
-            answer = _refused(InternalError("the server failed on this request; its log says more"))
-        await _send(send, answer, closes=not reader.done)
+            return _error_response(InternalError("the server failed on this request; its log says more"))
 
-    async def _answer(self, ask: Request) -> Response:
-        match (ask.method, *ask.parts):
-            case ("POST", "v2", "models", name, "infer"):
-                return await self._infer(ask, name)
-            case ("POST", "v2", "models", name, "versions", version, "infer"):
-                return await self._infer(ask, name, version)
-            case ("GET", "v2", "health", "live"):
-                return _json({"live": True})
-            case ("GET", "v2", "health", "ready"):
-                ready = self._ready() and self._models.all_ready()
-                return _json({"live": True, "ready": ready}, 200 if ready else 503)
-            case ("GET", "v2"):
-                return _json({"name": "relu_deploy", "version": __version__, "extensions": EXTENSIONS})
-            case ("GET", "v2", "models", "stats"):
-                return _json({"model_stats": [each.to_json(name, VERSION) for name, each in self._models.statistics().items()]})
-            case ("GET", "v2", "models", name, *rest):
-                return await self._about(name, rest)
-            case ("POST", "v2", "repository", *rest):
-                return await self._repository(ask, rest)
-        for route in self._routes:
-            if (answer := await route(ask)) is not None:
-                return answer
-        raise NotFound(f"there is nothing at {ask.method} /{'/'.join(ask.parts)}")
-
-    async def _infer(self, ask: Request, name: str, version: str = "") -> Response:
+    async def _infer(self, request: Request) -> Response:
+        context = request.context
+        name, version = context.route.model, context.route.version
+        self._models.get(name, version)  # an unknown model is refused before the body is read
+        body = await request.body()
+        context.body_complete = True
+        self._admission.admit(context)
+        length = _json_length(request.headers)
+        self._admission.hold_memory(context, memory_of(body, length))
         model = self._models.get(name, version)
-        body = await ask.body()
-        model.check_room()
-        length, allow_nan = _json_length(ask.headers), model.settings.allow_nan
-        if (length if length is not None else len(body)) > PARSED_ASIDE:
-            request = await asyncio.to_thread(decode, body, length, model.inputs, allow_nan)
+        if (length if length is not None else len(body)) > THREADED_PARSE_BYTES:
+            inference = await asyncio.to_thread(decode, body, length, model.inputs, model.settings.allow_nan)
+            # The model may have been replaced meanwhile.
+            model = self._models.get(name, version)
         else:
-            request = decode(body, length, model.inputs, allow_nan)
-        # The body took its time: by now the model may be a newer one.
-        model = self._models.get(name, version)
-        wanted = request.wanted(model.outputs)
-        ask.noted.update(model=name, id=request.id)
-        results, ask.noted["timings"] = await model.timed(request, ask.on_disconnect)
-        told = {"model_name": name, "model_version": VERSION, "id": request.id}
-        if not request.id:
-            del told["id"]
-        parts, length = encode(told, results, wanted)
+            inference = decode(body, length, model.inputs, model.settings.allow_nan)
+        outputs = inference.select(model.outputs)
+        context.model, context.id = name, inference.id
+        results = await model.infer(inference, context)
+        fields = {"model_name": name, "model_version": VERSION, **({"id": inference.id} if inference.id else {})}
+        parts, length = encode(fields, results, outputs)
         if length is None:
             return Response(parts)
         return Response(parts, content_type="application/octet-stream", headers={"inference-header-content-length": str(length)})
 
-    async def _about(self, name: str, rest: Sequence[str]) -> Response:
-        version = ""
-        if rest[:1] == ["versions"] and len(rest) > 1:
-            version, rest = rest[1], rest[2:]
-        if rest == ["ready"]:
-            try:
-                self._models.get(name, version)
-            except Unavailable:
-                return _json({"name": name, "ready": False}, 503)
-            return _json({"name": name, "ready": True})
-        model = self._models.get(name, version)
-        match rest:
-            case []:
-                return _json(model.metadata())
-            case ["config"]:
-                return _json(model.config())
-            case ["monitor"] if model.watch is not None:
-                return _json(await asyncio.to_thread(model.watch.to_json))
-            case ["stats"]:
-                return _json({"model_stats": [model.statistics.to_json(name, VERSION)]})
-        raise NotFound(f"there is nothing at /v2/models/{name}/{'/'.join(rest)}")
 
-    async def _repository(self, ask: Request, rest: Sequence[str]) -> Response:
-        told = parse(await ask.body())
-        match rest:
-            case ["index"]:
-                entries = self._models.index()
-                return _json([one for one in entries if one["state"] == "READY"] if told.get("ready") else entries)
-            case ["models", name, "load"]:
-                check_load(told.get("parameters") or {})
-                await self._models.load(name)
-                return _json({})
-            case ["models", name, "unload"]:
-                await self._models.unload(name)
-                return _json({})
-        raise NotFound(f"there is nothing at /v2/repository/{'/'.join(rest)}")
-
-
-class _Reader:
+class _BodyReader:
     """Reads one body. done: whether all of it was read, without which the connection cannot be used again."""
 
-    def __init__(self, receive: Any, headers: Mapping[str, str], limits: HttpLimits) -> None:
-        self._receive, self._headers, self._limits = receive, headers, limits
+    def __init__(self, receive: Any, headers: Mapping[str, str], limits: HttpLimits, hold: Callable[[int], None]) -> None:
+        """hold: counts bytes of memory, or raises Unavailable."""
+        self._receive, self._headers, self._limits, self._hold = receive, headers, limits, hold
         self.done = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
 
     async def read(self) -> bytes:
-        """Return the body. Raises TooLarge beyond the limit, as soon as that is known, and Late when it does not arrive."""
-        told = self._headers.get("content-length")
-        if told is not None and told.isdecimal() and int(told) > self._limits.max_body:
-            raise TooLarge(f"a body of {told} bytes is more than the {self._limits.max_body} that are taken", LARGER)
+        """Return the body, decompressed.
+
+        Raises:
+            TooLarge: Beyond the limit, as soon as that is known.
+            InvalidArgument: For an unknown content encoding, or a body that does not arrive in time.
+        """
+        length, limit = self._headers.get("content-length"), self._limits.max_body
+        if length is not None and length.isdecimal() and int(length) > limit:
+            raise TooLarge(f"a body of {length} bytes exceeds the limit of {limit}", BODY_HINT)
         encoding = self._headers.get("content-encoding", "identity").lower()
-        if encoding not in ("identity", "gzip", "deflate"):
-            raise InvalidArgument(
-                f"a body in content encoding {encoding!r} is not taken", "send it as it is, in gzip or in deflate"
-            )
+        if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+            raise InvalidArgument(f"content encoding {encoding!r} is not supported", "send the body as identity, gzip or deflate")
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                body = await self._whole()
+                body = await self._receive_all()
         except TimeoutError:
             raise InvalidArgument(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
-        return body if encoding == "identity" else await asyncio.to_thread(_unpacked, body, self._limits.max_body)
+        if encoding == "identity":
+            return body
+        content = await asyncio.to_thread(decompress, body, min(limit, max(FREE_BYTES, MAX_RATIO * len(body))))
+        self._hold(len(content))
+        return content
 
-    async def _whole(self) -> bytes:
+    async def _receive_all(self) -> bytes:
         pieces: list[bytes] = []
         size = 0
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise InvalidArgument("the client left before its body was complete")
+                raise InvalidArgument("the client disconnected before its body was complete")
             pieces.append(message.get("body", b""))
             size += len(pieces[-1])
+            self._hold(len(pieces[-1]))
             if size > self._limits.max_body:
-                raise TooLarge(f"the body is more than the {self._limits.max_body} bytes that are taken", LARGER)
+                raise TooLarge(f"the body exceeds the limit of {self._limits.max_body} bytes", BODY_HINT)
             if not message.get("more_body", False):
                 self.done = True
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _stays(_: asyncio.Future[Any]) -> None:
-    """What a server without that extension is taken to say: the client stays."""
+def _context_of(scope: Mapping[str, Any]) -> RequestContext:
+    """Return the context that `Connection` made, or a new one below another ASGI server."""
+    context = scope.get("extensions", {}).get(CONTEXT)
+    if isinstance(context, RequestContext):
+        return context
+    client = scope.get("client")
+    route = parse_route(scope["method"], scope["path"])
+    address, version = client[0] if client else "", scope.get("http_version", "1.0")
+    return RequestContext(scope["method"], scope["path"], address, scope["headers"], route, http_version=version)
 
 
-def _unpacked(body: bytes, most: int) -> bytes:
-    """Return what the compressed `body` holds, without ever holding more than `most`. Raises TooLarge, or Invalid."""
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header, gzip's or zlib's
+def decompress(body: bytes, limit: int) -> bytes:
+    """Return the decompressed `body`, without ever holding more than `limit` bytes.
+
+    Args:
+        body: In the format of gzip, also of several members (RFC 1952), of zlib, or raw deflate.
+        limit: Bytes.
+
+    Raises:
+        TooLarge: If it is longer than `limit`.
+        InvalidArgument: If it is damaged, cut short or followed by something else.
+    """
+    pieces: list[bytes] = []
+    # Either header, gzip's or zlib's; some clients send deflate without any.
+    bits = zlib.MAX_WBITS | 32 if body[:2] == b"\x1f\x8b" or _has_zlib_header(body) else -zlib.MAX_WBITS
+    rest, left = body, limit
+    while rest or not pieces:
+        decompressor = zlib.decompressobj(bits)
+        try:
+            pieces.append(decompressor.decompress(rest, left + 1))
+        except zlib.error as error:
+            raise InvalidArgument(f"the body does not fit its content encoding: {error}") from None
+        left -= len(pieces[-1])
+        if left < 0:
+            raise TooLarge(f"the decompressed body exceeds the limit of {limit} bytes", BODY_HINT)
+        rest = decompressor.unused_data
+        if not decompressor.eof or (rest and not (body[:2] == rest[:2] == b"\x1f\x8b")):
+            raise InvalidArgument("the compressed body ends too early or too late")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _has_zlib_header(body: bytes) -> bool:
+    return len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+
+
+def _timeout(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds in the header Request-Timeout, None without it."""
+    text = headers.get("request-timeout")
+    if text is None:
+        return None
     try:
-        found = unpacker.decompress(body, most + 1)
-    except zlib.error as error:
-        raise InvalidArgument(f"the body is not what its content encoding says: {error}") from None
-    if len(found) > most:
-        raise TooLarge(f"the unpacked body is more than the {most} bytes that are taken", LARGER)
-    if not unpacker.eof or unpacker.unused_data:
-        raise InvalidArgument("the compressed body ends too early or too late")
-    return found
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e9:
+        raise InvalidArgument(f"Request-Timeout is {text[:40]!r}, and must be a number of seconds")
+    return seconds
+
+
+def _options(path: str) -> Response:
+    methods = [method for method in ("GET", "POST") if parse_route(method, path).endpoint]
+    if not methods:
+        raise NotFound(f"there is nothing at OPTIONS {path}")
+    if "GET" in methods:
+        methods.append("HEAD")
+    return Response(status=204, headers={"allow": ", ".join([*methods, "OPTIONS"])})
 
 
 def _json_length(headers: Mapping[str, str]) -> int | None:
-    told = headers.get("inference-header-content-length")
-    if told is None:
+    length = headers.get("inference-header-content-length")
+    if length is None:
         return None
-    if not told.isdecimal() or len(told) > 12:
-        raise InvalidArgument(f"Inference-Header-Content-Length is {told[:40]!r}, and must be a number of bytes")
-    return int(told)
+    if not length.isdecimal() or len(length) > 12:
+        raise InvalidArgument(f"Inference-Header-Content-Length is {length[:40]!r}, and must be a number of bytes")
+    return int(length)
 
 
-def _json(told: Any, status: int = 200) -> Response:
-    return Response([dump(told)], status)
+def json_response(content: Any, status: int = 200) -> Response:
+    """Return a response that is `content` as JSON."""
+    return Response([dump(content)], status)
 
 
-def _refused(error: ServeError) -> Response:
+def _error_response(error: ServeError) -> Response:
     headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
-    return Response([dump({"error": error.told})], error.http, headers=headers)
+    return Response([dump({"error": error.text})], error.http, headers=headers)
 
 
-async def _send(send: Any, answer: Response, *, closes: bool) -> None:
+async def _send(send: Any, response: Response, added: Sequence[tuple[bytes, bytes]], *, close: bool) -> None:
     headers = [
-        (b"content-type", answer.content_type.encode()),
-        (b"content-length", str(sum(map(len, answer.parts))).encode()),
-        *((name.encode(), value.encode()) for name, value in answer.headers.items()),
+        *added,
+        (b"content-type", response.content_type.encode()),
+        (b"content-length", str(sum(map(len, response.parts))).encode()),
+        *((name.encode(), value.encode()) for name, value in response.headers.items()),
     ]
-    if closes:
+    if close:
         headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    if sum(map(len, answer.parts)) < 2**16:
-        await send({"type": "http.response.body", "body": b"".join(answer.parts)})
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    if sum(map(len, response.parts)) < 2**16:
+        await send({"type": "http.response.body", "body": b"".join(response.parts)})
         return
-    for part in answer.parts:
+    for part in response.parts:
         await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

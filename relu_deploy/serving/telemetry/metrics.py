@@ -1,7 +1,7 @@
-"""What a Prometheus server scrapes at /metrics, made on the scrape from the counts that the models keep anyway.
+"""The metrics that a Prometheus server scrapes at /metrics, computed at each scrape from the models' statistics.
 
-Names, labels and units that begin with nv_ are Triton's, so that dashboards and autoscalers made for it go on working; the
-meaning is in its user guide (metrics.md). What it has no name for begins with relu_deploy_.
+Metrics that begin with nv_ have the names, labels and units of Triton's user guide (metrics.md), so that dashboards and
+autoscalers made for Triton work. Those without a counterpart there begin with relu_deploy_.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from relu_deploy.bundle import sha256
-from relu_deploy.serving.models import VERSION, Models
+from relu_deploy.serving.errors import ServeError
+from relu_deploy.serving.models import VERSION, Model, Models
+from relu_deploy.serving.protocol.routes import RequestContext, Route
 from relu_deploy.serving.telemetry.statistics import BUCKETS, StatisticsSnapshot
-
-if TYPE_CHECKING:
-    from relu_deploy.serving.models import Model
+from relu_deploy.serving.transport.access import AccessPolicy
 
 __all__ = ["CONTENT_TYPE", "Metrics", "MetricsApp"]
 
@@ -37,7 +37,7 @@ DURATIONS = {
     "compute_infer": "in the model",
     "compute_output": "until the output was ready",
 }
-#: Triton's reasons, and which of ours they are
+#: Triton's reasons, and the reasons in `Statistics` that they cover
 REASONS = {"REJECTED": ("refused", "busy", "late"), "CANCELED": ("cancelled",), "BACKEND": ("failed",), "OTHER": ()}
 
 
@@ -46,31 +46,31 @@ class Metrics:
 
     def __init__(self, models: Models) -> None:
         self._models = models
-        self._busy = _Busy()
+        self._machine = _MachineMetrics()
         self._shas: dict[tuple[str, Any], str] = {}
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)  # type: ignore[arg-type]  # it has the one method that is asked for
+        self._registry.register(self)  # type: ignore[arg-type]  # it has the one method that is called
 
     def text(self) -> bytes:
-        """Return everything in Prometheus' text format, version 0.0.4."""
-        told = generate_latest(self._registry).decode()
-        # prometheus_client says that every counter ends in _total; Triton's do not.
-        return re.sub(r"^(# (?:HELP|TYPE) nv_\w+)_total ", r"\1 ", told, flags=re.MULTILINE).encode()
+        """Return all metrics in Prometheus' text format, version 0.0.4."""
+        text = generate_latest(self._registry).decode()
+        # prometheus_client appends _total to every counter; Triton's names do not have it.
+        return re.sub(r"^(# (?:HELP|TYPE) nv_\w+)_total ", r"\1 ", text, flags=re.MULTILINE).encode()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what there is, for the registry."""
-        readings = {name: each.reading() for name, each in self._models.statistics().items()}
+        """Yield the metrics, for the registry."""
+        snapshots = {name: each.snapshot() for name, each in self._models.statistics().items()}
         models = self._models.loaded()
-        yield from _triton(readings, models)
-        yield from self._busy.collect()
-        yield from _ours(readings, models)
+        yield from _triton_metrics(snapshots, models)
+        yield from self._machine.collect()
+        yield from _own_metrics(snapshots, models)
         yield self._info(models)
         yield from _monitors(models)
 
     def _info(self, models: Iterable[Model]) -> Metric:
         info = GaugeMetricFamily(
             "relu_deploy_model_info",
-            "What is loaded; always 1",
+            "The loaded models; always 1",
             labels=("model", "version", "backend", "variant", "sha256"),
         )
         for model in models:
@@ -93,23 +93,23 @@ def _sha_of(model: Model) -> str:
         return ""
 
 
-def _triton(readings: Mapping[str, StatisticsSnapshot], models: Iterable[Model]) -> Iterator[Metric]:
+def _triton_metrics(snapshots: Mapping[str, StatisticsSnapshot], models: Iterable[Model]) -> Iterator[Metric]:
     for metric, (field, help_text) in COUNTS.items():
-        yield _counter(metric, help_text, (({"model": name}, getattr(each, field)) for name, each in readings.items()))
+        yield _counter(metric, help_text, (({"model": name}, getattr(each, field)) for name, each in snapshots.items()))
     yield _counter(
         "nv_inference_request_failure",
         "Number of failed inference requests, all batch sizes",
         (
             ({"model": name, "reason": reason}, count)
-            for name, each in readings.items()
+            for name, each in snapshots.items()
             for reason, count in _by_reason(each.failures).items()
         ),
     )
-    for part, what in DURATIONS.items():
+    for part, description in DURATIONS.items():
         yield _counter(
             f"nv_inference_{part}_duration_us",
-            f"Cumulative inference duration in microseconds, {what}",
-            (({"model": name}, int(each.durations[part] * 1e6)) for name, each in readings.items()),
+            f"Cumulative inference duration in microseconds, {description}",
+            (({"model": name}, int(each.durations[part] * 1e6)) for name, each in snapshots.items()),
         )
     pending = GaugeMetricFamily(
         "nv_inference_pending_request_count", "Number of requests awaiting execution", labels=("model", "version")
@@ -127,27 +127,27 @@ def _counter(name: str, help_text: str, values: Iterable[tuple[dict[str, str], f
 
 
 def _by_reason(failures: Mapping[str, int]) -> dict[str, int]:
-    counts = {reason: sum(failures.get(ours, 0) for ours in many) for reason, many in REASONS.items()}
+    counts = {reason: sum(failures.get(own, 0) for own in many) for reason, many in REASONS.items()}
     counts["OTHER"] = sum(failures.values()) - sum(counts.values())
     return counts
 
 
-def _ours(readings: Mapping[str, StatisticsSnapshot], models: Iterable[Model]) -> Iterator[Metric]:
+def _own_metrics(snapshots: Mapping[str, StatisticsSnapshot], models: Iterable[Model]) -> Iterator[Metric]:
     labels = ("model", "version")
     latency = HistogramMetricFamily(
         "relu_deploy_request_duration_seconds", "From a request's arrival to its answer, where it succeeded", labels=labels
     )
-    sizes = HistogramMetricFamily("relu_deploy_batch_rows", "Real rows of one run of the model", labels=labels)
+    sizes = HistogramMetricFamily("relu_deploy_batch_rows", "Rows of one run of the model", labels=labels)
     failed = CounterMetricFamily(
-        "relu_deploy_requests_failed", "Requests without an answer, by why", labels=("model", "version", "reason")
+        "relu_deploy_requests_failed", "Requests without an answer, by reason", labels=("model", "version", "reason")
     )
     loads = CounterMetricFamily(
-        "relu_deploy_model_loads", "Loads and reloads of the model, by how they ended", labels=("model", "version", "result")
+        "relu_deploy_model_loads", "Loads and reloads of the model, by result", labels=("model", "version", "result")
     )
     limits = {model.name: model.limits.max_batch for model in models}
-    for name, each in readings.items():
+    for name, each in snapshots.items():
         latency.add_metric([name, VERSION], _cumulative(BUCKETS, each.buckets), each.durations["request"])
-        # Up to what the model may get, so that the buckets stay the same from scrape to scrape.
+        # Up to the largest batch, so that the buckets stay the same from scrape to scrape.
         greatest = max(limits.get(name, 1), *each.batches, 1)
         bounds = [2**power for power in range((greatest - 1).bit_length() + 1)]
         counts = [sum(count for rows, count in each.batches.items() if _bucket(bounds, rows) == at) for at in range(len(bounds))]
@@ -156,8 +156,8 @@ def _ours(readings: Mapping[str, StatisticsSnapshot], models: Iterable[Model]) -
             failed.add_metric([name, VERSION, reason], each.failures.get(reason, 0))
         for result in ("loaded", "failed"):
             loads.add_metric([name, VERSION, result], each.loads.get(result, 0))
-    limit = GaugeMetricFamily("relu_deploy_queue_limit", "Requests that may wait; more are refused", labels=labels)
-    most = GaugeMetricFamily("relu_deploy_max_batch", "Rows of one run at most", labels=labels)
+    limit = GaugeMetricFamily("relu_deploy_queue_limit", "Requests that may wait; further ones are refused", labels=labels)
+    most = GaugeMetricFamily("relu_deploy_max_batch", "Most rows of one run", labels=labels)
     for model in models:
         limit.add_metric([model.name, VERSION], model.limits.queue)
         most.add_metric([model.name, VERSION], model.limits.max_batch)
@@ -169,17 +169,17 @@ def _bucket(bounds: Iterable[float], value: float) -> int:
 
 
 def _cumulative(bounds: Iterable[float], counts: Iterable[int]) -> list[tuple[str, float]]:
-    total, told = 0, []
+    total, buckets = 0, []
     for bound, count in zip([*map(float, bounds), float("inf")], counts, strict=True):
         total += count
-        told.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))
-    return told
+        buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))
+    return buckets
 
 
-#: metrics of one monitor: name → (kind, help, where its JSON has it)
+#: metrics of one monitor: name → (kind, help, path in its JSON)
 MONITOR = {
     "samples": ("counter", "Samples that the Relu monitor ran again", ("samples",)),
-    "dropped": ("counter", "Samples that it left out because it was behind", ("dropped",)),
+    "dropped": ("counter", "Samples that it dropped because it was behind", ("dropped",)),
     "failed": ("counter", "Samples that it could not run", ("failed",)),
     "unusual": ("counter", "Samples whose firing pattern is rarer than 1 in 100 in the census", ("unusual",)),
     "alarms": ("counter", "How often the drift alarm was raised", ("drift", "alarms")),
@@ -198,10 +198,10 @@ MONITOR_RELU = {
 
 
 def _monitors(models: Iterable[Model]) -> Iterator[Metric]:
-    told = {model.name: model.watch.to_json() for model in models if model.watch is not None}
-    on = {name: each for name, each in told.items() if each["on"]}
-    state = GaugeMetricFamily("relu_deploy_monitor_on", "1 where the Relu monitor watches", labels=("model", "version"))
-    for name, each in told.items():
+    states = {model.name: model.monitor.to_json() for model in models if model.monitor is not None}
+    on = {name: each for name, each in states.items() if each["on"]}
+    state = GaugeMetricFamily("relu_deploy_monitor_on", "1 where the Relu monitor is on", labels=("model", "version"))
+    for name, each in states.items():
         state.add_metric([name, VERSION], float(each["on"]))
     yield state
     for metric, (kind, help_text, path) in MONITOR.items():
@@ -226,8 +226,8 @@ def _family(kind: str, name: str, help_text: str, labels: tuple[str, ...]) -> Co
     return (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(name, help_text, labels=labels)
 
 
-class _Busy:
-    """The machine's processors and memory, from /proc; nothing where there is none. Utilization: since the last scrape."""
+class _MachineMetrics:
+    """The machine's processors and memory, from /proc on Linux. Utilization: since the last scrape."""
 
     def __init__(self) -> None:
         self._last = self._times()
@@ -237,20 +237,20 @@ class _Busy:
             return
         before, self._last = self._last, self._times()
         idle, total = (now - then for now, then in zip(self._last, before, strict=True))
-        told = {"nv_cpu_utilization": ("CPU utilization rate [0.0 - 1.0]", 1 - idle / total if total > 0 else 0.0)}
+        values = {"nv_cpu_utilization": ("CPU utilization rate [0.0 - 1.0]", 1 - idle / total if total > 0 else 0.0)}
         memory = {
             name: 1024 * int(rest.split()[0])
             for name, rest in (line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         }
         free = memory.get("MemAvailable", memory["MemFree"])
-        told["nv_cpu_memory_total_bytes"] = ("CPU total memory (RAM), in bytes", memory["MemTotal"])
-        told["nv_cpu_memory_used_bytes"] = ("CPU used memory (RAM), in bytes", memory["MemTotal"] - free)
-        for name, (help_text, value) in told.items():
+        values["nv_cpu_memory_total_bytes"] = ("CPU total memory (RAM), in bytes", memory["MemTotal"])
+        values["nv_cpu_memory_used_bytes"] = ("CPU used memory (RAM), in bytes", memory["MemTotal"] - free)
+        for name, (help_text, value) in values.items():
             yield GaugeMetricFamily(name, help_text, value)
 
     @staticmethod
     def _times() -> tuple[int, int]:
-        """Return the jiffies that all processors were idle, and that there were."""
+        """Return the jiffies that all processors were idle, and all jiffies."""
         try:
             times = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         except (OSError, ValueError):
@@ -259,16 +259,28 @@ class _Busy:
 
 
 class MetricsApp:
-    """The ASGI application of the metrics port: /metrics and nothing else."""
+    """The ASGI application of the metrics port, which serves /metrics only."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, access: AccessPolicy) -> None:
+        self._metrics, self._access = metrics, access
 
     async def __call__(self, scope: Mapping[str, Any], _receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        found = scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD")
-        body = self._metrics.text() if found else b"there is only GET /metrics here\n"
-        headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200 if found else 404, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        client = scope.get("client")
+        context = RequestContext(scope["method"], scope["path"], client[0] if client else "", scope["headers"], Route("metrics"))
+        context.http_version = scope.get("http_version", "1.0")
+        status, body = 404, b"only GET /metrics is served here\n"
+        try:
+            self._access.check(context)
+            if context.path == "/metrics" and context.method in ("GET", "HEAD"):
+                status, body = 200, self._metrics.text()
+        except ServeError as error:
+            status, body = error.http, f"{error.text}\n".encode()
+        headers = [
+            (b"content-type", CONTENT_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            *self._access.response_headers(context),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if context.method == "HEAD" else body})

@@ -1,24 +1,25 @@
-"""Who is told of a request when it has ended, and what: the log, and traces where they are asked for."""
+"""The interface of what is notified of each request when it has ended: the log, and traces."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-__all__ = ["BESIDE", "CUT", "RequestObserver"]
+from relu_deploy.serving.protocol.routes import RequestContext
 
-#: characters of what a client chose that are kept
-CUT = 128
-#: fields that are no text to be written down as it is
-BESIDE = ("timings", "headers")
+__all__ = ["MAX_TEXT", "RequestObserver"]
+
+#: characters kept of a text that a client chose
+MAX_TEXT = 128
 
 
 class RequestObserver(Protocol):
-    """Takes note of requests. Called on the event loop, once for each."""
+    """Is notified of requests. Called on the event loop, once for each."""
 
-    def tell(self, fields: Mapping[str, Any], status: int, seconds: float) -> None:
-        """Take note of one that has just ended. status: HTTP's, 0 where the client left before there was an answer.
+    def on_complete(self, context: RequestContext, status: int, seconds: float) -> None:
+        """Record a request that has just ended.
 
-        fields: its `method` ("gRPC" for every call) and `path`; `client`, `model`, `id`, `timings` (a `Timings`) and
-        `headers` (pairs as they came: bytes over HTTP with names in lower case, text over gRPC) where they are known.
+        Args:
+            context: The request.
+            status: HTTP's status code, also for gRPC; 0 where the client disconnected before there was an answer.
+            seconds: From the request's arrival to its end.
         """

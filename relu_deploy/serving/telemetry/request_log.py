@@ -1,7 +1,7 @@
 """The server's log on stderr, and one line for each request that failed or was slow.
 
-With --log-json every line is one JSON object: `time` (UTC, RFC 3339), `level`, `event`, and what belongs to it. Nothing of
-a request's or an answer's content is ever in it; names and identifiers that clients choose are cut and escaped.
+With --log-json every line is one JSON object: `time` (UTC, RFC 3339), `level`, `event`, and the event's fields. The content
+of requests and answers is never logged; names and identifiers that clients choose are cut and escaped.
 """
 
 from __future__ import annotations
@@ -9,21 +9,27 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from relu_deploy.serving.telemetry.observer import BESIDE, CUT, RequestObserver
+from relu_deploy.serving.protocol.routes import RequestContext
+from relu_deploy.serving.telemetry.observer import MAX_TEXT
 from relu_deploy.serving.telemetry.statistics import PARTS, Timings
 
-__all__ = ["LEVELS", "Access", "AccessLog", "LogOptions", "logging_to_stderr"]
+__all__ = ["LEVELS", "LINES_PER_SECOND", "AccessLog", "LogOptions", "RateLimit", "logging_to_stderr"]
 
 LEVELS = ("debug", "info", "warning", "error")
-#: lines of one kind in one second; more are counted and told with the next one
-MOST = 20
+#: lines of one kind in one second; further ones are dropped, and those about requests counted
+LINES_PER_SECOND = 20
+#: seconds between two tracebacks of one kind
+TRACEBACK_SECONDS = 10.0
+#: kinds of lines that are counted
+MAX_KINDS = 1000
 
 log = logging.getLogger("relu_deploy.serve")
 access = logging.getLogger("relu_deploy.serve.access")
@@ -31,7 +37,13 @@ access = logging.getLogger("relu_deploy.serve.access")
 
 @dataclass(frozen=True)
 class LogOptions:
-    """level: the least that is told, one of `LEVELS`; at debug every request is. slow: seconds from which a request is slow."""
+    """What is logged, and how.
+
+    Attributes:
+        as_json: One JSON object a line.
+        level: The least that is logged, one of `LEVELS`; at debug every request is.
+        slow: Seconds from which a request counts as slow.
+    """
 
     as_json: bool = False
     level: str = "info"
@@ -40,34 +52,67 @@ class LogOptions:
 
 @contextmanager
 def logging_to_stderr(options: LogOptions) -> Iterator[None]:
-    """Send what the package logs to stderr until the block ends."""
-    logger = logging.getLogger("relu_deploy")
+    """Send what the package logs, and warnings of its libraries, to stderr until the block ends."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if options.as_json else LineFormatter())
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(options.level.upper())
-    logger.propagate = False
+    handler.addFilter(RateLimit())
+    own, root = logging.getLogger("relu_deploy"), logging.getLogger()
+    level, propagate = own.level, own.propagate
+    libraries = logging.StreamHandler(sys.stderr)
+    libraries.setFormatter(handler.formatter)
+    libraries.addFilter(handler.filters[0])
+    libraries.setLevel(max(logging.WARNING, getattr(logging, options.level.upper())))
+    own.addHandler(handler)
+    root.addHandler(libraries)
+    own.setLevel(options.level.upper())
+    own.propagate = False
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        own.removeHandler(handler)
+        root.removeHandler(libraries)
+        own.level, own.propagate = level, propagate
+
+
+class RateLimit(logging.Filter):
+    """Drops lines of one kind beyond `LINES_PER_SECOND`, and their tracebacks beyond one each `TRACEBACK_SECONDS`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: dict[tuple[str, str], tuple[int, int]] = {}
+        self._tracebacks: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind, now = (record.name, str(record.msg)[:MAX_TEXT]), time.monotonic()
+        with self._lock:
+            if len(self._lines) > MAX_KINDS:
+                self._lines.clear()
+                self._tracebacks.clear()
+            second, lines = self._lines.get(kind, (int(now), 0))
+            lines = lines + 1 if second == int(now) else 1
+            self._lines[kind] = int(now), lines
+            if record.exc_info:
+                if now < self._tracebacks.get(kind, 0.0):
+                    record.exc_info = record.exc_text = None
+                else:
+                    self._tracebacks[kind] = now + TRACEBACK_SECONDS
+        return lines <= LINES_PER_SECOND
 
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line. A record's `fields` are merged in."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
-        return json.dumps(told, ensure_ascii=True)
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=True)
 
 
 class LineFormatter(logging.Formatter):
@@ -85,18 +130,18 @@ def _plain(value: Any) -> str:
     return text if text.isprintable() and " " not in text else json.dumps(text)
 
 
-class Access:
-    """A `RequestObserver` that logs what came of requests, over HTTP and gRPC, within bounds.
+class AccessLog:
+    """A `RequestObserver` that logs requests over HTTP and gRPC, at a bounded rate.
 
-    Failures by the server (500 and above) are warnings, others (400 and above) and slow requests infos, the rest debug.
+    Failures of the server (500 and above) are warnings, others (400 and above) and slow requests infos, the rest debug.
     """
 
     def __init__(self, options: LogOptions = LogOptions()) -> None:  # it is frozen
         self._slow = options.slow
         self._second, self._lines, self._left_out = 0, 0, 0
 
-    def tell(self, fields: Mapping[str, Any], status: int, seconds: float) -> None:
-        """Log one request, if it is worth it."""
+    def on_complete(self, context: RequestContext, status: int, seconds: float) -> None:
+        """Log one request, where the level says so."""
         slow = seconds >= self._slow
         level = logging.WARNING if status >= 500 else logging.INFO if status >= 400 or status == 0 or slow else logging.DEBUG
         if not access.isEnabledFor(level):
@@ -105,45 +150,20 @@ class Access:
         if now != self._second:
             self._second, self._lines = now, 0
         self._lines += 1
-        if self._lines > MOST:
+        if self._lines > LINES_PER_SECOND:
             self._left_out += 1
             return
         event = "failed" if status >= 400 else "gone" if status == 0 else "slow" if slow else "served"
-        told = {**_cut(fields), "status": status, "ms": round(seconds * 1e3, 3), **_times(fields.get("timings"))}
+        fields = {**_fields(context), "status": status, "ms": round(seconds * 1e3, 3), **_times(context.timings)}
         if self._left_out:
-            told["left_out"], self._left_out = self._left_out, 0
-        access.log(level, event, extra={"fields": told})
+            fields["left_out"], self._left_out = self._left_out, 0
+        access.log(level, event, extra={"fields": fields})
 
 
-class AccessLog:
-    """An ASGI application around another one, which tells `access` what comes of its requests."""
-
-    def __init__(self, app: Any, access: RequestObserver) -> None:
-        self._app, self._access = app, access
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), 0
-        noted: dict[str, Any] = {}
-
-        async def sent(message: Mapping[str, Any]) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        try:
-            await self._app({**scope, "noted": noted}, receive, sent)
-        finally:
-            client = scope.get("client")
-            fields = {"method": scope["method"], "path": scope["path"], "client": client[0] if client else ""}
-            self._access.tell({**fields, "headers": scope["headers"], **noted}, status, time.perf_counter() - started)
-
-
-def _cut(fields: Mapping[str, Any]) -> dict[str, Any]:
-    told = {name: value[:CUT] if isinstance(value, str) else value for name, value in fields.items() if name not in BESIDE}
-    return {name: value for name, value in told.items() if value not in ("", None)}
+def _fields(context: RequestContext) -> dict[str, Any]:
+    """Return what the log says of the request itself; empty fields are left out."""
+    names = ("method", "path", "client", "model", "id", "trace_id")
+    return {name: text[:MAX_TEXT] for name in names if (text := getattr(context, name))}
 
 
 def _times(timings: Timings | None) -> dict[str, float]:

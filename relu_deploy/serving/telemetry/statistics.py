@@ -1,4 +1,4 @@
-"""What one model has done so far, in the terms of Triton's statistics and metrics."""
+"""Counts and durations of one model's requests, in the terms of Triton's statistics and metrics."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds that one request spent: in the queue, until its input was ready, in the model, until its output was ready.
+    """Where one request's time went, in seconds.
 
-    arrived: when the first of them began, of time.perf_counter(). rows: real ones of the run that it was in.
+    Attributes:
+        queue: Waiting in the queue.
+        compute_input: Until its input was ready.
+        compute_infer: In the model.
+        compute_output: Until its output was ready.
+        arrived: When it was queued, of time.perf_counter().
+        rows: Of the run that it was in.
     """
 
     queue: float
@@ -34,7 +40,7 @@ class Timings:
 
 
 class Duration:
-    """How often something happened and how long it took altogether."""
+    """A count and a sum of seconds."""
 
     __slots__ = ("count", "seconds")
 
@@ -51,9 +57,17 @@ class Duration:
 
 @dataclass(frozen=True)
 class StatisticsSnapshot:
-    """One model's counts at one moment, as they belong together. durations: seconds, by Triton's names.
+    """A consistent copy of one model's counts.
 
-    buckets: requests by `BUCKETS`, the last one beyond them all. batches: runs by their rows. loads: by how they ended.
+    Attributes:
+        success: Answered requests.
+        inferences: Their rows.
+        executions: Runs of the model.
+        durations: Seconds, by Triton's names.
+        failures: Failed requests by reason.
+        buckets: Answered requests by `BUCKETS`; the last one is beyond them all.
+        batches: Runs by number of rows.
+        loads: Loads by result.
     """
 
     success: int
@@ -81,7 +95,7 @@ class Statistics:
         self.last_inference_ms = 0
 
     def ran(self, rows: int, compute_input: float, compute_infer: float, compute_output: float) -> None:
-        """Count one run of the model on `rows` real rows."""
+        """Count one run of the model on `rows` rows."""
         with self._lock:
             self.executions += 1
             sizes = self.batches.setdefault(rows, (Duration(), Duration(), Duration()))
@@ -102,24 +116,24 @@ class Statistics:
                 self.compute_output.add(timings.compute_output)
 
     def failed(self, seconds: float, reason: str) -> None:
-        """Count one request that was taken and ended in an error; reason: for instance late, failed, cancelled."""
+        """Count one accepted request that ended in an error; reason: for instance late, failed, cancelled."""
         with self._lock:
             self.fail.add(seconds)
             self.failures[reason] += 1
 
     def refused(self) -> None:
-        """Count one request that was turned away because the queue was full."""
+        """Count one request that was refused because the queue was full."""
         with self._lock:
             self.fail.add(0.0)
             self.failures["refused"] += 1
 
-    def loaded(self, how: str) -> None:
-        """Count one load of the model; how: "loaded" or "failed"."""
+    def loaded(self, result: str) -> None:
+        """Count one load of the model; result: "loaded" or "failed"."""
         with self._lock:
-            self.loads[how] += 1
+            self.loads[result] += 1
 
-    def reading(self) -> StatisticsSnapshot:
-        """Return the counts of this moment."""
+    def snapshot(self) -> StatisticsSnapshot:
+        """Return a consistent copy of the counts."""
         with self._lock:
             return StatisticsSnapshot(
                 self.success.count,

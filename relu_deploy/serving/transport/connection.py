@@ -1,108 +1,179 @@
-"""One HTTP connection's manners, on top of uvicorn's protocol: how slow, how large, how it ends, and what is turned away.
+"""One HTTP connection, on top of uvicorn's protocol: limits on headers and trailers, graceful close, and early refusals.
 
 uvicorn bounds neither the headers nor the time that they take, closes idle connections at once when it stops, and gives up
-a request whose client has shut down its sending side. A client may do that and still wait for its answer.
+a request whose client has shut down its sending side. A client may do that and still wait for its answer. It also loses the
+body behind an Upgrade header, which is ignored here (RFC 9110, section 7.8).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from relu_deploy.serving.protocol.http import ON_DISCONNECT
-from relu_deploy.serving.transport.admission import AdmissionCheck, Refusal
-from relu_deploy.serving.transport.lingering_close import CloseHookTransport, Lingering, LingerLimits
+from relu_deploy.serving.protocol.routes import CONTEXT, RequestContext, parse_route
+from relu_deploy.serving.transport.admission import EarlyAdmission, Refusal
+from relu_deploy.serving.transport.limits import HttpLimits
+from relu_deploy.serving.transport.lingering_close import CloseHookTransport, Lingering
 from relu_deploy.serving.transport.paused_connections import PausedConnections
 
-__all__ = ["Connection", "ConnectionLimits"]
+__all__ = ["Connection", "ConnectionSettings"]
 
-SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-MALFORMED = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-#: bytes of a body that arrives with its headers or soon after, and is skipped when the request is turned away
-SKIPPED = 2**15
-#: in the place of uvicorn's cycle, for a request that was answered without one
-TURNED_AWAY: Any = SimpleNamespace(
+ERROR = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+SLOW = (b"408 Request Timeout", b'{"error":"the headers did not arrive in time"}')
+TOO_LONG = (b"431 Request Header Fields Too Large", b'{"error":"the headers are too long"}')
+MALFORMED = (b"400 Bad Request", b'{"error":"this is not an HTTP request"}')
+#: bytes of the largest body that is skipped when its request is refused early
+MAX_SKIPPED = 2**15
+log = logging.getLogger("relu_deploy.serve")
+
+#: in place of uvicorn's cycle, for a request that was refused without one
+REFUSED_CYCLE: Any = SimpleNamespace(
     response_started=True, response_complete=True, keep_alive=True, message_event=SimpleNamespace(set=lambda: None)
 )
 
 
 @dataclass
-class ConnectionLimits:
-    """Shared by all connections of a server. draining: the server is going down, and each answer is its connection's last.
+class ConnectionSettings:
+    """What all connections of a server share.
 
-    header_seconds: until the headers of a request are complete. header_bytes: at most. grace: seconds that an idle
-    connection is kept while draining, because a request may be on its way. turn: what is turned away at the door.
-    hall: where it then waits. patience: with who still sends when the answer is complete.
+    Attributes:
+        limits: On headers, and on the end of a connection.
+        admit_early: Decides on a request whose headers are complete.
+        paused: Where connections go whose request was refused early.
+        draining: The server is shutting down, and each answer is its connection's last.
     """
 
-    header_seconds: float = 10.0
-    header_bytes: int = 2**16
-    grace: float = 0.5
+    limits: HttpLimits = field(default_factory=HttpLimits)
+    admit_early: EarlyAdmission = lambda _: None
+    paused: PausedConnections = field(default_factory=PausedConnections)
     draining: bool = False
-    turn: AdmissionCheck = lambda *_: None
-    hall: PausedConnections = field(default_factory=PausedConnections)
-    patience: LingerLimits = field(default_factory=LingerLimits)
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol with manners."""
+    """uvicorn's protocol within `HttpLimits`."""
 
-    def __init__(self, manners: ConnectionLimits, **given: Any) -> None:
-        super().__init__(**given)
-        self._manners = manners
-        self._header_bytes = 0
-        self._waiting_for: asyncio.Future[Any] | None = None
-        self._slow: asyncio.TimerHandle | None = None
-        self._has_ended = False
+    def __init__(self, settings: ConnectionSettings, **options: Any) -> None:
+        """options: uvicorn's own."""
+        super().__init__(**options)
+        self._settings = settings
+        #: bytes received since the last complete headers, part of a body, or complete message
+        self._unframed_bytes = 0
+        self._headers_complete = False
+        self._ignored_upgrade = False
+        self._priming = False
+        self._pending: asyncio.Future[Any] | None = None
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._received_eof = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._slow = self.loop.call_later(self._manners.header_seconds, self._too_slow)
+        self._header_timer = self.loop.call_later(self._settings.limits.header_seconds, self._headers_too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._in_time()
-        if self._waiting_for is not None:
-            self._waiting_for.cancel()
+        self._stop_header_timer()
+        if self._pending is not None:
+            self._pending.cancel()
         super().connection_lost(exc)
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {ON_DISCONNECT: self._leave_with}  # type: ignore[dict-item]
-
-    def _leave_with(self, future: asyncio.Future[Any]) -> None:
-        self._waiting_for = future
-
     def data_received(self, data: bytes) -> None:
-        if self._is_idle():
-            if self._slow is None:
-                self._slow = self.loop.call_later(self._manners.header_seconds, self._too_slow)
-            self._header_bytes += len(data)
-            if self._header_bytes > self._manners.header_bytes and b"\r\n\r\n" not in data:
-                self._refuse(LONG, b'{"error":"the headers are too long"}')
-                return
-        super().data_received(data)
+        if self._is_idle() and self._header_timer is None:
+            self._header_timer = self.loop.call_later(self._settings.limits.header_seconds, self._headers_too_slow)
+        self._unframed_bytes += len(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
+        if self._unframed_bytes > self._settings.limits.header_bytes and self.parser is not None:
+            self._reject(TOO_LONG)
 
-    def send_400_response(self, msg: str) -> None:  # uvicorn's words are not JSON  # noqa: ARG002  # uvicorn's words are not JSON
-        self._refuse(MALFORMED, b'{"error":"this is not an HTTP request"}')
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                # The parser stops behind the headers; another one reads the body and what follows.
+                self._replace_parser()
+                data = data[upgrade.args[0] :]
+            except httptools.HttpParserError as error:
+                client = self.client[0] if self.client else ""
+                log.info("malformed request", extra={"fields": {"client": client, "reason": str(error)[:200]}})
+                self._reject(MALFORMED)
+                return
+
+    def _replace_parser(self) -> None:
+        """Replace the parser by one that is at the same place of the request, but has seen no Upgrade header."""
+        self.parser = httptools.HttpRequestParser(self)
+        framing = [header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")]
+        if self._ignored_upgrade and framing:
+            self._priming = True
+            head = b"".join(b"%b: %b\r\n" % header for header in framing)
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + head + b"\r\n")
+            self._priming = False
+        self._ignored_upgrade = False
+
+    def on_message_begin(self) -> None:
+        if not self._priming:
+            self._headers_complete = False
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._priming:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers are read and dropped.
+        if not self._priming and not self._headers_complete:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._unframed_bytes = 0
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
-        self._in_time()
-        if self._can_be_turned_away():
-            client = self.client[0] if self.client else ""
-            refusal = self._manners.turn(self.parser.get_method(), self.url, client, self.headers)
-            if refusal is not None:
-                self._turn_away(refusal)
-                return
+        if self._priming:
+            return
+        self._stop_header_timer()
+        self._headers_complete, self._ignored_upgrade = True, self.parser.should_upgrade() and self._has_body()
+        context = self._new_context()
+        if self._can_refuse_early() and (refusal := self._settings.admit_early(context)) is not None:
+            self._refuse(refusal)
+            return
+        self.scope["extensions"] = {CONTEXT: context}  # type: ignore[dict-item]  # the ASGI server's own extension
         super().on_headers_complete()
+        # After the request's task has run for the first time: by then a body that came with the headers has been read.
+        self.loop.call_soon(context.release_unless_complete)
         if self.cycle is not None:
             self.cycle.transport = CloseHookTransport(self.transport, self._end)  # type: ignore[assignment]  # all that it needs
-            if self._manners.draining:
+            if self._settings.draining:
                 self.cycle.keep_alive = False
+
+    def _has_body(self) -> bool:
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ") != b"")
+            for name, value in self.headers
+        )
+
+    def _new_context(self) -> RequestContext:
+        method, path = self.parser.get_method().decode("ascii"), httptools.parse_url(self.url).path.decode("ascii")
+        path = unquote(path) if "%" in path else path
+        return RequestContext(
+            method=method,
+            path=path,
+            client=self.client[0] if self.client else "",
+            headers=self.headers,
+            route=parse_route(method, path),
+            cancel_on_disconnect=self._cancel_on_disconnect,
+            http_version=self.parser.get_http_version(),
+        )
+
+    def _cancel_on_disconnect(self, future: asyncio.Future[Any]) -> None:
+        self._pending = future
 
     def _end(self) -> None:
         """Close after the answer; but while the client still sends, closing would take the answer from it."""
@@ -112,40 +183,42 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _linger(self) -> None:
-        if self._has_ended or not self._is_idle() or self.transport.is_closing() or not self.transport.can_write_eof():
+        if self._received_eof or not self._is_idle() or self.transport.is_closing() or not self.transport.can_write_eof():
             self.transport.close()
         else:
             self.flow.resume_reading()
-            Lingering(self.transport, self._manners.patience, self.connection_lost)
+            Lingering(self.transport, self._settings.limits.linger, self.connection_lost)
 
     def on_message_complete(self) -> None:
-        # The body of a request that was turned away is no header that is slow to arrive.
-        self._in_time()
+        if self._ignored_upgrade:
+            return  # the parser believes that an upgraded message has no body
+        # The body of a request that was refused early must not count as headers that are slow to arrive.
+        self._stop_header_timer()
         super().on_message_complete()
 
-    def _can_be_turned_away(self) -> bool:
-        """Return whether all that is left of the request can be skipped, and the connection then used again."""
-        if not self._is_idle() or self._manners.draining or self.expect_100_continue or not self.parser.should_keep_alive():
+    def _can_refuse_early(self) -> bool:
+        """Return whether the rest of the request can be skipped, and the connection then be used again."""
+        if not self._is_idle() or self._settings.draining or self.expect_100_continue or not self.parser.should_keep_alive():
             return False
         length = next((value for name, value in self.headers if name == b"content-length"), b"")
-        return length.isdigit() and int(length) <= SKIPPED and self.parser.get_http_version() == "1.1"
+        return length.isdigit() and int(length) <= MAX_SKIPPED and self.parser.get_http_version() == "1.1"
 
-    def _turn_away(self, refusal: Refusal) -> None:
-        self.cycle = TURNED_AWAY
-        self.transport.write(refusal.answer)
+    def _refuse(self, refusal: Refusal) -> None:
+        self.cycle = REFUSED_CYCLE
+        self.transport.write(refusal.response)
         self.on_response_complete()
         self.flow.pause_reading()
-        self._manners.hall.hold(self._read_on, refusal.room)
+        self._settings.paused.hold(self._resume, refusal.free_slots)
 
-    def _read_on(self) -> None:
+    def _resume(self) -> None:
         if not self.transport.is_closing():
             self.flow.resume_reading()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own signature
-        self._has_ended = True
+        self._received_eof = True
         if self._is_idle():
             return None
-        # Whoever has closed altogether answers this with a reset, and is gone; whoever still listens skips it.
+        # A client that has closed altogether answers this with a reset; one that still listens skips it.
         if not self.cycle.response_started:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.cycle.keep_alive = False
@@ -154,8 +227,8 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         if self._is_idle():
             # A request may wait in a connection that is not read.
-            self._read_on()
-            self.loop.call_later(self._manners.grace, self._close_if_idle)
+            self._resume()
+            self.loop.call_later(self._settings.limits.idle_seconds, self._close_if_idle)
         else:
             self.cycle.keep_alive = False
 
@@ -163,25 +236,26 @@ class Connection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _close_if_idle(self) -> None:
-        if self._is_idle() and self._slow is None and not self.transport.is_closing():
+        if self._is_idle() and self._header_timer is None and not self.transport.is_closing():
             self.transport.close()
 
-    def _too_slow(self) -> None:
+    def _headers_too_slow(self) -> None:
         # A connection that has sent nothing is merely idle.
-        self._slow = None
-        if self._header_bytes:
-            self._refuse(SLOW, b'{"error":"the headers did not arrive in time"}')
+        self._header_timer = None
+        if self._unframed_bytes:
+            self._reject(SLOW)
         elif not self.transport.is_closing():
             self.transport.close()
 
-    def _in_time(self) -> None:
-        self._header_bytes = 0
-        if self._slow is not None:
-            self._slow.cancel()
-            self._slow = None
+    def _stop_header_timer(self) -> None:
+        self._unframed_bytes = 0
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
-    def _refuse(self, head: bytes, body: bytes) -> None:
-        self._in_time()
+    def _reject(self, error: tuple[bytes, bytes]) -> None:
+        """Answer with a status line and a body, and close."""
+        self._stop_header_timer()
         if not self.transport.is_closing():
-            self.transport.write(head % (len(body), body))
+            self.transport.write(ERROR % (error[0], len(error[1]), error[1]))
             self._linger()

@@ -1,8 +1,8 @@
-"""Where connections wait that were refused: not read until their time is over, or there is room again.
+"""Connections whose request was refused: not read until a pause is over, or the queue has room again.
 
-Retry-After names at least a second. Who asks again at once all the same would only be refused again, and each refusal takes
-time from what was let in. But nobody is kept out of a server that has room: as soon as less than half of a queue is
-taken, as many are read again as fit into it, who came first first.
+Retry-After names at least a second. A client that retries at once all the same would only be refused again, and each refusal
+takes time from admitted requests. But no client waits while there is room: as soon as a queue is less than half full, as many
+connections are read again as fit into it, in the order in which they were paused.
 """
 
 from __future__ import annotations
@@ -15,31 +15,37 @@ __all__ = ["PausedConnections"]
 
 
 class PausedConnections:
-    """seconds: that a connection is not read at most. every: seconds between two looks at whether there is room."""
+    """The paused connections of a server, by queue."""
 
-    def __init__(self, seconds: float = 1.0, every: float = 0.01) -> None:
-        self._seconds, self._every = seconds, every
-        self._waiting: dict[Callable[[], int], deque[tuple[float, Callable[[], None]]]] = {}
-        self._looks = False
+    def __init__(self, seconds: float = 1.0, interval: float = 0.01) -> None:
+        """seconds: that a connection is paused at most. interval: seconds between two checks for room."""
+        self._seconds, self._interval = seconds, interval
+        self._paused: dict[Callable[[], int], deque[tuple[float, Callable[[], None]]]] = {}
+        self._checking = False
 
-    def hold(self, read_on: Callable[[], None], room: Callable[[], int]) -> None:
-        """Call `read_on` in time. room: how many more its queue takes, 0 while that is more than half full."""
+    def hold(self, resume: Callable[[], None], free_slots: Callable[[], int]) -> None:
+        """Call `resume` when the pause is over.
+
+        Args:
+            resume: Reads the connection again.
+            free_slots: Returns how many more requests the connection's queue takes, 0 while it is more than half full.
+        """
         loop = asyncio.get_running_loop()
-        self._waiting.setdefault(room, deque()).append((loop.time() + self._seconds, read_on))
-        if not self._looks:
-            self._looks = True
-            loop.call_later(self._every, self._look)
+        self._paused.setdefault(free_slots, deque()).append((loop.time() + self._seconds, resume))
+        if not self._checking:
+            self._checking = True
+            loop.call_later(self._interval, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for room, waiting in list(self._waiting.items()):
-            fit = room()
-            while waiting and (fit > 0 or waiting[0][0] <= now):
-                waiting.popleft()[1]()
-                fit -= 1
-            if not waiting:
-                del self._waiting[room]
-        self._looks = bool(self._waiting)
-        if self._looks:
-            loop.call_later(self._every, self._look)
+        for free_slots, paused in list(self._paused.items()):
+            free = free_slots()
+            while paused and (free > 0 or paused[0][0] <= now):
+                paused.popleft()[1]()
+                free -= 1
+            if not paused:
+                del self._paused[free_slots]
+        self._checking = bool(self._paused)
+        if self._checking:
+            loop.call_later(self._interval, self._check)

@@ -1,9 +1,10 @@
-"""Listening sockets: bound early, so that a port that is taken is known before minutes are spent, and closed without a reset."""
+"""Listening sockets: bound before the models are loaded, so that a port in use is an early error, and closed without a reset."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import ipaddress
 import socket
 import struct
 import sys
@@ -11,10 +12,10 @@ from collections.abc import Iterator
 
 from relu_deploy.errors import InputError
 
-__all__ = ["listening", "stop_accepting"]
+__all__ = ["is_loopback", "listening", "stop_accepting"]
 
-#: Linux: the socket option, and a classic BPF program that drops what begins a connection: SYN without ACK, byte 13 of TCP's
-#: header (asm/socket.h, linux/filter.h). What ends a handshake has to pass, or its client sends a request into the void.
+#: Linux: the socket option, and a classic BPF program that drops segments that begin a connection: SYN without ACK, byte 13 of
+#: TCP's header (asm/socket.h, linux/filter.h). Segments that end a handshake pass, or its client would send a request in vain.
 SO_ATTACH_FILTER = 26
 DROP_SYN = b"".join(
     struct.pack("HBBI", *instruction)
@@ -28,9 +29,17 @@ DROP_SYN = b"".join(
 )
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches the address `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 @contextlib.contextmanager
 def listening(host: str, port: int, option: str) -> Iterator[socket.socket]:
-    """Yield a bound socket. Raises InputError that names `option` when the port cannot be had."""
+    """Yield a bound socket. Raises InputError that names `option` when the port cannot be bound."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         bound = socket.socket(*found[:3])
@@ -49,9 +58,8 @@ def listening(host: str, port: int, option: str) -> Iterator[socket.socket]:
 def stop_accepting(bound: socket.socket) -> None:
     """Let no further connection begin on `bound`. Those that have begun can still be accepted.
 
-    Closing a listening socket resets the connections that wait to be accepted, with the requests that they hold. So
-    before it is closed the system drops who knocks; they knock again a second later, and are then refused in one piece.
-    Elsewhere than on Linux this does nothing.
+    Closing a listening socket resets the connections that wait to be accepted, with the requests that they hold. So the
+    system drops new ones first; their clients retry a second later, when the port is closed. Only Linux supports this.
     """
     if sys.platform != "linux":
         return

@@ -176,7 +176,7 @@ def test_a_bomb_is_refused_by_its_header(file, never_unpacked):
 def test_the_limit_is_what_it_is_set_to():
     file = encoded(gradient(100, 100), "PNG")
     assert decoded(file, limits=PictureLimits(max_pixels=10_000)).shape == (100, 100, 3)
-    with pytest.raises(TooLarge, match="100x100 pixels is more than the 9999"):
+    with pytest.raises(TooLarge, match="100x100 pixels exceeds the limit of 9999"):
         decode_picture(file, 3, PictureLimits(max_pixels=9_999))
 
 
@@ -243,8 +243,8 @@ def test_a_form_without_exactly_one_file_is_refused(parts, said):
 @pytest.mark.parametrize(
     ("body", "kind", "said"),
     [
-        (b"x", "application/json", "content type 'application/json' is not taken"),
-        (b"x", "text/html; charset=utf-8", "content type 'text/html' is not taken"),
+        (b"x", "application/json", "content type 'application/json' is not supported"),
+        (b"x", "text/html; charset=utf-8", "content type 'text/html' is not supported"),
         (b"", "image/png", "no picture in the body"),
         (b"x", "multipart/form-data", "not the form"),
         (b"nonsense", "multipart/form-data; boundary=B", "not the form"),
@@ -262,7 +262,7 @@ def test_what_is_neither_a_picture_nor_a_form_is_refused(body, kind, said):
 
 
 def test_no_more_decode_at_once_than_may_and_no_more_wait():
-    aside, go, most = BoundedExecutor("test", 2, 3), threading.Event(), []
+    executor, go, most = BoundedExecutor("test", 2, 3), threading.Event(), []
     running, lock = [], threading.Lock()
 
     def work(number):
@@ -275,21 +275,21 @@ def test_no_more_decode_at_once_than_may_and_no_more_wait():
         return number
 
     async def main():
-        tasks = [asyncio.create_task(aside.run(lambda _: None, work, number)) for number in range(5)]
+        tasks = [asyncio.create_task(executor.run(lambda _: None, work, number)) for number in range(5)]
         await asyncio.sleep(0.05)
-        with pytest.raises(Unavailable, match="5 pictures are waiting already"):
-            await aside.run(lambda _: None, work, 5)
+        with pytest.raises(Unavailable, match="5 pictures wait for being decoded"):
+            await executor.run(lambda _: None, work, 5)
         go.set()
         assert await asyncio.gather(*tasks) == [0, 1, 2, 3, 4]
-        assert await aside.run(lambda _: None, work, 6) == 6
+        assert await executor.run(lambda _: None, work, 6) == 6
 
     asyncio.run(main())
-    aside.close()
+    executor.close()
     assert max(most) == 2
 
 
 def test_who_leaves_is_not_decoded_for_but_a_thread_that_has_begun_keeps_its_place():
-    aside, go, done = BoundedExecutor("test", 1, 1), threading.Event(), []
+    executor, go, done = BoundedExecutor("test", 1, 1), threading.Event(), []
 
     def work(number):
         go.wait(10)
@@ -297,27 +297,27 @@ def test_who_leaves_is_not_decoded_for_but_a_thread_that_has_begun_keeps_its_pla
 
     async def main():
         futures = []
-        tasks = [asyncio.create_task(aside.run(futures.append, work, number)) for number in range(2)]
+        tasks = [asyncio.create_task(executor.run(futures.append, work, number)) for number in range(2)]
         await asyncio.sleep(0.05)
         for future in futures:
             future.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert all(task.cancelled() for task in tasks)
         # The first still runs, the second's place is free.
-        third = asyncio.create_task(aside.run(futures.append, work, 2))
+        third = asyncio.create_task(executor.run(futures.append, work, 2))
         await asyncio.sleep(0.05)
         with pytest.raises(Unavailable):
-            await aside.run(futures.append, work, 3)
+            await executor.run(futures.append, work, 3)
         go.set()
         await third
 
     asyncio.run(main())
-    aside.close()
+    executor.close()
     assert done == [0, 2]
 
 
 def test_an_error_in_the_thread_reaches_who_asked():
-    aside = BoundedExecutor("test", 1, 1)
+    executor = BoundedExecutor("test", 1, 1)
     with pytest.raises(InvalidArgument, match="not a JPEG"):
-        asyncio.run(aside.run(lambda _: None, decode_picture, b"x", 3, LIMITS))
-    aside.close()
+        asyncio.run(executor.run(lambda _: None, decode_picture, b"x", 3, LIMITS))
+    executor.close()

@@ -418,7 +418,7 @@ def test_masks_find_the_way_to_every_pixel_of_a_picture_that_was_scaled_and_cut(
     ("output", "said"),
     [
         (np.full((1, 3, 4, 4), np.nan, np.float32), "NaN or an infinity"),
-        (np.zeros((1, 3), np.float32), "no mask"),
+        (np.zeros((1, 3), np.float32), "not a mask"),
         (np.full((1, 4, 4), 255), "class 255"),
     ],
 )
@@ -459,7 +459,7 @@ def like(**manifest):
         (like(task=None), "no 'task'"),
         (like(task="detection", postprocess={"decode": "none"}), "raw head maps"),
         (like(task="detection", postprocess=None), "raw head maps"),
-        (like(inputs=[{"name": "x", "dtype": "float32", "shape": ["n", 10]}]), "no picture of 1 or 3 channels"),
+        (like(inputs=[{"name": "x", "dtype": "float32", "shape": ["n", 10]}]), "not a picture of 1 or 3 channels"),
         (like(inputs=[{"name": name, "dtype": "float32", "shape": ["n", 3, 8, 8]} for name in "xy"]), "has 2 inputs"),
     ],
 )
@@ -470,7 +470,7 @@ def test_what_a_model_lacks_to_take_pictures_is_named(bundle, said):
 
 def test_a_model_of_any_size_is_not_fed_what_would_exhaust_the_memory():
     assert prepare(like(), encoded(gradient(30, 20), "PNG"), "", PictureLimits()).feeds["x"].shape == (1, 3, 20, 30)
-    with pytest.raises(TooLarge, match="2001x2000 pixels is more than the 4000000"):
+    with pytest.raises(TooLarge, match="2001x2000 pixels exceeds the limit of 4000000"):
         prepare(like(), encoded(Image.new("L", (2001, 2000)), "PNG"), "", PictureLimits())
 
 
@@ -540,10 +540,10 @@ def test_the_largest_picture_is_an_option(digits_bundle, command):
 
 
 def test_wishes_are_read_from_the_query():
-    assert PredictOptions.of("") == PredictOptions(5, None)
-    assert PredictOptions.of("top=3&threshold=0.25&mask=png") == PredictOptions(3, 0.25, "png")
+    assert PredictOptions.parse("") == PredictOptions(5, None)
+    assert PredictOptions.parse("top=3&threshold=0.25&mask=png") == PredictOptions(3, 0.25, "png")
     with pytest.raises(InvalidArgument, match="no option"):
-        PredictOptions.of("tüp=3")
+        PredictOptions.parse("tüp=3")
 
 
 # ---------------------------------------------------------------- many at a time
@@ -607,7 +607,7 @@ def test_the_second_session_is_loaded_once_and_again_after_a_reload(detector, tm
     path = tmp_path / "one.rdb"
     retold(detector, path, "one")
     file = encoded(gradient(64, 64), "PNG")
-    with Running(path, "--threads", "1") as running:
+    with Running(path, "--threads", "1", "--allow-admin") as running:
         first, second = (ask(running, "/v2/models/one/relus", file)[1] for _ in range(2))
         assert first["relus"] == second["relus"]
         assert second["timing"]["load_ms"] < first["timing"]["load_ms"] / 10

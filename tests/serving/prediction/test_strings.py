@@ -16,7 +16,7 @@ from grpc_running import serving
 from running import answer_on
 
 from relu_deploy.data.texts import to_bytes
-from relu_deploy.serving.protocol.proto import stubs
+from relu_deploy.serving.protocol.proto import messages
 
 INFER, PREDICT, RELUS = (f"/v2/models/language_id/{what}" for what in ("infer", "predict", "relus"))
 #: one of them fills the input to its last byte
@@ -61,7 +61,7 @@ def as_binary(raws):
 
 
 def by_grpc(server, raws, raw=True):
-    request = stubs()[0].ModelInferRequest(model_name="language_id")
+    request = messages().ModelInferRequest(model_name="language_id")
     tensor = request.inputs.add(name="text", datatype="BYTES", shape=[len(raws), 1])
     if raw:
         request.raw_input_contents.append(b"".join(struct.pack("<I", len(one)) + one for one in raws))
@@ -78,7 +78,7 @@ def test_the_model_is_described_as_one_that_takes_strings(server):
     assert (status, told["inputs"]) == (200, [{"name": "text", "datatype": "BYTES", "shape": [-1, 1]}])
     config = ask(server, "/v2/models/language_id/config", None)[1]
     assert config["input"] == [{"name": "text", "data_type": "TYPE_STRING", "dims": [1]}]
-    message = server.stub.ModelMetadata(stubs()[0].ModelMetadataRequest(name="language_id"))
+    message = server.stub.ModelMetadata(messages().ModelMetadataRequest(name="language_id"))
     assert (message.inputs[0].datatype, list(message.inputs[0].shape)) == ("BYTES", [-1, 1])
 
 
@@ -158,7 +158,7 @@ def test_infer_refuses_the_whole_request_that_holds_such_a_text(server, raw, sai
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("image/png", "content type 'image/png' is not taken"), ("text/plain; charset=latin-1", "character set 'latin-1'")],
+    [("image/png", "content type 'image/png' is not supported"), ("text/plain; charset=latin-1", "character set 'latin-1'")],
 )
 def test_a_body_of_another_kind_is_refused(server, kind, said):
     status, told = ask(server, PREDICT, "smörgås".encode("latin-1"), Content_Type=kind)

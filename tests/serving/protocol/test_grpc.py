@@ -15,15 +15,15 @@ import grpc
 import ml_dtypes
 import numpy as np
 import pytest
-from grpc_running import same_onnx, serving
+from grpc_running import same_onnx, serving, stub_of
 from onnx import TensorProto, helper, numpy_helper, save
 from processes import python
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.serving.protocol.json_codec import DATATYPES
-from relu_deploy.serving.protocol.proto import stubs
+from relu_deploy.serving.protocol.proto import messages
+from relu_deploy.serving.protocol.tensors import DATATYPES
 
-MESSAGES, SERVICES = stubs()
+MESSAGES = messages()
 LISTS = {
     "BOOL": "bool_contents",
     "UINT8": "uint_contents",
@@ -84,7 +84,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     names = [f"same_{dtype}.onnx" for dtype in VALUES if dtype != "bfloat16"]  # ONNX Runtime takes no bfloat16 from NumPy
-    with serving(folder, folder / "net.onnx", *[folder / name for name in names], "--max-body", "1") as running:
+    with serving(folder, folder / "net.onnx", *[folder / name for name in names], "--max-body", "1", "--allow-admin") as running:
         yield running
 
 
@@ -256,21 +256,21 @@ INVALID = {
     "needs 576 bytes, and has 3": lambda r: set_raw(r, [b"abc"]),
     "there are 1 inputs and 2 raw_input_contents": lambda r: set_raw(r, [b"", b""]),
     "input 'x' has no data; give contents": lambda r: set_raw(r, []),
-    "holds NaN or an infinity; the server takes them with --allow-nan": lambda r: set_raw(
+    "holds NaN or an infinity; start the server with --allow-nan": lambda r: set_raw(
         r, [np.full(144, np.nan, np.float32).tobytes()]
     ),
     "there is no input 'z'": lambda r: setattr(r.inputs[0], "name", "z"),
     "there is no tensor for input 'x'": lambda r: (r.inputs.pop(), set_raw(r, [])),
     "is given twice": lambda r: (r.inputs.append(r.inputs[0]), r.raw_input_contents.append(r.raw_input_contents[0])),
     "has both contents and raw_input_contents": lambda r: r.inputs[0].contents.fp32_contents.append(1),
-    "has data in int_contents, and FP32 stands in fp32_contents": lambda r: (
+    "has data in int_contents, and FP32 belongs in fp32_contents": lambda r: (
         set_raw(r, []),
         r.inputs[0].contents.int_contents.append(1),
     ),
     "needs 144 numbers, and has 1": lambda r: (set_raw(r, []), r.inputs[0].contents.fp32_contents.append(1)),
     "there is no output 'w'; the model's outputs are y, f": lambda r: wants(r, "w"),
-    "output 'y' is wanted by classification": lambda r: wants(r, "y", classification=3),
-    "a batch of 9 is more than the 8": lambda r: r.CopyFrom(request_of("net", pictures(9))),
+    "output 'y' is requested by classification": lambda r: wants(r, "y", classification=3),
+    "a batch of 9 exceeds the maximum of 8": lambda r: r.CopyFrom(request_of("net", pictures(9))),
     "'timeout' is -5": lambda r: setattr(r.parameters["timeout"], "int64_param", -5),
     "'timeout' is 'soon'": lambda r: setattr(r.parameters["timeout"], "string_param", "soon"),
 }
@@ -345,9 +345,7 @@ def test_a_mistake_reads_the_same_over_http(server, change):
     request.inputs.add(**tensor).contents.fp32_contents.extend([0.0] * size)
     body = json.dumps({"inputs": [{**tensor, "data": [0.0] * size}]}).encode()
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(
-            urllib.request.InferRequest(f"http://127.0.0.1:{server.http}/v2/models/net/infer", body), timeout=20
-        )
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{server.http}/v2/models/net/infer", body), timeout=20)
     assert caught.value.code == 400
     assert refused(server.stub.ModelInfer, request).details() == json.loads(caught.value.read())["error"]
 
@@ -369,7 +367,7 @@ def test_bytes_that_are_no_message_are_refused_and_the_server_goes_on(server):
     for garbage in [generator.bytes(size) for size in (1, 7, 500, 100_000)] + [whole[: len(whole) // 2]]:
         error = refused(call, garbage)
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert error.details() == "the message is no ModelInferRequest"
+        assert error.details() == "the message is not a ModelInferRequest"
     for garbage in (
         generator.bytes(10_000),
         b"GET / HTTP/1.1\r\n\r\n",
@@ -431,12 +429,12 @@ def test_a_full_queue_says_come_back_later(patient):
     failures = [error for error in (call.exception(timeout=20) for call in calls) if error is not None]
     assert len(failures) == 20
     assert {error.code() for error in failures} == {grpc.StatusCode.UNAVAILABLE}
-    assert "40 requests are waiting already" in failures[0].details()
+    assert "the queue is full: 40 requests wait" in failures[0].details()
     assert int(dict(failures[0].trailing_metadata())["grpc-retry-pushback-ms"]) > 0
 
 
 def test_a_model_is_unloaded_and_loaded_while_the_server_runs(folder):
-    with serving(folder, folder / "net.onnx", folder / "same_bool.onnx") as running:
+    with serving(folder, folder / "net.onnx", folder / "same_bool.onnx", "--allow-admin") as running:
         stub = running.stub
         stub.RepositoryModelUnload(MESSAGES.RepositoryModelUnloadRequest(model_name="net"))
         assert not stub.ModelReady(MESSAGES.ModelReadyRequest(name="net")).ready
@@ -472,7 +470,7 @@ def test_under_load_every_call_is_answered_or_refused_as_unavailable_on_sigterm(
 
     def client(port):
         with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            stub = SERVICES.GRPCInferenceServiceStub(channel)
+            stub = stub_of(channel)
             while not stop.is_set():
                 try:
                     response = stub.ModelInfer(request_of("same_float32", array_of("float32")), timeout=20)
@@ -515,45 +513,50 @@ def test_a_server_without_grpc_says_so_and_answers_over_http(folder):
             assert response.status == 200
 
 
-def test_importing_the_server_leaves_the_protocols_names_to_others():
-    """A process may hold another package's stubs, such as tritonclient.grpc's; protobuf takes each name once."""
+def test_the_server_starts_beside_another_package_with_the_protocols_names():
+    """protobuf's default pool takes each name once, and other packages bring the same, for instance tritonclient.grpc."""
     code = """
 import sys
-import relu_deploy.serve
 from google.protobuf import descriptor_pb2, descriptor_pool
 other = descriptor_pb2.FileDescriptorProto(name="other.proto", package="inference", syntax="proto3")
 other.message_type.add(name="ServerLiveRequest")
-descriptor_pool.Default().Add(other) if hasattr(descriptor_pool.Default(), "Add") else descriptor_pool.Default().AddSerializedFile(other.SerializeToString())
+descriptor_pool.Default().AddSerializedFile(other.SerializeToString())
 from relu_deploy.__main__ import main
 sys.exit(main())
 """
     command = [sys.executable, "-c", code, "serve", "nosuch.onnx", "--http-port", "0", "--grpc-port", "0"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 2
-    assert "another package has brought the protocol's gRPC messages into this process" in answer.stderr
-    assert "hint: serve in a process that does not import tritonclient.grpc" in answer.stderr
+    assert "nosuch.onnx does not exist" in answer.stderr
 
 
-def test_the_generated_modules_are_those_of_the_proto_file(tmp_path):
-    """`make proto` writes them; here the file is compiled once more, and what was registered has to be the same."""
+def test_the_messages_register_no_name_with_the_default_pool():
+    from google.protobuf import descriptor_pool
+
+    pool = descriptor_pool.Default()
+    assert MESSAGES.DESCRIPTOR.pool is not pool
+    with pytest.raises(KeyError):
+        pool.FindFileByName(MESSAGES.DESCRIPTOR.name)
+
+
+def test_the_compiled_messages_are_those_of_the_proto_file(tmp_path):
+    """`make proto` compiles them; here the file is compiled once more, and the messages in use have to be the same."""
     protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed (pip install 'relu-deploy[dev]')")
     from google.protobuf import descriptor_pb2
 
     import relu_deploy
 
     root = relu_deploy.__path__[0].removesuffix("relu_deploy")
-    name = "relu_deploy/serve/proto/inference.proto"
+    name = "relu_deploy/serving/protocol/proto/inference.proto"
     assert protoc.main(["", f"-I{root}", f"--descriptor_set_out={tmp_path / 'set'}", f"{root}/{name}"]) == 0
     (compiled,) = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "set").read_bytes()).file
-    registered = descriptor_pb2.FileDescriptorProto()
-    MESSAGES.DESCRIPTOR.CopyToProto(registered)
+    used = descriptor_pb2.FileDescriptorProto()
+    MESSAGES.DESCRIPTOR.CopyToProto(used)
     compiled.ClearField("source_code_info")
-    for one in (compiled, registered):  # protoc writes them out, the registry works them out
-        for message in one.message_type:
+    for file in (compiled, used):  # protoc writes them out, the pool computes them
+        for message in file.message_type:
             clear_json_names(message)
-    assert registered == compiled
-    methods = {method.name for method in compiled.service[0].method}
-    assert methods == {name for name in dir(SERVICES.GRPCInferenceServiceServicer) if not name.startswith("_")}
+    assert used == compiled
 
 
 def clear_json_names(message):

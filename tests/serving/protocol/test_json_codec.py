@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from relu_deploy.serving.errors import InvalidArgument
-from relu_deploy.serving.protocol.json_codec import DATATYPES, RequestedOutput, decode, encode, from_raw, parse, to_raw
+from relu_deploy.serving.errors import InvalidArgument, TooLarge
+from relu_deploy.serving.protocol.json_codec import decode, encode, parse
+from relu_deploy.serving.protocol.tensors import DATATYPES, RequestedOutput, from_raw, to_raw
 from relu_deploy.tensors import TensorSpec
 
 SPECS = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("n", "int8", ("batch",)))
@@ -95,7 +96,7 @@ def test_strings_survive_as_bytes_and_as_json(texts):
     assert decode(sent, None, (spec,)).inputs["t"].tolist() == texts
 
 
-def test_an_outputs_own_wish_for_bytes_goes_before_the_requests():
+def test_an_outputs_own_binary_data_overrides_the_requests():
     sent = body(
         tensor(),
         N,
@@ -105,9 +106,9 @@ def test_an_outputs_own_wish_for_bytes_goes_before_the_requests():
     request = decode(sent, None, SPECS)
     assert request.outputs == (RequestedOutput("a", True), RequestedOutput("b", False))
     specs = tuple(TensorSpec(name, "float32", (1,)) for name in "ab")
-    assert request.wanted(specs) == request.outputs
+    assert request.select(specs) == request.outputs
     with pytest.raises(InvalidArgument, match="no output 'a'"):
-        request.wanted(specs[1:])
+        request.select(specs[1:])
 
 
 def test_a_response_with_bytes_says_how_many_belong_to_each_output():
@@ -125,6 +126,27 @@ def test_what_json_cannot_say_is_refused_by_name():
         with pytest.raises(InvalidArgument, match="'y'"):
             encode({}, {"y": value}, [RequestedOutput("y", False)])
         assert encode({}, {"y": value}, [RequestedOutput("y", True)])[1]
+
+
+def test_a_request_may_have_no_rows():
+    request = decode(body(tensor(shape=(0, 3), data=()), tensor("n", (0,), "INT8", ())), None, SPECS)
+    assert [array.shape for array in request.inputs.values()] == [(0, 3), (0,)]
+
+
+@pytest.mark.parametrize("datatype", [[], {}, ["FP32"], 3, True, "x" * 10_000])
+def test_a_datatype_of_any_type_is_refused_in_words(datatype):
+    with pytest.raises(InvalidArgument) as refused:
+        decode(body({**tensor(), "datatype": datatype}), None, SPECS)
+    assert "has datatype" in refused.value.text
+    assert len(refused.value.text) < 300
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"inputs":[' + b"{}," * 2**20 + b"{}]}", b"[" + b"0," * 2**24 + b"0]"], ids=["objects", "numbers"]
+)
+def test_json_of_too_many_values_is_refused_before_it_is_parsed(text):
+    with pytest.raises(TooLarge, match="send tensors as binary data"):
+        parse(text)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +173,6 @@ def test_what_json_cannot_say_is_refused_by_name():
         (body({**tensor(), "shape": None}, N), "list of sizes"),
         (body(tensor(shape=(2**31, 3)), N), "list of sizes"),
         (body(tensor(shape=(2**20, 2**20)), N), "list of sizes"),
-        (body(tensor(shape=(0, 3), data=()), tensor("n", (0,), "INT8", ())), "the model takes"),
         (body(tensor(data=(1, 2, None)), N), "not"),
         (body(tensor(data=(1, 2, "3")), N), "not"),
         (body(tensor(data=([1, 2], 3)), N), "not one array"),
@@ -175,8 +196,8 @@ def test_what_json_cannot_say_is_refused_by_name():
 def test_malformed_requests_are_refused_with_what_is_wrong(sent, words):
     with pytest.raises(InvalidArgument) as refused:
         decode(sent, None, SPECS)
-    assert words in refused.value.told
-    assert "\n" not in refused.value.told
+    assert words in refused.value.text
+    assert "\n" not in refused.value.text
 
 
 @pytest.mark.parametrize(
@@ -195,7 +216,7 @@ def test_sizes_that_disagree_with_the_body_are_refused(size, behind, words):
     head = body({"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": size}}, N)
     with pytest.raises(InvalidArgument) as refused:
         decode(head + bytes(behind), len(head), SPECS)
-    assert words in refused.value.told
+    assert words in refused.value.text
 
 
 def test_a_header_that_is_longer_than_the_body_is_refused():

@@ -13,8 +13,12 @@ from relu_deploy.data.datasets import load_dataset
 from relu_deploy.errors import InputError
 from relu_deploy.serving.models import ModelOptions, Models
 from relu_deploy.serving.protocol.http import HttpApp
-from relu_deploy.serving.protocol.json_codec import InferRequest
+from relu_deploy.serving.protocol.management import Management
+from relu_deploy.serving.protocol.tensors import InferRequest
 from relu_deploy.serving.telemetry.drift_monitor import DEFAULT_SHARE, LEAST, WINDOW, Monitor, MonitorFactory
+from relu_deploy.serving.telemetry.request_log import AccessLog
+from relu_deploy.serving.transport.admission import AdmissionControl
+from relu_deploy.serving.transport.limits import HttpLimits
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 
@@ -115,13 +119,13 @@ def test_there_is_no_verdict_before_there_are_enough_samples(watching, censused)
 
 def test_a_full_queue_drops_samples_and_does_not_wait(watching, censused, monkeypatch):
     held = threading.Event()
-    session_runs = watching._look
+    session_runs = watching._check
 
     def slow(*arguments):
         held.wait(30)
         session_runs(*arguments)
 
-    monkeypatch.setattr(watching, "_look", slow)
+    monkeypatch.setattr(watching, "_check", slow)
     digits = np.concatenate([censused[1][:200]])
     watching({"x": digits}, {}, len(digits))  # would hang if it waited
     assert watching.to_json()["dropped"] >= 200 - 64 - 8
@@ -168,13 +172,13 @@ def served(bundle, share, digits, checks=lambda _: None):
     async def run():
         models = Models(ModelOptions(threads=1), MonitorFactory(share))
         model = await models.add(bundle.path)
-        if model.watch is not None:
-            await asyncio.to_thread(model.watch.wait, 30)
+        if model.monitor is not None:
+            await asyncio.to_thread(model.monitor.wait, 30)
         answers = await asyncio.gather(*(model.infer(InferRequest({"x": digit[None]})) for digit in digits))
-        if model.watch is not None:
-            await asyncio.to_thread(model.watch.settle, 30)
+        if model.monitor is not None:
+            await asyncio.to_thread(model.monitor.settle, 30)
         await checks(models) if asyncio.iscoroutinefunction(checks) else checks(models)
-        told = None if model.watch is None else model.watch.to_json()
+        told = None if model.monitor is None else model.monitor.to_json()
         await models.close()
         return np.concatenate([each[model.outputs[0].name] for each in answers]), told
 
@@ -224,8 +228,8 @@ def test_why_there_is_nothing_to_compare_with_is_said_with_what_to_do(digits_cop
     assert report.baseline is None
     counted = digits_copy.add("reports/census.json", json.dumps(report.to_json()))
     wanted = [
-        (counted, "a census that leaves nothing", "relu-deploy census"),
-        (Bundle.open(counted.onnx), "no bundle", "relu-deploy export"),
+        (counted, "a census without a baseline", "relu-deploy census"),
+        (Bundle.open(counted.onnx), "not a bundle", "relu-deploy export"),
     ]
     for bundle, why, hint in wanted:
         monitor = Monitor(bundle, 1.0)
@@ -253,8 +257,8 @@ def test_a_variant_is_watched_with_the_graph_that_was_counted(censused, tmp_path
 
 def test_a_reload_starts_anew_and_ends_the_old_monitor(censused):
     async def checks(models):
-        old = models.get("digits").watch
-        new = (await models.load("digits")).watch
+        old = models.get("digits").monitor
+        new = (await models.load("digits")).monitor
         for _ in range(200):
             if not old._thread.is_alive():
                 break
@@ -278,7 +282,9 @@ def test_the_state_is_json_at_its_address_and_nothing_where_nobody_watches(censu
             sent.append(message)
 
         scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
-        await HttpApp(models)(scope, receive, send)
+        observer = AccessLog()
+        handlers = Management(models).handlers()
+        await HttpApp(models, AdmissionControl(models, observer), observer, handlers, HttpLimits())(scope, receive, send)
         return sent[0]["status"], json.loads(sent[1]["body"])
 
     async def watched(models):

@@ -15,7 +15,7 @@ from processes import python
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.serving.batcher import Limits
 from relu_deploy.serving.models import ModelOptions, Models
-from relu_deploy.serving.protocol.json_codec import InferRequest
+from relu_deploy.serving.protocol.tensors import InferRequest
 from relu_deploy.serving.telemetry.drift_monitor import MonitorFactory
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
@@ -24,6 +24,7 @@ parser = pytest.importorskip(
 )
 
 from relu_deploy.serving.telemetry.metrics import CONTENT_TYPE, Metrics, MetricsApp  # noqa: E402
+from relu_deploy.serving.transport.access import AccessPolicy  # noqa: E402
 
 #: of the Triton user guide's metrics.md: what a server without GPUs, caches and summaries has
 COUNTERS = {
@@ -189,7 +190,7 @@ def test_the_monitor_has_its_metrics_where_there_is_a_census_and_says_off_where_
     )
 
     async def doing(models):
-        watch = models.get("digits").watch
+        watch = models.get("digits").monitor
         await asyncio.to_thread(watch.wait, 30)
         for _ in range(20):
             await models.get("digits").infer(digit())
@@ -236,7 +237,9 @@ def test_the_port_has_metrics_and_nothing_else(method, path, status):
         async def send(message):
             sent.append(message)
 
-        await MetricsApp(Metrics(Models(ModelOptions())))({"type": "http", "method": method, "path": path}, None, send)
+        await MetricsApp(Metrics(Models(ModelOptions())), AccessPolicy())(
+            {"type": "http", "method": method, "path": path, "headers": []}, None, send
+        )
 
     asyncio.run(run())
     assert sent[0]["status"] == status
@@ -265,7 +268,7 @@ def test_the_process_has_metrics_on_a_port_of_their_own_and_logs_json(digits_bun
             assert where["metrics"] != where["http"]
             body = {"id": "one", "inputs": [{"name": "x", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.0] * 784}]}
             url = f"http://127.0.0.1:{where['http']}/v2/models/digits/infer"
-            urllib.request.urlopen(urllib.request.InferRequest(url, json.dumps(body).encode()), timeout=20).close()
+            urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=20).close()
             with pytest.raises(urllib.error.HTTPError) as missing:
                 get(where["http"], "/metrics")
             missing.value.close()

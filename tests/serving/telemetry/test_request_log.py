@@ -1,43 +1,22 @@
 """The log tells failures and slow requests on one line each, and nothing of what was sent."""
 
-import asyncio
 import json
 import logging
 
 import pytest
 
-from relu_deploy.serving.telemetry.request_log import MOST, Access, AccessLog, LogOptions, logging_to_stderr
+from relu_deploy.serving.protocol.routes import RequestContext
+from relu_deploy.serving.telemetry.request_log import LINES_PER_SECOND, AccessLog, LogOptions, logging_to_stderr
 from relu_deploy.serving.telemetry.statistics import Timings
 
 
-def app(status=200, noted=None, seconds=0.0):
-    async def answer(scope, receive, send):
-        await asyncio.sleep(seconds)
-        scope["noted"].update(noted or {})
-        if status:
-            await send({"type": "http.response.start", "status": status, "headers": []})
-            await send({"type": "http.response.body", "body": b"SECRET"})
-
-    return answer
-
-
-def logged(capsys, application, options, times=1, path="/v2/models/digits/infer"):
+def logged(capsys, status, options, times=1, seconds=0.0, path="/v2/models/digits/infer", **fields):
     """Return the lines on stderr after `times` requests, the JSON ones parsed."""
-
-    async def run():
-        async def receive():
-            return {"type": "http.request", "body": b"SECRET", "more_body": False}
-
-        async def send(message):
-            pass
-
-        access = AccessLog(application, Access(options))
-        for _ in range(times):
-            scope = {"type": "http", "method": "POST", "path": path, "client": ("127.0.0.1", 5), "headers": []}
-            await access(scope, receive, send)
-
     with logging_to_stderr(options):
-        asyncio.run(run())
+        observer = AccessLog(options)
+        for _ in range(times):
+            headers = [(b"authorization", b"SECRET")]
+            observer.on_complete(RequestContext("POST", path, "127.0.0.1", headers, **fields), status, seconds)
     lines = capsys.readouterr().err.splitlines()
     return [json.loads(line) for line in lines] if options.as_json else lines
 
@@ -47,7 +26,7 @@ def logged(capsys, application, options, times=1, path="/v2/models/digits/infer"
     [(400, "info", "failed"), (404, "info", "failed"), (500, "warning", "failed"), (0, "info", "gone")],
 )
 def test_a_request_that_failed_is_one_line(capsys, status, level, event):
-    told = logged(capsys, app(status), LogOptions(as_json=True))
+    told = logged(capsys, status, LogOptions(as_json=True))
     assert len(told) == 1
     assert (told[0]["level"], told[0]["event"], told[0]["status"], told[0]["path"]) == (
         level,
@@ -59,13 +38,13 @@ def test_a_request_that_failed_is_one_line(capsys, status, level, event):
 
 
 def test_one_that_succeeded_in_time_is_told_at_debug_only(capsys):
-    assert logged(capsys, app(), LogOptions(as_json=True)) == []
-    assert logged(capsys, app(), LogOptions(as_json=True, level="debug"))[0]["event"] == "served"
+    assert logged(capsys, 200, LogOptions(as_json=True)) == []
+    assert logged(capsys, 200, LogOptions(as_json=True, level="debug"))[0]["event"] == "served"
 
 
 def test_a_slow_one_is_told_with_where_the_time_went(capsys):
-    noted = {"model": "digits", "id": "7", "timings": Timings(0.5, 0.001, 0.25, 0.002)}
-    told = logged(capsys, app(200, noted, 0.02), LogOptions(as_json=True, slow=0.01))[0]
+    fields = {"model": "digits", "id": "7", "timings": Timings(0.5, 0.001, 0.25, 0.002)}
+    told = logged(capsys, 200, LogOptions(as_json=True, slow=0.01), seconds=0.02, **fields)[0]
     assert (told["event"], told["model"], told["id"]) == ("slow", "digits", "7")
     assert told["ms"] >= 20
     assert (told["queue_ms"], told["compute_infer_ms"]) == (500, 250)
@@ -73,8 +52,8 @@ def test_a_slow_one_is_told_with_where_the_time_went(capsys):
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_what_a_client_chose_is_cut_and_cannot_begin_a_line_of_its_own(capsys, as_json):
-    noted = {"id": "a\n2026 error: forged \x1b[31m" + "b" * 500, "model": "digits"}
-    told = logged(capsys, app(500, noted), LogOptions(as_json=as_json), path="/v2\nx" + "y" * 500)
+    fields = {"id": "a\n2026 error: forged \x1b[31m" + "b" * 500, "model": "digits"}
+    told = logged(capsys, 500, LogOptions(as_json=as_json), path="/v2\nx" + "y" * 500, **fields)
     assert len(told) == 1
     assert len(json.dumps(told[0])) < 1000
     assert "\x1b" not in str(told[0]) or as_json
@@ -82,22 +61,22 @@ def test_what_a_client_chose_is_cut_and_cannot_begin_a_line_of_its_own(capsys, a
 
 
 def test_people_get_a_line_to_read(capsys):
-    line = logged(capsys, app(503, {"model": "digits", "id": "two words"}), LogOptions())[0]
+    line = logged(capsys, 503, LogOptions(), model="digits", id="two words")[0]
     assert "warning: failed" in line
     assert "status=503" in line
     assert 'id="two words"' in line
 
 
 def test_a_flood_of_failures_is_counted_instead_of_told(capsys):
-    told = logged(capsys, app(503), LogOptions(as_json=True), times=1000)
+    told = logged(capsys, 503, LogOptions(as_json=True), times=1000)
     # It may have crossed a second or two.
-    assert MOST <= len(told) <= 3 * MOST + 3
+    assert LINES_PER_SECOND <= len(told) <= 3 * LINES_PER_SECOND + 3
 
 
 def test_the_level_is_kept_and_nothing_stays_behind(capsys):
     logger = logging.getLogger("relu_deploy")
     before = list(logger.handlers), logger.level, logger.propagate
-    assert logged(capsys, app(400), LogOptions(level="warning")) == []
+    assert logged(capsys, 400, LogOptions(level="warning")) == []
     assert (list(logger.handlers), logger.level, logger.propagate) == before
 
 
@@ -116,12 +95,11 @@ def test_a_call_over_grpc_that_fails_is_told_like_a_request_over_http(digits_bun
     grpc = pytest.importorskip("grpc", reason="grpcio is not installed (pip install 'relu-deploy[serve]')")
     from grpc_running import serving
 
-    from relu_deploy.serving.protocol.proto import stubs
+    from relu_deploy.serving.protocol.proto import messages
 
-    messages = stubs()[0]
     with serving(tmp_path, digits_bundle.path, "--log-json") as server:
         with pytest.raises(grpc.RpcError) as raised:
-            server.stub.ModelInfer(messages.ModelInferRequest(model_name="digits", id="seven"))
+            server.stub.ModelInfer(messages().ModelInferRequest(model_name="digits", id="seven"))
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         for line in server.process.stderr:
             told = json.loads(line)

@@ -20,6 +20,7 @@ from collector import Collector
 from running import Running, answer_on
 
 from relu_deploy.errors import UsageError
+from relu_deploy.serving.protocol.routes import RequestContext, parse_route
 from relu_deploy.serving.telemetry.span_exporter import ExporterLogFilter
 from relu_deploy.serving.telemetry.statistics import PARTS, Timings
 from relu_deploy.serving.telemetry.traces import TraceOptions, tracing
@@ -27,7 +28,10 @@ from relu_deploy.serving.telemetry.traces import TraceOptions, tracing
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
 INFER = "/v2/models/digits/infer"
-POST = {"method": "POST", "path": INFER, "headers": ()}
+
+
+def post(path=INFER, method="POST", **fields):
+    return RequestContext(method, path, route=parse_route(method, path), **fields)
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +54,9 @@ def input_of(bundle):
     return {"inputs": [{"name": spec.name, "shape": shape, "datatype": "FP32", "data": data}], "id": "seven"}
 
 
-class Told(list):
-    def tell(self, fields, status, seconds):
-        self.append((dict(fields), status, seconds))
+class Observed(list):
+    def on_complete(self, context, status, seconds):
+        self.append((context, status, seconds))
 
 
 def free_port():
@@ -95,9 +99,9 @@ def test_a_request_is_a_span_with_a_child_for_each_part_of_its_time(digits_bundl
 
 
 def test_the_parts_are_as_long_as_the_request_says_and_lie_where_they_were(collector):
-    with tracing(TraceOptions(collector.url, 1.0), Told()) as traces:
+    with tracing(TraceOptions(collector.url, 1.0), Observed()) as traces:
         timings = Timings(0.010, 0.002, 0.030, 0.001, time.perf_counter() - 0.050, 4)
-        traces.tell({**POST, "timings": timings}, 200, 0.060)
+        traces.on_complete(post(timings=timings), 200, 0.060)
     (span,) = collector.roots()
     parts = collector.parts_of(span)
     assert [round((part.end - part.start) / 1e6, 2) for part in parts] == [10, 2, 30, 1]
@@ -107,8 +111,8 @@ def test_the_parts_are_as_long_as_the_request_says_and_lie_where_they_were(colle
 
 
 def test_a_part_never_begins_before_the_whole(collector):
-    with tracing(TraceOptions(collector.url, 1.0), Told()) as traces:
-        traces.tell({**POST, "timings": Timings(0.01, 0, 0, 0, time.perf_counter() - 0.011, 1)}, 200, 0.001)
+    with tracing(TraceOptions(collector.url, 1.0), Observed()) as traces:
+        traces.on_complete(post(timings=Timings(0.01, 0, 0, 0, time.perf_counter() - 0.011, 1)), 200, 0.001)
     (span,) = collector.roots()
     assert collector.parts_of(span)[0].start == span.start
 
@@ -118,8 +122,8 @@ def test_a_part_never_begins_before_the_whole(collector):
     [(200, False, None), (404, False, None), (500, True, "500"), (503, True, "503"), (0, False, "client_left")],
 )
 def test_only_what_the_server_failed_on_is_an_error(collector, status, failed, kind):
-    with tracing(TraceOptions(collector.url, 1.0), Told()) as traces:
-        traces.tell(POST, status, 0.001)
+    with tracing(TraceOptions(collector.url, 1.0), Observed()) as traces:
+        traces.on_complete(post(), status, 0.001)
     (span,) = collector.roots()
     assert (span.failed, span.attributes.get("error.type")) == (failed, kind)
     assert span.attributes.get("http.response.status_code", 0) == status
@@ -138,8 +142,8 @@ def test_only_what_the_server_failed_on_is_an_error(collector, status, failed, k
     ],
 )
 def test_a_call_over_grpc_has_the_code_that_its_client_gets(collector, status, code, failed):
-    with tracing(TraceOptions(collector.url, 1.0), Told()) as traces:
-        traces.tell({"method": "gRPC", "path": "ModelInfer", "model": "digits"}, status, 0.001)
+    with tracing(TraceOptions(collector.url, 1.0), Observed()) as traces:
+        traces.on_complete(RequestContext("gRPC", "ModelInfer", model="digits"), status, 0.001)
     (span,) = collector.roots()
     assert (span.attributes["rpc.response.status_code"], span.failed) == (code, failed)
     assert span.attributes.get("error.type") == (code if failed or status == 0 else None)
@@ -159,31 +163,31 @@ def test_a_call_over_grpc_has_the_code_that_its_client_gets(collector, status, c
     ],
 )
 def test_what_runs_a_model_is_traced_and_nothing_else(collector, path, route):
-    told = Told()
-    with tracing(TraceOptions(collector.url, 1.0), told) as traces:
-        traces.tell({**POST, "path": path, "headers": [(b"traceparent", SAMPLED.encode())]}, 200, 0.001)
-        traces.tell({**POST, "method": "GET", "path": path}, 200, 0.001)
+    observed = Observed()
+    with tracing(TraceOptions(collector.url, 1.0), observed) as traces:
+        traces.on_complete(post(path, headers=[(b"traceparent", SAMPLED.encode())]), 200, 0.001)
+        traces.on_complete(post(path, "GET"), 200, 0.001)
     assert [span.attributes["http.route"] for span in collector.roots()] == ([route] if route else [])
-    assert ["trace_id" in fields for fields, *_ in told] == [bool(route), False]
+    assert [bool(context.trace_id) for context, *_ in observed] == [bool(route), False]
 
 
 def test_what_a_client_chose_is_cut_and_cannot_spoil_the_batch(collector):
-    with tracing(TraceOptions(collector.url, 1.0), Told()) as traces:
-        traces.tell({**POST, "id": "\ud800" + "b" * 500, "path": f"/v2/models/{'m' * 500}/infer"}, 200, 0.001)
+    with tracing(TraceOptions(collector.url, 1.0), Observed()) as traces:
+        traces.on_complete(post(f"/v2/models/{'m' * 500}/infer", id="\ud800" + "b" * 500), 200, 0.001)
     (span,) = collector.roots()
     assert span.attributes["relu_deploy.request_id"] == "?" + "b" * 127
     assert len(span.attributes["relu_deploy.model"]) == len(span.attributes["url.path"]) == 128
 
 
 def test_the_environment_names_the_service_and_the_headers(collector, monkeypatch):
-    with tracing(TraceOptions(collector.url, 1.0), Told()) as traces:
-        traces.tell(POST, 200, 0.001)
+    with tracing(TraceOptions(collector.url, 1.0), Observed()) as traces:
+        traces.on_complete(post(), 200, 0.001)
     assert collector.spans()[0].resource["service.name"] == "relu-deploy"
     monkeypatch.setenv("OTEL_SERVICE_NAME", "reader")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=staging")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret")
-    with tracing(TraceOptions(collector.url + "/v1/traces", 1.0), Told()) as traces:
-        traces.tell(POST, 200, 0.001)
+    with tracing(TraceOptions(collector.url + "/v1/traces", 1.0), Observed()) as traces:
+        traces.on_complete(post(), 200, 0.001)
     resource = collector.spans()[1].resource
     assert (resource["service.name"], resource["deployment.environment.name"]) == ("reader", "staging")
     assert collector.headers[1]["api-key"] == "secret"
@@ -222,26 +226,26 @@ def test_a_client_that_traces_is_followed_and_the_log_says_where(digits_bundle, 
     ids=["nonsense", "zeros", "two", "state only"],
 )
 def test_a_parent_that_is_none_counts_for_nothing(collector, capfd, headers, share):
-    with tracing(TraceOptions(collector.url, share), Told()) as traces:
-        traces.tell({**POST, "headers": headers}, 200, 0.001)
+    with tracing(TraceOptions(collector.url, share), Observed()) as traces:
+        traces.on_complete(post(headers=headers), 200, 0.001)
     assert [span.parent for span in collector.roots()] == [""] * int(share)
     assert "nonsense" not in capfd.readouterr().err
 
 
 def test_a_tracestate_that_is_none_is_left_out_and_not_logged(collector, capfd):
     headers = [(b"traceparent", SAMPLED.encode()), (b"tracestate", b"FORGED LINE")]
-    with tracing(TraceOptions(collector.url, 0.0), Told()) as traces:
-        traces.tell({**POST, "headers": headers}, 200, 0.001)
+    with tracing(TraceOptions(collector.url, 0.0), Observed()) as traces:
+        traces.on_complete(post(headers=headers), 200, 0.001)
     assert [(span.trace, span.state) for span in collector.roots()] == [(TRACE, "")]
     assert "FORGED" not in capfd.readouterr().err
 
 
 def test_the_share_is_that_of_the_requests_without_a_parent(collector):
-    told, calls, share = Told(), 4000, 0.05
-    with tracing(TraceOptions(collector.url, share), told) as traces:
+    observed, calls, share = Observed(), 4000, 0.05
+    with tracing(TraceOptions(collector.url, share), observed) as traces:
         for _ in range(calls):
-            traces.tell(POST, 200, 0.001)
-    found = sum("trace_id" in fields for fields, *_ in told)
+            traces.on_complete(post(), 200, 0.001)
+    found = sum(bool(context.trace_id) for context, *_ in observed)
     # Five standard deviations of the binomial: 1 run in 2 million is outside by chance.
     assert abs(found - share * calls) < 5 * (calls * share * (1 - share)) ** 0.5
     assert len({span.trace for span in collector.roots()}) == len(collector.roots()) == found
@@ -263,7 +267,7 @@ def test_a_request_that_is_turned_away_is_traced_with_its_parent(digits_bundle, 
         refused = [span for span in collector.wait_for(len(statuses)) if span.attributes["http.response.status_code"] == 503]
         assert [(span.trace, span.parent, span.failed) for span in refused] == [(TRACE, SPAN, True)]
         assert collector.parts_of(refused[0]) == []
-        # At the door: nothing was made of it.
+        # Refused before it was a request of the application.
         assert refused[0].start == refused[0].end
         assert server.stop() == 0
 
@@ -272,20 +276,19 @@ def test_a_call_over_grpc_is_traced_like_a_request_over_http(digits_bundle, coll
     grpc = pytest.importorskip("grpc", reason="grpcio is not installed (pip install 'relu-deploy[serve]')")
     from grpc_running import serving
 
-    from relu_deploy.serving.protocol.proto import stubs
+    from relu_deploy.serving.protocol.proto import messages
 
-    messages = stubs()[0]
     spec = digits_bundle.inputs[0]
     rows = np.zeros((2, *spec.shape[1:]), np.float32)
-    tensor = messages.ModelInferRequest.InferInputTensor(name=spec.name, shape=rows.shape, datatype="FP32")
-    good = messages.ModelInferRequest(model_name="digits", id="seven", inputs=[tensor], raw_input_contents=[rows.tobytes()])
+    tensor = messages().ModelInferRequest.InferInputTensor(name=spec.name, shape=rows.shape, datatype="FP32")
+    good = messages().ModelInferRequest(model_name="digits", id="seven", inputs=[tensor], raw_input_contents=[rows.tobytes()])
     metadata = (("traceparent", SAMPLED), ("tracestate", "vendor=1"), ("token-bin", b"\x00\xff"))
     with serving(tmp_path, digits_bundle.path, "--traces", collector.url, "--trace-share", 0) as server:
         server.stub.ModelInfer(good, metadata=metadata)
         server.stub.ModelInfer(good)
-        server.stub.ServerLive(messages.ServerLiveRequest(), metadata=metadata)
+        server.stub.ServerLive(messages().ServerLiveRequest(), metadata=metadata)
         with pytest.raises(grpc.RpcError):
-            server.stub.ModelInfer(messages.ModelInferRequest(model_name="none"), metadata=metadata)
+            server.stub.ModelInfer(messages().ModelInferRequest(model_name="none"), metadata=metadata)
         found = collector.wait_for(2)
     span, missing = sorted(found, key=lambda each: each.start)
     assert len(collector.roots()) == 2
@@ -353,20 +356,20 @@ def test_a_collector_that_takes_nothing_keeps_nobody_waiting(digits_bundle, monk
     assert not any("Traceback" in str(line) for line in lines)
 
 
-def test_complaints_are_one_line_a_minute_without_the_password_of_the_collector(caplog):
-    complaints = ExporterLogFilter("http://me:secret@collector:4318/v1/traces")
+def test_failed_exports_are_one_line_a_minute_without_the_password_of_the_collector(caplog):
+    log_filter = ExporterLogFilter("http://me:secret@collector:4318/v1/traces")
 
-    def complain(name, level, said):
-        complaints.handle(logging.LogRecord(name, level, "", 0, said, (), None))
+    def emit(name, level, message):
+        log_filter.handle(logging.LogRecord(name, level, "", 0, message, (), None))
 
     with caplog.at_level(logging.WARNING, "relu_deploy.serve"):
-        complain("opentelemetry.exporter.x", logging.WARNING, "Transient\nerror")
+        emit("opentelemetry.exporter.x", logging.WARNING, "Transient\nerror")
         assert caplog.records == []
         for _ in range(100):
-            complain("opentelemetry.exporter.x", logging.ERROR, "failed")
-        complain("opentelemetry.trace.span", logging.WARNING, "a client's words")
-        complaints._next = 0.0
-        complain("opentelemetry.sdk.x", logging.WARNING, "Queue full")
+            emit("opentelemetry.exporter.x", logging.ERROR, "failed")
+        emit("opentelemetry.trace.span", logging.WARNING, "a client's words")
+        log_filter._next = 0.0
+        emit("opentelemetry.sdk.x", logging.WARNING, "Queue full")
     first, second = (record.fields for record in caplog.records)
     assert first == {"collector": "http://collector:4318/v1/traces", "reason": "failed", "tried": "Transient error"}
     assert (second["reason"], second["left_out"]) == ("Queue full", 99)
@@ -375,8 +378,8 @@ def test_complaints_are_one_line_a_minute_without_the_password_of_the_collector(
 def test_nothing_of_it_stays_behind(collector):
     logger = logging.getLogger("opentelemetry")
     before = list(logger.handlers), logger.propagate
-    with tracing(TraceOptions(collector.url, 1.0), Told()) as traces:
-        traces.tell(POST, 200, 0.001)
+    with tracing(TraceOptions(collector.url, 1.0), Observed()) as traces:
+        traces.on_complete(post(), 200, 0.001)
     assert (list(logger.handlers), logger.propagate) == before
     assert not [one for one in threading.enumerate() if one.name.startswith(("Otel", "relu-deploy traces"))]
 
@@ -401,7 +404,7 @@ def test_a_share_that_makes_no_sense_is_named(command, words):
 
 def test_an_environment_that_does_not_fit_is_an_error_and_no_traceback(monkeypatch, collector):
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "10")
-    with pytest.raises(UsageError, match="OTEL_"), tracing(TraceOptions(collector.url), Told()):
+    with pytest.raises(UsageError, match="OTEL_"), tracing(TraceOptions(collector.url), Observed()):
         pass
 
 

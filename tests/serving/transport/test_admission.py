@@ -1,4 +1,4 @@
-"""What a full server does at the door: refuse at once, skip the body, and then leave the connection unread for a while."""
+"""Early refusals of a full server: answered at once, the body skipped, and the connection paused for a while."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,10 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from relu_deploy.serving.errors import NotFound, Unavailable
+from relu_deploy.serving.protocol.routes import RequestContext, parse_route
 from relu_deploy.serving.transport.admission import AdmissionControl, Refusal
-from relu_deploy.serving.transport.connection import SKIPPED, Connection, ConnectionLimits
+from relu_deploy.serving.transport.connection import MAX_SKIPPED, Connection, ConnectionSettings
+from relu_deploy.serving.transport.limits import HttpLimits
 from relu_deploy.serving.transport.paused_connections import PausedConnections
 
 PAUSE = 0.2
@@ -32,22 +34,22 @@ async def app(scope, receive, send):
     while more:
         message = await receive()
         length, more = length + len(message.get("body", b"")), message.get("more_body", False)
-    told = f"{scope['path']} {length}".encode()
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(told)).encode())]})
-    await send({"type": "http.response.body", "body": told})
+    answer = f"{scope['path']} {length}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(answer)).encode())]})
+    await send({"type": "http.response.body", "body": answer})
 
 
 class Full:
-    """Turns away all that is asked of the model called `full`. room: that its queue has again behind a refusal."""
+    """Refuses all requests for the model called `full`. free: slots of its queue after a refusal."""
 
-    def __init__(self, room=0):
-        self.asked, self.room = [], room
+    def __init__(self, free=0):
+        self.contexts, self.free = [], free
 
-    def __call__(self, method, target, client, headers):
-        self.asked.append((method, target, client, headers))
-        if b"/full/" not in target:
+    def __call__(self, context):
+        self.contexts.append(context)
+        if context.route.model != "full":
             return None
-        return Refusal(b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy", lambda: self.room)
+        return Refusal(b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy", lambda: self.free)
 
 
 async def answered(reader):
@@ -58,12 +60,12 @@ async def answered(reader):
 
 
 @contextlib.asynccontextmanager
-async def connected(turn, protocol=Connection, seconds=PAUSE, **manners):
+async def connected(admit_early, protocol=Connection, seconds=PAUSE, **limits):
     config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
     state = ServerState()
     given = {"config": config, "server_state": state, "app_state": {}}
-    shared = ConnectionLimits(turn=turn, hall=PausedConnections(seconds), **manners)
+    shared = ConnectionSettings(HttpLimits(**limits), admit_early, PausedConnections(seconds))
     server = await asyncio.get_running_loop().create_server(partial(protocol, shared, **given), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
@@ -93,7 +95,7 @@ def test_a_refused_connection_is_answered_at_once_and_then_not_read_for_a_while(
 
 def test_a_refused_connection_is_read_as_soon_as_there_is_room():
     async def run():
-        async with connected(Full(room=5)) as (reader, writer):
+        async with connected(Full(free=5)) as (reader, writer):
             started = time.perf_counter()
             for _ in range(3):
                 writer.write(request("full") + request("free"))
@@ -123,10 +125,10 @@ def test_a_server_that_goes_down_reads_what_refused_connections_have_sent_meanwh
     asyncio.run(run())
 
 
-def test_the_hall_lets_go_in_order_as_many_as_there_is_room_for_and_all_in_the_end():
+def test_paused_connections_resume_in_order_as_many_as_there_is_room_for_and_all_in_the_end():
     async def run():
         gone, rooms = [], {"a": [0, 2, 0], "b": [0, 0, 1]}
-        hall = PausedConnections(0.5, every=0.02)
+        paused = PausedConnections(0.5, interval=0.02)
         loop = asyncio.get_running_loop()
         started = loop.time()
 
@@ -135,7 +137,7 @@ def test_the_hall_lets_go_in_order_as_many_as_there_is_room_for_and_all_in_the_e
 
         room = {name: taking(name) for name in rooms}
         for name in ("a1", "b1", "a2", "a3", "b2", "a4"):
-            hall.hold(lambda name=name: gone.append((name, loop.time() - started)), room[name[0]])
+            paused.hold(lambda name=name: gone.append((name, loop.time() - started)), room[name[0]])
         await asyncio.sleep(0.8)
         return gone
 
@@ -209,7 +211,7 @@ def test_requests_that_were_sent_ahead_are_answered_in_order():
 @pytest.mark.parametrize(
     "sent",
     [
-        request("full", bytes(SKIPPED + 1)),
+        request("full", bytes(MAX_SKIPPED + 1)),
         request("full", headers=["Expect: 100-continue"]),
         request("full", headers=["Connection: close"]),
         request("full").replace(b"HTTP/1.1", b"HTTP/1.0"),
@@ -219,20 +221,22 @@ def test_requests_that_were_sent_ahead_are_answered_in_order():
 )
 def test_what_cannot_be_skipped_goes_the_usual_way(sent):
     async def run():
-        turn = Full()
-        async with connected(turn) as (reader, writer):
+        full = Full()
+        async with connected(full) as (reader, writer):
             writer.write(sent)
             status, body, _ = await answered(reader)
             if status == 100:
                 status, body, _ = await answered(reader)
             assert (status, body.split()[0]) == (200, b"/v2/models/full/infer")
-        assert turn.asked == []
+        assert full.contexts == []
 
     asyncio.run(run())
 
 
 class Models:
-    """A model that has room, one that has none, and one that is not loaded."""
+    """A model that has room for three, one that has none, and one that is not loaded."""
+
+    reserved = 0
 
     def get(self, name, version=""):
         if name not in ("free", "full", "gone") or version not in ("", "1"):
@@ -242,59 +246,80 @@ class Models:
         self.name = name
         return self
 
-    def room(self):
+    def free_slots(self):
         return 17
 
-    def check_room(self, entering=0):
-        if self.name == "full" or entering >= 3:
-            raise Unavailable("7 requests are waiting already", "try again later", retry_after=1.2)
+    def reserve(self):
+        if self.name == "full" or self.reserved >= 3:
+            raise Unavailable("the queue is full: 7 requests wait", "try again later", retry_after=1.2)
+        self.reserved += 1
+        return self
+
+    def release(self):
+        self.reserved -= 1
 
 
-class Told(list):
-    def tell(self, fields, status, seconds):
-        self.append((fields, status, seconds))
+class Observed(list):
+    def on_complete(self, context, status, seconds):
+        self.append((context, status, seconds))
 
 
-def test_the_door_turns_away_what_a_full_queue_would_take_and_nothing_else():
-    told = Told()
-    door = AdmissionControl(Models(), told)
-    for path in (b"/v2/models/full/infer", b"/v2/models/full/predict?top=3", b"/v2/models/full/versions/1/infer"):
-        refusal = door(b"POST", path, "10.0.0.1", [(b"a", b"b")])
-        assert refusal.room() == 17
-        head, _, body = refusal.answer.partition(b"\r\n\r\n")
+def context_of(path, method="POST", headers=()):
+    return RequestContext(method, path, "10.0.0.1", headers, parse_route(method, path))
+
+
+def test_a_full_queue_refuses_its_requests_early_and_no_others():
+    observed = Observed()
+    admission = AdmissionControl(Models(), observed)
+    for path in ("/v2/models/full/infer", "/v2/models/full/predict", "/v2/models/full/versions/1/infer"):
+        refusal = admission.admit_early(context_of(path, headers=[(b"a", b"b")]))
+        assert refusal.free_slots() == 17
+        head, _, body = refusal.response.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"\r\nretry-after: 2" in head
         assert f"\r\ncontent-length: {len(body)}\r\n".encode() in head
-        assert json.loads(body) == {"error": "7 requests are waiting already; try again later"}
-    assert [(fields["path"], fields["model"], status) for fields, status, _ in told] == [
+        assert json.loads(body) == {"error": "the queue is full: 7 requests wait; try again later"}
+    assert [(context.path, context.model, status) for context, status, _ in observed] == [
         ("/v2/models/full/infer", "full", 503),
         ("/v2/models/full/predict", "full", 503),
         ("/v2/models/full/versions/1/infer", "full", 503),
     ]
-    assert all(fields["headers"] == [(b"a", b"b")] for fields, *_ in told)
-
-    async def let_in(method, path):
-        return door(method, path, "", [])
-
+    assert all(context.headers == [(b"a", b"b")] for context, *_ in observed)
     for method, path in (
-        (b"GET", b"/v2/models/full/infer"),
-        (b"POST", b"/v2/models/full"),
-        (b"POST", b"/v2/models/full/versions/7/infer"),
-        (b"POST", b"/v2/models/free/infer"),
-        (b"POST", b"/v2/models/none/infer"),
-        (b"POST", b"/v2/models/gone/infer"),
-        (b"POST", b"/v2/repository/models/full/load"),
+        ("GET", "/v2/models/full/infer"),
+        ("POST", "/v2/models/full"),
+        ("POST", "/v2/models/full/versions/7/infer"),
+        ("POST", "/v2/models/free/infer"),
+        ("POST", "/v2/models/none/infer"),
+        ("POST", "/v2/models/gone/infer"),
+        ("POST", "/v2/repository/models/full/load"),
     ):
-        assert asyncio.run(let_in(method, path)) is None
-    assert len(told) == 3
+        assert admission.admit_early(context_of(path, method)) is None
+    assert len(observed) == 3
 
 
-def test_who_was_let_in_counts_until_it_is_in_the_queue():
-    async def run():
-        door = AdmissionControl(Models(), Told())
-        ask = partial(door, b"POST", b"/v2/models/free/infer", "", [])
-        at_once = [ask() is None for _ in range(5)]
-        await asyncio.sleep(0)
-        return at_once, ask() is None
+def test_an_admitted_request_counts_until_it_ends_and_is_decided_on_once():
+    models = Models()
+    admission = AdmissionControl(models, Observed())
+    contexts = [context_of("/v2/models/free/infer") for _ in range(5)]
+    assert [admission.admit_early(context) is None for context in contexts] == [True, True, True, False, False]
+    admission.admit(contexts[0])
+    assert models.reserved == 3
+    contexts[0].release_slot()
+    contexts[0].release_slot()
+    assert models.reserved == 2
+    admission.admit(context_of("/v2/models/free/infer"))
+    with pytest.raises(Unavailable):
+        admission.admit(contexts[4])
 
-    assert asyncio.run(run()) == ([True, True, True, False, False], True)
+
+def test_a_request_whose_body_is_on_its_way_holds_no_place():
+    models = Models()
+    admission = AdmissionControl(models, Observed())
+    slow, whole = context_of("/v2/models/free/infer"), context_of("/v2/models/free/infer")
+    admission.admit_early(slow)
+    admission.admit_early(whole)
+    whole.body_complete = True
+    slow.release_unless_complete()
+    whole.release_unless_complete()
+    assert (slow.slot, whole.slot is None, models.reserved) == (None, False, 1)

@@ -18,8 +18,8 @@ import uvloop
 from running import Running, until
 from uvicorn.server import ServerState
 
-from relu_deploy.serving.transport.connection import Connection, ConnectionLimits
-from relu_deploy.serving.transport.lingering_close import LingerLimits
+from relu_deploy.serving.transport.connection import Connection, ConnectionSettings
+from relu_deploy.serving.transport.limits import HttpLimits, LingerLimits
 
 MIB = 2**20
 
@@ -58,7 +58,7 @@ def test_a_body_that_is_too_large_gets_its_413_though_all_of_it_is_sent_first(se
     for path in ("/v2/models/digits/infer", "/v2/models/digits/predict", "/v2/models/digits/relus"):
         status, told, after = answer_to(server.port, head(path, len(body)), body, pause)
         assert (status, after) == (413, b"")
-        assert told["error"].startswith("a body of 3145728 bytes is more than the 1048576 that are taken; ")
+        assert told["error"].startswith("a body of 3145728 bytes exceeds the limit of 1048576; ")
         pause = 0
 
 
@@ -67,7 +67,7 @@ def test_a_body_in_chunks_that_becomes_too_large_gets_its_413(server):
     body = (b"%x\r\n%b\r\n" % (2**16, bytes(2**16))) * 48 + b"0\r\n\r\n"
     status, told, _ = answer_to(server.port, top, body)
     assert status == 413
-    assert "the body is more than the 1048576 bytes" in told["error"]
+    assert "the body exceeds the limit of 1048576 bytes" in told["error"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_body_in_chunks_that_becomes_too_large_gets_its_413(server):
         ("/v2/models/nobody/infer", (), 404, "no model called 'nobody'"),
         ("/nowhere", (), 404, "nothing at POST /nowhere"),
         ("/v2/models/digits/predict?top=x", (), 400, "top is 'x'"),
-        ("/v2/models/digits/infer", ("Content-Encoding: br",), 400, "'br' is not taken"),
+        ("/v2/models/digits/infer", ("Content-Encoding: br",), 400, "'br' is not supported"),
     ],
 )
 def test_what_is_refused_before_its_body_is_read_gets_its_answer(server, path, more, status, words):
@@ -124,7 +124,7 @@ async def refusing(scope, receive, send):  # it reads nothing
 
 
 @contextlib.contextmanager
-def lingering(patience, loop_factory):
+def lingering(limits, loop_factory):
     """Yield the port of a server that refuses everything, and the set of its connections."""
     config = uvicorn.Config(refusing, ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
@@ -133,7 +133,7 @@ def lingering(patience, loop_factory):
 
     async def run():
         given = {"config": config, "server_state": state, "app_state": {}}
-        make = partial(Connection, ConnectionLimits(patience=patience), **given)
+        make = partial(Connection, ConnectionSettings(HttpLimits(linger=limits)), **given)
         server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
         found["port"] = server.sockets[0].getsockname()[1]
         ready.set()

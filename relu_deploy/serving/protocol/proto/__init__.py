@@ -1,35 +1,43 @@
-"""The protocol's protobuf messages and gRPC stubs: `inference.proto`, and what `make proto` generates from it.
+"""The protobuf messages of the inference and health protocols: `*.proto`, and `*.binpb`, which `make proto` compiles from them.
 
-Importing them registers the protocol's names with protobuf, which takes them once a process, whoever brings them. So they
-are imported when a server is started, not before.
+The messages live in a descriptor pool of their own. protobuf's default pool takes each name once a process, and other
+packages, for instance tritonclient.grpc, bring the same names.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from relu_deploy.errors import BackendUnavailable, UsageError, missing_package
+from relu_deploy.errors import missing_package
 
-__all__ = ["stubs"]
+__all__ = ["SERVICE", "messages"]
+
+SERVICE = "inference.GRPCInferenceService"
 
 
-def stubs() -> tuple[Any, Any]:
-    """Return the modules of the messages and of the service.
+@cache
+def messages(name: str = "inference") -> Any:
+    """Return the message classes and enum values of a file by name, and as DESCRIPTOR the descriptor of the file.
 
-    Raises UsageError when another package has brought the protocol's names, BackendUnavailable when gRPC is not installed
-    or too old.
+    Args:
+        name: Of the file, without its suffix.
+
+    Raises:
+        BackendUnavailable: If protobuf is not installed.
     """
     try:
-        from relu_deploy.serving.protocol.proto import inference_pb2, inference_pb2_grpc
+        from google.protobuf.descriptor_pb2 import FileDescriptorSet
+        from google.protobuf.descriptor_pool import DescriptorPool
+        from google.protobuf.message_factory import GetMessageClass
     except ImportError as error:
-        raise missing_package(error.name or "grpcio", "serve") from error
-    except TypeError as error:
-        raise UsageError(
-            f"another package has brought the protocol's gRPC messages into this process: {error}",
-            "serve in a process that does not import tritonclient.grpc or the like, or without gRPC: --grpc-port -1",
-        ) from error
-    except Exception as error:  # the generated modules compare versions, each with an exception of its own
-        raise BackendUnavailable(
-            f"gRPC is too old here: {error}", "pip install --upgrade 'relu-deploy[serve]', or serve without it: --grpc-port -1"
-        ) from error
-    return inference_pb2, inference_pb2_grpc
+        raise missing_package(error.name or "protobuf", "serve") from error
+    (file,) = FileDescriptorSet.FromString(Path(__file__).with_name(f"{name}.binpb").read_bytes()).file
+    pool = DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    descriptor = pool.FindFileByName(file.name)
+    classes = {name: GetMessageClass(each) for name, each in descriptor.message_types_by_name.items()}
+    enums = {value.name: value.number for each in descriptor.enum_types_by_name.values() for value in each.values}
+    return SimpleNamespace(DESCRIPTOR=descriptor, **classes, **enums)

@@ -1,0 +1,51 @@
+"""Compressed bodies, in every form that clients send, and none that expands without a limit."""
+
+import gzip
+import zlib
+
+import pytest
+
+from relu_deploy.serving.errors import InvalidArgument, TooLarge
+from relu_deploy.serving.protocol.http import decompress
+
+TEXT = b'{"inputs": []}' * 100
+
+
+def raw_deflate(content):
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(content) + packer.flush()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        gzip.compress(TEXT),
+        zlib.compress(TEXT),
+        zlib.compress(TEXT, 0),
+        raw_deflate(TEXT),
+        gzip.compress(TEXT[:7]) + gzip.compress(TEXT[7:]),
+        b"".join(gzip.compress(TEXT[at : at + 10]) for at in range(0, len(TEXT), 10)),
+    ],
+    ids=["gzip", "zlib", "zlib stored", "raw deflate", "two members", "many members"],
+)
+def test_every_form_decompresses_to_its_content(body):
+    assert decompress(body, len(TEXT)) == TEXT
+    with pytest.raises(TooLarge):
+        decompress(body, len(TEXT) - 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"x",
+        gzip.compress(TEXT)[:-1],
+        gzip.compress(TEXT) + b"\0",
+        gzip.compress(TEXT) + gzip.compress(TEXT)[:-4],
+        zlib.compress(TEXT) + zlib.compress(TEXT),
+        zlib.compress(TEXT)[:-1],
+    ],
+)
+def test_a_body_that_is_damaged_cut_or_followed_by_something_is_refused(body):
+    with pytest.raises(InvalidArgument):
+        decompress(body, 10_000)
