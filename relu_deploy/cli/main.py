@@ -36,6 +36,8 @@ VERBS = (
     "predict",
     "serve",
     "package",
+    "sign",
+    "check",
     "doctor",
     "schema",
 )
