@@ -317,7 +317,7 @@ def test_a_full_queue_says_when_to_come_back_and_deadlines_are_kept(digits_bundl
         assert statuses <= {200, 504}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] * 2)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP] * 2)
 def test_on_a_signal_nothing_that_was_taken_is_lost(digits_bundle, number):
     """Twice each here; benchmarks/serve_kills.py does it two hundred times."""
     done, lost = [], []

@@ -91,6 +91,23 @@ def test_an_exception_is_told_with_its_traceback_in_the_same_object(capsys):
     assert "ValueError: broken" in told["exception"]
 
 
+def test_a_flood_of_one_kind_of_line_is_cut_with_its_tracebacks_and_spares_the_others(capsys):
+    logger = logging.getLogger("relu_deploy.serve")
+    with logging_to_stderr(LogOptions(as_json=True)):
+        for number in range(1000):
+            try:
+                raise ValueError(f"broken {number}")
+            except ValueError:
+                logger.exception("a request failed")
+        logging.getLogger("uvicorn.error").warning("another library's line")
+        logger.info("another kind")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    failed = [line for line in lines if line["event"] == "a request failed"]
+    assert LINES_PER_SECOND <= len(failed) <= 3 * LINES_PER_SECOND
+    assert sum("exception" in line for line in failed) == 1
+    assert {"another library's line", "another kind"} < {line["event"] for line in lines}
+
+
 def test_a_call_over_grpc_that_fails_is_told_like_a_request_over_http(digits_bundle, tmp_path):
     grpc = pytest.importorskip("grpc", reason="grpcio is not installed (pip install 'relu-deploy[serve]')")
     from grpc_running import serving
