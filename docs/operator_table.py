@@ -41,7 +41,7 @@ rounded to 16 bits several times. ONNX Runtime differs from the specification in
 | Operator | Versions | Node tests | ONNX Runtime | PyTorch | By hand |
 | --- | --- | ---: | ---: | ---: | ---: |
 """
-CALL = re.compile(r'evaluate\(\s*"(\w+)"')
+CALL = re.compile(r'(?:evaluate|make_node|node_model)\(\s*"(\w+)"')
 
 
 def versions() -> dict[tuple[str, str], str]:
@@ -60,7 +60,7 @@ def versions() -> dict[tuple[str, str], str]:
             schemas.setdefault(key, set()).add(schema.since_version)
             bodies.add(key)
     for entry in registered():
-        schemas.setdefault((entry.domain, entry.name), set()).update([] if (entry.domain, entry.name) in schemas else [1])
+        schemas.setdefault((entry.domain, entry.name), {1})
     marked = {key: ", ".join(map(str, sorted(found))) for key, found in schemas.items()}
     return {key: text + (" (function body)" if key in bodies else "") for key, text in marked.items()}
 

@@ -9,6 +9,7 @@
     report  = relu_deploy.compile(bundle, "tensorrt-rtx", variant="int8-tensorrt-rtx")   # needs no GPU
     table   = relu_deploy.bench(bundle, backends=["onnxruntime-cpu", "torch"], batch=[1, 8])
     session = bundle.session("onnxruntime-cpu")
+    results = relu_deploy.Predictor("digits.rdb").predict(["seven.png"])
 
 Importing the package costs next to nothing: each name is loaded when it is first used.
 """
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from relu_deploy.exporting.exporter import export as export
     from relu_deploy.optimization.run import optimize as optimize
     from relu_deploy.packaging.run import package as package
+    from relu_deploy.prediction.predictor import Predictor as Predictor
     from relu_deploy.serving.run import serve as serve
     from relu_deploy.verification.exhaustive import prove as prove
     from relu_deploy.verification.run import verify as verify
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 #: public name → module that defines it
 _HOME = {
     "Bundle": "bundle",
+    "Predictor": "prediction.predictor",
     "__version__": "version",
     "bench": "benchmark.run",
     "build": "zoo.recipes",

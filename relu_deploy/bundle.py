@@ -21,7 +21,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from relu_deploy.bundle_files import check_file, complete_interrupted, replace_f
 from relu_deploy.errors import InputError
 from relu_deploy.files import locked_folder, reason, sha256, write_atomically
 from relu_deploy.folders import whole_folder
+from relu_deploy.graph_signature import check_signature
 from relu_deploy.manifest import MANIFEST, MODEL, SCHEMA, SOURCE, VARIANTS, read_manifest, seal
 from relu_deploy.tensors import TensorSpec
 
@@ -179,6 +180,10 @@ class Bundle:
         for name in self.manifest["files"]:
             for needed in check_file(self.path, self.manifest, name):
                 self.file(needed)
+        try:
+            check_signature(self.path / MODEL, self.manifest)
+        except OSError as error:
+            raise InputError(f"cannot read {self.onnx}: {reason(error)}", "check the path and its permissions") from error
 
     def copy_files(self, folder: Path, without: Collection[str] = ()) -> None:
         """Copy the files of the manifest into `folder`, except those in `without`; engines and caches are not copied."""
@@ -260,9 +265,12 @@ def refuse_existing(target: Path, force: bool) -> None:
 
 
 def _manifest_of_file(file: Path) -> dict[str, Any]:
+    from relu_deploy.graph.batching import batch_axes
     from relu_deploy.graph.model import io_specs, load_model
 
-    inputs, outputs = io_specs(load_model(file))
+    model = load_model(file)
+    axes = batch_axes(model)
+    inputs, outputs = (tuple(replace(spec, batch_axis=axes[spec.name]) for spec in specs) for specs in io_specs(model))
     return {
         "schema": SCHEMA,
         "name": file.stem,

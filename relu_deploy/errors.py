@@ -1,13 +1,14 @@
-"""What can go wrong, each with its exit code and a hint.
+"""The errors that people see, each with its exit code and a hint.
 
     ReluDeployError            exit code, message, hint
     ├── UsageError        2    an option or argument that makes no sense
     ├── InputError        2    a file, model or array that is not what it should be
-    ├── Unsupported       3    the backend exists but cannot do what was asked by name
+    ├── Unsupported       3    the backend exists but cannot do what was requested by name
     ├── BackendUnavailable 3   the backend or its hardware is not usable here
-    └── AccuracyTooLow    1    a variant that was to be returned missed its gate (from Python; see below)
+    ├── AccuracyTooLow    1    a variant that was to be returned missed its gate (from Python; see below)
+    └── InternalError     70   a bug in relu_deploy
 
-A check that says no (numbers differ, a gate was missed) is a result, not an error: the command line turns it into exit
+A check that fails (numbers differ, a gate was missed) is a result, not an error: the command line turns it into exit
 code 1. Only a function that would have to return the thing that failed the check raises. Every message is one line that
 names the file or option; every hint is one line that says what to do.
 """
@@ -20,6 +21,7 @@ __all__ = [
     "AccuracyTooLow",
     "BackendUnavailable",
     "InputError",
+    "InternalError",
     "ReluDeployError",
     "Unsupported",
     "UsageError",
@@ -28,6 +30,8 @@ __all__ = [
 ]
 
 EXIT_FINE, EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_UNUSABLE = 0, 1, 2, 3
+#: `EX_SOFTWARE` of sysexits.h, and what a shell reports for a process ended by Ctrl-C.
+EXIT_INTERNAL, EXIT_INTERRUPTED = 70, 130
 
 
 class ReluDeployError(Exception):
@@ -53,7 +57,7 @@ class InputError(ReluDeployError):
 
 
 class Unsupported(ReluDeployError):
-    """The backend exists but cannot do what was asked of it by name."""
+    """The backend exists but cannot do what was requested of it by name."""
 
     exit_code = EXIT_UNUSABLE
 
@@ -68,6 +72,12 @@ class AccuracyTooLow(ReluDeployError):
     """No variant passes the accuracy gate, so there is none to return."""
 
     exit_code = EXIT_CHECK_FAILED
+
+
+class InternalError(ReluDeployError):
+    """An error in relu_deploy itself: not one that the user can do anything about but report."""
+
+    exit_code = EXIT_INTERNAL
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ processes from work in progress and removes them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -36,8 +37,8 @@ __all__ = [
     "write_synced",
 ]
 
-#: Seconds to wait for another process that writes the same bundle.
-LOCK_TIMEOUT = 120.0
+#: Seconds to wait for another process that writes the same bundle, and for one that reads a FIFO.
+LOCK_TIMEOUT, READER_TIMEOUT = 120.0, 10.0
 TEMPORARY = re.compile(r"\.relu-deploy-[0-9a-f]{12}-\w{6,10}\.tmp")
 #: Hint for a place that cannot be written.
 CHOOSE = "choose a place that you may write to, with enough free space"
@@ -103,8 +104,7 @@ def write_atomically(target: Path, content: bytes | str) -> None:
                 raise InputError(f"cannot write {target}: it is a folder", "give the name of a file")
             if not target.exists():
                 raise InputError(f"cannot write {target}: it is a link to a file that does not exist", "remove the link")
-            with target.open("wb") as stream:
-                stream.write(data)
+            _write_into(target, data)
             return
         place = Path(os.path.realpath(target)) if target.is_symlink() else target
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +124,23 @@ def write_atomically(target: Path, content: bytes | str) -> None:
         fsync_folder(place.parent)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {target}: {reason(error)}", CHOOSE) from error
+
+
+def _write_into(target: Path, data: bytes) -> None:
+    """Write `data` into a device or a FIFO, which needs a reader."""
+    deadline = time.monotonic() + READER_TIMEOUT
+    while True:
+        try:
+            # Without O_NONBLOCK, opening a FIFO that nobody reads never returns.
+            handle = os.open(target, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+    os.set_blocking(handle, True)
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(data)
 
 
 def write_synced(file: Path, data: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,30 +19,46 @@ Dim = int | str
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output. `shape` holds an int for a fixed dimension and a name for one that may vary."""
+    """One input or output of a model.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: Its element type, such as "float32".
+        shape: An int for each fixed dimension, and a name for each that may vary.
+        batch_axis: Axis along which rows are independent, None if there is none.
+    """
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    batch_axis: int | None = field(default=0, compare=False)
 
     @property
     def batch(self) -> Dim | None:
-        """Return the leading dimension: its size when fixed, its name when it may vary, None for a scalar."""
-        return self.shape[0] if self.shape else None
+        """Return the batch dimension: its size if fixed, its name if it may vary, None if there is none."""
+        return self.shape[self.batch_axis] if self.shape and self.batch_axis is not None else None
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        """Return the fields as in a manifest; the batch axis only where it is not the first."""
+        fields = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        return fields if self.batch_axis == 0 or not self.shape else {**fields, "batch_axis": self.batch_axis}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> TensorSpec:
-        return cls(fields["name"], fields["dtype"], tuple(fields["shape"]))
+        """Return the spec in `fields` of a manifest."""
+        return cls(fields["name"], fields["dtype"], tuple(fields["shape"]), fields.get("batch_axis", 0))
 
     def __str__(self) -> str:
+        """Return the spec in one word, such as "x: float32[batchx3]"."""
         return f"{self.name}: {self.dtype}[{'x'.join(map(str, self.shape))}]"
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """Return the shape written as `1x3x224x224`. Raises UsageError when `text` is anything else."""
+    """Return the shape written as `1x3x224x224`.
+
+    Raises:
+        UsageError: If `text` is anything else.
+    """
     try:
         shape = tuple(int(part) for part in text.lower().replace(",", "x").split("x"))
     except ValueError:
@@ -53,20 +69,29 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: str) -> Feeds:
-    """Return `feeds` as arrays when they are exactly what `specs` ask for; one name with two sizes is refused too.
+    """Return `feeds` as arrays of this machine's byte order if they are exactly what `specs` ask for.
 
-    Raises InputError that names the input, what was expected and what came.
+    Args:
+        feeds: Arrays by input name.
+        specs: The model's inputs.
+        model: Its name, for errors.
+
+    Raises:
+        InputError: Names the input, what was expected and what was given; one dimension with two sizes is refused too.
     """
     expected = {spec.name: spec for spec in specs}
-    wanted = ", ".join(str(spec) for spec in specs)
+    described = ", ".join(str(spec) for spec in specs)
     if missing := [name for name in expected if name not in feeds]:
-        raise InputError(f"{model}: no array for input {missing[0]!r}", f"the model's inputs are {wanted}")
+        raise InputError(f"{model}: no array for input {missing[0]!r}", f"the model's inputs are {described}")
     if unknown := [name for name in feeds if name not in expected]:
-        raise InputError(f"{model}: there is no input {unknown[0]!r}", f"the model's inputs are {wanted}")
+        raise InputError(f"{model}: there is no input {unknown[0]!r}", f"the model's inputs are {described}")
     bound: dict[str, int] = {}
     arrays = {}
     for name, spec in expected.items():
         array = np.asarray(feeds[name])
+        if not array.dtype.isnative:
+            # Another byte order is the same numbers.
+            array = array.astype(array.dtype.newbyteorder("="))
         if array.dtype.name != spec.dtype:
             raise InputError(
                 f"{model}: input {name!r} must be {spec.dtype}, got {array.dtype.name}",
@@ -86,14 +111,27 @@ def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: st
     return arrays
 
 
-def random_feeds(specs: Sequence[TensorSpec], batch: int = 1, seed: int = 0, fill: Mapping[str, int] | None = None) -> Feeds:
-    """Return reproducible arrays for `specs`: standard normal floats, uniform uint8 0..255, small non-negative integers.
+def random_feeds(
+    specs: Sequence[TensorSpec],
+    batch: int = 1,
+    seed: int = 0,
+    fill: Mapping[str, int] | None = None,
+    ranges: Mapping[str, tuple[int, int]] | None = None,
+) -> Feeds:
+    """Return reproducible arrays: standard normal floats, uint8 from 0 to 255, other integers from 0 to 7.
 
-    batch: the size given to a leading dimension that may vary; `fill` gives sizes to other named dimensions.
-    Raises InputError when a varying dimension has no size.
+    Args:
+        specs: The model's inputs.
+        batch: Size of a varying batch.
+        seed: Of the random numbers.
+        fill: Sizes of other varying dimensions by name.
+        ranges: Smallest and largest value of integer inputs by name.
+
+    Raises:
+        InputError: If a varying dimension has no size.
     """
     generator = np.random.default_rng(seed)
-    sizes = dict(fill or {})
+    sizes = {str(spec.batch): batch for spec in specs if isinstance(spec.batch, str)} | dict(fill or {})
     feeds = {}
     for spec in specs:
         shape = []
@@ -101,15 +139,17 @@ def random_feeds(specs: Sequence[TensorSpec], batch: int = 1, seed: int = 0, fil
             if isinstance(dim, str) and dim not in sizes and axis != 0:
                 raise InputError(
                     f"input {spec.name!r} has no fixed size in dimension {axis} ({dim})",
-                    "give the arrays themselves with --inputs FILE.npz",
+                    f"give one with --shape {spec.name}={'x'.join(str(each) if isinstance(each, int) else '1' for each in spec.shape)}, "
+                    "or arrays with --inputs FILE.npz",
                 )
             shape.append(dim if isinstance(dim, int) else sizes.setdefault(dim, batch))
-        if spec.dtype == "uint8":
-            feeds[spec.name] = generator.integers(0, 256, shape, np.uint8)
-        elif np.issubdtype(np.dtype(spec.dtype), np.integer):
-            feeds[spec.name] = generator.integers(0, 8, shape).astype(spec.dtype)
-        elif spec.dtype == "bool":
+        low, high = (ranges or {}).get(spec.name, (0, 255 if spec.dtype == "uint8" else 7))
+        if spec.dtype == "bool":
             feeds[spec.name] = generator.integers(0, 2, shape).astype(bool)
+        elif spec.dtype == "uint8":
+            feeds[spec.name] = generator.integers(low, high + 1, shape, np.uint8)
+        elif np.issubdtype(np.dtype(spec.dtype), np.integer):
+            feeds[spec.name] = generator.integers(low, high + 1, shape).astype(spec.dtype)
         else:
-            feeds[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+            feeds[spec.name] = np.asarray(generator.standard_normal(shape)).astype(spec.dtype)
     return feeds

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import processes
 import pytest
 import workers
+from hypothesis import HealthCheck, settings
 from progress import Progress
 from timing import measure_briefly
 
@@ -18,6 +19,10 @@ from timing import measure_briefly
 workers.take_share_of_processors()
 
 from relu_deploy.cli.main import main  # noqa: E402
+
+# An example that takes long on a busy machine is no failure.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 #: whether this process is the one that all others of this run belong to
 IS_FIRST = pytest.StashKey[bool]()

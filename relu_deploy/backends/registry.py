@@ -23,7 +23,7 @@ from relu_deploy.backends.base import Capabilities, Options, Probe, Session
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, UsageError, nearest
 
-__all__ = ["BACKENDS", "GROUP", "NOT_YET", "capabilities", "load", "names", "probe", "probe_all", "register", "require", "usable"]
+__all__ = ["BACKENDS", "GROUP", "capabilities", "load", "names", "probe", "probe_all", "register", "require", "usable"]
 
 #: name of a backend → its folder in `relu_deploy.backends`
 BACKENDS: dict[str, str] = {
@@ -36,12 +36,13 @@ BACKENDS: dict[str, str] = {
     "onnxruntime-cuda": "onnxruntime",
     "onnxruntime-tensorrt": "onnxruntime",
     "onnxruntime-tensorrt-rtx": "onnxruntime",
+    "onnxruntime-openvino": "onnxruntime",
+    "onnxruntime-webgpu": "onnxruntime",
+    "onnxruntime-mlx": "onnxruntime",
+    "openvino": "openvino",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt",
 }
-
-#: names of runtimes that this version cannot run yet
-NOT_YET = ("openvino",)
 
 #: the group of entry points by which other packages add backends
 GROUP = "relu_deploy.backends"
@@ -84,8 +85,6 @@ def probe(name: str) -> Probe:
     Raises:
         UsageError: If there is no such backend.
     """
-    if name in NOT_YET:
-        return Probe(name, usable=False, reason="this version of relu_deploy has no such backend yet", fix="use another backend")
     try:
         found: Probe = _module(name, "probe").probe(name)
     except BackendUnavailable as error:
@@ -95,7 +94,7 @@ def probe(name: str) -> Probe:
 
 def probe_all() -> list[Probe]:
     """Return a probe of every backend, usable or not, in a fixed order."""
-    return [probe(name) for name in (*names(), *NOT_YET)]
+    return [probe(name) for name in names()]
 
 
 def require(name: str) -> None:
@@ -135,7 +134,7 @@ def _module(name: str, part: str) -> Any:
     if name in _registered:
         return _registered[name]
     if name not in _entry_points():
-        raise UsageError(f"there is no backend called {name!r}", nearest(name, (*names(), *NOT_YET)))
+        raise UsageError(f"there is no backend called {name!r}", nearest(name, names()))
     point = _entry_points()[name]
     package = point.dist.name if point.dist else point.value
     try:

@@ -22,6 +22,7 @@ LIBRARIES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "onnxscript",
+    "openvino",
     "pycocotools",
     "tensorrt",
     "tensorrt-rtx",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.options import add_shared_options, add_summary_option
 from relu_deploy.cli.output import finish, keep_reports
-from relu_deploy.cli.types import numbers
+from relu_deploy.cli.types import numbers, share
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -27,16 +27,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--autocast", default="", metavar="TYPE", help="float16 or bfloat16, for PyTorch on a GPU")
     parser.add_argument("--torch-mode", default="default", metavar="MODE", help="of torch.compile, such as max-autotune")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained report with plots")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="fail if a row is slower than in this earlier report")
+    parser.add_argument(
+        "--max-slower",
+        default="5%",
+        metavar="P%",
+        help="slowdown that --compare allows, beyond the confidence interval (default 5%%)",
+    )
+    add_summary_option(parser)
     add_shared_options(parser, "backend", "seed", "threads", "force")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.backends import require
+    from relu_deploy.benchmark.compare import compare_with, load_report
     from relu_deploy.benchmark.prepare_models import bundles_for
     from relu_deploy.benchmark.run import bench
     from relu_deploy.bundle import Bundle
     from relu_deploy.files import refuse_existing_file, write_atomically
+    from relu_deploy.reporting.ci.github import check_summary, write_summary
+    from relu_deploy.reporting.ci.summary import bench_summary
     from relu_deploy.reporting.progress import steps
     from relu_deploy.reporting.tables.bench import print_bench
 
@@ -48,6 +59,11 @@ def run(options: argparse.Namespace) -> int:
     settings = {name: value for name, value in given.items() if value not in (0, False, "", "default")}
     if options.html:
         refuse_existing_file(options.html, options.force)
+    if options.summary:
+        check_summary(options.summary, options.force)
+    max_slower = share(options.max_slower, "--max-slower")
+    if options.compare:
+        load_report(options.compare)
     with steps(options.quiet) as step, bundles_for(options.paths, step) as paths:
         report = bench(
             paths,
@@ -65,6 +81,11 @@ def run(options: argparse.Namespace) -> int:
         for path in paths:
             report_of_model = {**result, "runs": [run for run in result["runs"] if run["model"] == Bundle.open(path).name]}
             keep_reports(Bundle.open(path), {"reports/bench.json": report_of_model})
+    comparison = compare_with(options.compare, result, max_slower) if options.compare else None
+    if comparison is not None:
+        result["comparison"] = comparison.to_json()
+    if options.summary:
+        write_summary(options.summary, bench_summary(result))
     if options.html:
         from relu_deploy.reporting.pages.bench import bench_page
 
@@ -72,4 +93,5 @@ def run(options: argparse.Namespace) -> int:
     finish(options, result, lambda: print_bench(result))
     if options.html and str(options.json) != "-":
         print(f"report: {options.html}")
-    return EXIT_FINE if report.passed else EXIT_CHECK_FAILED
+    passed = report.passed and (comparison is None or comparison.passed)
+    return EXIT_FINE if passed else EXIT_CHECK_FAILED

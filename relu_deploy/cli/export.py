@@ -8,7 +8,7 @@ from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options
 from relu_deploy.cli.output import finish
-from relu_deploy.cli.types import argument, floats, input_shape, label_names, number, pixels
+from relu_deploy.cli.types import argument, batch_axis, floats, input_shape, label_names, number, pixels
 
 __all__ = ["SUMMARY", "add_options", "run"]
 
@@ -23,7 +23,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or .pth state dict")
     parser.add_argument(
-        "--input", action="append", default=[], type=input_shape, metavar="NAME=1x3x224x224", help="an input's shape; repeatable"
+        "--input",
+        action="append",
+        default=[],
+        type=input_shape,
+        metavar="NAME=1x3x224x224[:TYPE]",
+        help="an input's shape, and its type where it is not that of the weights; repeatable",
+    )
+    parser.add_argument(
+        "--batch-axis",
+        action="append",
+        default=[],
+        type=batch_axis,
+        metavar="NAME=N|none",
+        help="which axis of an input or output is the batch, counted from 0 (default: the first); repeatable",
     )
     parser.add_argument(
         "--arg", action="append", default=[], type=argument, metavar="KEY=VALUE", help="argument of the architecture or callable"
@@ -38,6 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--decode", choices=("none", "boxes", "nms"), help="detectors: raw head maps, boxes and scores (default), or detections"
+    )
+    parser.add_argument(
+        "--trust-source", action="store_true", help="load a .pt2 file even if loading it could run code that it contains"
     )
     add_shared_options(parser, "seed", "force")
 
@@ -57,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
             options.out,
             inputs=dict(options.input) or None,
             batch=batch,
+            batch_axes=dict(options.batch_axis),
             opset=options.opset,
             weights=options.weights,
             arguments=dict(options.arg),
@@ -66,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
             labels=options.labels,
             seed=options.seed,
             force=options.force,
+            trust_source=options.trust_source,
         )
     if made.untrained and not options.quiet:
         print(

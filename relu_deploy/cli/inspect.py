@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from relu_deploy.cli.output import finish
+from relu_deploy.cli.types import input_shape
 
 __all__ = ["SUMMARY", "add_options", "run"]
 
@@ -14,18 +15,27 @@ SUMMARY = "show the Relus, what each fuses with, shapes and cost"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `inspect` to `parser`."""
     parser.add_argument("path", metavar="PATH")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        type=input_shape,
+        default=[],
+        metavar="NAME=1x3x320x320",
+        help="fix an input's shape; repeatable",
+    )
     parser.add_argument("--batch", type=int, default=1, help="size of varying dimensions in the cost (default 1)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.bundle import Bundle
-    from relu_deploy.graph import count_cost, find_relus, load_model, name_nodes, opset_of
+    from relu_deploy.graph import count_cost, find_relus, load_model, opset_of, set_input_shapes
     from relu_deploy.reporting.tables.inspect import print_inspect
 
     bundle = Bundle.open(options.path)
     model = load_model(bundle.onnx)
-    name_nodes(model)
+    if options.shape:
+        model = set_input_shapes(model, dict(options.shape))
     cost = count_cost(model, options.batch)
     result = {
         "schema": "relu-deploy/inspect/1",
@@ -39,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
         "bytes": cost.bytes,
         "parameters": cost.parameters,
         "unknown": list(cost.unknown),
+        "symbols": list(cost.symbols),
         "relus": [relu.to_json() for relu in find_relus(model)],
     }
     return finish(options, result, lambda: print_inspect(result))

@@ -3,19 +3,21 @@
 A verb is a module of this package with `SUMMARY`, `add_options(parser)` and `run(options)`, and a line in `VERBS`. It parses,
 calls the library and renders; it holds no logic. Nothing heavy is imported until a verb that needs it runs.
 
-Exit codes: 0 success, 1 a check failed, 2 bad usage or input, 3 a requested backend or its hardware is not usable here.
+Exit codes: 0 success, 1 a check failed, 2 bad usage or input, 3 a requested backend or its hardware is not usable here,
+70 an error in relu-deploy itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from relu_deploy.cli.options import add_output_options
-from relu_deploy.errors import EXIT_FINE, ReluDeployError, UsageError
+from relu_deploy.errors import EXIT_FINE, EXIT_INTERRUPTED, InputError, InternalError, ReluDeployError, UsageError
 from relu_deploy.version import __version__
 
 __all__ = ["VERBS", "create_parser", "main"]
@@ -31,6 +33,7 @@ VERBS = (
     "optimize",
     "compile",
     "bench",
+    "predict",
     "serve",
     "package",
     "doctor",
@@ -45,6 +48,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"see: {self.prog} --help")
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        # argparse's own ignores a failed write: --help into a full disk would look like success.
+        if message and (stream := file or sys.stderr) is not None:
+            stream.write(message)
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -73,25 +81,78 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The command without the program's name; those of this process by default.
     """
+    _replace_unencodable()
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
-        options = create_parser().parse_args(arguments)
-        _escape_library_output()
-        code: int = options.run(options)
-        sys.stdout.flush()
-    except ReluDeployError as error:
-        if debug:
-            raise
-        _print_error(error)
-        return error.exit_code
+        return _run(arguments)
     except BrokenPipeError:
         # The reader of our output (head, a pager) has exited; Python would print an error when it flushes at exit.
         sys.stdout = None  # type: ignore[assignment]
         return EXIT_FINE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        shown = as_reported(error)
+        _print_error(shown)
+        return shown.exit_code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        options = create_parser().parse_args(arguments)
+        _escape_library_output()
+        _limit_memory(options)
+        code: int = options.run(options)
+    except SystemExit:
+        # --help and --version have printed, but not all of it may be written.
+        _flush()
+        raise
+    _flush()
     return code
+
+
+def _flush() -> None:
+    """Write what was printed. Raises InputError if standard output cannot take it: a full disk must not look like success."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Python would try, and fail, once more at exit.
+        sys.stdout = None  # type: ignore[assignment]
+        raise InputError(f"cannot write to standard output: {error.strerror}", "free some space, or write elsewhere") from error
+
+
+def as_reported(error: Exception) -> ReluDeployError:
+    """Return what to print for an error: itself if it is for people, else a description of it.
+
+    The system's refusals (a full disk, a missing permission) and too little memory are bad input; anything else is a bug.
+    """
+    if isinstance(error, ReluDeployError):
+        return error
+    if isinstance(error, MemoryError):
+        return InputError("there is not enough memory for this", "use a smaller batch, fewer --samples or a smaller model")
+    if isinstance(error, OSError) and error.errno is not None:
+        name = f" {error.filename}" if error.filename else ""
+        return InputError(
+            f"cannot read or write{name}: {error.strerror}", "check the path, its permissions and the free space; see also TMPDIR"
+        )
+    lines = str(error).strip().splitlines()
+    return InternalError(
+        f"unexpected {type(error).__name__}{': ' + lines[0][:300] if lines else ''}",
+        "this is a bug in relu-deploy: report it with what the same command prints with --debug",
+    )
+
+
+def _replace_unencodable() -> None:
+    """Let a terminal that is not UTF-8 show a question mark for what it cannot show, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
 
 
 def _print_error(error: ReluDeployError) -> None:
@@ -101,6 +162,16 @@ def _print_error(error: ReluDeployError) -> None:
     print(f"error: {printable(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)
+
+
+def _limit_memory(options: argparse.Namespace) -> None:
+    if options.max_memory is None:
+        return
+    from relu_deploy.graph.resources import set_memory_limit
+
+    if not options.max_memory > 0:
+        raise UsageError(f"--max-memory must be positive, not {options.max_memory:g}", "for instance --max-memory 4")
+    set_memory_limit(int(options.max_memory * 1e9))
 
 
 def _escape_library_output() -> None:

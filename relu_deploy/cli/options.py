@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-__all__ = ["add_output_options", "add_shared_options"]
+__all__ = ["add_output_options", "add_shared_options", "add_summary_option"]
 
 SHARED: dict[str, dict[str, Any]] = {
     "backend": {"action": "append", "metavar": "NAME", "help": "backend to run on; repeatable (relu-deploy doctor lists them)"},
@@ -22,8 +22,23 @@ def add_shared_options(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(f"--{name}", **SHARED[name])
 
 
+def add_summary_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option of verbs that write a summary for a CI run."""
+    parser.add_argument(
+        "--summary",
+        metavar="FILE",
+        help="write a Markdown summary; GITHUB_STEP_SUMMARY appends it to the summary of a job of GitHub Actions",
+    )
+
+
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Add the three options that every verb has."""
+    """Add the options that every verb has."""
     parser.add_argument("--json", metavar="FILE", help="write the result as one JSON object; - for stdout alone")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--debug", action="store_true", help="show a traceback for errors")
+    parser.add_argument(
+        "--max-memory",
+        type=float,
+        metavar="GB",
+        help="largest tensor of a graph that is opened (default: a sixteenth of the memory)",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from relu_deploy.errors import EXIT_FINE, ReluDeployError
 if TYPE_CHECKING:
     from relu_deploy.bundle import Bundle
 
-__all__ = ["finish", "keep_reports"]
+__all__ = ["finish", "json_text", "keep_reports"]
 
 
 def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable[[], None]) -> int:
@@ -28,8 +29,10 @@ def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable
     Returns:
         The exit code for success.
     """
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json_text(result)
     if options.json == "-":
+        if not _can_encode(sys.stdout.encoding or "ascii", text):
+            text = json_text(result, ascii_only=True)
         sys.stdout.write(text)
         return EXIT_FINE
     if options.json:
@@ -49,13 +52,41 @@ def keep_reports(bundle: Bundle, reports: Mapping[str, dict[str, Any] | str | by
     """
     if not bundle.is_folder:
         return
-    contents = {
-        name: content if isinstance(content, str | bytes) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        for name, content in reports.items()
-    }
+    contents = {name: content if isinstance(content, str | bytes) else json_text(content) for name, content in reports.items()}
     try:
         bundle.update(contents)
     except ReluDeployError as error:
         from relu_deploy.reporting.terminal import printable
 
         print(f"note: the report was not stored: {printable(error.message)}", file=sys.stderr)
+
+
+def json_text(content: Mapping[str, Any], ascii_only: bool = False) -> str:
+    """Return `content` as JSON; numbers that JSON does not have (NaN, infinities) become null.
+
+    Args:
+        content: Plain JSON values.
+        ascii_only: Write other characters as escapes.
+    """
+    try:
+        text = json.dumps(content, indent=2, ensure_ascii=ascii_only, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(content), indent=2, ensure_ascii=ascii_only, allow_nan=False)
+    # Half of a surrogate pair, as in the name of a file that is not UTF-8, can only be written as an escape.
+    return f"{text}\n" if ascii_only or _can_encode("utf-8", text) else json_text(content, ascii_only=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _can_encode(encoding: str, text: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True

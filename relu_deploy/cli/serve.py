@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-body", type=float, default=64.0, metavar="MIB", help="largest request body (default 64)")
     parser.add_argument(
-        "--max-memory", type=float, default=1024.0, metavar="MIB", help="memory of all requests in progress (default 1024)"
+        "--request-memory", type=float, default=1024.0, metavar="MIB", help="memory of all requests in progress (default 1024)"
     )
     parser.add_argument(
         "--max-per-client", type=int, default=0, metavar="N", help="requests of one address in progress (default 0: no limit)"

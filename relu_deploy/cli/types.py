@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +14,37 @@ from relu_deploy.errors import InputError, UsageError
 if TYPE_CHECKING:
     from relu_deploy.backends.tensorrt.options import BuildOptions
 
-__all__ = ["argument", "build_options", "floats", "input_shape", "label_names", "number", "numbers", "pixels"]
+__all__ = [
+    "argument",
+    "batch_axis",
+    "build_options",
+    "floats",
+    "input_shape",
+    "label_names",
+    "number",
+    "numbers",
+    "pixels",
+    "share",
+]
 
 
-def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return the name and the shape in `name=1x3x224x224`."""
+def input_shape(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
+    """Return the name, the shape and the type in `name=1x3x224x224` or `name=1x64:int64`; no size is a scalar."""
     from relu_deploy.tensors import parse_shape
 
-    name, separator, shape = text.partition("=")
+    name, separator, given = text.partition("=")
+    shape, _, dtype = given.partition(":")
     if not separator or not name:
-        raise UsageError(f"not an input: {text!r}", "write it as name=1x3x224x224")
-    return name, parse_shape(shape)
+        raise UsageError(f"not an input: {text!r}", "write it as name=1x3x224x224, or with its type as name=1x64:int64")
+    return name, (parse_shape(shape) if shape else (), dtype)
+
+
+def batch_axis(text: str) -> tuple[str, int | None]:
+    """Return the name and the axis in `name=1`; None for `name=none`."""
+    name, separator, axis = text.rpartition("=")
+    if not separator or not name or not (axis == "none" or (axis.isascii() and axis.isdigit())):
+        raise UsageError(f"not a batch axis: {text!r}", "write it as name=1, counted from 0, or name=none for no batch")
+    return name, None if axis == "none" else int(axis)
 
 
 def argument(text: str) -> tuple[str, Any]:
@@ -131,3 +152,15 @@ def pixels(options: argparse.Namespace) -> dict[str, Any] | None:
     if min(options.std) <= 0:
         raise UsageError(f"--std must be positive, got {min(options.std)}", "give the standard deviation of each channel")
     return {"scale": 1 / 255, "mean": options.mean, "std": options.std}
+
+
+def share(text: str, option: str) -> float:
+    """Return the share in `text`: 0.05 for "5%" and for "0.05". Raises UsageError that names `option`."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    # 5 without a sign could mean either.
+    if not 0 <= value < math.inf or (value >= 1 and not text.endswith("%")):
+        raise UsageError(f"{option} {text!r} is not a percentage", f"for instance {option} 5%")
+    return value

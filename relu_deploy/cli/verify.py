@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.options import add_shared_options, add_summary_option
 from relu_deploy.cli.output import finish, keep_reports
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, EXIT_UNUSABLE
 
@@ -32,6 +33,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how far the runtime may rewrite the graph, where it has such a switch (default all, as deployed)",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
+    parser.add_argument(
+        "--junit", type=Path, metavar="FILE", help="write JUnit XML: a suite a backend, a case a Relu, output or check"
+    )
+    add_summary_option(parser)
     add_shared_options(parser, "backend", "seed", "threads", "device", "force")
 
 
@@ -40,13 +45,19 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.bundle import Bundle
     from relu_deploy.data.datasets import load_npz
     from relu_deploy.files import refuse_existing_file, write_atomically
+    from relu_deploy.reporting.ci.github import check_summary, verify_error, write_summary
+    from relu_deploy.reporting.ci.junit import verify_junit
+    from relu_deploy.reporting.ci.summary import verify_summary
     from relu_deploy.reporting.pages.verify import verify_page
     from relu_deploy.reporting.progress import steps
     from relu_deploy.reporting.tables.verify import print_verify
     from relu_deploy.verification.run import verify
 
-    if options.html:
-        refuse_existing_file(options.html, options.force)
+    for file in (options.html, options.junit):
+        if file:
+            refuse_existing_file(file, options.force)
+    if options.summary:
+        check_summary(options.summary, options.force)
     bundle = Bundle.open(options.path)
     with steps(options.quiet) as step:
         report = verify(
@@ -67,6 +78,12 @@ def run(options: argparse.Namespace) -> int:
     keep_reports(bundle, {"reports/verify.json": result, "reports/verify.html": html})
     if options.html:
         write_atomically(options.html, html)
+    if options.junit:
+        write_atomically(options.junit, verify_junit(result))
+    if options.summary:
+        write_summary(options.summary, verify_summary(result))
+    if line := verify_error(result):
+        print(line, file=sys.stderr)
     finish(options, result, lambda: print_verify(result))
     if options.html and str(options.json) != "-":
         print(f"report: {options.html}")

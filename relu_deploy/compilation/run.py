@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends import capabilities, names
-from relu_deploy.backends.registry import NOT_YET
 from relu_deploy.backends.tensorrt.engine_cache import Engine, Tell, engine_for, find_engine
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import MANIFEST, Bundle, create_bundle, seal, write_atomically
@@ -110,7 +109,7 @@ def _require_compiler(backend: str) -> None:
     compilers = [name for name in names() if capabilities(name).compiles_ahead]
     if backend in compilers:
         return
-    if backend not in (*names(), *NOT_YET):
+    if backend not in names():
         raise UsageError(f"there is no backend called {backend!r}", nearest(backend, compilers))
     raise UsageError(f"{backend} compiles nothing ahead of time", f"engines are built for {' and '.join(compilers)}")
 

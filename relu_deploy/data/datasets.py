@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.data.images import MAX_PIXELS, place, plane_of
+from relu_deploy.data.arrays import load_npz
+from relu_deploy.data.image_folder import PICTURES, ImageFolder, free_batch, read_picture, to_input
+from relu_deploy.data.input_range import InputRange, Ranges, declared_range, rows_outside
 from relu_deploy.data.texts import read_texts, takes_texts
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.paths import models_folder
@@ -31,41 +33,17 @@ from relu_deploy.tensors import Array, Feeds, check_feeds, random_feeds
 __all__ = [
     "Dataset",
     "InputRange",
+    "Ranges",
     "declared_range",
     "load_dataset",
     "load_npz",
+    "read_picture",
     "rows_outside",
     "sample_feeds",
     "several_feeds",
     "spread_evenly",
     "to_input",
 ]
-
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-
-Ranges = Mapping[str, tuple[Any, Any]]
-
-
-class ImageFolder:
-    """Rows that are read from picture files when they are asked for, so that thousands take no memory: like an array of N rows."""
-
-    def __init__(self, bundle: Bundle, files: Sequence[Path]) -> None:
-        self._bundle, self._files = bundle, list(files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def picked(self, rows: Array) -> ImageFolder:
-        return ImageFolder(self._bundle, [self._files[row] for row in rows])
-
-    def __getitem__(self, rows: slice | Array) -> Array:
-        """Return the rows as one array. Raises InputError that names the file for a picture that does not fit the model."""
-        picked = self._files[rows] if isinstance(rows, slice) else [self._files[row] for row in rows]
-        name = self._bundle.inputs[0].name
-        made = [to_input(self._bundle, read_picture(self._bundle, file)) for file in picked]
-        for file, array in zip(picked, made, strict=True):
-            check_feeds({name: array}, _free_batch(self._bundle)[:1], str(file))
-        return np.concatenate(made)
 
 
 @dataclass(frozen=True)
@@ -102,26 +80,6 @@ class Dataset:
             targets = {name: array[mine] for name, array in self.targets.items()}
             targets["image"] = np.array([place[int(image)] for image in targets["image"]], np.int64)
         return Dataset(self.name, feeds, targets)
-
-
-@dataclass(frozen=True)
-class InputRange:
-    """What the input is declared to lie in. source: "preprocess", "uint8" or "given".
-
-    bounds: by input, (low, high), numbers or arrays per channel. rows_outside: rows of the data that do not keep to it, for
-    which nothing is proven.
-    """
-
-    source: str
-    bounds: Ranges
-    rows_outside: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        inputs = {
-            name: {"low": np.asarray(low, np.float64).tolist(), "high": np.asarray(high, np.float64).tolist()}
-            for name, (low, high) in self.bounds.items()
-        }
-        return {"source": self.source, "inputs": inputs, "rows_outside": self.rows_outside}
 
 
 def load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
@@ -199,106 +157,6 @@ def spread_evenly(length: int, samples: int) -> Array:
     return np.arange(samples) * length // max(1, samples)
 
 
-def declared_range(bundle: Bundle, given: tuple[float, float] | Ranges | None = None) -> InputRange | None:
-    """Return the range that the input is declared to have, None when nobody says."""
-    if given is not None:
-        bounds = given if isinstance(given, Mapping) else {spec.name: given for spec in bundle.inputs}
-        if unknown := [name for name in bounds if name not in {spec.name for spec in bundle.inputs}]:
-            raise UsageError(f"{bundle.name} has no input {unknown[0]!r}", "name the inputs that relu-deploy inspect lists")
-        for low, high in bounds.values():
-            if not (np.isfinite(low) & np.isfinite(high) & (np.asarray(low) <= np.asarray(high))).all():
-                raise UsageError(
-                    f"a range must go from a finite low to a finite high, not from {low} to {high}",
-                    "for instance --range 0,1; leave it away where nothing is known",
-                )
-        return InputRange("given", bounds)
-    spec = bundle.inputs[0] if bundle.inputs else None
-    if spec is None:
-        return None
-    if spec.dtype == "uint8":
-        return InputRange("uint8", {spec.name: (0.0, 255.0)})
-    steps = bundle.manifest.get("preprocess")
-    if not steps or len(spec.shape) != 4:
-        return None
-    # Every byte that a pixel can be, through the very preprocessing that the data take.
-    every = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 1, len(steps["mean"])))
-    values = to_input(bundle, every)[:, :, 0, 0].astype(np.float64)
-    return InputRange("preprocess", {spec.name: (values.min(axis=0), values.max(axis=0))})
-
-
-def rows_outside(feeds: Feeds, declared: InputRange | None) -> int:
-    """Return how many rows of `feeds` leave the declared range."""
-    if declared is None:
-        return 0
-    outside = np.zeros(len(next(iter(feeds.values()))), bool)
-    for name, (low, high) in declared.bounds.items():
-        array = feeds[name]
-        shape = (1, -1, *(1,) * (array.ndim - 2)) if np.ndim(low) == 1 and array.ndim > 1 else np.shape(low)
-        least, most = (np.asarray(bound, np.float64).reshape(shape) for bound in (low, high))
-        # Not `<` and `>`: a NaN is outside too.
-        outside |= ~((array >= least) & (array <= most)).reshape(len(array), -1).all(axis=1)
-    return int(outside.sum())
-
-
-def load_npz(path: Path) -> Feeds:
-    """Return the arrays in `path`. Raises InputError when it is no `.npz` file of plain arrays."""
-    if not path.is_file():
-        raise InputError(f"there is no file {path}", "save the arrays with numpy.savez(FILE, x=array)")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # zip, pickle and NumPy raise a dozen types
-        raise InputError(
-            f"{path} is not an .npz file of plain arrays: {error}", "save it with numpy.savez(FILE, x=array)"
-        ) from error
-
-
-def to_input(bundle: Bundle, pixels: Array) -> Array:
-    """Return uint8 pixels (N, H, W, C) as the model's first input wants them.
-
-    Raises InputError when the number of channels does not fit or the preprocessing is not known.
-    """
-    spec, steps = bundle.inputs[0], bundle.manifest.get("preprocess")
-    if pixels.dtype != np.uint8 or pixels.ndim != 4:
-        raise InputError(f"pictures must be uint8 (N, H, W, C), got {pixels.dtype.name} {pixels.shape}", "convert them first")
-    if spec.dtype == "uint8":
-        return pixels
-    if steps is None:
-        raise InputError(
-            f"{bundle.name} does not say how pictures become its input",
-            "give float32 arrays in an .npz, or export with --mean and --std",
-        )
-    mean, std = (np.asarray(steps[key], np.float32) for key in ("mean", "std"))
-    if pixels.shape[-1] != len(mean):
-        raise InputError(
-            f"{bundle.name} takes pictures of {len(mean)} channels, these have {pixels.shape[-1]}", "convert the pictures"
-        )
-    planes = (pixels * np.float32(steps["scale"]) - mean) / std
-    last = steps.get("layout") == "NHWC" and not steps.get("embedded")
-    return np.ascontiguousarray(planes if last else planes.transpose(0, 3, 1, 2), spec.dtype)
-
-
-def read_picture(bundle: Bundle, file: Path) -> Array:
-    """Return the picture in `file` as uint8 (1, H, W, C), resized and cropped as the bundle's model wants it."""
-    from PIL import Image
-
-    spec, steps = bundle.inputs[0], bundle.manifest.get("preprocess") or {}
-    channels, _, _ = plane_of(spec, steps)
-    try:
-        with Image.open(file) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise InputError(f"{file} has {opened.width * opened.height} pixels, more than {MAX_PIXELS}", "make it smaller")
-            picture = opened.convert("L" if channels == 1 else "RGB")
-    except InputError:
-        raise
-    except Exception as error:  # Pillow raises a dozen types for a file that is no picture
-        raise InputError(f"{file} is not a picture that can be read: {error}", "remove it from the folder") from error
-    try:
-        return place(picture, spec, steps)[0]
-    except InputError as error:
-        raise InputError(f"{file}: {error.message}", error.hint) from None
-
-
 def _from_folder(bundle: Bundle, folder: Path) -> Dataset:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
     if not files:
@@ -345,7 +203,7 @@ def _from_npz(bundle: Bundle, path: Path) -> Dataset:
     ):
         shown = f"{targets['mask'].dtype.name} {targets['mask'].shape}"
         raise InputError(f"{path}: 'mask' is {shown}", f"give the class of each pixel as integers ({rows}, H, W)")
-    return Dataset(path.parent.name or path.stem, check_feeds(feeds, _free_batch(bundle), str(path)), targets)
+    return Dataset(path.parent.name or path.stem, check_feeds(feeds, free_batch(bundle), str(path)), targets)
 
 
 def _from_texts(bundle: Bundle, file: Path) -> Dataset:
@@ -373,10 +231,3 @@ def _from_pictures_json(bundle: Bundle, file: Path) -> Dataset:
     widest = max(len(entry["labels"]) for entry in named["pictures"])
     labels = [entry["labels"] + [-1] * (widest - len(entry["labels"])) for entry in named["pictures"]]
     return Dataset(file.parent.name, feeds, {"labels": np.array(labels, np.int64)})
-
-
-def _free_batch(bundle: Bundle) -> list[Any]:
-    """Return the input specs with a leading dimension of any size: data come in all lengths and are fed in pieces."""
-    from dataclasses import replace
-
-    return [replace(spec, shape=("rows", *spec.shape[1:])) for spec in bundle.inputs]

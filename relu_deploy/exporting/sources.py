@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.bundle import sha256
 from relu_deploy.errors import InputError, UsageError, missing_package, nearest
+from relu_deploy.exporting.options import ExportOptions
+from relu_deploy.files import sha256
 from relu_deploy.zoo.recipes import ModelRecipe, build, load_weights, recipe, recipes, weights_file
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 __all__ = ["Loaded", "import_torch", "load_source", "reason_of"]
@@ -23,33 +25,44 @@ __all__ = ["Loaded", "import_torch", "load_source", "reason_of"]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A source, loaded. module: None for an ONNX file; program: a `.pt2` that is already exported."""
+    """A source, loaded.
+
+    Attributes:
+        module: None for an ONNX file.
+        kind: "zoo", "callable", "module", "pt2" or "onnx".
+        spec: As it was given; of a file the name.
+        weights: Name and sha256 of the weights file.
+        recipe: What the zoo knows of the model.
+        program: For a `.pt2` file, the program whose module `module` is.
+    """
 
     module: nn.Module | None
     kind: str
     spec: str
     weights: dict[str, str] | None = None
     recipe: ModelRecipe | None = None
-    shapes: Mapping[str, Sequence[int]] | None = None
+    program: torch.export.ExportedProgram | None = None
 
     @property
     def name(self) -> str:
-        return (
-            self.recipe.name
-            if self.recipe
-            else Path(self.spec).stem
-            if self.kind in ("pt2", "onnx")
-            else self.spec.split(":")[-1]
-        )
+        """Return a name for the model: the recipe's, the file's, or the callable's."""
+        if self.recipe:
+            return self.recipe.name
+        return Path(self.spec).stem if self.kind in ("pt2", "onnx") else self.spec.split(":")[-1]
 
 
-def load_source(spec: str, weights: str | os.PathLike[str] | None, arguments: Mapping[str, Any], seed: int) -> Loaded:
-    """Return what `spec` names: a zoo model, a callable's module, an exported program, or an ONNX file."""
-    path = Path(spec)
+def load_source(spec: str, options: ExportOptions) -> Loaded:
+    """Return what `spec` names: a zoo model, a callable's module, an exported program, or an ONNX file.
+
+    Raises:
+        InputError: If the file or module cannot be loaded.
+        UsageError: If `spec` names nothing that can be exported.
+    """
+    path, weights, arguments = Path(spec), options.weights, options.arguments or {}
     if path.suffix in (".onnx", ".pt2"):
         if not path.is_file():
             raise InputError(f"there is no file {spec}", "check the path")
-        return Loaded(None, "onnx", path.name) if path.suffix == ".onnx" else _load_pt2(path)
+        return Loaded(None, "onnx", path.name) if path.suffix == ".onnx" else _load_pt2(path, options.trust_source)
     if ":" in spec:
         module = _call(spec, arguments)
         if weights is not None:
@@ -68,49 +81,45 @@ def load_source(spec: str, weights: str | os.PathLike[str] | None, arguments: Ma
     # A changed architecture (say, another number of classes) cannot hold the zoo's own weights.
     if weights is None and known.weights is not None and not arguments:
         weights = weights_file(known)
-    return Loaded(build(spec, weights, seed=seed, **arguments), "zoo", spec, _weights_facts(weights), known)
+    return Loaded(build(spec, weights, seed=options.seed, **arguments), "zoo", spec, _weights_facts(weights), known)
 
 
 def _weights_facts(weights: str | os.PathLike[str] | None) -> dict[str, str] | None:
     return None if weights is None else {"name": Path(weights).name, "sha256": sha256(Path(weights))}
 
 
-def _load_pt2(path: Path) -> Loaded:
-    torch = import_torch()
-    try:
-        program = torch.export.load(str(path))
-    except Exception as error:  # torch.export raises whatever a broken archive leads to
-        raise InputError(f"{path} is not an exported PyTorch program: {error}", "save it with torch.export.save") from error
-    names = program.graph_signature.user_inputs
-    placeholders = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    shapes = {name: [dim if isinstance(dim, int) else 2 for dim in placeholders[name].shape] for name in names}
-    return Loaded(program.module(check_guards=False), "pt2", path.name, shapes=shapes)
+def _load_pt2(path: Path, trust: bool) -> Loaded:
+    import_torch()
+    from relu_deploy.backends.torch.program_file import load_program
+
+    program = load_program(path, trust=trust)
+    return Loaded(program.module(check_guards=False), "pt2", path.name, program=program)
 
 
 def _call(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     torch = import_torch()
-    where, _, what = spec.partition(":")
+    module_name, _, attribute = spec.partition(":")
     # As `python -m` does: a model in the current folder can be named without installing it.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        target: Any = importlib.import_module(where)
-        if where == "timm" and not hasattr(target, what):
+        target: Any = importlib.import_module(module_name)
+        if module_name == "timm" and not hasattr(target, attribute):
             # timm's models have names of their own: timm:resnet50d
-            target = partial(target.create_model, what)
+            target = partial(target.create_model, attribute)
         else:
-            for part in what.split("."):
+            for part in attribute.split("."):
                 target = getattr(target, part)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"cannot import {where!r}: {error}", f"install it, or run from the folder that holds {where}.py"
+            f"cannot import {module_name!r}: {error}", f"install it, or run from the folder that holds {module_name}.py"
         ) from error
     except AttributeError as error:
-        raise InputError(f"{where!r} has nothing called {what!r}", "write package.module:callable") from error
+        raise InputError(f"{module_name!r} has nothing called {attribute!r}", "write package.module:callable") from error
     except Exception as error:  # the user's module may raise anything
         other_builds = "torchvision::" in str(error)
         raise InputError(
-            f"importing {where!r} failed: {type(error).__name__}: {error}",
+            f"importing {module_name!r} failed: {type(error).__name__}: {error}",
             "torch and torchvision are of different builds: install both in one command, from the same index"
             if other_builds
             else "import it in Python to see why",
@@ -137,7 +146,7 @@ def import_torch() -> Any:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of the innermost error, which is the one that says what happened."""
+    """Return the first line of the innermost error, which says what happened."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

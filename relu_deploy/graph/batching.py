@@ -17,7 +17,7 @@ from relu_deploy.graph.dimensions import infer_sizes
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["batch_axes"]
+__all__ = ["batch_axes", "input_batch_axes"]
 
 #: names that converters and people give to a batch dimension
 _BATCH_NAME = re.compile(
@@ -55,6 +55,11 @@ def batch_axes(model: ir.Model) -> dict[str, int | None]:
         if axes[name] is None and all(sizes) and any(size is None for size in sizes[0] or ()):
             axes[name] = _named_axis(declared, names)
     return axes
+
+
+def input_batch_axes(model: ir.Model) -> dict[str, int | None]:
+    """Return the batch axis of each input of `model`, as `batch_axes` does."""
+    return _input_axes(model, {str(value.name): _dims(value) for value in model.graph.inputs if not value.is_initializer()})
 
 
 def _input_axes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, int | None]:

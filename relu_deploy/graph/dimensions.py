@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError, UsageError, nearest
+from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.shape_inference import forget_shapes, infer_shapes
 from relu_deploy.graph.weights import to_proto_without_weights
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ def infer_sizes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[st
     import onnx
 
     proto = to_proto_without_weights(model)
-    _forget_shapes(proto.graph)
+    forget_shapes(proto.graph)
     for value in proto.graph.input:
         if value.name in shapes:
             for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
@@ -130,29 +132,13 @@ def infer_sizes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[st
     }
 
 
-def _forget_shapes(graph: onnx.GraphProto) -> None:
-    """Remove the recorded shapes of everything but the inputs, in place, so that inference starts from the inputs alone."""
-    del graph.value_info[:]
-    for value in graph.output:
-        value.type.tensor_type.ClearField("shape")
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
-                _forget_shapes(body)
-
-
 def _infer(model: ir.Model) -> str:
     """Infer all shapes of `model` anew from its inputs, in place. Return the error where they do not fit, else ""."""
-    import onnx
-    from onnx_ir.passes.common import ShapeInferencePass
-    from onnx_ir.traversal import RecursiveGraphIterator
-
-    for node in RecursiveGraphIterator(model.graph):
+    for node, _ in iterate_nodes(model):
         for value in node.outputs:
             value.shape = None
     try:
-        onnx.shape_inference.infer_shapes(to_proto_without_weights(model), strict_mode=True, data_prop=True)
+        infer_shapes(model, strict=True)
     except Exception as error:  # onnx raises InferenceError, and other types for graphs that it cannot serialize
         return str(error).strip().splitlines()[0]
-    ShapeInferencePass()(model)
     return ""

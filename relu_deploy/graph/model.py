@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.bodies import iterate_nodes, name_bodies
+from relu_deploy.graph.dimensions import normalize_dimensions
+from relu_deploy.graph.external_data import check_external_data
+from relu_deploy.graph.inline import inline_functions
+from relu_deploy.graph.resources import check_resources
+from relu_deploy.graph.shape_inference import infer_shapes
+from relu_deploy.graph.sparse import expand_sparse_initializers
+from relu_deploy.graph.structure import check_structure
+from relu_deploy.graph.weights import to_proto_without_weights
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 __all__ = [
@@ -25,35 +33,108 @@ __all__ = [
     "to_bytes",
 ]
 
+NOT_WHOLE = "check that the file was copied whole: onnx.checker.check_model(path) should pass"
 #: protobuf cannot hold a message above 2 GiB; graph and attributes need a little room beside the weights
 SINGLE_FILE_LIMIT = 2**31 - 2**24
 
 
 def load_model(path: Path) -> ir.Model:
-    """Return the graph in the file `path`, sorted and with every node named. Weights in external files are mapped, not read.
+    """Load and check the ONNX file `path`.
 
-    Raises InputError when the file is not a whole ONNX graph.
+    Local functions are inlined, dimensions of unknown size have names, nodes are sorted and uniquely named, also inside bodies.
+    Weights in external files are mapped into memory, not read.
+
+    Args:
+        path: The file. External weights must lie in its folder.
+
+    Returns:
+        The graph. Its `meta["notes"]` lists what was repaired, one sentence each.
+
+    Raises:
+        InputError: If the file is not a valid ONNX model, its weights are missing or outside its folder, or one of its tensors
+            is too large for this machine (see `resources`).
     """
     import onnx_ir as ir
 
-    not_onnx = f"{path} is not an ONNX model, or is cut short"
-    hint = "check that the file was copied whole: onnx.checker.check_model(path) should pass"
+    proto = _read(path)
+    where = str(path)
+    check_structure(proto, where)
+    check_external_data(proto, path)
+    check_resources(proto, where)
+    inline_functions(proto, where)
+    expand_sparse_initializers(proto.graph)
+    normalize_dimensions(proto.graph)
+    # The checker requires a name, runtimes do not.
+    proto.graph.name = proto.graph.name or "graph"
+    untyped = _forget_unsupported_types(proto.graph)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:  # onnx_ir raises a dozen types for contents that it does not support
+        raise InputError(f"{path} cannot be read: {_first_line(error)}", NOT_WHOLE) from error
+    _map_external_weights(model, path.resolve().parent)
+    model.meta["notes"] = untyped
+    # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
+    model.graph.sort()
+    name_nodes(model)
+    if any(path for _, path in iterate_nodes(model)):
+        name_bodies(model)
+        # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
+        infer_shapes(model)
+    return model
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    """Return the parsed file. Raises InputError when it cannot be read or is no ONNX model."""
+    import onnx
+
     try:
         if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty", hint)
-        model = ir.load(path)
-        # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
-        model.graph.sort()
-        name_nodes(model)
+            raise InputError(f"{path} is empty", NOT_WHOLE)
+        if not path.is_file():
+            raise InputError(f"{path} is not an ordinary file", "give an ONNX file or a bundle")
+        return onnx.load_model(str(path), format="protobuf", load_external_data=False)
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}", "check the path and its permissions") from error
-    except Exception as error:  # protobuf and onnx_ir raise a dozen types for bytes that are not a graph
-        raise InputError(not_onnx, hint) from error
-    if len(model.graph) == 0 and not model.graph.outputs:
-        raise InputError(not_onnx, hint)
-    return model
+    except Exception as error:  # protobuf raises several types for bytes that are not a message
+        raise InputError(f"{path} is not an ONNX model, or is cut short", NOT_WHOLE) from error
+
+
+def _map_external_weights(model: ir.Model, folder: Path) -> None:
+    """Replace the weights in external files by arrays that are mapped from them, in place."""
+    import onnx_ir as ir
+    from onnx_ir.external_data import set_base_dir
+
+    set_base_dir(model.graph, folder)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _mapped(value.const_value)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[name] = ir.AttrTensor(name, _mapped(attribute.value))
+
+
+def _mapped(tensor: ir.ExternalTensor) -> ir.Tensor:
+    import onnx_ir as ir
+
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+
+
+def _forget_unsupported_types(graph: onnx.GraphProto) -> list[str]:
+    """Remove the types that onnx_ir cannot represent (maps), in place. Return a note for each output without a type."""
+    notes = []
+    for values in (graph.input, graph.output, graph.value_info):
+        for value in values:
+            kind = value.type
+            while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+                kind = kind.sequence_type.elem_type if kind.HasField("sequence_type") else kind.optional_type.elem_type
+            if kind.WhichOneof("value") in ("map_type", "opaque_type"):
+                value.ClearField("type")
+                notes.append(f"{value.name} is a map, which is not a tensor: it is not compared")
+    return notes
 
 
 def load_normalized_model(path: Path) -> ir.Model:
@@ -62,20 +143,27 @@ def load_normalized_model(path: Path) -> ir.Model:
 
 
 def normalize_model(model: ir.Model, where: str) -> ir.Model:
-    """Return `model` checked, with shapes inferred and every node named: what a bundle's model.onnx is.
+    """Check `model`, infer its shapes and name its nodes: what a bundle's model.onnx is.
 
-    Initializers that old files also list as inputs are no longer inputs: nobody feeds weights by hand. where: what to
-    call the model in an error. Raises InputError when the ONNX checker or shape inference refuses it.
+    Initializers that old files also list as inputs are no longer inputs, and initializers that nothing reads are removed.
+    Recorded shapes that contradict the graph are dropped.
+
+    Args:
+        model: The graph, modified in place.
+        where: What to call the model in an error.
+
+    Returns:
+        `model`. Its `meta["notes"]` lists what was repaired.
+
+    Raises:
+        InputError: If the ONNX checker or shape inference refuses the graph.
     """
-    from onnx_ir.passes.common import CheckerPass, ShapeInferencePass
-
-    # Both see the graph without its large weights, so that one above protobuf's 2 GiB is checked like any other.
-    with _as_input_error(where):
-        CheckerPass(full_check=True)(model)
-    model = ShapeInferencePass()(model).model
+    _infer_checked(model, where)
     initializers = set(model.graph.initializers)
-    for value in [value for value in model.graph.inputs if value.name in initializers]:
-        model.graph.inputs.remove(value)
+    if any(value.name in initializers for value in model.graph.inputs):
+        inputs = [value for value in model.graph.inputs if value.name not in initializers]
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(inputs)
     outputs = {value.name for value in model.graph.outputs}
     for name in [name for name, value in model.graph.initializers.items() if not value.uses() and name not in outputs]:
         # ONNX Runtime refuses a weight that nothing reads and that is no input any more.
@@ -84,17 +172,30 @@ def normalize_model(model: ir.Model, where: str) -> ir.Model:
     return model
 
 
-@contextmanager
-def _as_input_error(where: str) -> Iterator[None]:
+def _infer_checked(model: ir.Model, where: str) -> None:
+    """Check `model` and infer its shapes, in place. Shapes that it records wrongly are inferred anew, as runtimes do."""
     import onnx
 
     hint = "repair the graph where it was made"
+    # Both see the graph without its large weights, so that one above protobuf's 2 GiB is checked like any other.
     try:
-        yield
+        onnx.checker.check_model(to_proto_without_weights(model), full_check=False)
+        infer_shapes(model, strict=True)
     except onnx.checker.ValidationError as error:
         raise InputError(f"{where} is not a valid ONNX graph: {_first_line(error)}", hint) from error
     except onnx.shape_inference.InferenceError as error:
-        raise InputError(f"{where}: shapes do not fit: {_first_line(error)}", hint) from error
+        recorded = [value for node, _ in iterate_nodes(model) for value in node.outputs]
+        shapes = [value.shape for value in recorded]
+        for value in recorded:
+            value.shape = None
+        try:
+            infer_shapes(model, strict=True)
+        except onnx.shape_inference.InferenceError:
+            for value, shape in zip(recorded, shapes, strict=True):
+                value.shape = shape
+            raise InputError(f"{where}: shapes do not fit: {_first_line(error)}", hint) from error
+        note = f"recorded shapes contradict the graph and were inferred anew: {_first_line(error)}"
+        model.meta["notes"] = [*model.meta.get("notes", ()), note]
 
 
 def name_nodes(model: ir.Model) -> None:

@@ -8,13 +8,16 @@ Rules:
 3. `Max` of a tensor and the constant 0 is a Relu.
 4. A Relu is `fused_with` the nodes that runtimes merge it into: the Conv, Gemm, MatMul, BatchNormalization or Add chain
    that feeds nothing but it.
-5. Order is the graph's topological order; `index` counts from 0 in it.
+5. Relus inside the bodies of If, Loop and Scan nodes are Relus too; `body` says where they are.
+6. Order is the graph's topological order; `index` counts from 0 in it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from relu_deploy.graph.bodies import is_exposable, iterate_nodes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,11 +35,20 @@ FUSED_FEEDERS = ("Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "
 class Relu:
     """One Relu of a graph.
 
-    node, input, output: names of the node and of its two tensors. kind: "relu", "relu6" or "clip".
-    shape: of the output, ints and names of varying dimensions, None when not inferred.
-    scope: path of the PyTorch module it came from, "" where unknown. torch_node: its node in the exported program.
-    fused_with: names of the nodes that runtimes compute it together with, nearest first.
-    upper: the bound of a ReLU6 or clipped Relu, None where there is none.
+    Attributes:
+        node: Name of the node.
+        index: Position among the Relus, from 0.
+        kind: "relu", "relu6" or "clip".
+        input: Name of the tensor that it reads.
+        output: Name of the tensor that it computes.
+        shape: Shape of the output, ints and names of varying dimensions; None when not inferred.
+        scope: Path of the PyTorch module that it came from, "" where unknown.
+        torch_node: Its node in the exported program, "" where unknown.
+        fused_with: Names of the nodes that runtimes compute together with it, nearest first.
+        upper: The bound of a ReLU6 or clipped Relu, None where there is none.
+        body: "" in the top graph, else the path of the nodes and attributes around it, for instance "if/then_branch".
+        observable: Whether `with_taps` can expose its output.
+        is_iterated: Whether the exposed output has a leading axis of iterations (of the Loop or Scan around it).
     """
 
     node: str
@@ -49,9 +61,12 @@ class Relu:
     torch_node: str
     fused_with: tuple[str, ...]
     upper: float | None = None
+    body: str = ""
+    observable: bool = True
+    is_iterated: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        fields: dict[str, Any] = {
             "node": self.node,
             "index": self.index,
             "kind": self.kind,
@@ -59,12 +74,16 @@ class Relu:
             "scope": self.scope,
             "fused_with": list(self.fused_with),
         }
+        return fields | ({"body": self.body, "observable": self.observable} if self.body else {})
 
 
 def find_relus(model: ir.Model) -> list[Relu]:
-    """Return the Relus of `model`'s top graph in topological order."""
+    """Return the Relus of `model` in topological order, those inside If, Loop and Scan bodies at the place of their node.
+
+    Relus of a local function that was not inlined are returned for each call, as not observable.
+    """
     relus: list[Relu] = []
-    for node in model.graph:
+    for node, path in iterate_nodes(model):
         kind, source, upper = _relu_kind(node)
         if source is None:
             continue
@@ -84,6 +103,9 @@ def find_relus(model: ir.Model) -> list[Relu]:
                 torch_node=node.metadata_props.get(TORCH_NODE_KEY, ""),
                 fused_with=tuple(_absorbed_by(source)),
                 upper=upper,
+                body="/".join(f"{step.node.name}/{step.attribute}" if step.attribute else str(step.node.name) for step in path),
+                observable=is_exposable(output, path, model),
+                is_iterated=any(step.node.op_type in ("Loop", "Scan") for step in path),
             )
         )
     return relus

@@ -20,7 +20,7 @@ def nodes_between(model: ir.Model, inputs: Collection[str], outputs: Sequence[st
     """
     made = {value.name: node for node in model.graph for value in node.outputs}
     if missing := [name for name in outputs if name not in made]:
-        raise InputError(f"no node of the graph makes a tensor called {missing[0]!r}", "relu-deploy inspect lists the Relus")
+        raise InputError(f"no node of the graph computes a tensor called {missing[0]!r}", "relu-deploy inspect lists the Relus")
     needed, waiting = set(), [made[name] for name in outputs]
     while waiting:
         node = waiting.pop()

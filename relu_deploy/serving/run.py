@@ -42,7 +42,7 @@ def serve_options(arguments: Any) -> ServeOptions:
         ("max_delay", 0),
         ("deadline", 0),
         ("max_body", 0),
-        ("max_memory", 1),
+        ("request_memory", 1),
         ("max_per_client", 0),
     ):
         value = getattr(arguments, name)
@@ -73,7 +73,7 @@ def serve_options(arguments: Any) -> ServeOptions:
         host=arguments.host,
         ports=Ports(**ports),  # type: ignore[arg-type]
         limits=HttpLimits(max_body=int(arguments.max_body * 2**20)),
-        admission=AdmissionLimits(int(arguments.max_memory * 2**20), arguments.max_per_client),
+        admission=AdmissionLimits(int(arguments.request_memory * 2**20), arguments.max_per_client),
         access=_access_options(arguments),
         tls=_tls_options(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca),
         settings=ModelOptions(

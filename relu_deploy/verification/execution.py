@@ -63,6 +63,12 @@ def compare_with_request(model: ir.Model, executed: Sequence[Executed], provider
         lost = sorted({kernel.node for kernel in wider if not (precision == "int8" and kernel.operator in MERGED)})
         if lost:
             differences.append(f"{len(lost)} of {len(nodes)} {precision} nodes ran in {wider[0].precision}: {_first_names(lost)}")
+    # A float32 node that ran in half precision. Not int8: a kernel may include the quantization that follows it.
+    full = {name for name, requested in computing.items() if requested == "float32"}
+    for precision in ("float16", "bfloat16", "float8"):
+        narrowed = sorted({kernel.node for kernel in executed if kernel.node in full and kernel.precision == precision})
+        if narrowed:
+            differences.append(f"{len(narrowed)} of {len(full)} float32 nodes ran in {precision}: {_first_names(narrowed)}")
     return ExecutionReport(kernels, differences)
 
 

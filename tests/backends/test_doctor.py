@@ -293,6 +293,11 @@ def test_the_plug_in_goes_with_either_flavour(machine):
         "start the container with -e NVIDIA_DRIVER_CAPABILITIES=compute,utility, or install the whole driver",
     )
     machine.libraries({"nvidia/driver/lib": ("libcuda.so.1", "libnvidia-ml.so.1")})
+    assert told("onnxruntime-tensorrt-rtx") == (
+        "onnxruntime-ep-nv-tensorrt-rtx-cu13 0.5.0 needs libcudart.so.13, which is not found",
+        "pip install 'nvidia-cuda-runtime==13.*'",
+    )
+    machine.libraries(CUDA)
     assert probe("onnxruntime-tensorrt-rtx").usable
     machine.package("onnxruntime-ep-nv-tensorrt-rtx-cu12", "0.5.0")
     assert "both installed" in told("onnxruntime-tensorrt-rtx")[0]
@@ -310,7 +315,7 @@ def test_the_plug_in_goes_with_either_flavour(machine):
 )
 def test_the_plug_in_runs_on_rtx_alone(machine, name, capability, runs):
     machine.gpu(name, capability).onnxruntime().plugin()
-    machine.libraries({"nvidia/driver/lib": ("libcuda.so.1", "libnvidia-ml.so.1")})
+    machine.libraries({"nvidia/driver/lib": ("libcuda.so.1", "libnvidia-ml.so.1")}, CUDA)
     found = probe("onnxruntime-tensorrt-rtx")
     assert found.usable == runs
     assert runs or found.reason.endswith(f"and this is {name} (compute capability {capability[0]}.{capability[1]})")
@@ -404,7 +409,7 @@ def test_doctor_tells_of_the_whole_machine(machine, command, monkeypatch):
     assert system["onnxruntime"] == {"onnxruntime-gpu": "1.31.1"}
     assert system["reason"] == system["fix"] == ""
     by_name = {probe["name"]: probe for probe in answer.json["backends"]}
-    assert list(by_name) == [*backends.names(), *registry.NOT_YET]
+    assert list(by_name) == list(backends.names())
     assert by_name["onnxruntime-cuda"] == {
         "name": "onnxruntime-cuda",
         "usable": True,

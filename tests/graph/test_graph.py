@@ -112,7 +112,7 @@ def test_taps_add_outputs_and_leave_the_original_alone():
     assert [value.name for value in tapped.graph.outputs] == ["y", "b"]
     assert [value.name for value in model.graph.outputs] == ["y"]
     onnx.checker.check_model(ir.to_proto(tapped))
-    with pytest.raises(InputError, match="no node of the graph makes a tensor called 'nothing'"):
+    with pytest.raises(InputError, match="no node of the graph computes a tensor called 'nothing'"):
         with_taps(model, ["nothing"])
 
 

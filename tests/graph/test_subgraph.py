@@ -53,7 +53,7 @@ def test_a_piece_without_an_inner_start_begins_at_the_inputs(everything):
 
 
 def test_a_tensor_that_no_node_makes_is_refused(everything):
-    with pytest.raises(InputError, match="no node of the graph makes a tensor called 'nothing'"):
+    with pytest.raises(InputError, match="no node of the graph computes a tensor called 'nothing'"):
         extract_subgraph(everything[0], [], ["nothing"])
 
 

@@ -19,6 +19,7 @@ from relu_deploy.reporting.tables.export import print_export
 from relu_deploy.reporting.tables.inspect import print_inspect
 from relu_deploy.reporting.tables.optimize import print_optimize
 from relu_deploy.reporting.tables.package import print_package
+from relu_deploy.reporting.tables.predict import print_predict
 from relu_deploy.reporting.tables.prove import print_prove
 from relu_deploy.reporting.tables.serve import print_serve
 from relu_deploy.reporting.tables.verify import print_verify
@@ -248,6 +249,23 @@ PRINTED = {
         },
     ),
     "serve": (print_serve, {"host": "127.0.0.1", "http": 8000, "models": [{"name": HOSTILE, "backend": "b", "max_batch": 8}]}),
+    "predict": (
+        print_predict,
+        {
+            "model": HOSTILE,
+            "backend": "b",
+            "out": HOSTILE,
+            "predicted": 2,
+            "failed": 1,
+            "skipped": 0,
+            "seconds": 1,
+            "rows": [
+                {"input": HOSTILE, "error": HOSTILE},
+                {"input": "a", "predictions": [{"label": HOSTILE, "probability": 0.5}]},
+                {"input": "b", "predictions": [{"label": HOSTILE, "score": 0.5, "box": [0, 0, 1, 1]}]},
+            ],
+        },
+    ),
     "package": (
         print_package,
         {"folder": HOSTILE, "model": HOSTILE, "target": "triton", "flavour": "python", "files": [HOSTILE], "notes": [HOSTILE]},

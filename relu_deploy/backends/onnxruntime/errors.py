@@ -6,8 +6,9 @@ import re
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.tensors import Feeds
 
-__all__ = ["explained", "in_words"]
+__all__ = ["explained", "in_words", "stopped"]
 
 
 def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsupported:
@@ -16,6 +17,18 @@ def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsup
         return InputError(f"{bundle.onnx}: {in_words(error)}", "check the graph with: relu-deploy inspect")
     return Unsupported(
         f"{name} cannot run {bundle.name}: {in_words(error)}", "relu-deploy verify --backend reference runs any graph"
+    )
+
+
+def stopped(error: Exception, name: str, title: str, arrays: Feeds) -> Unsupported:
+    """Return why a run failed, with the node where ONNX Runtime names it and the shapes that it was given."""
+    shapes = ", ".join(f"{key} {'x'.join(map(str, array.shape)) or 'scalar'}" for key, array in arrays.items())
+    found = re.search(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", str(error), re.DOTALL)
+    words = in_words(RuntimeError(found[3])) if found else in_words(error)
+    where = f" at {found[1]} node {found[2]!r}" if found else ""
+    return Unsupported(
+        f"{name} stopped{where} while running {title} on {shapes}: {words}",
+        "relu-deploy verify --backend reference says whether the graph takes these sizes and values",
     )
 
 

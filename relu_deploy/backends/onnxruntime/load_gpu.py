@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from relu_deploy.backends.base import Options
 from relu_deploy.backends.nvidia.cuda import Device, Stream
 from relu_deploy.backends.nvidia.driver import Missing
 from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries, linked_to
-from relu_deploy.backends.onnxruntime.errors import explained, in_words
+from relu_deploy.backends.onnxruntime.errors import explained
 from relu_deploy.backends.onnxruntime.gpu import OnnxRuntimeGpuSession
-from relu_deploy.backends.onnxruntime.probe import FILES, PLUGIN, PROVIDERS, gpu_of
+from relu_deploy.backends.onnxruntime.placement import require_provider
+from relu_deploy.backends.onnxruntime.plugins import PLUGINS, devices_of, open_plugin_libraries, register
+from relu_deploy.backends.onnxruntime.probe import FILES, PROVIDERS, gpu_of
 from relu_deploy.backends.onnxruntime.providers import (
     cache_folder,
     default_profile,
@@ -28,7 +30,7 @@ from relu_deploy.backends.onnxruntime.providers import (
 )
 from relu_deploy.backends.onnxruntime.session import settings_for
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import BackendUnavailable, ReluDeployError, Unsupported
+from relu_deploy.errors import BackendUnavailable
 from relu_deploy.graph import load_model, node_precisions
 
 __all__ = ["load_on_gpu"]
@@ -42,7 +44,6 @@ def load_on_gpu(name: str, bundle: Bundle, options: Options, model: str | bytes)
     import onnxruntime
 
     settings = settings_for(options)
-    settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     stream = _stream(options.device)
     profile, cache = None, None
     if name != "onnxruntime-cuda":
@@ -59,55 +60,37 @@ def load_on_gpu(name: str, bundle: Bundle, options: Options, model: str | bytes)
         cache=cache,
     )
     with _one_at_a_time(cache):
-        session = _session(name, bundle, options, model, settings, wanted)
+        session = _session(name, bundle, options, model, settings, wanted, stream)
     return OnnxRuntimeGpuSession(name, bundle, session, options, gpu, stream, profile)
 
 
-def _session(name: str, bundle: Bundle, options: Options, model: str | bytes, settings: Any, wanted: dict[str, str]) -> Any:
+def _session(
+    name: str,
+    bundle: Bundle,
+    options: Options,
+    model: str | bytes,
+    settings: Any,
+    wanted: dict[str, str],
+    stream: Stream | None,
+) -> Any:
     import onnxruntime
 
     provider = PROVIDERS[name]
     named: dict[str, Any] = {"providers": [(provider, wanted)], "enable_fallback": 0}
-    if name == "onnxruntime-tensorrt-rtx":
-        settings.add_provider_for_devices([_plugin_device(onnxruntime, options.device)], wanted)
+    if name in PLUGINS:
+        open_plugin_libraries(PLUGINS[name])
+        gpu = None if stream is None else stream.device
+        settings.add_provider_for_devices([_plugin_device(onnxruntime, name, gpu, options.device)], wanted)
         named = {}
     else:
         _open_libraries(name, onnxruntime, options.tf32)
     try:
-        return onnxruntime.InferenceSession(model, settings, **named)
-    except Exception as error:  # the runtime's exception types share no base class
-        raise why_not(error, name, bundle, model, {**named, "enable_fallback": 0} if named else None) from error
-
-
-def why_not(error: Exception, name: str, bundle: Bundle, model: str | bytes, named: Mapping[str, Any] | None) -> ReluDeployError:
-    """Return why there is no session: the provider that did not start, or the nodes that it does not take.
-
-    ONNX Runtime says the same for both. named: what the session was asked for; without its prohibition to fall back, the
-    placement tells the two apart. None where it cannot be asked again.
-    """
-    if named is None or "assigned to the default CPU EP" not in str(error):
-        return explained(error, name, bundle)
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
-    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    try:
         session = onnxruntime.InferenceSession(model, settings, **named)
-    except Exception:  # then there is no more to learn
-        return explained(error, name, bundle)
-    if PROVIDERS[name] not in session.get_providers():
-        return BackendUnavailable(
-            f"backend {name!r} is not usable here: ONNX Runtime could not start {PROVIDERS[name]}",
-            "it says why on stderr; relu-deploy doctor looks for the usual reasons",
-        )
-    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != PROVIDERS[name]]
-    left = [f"{node.op_type} {node.name!r}" for part in parts for node in part.get_nodes()]
-    shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-    return Unsupported(
-        f"{name} has no kernel for {len(left)} nodes of {bundle.name}: {shown}",
-        "leave them out of the graph, or use onnxruntime-cpu, which runs all of it",
-    )
+    except Exception as error:  # the runtime's exception types share no base class
+        raise explained(error, name, bundle) from error
+    # Nodes of shape arithmetic belong on the CPU, so the fall-back is not switched off: the placement is read back.
+    require_provider(name, provider, session, bundle)
+    return session
 
 
 def _stream(device: int) -> Stream | None:
@@ -137,30 +120,32 @@ def _open_libraries(name: str, onnxruntime: Any, tf32: bool) -> None:
                 ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
 
 
-def _plugin_device(onnxruntime: Any, index: int) -> Any:
-    """Return TensorRT-RTX's device on GPU `index`, the plug-in registered. Raises BackendUnavailable when there is none."""
-    from importlib import import_module
-
-    plugin = import_module(PLUGIN)
-    name = plugin.get_ep_name()
-    try:
-        onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
-    except Exception as error:  # the runtime's exception types share no base class
-        if "already registered" not in str(error).lower():
-            raise BackendUnavailable(
-                f"ONNX Runtime cannot load TensorRT-RTX's provider: {in_words(error)}",
-                "relu-deploy doctor says what is missing",
-            ) from error
-    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
+def _plugin_device(onnxruntime: Any, name: str, gpu: Device | None, index: int) -> Any:
+    """Return the plug-in's device that is GPU `index` of CUDA's order. Raises BackendUnavailable when there is none."""
+    plugin = PLUGINS[name]
+    if (missing := register(onnxruntime, plugin)) is not None:
+        raise BackendUnavailable(missing.reason, missing.fix)
+    devices = devices_of(onnxruntime, plugin)
     if not devices:
-        raise BackendUnavailable(
-            "TensorRT-RTX's provider finds no GPU that it runs on", "relu-deploy doctor says what is missing"
-        )
+        raise BackendUnavailable(f"{plugin.provider} finds no device: it needs {plugin.needs}", "relu-deploy doctor")
+    # The plug-in lists GPUs in the order of their addresses, CUDA the fastest first.
+    addresses = [_address(device.device.metadata.get("pci_bus_id", "")) for device in devices]
+    if gpu is not None and any(addresses):
+        mine = _address(gpu.bus_id())
+        if mine not in addresses:
+            raise BackendUnavailable(f"{plugin.provider} does not offer GPU {index} (PCI address {mine})", "use another --device")
+        return devices[addresses.index(mine)]
     if index >= len(devices):
         raise BackendUnavailable(
-            f"TensorRT-RTX's provider offers {len(devices)} GPUs, and none with index {index}", "use a smaller --device"
+            f"{plugin.provider} offers {len(devices)} GPUs, and none with index {index}", "use a smaller --device"
         )
     return devices[index]
+
+
+def _address(text: str) -> str:
+    """Return a PCI address in one spelling: CUDA writes domains with four digits, others with eight, in either case."""
+    domain, _, rest = str(text).strip().lower().partition(":")
+    return f"{int(domain, 16):04x}:{rest}" if rest and all(digit in "0123456789abcdef" for digit in domain) else ""
 
 
 @contextlib.contextmanager

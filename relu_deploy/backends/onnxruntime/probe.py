@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,23 +18,19 @@ from typing import Any
 from relu_deploy.backends.base import Capabilities, Probe
 from relu_deploy.backends.nvidia.driver import Driver, Gpu, Missing, choose_gpu, find_driver, find_gpu, too_old
 from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries, linked_to
+from relu_deploy.backends.onnxruntime.plugins import CUDA_LIBRARIES, PLUGINS, devices_of, installed, register, unavailable
 
-__all__ = ["FLAVOURS", "PLUGIN", "PROVIDERS", "capabilities", "gpu_of", "installed_flavours", "probe", "runs_on_rtx"]
+__all__ = ["FLAVOURS", "PROVIDERS", "capabilities", "gpu_of", "installed_flavours", "needs_nvidia", "probe", "runs_on_rtx"]
 
 PROVIDERS: Mapping[str, str] = MappingProxyType(
     {
         "onnxruntime-cpu": "CPUExecutionProvider",
         "onnxruntime-cuda": "CUDAExecutionProvider",
         "onnxruntime-tensorrt": "TensorrtExecutionProvider",
-        "onnxruntime-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+        **{name: plugin.provider for name, plugin in PLUGINS.items()},
     }
 )
 FLAVOURS = ("onnxruntime", "onnxruntime-gpu")
-#: the package of TensorRT-RTX's provider, which ONNX Runtime loads as a plug-in; one for each CUDA major version
-PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
-PLUGIN_PACKAGES: Mapping[str, int] = MappingProxyType(
-    {"onnxruntime-ep-nv-tensorrt-rtx-cu13": 13, "onnxruntime-ep-nv-tensorrt-rtx-cu12": 12}
-)
 FILES: Mapping[str, str] = MappingProxyType(
     {
         "onnxruntime-cuda": "libonnxruntime_providers_cuda.so",
@@ -47,7 +42,7 @@ OPENED: Mapping[str, tuple[str, ...]] = MappingProxyType({"onnxruntime-cuda": ("
 #: libraries by the start of their name: those of the driver beside the one that was asked already, of CUDA and of
 #: TensorRT. All others are the system's.
 _DRIVER = re.compile(r"libnvidia-")
-_CUDA = re.compile(r"lib(cublas|cudnn|cudart|cufft|curand|nvrtc|nvJitLink)")
+_CUDA = CUDA_LIBRARIES
 _TENSORRT = re.compile(r"lib(nvinfer|nvonnxparser)")
 #: the oldest compute capability that CUDA of a major version, and TensorRT 10 and 11, have code for
 OLDEST: Mapping[int, tuple[int, int]] = MappingProxyType({12: (5, 0), 13: (7, 5)})
@@ -55,7 +50,13 @@ OLDEST_TENSORRT = (7, 5)
 
 
 def capabilities(name: str) -> Capabilities:
-    return Capabilities(on_gpu=name != "onnxruntime-cpu", platform="onnxruntime_onnx")
+    on_gpu = PLUGINS[name].kind == "GPU" if name in PLUGINS else name != "onnxruntime-cpu"
+    return Capabilities(on_gpu=on_gpu, platform="onnxruntime_onnx")
+
+
+def needs_nvidia(name: str) -> bool:
+    """Return whether the backend called `name` runs on NVIDIA's GPUs alone."""
+    return name in ("onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
 
 
 def probe(name: str) -> Probe:
@@ -71,6 +72,8 @@ def probe(name: str) -> Probe:
         if isinstance(module, Missing):
             return Probe(name, False, version=shown, reason=module.reason, fix=module.fix)
         return Probe(name, True, version=shown, device="CPU")
+    if name in PLUGINS and not needs_nvidia(name):
+        return _probe_plugin(name, flavours)
     found = gpu_of(name)
     if isinstance(found, Gpu):
         return Probe(name, True, version=shown, device=str(found))
@@ -88,7 +91,7 @@ def gpu_of(name: str, index: int = 0) -> Gpu | Missing:
     gpu = choose_gpu(driver, index)
     if isinstance(gpu, Missing):
         return gpu
-    check = _plugin_obstacle if name == "onnxruntime-tensorrt-rtx" else _built_in_obstacle
+    check = _rtx_obstacle if name in PLUGINS else _built_in_obstacle
     return check(name, installed_flavours(), driver, gpu) or gpu
 
 
@@ -109,7 +112,9 @@ def runs_on_rtx(gpu: Gpu) -> bool:
 
 
 def _extra(name: str) -> str:
-    return {"onnxruntime-cpu": "cpu", "onnxruntime-tensorrt-rtx": "cpu,rtx"}.get(name, "cuda")
+    if not needs_nvidia(name):
+        return "cpu"
+    return "cpu,rtx" if name in PLUGINS else "cuda"
 
 
 def _import(flavours: Mapping[str, str]) -> Any | Missing:
@@ -193,10 +198,30 @@ def _is_are(names: list[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
-# ---------------------------------------------------------------- TensorRT-RTX, which is a plug-in
+# ---------------------------------------------------------------- plug-ins
 
 
-def _plugin_obstacle(name: str, flavours: Mapping[str, str], driver: Driver, gpu: Gpu) -> Missing | None:  # as the other  # noqa: ARG001  # as the other
+def _probe_plugin(name: str, flavours: Mapping[str, str]) -> Probe:
+    """Return whether a plug-in can run that is no concern of NVIDIA's driver: it is registered, and offers devices or none."""
+    plugin, shown = PLUGINS[name], " and ".join(flavours.values())
+    onnxruntime = _import(flavours)
+    missing = onnxruntime if isinstance(onnxruntime, Missing) else None
+    if missing is None:
+        ((flavour, release),) = flavours.items()
+        missing = unavailable(onnxruntime, f"{flavour} {release}", plugin) or register(onnxruntime, plugin)
+    if missing is not None:
+        return Probe(name, False, version=shown, reason=missing.reason, fix=missing.fix)
+    shown = f"{shown}, plug-in {next(iter(installed(plugin).values()))}"
+    devices = devices_of(onnxruntime, plugin)
+    if not devices:
+        reason = f"{plugin.provider} finds no device here"
+        return Probe(name, False, version=shown, reason=reason, fix=f"run it on a machine with {plugin.needs}")
+    metadata = devices[0].ep_metadata
+    return Probe(name, True, version=shown, device=str(metadata.get("FULL_DEVICE_NAME") or plugin.kind))
+
+
+def _rtx_obstacle(name: str, flavours: Mapping[str, str], driver: Driver, gpu: Gpu) -> Missing | None:
+    plugin = PLUGINS[name]
     if not runs_on_rtx(gpu):
         return Missing(
             f"ONNX Runtime's TensorRT-RTX provider runs on compute capability 8.6, 8.9, and 12.0 and newer, and this is {gpu}",
@@ -207,36 +232,22 @@ def _plugin_obstacle(name: str, flavours: Mapping[str, str], driver: Driver, gpu
     onnxruntime = _import(flavours)
     if isinstance(onnxruntime, Missing):
         return onnxruntime
-    if not hasattr(onnxruntime, "register_execution_provider_library"):
-        (flavour,) = flavours
-        return Missing(
-            f"{flavour} {flavours[flavour]} takes no providers as plug-ins", f"pip install --upgrade '{flavour}>=1.24'"
-        )
-    builds = {package: found for package in PLUGIN_PACKAGES if (found := _version(package))}
-    spec = find_spec(PLUGIN)
-    if not builds or spec is None or not spec.submodule_search_locations:
-        return Missing("onnxruntime-ep-nv-tensorrt-rtx is not installed", "pip install 'relu-deploy[rtx]'")
-    if len(builds) > 1:
-        return Missing(
-            f"{' and '.join(builds)} are both installed and overwrite each other's files",
-            f"pip uninstall -y {' '.join(builds)} && pip install 'relu-deploy[rtx]'",
-        )
-    ((package, release),) = builds.items()
-    if (old := too_old(driver, PLUGIN_PACKAGES[package], f"{package} {release}")) is not None:
+    ((flavour, version_of_it),) = flavours.items()
+    if (missing := unavailable(onnxruntime, f"{flavour} {version_of_it}", plugin)) is not None:
+        return missing
+    ((package, release),) = installed(plugin).items()
+    if (old := too_old(driver, plugin.distributions[package], f"{package} {release}")) is not None:
         return old
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    file = folder / "libonnxruntime_providers_nv_tensorrt_rtx.so"
-    if missing := SharedLibraries.here().missing([each for each in linked_to(file) if _DRIVER.match(each)]):
+    places, linked = SharedLibraries.here(), plugin.linked_to()
+    if missing_here := places.missing([each for each in linked if _DRIVER.match(each)]):
         # A container gets the driver's libraries by what they are for; this one is for watching the GPU.
         return Missing(
-            f"{package} {release} needs {', '.join(missing)} of NVIDIA's driver, which {_is_are(missing)} not found",
+            f"{package} {release} needs {', '.join(missing_here)} of NVIDIA's driver, which {_is_are(missing_here)} not found",
             "start the container with -e NVIDIA_DRIVER_CAPABILITIES=compute,utility, or install the whole driver",
         )
+    if missing_here := places.missing([each for each in linked if _CUDA.match(each)]):
+        return Missing(
+            f"{package} {release} needs {', '.join(missing_here)}, which {_is_are(missing_here)} not found",
+            f"pip install 'nvidia-cuda-runtime=={plugin.distributions[package]}.*'",
+        )
     return None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends.base import Executed, Options
+from relu_deploy.backends.onnxruntime.errors import stopped
+from relu_deploy.backends.onnxruntime.placement import nodes_by_provider, nodes_elsewhere
 from relu_deploy.backends.onnxruntime.probe import PROVIDERS
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported
@@ -45,21 +46,18 @@ class OnnxRuntimeSession:
     """A loaded onnxruntime.InferenceSession."""
 
     def __init__(self, name: str, bundle: Bundle, session: Any, options: Options) -> None:
-        self._bundle, self._session = bundle, session
+        self.name, self._bundle, self._session = name, bundle, session
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self.title, self._profiled = bundle.title, options.profile
         self._names = [value.name for value in session.get_outputs()]
-        placement: Counter[str] = Counter()
-        for part in session.get_provider_graph_assignment_info():
-            placement[part.ep_name] += len(part.get_nodes())
         self.facts: Mapping[str, Any] = {
             "providers": session.get_providers(),
-            "nodes_by_provider": dict(placement),
+            "nodes_by_provider": nodes_by_provider(session),
             "precision": "float32",
             "threads": options.thread_count,
         }
-        elsewhere = [provider for provider in placement if provider != PROVIDERS[name]]
+        elsewhere = sorted({provider for provider, _ in nodes_elsewhere(session, PROVIDERS[name], bundle)})
         if elsewhere or session.get_providers()[0] != PROVIDERS[name]:
             raise Unsupported(
                 f"{name} would run part of {bundle.name} on {', '.join(elsewhere) or session.get_providers()[0]}",
@@ -73,7 +71,11 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
-        return dict(zip(self._names, self._session.run(self._names, arrays), strict=True))
+        try:
+            results = self._session.run(self._names, arrays)
+        except Exception as error:  # the runtime's exception types share no base class
+            raise stopped(error, self.name, self.title, arrays) from error
+        return dict(zip(self._names, results, strict=True))
 
     def executed(self) -> Sequence[Executed]:
         if not self._profiled:

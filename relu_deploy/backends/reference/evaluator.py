@@ -102,7 +102,7 @@ class Evaluator:
     @property
     def random_nodes(self) -> tuple[str, ...]:
         """Return the names of the nodes whose results are drawn at random."""
-        return tuple(node.name for node in self.program.all_nodes() if _draws(node))
+        return tuple(node.name for program in self.program.all_programs() for node in program.nodes if _draws(node, program))
 
     def run(
         self, feeds: Mapping[str, Any], rounding: Rounding | None = None, seen: Seen | None = None, limits: Limits | None = None
@@ -261,10 +261,14 @@ def _body_of_context(schema: Any, node: Node, types: Sequence[int], shapes: Sequ
     return body
 
 
-def _draws(node: Node) -> bool:
-    return node.operator is not None and node.operator.random and (
-        node.op_type != "Dropout" or bool(node.attributes.get("training_mode", True))
-    )  # fmt: skip
+def _draws(node: Node, program: Program) -> bool:
+    """Return whether the results of `node` depend on a random generator: a Dropout does where it may be training."""
+    if node.operator is None or not node.operator.random:
+        return False
+    if node.op_type != "Dropout":
+        return True
+    training = node.inputs[2] if len(node.inputs) > 2 else ""
+    return bool(training) and bool(np.any(program.constant(training, True)))
 
 
 def _described(value: Any) -> str:

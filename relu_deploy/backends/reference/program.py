@@ -83,12 +83,19 @@ class Program:
         dtype = np.dtype(np.float32) if dtype is None else dtype
         return np.zeros((0, *(shape or ())), widened_dtype(dtype) if self.wide else dtype)
 
-    def all_nodes(self) -> Iterator[Node]:
-        """Yield every node, those of bodies and local functions included."""
+    def all_programs(self) -> Iterator[Program]:
+        """Yield this graph and those of bodies and local functions in it."""
+        yield self
         for node in self.nodes:
-            yield node
-            for inner in _programs(node):
-                yield from inner.all_nodes()
+            inner = [value for value in node.attributes.values() if isinstance(value, Program)]
+            for program in [*inner, *([node.function] if node.function else [])]:
+                yield from program.all_programs()
+
+    def constant(self, name: str, otherwise: Any) -> Any:
+        """Return the value of a tensor that is an initializer or made by a Constant node, else `otherwise`."""
+        if name in self.initializers:
+            return self.initializers[name]
+        return next((node.attributes.get("value", otherwise) for node in self.nodes if node.outputs == (name,)), otherwise)
 
 
 def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
@@ -235,12 +242,6 @@ def _array(tensor: Any, scope: Scope) -> Any:
     if array.dtype.kind == "O":
         return as_text(array)
     return widened(array) if scope.wide else array
-
-
-def _programs(node: Node) -> Iterator[Program]:
-    yield from (value for value in node.attributes.values() if isinstance(value, Program))
-    if node.function:
-        yield node.function
 
 
 def _never_rounded(nodes: Sequence[Node]) -> frozenset[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.backends.base import Options
 from relu_deploy.backends.nvidia.dlpack import is_on_gpu
-from relu_deploy.backends.torch.session import TorchSession, to_numpy, to_torch
+from relu_deploy.backends.torch.session import TorchSession, as_called, to_numpy, to_torch
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.tensors import Array, Feeds, check_feeds
@@ -64,13 +64,15 @@ class TorchCudaSession(TorchSession):
     def call(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the outputs for `tensors`, enqueued on the current stream."""
         import torch
+        from torch.utils._pytree import tree_leaves
 
         with torch.inference_mode(), self._arithmetic():
             if self.replays_graphs:
                 # The outputs of the run before lie in the graph's own memory, which this one takes back.
                 torch.compiler.cudagraph_mark_step_begin()
-            results = self._module(*tensors)
-        return list(results) if isinstance(results, (tuple, list)) else [results]
+            arguments, keywords = as_called(self._in_spec, tensors)
+            results = self._module(*arguments, **keywords)
+        return [value for value in tree_leaves(results) if value is not None]
 
     def title(self) -> str:
         return self._bundle.title

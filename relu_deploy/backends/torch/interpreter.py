@@ -43,7 +43,11 @@ def interpreter(module: torch.fx.GraphModule, taps: Mapping[str, str], way: Eval
         return torch.float64 if value is torch.float32 else value
 
     def rounded(value: Any) -> Any:
-        return torch.from_numpy(rounding.result(value.numpy())) if rounding and isinstance(value, torch.Tensor) else value
+        return (
+            torch.from_numpy(np.asarray(rounding.result(value.numpy())))
+            if rounding and isinstance(value, torch.Tensor)
+            else value
+        )
 
     class Stepping(torch.fx.Interpreter):  # type: ignore[misc]
         def run_node(self, n: torch.fx.Node) -> Any:

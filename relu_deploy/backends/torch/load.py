@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from typing import TYPE_CHECKING
 
 from relu_deploy.backends.base import TORCH_MODES, Options
+from relu_deploy.backends.torch.program_file import load_program
 from relu_deploy.backends.torch.session import TorchSession
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError, Unsupported, UsageError
-from relu_deploy.gc_pause import without_collecting
+from relu_deploy.errors import Unsupported, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load", "load_program"]
+__all__ = ["load", "program_module"]
 
 
 def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
@@ -42,29 +40,20 @@ def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
         raise Unsupported(f"{name} does not know which PyTorch node {blind[0]} came from", "verify --against reference")
     torch.set_num_threads(options.thread_count)
     if not cuda:
-        return TorchSession(bundle, load_program(bundle), torch.device("cpu"), compiled, options)
+        return TorchSession(bundle, program_module(bundle), torch.device("cpu"), compiled, options)
     from relu_deploy.backends.torch.cuda import TorchCudaSession
 
     device = torch.device("cuda", options.device)
-    return TorchCudaSession(bundle, load_program(bundle, device), device, compiled, options)
+    return TorchCudaSession(bundle, program_module(bundle, device), device, compiled, options)
 
 
-def load_program(bundle: Bundle, device: torch.device | None = None) -> torch.fx.GraphModule:
+def program_module(bundle: Bundle, device: torch.device | None = None) -> torch.fx.GraphModule:
     """Return the program as a module on `device`. Its weights move, and so do the tensors that it makes while it runs."""
-    import torch
     from torch.export.passes import move_to_device_pass
 
-    logging.getLogger("torch.export").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), without_collecting():
-        warnings.simplefilter("ignore")
-        try:
-            # The guards repeat, slowly, the check that `run` makes of every feed.
-            program = torch.export.load(str(bundle.source))
-            if device is not None:
-                program = move_to_device_pass(program, str(device))
-            return program.module(check_guards=False)  # type: ignore[return-value]
-        except Exception as error:  # torch.export raises whatever a file of another version leads to
-            raise InputError(
-                f"{bundle.source} cannot be loaded by torch {torch.__version__}: {error}",
-                "export the model again with this version of torch",
-            ) from error
+    assert bundle.source is not None
+    program = load_program(bundle.source)
+    if device is not None:
+        program = move_to_device_pass(program, str(device))
+    # The guards repeat, slowly, the check that `run` makes of every feed.
+    return program.module(check_guards=False)  # type: ignore[return-value]

@@ -21,7 +21,7 @@ from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TorchSession", "to_numpy", "to_torch"]
+__all__ = ["TorchSession", "as_called", "to_numpy", "to_torch"]
 
 
 class TorchSession:
@@ -44,6 +44,8 @@ class TorchSession:
             **({"torch_mode": options.torch_mode} if compiled else {}),
         }
         mode = None if options.torch_mode == "default" else options.torch_mode
+        pytree = getattr(module.graph._codegen, "pytree_info", None)
+        self._in_spec = None if pytree is None else pytree.in_spec
         self._module: Any = torch.compile(module, dynamic=False, mode=mode) if compiled else module
         known = {node.name for node in module.graph.nodes}
         if missing := [node for node in self._taps if node not in known]:
@@ -60,6 +62,7 @@ class TorchSession:
 
     def _run(self, feeds: Mapping[str, Any], way: Evaluation | None) -> Feeds:
         import torch
+        from torch.utils._pytree import tree_leaves
 
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
         tensors = [to_torch(arrays[spec.name]).to(self._device) for spec in self.inputs]
@@ -67,8 +70,10 @@ class TorchSession:
         with torch.inference_mode(), self._arithmetic():
             whole = way is None and not self._taps
             run = self._module if whole else interpreter(self._module, self._taps, way or Evaluation(), tapped).run
-            results = run(*tensors)
-        results = results if isinstance(results, (tuple, list)) else [results]
+            # The interpreter takes the flattened arguments; the module is called as the program was exported.
+            arguments, keywords = as_called(self._in_spec, tensors) if whole else (tensors, {})
+            results = run(*arguments, **keywords)
+        results = [value for value in tree_leaves(results) if value is not None]
         named = zip((spec.name for spec in self.outputs), results, strict=True)
         return {name: to_numpy(value) for name, value in (*named, *tapped.items())}
 
@@ -81,6 +86,13 @@ class TorchSession:
 
     def close(self) -> None:
         self._module = None
+
+
+def as_called(in_spec: Any, tensors: list[torch.Tensor]) -> tuple[Any, Any]:
+    """Return the positional and keyword arguments of a program whose flattened arguments are `tensors`."""
+    from torch.utils._pytree import tree_unflatten
+
+    return (tensors, {}) if in_spec is None else tree_unflatten(tensors, in_spec)
 
 
 def to_torch(array: Any) -> torch.Tensor:

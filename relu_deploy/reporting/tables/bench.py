@@ -86,5 +86,24 @@ def _print_notes(result: Result) -> None:
             advice = "; it was fed random numbers: --data D feeds real rows" if random else ""
             row = f"{run['model']} {run['backend']} {run['variant']}".strip()
             show(f"[bold red]not verified[/]: {markup(row)}: error ratio {number(run['error_ratio'])}{advice}")
+    if result.get("comparison"):
+        _print_comparison(result["comparison"])
     for name, reason in result["left_out"].items():
         show(f"[dim]not run: {markup(name)}: {markup(reason)}[/]")
+
+
+def _print_comparison(comparison: Result) -> None:
+    """Print the time of each row over that in an earlier benchmark."""
+    for row in comparison["rows"]:
+        name = markup(f"{row['model']} {row['backend']} {row['variant']}".rstrip() + f", batch {row['batch']}")
+        interval = f" \\[{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}]" if row["ci95"] else ""
+        ratio = "" if row["ratio"] is None else f": {row['ratio']:.3f}x the time{interval}"
+        reason = f": {markup(row['reason'])}" if row["reason"] else ""
+        verdict = "[bold red]slower[/]" if row["slower"] else "not slower" if not reason else "[yellow]not decided[/]"
+        show(f"{verdict}: {name}{ratio}{reason}")
+    limit = f"more than {comparison['max_slower']:.1%} slower, beyond the 95% interval, fails"
+    show(f"[dim]compared with {markup(comparison['file'])}; {limit}[/]")
+    if comparison["other_machine"]:
+        show(f"[yellow]the earlier benchmark ran on another machine: {markup(comparison['other_machine'])}[/]")
+    if comparison["missing"]:
+        show(f"[yellow]not in this benchmark: {markup('; '.join(comparison['missing']))}[/]")

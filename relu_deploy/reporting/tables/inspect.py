@@ -28,10 +28,15 @@ def print_inspect(result: Mapping[str, Any]) -> None:
         )
     show(table)
     counts = f"{count_of(result['nodes'], 'node')}, {count_of(len(result['relus']), 'Relu')}"
+    least = "at least " if result["unknown"] else ""
+    sizes = f"{least}{result['flops'] / 1e9:.3f} GFLOP, {least}{result['bytes'] / 1e6:.1f} MB moved unfused"
+    if result.get("symbols"):
+        sizes = f"operations depend on {markup(', '.join(result['symbols']))}, set with --shape"
     show(
         f"[bold]{markup(result['model'])}[/]  opset {result['opset']}, {counts}\n"
-        f"batch {result['batch']}: {result['flops'] / 1e9:.3f} GFLOP, {result['bytes'] / 1e6:.1f} MB moved unfused, "
-        f"{count_of(result['parameters'], 'parameter')}"
+        f"batch {result['batch']}: {sizes}, {count_of(result['parameters'], 'parameter')}"
     )
-    if result["unknown"]:
+    if hidden := sum(not relu.get("observable", True) for relu in result["relus"]):
+        show(f"[yellow]{count_of(hidden, 'Relu')} inside bodies or functions cannot be observed[/]")
+    if result["unknown"] and not result.get("symbols"):
         show(f"[yellow]not counted, shapes unknown: {markup(', '.join(result['unknown'][:NAMED]))}[/]")

@@ -99,3 +99,42 @@ def test_packed_weights_of_four_bits_have_the_low_half_first():
     a, packed = f32([[1] + [0] * 15]), np.full((1, 1, 8), 0x9A, np.uint8)
     attributes = {"K": 16, "N": 1, "bits": 4, "block_size": 16}
     assert evaluate("MatMulNBits", [a, packed, f32([0.5])], **attributes, **CONTRIB)[0].item() == 0.5 * (0xA - 8)
+
+
+def test_a_biased_softmax_takes_a_bias_that_repeats():
+    x, bias = np.zeros((2, 1, 2), np.float32), f32([0, math.log(3)]).reshape(1, 1, 2)
+    results = evaluate("BiasSoftmax", [x, bias], axis=2, is_inner_broadcast=1, **CONTRIB)
+    np.testing.assert_allclose(results[0], np.broadcast_to([0.25, 0.75], (2, 1, 2)), rtol=1e-7)
+
+
+def test_channels_may_come_last():
+    x, w = f32([1, 10, 2, 20]).reshape(1, 2, 2), f32([[[1], [-1]]])
+    assert evaluate("NhwcFusedConv", [x, w], activation="Relu", **CONTRIB)[0].tolist() == [[[0], [0]]]
+    assert evaluate("NhwcFusedConv", [x, -w], activation="Relu", **CONTRIB)[0].tolist() == [[[9], [18]]]
+    assert evaluate("NhwcMaxPool", [x], kernel_shape=[2], **CONTRIB)[0].tolist() == [[[2, 20]]]
+
+
+def test_a_quantized_mean_over_axes_is_rounded_once():
+    x = [u8([[1, 2], [4, 8]]), f32(1), u8(1)]
+    assert evaluate("QLinearReduceMean", [*x, f32(0.5), u8(0)], axes=[1], keepdims=0, **CONTRIB)[0].tolist() == [1, 10]
+
+
+def test_normalization_by_the_root_mean_square():
+    x, scale = f32([[3, 4]]), f32([1, 2])
+    root = math.sqrt(12.5)
+    for domain in ("", "com.microsoft"):
+        results = evaluate("SimplifiedLayerNormalization", [x, scale], domain=domain, opset=17, epsilon=0.0)
+        np.testing.assert_allclose(results[0], [[3 / root, 8 / root]])
+    results = evaluate("SkipSimplifiedLayerNormalization", [x - 1, f32([[1, 1]]), scale], epsilon=0.0, **CONTRIB)
+    np.testing.assert_allclose(results[0], [[3 / root, 8 / root]])
+
+
+def test_embeddings_are_added_and_normalized():
+    ids, words, places = np.array([[1, 0]], np.int32), f32([[0, 0], [1, 5]]), f32([[0, 0], [2, 8]])
+    operands = [ids, None, words, places, None, f32([1, 1]), f32([0, 10]), np.array([[1, 0]], np.int32)]
+    y, lengths = evaluate("EmbedLayerNormalization", operands, outputs=2, epsilon=0.0, **CONTRIB)
+    assert (y.tolist(), lengths.tolist()) == ([[[-1, 11], [-1, 11]]], [1])
+
+
+def test_the_old_name_of_a_transposing_product():
+    assert evaluate("TransposeMatMul", [f32([[1, 2], [3, 4]]), f32([[1], [1]])], transA=1, **CONTRIB)[0].tolist() == [[4], [6]]

@@ -163,10 +163,16 @@ def test_seeds_tell_draws_apart():
     assert not np.array_equal(*draws)
 
 
-def test_a_dropout_that_does_not_train_is_not_random():
-    x = np.ones(8, np.float32)
-    graph = ir.from_proto(model([helper.make_node("Dropout", ["x"], ["y"], "drop")], [value("x", [8])], [value("y")]))
-    np.testing.assert_array_equal(Evaluator(graph, wide=True).run({"x": x})["y"], x)
+@pytest.mark.parametrize("training", [None, False, True])
+def test_a_dropout_is_random_only_where_it_trains(training):
+    x = np.ones(64, np.float32)
+    names = ["x"] if training is None else ["x", "ratio", "training"]
+    node = helper.make_node("Dropout", names, ["y"], "drop")
+    stored = {"ratio": np.float32(0.5), "training": np.array(training)} if training is not None else {}
+    evaluator = Evaluator(ir.from_proto(model([node], [value("x", [64])], [value("y")], stored)), wide=True)
+    y = evaluator.run({"x": x})["y"]
+    assert evaluator.random_nodes == (("drop",) if training else ())
+    assert set(y.tolist()) == ({0, 2} if training else {1})
 
 
 def test_weights_in_an_external_file_are_read(tmp_path):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from one_node import evaluate
 
+from relu_deploy.backends.reference.ops import convolution
+
 
 def f32(values):
     return np.array(values, np.float32)
@@ -23,6 +25,15 @@ def test_a_depthwise_transposed_convolution_adds_its_bias():
 def test_a_grouped_transposed_convolution_keeps_its_groups_apart():
     x, w = f32([[[1], [2], [3], [4]]]), f32([[[1, 2]], [[3, 4]], [[5, 6]], [[7, 8]]])
     check(evaluate("ConvTranspose", [x, w], group=2), [[[7, 10], [43, 50]]])
+
+
+def test_large_transposed_convolutions_are_done_in_strips_with_the_same_result(monkeypatch):
+    random = np.random.default_rng(0)
+    x, w = random.standard_normal((2, 4, 5, 6)), random.standard_normal((4, 3, 3, 2))
+    attributes = {"group": 2, "strides": [2, 3], "dilations": [2, 1], "pads": [1, 0, 0, 1]}
+    (whole,) = evaluate("ConvTranspose", [x, w], **attributes)
+    monkeypatch.setattr(convolution, "PATCHES", 1)
+    np.testing.assert_allclose(evaluate("ConvTranspose", [x, w], **attributes)[0], whole, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -281,3 +292,20 @@ def test_halves_are_computed_in_float32_and_rounded_once():
     x = np.full((1, 4096), 1, np.float16)
     (y,) = evaluate("ReduceSum", [x + np.float16(0.0009765625)], wide=False)
     assert (y.dtype, y.item()) == (np.float16, 4100)
+
+
+def test_random_numbers_have_the_moments_that_the_node_names():
+    shape = {"shape": [100_000], "seed": 3.0}
+    like = [np.zeros(100_000, np.float32)]
+    normal = {"mean": 2.0, "scale": 3.0}
+    for y in (evaluate("RandomNormal", [], **normal, **shape)[0], evaluate("RandomNormalLike", like, **normal, seed=3.0)[0]):
+        assert abs(y.mean() - 2) < 0.05
+        assert abs(y.std() - 3) < 0.05
+    uniform = {"low": -1.0, "high": 3.0}
+    for y in (evaluate("RandomUniform", [], **uniform, **shape)[0], evaluate("RandomUniformLike", like, **uniform, seed=3.0)[0]):
+        assert (y.min() >= -1) & (y.max() < 3)
+        assert abs(y.mean() - 1) < 0.02
+    assert abs(evaluate("Bernoulli", [np.full(100_000, 0.3, np.float32)], opset=22, seed=3.0)[0].mean() - 0.3) < 0.01
+    logs = np.log(f32([[0.1, 0.2, 0.7]]))
+    (classes,) = evaluate("Multinomial", [logs], sample_size=100_000, seed=3.0)
+    np.testing.assert_allclose(np.bincount(classes[0]) / 100_000, [0.1, 0.2, 0.7], atol=0.01)

@@ -9,7 +9,7 @@ from relu_deploy.backends import Options, load
 from relu_deploy.backends.nvidia.driver import Missing, find_driver
 from relu_deploy.backends.torch.cuda import float32_arithmetic
 from relu_deploy.backends.torch.load import load as load_torch
-from relu_deploy.backends.torch.load import load_program
+from relu_deploy.backends.torch.load import program_module
 from relu_deploy.errors import BackendUnavailable, UsageError
 
 torch = pytest.importorskip("torch")
@@ -35,7 +35,7 @@ def test_a_program_moves_with_the_tensors_that_it_makes_while_it_runs(tmp_path):
     from bundles import exported
 
     bundle = exported("digit_detector", decode="boxes")
-    module = load_program(bundle, torch.device("meta"))
+    module = program_module(bundle, torch.device("meta"))
     places = {node.kwargs["device"].type for node in module.graph.nodes if node.kwargs.get("device") is not None}
     assert places <= {"meta"}
     outputs = module(torch.empty(2, 1, 128, 128, device="meta"))

@@ -206,7 +206,7 @@ def fused_case(random: Random) -> Case:
         "SimplifiedLayerNormalization",
         "NhwcMaxPool",
         "EmbedLayerNormalization",
-        "BiasSoftmax",
+        "SkipSimplifiedLayerNormalization",
     )
     common: dict[str, Any] = {"domain": CONTRIB, "opset": 17}
     x = draw(random, 2, 3, 8)
@@ -258,10 +258,12 @@ def fused_case(random: Random) -> Case:
         mask = random.integers(0, 2, (2, 3)).astype(np.int32)
         tables = [draw(random, 5, 8), draw(random, 6, 8), draw(random, 4, 8)]
         return Case(
-            name, [ids, segments, *tables, draw(random, 8), draw(random, 8), mask], {"epsilon": 1e-5}, outputs=1, **common
+            name, [ids, segments, *tables, draw(random, 8), draw(random, 8), mask], {"epsilon": 1e-5}, outputs=2, **common
         )
-    if name == "BiasSoftmax":
-        return Case(name, [draw(random, 2, 3, 4, 8), draw(random, 2, 1, 1, 8)], {"axis": 3, "is_inner_broadcast": 0}, **common)
+    if name == "SkipSimplifiedLayerNormalization":
+        return Case(
+            name, [x, draw(random, 2, 3, 8), draw(random, 8), maybe(random, draw(random, 8))], given(epsilon=1e-5), **common
+        )
     operands = [x]
     if name == "BiasGelu" or (name == "FastGelu" and random.random() < 0.5):
         operands.append(draw(random, 8))

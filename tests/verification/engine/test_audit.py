@@ -197,7 +197,7 @@ def test_what_was_not_captured_is_not_counted_as_seen_and_says_why(tmp_path):
     wide = next(one for one in report.regions if one.region.tensor == "r1b")
     assert {"c1a", "r1a", "c1b", "s1", "r1b"} == set(wide.region.nodes)
     assert [each.split(":")[0] for each in wide.region.missing] == ["r1a"]
-    assert "reaches back" in wide.note
+    assert "extends over other layers" in wide.note
     # A fault in what was not seen is still found, among the nodes between what was.
     found = audited(path, drop=("r1a", "r2b"), fault=at("r1a", lambda array: array * np.float32(1.1)))
     assert failing(found) == ["r1b"]
@@ -303,7 +303,7 @@ def test_an_engine_of_another_graph_is_bad_input(tmp_path):
     path = network(tmp_path / "m.onnx")
     other = StandIn(path)
     other.outputs = ["f"]
-    with pytest.raises(InputError, match="give"):
+    with pytest.raises(InputError, match="have the outputs"):
         audit(Bundle.open(path), "tensorrt", x_of(), other, StandIn(path))
 
 

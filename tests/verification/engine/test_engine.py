@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_ir import from_proto
 
 from relu_deploy.errors import Unsupported
-from relu_deploy.verification.engine.dataflow import map_to_onnx, match_captures, wire
+from relu_deploy.verification.engine.dataflow import map_to_onnx, match_captures, trace_dataflow
 from relu_deploy.verification.engine.layers import Captured, EngineTensor, compare_layers, dtype_in, read_layers
 from relu_deploy.verification.engine.tensor_format import Quantized, decode, quantized_by, same_but_ones
 
@@ -268,7 +268,7 @@ def shown(name, value=0.0, shape=(1, 8, 4, 4)):
 
 
 def test_a_name_that_is_used_again_is_another_tensor():
-    wiring = wire(
+    dataflow = trace_dataflow(
         layers_of(
             layer("1", ["x"], ["t0"], ["na"]),
             layer("2", ["t0"], ["t1"], ["nb"]),
@@ -276,30 +276,36 @@ def test_a_name_that_is_used_again_is_another_tensor():
             layer("4", ["t0"], ["y"], ["ny"]),
         )
     )
-    assert [write.tensor.name for write in wiring.writes] == ["t0", "t1", "t0", "y"]
-    assert wiring.reads == ((None,), (0,), (1,), (2,))
-    found, reasons = match_captures(wiring, [shown("t0", 1), shown("t1", 2), shown("t0", 3)])
+    assert [write.tensor.name for write in dataflow.writes] == ["t0", "t1", "t0", "y"]
+    assert dataflow.reads == ((None,), (0,), (1,), (2,))
+    found, reasons = match_captures(dataflow, [shown("t0", 1), shown("t1", 2), shown("t0", 3)])
     assert {place: float(one.data.flat[0]) for place, one in found.items()} == {0: 1.0, 1: 2.0, 2: 3.0}
     assert reasons == {3: "it was not captured"}
-    tensors, _ = map_to_onnx(graph(CHAIN, {}), SHAPES, wiring, found)
+    tensors, _ = map_to_onnx(graph(CHAIN, {}), SHAPES, dataflow, found)
     assert tensors == {0: "a", 1: "b", 2: "c", 3: "y"}
-    _, reasons = match_captures(wiring, [shown("t0"), shown("t1")])
+    _, reasons = match_captures(dataflow, [shown("t0"), shown("t1")])
     assert "uses the name for 2 tensors and 1 were captured" in reasons[0]
     assert reasons[0] == reasons[2]
 
 
 def test_a_tensor_written_in_parts_is_one_and_whole_after_the_last():
-    wiring = wire(layers_of(layer("1", ["x"], ["b"], ["na"]), layer("2", ["x"], ["b"], ["nb"]), layer("3", ["b"], ["y"], ["ny"])))
-    assert [write.layers for write in wiring.writes] == [(0, 1), (2,)]
-    found, _ = match_captures(wiring, [shown("b", 1), shown("b", 2)])
+    dataflow = trace_dataflow(
+        layers_of(layer("1", ["x"], ["b"], ["na"]), layer("2", ["x"], ["b"], ["nb"]), layer("3", ["b"], ["y"], ["ny"]))
+    )
+    assert [write.layers for write in dataflow.writes] == [(0, 1), (2,)]
+    found, _ = match_captures(dataflow, [shown("b", 1), shown("b", 2)])
     assert float(found[0].data.flat[0]) == 2.0
-    inner = wire(layers_of(layer("1", ["x"], ["t"], ["na"]), layer("2", ["x"], ["t"], ["nb"]), layer("3", ["t"], ["y"], ["ny"])))
+    inner = trace_dataflow(
+        layers_of(layer("1", ["x"], ["t"], ["na"]), layer("2", ["x"], ["t"], ["nb"]), layer("3", ["t"], ["y"], ["ny"]))
+    )
     assert "several layers write parts" in map_to_onnx(graph(CHAIN, {}), SHAPES, inner, {})[1][0]
 
 
 def test_a_name_of_the_graph_with_another_shape_is_not_that_tensor():
-    wiring = wire(layers_of(layer("1", ["x"], [tensor("b", (1, 4, 4, 4))], ["na"]), layer("2", ["b"], ["y"], ["nb", "nc", "ny"])))
-    tensors, reasons = map_to_onnx(graph(CHAIN, {}), SHAPES, wiring, {})
+    dataflow = trace_dataflow(
+        layers_of(layer("1", ["x"], [tensor("b", (1, 4, 4, 4))], ["na"]), layer("2", ["b"], ["y"], ["nb", "nc", "ny"]))
+    )
+    tensors, reasons = map_to_onnx(graph(CHAIN, {}), SHAPES, dataflow, {})
     assert tensors == {1: "y"}
     assert "no tensor that its nodes make has its shape" in reasons[0]
 
@@ -311,12 +317,12 @@ def test_two_results_of_one_shape_are_not_told_apart():
         helper.make_node("Add", ["a", "b"], ["y"], "ny"),
     ]
     listed = layers_of(layer("1", ["x"], ["t0", "t1"], ["na", "nb"]), layer("2", ["t0", "t1"], ["y"], ["ny"]))
-    tensors, reasons = map_to_onnx(graph(both, {}), SHAPES, wire(listed), {})
+    tensors, reasons = map_to_onnx(graph(both, {}), SHAPES, trace_dataflow(listed), {})
     assert tensors == {2: "y"}
     assert "2 tensors that its nodes make have its shape: a, b" in reasons[0]
     other = (1, 8, 2, 2)
     told = layers_of(layer("1", ["x"], ["t0", tensor("t1", other)], ["na", "nb"]), layer("2", ["t0", "t1"], ["y"], ["ny"]))
-    assert map_to_onnx(graph(both, {}), SHAPES | {"b": other}, wire(told), {})[0] == {0: "a", 1: "b", 2: "y"}
+    assert map_to_onnx(graph(both, {}), SHAPES | {"b": other}, trace_dataflow(told), {})[0] == {0: "a", 1: "b", 2: "y"}
 
 
 def test_what_several_layers_compute_each_for_itself_is_nobodys_result():
@@ -332,7 +338,7 @@ def test_what_several_layers_compute_each_for_itself_is_nobodys_result():
         layer("2", ["t0"], ["t1"], ["shared", "nc"]),
         layer("3", ["t0", "t1"], ["y"], ["shared", "nd", "ny"]),
     )
-    tensors, _ = map_to_onnx(graph(shared, {}), SHAPES | {"d": (1, 8, 4, 4)}, wire(listed), {})
+    tensors, _ = map_to_onnx(graph(shared, {}), SHAPES | {"d": (1, 8, 4, 4)}, trace_dataflow(listed), {})
     assert tensors == {0: "a", 1: "c", 2: "y"}
 
 
@@ -341,9 +347,9 @@ def test_a_copy_of_another_type_computes_and_has_the_name_it_has():
     copy = layer("Reformatting CopyNode for Output Tensor 0 to r", ["Reformatted Output Tensor 0 to r"], ["y"], kind="Reformat")
     listed = layers_of(quantize, layer("r", ["q"], ["Reformatted Output Tensor 0 to r"], kind="PointWise"), copy)
     assert [each.is_copy for each in listed] == [False, False, True]
-    wiring = wire(listed)
-    assert wiring.origin(2) == 1
+    dataflow = trace_dataflow(listed)
+    assert dataflow.origin(2) == 1
     # Without any metadata: by the name, and by the name of the copy.
-    tensors, reasons = map_to_onnx(graph(CHAIN, {}), SHAPES | {"q": (1, 8, 4, 4)}, wiring, {})
+    tensors, reasons = map_to_onnx(graph(CHAIN, {}), SHAPES | {"q": (1, 8, 4, 4)}, dataflow, {})
     assert tensors == {0: "q", 1: "y", 2: "y"}
     assert not reasons

@@ -84,10 +84,15 @@ def transposed_convolution(call: Call, x: Array, w: Array) -> Array:
     size, kernel, filters = x.shape[2:], w.shape[2:], w.shape[1]
     begin, sizes = _placement(call, geometry, size)
     matrix = w.reshape(group, channels // group, filters * prod(kernel)).transpose(0, 2, 1)
-    columns = matrix @ x.reshape(batch, group, channels // group, -1)
-    full = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(size, geometry.strides, kernel, geometry.dilations, strict=True)]
-    columns = columns.reshape(batch, group * filters, *kernel, *size)
-    y = _added_up(columns, full, geometry)
+    full = [(n - 1) * s + r for n, s, r in zip(size, geometry.strides, geometry.reach, strict=True)]
+    y = np.zeros((batch, group * filters, *full), np.result_type(x, w))
+    rows = max(1, PATCHES // max(1, batch * group * filters * prod(kernel) * prod(size[1:])))
+    for first in range(0, size[0], rows):
+        strip = x[:, :, first : first + rows]
+        columns = matrix @ strip.reshape(batch, group, channels // group, -1)
+        _add_up(
+            columns.reshape(batch, group * filters, *kernel, *strip.shape[2:]), y[:, :, first * geometry.strides[0] :], geometry
+        )
     # Negative pads at the beginning and output sizes beyond what the input reaches are zeros.
     result = np.zeros((batch, group * filters, *sizes), y.dtype)
     inside, cut = [slice(None)] * 2, [slice(None)] * 2
@@ -125,11 +130,10 @@ def _placement(call: Call, geometry: Geometry, size: Sequence[int]) -> tuple[lis
     return begin, shape
 
 
-def _added_up(columns: Array, full: Sequence[int], geometry: Geometry) -> Array:
-    """Return (N, M, *full): each column (N, M, *kernel, *steps) added to the places that its kernel covers."""
-    spatial = len(full)
+def _add_up(columns: Array, y: Array, geometry: Geometry) -> None:
+    """Add each column (N, M, *kernel, *steps) to the places of `y` (N, M, *size) that its kernel covers."""
+    spatial = len(geometry.kernel)
     kernel, steps = columns.shape[2 : 2 + spatial], columns.shape[2 + spatial :]
-    y = np.zeros((*columns.shape[:2], *full), columns.dtype)
     for offset in product(*map(range, kernel)):
         places = [
             slice(o * d, o * d + (n - 1) * s + 1, s)
@@ -137,7 +141,6 @@ def _added_up(columns: Array, full: Sequence[int], geometry: Geometry) -> Array:
         ]
         taken: tuple[Any, ...] = (slice(None), slice(None), *offset)
         y[(slice(None), slice(None), *places)] += columns[taken]
-    return y
 
 
 @operator("Col2Im")
@@ -148,5 +151,6 @@ def column_to_image(call: Call, x: Array, image: Array, block: Array) -> Array:
     full = [n + b + e for n, b, e in zip(size, begin, end, strict=True)]
     steps = geometry.steps(full)
     channels = x.shape[1] // prod(kernel)
-    y = _added_up(x.reshape(x.shape[0], channels, *kernel, *steps), full, geometry)
+    y = np.zeros((x.shape[0], channels, *full), x.dtype)
+    _add_up(x.reshape(x.shape[0], channels, *kernel, *steps), y, geometry)
     return y[(slice(None), slice(None), *(slice(b, b + n) for b, n in zip(begin, size, strict=True)))]

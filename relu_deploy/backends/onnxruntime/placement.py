@@ -1,0 +1,87 @@
+"""Which execution provider each node of a session was placed on, and whether that is all that was requested.
+
+ONNX Runtime places nodes that compute shapes on the CPU, also where the provider has kernels for them (`GetCpuPreferredNodes`
+in its source): they read and write a few integers, which the CPU needs anyway to allocate tensors. They are no fall-back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import BackendUnavailable, Unsupported
+
+__all__ = ["nodes_by_provider", "nodes_elsewhere", "require_provider"]
+
+#: operators of shape arithmetic: on integers that are sizes, indices and axes they compute nothing of the model's numbers
+SHAPE_OPERATORS = frozenset(
+    (
+        *("Shape", "Size", "Gather", "Slice", "Concat", "Split", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Range", "Expand"),
+        *("ConstantOfShape", "Identity", "Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Neg", "Abs", "Equal", "Less"),
+        *("Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Where", "ReduceProd", "ReduceSum", "ReduceMin"),
+        *("ReduceMax", "ScatterND", "Tile", "Transpose", "Constant"),
+    )
+)
+#: nodes that ONNX Runtime adds to move tensors between providers
+COPIES = frozenset(("MemcpyToHost", "MemcpyFromHost"))
+INTEGERS = frozenset(("INT32", "INT64", "BOOL"))
+
+
+def nodes_by_provider(session: Any) -> dict[str, int]:
+    """Return how many nodes each execution provider has."""
+    placement: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        placement[part.ep_name] += len(part.get_nodes())
+    return dict(placement)
+
+
+def nodes_elsewhere(session: Any, provider: str, bundle: Bundle) -> list[tuple[str, Any]]:
+    """Return the nodes that another provider than `provider` has, each with its provider's name, but those of shape arithmetic."""
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != provider]
+    nodes = [(part.ep_name, node) for part in parts for node in part.get_nodes()]
+    if not nodes:
+        return []
+    integers = _integer_nodes(bundle)
+    return [(where, node) for where, node in nodes if not _is_shape_arithmetic(node, integers)]
+
+
+def require_provider(name: str, provider: str, session: Any, bundle: Bundle) -> None:
+    """Raise unless `provider` started and has all nodes but those of shape arithmetic.
+
+    Raises:
+        BackendUnavailable: If ONNX Runtime could not start the provider.
+        Unsupported: If the provider does not have nodes, which are named.
+    """
+    if provider not in session.get_providers():
+        raise BackendUnavailable(
+            f"backend {name!r} is not usable here: ONNX Runtime could not start {provider}",
+            "it says why on stderr; relu-deploy doctor looks for the usual reasons",
+        )
+    left = [f"{node.op_type} {node.name!r}" for _, node in nodes_elsewhere(session, provider, bundle)]
+    if left:
+        shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+        raise Unsupported(
+            f"{name} has no kernel for {len(left)} nodes of {bundle.name}: {shown}",
+            "leave them out of the graph, or use onnxruntime-cpu, which runs all of it",
+        )
+
+
+def _is_shape_arithmetic(node: Any, integers: dict[str, bool]) -> bool:
+    if node.op_type in COPIES:
+        return True
+    # A node that ONNX Runtime made has a name of its own, and is judged by what it does.
+    return node.op_type in SHAPE_OPERATORS and integers.get(node.name, node.op_type in ("Shape", "Size"))
+
+
+def _integer_nodes(bundle: Bundle) -> dict[str, bool]:
+    """Return for each node of the graph whether it writes nothing but integers and truth values."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    from relu_deploy.graph.model import load_model
+
+    model = ShapeInferencePass()(load_model(bundle.onnx)).model
+    return {
+        str(node.name): all(value.dtype is not None and value.dtype.name in INTEGERS for value in node.outputs)
+        for node in model.graph
+    }

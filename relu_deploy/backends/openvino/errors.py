@@ -1,0 +1,32 @@
+"""What OpenVINO raises, as errors for people: its messages begin with several lines of places in its source."""
+
+from __future__ import annotations
+
+import re
+
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError, Unsupported
+
+__all__ = ["explained", "in_words"]
+
+#: lines that say where in OpenVINO's source an error was raised, and repeat that it was
+_PLACES = re.compile(r"^(Exception from |Check '.*' failed at |Check '.*' failed$|While validating |\s*$|FrontEnd API failed)")
+_OPERATORS = re.compile(r"not.*support|No conversion|unsupported|not registered|No creator", re.IGNORECASE)
+
+
+def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsupported:
+    """Return why a graph could not be loaded: `InputError` for a damaged file, else `Unsupported`."""
+    words = in_words(error)
+    if "Unable to read the model" in words:
+        return InputError(f"{bundle.onnx}: {words}", "check the graph with: relu-deploy inspect")
+    return Unsupported(f"{name} cannot run {bundle.name}: {words}", "relu-deploy verify --backend reference runs any graph")
+
+
+def in_words(error: Exception) -> str:
+    """Return the lines of what OpenVINO raised that say what is wrong, at most three, on one line."""
+    text = re.sub(r"Check '.*?' failed at \S+?:\d+:", "", str(error))
+    lines = [line.strip(" -:") for line in text.splitlines()]
+    said = [line for line in lines if not _PLACES.match(line)]
+    # What an operator lacks is said last.
+    named = [line for line in said if _OPERATORS.search(line)]
+    return "; ".join(dict.fromkeys((named or said)[:3])) or type(error).__name__

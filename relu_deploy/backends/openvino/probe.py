@@ -1,0 +1,40 @@
+"""Whether OpenVINO can run models here: the package, its libraries, and its plug-in for the CPU."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from relu_deploy.backends.base import Capabilities, Probe
+
+__all__ = ["DEVICE", "capabilities", "probe"]
+
+#: the device that this backend runs on; OpenVINO's "AUTO" may choose another one
+DEVICE = "CPU"
+
+
+def capabilities(_: str) -> Capabilities:
+    return Capabilities(autocasts=True)
+
+
+def probe(name: str) -> Probe:
+    """Return whether models can run here, the processor's name included."""
+    if find_spec("openvino") is None:
+        return Probe(name, False, reason="openvino is not installed", fix="pip install 'relu-deploy[openvino]'")
+    try:
+        release = version("openvino")
+    except PackageNotFoundError:
+        release = "unknown"
+    try:
+        import openvino
+
+        core = openvino.Core()
+        devices = core.available_devices
+    except Exception as error:  # libraries that are missing or of another version: the import raises anything
+        reason = f"openvino {release} is installed but cannot be loaded: {error}"
+        return Probe(name, False, version=release, reason=reason, fix="pip install --force-reinstall openvino")
+    if DEVICE not in devices:
+        found = ", ".join(devices) or "none"
+        reason = f"openvino {release} has no plug-in for the CPU; its devices: {found}"
+        return Probe(name, False, version=release, reason=reason, fix="pip install --force-reinstall openvino")
+    return Probe(name, True, version=release, device=DEVICE)

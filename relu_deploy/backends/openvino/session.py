@@ -1,0 +1,140 @@
+"""A graph compiled by OpenVINO. What ran, and in which precision, is read back from the compiled model."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_deploy.backends.base import Executed, Options
+from relu_deploy.backends.openvino.errors import in_words
+from relu_deploy.backends.openvino.probe import DEVICE
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.tensors import Array, Feeds, TensorSpec, check_feeds
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["OpenVinoSession"]
+
+#: OpenVINO's element types → names of this package; integers that are no quantized numbers have none
+PRECISIONS = {
+    "f64": "float64",
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f8e4m3": "float8",
+    "i8": "int8",
+    "u8": "int8",
+}
+#: the largest integer up to which float32 has every integer
+EXACT_INTEGERS = 2**24
+#: layers of a compiled model that compute nothing
+PASSIVE = ("Input", "Const", "Output")
+
+
+class OpenVinoSession:
+    """A compiled model with one inference request. Runs take turns: a request holds one run."""
+
+    def __init__(self, name: str, bundle: Bundle, graph: ir.Model, compiled: Any, precision: str, options: Options) -> None:
+        self.name, self.title, self._profiled = name, bundle.title, options.profile
+        self.inputs: tuple[TensorSpec, ...] = bundle.inputs
+        self.outputs: tuple[TensorSpec, ...] = bundle.outputs
+        self._compiled, self._request = compiled, compiled.create_infer_request()
+        self._lock = threading.Lock()
+        #: name of a tensor → name of the node that writes it: OpenVINO calls a node that makes an output by the output
+        self._makers = {str(value.name): str(node.name) for node in graph.graph for value in node.outputs}
+        self._names = [self._name_of(port) for port in compiled.outputs]
+        self.facts: Mapping[str, Any] = {
+            "device": DEVICE,
+            "precision": PRECISIONS.get(_element(compiled.get_property("INFERENCE_PRECISION_HINT")), "unknown"),
+            "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
+            "execution_mode": str(compiled.get_property("EXECUTION_MODE_HINT")).rpartition(".")[2].lower(),
+        }
+        if self.facts["precision"] != precision:
+            raise Unsupported(
+                f"{name} would compute {bundle.title} in {self.facts['precision']}, and {precision} was requested",
+                "use --backend onnxruntime-cpu",
+            )
+
+    def run(self, feeds: Mapping[str, Any]) -> Feeds:
+        arrays = check_feeds(feeds, self.inputs, self.title)
+        self._check_integers(arrays)
+        with self._lock:
+            try:
+                results = self._request.infer({name: _tensor(array) for name, array in arrays.items()}, share_inputs=True)
+            except Exception as error:  # the bindings raise RuntimeError and others
+                shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in arrays.items())
+                raise Unsupported(
+                    f"{self.name} stopped while running {self.title} on {shapes}: {self._with_nodes(in_words(error))}",
+                    "relu-deploy verify --backend reference says whether the graph takes these sizes and values",
+                ) from error
+            return {name: _array(results[port], port) for name, port in zip(self._names, self._compiled.outputs, strict=True)}
+
+    def executed(self) -> Sequence[Executed]:
+        """Return the layers of the compiled model with the precision that each computes in."""
+        if not self._profiled:
+            return ()
+        self._profiled = False
+        layers = []
+        for layer in self._compiled.get_runtime_model().get_ordered_ops():
+            said = {key: _text(value) for key, value in layer.get_rt_info().items()}
+            if said.get("layerType") in PASSIVE:
+                continue
+            names = [part for part in said.get("originalLayersNames", "").split(",") if part]
+            node = self._makers.get(names[0], names[0]) if names else layer.get_friendly_name()
+            precision = PRECISIONS.get(said.get("runtimePrecision", ""), "")
+            layers.append(Executed(node, said.get("layerType", ""), DEVICE, precision))
+        return layers
+
+    def close(self) -> None:
+        self._request = self._compiled = None
+
+    def _check_integers(self, arrays: Feeds) -> None:
+        """Raise InputError for integers that OpenVINO may change: some of its integer kernels compute in float32."""
+        for name, array in arrays.items():
+            if array.dtype.kind in "iu" and array.size and max(int(array.max()), -int(array.min())) > EXACT_INTEGERS:
+                raise InputError(
+                    f"{self.title}: input {name!r} has integers beyond {EXACT_INTEGERS:,}, which {self.name} may round",
+                    "use --backend onnxruntime-cpu",
+                )
+
+    def _with_nodes(self, words: str) -> str:
+        """Return `words` with the graph's names of nodes in the place of OpenVINO's."""
+        return re.sub(r"(?<=node with name )'([^']*)'", lambda found: repr(self._makers.get(found[1], found[1])), words)
+
+    def _name_of(self, port: Any) -> str:
+        known = [spec.name for spec in self.outputs if spec.name in port.get_names()]
+        return known[0] if known else next(name for name in sorted(port.get_names()) if name in self._makers)
+
+
+def _tensor(array: Array) -> Any:
+    """Return `array` as OpenVINO takes it, its memory shared. NumPy's bfloat16 and float8 are passed by their bits."""
+    import openvino
+
+    array = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":
+        return openvino.Tensor(array.view(np.uint16), list(array.shape), openvino.Type.bf16)
+    if array.dtype == object:
+        return openvino.Tensor(array.astype(str))
+    return openvino.Tensor(array, shared_memory=True)
+
+
+def _array(value: Array, port: Any) -> Array:
+    if port.get_element_type().get_type_name() == "bf16":
+        import ml_dtypes
+
+        return value.view(ml_dtypes.bfloat16) if value.dtype.itemsize == 2 else value.astype(ml_dtypes.bfloat16)
+    return value
+
+
+def _element(kind: Any) -> str:
+    return str(kind.get_type_name()) if hasattr(kind, "get_type_name") else str(kind)
+
+
+def _text(value: Any) -> str:
+    return str(value.value if hasattr(value, "value") else value)

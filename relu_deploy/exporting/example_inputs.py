@@ -1,0 +1,155 @@
+"""Example inputs for a trace: names, sizes and element types as given, and which axis of each is the batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from relu_deploy.errors import UsageError
+from relu_deploy.exporting.options import DTYPES, InputShape
+from relu_deploy.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["ExampleInputs", "example_inputs", "input_specs"]
+
+
+@dataclass(frozen=True)
+class ExampleInputs:
+    """What a module is traced with.
+
+    Attributes:
+        names: Names of the ONNX inputs, in the order of the flattened arguments.
+        arguments: Positional arguments.
+        keywords: Keyword arguments.
+        dynamic_shapes: Which axes vary, as `torch.export.export` takes it; None if all sizes are fixed.
+    """
+
+    names: tuple[str, ...]
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    dynamic_shapes: Any
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the tensors, in the order of `names`."""
+        from torch.utils import _pytree
+
+        return list(_pytree.tree_leaves((self.arguments, dict(self.keywords))))
+
+    def __str__(self) -> str:
+        """Return the sizes, for an error."""
+        return ", ".join("x".join(map(str, each.shape)) or "scalar" for each in self.tensors)
+
+
+def input_specs(inputs: Mapping[str, InputShape], axes: Mapping[str, int | None], float_dtype: str) -> list[TensorSpec]:
+    """Return a spec for each input, with the axis of its batch.
+
+    Args:
+        inputs: Shapes, with or without dtypes, by name.
+        axes: Batch axis by name where it is given.
+        float_dtype: Element type of inputs without a dtype.
+
+    Raises:
+        UsageError: If a dtype or a batch axis cannot be.
+    """
+    specs: list[TensorSpec] = []
+    for name, given in inputs.items():
+        shape, dtype = _shape_and_dtype(given)
+        if dtype and dtype not in DTYPES:
+            raise UsageError(f"--input {name}: there is no type {dtype!r}", f"one of: {', '.join(DTYPES)}")
+        first = specs[0] if specs else None
+        # The first input has the batch in front; another one has it too if it is of the same size there.
+        batch = first.shape[0] if first and first.shape else None
+        axis = 0 if shape and (first is None or shape[0] == batch) else None
+        if name in axes:
+            axis = axes[name]
+            if axis is not None and not 0 <= axis < len(shape):
+                raise UsageError(
+                    f"--batch-axis {name}={axis}: the input has {len(shape)} axes", "count from 0, or write none for no batch"
+                )
+        specs.append(TensorSpec(name, dtype or float_dtype, tuple(shape), axis))
+    return specs
+
+
+def _shape_and_dtype(given: InputShape) -> tuple[tuple[int, ...], str]:
+    if isinstance(given, TensorSpec):
+        return tuple(int(dim) for dim in given.shape), given.dtype
+    if len(given) == 2 and isinstance(given[1], str):
+        shape, dtype = given
+        assert isinstance(shape, Sequence)
+        return tuple(int(dim) for dim in shape), str(dtype)
+    return tuple(int(dim) for dim in given), ""  # type: ignore[arg-type]
+
+
+def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | str) -> ExampleInputs:
+    """Return what to trace `module` with.
+
+    Inputs are passed to the parameters of `forward` that have their names, else by position.
+
+    Args:
+        module: The model.
+        specs: Inputs with fixed sizes.
+        batch: "dynamic", or the size of the batch axes.
+    """
+    import torch
+
+    # torch specializes a dimension whose example is 1, so a varying batch is traced with 2.
+    rows = 2 if batch == "dynamic" else int(batch)
+    varying = torch.export.Dim("batch", min=1) if batch == "dynamic" else None
+    tensors, shapes = {}, {}
+    for spec in specs:
+        sizes = [rows if axis == spec.batch_axis else int(dim) for axis, dim in enumerate(spec.shape)]
+        tensors[spec.name] = torch.zeros(sizes, dtype=getattr(torch, spec.dtype))
+        shapes[spec.name] = {} if varying is None or spec.batch_axis is None else {spec.batch_axis: varying}
+    parameters = inspect.signature(module.forward).parameters
+    grouped = _by_parameter([spec.name for spec in specs], parameters)
+    if grouped is None:
+        names = tuple(tensors)
+        return ExampleInputs(names, tuple(tensors.values()), {}, tuple(shapes.values()) if varying else None)
+    ordered = {name: sorted(grouped[name], key=_tuple_index) for name in parameters if name in grouped}
+    arguments = {name: _nested(names, tensors) for name, names in ordered.items()}
+    nested_shapes = {name: _nested(names, shapes) for name, names in ordered.items()}
+    leading = []
+    for (name, parameter), given in zip(parameters.items(), ordered, strict=False):
+        if name != given or parameter.kind is parameter.KEYWORD_ONLY:
+            break
+        leading.append(name)
+    return ExampleInputs(
+        tuple(name for names in ordered.values() for name in names),
+        tuple(arguments[name] for name in leading),
+        {name: value for name, value in arguments.items() if name not in leading},
+        nested_shapes if varying else None,
+    )
+
+
+def _by_parameter(names: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> dict[str, list[str]] | None:
+    """Return the names of the inputs for each parameter of `forward`; None if they do not name its parameters."""
+    grouped: dict[str, list[str]] = {}
+    for name in names:
+        grouped.setdefault(name if name in parameters else name.partition(".")[0], []).append(name)
+    named = all(
+        name in parameters and parameters[name].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        for name in grouped
+    )
+    return grouped if named else None
+
+
+def _nested(names: Sequence[str], values: Mapping[str, Any]) -> Any:
+    """Return the argument made of the inputs `names`: one value, a dictionary ("batch.ids") or a tuple ("state.0")."""
+    keys = [name.partition(".")[2] for name in names]
+    if not any(keys):
+        return values[names[0]]
+    if all(key.isascii() and key.isdigit() for key in keys):
+        return tuple(values[name] for name in names)
+    return {key: values[name] for key, name in zip(keys, names, strict=True)}
+
+
+def _tuple_index(name: str) -> int:
+    """Return where an input such as "state.1" stands in its tuple; 0 for all others, which keep their order."""
+    key = name.partition(".")[2]
+    return int(key) if key.isascii() and key.isdigit() else 0

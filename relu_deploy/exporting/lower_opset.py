@@ -1,0 +1,91 @@
+"""Writing an exported graph at an operator set older than the oldest one that torch's exporter writes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from relu_deploy.errors import InputError
+from relu_deploy.graph import name_nodes
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["LOWEST", "LOWEST_OF_TORCH", "lower_opset"]
+
+#: Oldest operator set to write: before 13, more operators have their axes as attributes.
+LOWEST, LOWEST_OF_TORCH = 13, 18
+#: The IR version of ONNX 1.13, which runtimes that stop at opset 17 read.
+OLD_IR_VERSION = 8
+
+
+def lower_opset(model: ir.Model, opset: int) -> ir.Model:
+    """Return `model` at an older operator set, with its node names, metadata and dimensions' names.
+
+    Raises:
+        InputError: If an operator cannot be written at that operator set.
+    """
+    import onnx_ir as ir
+    from onnx import ModelProto, numpy_helper, version_converter
+
+    if opset < LOWEST:
+        raise InputError(f"graphs cannot be written at opset {opset}", f"export with --opset {LOWEST} or later")
+    proto = ir.to_proto(model)
+    hint = f"export it with --opset {LOWEST_OF_TORCH} or later"
+    try:
+        # It writes nothing older than 14 for many operators.
+        lowered = version_converter.convert_version(proto, max(opset, 14))
+    except Exception as error:  # the converter raises RuntimeError and its own ConvertError
+        reason = str(error).strip().splitlines()[0].rpartition("Assertion `false` failed: ")[2]
+        raise InputError(f"this model cannot be written at opset {opset}: {reason}", hint) from error
+    for entry in lowered.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = opset
+    zeros = {
+        each.name for each in lowered.graph.initializer if each.data_type == each.INT64 and not numpy_helper.to_array(each).all()
+    }
+    if refused := [str(node.op_type) for node in lowered.graph.node if not _fits(node, opset, zeros)]:
+        raise InputError(f"this model cannot be written at opset {opset}: it has no {refused[0]} of this form", hint)
+    # The converter drops names and metadata, and renames dimensions.
+    known = {output: node for node in proto.graph.node for output in node.output}
+    for node in lowered.graph.node:
+        before = next((known[output] for output in node.output if output in known), None)
+        if before is not None and before.op_type == node.op_type:
+            node.name = before.name
+            del node.metadata_props[:]
+            node.metadata_props.extend(before.metadata_props)
+    for side in ("input", "output"):
+        for value, original in zip(getattr(lowered.graph, side), getattr(proto.graph, side), strict=False):
+            value.CopyFrom(original)
+    del lowered.graph.value_info[:]
+    lowered.ir_version = min(lowered.ir_version, OLD_IR_VERSION)
+    converted = ir.from_proto(ModelProto.FromString(lowered.SerializeToString()))
+    name_nodes(converted)
+    return converted
+
+
+def _fits(node: onnx.NodeProto, opset: int, zeros: Collection[str]) -> bool:
+    """Return whether the operator set has this operator with these attributes, after dropping those that change nothing.
+
+    Args:
+        node: Changed in place.
+        opset: The operator set.
+        zeros: Names of the constants that hold a zero.
+    """
+    from onnx import defs
+
+    if node.domain not in ("", "ai.onnx"):
+        return True
+    try:
+        old, new = (defs.get_schema(node.op_type, version, "") for version in (opset, LOWEST_OF_TORCH))
+    except defs.SchemaError:
+        return False
+    for attribute in [each for each in node.attribute if each.name not in old.attributes]:
+        known = new.attributes.get(attribute.name)
+        # `allowzero` only matters for a shape with a zero, and so for an empty tensor.
+        harmless = attribute.name == "allowzero" and node.input[1] not in zeros
+        if known is None or not (harmless or known.default_value == attribute):
+            return False
+        node.attribute.remove(attribute)
+    return len(node.input) <= old.max_input and len(node.output) <= old.max_output

@@ -1,0 +1,128 @@
+"""Exports a loaded PyTorch source: decoding and normalization added, traced, and written as ONNX with its program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relu_deploy.errors import UsageError
+from relu_deploy.exporting.example_inputs import example_inputs, input_specs
+from relu_deploy.exporting.options import ExportOptions, InputShape
+from relu_deploy.exporting.programs import keeps_shapes, picture_examples, program_examples, program_inputs
+from relu_deploy.exporting.sources import Loaded
+from relu_deploy.exporting.torch_to_onnx import Names, program_to_onnx, save_program, trace
+from relu_deploy.manifest import SOURCE
+from relu_deploy.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+    from torch import nn
+
+    from relu_deploy.zoo.recipes import ModelRecipe
+
+__all__ = ["export_pytorch"]
+
+
+def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> tuple[ir.Model, dict[str, int | None]]:
+    """Write the program of a loaded source into `folder`.
+
+    Returns:
+        Its checked graph, and the batch axis of each input that was traced with a fixed batch: the graph does not tell.
+
+    Raises:
+        InputError: If torch cannot trace or write the model.
+        UsageError: If an option does not fit the model.
+    """
+    program, inputs, axes = _program(loaded, options)
+    save_program(program, folder / SOURCE)
+    names = Names(inputs, _output_names(loaded.recipe, options.decode), only_batch_varies=loaded.program is None)
+    return program_to_onnx(program, names, options.opset), {} if options.batch == "dynamic" else axes
+
+
+def _program(
+    loaded: Loaded, options: ExportOptions
+) -> tuple[torch.export.ExportedProgram, tuple[str, ...], dict[str, int | None]]:
+    """Return the program to write, the names of its inputs, and the batch axes of those with a batch axis that is known."""
+    program = loaded.program
+    if program is not None and not options.embed_preprocess:
+        if options.batch_axes:
+            raise UsageError(f"--batch-axis: {loaded.spec} says itself what varies in its inputs", "leave --batch-axis out")
+        if options.inputs is None and keeps_shapes(program, options.batch):
+            return program, tuple(each.name for each in program_inputs(program)), {}
+        shapes = None if options.inputs is None else {spec.name: spec.shape for spec in input_specs(options.inputs, {}, "")}
+        assert loaded.module is not None
+        examples = program_examples(program, options.batch, shapes)
+        return trace(loaded.module, examples), examples.names, {}
+    module = _with_steps(loaded, options)
+    if program is not None and options.inputs is None:
+        examples = picture_examples(program, options.batch)
+        return trace(module, examples), examples.names, {}
+    specs = _specs(loaded, module, options)
+    examples = example_inputs(module, specs, options.batch)
+    return trace(module, examples), examples.names, {spec.name: spec.batch_axis for spec in specs}
+
+
+def _with_steps(loaded: Loaded, options: ExportOptions) -> nn.Module:
+    """Return the loaded module, in eval mode, with decoding after it and normalization before it as the options say."""
+    from relu_deploy.zoo.nn.preprocess import PixelsIn
+
+    module, decode = loaded.module, options.decode
+    assert module is not None
+    if loaded.kind != "pt2":
+        module.eval()
+    is_detector = loaded.recipe is not None and loaded.recipe.task == "detection"
+    if decode not in (None, "none") and not is_detector:
+        raise UsageError(f"--decode {decode}: {loaded.name} is not a detector of the zoo", "leave --decode out")
+    if is_detector and decode != "none":
+        from relu_deploy.zoo.nn.detection import Detector, NonMaxSuppression
+
+        assert loaded.recipe is not None
+        _, height, width = loaded.recipe.shape
+        limits = dict(loaded.recipe.postprocess or {})
+        nms = NonMaxSuppression(**limits) if decode == "nms" else None
+        module = Detector(module, module.decoder(height, width), nms)  # type: ignore[operator]
+    if options.embed_preprocess:
+        pixels = options.pixels
+        if pixels is not None and "text" in pixels:
+            raise UsageError(f"--embed-preprocess: {loaded.name} takes bytes and decodes them itself", "leave it out")
+        if pixels is None:
+            raise UsageError(
+                "--embed-preprocess needs to know the normalization",
+                "give it with --mean and --std, for instance --mean 0.5 --std 0.25",
+            )
+        module = PixelsIn(module, pixels["scale"], pixels["mean"], pixels["std"])
+    return module
+
+
+def _specs(loaded: Loaded, module: nn.Module, options: ExportOptions) -> list[TensorSpec]:
+    """Return the inputs to trace with. Raises UsageError if their shapes are not known."""
+    known: Mapping[str, InputShape] | None = None
+    if loaded.recipe is not None:
+        known = {loaded.recipe.input_name: (1, *loaded.recipe.shape)}
+    if not options.inputs and known is None:
+        raise UsageError(f"the input shape of {loaded.spec} is not known", "give it, for instance --input x=1x3x224x224")
+    specs = input_specs(dict(options.inputs or known or {}), options.batch_axes, _float_dtype(module))
+    if "text" in (options.pixels or {}):
+        specs = [TensorSpec(spec.name, "uint8", spec.shape, spec.batch_axis) for spec in specs]
+    if options.embed_preprocess:
+        if len(specs) != 1 or len(specs[0].shape) != 4:
+            raise UsageError("--embed-preprocess needs a model with one NCHW picture input", "leave it out for this model")
+        n, c, h, w = specs[0].shape
+        specs = [TensorSpec(specs[0].name, "uint8", (n, h, w, c), specs[0].batch_axis)]
+    return specs
+
+
+def _float_dtype(module: nn.Module) -> str:
+    """Return the element type of the module's weights if they have one floating type, else float32."""
+    types = {each.dtype for each in module.parameters() if each.is_floating_point()}
+    return str(types.pop()).removeprefix("torch.") if len(types) == 1 else "float32"
+
+
+def _output_names(recipe: ModelRecipe | None, decode: str | None) -> list[str] | None:
+    if recipe is None or recipe.task != "detection":
+        return None
+    if decode == "none":
+        return ["cls_logits", "bbox_regression", "bbox_ctrness"]
+    return ["boxes", "scores", "labels", "image"] if decode == "nms" else ["boxes", "scores"]

@@ -1,0 +1,164 @@
+"""From a PyTorch module, or a program that is already exported, to a checked ONNX graph."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relu_deploy.errors import InputError
+from relu_deploy.exporting.example_inputs import ExampleInputs
+from relu_deploy.exporting.lower_opset import LOWEST_OF_TORCH, lower_opset
+from relu_deploy.exporting.node_scopes import annotate
+from relu_deploy.exporting.sources import import_torch, reason_of
+from relu_deploy.gc_pause import without_collecting
+from relu_deploy.graph import normalize_model, opset_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+    from torch import nn
+
+__all__ = ["Names", "program_to_onnx", "save_program", "trace"]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of the ONNX graph's inputs and outputs.
+
+    Attributes:
+        inputs: Of the inputs, in the program's order.
+        outputs: Of the outputs; None for "y", or "y0", "y1", … or the keys of a dictionary.
+        only_batch_varies: Whether any varying dimension of an input is the batch; else only a leading one is.
+    """
+
+    inputs: Sequence[str]
+    outputs: Sequence[str] | None = None
+    only_batch_varies: bool = True
+
+
+def trace(module: nn.Module, examples: ExampleInputs) -> torch.export.ExportedProgram:
+    """Return the program of `module`.
+
+    Raises:
+        InputError: If the module does not accept the inputs, or torch cannot trace it.
+    """
+    torch = import_torch()
+    with _quiet_torch(), _fast_tracing(), torch.no_grad():
+        try:
+            return torch.export.export(  # type: ignore[no-any-return]
+                module, examples.arguments, dict(examples.keywords), dynamic_shapes=examples.dynamic_shapes
+            )
+        except Exception as error:  # TorchExportError, UserError, ConstraintViolationError and more
+            _refuse_inputs(module, examples)
+            hint = (
+                "if the model fixes its batch, export it with --batch 1; if an input has its batch elsewhere or none, say so "
+                "with --batch-axis; if the model branches on data, use torch.where or torch.cond"
+            )
+            raise InputError(f"torch cannot trace this model: {reason_of(error)}", hint) from error
+
+
+def _refuse_inputs(module: nn.Module, examples: ExampleInputs) -> None:
+    """Raise InputError if it is plainly the inputs that `module` does not accept."""
+    try:
+        module(*examples.arguments, **examples.keywords)
+    except Exception as error:  # the user's forward may raise anything
+        types = ", ".join(str(each.dtype).removeprefix("torch.") for each in examples.tensors)
+        raise InputError(
+            f"the model does not accept an input of shape {examples} ({types}): {reason_of(error)}",
+            "give the right one with --input name=1x3x224x224, or with its type as --input ids=1x64:int64",
+        ) from error
+
+
+def program_to_onnx(program: torch.export.ExportedProgram, names: Names, opset: int) -> ir.Model:
+    """Return the checked graph of `program`.
+
+    Raises:
+        InputError: If torch cannot write it, or cannot write it at this opset.
+    """
+    torch = import_torch()
+    from relu_deploy.zoo.nn.detection import ONNX_TRANSLATIONS
+
+    with _quiet_torch(), _fast_tracing(), torch.no_grad():
+        try:
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=max(opset, LOWEST_OF_TORCH),
+                input_names=list(names.inputs),
+                output_names=list(names.outputs or _output_names(program)),
+                custom_translation_table=ONNX_TRANSLATIONS(),
+                verbose=False,
+            )
+        except Exception as error:  # the exporter's errors are many and wrap each other
+            raise InputError(
+                f"torch cannot write this model as ONNX: {reason_of(error)}",
+                "see the operator it names; --debug shows everything",
+            ) from error
+    model = converted.model
+    annotate(model, program, names.only_batch_varies)
+    if opset < LOWEST_OF_TORCH:
+        model = lower_opset(model, opset)
+    model = normalize_model(model, "the exported graph")
+    if opset_of(model) != opset:
+        raise InputError(
+            f"torch could only write this model at opset {opset_of(model)}, not {opset}",
+            f"export it with --opset {opset_of(model)}",
+        )
+    return model
+
+
+def save_program(program: torch.export.ExportedProgram, file: Path) -> None:
+    """Write `program` to `file`.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    torch = import_torch()
+    try:
+        torch.export.save(program, str(file))
+    except (OSError, RuntimeError) as error:  # RuntimeError for a full disk
+        raise InputError(f"cannot write {file}: {reason_of(error)}", "choose a place with enough free space") from error
+
+
+def _output_names(program: torch.export.ExportedProgram) -> list[str]:
+    outputs = program.graph_signature.user_outputs
+    count = len([value for value in outputs if value is not None])
+    spec = program.call_spec.out_spec
+    if spec is not None and spec.type is dict and spec.num_leaves == spec.num_children == count:
+        return [str(key) for key in spec.context]
+    return ["y"] if count == 1 else [f"y{index}" for index in range(count)]
+
+
+@contextlib.contextmanager
+def _fast_tracing() -> Iterator[None]:
+    """Trace without garbage collection and without stack traces, which would also put this machine's paths into the bundle."""
+    config = import_torch().fx.config
+    before = config.do_not_emit_stack_traces
+    config.do_not_emit_stack_traces = True
+    try:
+        with without_collecting():
+            yield
+    finally:
+        config.do_not_emit_stack_traces = before
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Silence what torch's exporter prints about itself; its errors still come as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

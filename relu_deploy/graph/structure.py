@@ -1,0 +1,370 @@
+"""Check the structure of an ONNX file before anything else reads it.
+
+The checks take linear time and do not recurse, so that a hostile file costs no more than a valid one of its size:
+
+    graphs      have outputs, and nest at most `MAX_DEPTH` deep
+    links       each tensor that is read exists, each is computed once, no node depends on itself
+    nodes       have an operator type, as many inputs and outputs as the operator takes, its required attributes, and sizes
+                (group, strides, dilations, kernel_shape) that are positive
+    tensors     have a known type, no negative dimension, and as many bytes as their shape says
+    types       of inputs are known, with at most `MAX_RANK` dimensions
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import cache
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+from relu_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["bodies_of", "check_structure", "tensors_of"]
+
+#: NumPy's limit
+MAX_RANK = 64
+MAX_DEPTH = 32
+#: largest number of elements that a tensor's dimensions may multiply to
+MAX_ELEMENTS = 2**48
+#: attributes whose numbers must be positive in every operator that has them
+POSITIVE = frozenset(["group", "strides", "dilations", "kernel_shape"])
+HINT = "check that the file was copied whole, or export the model again: onnx.checker.check_model(path) should pass"
+
+
+def check_structure(proto: onnx.ModelProto, where: str) -> None:
+    """Check `proto` as this module describes.
+
+    Args:
+        proto: The parsed file. Weights in other files are not read.
+        where: The file's name for error messages.
+
+    Raises:
+        InputError: If the structure is broken.
+    """
+    try:
+        _check_model(proto)
+    except _Broken as broken:
+        raise InputError(f"{where} is not a valid ONNX model: {broken}", HINT) from None
+
+
+class _Broken(Exception):
+    """What is wrong with the file."""
+
+
+def _check_model(proto: onnx.ModelProto) -> None:
+    if not proto.graph.output:
+        raise _Broken("its graph has no outputs" if proto.graph.node else "it has no graph, or is cut short")
+    versions = _versions(proto.opset_import)
+    functions = {(function.domain, function.name) for function in proto.functions}
+    _check_graphs(proto.graph, versions, functions)
+    for function in proto.functions:
+        _check_function(function, versions | _versions(function.opset_import), functions)
+
+
+def _versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    return {"" if opset.domain == "ai.onnx" else opset.domain: opset.version for opset in imports}
+
+
+def _check_graphs(graph: onnx.GraphProto, versions: dict[str, int], functions: set[tuple[str, str]]) -> None:
+    waiting: list[tuple[onnx.GraphProto, _Scope | None, int]] = [(graph, None, 0)]
+    while waiting:
+        current, outer, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise _Broken(f"its graphs nest more than {MAX_DEPTH} deep")
+        scope = _check_graph(current, outer)
+        for node in current.node:
+            _check_node(node, versions, functions)
+            waiting += [(body, scope, depth + 1) for body in bodies_of(node)]
+
+
+class _Scope(NamedTuple):
+    """The tensors of a graph, and the scope around it."""
+
+    names: set[str]
+    outer: _Scope | None
+
+    def __contains__(self, name: object) -> bool:
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.names:
+                return True
+            scope = scope.outer
+        return False
+
+
+def _check_graph(graph: onnx.GraphProto, outer: _Scope | None) -> _Scope:
+    given = set()
+    for value in graph.input:
+        if not value.name or value.name in given:
+            raise _Broken(f"two inputs are called {value.name!r}" if value.name else "an input has no name")
+        given.add(value.name)
+        _check_type(value, outer is None)
+    weights = set()
+    for tensor in graph.initializer:
+        if not tensor.name or tensor.name in weights:
+            raise _Broken(f"two initializers are called {tensor.name!r}" if tensor.name else "an initializer has no name")
+        weights.add(tensor.name)
+        check_tensor(tensor)
+    for sparse in graph.sparse_initializer:
+        if not sparse.values.name or sparse.values.name in weights:
+            raise _Broken("a sparse initializer has no name of its own")
+        weights.add(sparse.values.name)
+        _check_sparse(sparse)
+    made: set[str] = set()
+    for node in graph.node:
+        for name in node.output:
+            if name and (name in made or name in given or name in weights):
+                raise _Broken(f"{name!r} is computed twice")
+            if name:
+                made.add(name)
+    scope = _Scope(given | weights | made, outer)
+    _check_order(graph, scope, made)
+    for value in graph.output:
+        if value.name not in scope:
+            raise _Broken(f"its output {value.name!r} is computed by no node")
+        _check_type(value, required=False)
+    return scope
+
+
+def _check_order(graph: onnx.GraphProto, scope: _Scope, made: set[str]) -> None:
+    """Check that every tensor that is read exists and that the nodes can be put in an order (Kahn's algorithm)."""
+    maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    readers: dict[int, list[int]] = {}
+    pending = [0] * len(graph.node)
+    for index, node in enumerate(graph.node):
+        reads = {name for name in node.input if name}
+        if missing := next((name for name in node.input if name and name not in scope), None):
+            raise _Broken(f"the {_called(node)} reads {missing!r}, which nothing provides")
+        for name in reads | _outer_reads(node):
+            if name in made:
+                pending[index] += 1
+                readers.setdefault(maker[name], []).append(index)
+    ready = deque(index for index, count in enumerate(pending) if count == 0)
+    done = 0
+    while ready:
+        done += 1
+        for reader in readers.get(ready.popleft(), ()):
+            pending[reader] -= 1
+            if pending[reader] == 0:
+                ready.append(reader)
+    if done < len(pending):
+        stuck = next(index for index, count in enumerate(pending) if count)
+        raise _Broken(f"the {_called(graph.node[stuck])} depends on its own result")
+
+
+def _outer_reads(node: onnx.NodeProto) -> set[str]:
+    """Return the names that the graphs inside `node` read without computing them."""
+    reads: set[str] = set()
+    waiting = [(body, frozenset[str]()) for body in bodies_of(node)]
+    while waiting:
+        body, known = waiting.pop()
+        inner = known.union(
+            (value.name for value in body.input),
+            (tensor.name for tensor in body.initializer),
+            (name for each in body.node for name in each.output),
+        )
+        for each in body.node:
+            reads.update(name for name in each.input if name and name not in inner)
+            waiting += [(nested, inner) for nested in bodies_of(each)]
+        reads.update(value.name for value in body.output if value.name not in inner)
+    return reads
+
+
+def _check_function(function: onnx.FunctionProto, versions: dict[str, int], functions: set[tuple[str, str]]) -> None:
+    if not function.name or not function.output:
+        raise _Broken("a local function has no name or no outputs")
+    scope = _Scope(set(function.input) | {name for node in function.node for name in node.output if name}, None)
+    for node in function.node:
+        if missing := next((name for name in node.input if name and name not in scope), None):
+            raise _Broken(f"in the function {function.name!r} the {_called(node)} reads {missing!r}, which nothing provides")
+        _check_node(node, versions, functions)
+        for body in bodies_of(node):
+            _check_graphs_in_function(body, scope, versions, functions)
+    if missing := next((name for name in function.output if name not in scope), None):
+        raise _Broken(f"the function {function.name!r} does not compute its output {missing!r}")
+
+
+def _check_graphs_in_function(
+    body: onnx.GraphProto, scope: _Scope, versions: dict[str, int], functions: set[tuple[str, str]]
+) -> None:
+    waiting: list[tuple[onnx.GraphProto, _Scope, int]] = [(body, scope, 1)]
+    while waiting:
+        current, outer, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise _Broken(f"its graphs nest more than {MAX_DEPTH} deep")
+        inner = _check_graph(current, outer)
+        for node in current.node:
+            _check_node(node, versions, functions)
+            waiting += [(nested, inner, depth + 1) for nested in bodies_of(node)]
+
+
+# ---------------------------------------------------------------- nodes
+
+
+class _Arity(NamedTuple):
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    required: tuple[str, ...]
+
+
+def _check_node(node: onnx.NodeProto, versions: dict[str, int], functions: set[tuple[str, str]]) -> None:
+    if not node.op_type:
+        raise _Broken(f"the node {node.name!r} has no operator type")
+    if not any(node.output):
+        raise _Broken(f"the {_called(node)} has no outputs")
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    is_function = (node.domain, node.op_type) in functions
+    arity = None if is_function else _arity(node.op_type, domain, versions.get(domain, 0))
+    attributes = {attribute.name for attribute in node.attribute}
+    if arity is not None:
+        for label, count, (least, most) in (
+            ("inputs", len(node.input), arity.inputs),
+            ("outputs", len(node.output), arity.outputs),
+        ):
+            if not least <= count <= most:
+                raise _Broken(f"the {_called(node)} has {count} {label}, the operator takes {least if count < least else most}")
+        if missing := next((name for name in arity.required if name not in attributes), None):
+            raise _Broken(f"the {_called(node)} lacks the attribute {missing!r}")
+    for attribute in node.attribute:
+        _check_attribute(node, attribute)
+
+
+def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
+    import onnx
+
+    if not attribute.name:
+        raise _Broken(f"the {_called(node)} has an attribute without a name")
+    if attribute.type == onnx.AttributeProto.UNDEFINED and not attribute.ref_attr_name:
+        raise _Broken(f"the attribute {attribute.name!r} of the {_called(node)} has no type, or an unknown one")
+    if attribute.name in POSITIVE and not attribute.ref_attr_name:
+        numbers = [attribute.i] if attribute.type == onnx.AttributeProto.INT else list(attribute.ints)
+        if numbers and min(numbers) < 1:
+            raise _Broken(f"the attribute {attribute.name!r} of the {_called(node)} must be positive")
+    for tensor in (*((attribute.t,) if attribute.HasField("t") else ()), *attribute.tensors):
+        check_tensor(tensor)
+    if attribute.HasField("sparse_tensor"):
+        _check_sparse(attribute.sparse_tensor)
+
+
+@cache
+def _arity(op_type: str, domain: str, version: int) -> _Arity | None:
+    """Return how many inputs and outputs an operator takes, None where ONNX does not define it."""
+    import onnx
+
+    try:
+        schema = onnx.defs.get_schema(op_type, version, domain) if version > 0 else onnx.defs.get_schema(op_type, domain)
+    except onnx.defs.SchemaError:
+        return None
+    required = tuple(name for name, attribute in schema.attributes.items() if attribute.required)
+    return _Arity((schema.min_input, schema.max_input), (schema.min_output, schema.max_output), required)
+
+
+def _called(node: onnx.NodeProto) -> str:
+    return f"{node.op_type} {node.name!r}" if node.name else f"{node.op_type} that computes {next(iter(node.output), '')!r}"
+
+
+def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs in the attributes of `node`."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+# ---------------------------------------------------------------- tensors and types
+
+
+def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the constants of `graph` and of the graphs inside it: initializers and attributes."""
+    waiting = [graph]
+    while waiting:
+        current = waiting.pop()
+        yield from current.initializer
+        for node in current.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+            waiting += bodies_of(node)
+
+
+def check_tensor(tensor: onnx.TensorProto) -> None:
+    """Raise an error where type, shape and data of a constant do not fit together."""
+    import onnx
+
+    name = f"the tensor {tensor.name!r}"
+    if tensor.data_type not in _item_bits():
+        raise _Broken(f"{name} has the unknown type {tensor.data_type}")
+    if len(tensor.dims) > MAX_RANK:
+        raise _Broken(f"{name} has {len(tensor.dims)} dimensions, at most {MAX_RANK} are supported")
+    if any(dim < 0 for dim in tensor.dims):
+        raise _Broken(f"{name} has a negative dimension")
+    elements = prod(tensor.dims)
+    if elements > MAX_ELEMENTS:
+        raise _Broken(f"{name} has {elements} elements")
+    bits = _item_bits()[tensor.data_type]
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if tensor.data_type == onnx.TensorProto.STRING:
+            raise _Broken(f"{name} stores strings in another file")
+        return
+    if tensor.HasField("raw_data"):
+        expected = -(-elements * bits // 8)
+        if tensor.data_type == onnx.TensorProto.STRING or len(tensor.raw_data) != expected:
+            raise _Broken(f"{name} has {len(tensor.raw_data)} bytes, its shape needs {expected}")
+        return
+    field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    stored = len(getattr(tensor, field))
+    per_element = 2 if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128) else 1
+    packed = -(-elements * bits // 8) if bits < 8 else elements * per_element
+    if stored != packed:
+        raise _Broken(f"{name} has {stored} numbers, its shape needs {packed}")
+
+
+@cache
+def _item_bits() -> dict[int, int]:
+    """Return the bits of one element by data type, for the types that can be read here. Strings count as 64."""
+    import onnx
+    import onnx_ir as ir
+
+    known = {}
+    for number in onnx.TensorProto.DataType.values():
+        if number == onnx.TensorProto.UNDEFINED:
+            continue
+        try:
+            dtype = ir.DataType(number)
+        except ValueError:
+            continue
+        known[number] = 64 if dtype == ir.DataType.STRING else int(dtype.bitwidth)
+    return known
+
+
+def _check_sparse(sparse: onnx.SparseTensorProto) -> None:
+    check_tensor(sparse.values)
+    check_tensor(sparse.indices)
+    if any(dim < 0 for dim in sparse.dims) or prod(sparse.dims) > MAX_ELEMENTS or len(sparse.dims) > MAX_RANK:
+        raise _Broken(f"the sparse tensor {sparse.values.name!r} has an invalid shape")
+
+
+def _check_type(value: onnx.ValueInfoProto, required: bool) -> None:
+    kind = value.type.WhichOneof("value")
+    if kind is None:
+        if required:
+            raise _Broken(f"its input {value.name!r} has no type")
+        return
+    if kind != "tensor_type":
+        return
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in _item_bits() and (required or tensor.elem_type != 0):
+        raise _Broken(f"{value.name!r} has the unknown type {tensor.elem_type}")
+    if len(tensor.shape.dim) > MAX_RANK:
+        raise _Broken(f"{value.name!r} has {len(tensor.shape.dim)} dimensions, at most {MAX_RANK} are supported")
+    sizes = [dim.dim_value for dim in tensor.shape.dim if dim.HasField("dim_value")]
+    # -1 is how some converters write an unknown size.
+    if any(size < -1 for size in sizes):
+        raise _Broken(f"{value.name!r} has a negative dimension")
+    if prod(size for size in sizes if size > 0) > MAX_ELEMENTS:
+        raise _Broken(f"{value.name!r} has a shape of {'x'.join(map(str, sizes))}")
