@@ -72,7 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = export_source("digits", folder / "digits.rdb").bundle
-        rows = load_dataset("digits", bundle).inputs[bundle.inputs[0].name][:64]
+        rows = load_dataset(bundle, "digits").feeds[bundle.inputs[0].name][:64]
         pem, key = certificate(folder)
         (folder / "keys").write_text(f"infer {KEY}\n")
         options = {"keys": ["--api-key-file", folder / "keys"], "tls": ["--tls-cert", pem, "--tls-key", key]}

@@ -71,9 +71,9 @@ def test_what_gathers_while_the_model_runs_is_the_next_batch():
     answers, statistics = play(scenario, session, Limits(max_batch=4))
     assert answers == [[[2 * i]] for i in range(6)]
     assert session.ran == [[0], [1, 2, 3, 4], [5]]
-    told = statistics.to_json("m", "1")
-    assert (told["inference_count"], told["execution_count"]) == (6, 3)
-    assert [batch["batch_size"] for batch in told["batch_stats"]] == [1, 4]
+    answer = statistics.to_json("m", "1")
+    assert (answer["inference_count"], answer["execution_count"]) == (6, 3)
+    assert [batch["batch_size"] for batch in answer["batch_stats"]] == [1, 4]
     assert session.closed
 
 
