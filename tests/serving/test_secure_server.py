@@ -122,7 +122,7 @@ def test_all_ports_speak_tls_and_ask_for_a_client_certificate_where_configured(d
         (("--api-key-file", "nosuch"), "nosuch"),
         (("--cors-origin", "app.example"), "is not an origin"),
         (("--max-per-client", "-1"), "--max-per-client"),
-        (("--max-memory", "0"), "--max-memory"),
+        (("--request-memory", "0"), "--request-memory"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused_in_words(command, digits_bundle, arguments, words):
