@@ -25,6 +25,7 @@ __all__ = [
     "numbers",
     "pixels",
     "share",
+    "tensor_shape",
 ]
 
 
@@ -37,6 +38,14 @@ def input_shape(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
     if not separator or not name:
         raise UsageError(f"not an input: {text!r}", "write it as name=1x3x224x224, or with its type as name=1x64:int64")
     return name, (parse_shape(shape) if shape else (), dtype)
+
+
+def tensor_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return the name and the shape in `name=1x3x320x320`; no size is a scalar."""
+    name, (shape, dtype) = input_shape(text)
+    if dtype:
+        raise UsageError(f"not a shape: {text!r}", "a type cannot be changed here: write name=1x3x320x320")
+    return name, shape
 
 
 def batch_axis(text: str) -> tuple[str, int | None]:
