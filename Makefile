@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,coco,rtx-build,serve,otel,dev,docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,coco,rtx-build,serve,otel,parquet,sign,dev,docs]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
 	@touch $@
 
