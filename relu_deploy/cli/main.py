@@ -14,7 +14,7 @@ import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import IO, NoReturn
+from typing import Any, NoReturn
 
 from relu_deploy.cli.options import add_output_options
 from relu_deploy.errors import EXIT_FINE, EXIT_INTERRUPTED, InputError, InternalError, ReluDeployError, UsageError
@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"see: {self.prog} --help")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         # argparse's own ignores a failed write: --help into a full disk would look like success.
         if message and (stream := file or sys.stderr) is not None:
             stream.write(message)
