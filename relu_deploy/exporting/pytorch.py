@@ -53,7 +53,7 @@ def _program(
             return program, tuple(each.name for each in program_inputs(program)), {}
         shapes = None
         if options.inputs is not None:
-            shapes = {spec.name: tuple(int(dim) for dim in spec.shape) for spec in input_specs(options.inputs, {}, "")}
+            shapes = {spec.name: tuple(map(int, spec.shape)) for spec in input_specs(options.inputs, {}, "")}
         assert loaded.module is not None
         examples = program_examples(program, options.batch, shapes)
         return trace(loaded.module, examples), examples.names, {}
