@@ -74,13 +74,18 @@ def load_model(path: Path) -> ir.Model:
         raise InputError(f"{path} cannot be read: {_first_line(error)}", NOT_WHOLE) from error
     _map_external_weights(model, path.resolve().parent)
     model.meta["notes"] = untyped
-    # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
-    model.graph.sort()
-    name_nodes(model)
-    if any(path for _, path in iterate_nodes(model)):
-        name_bodies(model)
-        # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
-        infer_shapes(model)
+    try:
+        # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
+        model.graph.sort()
+        name_nodes(model)
+        if any(path for _, path in iterate_nodes(model)):
+            name_bodies(model)
+            # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
+            infer_shapes(model)
+            # What cannot be copied cannot be changed either.
+            model.clone()
+    except Exception as error:  # onnx_ir raises a dozen types for graphs that break its invariants
+        raise InputError(f"{path} is not a valid ONNX model: {_first_line(error)}", NOT_WHOLE) from error
     return model
 
 
@@ -130,6 +135,10 @@ def forget_unsupported_types(graph: onnx.GraphProto) -> list[str]:
     for values in (graph.input, graph.output, graph.value_info):
         for value in values:
             kind = value.type
+            if kind.WhichOneof("value") == "tensor_type" and kind.tensor_type.elem_type == 0:
+                # Recorded without a type: inference may find one.
+                value.ClearField("type")
+                continue
             while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
                 kind = kind.sequence_type.elem_type if kind.HasField("sequence_type") else kind.optional_type.elem_type
             if kind.WhichOneof("value") in ("map_type", "opaque_type"):
@@ -203,8 +212,12 @@ def _infer_checked(model: ir.Model, where: str) -> None:
             for value, shape in zip(recorded, shapes, strict=True):
                 value.shape = shape
             raise InputError(f"{where}: shapes do not fit: {_first_line(error)}", hint) from error
+        except Exception as other:  # onnx raises several types for contents that its parser does not expect
+            raise InputError(f"{where} is not a valid ONNX graph: {_first_line(other)}", hint) from other
         note = f"recorded shapes contradict the graph and were inferred anew: {_first_line(error)}"
         model.meta["notes"] = [*model.meta.get("notes", ()), note]
+    except Exception as error:  # onnx raises several types for contents that its parser does not expect
+        raise InputError(f"{where} is not a valid ONNX graph: {_first_line(error)}", hint) from error
 
 
 def name_nodes(model: ir.Model) -> None:
@@ -252,12 +265,12 @@ def io_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec,
 
 
 def _kind(value: ir.Value) -> str:
-    """Return the type of an output that is no tensor: "sequence", "optional", or "map" for what onnx_ir does not represent."""
+    """Return the type of an output that is no tensor: "sequence", "optional", or "unknown", which maps are too."""
     import onnx_ir as ir
 
     if isinstance(value.type, ir.SequenceType):
         return "sequence"
-    return "optional" if isinstance(value.type, ir.OptionalType) else "map"
+    return "optional" if isinstance(value.type, ir.OptionalType) else "unknown"
 
 
 def _spec(value: ir.Value, role: str) -> TensorSpec:
