@@ -62,11 +62,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compact", action="store_true", help="remove channels and Relus that provably never act")
     parser.add_argument("--allow-observed", action="store_true", help="with --compact: and channels that never fired on the data")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
-    add_shared_options(parser, "seed", "threads", "force")
+    add_shared_options(parser, "shape", "seed", "threads", "force")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
+    from relu_deploy.bundle import Bundle
     from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.optimization.options import OptimizeOptions
     from relu_deploy.optimization.run import optimize_bundle
@@ -98,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     )
     with steps(options.quiet) as step:
         report = optimize_bundle(
-            options.path,
+            Bundle.open(options.path).with_shapes(dict(options.shape)),
             options.target,
             options.precision,
             out=options.out,
