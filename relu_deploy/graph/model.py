@@ -11,7 +11,7 @@ from relu_deploy.graph.bodies import iterate_nodes, name_bodies
 from relu_deploy.graph.dimensions import normalize_dimensions
 from relu_deploy.graph.external_data import check_external_data
 from relu_deploy.graph.inline import inline_functions
-from relu_deploy.graph.resources import check_resources
+from relu_deploy.graph.resources import check_resources, memory_limit
 from relu_deploy.graph.shape_inference import infer_shapes
 from relu_deploy.graph.sparse import expand_sparse_initializers
 from relu_deploy.graph.structure import check_structure
@@ -37,6 +37,8 @@ __all__ = [
 NOT_WHOLE = "check that the file was copied whole: onnx.checker.check_model(path) should pass"
 #: protobuf cannot hold a message above 2 GiB; graph and attributes need a little room beside the weights
 SINGLE_FILE_LIMIT = 2**31 - 2**24
+#: path, time, size and memory limit of the files whose tensors were found to be small enough
+_affordable: set[tuple[str, int, int, int]] = set()
 
 
 def load_model(path: Path) -> ir.Model:
@@ -61,7 +63,7 @@ def load_model(path: Path) -> ir.Model:
     where = str(path)
     check_structure(proto, where)
     check_external_data(proto, path)
-    check_resources(proto, where)
+    _check_resources_once(proto, path)
     inline_functions(proto, where)
     expand_sparse_initializers(proto.graph)
     normalize_dimensions(proto.graph)
@@ -105,6 +107,15 @@ def _read(path: Path) -> onnx.ModelProto:
         raise InputError(f"cannot read {path}: {error.strerror or error}", "check the path and its permissions") from error
     except Exception as error:  # protobuf raises several types for bytes that are not a message
         raise InputError(f"{path} is not an ONNX model, or is cut short", NOT_WHOLE) from error
+
+
+def _check_resources_once(proto: onnx.ModelProto, path: Path) -> None:
+    """Check the sizes of the tensors of `proto`, which infers its shapes, the first time that the file is loaded."""
+    status = path.stat()
+    key = str(path.resolve()), status.st_mtime_ns, status.st_size, memory_limit()
+    if key not in _affordable:
+        check_resources(proto, str(path))
+        _affordable.add(key)
 
 
 def _map_external_weights(model: ir.Model, folder: Path) -> None:
