@@ -86,7 +86,7 @@ def test_an_engine_that_tells_names_only_is_refused_with_what_to_do():
 
 @pytest.mark.parametrize("text", ["", "not json", "[]", "{}", '{"Layers": [{"LayerType": "x"}]}', '{"Layers": 3}'])
 def test_what_is_no_list_of_layers_is_refused(text):
-    with pytest.raises(Unsupported, match=r"m\.engine gave no list of layers"):
+    with pytest.raises(Unsupported, match=r"m\.engine returned no list of layers"):
         read_layers(text, "m.engine")
 
 
