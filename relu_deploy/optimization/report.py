@@ -19,6 +19,11 @@ from relu_deploy.verification.run import VerifyReport
 __all__ = ["OptimizeReport"]
 
 
+def _finite(number: float | None) -> float | None:
+    """Return `number`, or None for what JSON cannot represent."""
+    return None if number is None or not math.isfinite(number) else number
+
+
 @dataclass(frozen=True)
 class OptimizeReport:
     """One variant: its accuracy, speed and size, and what stayed float32.
@@ -102,7 +107,7 @@ class OptimizeReport:
             "fallbacks": list(self.fallbacks),
             "curve": [step.to_json() for step in self.search.curve],
             "costs": [
-                {"segment": name, "relative_error": cost if math.isfinite(cost) else None} for name, cost in self.search.costs
+                {"segment": name, "relative_error": _finite(cost)} for name, cost in self.search.costs
             ],
             "verified": None
             if checked is None
@@ -110,7 +115,7 @@ class OptimizeReport:
                 "passed": checked.passed,
                 "relus": len(checked.relus),
                 "relus_passed": sum(bool(relu.passed) for relu in checked.relus),
-                "largest_ratio": max((one.comparison.error_ratio for one in checked.relus if one.comparison), default=None),
+                "largest_ratio": _finite(max((one.comparison.error_ratio for one in checked.relus if one.comparison), default=None)),
                 "first_divergence": checked.first_divergence,
                 "reason": next((fields["reason"] for one in checked.relus if (fields := one.to_json())["passed"] is False), ""),
             },

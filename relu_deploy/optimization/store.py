@@ -44,12 +44,17 @@ def store(
     in_place = out is None or Path(out).resolve() == bundle.path.resolve()
     if not bundle.is_folder:
         return _adopted(bundle, report, Path(str(out)), force, pages)
+    files, variants = _contents(bundle, report, pages)
     if in_place:
-        return _add(bundle, report, pages)
+        return bundle.update(files, variants=variants)
     with create_bundle(Path(str(out)), force=force) as folder:
         bundle.copy_files(folder)
-        seal(folder, bundle.manifest)
-        _add(Bundle.open(folder), report, pages)
+        # `create_bundle` holds the lock on the folder, which `update` would wait for.
+        for name, content in files.items():
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content.encode() if isinstance(content, str) else content)
+        seal(folder, {**bundle.manifest, "variants": variants})
     return Bundle.open(Path(str(out)))
 
 
@@ -62,7 +67,10 @@ def _adopted(bundle: Bundle, report: OptimizeReport, out: Path, force: bool, pag
         return store(made, report, out, force, pages)
 
 
-def _add(bundle: Bundle, report: OptimizeReport, pages: Mapping[str, str] | None) -> Bundle:
+def _contents(
+    bundle: Bundle, report: OptimizeReport, pages: Mapping[str, str] | None
+) -> tuple[dict[str, bytes | str], dict[str, Any]]:
+    """Return the files to add to `bundle`, by path inside it, and the manifest's new list of variants."""
     name, checked_against = report.variant, MODEL
     file = f"{VARIANTS}/{name}.onnx"
     models: dict[str, bytes] = {}
@@ -86,4 +94,4 @@ def _add(bundle: Bundle, report: OptimizeReport, pages: Mapping[str, str] | None
     }
     variants = {**bundle.manifest["variants"], name: entry}
     summary = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return bundle.update({**models, **(pages or {}), f"reports/optimize-{name}.json": summary}, variants=variants)
+    return {**models, **(pages or {}), f"reports/optimize-{name}.json": summary}, variants
