@@ -114,7 +114,7 @@ def engine_for(
         why = entry or (None if rebuild else _outdated(folder, identity))
         if why:
             tell(f"{why}: building a new one")
-        return _build(name, bundle, options, identity, file, progress)
+        return _build(name, bundle, options, identity, file, progress, device)
 
 
 def find_engine(
@@ -337,14 +337,20 @@ def _one_at_a_time(file: Path, tell: Tell) -> Iterator[None]:
 
 
 def _build(
-    name: str, bundle: Bundle, wanted: BuildOptions, identity: Mapping[str, Any], file: Path, progress: Progress | None
+    name: str,
+    bundle: Bundle,
+    wanted: BuildOptions,
+    identity: Mapping[str, Any],
+    file: Path,
+    progress: Progress | None,
+    device: int,
 ) -> Engine:
     # Under the lock nobody else writes these: what is left of them is of builds that were killed.
     for leftover in (*file.parent.glob(f".{file.name}.*"), *file.parent.glob(f".{_note(file).name}.*")):
         leftover.unlink(missing_ok=True)
     timing = file.parent / f"{name}-{identity['library']}-{hashlib.sha256(identity['device'].encode()).hexdigest()[:8]}.timing"
     built = build_engine(
-        name, bundle.onnx, wanted, timing_cache=timing.read_bytes() if timing.exists() else b"", progress=progress
+        name, bundle.onnx, wanted, timing_cache=timing.read_bytes() if timing.exists() else b"", progress=progress, device=device
     )
     if built.timing_cache:
         write_atomically(timing, built.timing_cache)

@@ -182,6 +182,8 @@ class TensorRtSession:
                 f"{self.name} cannot prepare to run {self.title}: {told(heard)}",
                 "use smaller sizes, or free the GPU's memory: nvidia-smi shows who holds it",
             )
+        # Engines are built with detailed names, and each uncaptured enqueue would announce every one of them to a profiler.
+        context.nvtx_verbosity = self.trt.ProfilingVerbosity.NONE
         return context
 
     def choose_profile(self, shapes: Shapes) -> Profile:
@@ -197,6 +199,10 @@ class TensorRtSession:
     def heard(self) -> str:
         """Return what the library logged last."""
         return told(self._logger.heard)
+
+    def note(self, line: str) -> None:
+        """Keep `line`, of an exception of the bindings, beside what the library logged."""
+        self._logger.heard.append(("ERROR", " ".join(line.split())))
 
     @property
     def captures_itself(self) -> bool:

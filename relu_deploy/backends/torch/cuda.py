@@ -7,6 +7,7 @@ CUDA graphs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,17 +27,25 @@ __all__ = ["TorchCudaSession", "TorchIoBinding", "float32_arithmetic"]
 GRAPHS = ("reduce-overhead", "max-autotune")
 
 
+#: PyTorch's switches of TF32 are the whole process's: a thread that sets them would change another one's arithmetic
+_switches = threading.RLock()
+
+
 @contextmanager
 def float32_arithmetic(tf32: bool) -> Iterator[None]:
-    """Let float32 products be TF32 or not, in convolutions and matrix products alike, until the block is left."""
+    """Let float32 products be TF32 or not, in convolutions and matrix products alike, until the block is left.
+
+    One thread at a time is inside: kernels are chosen while they are enqueued, which is all that the lock is held for.
+    """
     import torch
 
-    kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
+    with _switches:
+        kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
 
 
 class TorchCudaSession(TorchSession):
@@ -116,6 +125,8 @@ class TorchIoBinding:
         self._uploaded.synchronize()
         self._held = [(event, tensors) for event, tensors in self._held if not event.query()]
         resident = []
+        # What still writes a tensor on the GPU was enqueued on the caller's stream.
+        self._session.stream.wait_stream(torch.cuda.current_stream(self._session.device))
         with torch.cuda.stream(self._session.stream):
             for name, there in self._there.items():
                 if is_on_gpu(feeds[name]):
@@ -146,7 +157,7 @@ class TorchIoBinding:
                 arrived.append(pinned.copy_(result, non_blocking=True))
         self._session.stream.synchronize()
         self._held.clear()
-        return {spec.name: to_numpy(value) for spec, value in zip(self._session.outputs, arrived, strict=True)}
+        return {spec.name: to_numpy(value).copy() for spec, value in zip(self._session.outputs, arrived, strict=True)}
 
     def close(self) -> None:
         self._session.stream.synchronize()
