@@ -17,16 +17,17 @@ variant (`digits.rdb/variants/int8-cpu.onnx`) opens as the bundle that it is in,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle_files import check_file, complete_interrupted, replace_files
-from relu_deploy.errors import InputError
+from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.files import locked_folder, reason, sha256, write_atomically
 from relu_deploy.folders import whole_folder
 from relu_deploy.graph_signature import check_signature
@@ -60,11 +61,15 @@ class Bundle:
         path: The bundle's folder, or the `.onnx` file that is used as one.
         manifest: The parsed manifest.json; for a plain `.onnx` only `name`, `source`, `inputs` and `outputs` are filled.
         variant: Name of the variant in use, "" for the model itself.
+        trusted: Whether its PyTorch program may be loaded although loading it could run code in it.
+        shapes: Sizes given for inputs whose dimensions may vary, by input name; see `with_shapes`.
     """
 
     path: Path
     manifest: Mapping[str, Any]
     variant: str = ""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    trusted: bool = False
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Bundle) -> Bundle:
@@ -133,7 +138,29 @@ class Bundle:
         self.file(f"{VARIANTS}/{name}.onnx")
         if checked_against := known[name].get("checked_against"):
             self.file(checked_against)
-        return Bundle(self.path, self.manifest, name)
+        return replace(self, variant=name)
+
+    def with_trust(self, trusted: bool) -> Bundle:
+        """Return this bundle with leave, or without, to load a PyTorch program that could run code when it is loaded."""
+        return replace(self, trusted=trusted)
+
+    def with_shapes(self, shapes: Mapping[str, Sequence[int]]) -> Bundle:
+        """Return this bundle with sizes for the varying dimensions of its inputs; the batch still varies.
+
+        Nothing is written: the sizes are those of random inputs and of the checks that arrays pass.
+
+        Args:
+            shapes: By input name, the whole shape, for instance `(1, 3, 320, 320)`.
+
+        Raises:
+            UsageError: If there is no such input, or a shape has another rank or another size where the model fixes one.
+        """
+        known = {spec.name: spec for spec in self.inputs}
+        for name, shape in shapes.items():
+            if name not in known:
+                raise UsageError(f"--shape: {self.name} has no input {name!r}", nearest(name, known))
+            known[name].with_sizes(tuple(shape))
+        return replace(self, shapes={**self.shapes, **{name: tuple(shape) for name, shape in shapes.items()}})
 
     @property
     def source(self) -> Path | None:
@@ -143,7 +170,8 @@ class Bundle:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Return the model's inputs."""
-        return tuple(TensorSpec.from_json(fields) for fields in self.manifest["inputs"])
+        specs = (TensorSpec.from_json(fields) for fields in self.manifest["inputs"])
+        return tuple(spec.with_sizes(self.shapes.get(spec.name)) for spec in specs)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -213,7 +241,7 @@ class Bundle:
             manifest = read_manifest(self.path / MANIFEST)
             complete_interrupted(self.path, manifest)
             manifest = replace_files(self.path, manifest | fields, contents)
-        return Bundle(self.path, manifest, self.variant)
+        return replace(self, manifest=manifest)
 
     def session(self, backend: str = "onnxruntime-cpu", variant: str = "", **options: Any) -> Session:
         """Return a session that runs this model on `backend`: `.run({"x": array}) -> {"y": array}`.
@@ -251,6 +279,8 @@ def create_bundle(target: str | os.PathLike[str], *, force: bool = False) -> Ite
 def refuse_existing(target: Path, force: bool) -> None:
     """Raise InputError if `target` exists and may not be replaced: without `force`, or if it is not a bundle."""
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            target.lstat()  # raises for a name that cannot be
         if target.exists() and not force:
             raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
         if target.is_dir():

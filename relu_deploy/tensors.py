@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,25 @@ class TensorSpec:
     def batch(self) -> Dim | None:
         """Return the batch dimension: its size if fixed, its name if it may vary, None if there is none."""
         return self.shape[self.batch_axis] if self.shape and self.batch_axis is not None else None
+
+    def with_sizes(self, shape: Sequence[int] | None) -> TensorSpec:
+        """Return this spec with the sizes of `shape` for its varying dimensions other than the batch; unchanged for None.
+
+        Raises:
+            UsageError: If the rank differs, or a size differs from a fixed one.
+        """
+        if shape is None:
+            return self
+        fits = len(shape) == len(self.shape) and all(
+            not isinstance(dim, int) or dim == size for dim, size in zip(self.shape, shape, strict=True)
+        )
+        if not fits:
+            raise UsageError(
+                f"--shape {self.name}={'x'.join(map(str, shape))} does not fit the input {self}",
+                "give a size for each dimension, and keep those that the model fixes",
+            )
+        sizes = (dim if axis == self.batch_axis else size for axis, (dim, size) in enumerate(zip(self.shape, shape, strict=True)))
+        return replace(self, shape=tuple(sizes))
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as in a manifest; the batch axis only where it is not the first."""

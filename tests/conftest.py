@@ -104,3 +104,8 @@ def command(tmp_path, monkeypatch):
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(f"{tmp_path}{os.sep}"):
             del sys.modules[name]
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """Name long bytes by their length: compressed ones hold the time, and workers must agree on the names of all tests."""
+    return f"{argname}-{len(val)}-bytes" if isinstance(val, bytes) and len(val) > 16 else None

@@ -29,9 +29,17 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+
 from relu_deploy.benchmark.environment import describe
+from relu_deploy.bundle import Bundle
+from relu_deploy.graph import load_model
+from relu_deploy.graph.input_ranges import integer_ranges
+from relu_deploy.tensors import random_feeds
 
 HERE = Path(__file__).parent
+#: rows of random data
+ROWS = 16
 COMMAND = [sys.executable, "-m", "relu_deploy"]
 #: exit codes of the contract
 MEANING = {0: "passed", 1: "check failed", 2: "refused", 3: "not usable"}
@@ -152,7 +160,7 @@ def served(bundle: Path, limit: float, folder: Path) -> tuple[int, float, str]:
     words = ["serve", str(bundle), "--http-port", str(port), "--grpc-port", "-1", "--metrics-port", "-1", "--quiet"]
     process = subprocess.Popen([*COMMAND, *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        address = f"http://127.0.0.1:{port}/v2/models/{bundle.stem}"
+        address = f"http://127.0.0.1:{port}/v2/health"
         while time.perf_counter() - start < limit:
             if process.poll() is not None:
                 stderr = process.stderr.read() if process.stderr else ""
@@ -173,19 +181,27 @@ def served(bundle: Path, limit: float, folder: Path) -> tuple[int, float, str]:
             process.kill()
 
 
+def write_rows(bundle: Path, file: Path) -> None:
+    """Write random rows for `bundle` as an `.npz` file: what census and calibration are run on."""
+    opened = Bundle.open(bundle)
+    ranges = integer_ranges(load_model(opened.onnx))
+    np.savez(file, **random_feeds(opened.inputs, ROWS, 0, ranges=ranges))
+
+
 def steps(model: Model, source: Path, folder: Path, limit: float) -> Iterator[tuple[str, Callable[[], tuple[int, float, str]]]]:
     """Yield each verb and what runs it; later ones need what the earlier ones left."""
     bundle, shapes = folder / "m.rdb", model.shape_options
     threads = ["--threads", "2", "--quiet"]
-    data = ["--samples", "4"]
+    data = str(folder / "rows.npz")
     yield "inspect", lambda: run(["inspect", str(source), *shapes], limit, folder)
     yield "export", lambda: run(["export", str(source), "-o", str(bundle), "--quiet", *shapes], limit, folder)
     if not bundle.is_dir():
         return
+    write_rows(bundle, Path(data))
     yield "verify", lambda: run(["verify", str(bundle), *threads], limit, folder)
-    yield "census", lambda: run(["census", str(bundle), *threads, *data], limit, folder)
+    yield "census", lambda: run(["census", str(bundle), "--data", data, *threads], limit, folder)
     for target, precision in (("cpu", "int8"), ("tensorrt-rtx", "int8"), ("tensorrt-rtx", "fp16")):
-        words = ["optimize", str(bundle), "--for", target, "--precision", precision, *threads]
+        words = ["optimize", str(bundle), "--for", target, "--precision", precision, "--calibration", data, *threads]
         yield f"optimize {precision} {target}", lambda words=words: run(words, limit, folder)
     yield "compile", lambda: run(["compile", str(bundle), "--backend", "tensorrt-rtx", "--quiet"], limit, folder)
     yield (

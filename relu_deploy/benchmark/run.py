@@ -38,6 +38,7 @@ def bench(
     settings: Mapping[str, Any] | None = None,
     variants: Sequence[str] | None = None,
     data: str | os.PathLike[str] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
     """Return the benchmark of each model on each backend at each batch size.
@@ -47,11 +48,15 @@ def bench(
     row, and as many again of the GPU alone. against: the backend that ratios are taken against, by default the first one.
     threads: CPU threads, by default as many as quota, affinity and physical cores allow. settings: fields of `backends.Options` for every
     session, such as tf32 or torch_mode. variants: those that are rows, in the model's place on their backend; None for all.
-    data: what the models are fed and scored on, by default each one's own data set. progress: called with a line about what
+    data: what the models are fed and scored on, by default each one's own data set. shapes: sizes of inputs
+    whose dimensions may vary, as for `Bundle.with_shapes`. progress: called with a line about what
     happens next.
     Raises BackendUnavailable for a backend that was asked for by name, UsageError and InputError for bad arguments.
     """
-    models = [Bundle.open(one) for one in ([bundles] if isinstance(bundles, Bundle | str | os.PathLike) else bundles)]
+    models = [
+        Bundle.open(one).with_shapes(shapes or {})
+        for one in ([bundles] if isinstance(bundles, Bundle | str | os.PathLike) else bundles)
+    ]
     batches = [batch] if isinstance(batch, int) else list(batch)
     if not models or not batches or min(batches) < 1 or seconds <= 0:
         raise UsageError(

@@ -139,6 +139,7 @@ def _load(
         plan.progress(f"{what}: loading {key}")
         path = graphs[key].onnx if key.variant else bundle.path
         common = {"threads": plan.threads, "batch": batch, "seed": plan.seed, "settings": dict(plan.settings), "data": plan.data}
+        common["shapes"] = dict(bundle.shapes)
         reply = process.ask("load", bundle=str(path), backend=key.backend, **common)
         if "error" in reply:
             if not plan.may_skip:

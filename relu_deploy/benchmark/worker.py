@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,9 +51,10 @@ class Worker:
         seed: int,
         settings: Mapping[str, Any],
         data: str | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> dict[str, Any]:
         """Load the model and answer once. Times are of loading alone and of the first run alone."""
-        self.bundle, self.batch, self.gpu = Bundle.open(bundle), batch, int(settings.get("device", 0))
+        self.bundle, self.batch, self.gpu = Bundle.open(bundle).with_shapes(shapes or {}), batch, int(settings.get("device", 0))
         self.data = data or self.bundle.manifest.get("dataset")
         self.feeds = [feeds for feeds, _ in several_feeds(self.bundle, batch, range(seed, seed + ROTATION), data)]
         ready = time.perf_counter()

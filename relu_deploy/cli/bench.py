@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="slowdown that --compare allows, beyond the confidence interval (default 5%%)",
     )
     add_summary_option(parser)
-    add_shared_options(parser, "backend", "seed", "threads", "force")
+    add_shared_options(parser, "shape", "backend", "seed", "threads", "force")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             settings=settings,
             data=options.data,
+            shapes=dict(options.shape),
             progress=step,
         )
         result = report.to_json()

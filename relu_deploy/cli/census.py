@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--range", type=floats, metavar="LOW,HIGH", help="of the input, as --range=-1,1 (default: what pixels become)"
     )
-    add_shared_options(parser, "threads", "device")
+    add_shared_options(parser, "shape", "threads", "device")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.range is not None and len(options.range) != 2:
         raise UsageError(f"--range takes two numbers, not {len(options.range)}", "for instance --range 0,1 or --range=-1,1")
-    bundle = Bundle.open(options.path)
+    bundle = Bundle.open(options.path).with_shapes(dict(options.shape))
     with bar(options.quiet, f"census on {options.backend}") as progress:
         report = census(
             bundle,

@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-source", action="store_true", help="load a .pt2 file even if loading it could run code that it contains"
     )
-    add_shared_options(parser, "seed", "force")
+    add_shared_options(parser, "shape", "seed", "force")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
             options.source,
             options.out,
             inputs=dict(options.input) or None,
+            shapes=dict(options.shape),
             batch=batch,
             batch_axes=dict(options.batch_axis),
             opset=options.opset,

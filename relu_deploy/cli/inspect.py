@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from relu_deploy.cli.options import add_shared_options
 from relu_deploy.cli.output import finish
-from relu_deploy.cli.types import input_shape
 
 __all__ = ["SUMMARY", "add_options", "run"]
 
@@ -15,14 +15,7 @@ SUMMARY = "show the Relus, what each fuses with, shapes and cost"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `inspect` to `parser`."""
     parser.add_argument("path", metavar="PATH")
-    parser.add_argument(
-        "--shape",
-        action="append",
-        type=input_shape,
-        default=[],
-        metavar="NAME=1x3x320x320",
-        help="fix an input's shape; repeatable",
-    )
+    add_shared_options(parser, "shape")
     parser.add_argument("--batch", type=int, default=1, help="size of varying dimensions in the cost (default 1)")
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish, keep_reports
+from relu_deploy.cli.output import finish
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -38,7 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-drop", type=float, metavar="X", help="accuracy that may be lost (default 0.005 with labels, 0.05 without)"
     )
-    parser.add_argument("--method", default="mse", metavar="mse|minmax|percentile|entropy", help="of calibration (default mse)")
+    parser.add_argument(
+        "--method",
+        default="mse",
+        metavar="mse|minmax|percentile|entropy|auto",
+        help="of calibration (default mse); auto keeps the most accurate",
+    )
     parser.add_argument("--weights", default="per-channel", metavar="per-channel|per-tensor", help="scales of the weights")
     parser.add_argument(
         "--equalize",
@@ -57,11 +62,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compact", action="store_true", help="remove channels and Relus that provably never act")
     parser.add_argument("--allow-observed", action="store_true", help="with --compact: and channels that never fired on the data")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
-    add_shared_options(parser, "seed", "threads", "force")
+    add_shared_options(parser, "shape", "seed", "threads", "force")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
+    from relu_deploy.bundle import Bundle
     from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.optimization.options import OptimizeOptions
     from relu_deploy.optimization.run import optimize_bundle
@@ -93,19 +99,17 @@ def run(options: argparse.Namespace) -> int:
     )
     with steps(options.quiet) as step:
         report = optimize_bundle(
-            options.path,
+            Bundle.open(options.path).with_shapes(dict(options.shape)),
             options.target,
             options.precision,
             out=options.out,
             force=options.force,
             progress=step,
             options=settings,
+            pages=lambda result: {f"reports/optimize-{result['variant']}.html": optimize_page(result)},
         )
     result = report.to_json()
-    html = optimize_page(result)
-    if report.bundle is not None:
-        keep_reports(report.bundle, {f"reports/optimize-{report.variant}.html": html})
     if options.html:
-        write_atomically(options.html, html)
+        write_atomically(options.html, optimize_page(result))
     finish(options, result, lambda: print_optimize(result))
     return EXIT_FINE if report.bundle is not None else EXIT_CHECK_FAILED

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from relu_deploy.cli.types import tensor_shape
+
 __all__ = ["add_output_options", "add_shared_options", "add_summary_option"]
 
 SHARED: dict[str, dict[str, Any]] = {
@@ -12,6 +14,13 @@ SHARED: dict[str, dict[str, Any]] = {
     "seed": {"type": int, "default": 0, "help": "of everything random (default 0)"},
     "threads": {"type": int, "default": 0, "metavar": "N", "help": "CPU threads (default: every CPU this process may use)"},
     "device": {"type": int, "default": 0, "metavar": "N", "help": "index of the GPU, for backends on one (default 0)"},
+    "shape": {
+        "action": "append",
+        "type": tensor_shape,
+        "default": [],
+        "metavar": "NAME=1x3x320x320",
+        "help": "sizes of an input whose dimensions may vary; repeatable",
+    },
     "force": {"action": "store_true", "help": "replace what exists"},
 }
 

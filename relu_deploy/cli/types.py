@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,11 @@ __all__ = [
     "numbers",
     "pixels",
     "share",
+    "tensor_shape",
 ]
+
+#: Largest file of class names, in bytes.
+MAX_LABELS = 64 * 2**20
 
 
 def input_shape(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
@@ -37,6 +42,14 @@ def input_shape(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
     if not separator or not name:
         raise UsageError(f"not an input: {text!r}", "write it as name=1x3x224x224, or with its type as name=1x64:int64")
     return name, (parse_shape(shape) if shape else (), dtype)
+
+
+def tensor_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return the name and the shape in `name=1x3x320x320`; no size is a scalar."""
+    name, (shape, dtype) = input_shape(text)
+    if dtype:
+        raise UsageError(f"not a shape: {text!r}", "a type cannot be changed here: write name=1x3x320x320")
+    return name, shape
 
 
 def batch_axis(text: str) -> tuple[str, int | None]:
@@ -68,13 +81,17 @@ def floats(text: str) -> list[float]:
 
 def label_names(text: str) -> list[str]:
     """Return the names in the file `text`, one a line. Raises InputError for a file without names or with one twice."""
+    from relu_deploy.files import read_regular
+
+    hint = "write one name a line, in the order of the outputs"
     try:
-        names = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--labels {text} cannot be read: {error}", "write one name a line, in the order of the outputs"
-        ) from None
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+        content = read_regular(Path(text), MAX_LABELS).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--labels {text} cannot be read: {error}", hint) from None
+    except InputError as error:
+        raise InputError(f"--labels {text} cannot be read: {error.message}", hint) from None
+    names = [line.strip() for line in content.splitlines() if line.strip()]
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise InputError(f"--labels {text} names {twice[0]!r} twice", "write each class once, in the order of the outputs")
     if not names:
         raise InputError(f"--labels {text} is empty", "write one name a line, in the order of the outputs")

@@ -26,13 +26,13 @@ from relu_deploy.errors import UsageError, nearest
 from relu_deploy.exporting.options import DEFAULT_OPSET, ExportOptions, InputShape
 from relu_deploy.exporting.pytorch import export_pytorch
 from relu_deploy.exporting.sources import Loaded, load_source
-from relu_deploy.graph import find_relus, io_specs, load_normalized_model, opset_of, save_model
+from relu_deploy.graph import find_relus, io_specs, load_normalized_model, opset_of, save_model, set_input_shapes
 from relu_deploy.graph.batching import batch_axes
 from relu_deploy.manifest import MODEL, SCHEMA, seal
 from relu_deploy.tasks.metrics import labeled
 from relu_deploy.tensors import TensorSpec
 from relu_deploy.version import __version__
-from relu_deploy.zoo.recipes import ModelRecipe
+from relu_deploy.zoo.model_recipe import ModelRecipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -121,6 +121,8 @@ def export_source(source: nn.Module | str | os.PathLike[str], out: str | os.Path
     with create_bundle(out, force=chosen.force) as folder:
         if loaded.module is None:
             model = _adopted(Path(str(source)), chosen)
+        elif chosen.shapes:
+            raise UsageError("--shape is for ONNX files", "write it as --input, which gives a PyTorch model its shapes")
         else:
             model, axes = export_pytorch(loaded, chosen, folder)
             chosen = replace(chosen, batch_axes={**axes, **chosen.batch_axes})
@@ -146,7 +148,8 @@ def _adopted(file: Path, options: ExportOptions) -> ir.Model:
     for option, value in options.for_pytorch_only.items():
         if value:
             raise UsageError(f"{option} needs a PyTorch source; {file} is a finished ONNX graph", f"leave {option} out")
-    return load_normalized_model(file)
+    model = load_normalized_model(file)
+    return set_input_shapes(model, options.shapes) if options.shapes else model
 
 
 def _manifest(model: ir.Model, loaded: Loaded, options: ExportOptions) -> dict[str, Any]:
