@@ -35,6 +35,7 @@ class EngineSession(Protocol):
     outputs: tuple[TensorSpec, ...]
     dtypes: Mapping[str, str]
     observable: bool
+    weight_budget: int | None
 
     @property
     def captures_itself(self) -> bool: ...
@@ -281,6 +282,9 @@ class TensorRtIoBinding:
             return
         if self._allocators:
             session.no_cuda_graph("the shapes of outputs depend on the data")
+            return
+        if session.weight_budget is not None:
+            session.no_cuda_graph("weights are streamed from host memory")
             return
         try:
             self._graph = self._gpu.capture(session.stream, self._enqueue)

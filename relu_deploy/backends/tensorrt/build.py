@@ -317,7 +317,11 @@ def logger_of(trt: Any) -> Any:
             if severity.name not in ("INFO", "VERBOSE"):
                 self.heard.append((severity.name, msg.strip()))
 
-    return Logger()
+    logger = Logger()
+    if (register := getattr(trt, "init_libnvinfer_plugins", None)) is not None:
+        # The standard plug-ins, such as EfficientNMS_TRT, are known to parsers and runtimes only after this.
+        register(logger, "")
+    return logger
 
 
 @contextmanager

@@ -97,6 +97,13 @@ class TorchCudaSession(TorchSession):
         return stack
 
 
+def _tensor_of(array: Any) -> torch.Tensor:
+    """Return an array on a GPU as a tensor. A tensor may be on another GPU, which its own exchange by DLPack refuses."""
+    import torch
+
+    return array if isinstance(array, torch.Tensor) else torch.from_dlpack(array)
+
+
 class TorchIoBinding:
     """Inputs and outputs of one session at one set of shapes; see `base.IoBinding`."""
 
@@ -125,12 +132,14 @@ class TorchIoBinding:
         self._uploaded.synchronize()
         self._held = [(event, tensors) for event, tensors in self._held if not event.query()]
         resident = []
-        # What still writes a tensor on the GPU was enqueued on the caller's stream.
-        self._session.stream.wait_stream(torch.cuda.current_stream(self._session.device))
+        sources = {name: _tensor_of(array) for name, array in feeds.items() if is_on_gpu(array)}
+        for source in sources.values():
+            # What still writes a tensor on a GPU was enqueued on the caller's stream of that GPU.
+            self._session.stream.wait_stream(torch.cuda.current_stream(source.device))
         with torch.cuda.stream(self._session.stream):
             for name, there in self._there.items():
-                if is_on_gpu(feeds[name]):
-                    source = torch.from_dlpack(feeds[name])
+                if name in sources:
+                    source = sources[name]
                     resident.append(source)
                 else:
                     source = self._pinned[name].copy_(to_torch(arrays[name]))
@@ -168,12 +177,11 @@ class TorchIoBinding:
     def _checked(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Return the feeds as arrays, of those on the GPU only the outline."""
         import numpy as np
-        import torch
 
         outlines = {}
         for name, array in feeds.items():
             if is_on_gpu(array):
-                tensor = torch.from_dlpack(array)
+                tensor = _tensor_of(array)
                 kind = str(tensor.dtype).removeprefix("torch.")
                 outlines[name] = np.broadcast_to(np.zeros((), np.dtype(kind)), tuple(tensor.shape))
         arrays = check_feeds({**feeds, **outlines}, self._session.inputs, self._session.title())
