@@ -81,7 +81,7 @@ def triton_clients(python: str, bundle: Bundle, folder: Path, threads: int) -> l
     compiled = messages().DESCRIPTOR.serialized_pb
     # A FileDescriptorSet with one file: its field 1, with the length as a varint.
     (folder / "proto").write_bytes(b"\x0a" + varint(len(compiled)) + compiled)
-    with serving(folder, bundle.path, *types.values(), "--threads", threads) as where:
+    with serving(folder, bundle.path, *types.values(), "--threads", threads, "--allow-admin") as where:
         told = {
             **{name: where[name] for name in ("http", "grpc")},
             "model": bundle.name,

@@ -90,6 +90,9 @@ def _write_server(bundle: Bundle, options: PackageOptions, folder: Path, name: s
         path,
         "--host",
         "0.0.0.0",
+        # The cluster's gateway decides which names lead here.
+        "--allowed-host",
+        "*",
         "--http-port",
         str(HTTP),
         "--grpc-port",

@@ -12,7 +12,7 @@ import numpy as np
 from relu_deploy.backends import Session, load
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, Unsupported
-from relu_deploy.graph import batch_axes, load_model
+from relu_deploy.graph import load_model
 from relu_deploy.graph.input_ranges import integer_ranges
 from relu_deploy.serving.batcher import Limits
 from relu_deploy.serving.protocol.tensors import DATATYPES
@@ -78,13 +78,12 @@ def load_warm(bundle: Bundle, options: ModelOptions) -> Loaded:
         raise InputError(f"{bundle.path}: {unnamed[0]} has a type that the protocol does not have", "serve a model without it")
     session = load(bundle, options.backend, threads=options.threads, device=options.device, spin=False)
     try:
-        graph = load_model(bundle.onnx)
-        ranges = integer_ranges(graph)
+        ranges = integer_ranges(load_model(bundle.onnx))
         trial = _Trial(session, ranges)
-        reason = _declared_reason(session, batch_axes(graph)) or trial.reason()
+        reason = _declared_reason(session) or trial.reason()
         limits = options.limits if not reason else Limits(1, 0.0, options.limits.queue)
         if not trial.has_run and trial.must_run:
-            session.run(random_feeds(session.inputs))  # raises what the trial met
+            session.run(random_feeds(session.inputs))  # raises the error of the trial
         if not reason:
             trial.run(limits.max_batch)
     except Exception as error:  # a backend may raise anything
@@ -100,14 +99,14 @@ def load_warm(bundle: Bundle, options: ModelOptions) -> Loaded:
     return Loaded(session, limits, reason, ranges)
 
 
-def _declared_reason(session: Session, axes: Mapping[str, int | None]) -> str:
+def _declared_reason(session: Session) -> str:
     """Return why the declared shapes do not allow to join requests along axis 0, "" where they do."""
     for kind, specs in (("input", session.inputs), ("output", session.outputs)):
         for spec in specs:
-            if axes.get(spec.name) is None:
+            if spec.batch is None:
                 return f"{kind} {spec.name!r} has no batch axis"
-            if axes[spec.name] != 0:
-                return f"the batch axis of {kind} {spec.name!r} is {axes[spec.name]}, not 0"
+            if spec.batch_axis != 0:
+                return f"the batch axis of {kind} {spec.name!r} is {spec.batch_axis}, not 0"
             if kind == "input" and isinstance(spec.batch, int):
                 return f"the batch of input {spec.name!r} is fixed at {spec.batch}"
     return ""
@@ -154,14 +153,10 @@ class _Trial:
             return None
 
     def _feeds(self, rows: int) -> Feeds:
-        generator = np.random.default_rng(0)
         fill = {dim: self._size for spec in self._session.inputs for dim in spec.shape[1:] if isinstance(dim, str)}
         fill |= {spec.batch: rows for spec in self._session.inputs if isinstance(spec.batch, str)}
         numeric = [spec for spec in self._session.inputs if spec.dtype != "object"]
-        feeds = random_feeds(numeric, rows, fill=fill)
-        for name, (low, high) in self._ranges.items():
-            if name in feeds:
-                feeds[name] = generator.integers(low, min(high, low + 7) + 1, feeds[name].shape).astype(feeds[name].dtype)
+        feeds = random_feeds(numeric, rows, fill=fill, ranges=self._ranges)
         for spec in self._session.inputs:
             if spec.dtype == "object":
                 shape = [dim if isinstance(dim, int) else fill[dim] for dim in spec.shape]

@@ -115,7 +115,7 @@ class Model:
 
     def _rows(self, inputs: Mapping[str, Any]) -> int:
         first = next((spec for spec in self.inputs if spec.batch is not None), None)
-        rows = 1 if first is None else int(inputs[first.name].shape[0])
+        rows = 1 if first is None else int(inputs[first.name].shape[first.batch_axis or 0])
         if not self.unbatched_reason and rows > self.limits.max_batch:
             raise InvalidArgument(f"a batch of {rows} exceeds the maximum of {self.limits.max_batch} for model {self.name!r}")
         return rows

@@ -51,12 +51,12 @@ def send(server, pictures):
 
     for start in range(0, len(pictures), 16):
         part = pictures[start : start + 16]
-        wanted = state()["samples"] + len(part)
+        expected = state()["samples"] + len(part)
         for picture in part:
             file = io.BytesIO()
             Image.fromarray(picture).save(file, "PNG")
             assert server.ask("POST", "/v2/models/digits/predict", file.getvalue(), Content_Type="image/png")[0] == 200
-        until(lambda wanted=wanted: state()["samples"] >= wanted)
+        until(lambda expected=expected: state()["samples"] >= expected)
     return state()
 
 
@@ -76,27 +76,27 @@ def test_an_alarm_that_is_raised_is_shown_in_words_and_ends_and_disturbs_nothing
 
     send(server, fresh[:5])
     page.until(lambda: page("pill").text == "… drift: 5 of 16 samples")
-    told = send(server, fresh[5:100])
-    assert not told["drift"]["alarm"]
+    answer = send(server, fresh[5:100])
+    assert not answer["drift"]["alarm"]
     page.until(lambda: page("state").text == "✓ Watching: what arrives looks to the Relus like the census")
-    page.until(lambda: page("score").text == written(told["drift"]["score"]))
+    page.until(lambda: page("score").text == written(answer["drift"]["score"]))
     assert page("mark").text == "alarm above 3.09"
     assert "1 window in 1,000 raises the alarm by chance" in page("chance").text
     assert page("alarm").get_attribute("textContent") == ""
 
-    told = send(server, 255 - fresh[:64])
-    assert told["drift"]["alarm"]
+    answer = send(server, 255 - fresh[:64])
+    assert answer["drift"]["alarm"]
     page.until(lambda: page("pill").text == "▲ DRIFT ALARM")
-    page.until(lambda: page("score").text == written(told["drift"]["score"]))
+    page.until(lambda: page("score").text == written(answer["drift"]["score"]))
     assert page("state").text.startswith("▲ DRIFT ALARM: what arrives does not look")
     assert page("alarm").get_attribute("textContent") == "Drift alarm of digits"
-    assert page("gauge").get_attribute("aria-valuenow") == f"{2 * told['drift']['threshold']:.2f}"
+    assert page("gauge").get_attribute("aria-valuenow") == f"{2 * answer['drift']['threshold']:.2f}"
     facts = dict(zip([one.text for one in page.every("#counts dt")], [one.text for one in page.every("#counts dd")], strict=True))
     assert (facts["window"], facts["alarms"]) == ("64 of 64 samples", "1")
-    assert int(facts["unusual"].split()[0]) == told["unusual"] >= 50
-    assert int(facts["excursions"].split()[0]) == sum(one["excursions"] for one in told["relus"])
+    assert int(facts["unusual"].split()[0]) == answer["unusual"] >= 50
+    assert int(facts["excursions"].split()[0]) == sum(one["excursions"] for one in answer["relus"])
     rows = [[cell.text for cell in row.find_elements("css selector", "th, td")] for row in page.every("#rows tr")]
-    by_name = {one["node"].removesuffix("/Relu"): one for one in told["relus"]}
+    by_name = {one["node"].removesuffix("/Relu"): one for one in answer["relus"]}
     assert len(rows) == 4
     for name, _, now, census, score in rows:
         one = by_name[name]
@@ -108,8 +108,8 @@ def test_an_alarm_that_is_raised_is_shown_in_words_and_ends_and_disturbs_nothing
     assert browser.execute_script(MEASURES) == places
     assert page.complaints == []
 
-    told = send(server, fresh[100:200])
-    assert not told["drift"]["alarm"]
+    answer = send(server, fresh[100:200])
+    assert not answer["drift"]["alarm"]
     page.until(lambda: page("pill").text == "✓ no drift")
     assert page("alarm").get_attribute("textContent") == "The drift alarm of digits is over"
 
@@ -127,7 +127,7 @@ def test_an_alarm_fits_and_can_be_read_wide_and_narrow_light_and_dark(browser, s
 def test_the_page_does_not_ask_while_nobody_looks(browser, server):  # noqa: F811
     page = Page(browser, server.port)
 
-    def asked():
+    def payload():
         return browser.execute_script(
             "return performance.getEntriesByType('resource').filter(one => one.name.endsWith('/monitor')).length"
         )
@@ -136,14 +136,14 @@ def test_the_page_does_not_ask_while_nobody_looks(browser, server):  # noqa: F81
         script = "Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true}); document.dispatchEvent(new Event('visibilitychange'))"
         browser.execute_script(script, not seen)
 
-    page.until(lambda: asked() >= 2)
+    page.until(lambda: payload() >= 2)
     looked_at(False)
     time.sleep(0.3)
-    before = asked()
+    before = payload()
     time.sleep(4)
-    assert asked() == before
+    assert payload() == before
     looked_at(True)
-    page.until(lambda: asked() > before)
+    page.until(lambda: payload() > before)
 
 
 def test_without_a_census_the_page_says_so_and_which_command_makes_one(browser, digits_bundle):  # noqa: F811

@@ -83,7 +83,7 @@ def browser(tmp_path_factory):
 
 
 class Page:
-    """The page in the browser. width: of the window. complaints: what the browser's console said."""
+    """The page in the browser. width: of the window. complaints: what the browser's console message."""
 
     def __init__(self, browser, port, width=1400, dark=False):
         self.browser = browser
@@ -218,17 +218,17 @@ def test_boxes_are_drawn_on_the_picture_and_follow_the_slider(page, server, tmp_
     page.way("file")
     page.give(tmp_path / "scene.png")
     page.until(lambda: page.every("#answer li"))
-    wanted = [one for one in answer["detections"] if one["score"] >= 0.5]
-    assert len(page.every("#answer li")) == len(wanted) > 1
+    expected = [one for one in answer["detections"] if one["score"] >= 0.5]
+    assert len(page.every("#answer li")) == len(expected) > 1
     # The upper edge of the best box, which is drawn last, is in a color where the scene is grey.
-    box = wanted[0]["box"]
+    box = expected[0]["box"]
     x, y = (box[0] + box[2]) / 2 / 256, box[3] / 128
     script = """
         const canvas = document.getElementById("shown"), [x, y] = arguments;
         return [...canvas.getContext("2d").getImageData(x * canvas.width, y * canvas.height, 1, 1).data]"""
     assert np.ptp(page.until(lambda: page.browser.execute_script(script, x, y))[:3]) > 60
     page.browser.execute_script("const s = arguments[0]; s.value = 0.93; s.dispatchEvent(new Event('input'))", page("threshold"))
-    assert len(page.every("#answer li")) == sum(one["score"] >= 0.93 for one in answer["detections"]) < len(wanted)
+    assert len(page.every("#answer li")) == sum(one["score"] >= 0.93 for one in answer["detections"]) < len(expected)
 
 
 @pytest.mark.parametrize("width", [390, 1400])
@@ -247,8 +247,8 @@ def test_a_mask_lies_over_the_picture_with_a_legend_of_its_classes(browser, serv
     assert page.verdict == ", ".join(one["label"] for one in answer["classes"] if not one["background"])
     found = next(one for one in answer["classes"] if not one["background"])
     colors = [one.value_of_css_property("background-color") for one in page.every("#answer .swatch")]
-    wanted = np.array(list(bytes.fromhex(found["color"][1:])))
-    assert f"rgba({', '.join(map(str, wanted))}, 1)" in colors
+    expected = np.array(list(bytes.fromhex(found["color"][1:])))
+    assert f"rgba({', '.join(map(str, expected))}, 1)" in colors
     assert len(set(colors)) == len(answer["classes"]) > 2
     # A pixel of the class that is found most, and one of the ground, as the canvas shows them.
     script = """
@@ -268,13 +268,13 @@ def test_a_mask_lies_over_the_picture_with_a_legend_of_its_classes(browser, serv
     ground, grey = shown(0)
     assert np.ptp(ground) <= 2
     assert abs(int(ground[0]) - grey) <= 3
-    assert np.abs(covered(1) - wanted).max() <= 3
+    assert np.abs(covered(1) - expected).max() <= 3
     assert np.ptp(covered(0)) <= 2
     grey = shown(found["index"])[1]
-    assert np.abs(covered(0.5) - (wanted + grey) / 2).max() <= 4
+    assert np.abs(covered(0.5) - (expected + grey) / 2).max() <= 4
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     # That the canvas is read several times is this test's own doing.
-    assert [said for said in page.complaints if "willReadFrequently" not in said] == []
+    assert [message for message in page.complaints if "willReadFrequently" not in message] == []
 
 
 @pytest.mark.parametrize("model", ["digit_detector", "digit_segmenter"])

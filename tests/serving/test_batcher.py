@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relu_deploy.serving.batcher import Batcher, Limits
-from relu_deploy.serving.errors import DeadlineExceeded, InternalError, Unavailable
+from relu_deploy.serving.errors import DeadlineExceeded, InternalError, InvalidArgument, Unavailable
 from relu_deploy.serving.telemetry.statistics import Statistics
 
 
@@ -71,9 +71,9 @@ def test_what_gathers_while_the_model_runs_is_the_next_batch():
     answers, statistics = play(scenario, session, Limits(max_batch=4))
     assert answers == [[[2 * i]] for i in range(6)]
     assert session.ran == [[0], [1, 2, 3, 4], [5]]
-    told = statistics.to_json("m", "1")
-    assert (told["inference_count"], told["execution_count"]) == (6, 3)
-    assert [batch["batch_size"] for batch in told["batch_stats"]] == [1, 4]
+    answer = statistics.to_json("m", "1")
+    assert (answer["inference_count"], answer["execution_count"]) == (6, 3)
+    assert [batch["batch_size"] for batch in answer["batch_stats"]] == [1, 4]
     assert session.closed
 
 
@@ -119,6 +119,39 @@ def test_beyond_the_queue_a_request_is_refused_at_once_with_when_to_come_back():
 
     _, statistics = play(scenario, session, Limits(queue=3))
     assert statistics.failures == {"refused": 1}
+
+
+def test_an_empty_input_that_the_backend_refuses_is_the_clients_mistake():
+    class NeverEmpty(Gated):
+        def run(self, feeds):
+            if not feeds["x"].size:
+                raise RuntimeError("cannot reshape")
+            return super().run(feeds)
+
+    async def scenario(batcher):
+        with pytest.raises(InvalidArgument, match="'x' is empty, and the model does not accept that: cannot reshape"):
+            await batcher.submit(rows(), 0).future
+        return (await batcher.submit(rows(1), 1).future)["y"].item()
+
+    assert play(scenario, NeverEmpty())[0] == 2
+
+
+def test_outputs_without_a_row_for_each_request_are_run_one_by_one_and_never_cut():
+    class Totals(Gated):
+        def run(self, feeds):
+            super().run(feeds)
+            return {"y": np.arange(5, dtype=np.float32) + feeds["x"].sum()}
+
+    session = Totals(opened=False)
+
+    async def scenario(batcher):
+        requests = [await first_is_running(session, batcher), batcher.submit(rows(1, 2), 2), batcher.submit(rows(4), 1)]
+        session.gate.set()
+        return [(await queued.future)["y"].tolist() for queued in requests]
+
+    answers, statistics = play(scenario, session)
+    assert answers == [[total + step for step in range(5)] for total in (0, 3, 4)]
+    assert statistics.failures == {}
 
 
 def test_a_request_that_fails_does_not_harm_those_it_ran_with():

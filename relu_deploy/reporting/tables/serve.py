@@ -18,4 +18,5 @@ def print_serve(result: Mapping[str, Any]) -> None:
             address = f"{host}:{result[name]}" if name == "grpc" else f"{result.get('scheme', 'http')}://{host}:{result[name]}"
             show(f"{name:<8} {markup(address)}{'/metrics' if name == 'metrics' else ''}")
     for model in result["models"]:
-        show(f"model    [bold]{markup(model['name'])}[/]  {model['backend']}, up to {model['max_batch']} rows together")
+        batching = f"up to {model['max_batch']} rows together" if model["max_batch"] > 1 else "one request at a time"
+        show(f"model    [bold]{markup(model['name'])}[/]  {model['backend']}, {batching}")

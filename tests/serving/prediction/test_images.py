@@ -226,7 +226,7 @@ def test_a_form_gives_its_one_file_to_the_byte():
 
 
 @pytest.mark.parametrize(
-    ("parts", "said"),
+    ("parts", "message"),
     [
         ([], "has 0 files"),
         ([("note", None, b"x")], "has 0 files"),
@@ -235,13 +235,13 @@ def test_a_form_gives_its_one_file_to_the_byte():
         ([("a", "a.png", b"")], "no picture in the body"),
     ],
 )
-def test_a_form_without_exactly_one_file_is_refused(parts, said):
-    with pytest.raises(InvalidArgument, match=said):
+def test_a_form_without_exactly_one_file_is_refused(parts, message):
+    with pytest.raises(InvalidArgument, match=message):
         file_of(*form(*parts))
 
 
 @pytest.mark.parametrize(
-    ("body", "kind", "said"),
+    ("body", "kind", "message"),
     [
         (b"x", "application/json", "content type 'application/json' is not supported"),
         (b"x", "text/html; charset=utf-8", "content type 'text/html' is not supported"),
@@ -253,8 +253,8 @@ def test_a_form_without_exactly_one_file_is_refused(parts, said):
         (b"x", "multipart/form-data; boundary=" + "B" * 5000, "not the form"),
     ],
 )
-def test_what_is_neither_a_picture_nor_a_form_is_refused(body, kind, said):
-    with pytest.raises(InvalidArgument, match=said):
+def test_what_is_neither_a_picture_nor_a_form_is_refused(body, kind, message):
+    with pytest.raises(InvalidArgument, match=message):
         file_of(body, kind)
 
 

@@ -28,55 +28,55 @@ def infer(server, model, body, **headers):
         return error.code, json.loads(error.read())["error"]
 
 
-def asked(datatype, data, **more):
+def payload(datatype, data, **more):
     tensor = {"name": "x", "datatype": datatype, "shape": [1, 3], "data": data}
     return json.dumps({"inputs": [tensor], **more}).encode()
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP", gzip.compress)])
 def test_compressed_bodies_are_taken(server, encoding, pack):
-    status, told = infer(server, "same_float32", pack(asked("FP32", [1, 2, 3])), **{"Content-Encoding": encoding})
-    assert (status, told["outputs"][0]["data"]) == (200, [1.0, 2.0, 3.0])
+    status, answer = infer(server, "same_float32", pack(payload("FP32", [1, 2, 3])), **{"Content-Encoding": encoding})
+    assert (status, answer["outputs"][0]["data"]) == (200, [1.0, 2.0, 3.0])
 
 
 @pytest.mark.parametrize(
-    ("body", "encoding", "status", "told"),
+    ("body", "encoding", "status", "answer"),
     [
         (gzip.compress(bytes(50_000_000)), "gzip", 413, "the decompressed body exceeds the limit of 1048576 bytes"),
         (b"no gzip at all", "gzip", 400, "the body does not fit its content encoding"),
-        (gzip.compress(asked("FP32", [1, 2, 3]), mtime=0)[:-4], "gzip", 400, "ends too early or too late"),
-        (gzip.compress(asked("FP32", [1, 2, 3]), mtime=0) + b"more", "gzip", 400, "ends too early or too late"),
-        (asked("FP32", [1, 2, 3]), "br", 400, "content encoding 'br' is not supported"),
+        (gzip.compress(payload("FP32", [1, 2, 3]), mtime=0)[:-4], "gzip", 400, "ends too early or too late"),
+        (gzip.compress(payload("FP32", [1, 2, 3]), mtime=0) + b"more", "gzip", 400, "ends too early or too late"),
+        (payload("FP32", [1, 2, 3]), "br", 400, "content encoding 'br' is not supported"),
     ],
 )
-def test_bodies_that_do_not_unpack_within_the_limit_are_refused(server, body, encoding, status, told):
+def test_bodies_that_do_not_unpack_within_the_limit_are_refused(server, body, encoding, status, answer):
     found = infer(server, "same_float32", body, **{"Content-Encoding": encoding})
     assert found[0] == status
-    assert told in found[1]
+    assert answer in found[1]
 
 
 @pytest.mark.parametrize("data", [[0, 2**64 - 1, 2**63], [[0, 2**53 + 1, 2**64 - 1]]])
 def test_large_integers_in_json_keep_every_digit(server, data):
-    status, told = infer(server, "same_uint64", asked("UINT64", data))
+    status, answer = infer(server, "same_uint64", payload("UINT64", data))
     assert status == 200
-    assert told["outputs"][0]["data"] == list(np.ravel(np.array(data, object)))
+    assert answer["outputs"][0]["data"] == list(np.ravel(np.array(data, object)))
 
 
 @pytest.mark.parametrize("data", [[-1, 2**64 - 1, 1], [1.5, 2, 3], [True, 2**64 - 1, 0]])
 def test_what_is_no_uint64_is_refused(server, data):
-    status, told = infer(server, "same_uint64", asked("UINT64", data))
+    status, answer = infer(server, "same_uint64", payload("UINT64", data))
     assert status == 400
-    assert "has data that is not" in told
+    assert "has data that is not" in answer
 
 
 def test_strings_are_served(server):
-    status, told = infer(server, "same_object", asked("BYTES", ["", "ä", "three"]))
-    assert (status, told["outputs"][0]["data"], told["outputs"][0]["datatype"]) == (200, ["", "ä", "three"], "BYTES")
+    status, answer = infer(server, "same_object", payload("BYTES", ["", "ä", "three"]))
+    assert (status, answer["outputs"][0]["data"], answer["outputs"][0]["datatype"]) == (200, ["", "ä", "three"], "BYTES")
 
 
 @pytest.mark.parametrize("wish", ["classification", "shared_memory_region"])
 def test_a_wish_of_an_extension_that_there_is_not_is_refused_and_not_ignored(server, wish):
     outputs = [{"name": "y", "parameters": {wish: 3}}]
-    status, told = infer(server, "same_float32", asked("FP32", [1, 2, 3], outputs=outputs))
+    status, answer = infer(server, "same_float32", payload("FP32", [1, 2, 3], outputs=outputs))
     assert status == 400
-    assert f"leave {wish!r} out" in told
+    assert f"leave {wish!r} out" in answer

@@ -146,8 +146,8 @@ def test_health_metadata_configuration_and_repository_say_what_is_served(server)
         for name, version in (("net", ""), ("net", "1"), ("net", "2"), ("nosuch", ""))
     }
     assert ready == {("net", ""): True, ("net", "1"): True, ("net", "2"): False, ("nosuch", ""): False}
-    told = stub.ServerMetadata(MESSAGES.ServerMetadataRequest())
-    assert (told.name, list(told.extensions)) == ("relu_deploy", ["model_repository", "model_configuration", "statistics"])
+    reply = stub.ServerMetadata(MESSAGES.ServerMetadataRequest())
+    assert (reply.name, list(reply.extensions)) == ("relu_deploy", ["model_repository", "model_configuration", "statistics"])
     net = stub.ModelMetadata(MESSAGES.ModelMetadataRequest(name="net"))
     assert (net.name, list(net.versions), net.platform) == ("net", ["1"], "onnxruntime_onnx")
     assert [(one.name, one.datatype, list(one.shape)) for one in (*net.inputs, *net.outputs)] == [
@@ -276,24 +276,24 @@ INVALID = {
 }
 
 
-@pytest.mark.parametrize("told", INVALID)
-def test_what_the_model_does_not_take_is_refused_in_words(server, told):
+@pytest.mark.parametrize("reply", INVALID)
+def test_what_the_model_does_not_take_is_refused_in_words(server, reply):
     before = counts(server, "net")
-    error = refused(server.stub.ModelInfer, one_change(INVALID[told]))
+    error = refused(server.stub.ModelInfer, one_change(INVALID[reply]))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert told in error.details()
+    assert reply in error.details()
     assert counts(server, "net").execution_count == before.execution_count
 
 
 @pytest.mark.parametrize(
-    ("datatype", "values", "told"),
+    ("datatype", "values", "reply"),
     [("int8", [0, 1, 128], "numbers beyond INT8"), ("uint16", [0, 1, 70000], "numbers beyond UINT16")],
 )
-def test_numbers_that_the_type_does_not_hold_are_refused_and_never_wrapped(server, datatype, values, told):
+def test_numbers_that_the_type_does_not_hold_are_refused_and_never_wrapped(server, datatype, values, reply):
     request = request_of(f"same_{datatype}", array_of(datatype), raw=False)
     field = getattr(request.inputs[0].contents, LISTS[DATATYPES[datatype]])
     field[:] = values
-    assert told in refused(server.stub.ModelInfer, request).details()
+    assert reply in refused(server.stub.ModelInfer, request).details()
 
 
 @pytest.mark.parametrize("raw", [b"\x05\x00\x00\x00abc", b"\xff\xff\xff\xff", b"\x01\x00", b"\x01\x00\x00\x00\xff" * 3])
@@ -306,7 +306,7 @@ def test_strings_that_are_none_are_refused(server, raw):
 
 
 @pytest.mark.parametrize(
-    ("model", "version", "told"),
+    ("model", "version", "reply"),
     [
         ("nosuch", "", "there is no model called 'nosuch'"),
         ("", "", "there is no model called ''"),
@@ -315,17 +315,17 @@ def test_strings_that_are_none_are_refused(server, raw):
         ("ä" * 100_000, "", "there is no model called 'ääää"),
     ],
 )
-def test_an_unknown_model_or_version_is_not_found_by_any_call(server, model, version, told):
-    asked = {"name": model, "version": version}
+def test_an_unknown_model_or_version_is_not_found_by_any_call(server, model, version, reply):
+    payload = {"name": model, "version": version}
     requests = [
         (server.stub.ModelInfer, MESSAGES.ModelInferRequest(model_name=model, model_version=version)),
-        (server.stub.ModelMetadata, MESSAGES.ModelMetadataRequest(**asked)),
-        (server.stub.ModelConfig, MESSAGES.ModelConfigRequest(**asked)),
+        (server.stub.ModelMetadata, MESSAGES.ModelMetadataRequest(**payload)),
+        (server.stub.ModelConfig, MESSAGES.ModelConfigRequest(**payload)),
     ]
     for call, request in requests:
         error = refused(call, request)
         assert error.code() is grpc.StatusCode.NOT_FOUND
-        assert error.details().startswith(told)
+        assert error.details().startswith(reply)
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def binary(x, **fields):
 
 def output_of(content, headers):
     length = int(headers["inference-header-content-length"])
-    told = json.loads(content[:length])["outputs"][0]
-    return np.frombuffer(content[length:], np.float32).reshape(told["shape"])
+    reply = json.loads(content[:length])["outputs"][0]
+    return np.frombuffer(content[length:], np.float32).reshape(reply["shape"])
 
 
 def as_http(body, **headers):
@@ -72,10 +72,10 @@ def test_health_metadata_and_statistics_are_the_protocols(server):
 def test_answers_equal_the_sessions_own_bit_for_bit(server, session, rows):
     x = pictures(rows, rows)
     body, headers = binary(x, id="mine")
-    status, content, told = server.ask("POST", INFER, body, **headers)
+    status, content, reply = server.ask("POST", INFER, body, **headers)
     assert status == 200
     expected = session.run({"x": x})["y"]
-    np.testing.assert_array_equal(output_of(content, told), expected)
+    np.testing.assert_array_equal(output_of(content, reply), expected)
     status, answer, _ = server.ask(
         "POST", INFER, {"id": "7", "inputs": [{"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.tolist()}]}
     )
@@ -87,8 +87,8 @@ def test_many_clients_at_once_each_get_their_own_answer(server, session):
     def one(seed):
         x = pictures(1 + seed % 3, seed)
         body, headers = binary(x)
-        status, content, told = server.ask("POST", INFER, body, **headers)
-        return status, output_of(content, told), x
+        status, content, reply = server.ask("POST", INFER, body, **headers)
+        return status, output_of(content, reply), x
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         for status, got, x in pool.map(one, range(80)):
@@ -227,7 +227,7 @@ def test_slow_headers_and_slow_bodies_are_given_up_on(digits_bundle, tmp_path):
         "import sys\n"
         "from relu_deploy.serving.run import HttpLimits, Ports, ServeOptions, serve\n"
         "options = ServeOptions(ports=Ports(0, None, None), limits=HttpLimits(body_seconds=0.5, header_seconds=0.5))\n"
-        "serve([sys.argv[1]], options, started=lambda told: print(told['http'], flush=True))\n"
+        "serve([sys.argv[1]], options, started=lambda reply: print(reply['http'], flush=True))\n"
     )
     import subprocess
 
@@ -280,8 +280,8 @@ def test_a_changed_bundle_is_taken_up_with_no_failed_request(digits_bundle, tmp_
             connection = server.connect()
             with contextlib.closing(connection):
                 while not seen or seen[-1][1] < 50:
-                    status, content, told = answer_on(connection, "POST", INFER, body, **headers)
-                    seen.append((status, float(output_of(content, told).max()) if status == 200 else 0.0))
+                    status, content, reply = answer_on(connection, "POST", INFER, body, **headers)
+                    seen.append((status, float(output_of(content, reply).max()) if status == 200 else 0.0))
                     assert len(seen) < 100_000
 
         clients = [pool.submit(ask_on) for _ in range(4)]
@@ -317,7 +317,7 @@ def test_a_full_queue_says_when_to_come_back_and_deadlines_are_kept(digits_bundl
         assert statuses <= {200, 504}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] * 2)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP] * 2)
 def test_on_a_signal_nothing_that_was_taken_is_lost(digits_bundle, number):
     """Twice each here; benchmarks/serve_kills.py does it two hundred times."""
     done, lost = [], []

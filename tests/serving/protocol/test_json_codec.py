@@ -81,9 +81,9 @@ def test_float32_survives_json_to_the_bit(array):
     """Shortest decimal forms of float32 are read back as the same float32."""
     parts, length = encode({"model_name": "m"}, {"y": array}, [RequestedOutput("y", False)])
     assert length is None
-    told = json.loads(b"".join(parts))["outputs"][0]
+    answer = json.loads(b"".join(parts))["outputs"][0]
     spec = TensorSpec("y", "float32", array.shape)
-    sent = body({"name": "y", "shape": told["shape"], "datatype": told["datatype"], "data": told["data"]})
+    sent = body({"name": "y", "shape": answer["shape"], "datatype": answer["datatype"], "data": answer["data"]})
     np.testing.assert_array_equal(decode(sent, None, (spec,)).inputs["y"], array)
 
 
@@ -262,8 +262,8 @@ def test_any_bytes_at_all_are_either_a_request_or_invalid(raw, length):
         max_leaves=12,
     )
 )
-def test_any_json_at_all_is_either_a_request_or_invalid(told):
-    text = json.dumps({"inputs": [told, told]})
+def test_any_json_at_all_is_either_a_request_or_invalid(answer):
+    text = json.dumps({"inputs": [answer, answer]})
     with contextlib.suppress(InvalidArgument):
         decode(text.encode(), None, SPECS)
 

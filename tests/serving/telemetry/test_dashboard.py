@@ -22,19 +22,19 @@ def metrics(digits_bundle):
 
 
 def expressions():
-    asked = [target["expr"] for panel in BOARD["panels"] for target in panel.get("targets", ())]
-    asked += [one["expr"] for one in BOARD["annotations"]["list"]] + [one["definition"] for one in BOARD["templating"]["list"]]
-    assert len(asked) > 20
-    return asked
+    payload = [target["expr"] for panel in BOARD["panels"] for target in panel.get("targets", ())]
+    payload += [one["expr"] for one in BOARD["annotations"]["list"]] + [one["definition"] for one in BOARD["templating"]["list"]]
+    assert len(payload) > 20
+    return payload
 
 
 def test_every_metric_of_the_dashboard_is_one_that_the_server_has(metrics):
     served = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", metrics, re.MULTILINE):
         served |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"} if kind == "histogram" else {name}
-    asked = {name for expression in expressions() for name in re.findall(r"\b(?:nv|relu_deploy)_[a-z_]+", expression)}
-    assert len(asked) > 15
-    assert asked - served == set()
+    payload = {name for expression in expressions() for name in re.findall(r"\b(?:nv|relu_deploy)_[a-z_]+", expression)}
+    assert len(payload) > 15
+    assert payload - served == set()
 
 
 def test_requests_are_told_apart_by_the_labels_that_the_dashboard_groups_by(metrics):

@@ -67,17 +67,17 @@ def show(monitor, digits, rows=8):
 def test_clean_digits_raise_no_alarm_and_inverted_ones_do_until_clean_ones_come_again(watching, censused, caplog):
     _, _, fresh = censused
     show(watching, fresh)
-    told = watching.to_json()
-    assert (told["on"], told["samples"], told["dropped"], told["failed"]) == (True, len(fresh), 0, 0)
-    assert not told["drift"]["alarm"]
-    assert told["drift"]["alarms"] == 0
-    assert told["unusual"] <= 10  # 2 of 200 are expected
+    answer = watching.to_json()
+    assert (answer["on"], answer["samples"], answer["dropped"], answer["failed"]) == (True, len(fresh), 0, 0)
+    assert not answer["drift"]["alarm"]
+    assert answer["drift"]["alarms"] == 0
+    assert answer["unusual"] <= 10  # 2 of 200 are expected
     with caplog.at_level(logging.INFO, "relu_deploy.serve"):
         show(watching, inverted(fresh[:WINDOW]))
-        told = watching.to_json()
-        assert told["drift"]["alarm"]
-        assert told["drift"]["score"] > told["drift"]["threshold"]
-        assert told["unusual"] >= WINDOW
+        answer = watching.to_json()
+        assert answer["drift"]["alarm"]
+        assert answer["drift"]["score"] > answer["drift"]["threshold"]
+        assert answer["unusual"] >= WINDOW
         show(watching, fresh[:WINDOW])
     assert not watching.to_json()["drift"]["alarm"]
     assert watching.to_json()["drift"]["alarms"] == 1
@@ -90,12 +90,12 @@ def test_what_it_tells_of_each_relu_is_numpys_own(watching, censused):
 
     bundle, known, _ = censused
     show(watching, known[:WINDOW])
-    told = watching.to_json()["relus"]
+    answer = watching.to_json()["relus"]
     relus = find_relus(load_model(bundle.onnx))
     session = load(bundle, "reference", taps=tuple(relus))
     values = session.run({"x": known[:WINDOW]})
-    assert [each["node"] for each in told] == [relu.node for relu in relus]
-    for each, relu in zip(told, relus, strict=True):
+    assert [each["node"] for each in answer] == [relu.node for relu in relus]
+    for each, relu in zip(answer, relus, strict=True):
         assert each["firing_rate"] == pytest.approx((values[relu.output] > 0).mean(), abs=1e-3)
         assert each["sparsity"] == pytest.approx(1 - each["firing_rate"])
         # These very digits were in the census: nothing can be above it.
@@ -104,9 +104,9 @@ def test_what_it_tells_of_each_relu_is_numpys_own(watching, censused):
 
 def test_a_range_excursion_is_counted_for_the_relus_that_left_their_range(watching, censused):
     show(watching, 10 * censused[2][:4])
-    told = watching.to_json()
-    assert told["relus"][0]["excursions"] == 4
-    assert told["relus"][0]["excursions_expected"] == pytest.approx(4 / 801)
+    answer = watching.to_json()
+    assert answer["relus"][0]["excursions"] == 4
+    assert answer["relus"][0]["excursions_expected"] == pytest.approx(4 / 801)
 
 
 def test_there_is_no_verdict_before_there_are_enough_samples(watching, censused):
@@ -131,9 +131,9 @@ def test_a_full_queue_drops_samples_and_does_not_wait(watching, censused, monkey
     assert watching.to_json()["dropped"] >= 200 - 64 - 8
     held.set()
     assert watching.settle(30)
-    told = watching.to_json()
-    assert told["samples"] + told["dropped"] == 200
-    assert told["samples"] >= 64
+    answer = watching.to_json()
+    assert answer["samples"] + answer["dropped"] == 200
+    assert answer["samples"] >= 64
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -156,8 +156,8 @@ def test_a_sample_that_cannot_be_run_is_counted_and_the_next_one_is_looked_at(wa
     watching({"x": np.zeros((1, 1, 5, 7), np.float32)}, {}, 1)
     assert watching.settle(30)
     show(watching, censused[2][:3])
-    told = watching.to_json()
-    assert (told["failed"], told["samples"]) == (1, 3)
+    answer = watching.to_json()
+    assert (answer["failed"], answer["samples"]) == (1, 3)
 
 
 def test_padding_is_not_looked_at(watching, censused):
@@ -178,9 +178,9 @@ def served(bundle, share, digits, checks=lambda _: None):
         if model.monitor is not None:
             await asyncio.to_thread(model.monitor.settle, 30)
         await checks(models) if asyncio.iscoroutinefunction(checks) else checks(models)
-        told = None if model.monitor is None else model.monitor.to_json()
+        answer = None if model.monitor is None else model.monitor.to_json()
         await models.close()
-        return np.concatenate([each[model.outputs[0].name] for each in answers]), told
+        return np.concatenate([each[model.outputs[0].name] for each in answers]), answer
 
     return asyncio.run(run())
 
@@ -195,10 +195,10 @@ def test_the_answers_are_the_same_bits_with_and_without_the_monitor(censused):
 
 def test_a_model_with_a_census_is_watched_by_default_and_one_without_is_not(censused, digits_bundle):
     assert served(censused[0], None, censused[2][:1])[1]["share"] == DEFAULT_SHARE
-    told = served(digits_bundle, None, censused[2][:1])[1]
-    assert not told["on"]
-    assert "no census" in told["reason"]
-    assert told["hint"].startswith(f"relu-deploy census {digits_bundle.path} --data")
+    answer = served(digits_bundle, None, censused[2][:1])[1]
+    assert not answer["on"]
+    assert "no census" in answer["reason"]
+    assert answer["hint"].startswith(f"relu-deploy census {digits_bundle.path} --data")
     assert served(censused[0], 0, censused[2][:1])[1] is None
 
 
@@ -227,11 +227,11 @@ def test_why_there_is_nothing_to_compare_with_is_said_with_what_to_do(digits_cop
     report = census(digits_copy, "digits", samples=8, threads=1)
     assert report.baseline is None
     counted = digits_copy.add("reports/census.json", json.dumps(report.to_json()))
-    wanted = [
+    reference = [
         (counted, "a census without a baseline", "relu-deploy census"),
         (Bundle.open(counted.onnx), "not a bundle", "relu-deploy export"),
     ]
-    for bundle, why, hint in wanted:
+    for bundle, why, hint in reference:
         monitor = Monitor(bundle, 1.0)
         assert monitor.wait(30)
         assert why in monitor.off
@@ -288,9 +288,9 @@ def test_the_state_is_json_at_its_address_and_nothing_where_nobody_watches(censu
         return sent[0]["status"], json.loads(sent[1]["body"])
 
     async def watched(models):
-        status, told = await get(models, "/v2/models/digits/monitor")
-        assert (status, told["on"], told["samples"]) == (200, True, 2)
-        assert len(told["relus"]) == 6
+        status, answer = await get(models, "/v2/models/digits/monitor")
+        assert (status, answer["on"], answer["samples"]) == (200, True, 2)
+        assert len(answer["relus"]) == 6
 
     async def unwatched(models):
         assert (await get(models, "/v2/models/digits/monitor"))[0] == 404

@@ -215,11 +215,11 @@ def test_the_monitor_has_its_metrics_where_there_is_a_census_and_says_off_where_
 def test_two_servers_in_one_process_have_nothing_in_common(digits_bundle):
     async def run():
         first, second = Models(ModelOptions(threads=1)), Models(ModelOptions(threads=1))
-        told = Metrics(first), Metrics(second)
+        reply = Metrics(first), Metrics(second)
         for models in (first, second):
             await models.add(digits_bundle.path)
         await first.get("digits").infer(digit())
-        texts = [values(each.text().decode()) for each in told]
+        texts = [values(each.text().decode()) for each in reply]
         await first.close()
         await second.close()
         return texts
@@ -276,9 +276,9 @@ def test_the_process_has_metrics_on_a_port_of_their_own_and_logs_json(digits_bun
             assert of(values(get(where["metrics"], "/metrics")), "nv_inference_request_success") == 1
         finally:
             process.terminate()
-            told = process.communicate(timeout=30)[1]
+            reply = process.communicate(timeout=30)[1]
     assert process.returncode == 0
-    events = [json.loads(line) for line in told.splitlines()]
+    events = [json.loads(line) for line in reply.splitlines()]
     one = next(event for event in events if event.get("id") == "one")
     assert (one["event"], one["status"], one["model"]) == ("slow", 200, "digits")
     assert one["ms"] >= one["queue_ms"] + one["compute_infer_ms"]

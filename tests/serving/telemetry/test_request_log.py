@@ -26,15 +26,15 @@ def logged(capsys, status, options, times=1, seconds=0.0, path="/v2/models/digit
     [(400, "info", "failed"), (404, "info", "failed"), (500, "warning", "failed"), (0, "info", "gone")],
 )
 def test_a_request_that_failed_is_one_line(capsys, status, level, event):
-    told = logged(capsys, status, LogOptions(as_json=True))
-    assert len(told) == 1
-    assert (told[0]["level"], told[0]["event"], told[0]["status"], told[0]["path"]) == (
+    answer = logged(capsys, status, LogOptions(as_json=True))
+    assert len(answer) == 1
+    assert (answer[0]["level"], answer[0]["event"], answer[0]["status"], answer[0]["path"]) == (
         level,
         event,
         status,
         "/v2/models/digits/infer",
     )
-    assert told[0]["time"].endswith("Z")
+    assert answer[0]["time"].endswith("Z")
 
 
 def test_one_that_succeeded_in_time_is_told_at_debug_only(capsys):
@@ -44,20 +44,20 @@ def test_one_that_succeeded_in_time_is_told_at_debug_only(capsys):
 
 def test_a_slow_one_is_told_with_where_the_time_went(capsys):
     fields = {"model": "digits", "id": "7", "timings": Timings(0.5, 0.001, 0.25, 0.002)}
-    told = logged(capsys, 200, LogOptions(as_json=True, slow=0.01), seconds=0.02, **fields)[0]
-    assert (told["event"], told["model"], told["id"]) == ("slow", "digits", "7")
-    assert told["ms"] >= 20
-    assert (told["queue_ms"], told["compute_infer_ms"]) == (500, 250)
+    answer = logged(capsys, 200, LogOptions(as_json=True, slow=0.01), seconds=0.02, **fields)[0]
+    assert (answer["event"], answer["model"], answer["id"]) == ("slow", "digits", "7")
+    assert answer["ms"] >= 20
+    assert (answer["queue_ms"], answer["compute_infer_ms"]) == (500, 250)
 
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_what_a_client_chose_is_cut_and_cannot_begin_a_line_of_its_own(capsys, as_json):
     fields = {"id": "a\n2026 error: forged \x1b[31m" + "b" * 500, "model": "digits"}
-    told = logged(capsys, 500, LogOptions(as_json=as_json), path="/v2\nx" + "y" * 500, **fields)
-    assert len(told) == 1
-    assert len(json.dumps(told[0])) < 1000
-    assert "\x1b" not in str(told[0]) or as_json
-    assert "SECRET" not in str(told[0])
+    answer = logged(capsys, 500, LogOptions(as_json=as_json), path="/v2\nx" + "y" * 500, **fields)
+    assert len(answer) == 1
+    assert len(json.dumps(answer[0])) < 1000
+    assert "\x1b" not in str(answer[0]) or as_json
+    assert "SECRET" not in str(answer[0])
 
 
 def test_people_get_a_line_to_read(capsys):
@@ -68,9 +68,9 @@ def test_people_get_a_line_to_read(capsys):
 
 
 def test_a_flood_of_failures_is_counted_instead_of_told(capsys):
-    told = logged(capsys, 503, LogOptions(as_json=True), times=1000)
+    answer = logged(capsys, 503, LogOptions(as_json=True), times=1000)
     # It may have crossed a second or two.
-    assert LINES_PER_SECOND <= len(told) <= 3 * LINES_PER_SECOND + 3
+    assert LINES_PER_SECOND <= len(answer) <= 3 * LINES_PER_SECOND + 3
 
 
 def test_the_level_is_kept_and_nothing_stays_behind(capsys):
@@ -86,9 +86,26 @@ def test_an_exception_is_told_with_its_traceback_in_the_same_object(capsys):
             raise ValueError("broken")
         except ValueError:
             logging.getLogger("relu_deploy.serve").exception("a request failed")
-    told = json.loads(capsys.readouterr().err)
-    assert told["level"] == "error"
-    assert "ValueError: broken" in told["exception"]
+    answer = json.loads(capsys.readouterr().err)
+    assert answer["level"] == "error"
+    assert "ValueError: broken" in answer["exception"]
+
+
+def test_a_flood_of_one_kind_of_line_is_cut_with_its_tracebacks_and_spares_the_others(capsys):
+    logger = logging.getLogger("relu_deploy.serve")
+    with logging_to_stderr(LogOptions(as_json=True)):
+        for number in range(1000):
+            try:
+                raise ValueError(f"broken {number}")
+            except ValueError:
+                logger.exception("a request failed")
+        logging.getLogger("uvicorn.error").warning("another library's line")
+        logger.info("another kind")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    failed = [line for line in lines if line["event"] == "a request failed"]
+    assert LINES_PER_SECOND <= len(failed) <= 3 * LINES_PER_SECOND
+    assert sum("exception" in line for line in failed) == 1
+    assert {"another library's line", "another kind"} < {line["event"] for line in lines}
 
 
 def test_a_call_over_grpc_that_fails_is_told_like_a_request_over_http(digits_bundle, tmp_path):
@@ -102,8 +119,8 @@ def test_a_call_over_grpc_that_fails_is_told_like_a_request_over_http(digits_bun
             server.stub.ModelInfer(messages().ModelInferRequest(model_name="digits", id="seven"))
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         for line in server.process.stderr:
-            told = json.loads(line)
-            if told["event"] == "failed":
+            answer = json.loads(line)
+            if answer["event"] == "failed":
                 break
-    assert (told["method"], told["path"], told["status"]) == ("gRPC", "ModelInfer", 400)
-    assert (told["model"], told["id"]) == ("digits", "seven")
+    assert (answer["method"], answer["path"], answer["status"]) == ("gRPC", "ModelInfer", 400)
+    assert (answer["model"], answer["id"]) == ("digits", "seven")

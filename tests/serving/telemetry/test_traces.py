@@ -1,4 +1,4 @@
-"""What a collector gets: true times, the client's trace, no content, as many as were asked for; and what it costs when it is away."""
+"""What a collector gets: true times, the client's trace, no content, as many as were payload for; and what it costs when it is away."""
 
 import json
 import logging
@@ -348,9 +348,9 @@ def test_a_collector_that_takes_nothing_keeps_nobody_waiting(digits_bundle, monk
             assert time.monotonic() - began < 4
             server.errors.seek(0)
             lines = [json.loads(line) for line in server.errors]
-    told = [line for line in lines if line["event"] == "traces are not delivered"]
-    assert len(told) == 1
-    assert told[0]["collector"] == f"{url}/v1/traces"
+    reply = [line for line in lines if line["event"] == "traces are not delivered"]
+    assert len(reply) == 1
+    assert reply[0]["collector"] == f"{url}/v1/traces"
     lost = [line for line in lines if line["event"] == "traces were lost"]
     assert [(line["spans"], line["of"]) for line in lost] == [(5 * len(took), 5 * len(took))]
     assert not any("Traceback" in str(line) for line in lines)

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from relu_deploy.serving.errors import NotFound, Unavailable
 from relu_deploy.serving.protocol.routes import RequestContext, parse_route
-from relu_deploy.serving.transport.admission import AdmissionControl, Refusal
+from relu_deploy.serving.transport.admission import AdmissionControl, AdmissionLimits, Refusal
 from relu_deploy.serving.transport.connection import MAX_SKIPPED, Connection, ConnectionSettings
 from relu_deploy.serving.transport.limits import HttpLimits
 from relu_deploy.serving.transport.paused_connections import PausedConnections
@@ -323,3 +323,39 @@ def test_a_request_whose_body_is_on_its_way_holds_no_place():
     slow.release_unless_complete()
     whole.release_unless_complete()
     assert (slow.slot, whole.slot is None, models.reserved) == (None, False, 1)
+
+
+def test_one_client_has_no_more_requests_in_progress_than_its_limit():
+    admission = AdmissionControl(Models(), Observed(), limits=AdmissionLimits(per_client=2))
+    first, second, third = (context_of("/v2/models/free/infer") for _ in range(3))
+    other = RequestContext("POST", "/v2/models/free/infer", "10.0.0.2", route=parse_route("POST", "/v2/models/free/infer"))
+    admission.admit(first)
+    admission.admit(second)
+    with pytest.raises(Unavailable, match="this client has 2 requests"):
+        admission.admit(third)
+    admission.admit(other)
+    # In the queue the request still counts; once it has ended, it does not.
+    first.release_slot()
+    with pytest.raises(Unavailable):
+        admission.admit(third)
+    admission.end(first)
+    admission.end(first)
+    admission.admit(third)
+    for context in (second, third, other):
+        admission.end(context)
+    assert (Models.reserved, admission._clients) == (0, {})
+
+
+def test_all_requests_together_hold_no_more_memory_than_the_limit():
+    admission = AdmissionControl(Models(), Observed(), limits=AdmissionLimits(memory=100))
+    first, second = context_of("/v2/models/free/infer"), context_of("/v2/models/free/infer")
+    admission.hold_memory(first, 40)
+    admission.hold_memory(first, 20)
+    with pytest.raises(Unavailable, match="memory") as refused:
+        admission.hold_memory(second, 41)
+    assert refused.value.retry_after
+    admission.hold_memory(second, 40)
+    admission.end(first)
+    admission.hold_memory(second, 60)
+    admission.end(second)
+    assert (first.memory, second.memory, admission._memory) == (0, 0, 0)

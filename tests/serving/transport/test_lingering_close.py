@@ -56,18 +56,18 @@ def head(path, size, *more):
 def test_a_body_that_is_too_large_gets_its_413_though_all_of_it_is_sent_first(server, pause):
     body = bytes(3 * MIB)
     for path in ("/v2/models/digits/infer", "/v2/models/digits/predict", "/v2/models/digits/relus"):
-        status, told, after = answer_to(server.port, head(path, len(body)), body, pause)
+        status, reply, after = answer_to(server.port, head(path, len(body)), body, pause)
         assert (status, after) == (413, b"")
-        assert told["error"].startswith("a body of 3145728 bytes exceeds the limit of 1048576; ")
+        assert reply["error"].startswith("a body of 3145728 bytes exceeds the limit of 1048576; ")
         pause = 0
 
 
 def test_a_body_in_chunks_that_becomes_too_large_gets_its_413(server):
     top = head("/v2/models/digits/infer", 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
     body = (b"%x\r\n%b\r\n" % (2**16, bytes(2**16))) * 48 + b"0\r\n\r\n"
-    status, told, _ = answer_to(server.port, top, body)
+    status, reply, _ = answer_to(server.port, top, body)
     assert status == 413
-    assert "the body exceeds the limit of 1048576 bytes" in told["error"]
+    assert "the body exceeds the limit of 1048576 bytes" in reply["error"]
 
 
 @pytest.mark.parametrize(
@@ -81,20 +81,20 @@ def test_a_body_in_chunks_that_becomes_too_large_gets_its_413(server):
 )
 def test_what_is_refused_before_its_body_is_read_gets_its_answer(server, path, more, status, words):
     body = bytes(MIB)
-    got, told, _ = answer_to(server.port, head(path, len(body), *more), body)
+    got, reply, _ = answer_to(server.port, head(path, len(body), *more), body)
     assert got == status
-    assert words in told["error"]
+    assert words in reply["error"]
 
 
 def test_headers_that_are_too_long_get_their_431(server):
-    got, told, _ = answer_to(server.port, b"GET /v2 HTTP/1.1\r\na: ", b"x" * MIB)
-    assert (got, told) == (431, {"error": "the headers are too long"})
+    got, reply, _ = answer_to(server.port, b"GET /v2 HTTP/1.1\r\na: ", b"x" * MIB)
+    assert (got, reply) == (431, {"error": "the headers are too long"})
 
 
 def test_what_is_not_http_gets_its_400_though_more_is_sent(server):
     top = head("/v2/models/digits/infer", "many")
-    got, told, _ = answer_to(server.port, top, bytes(MIB))
-    assert (got, told) == (400, {"error": "this is not an HTTP request"})
+    got, reply, _ = answer_to(server.port, top, bytes(MIB))
+    assert (got, reply) == (400, {"error": "this is not an HTTP request"})
 
 
 def test_a_client_that_waits_for_its_100_sends_nothing(server):

@@ -115,16 +115,16 @@ def test_probabilities_are_the_softmax_of_what_the_session_answers(server, digit
     # A photograph would be larger than the input, in color, and not square.
     file = tmp_path / f"digit.{form_.lower()}"
     file.write_bytes(encoded(Image.fromarray(digits[0]).convert("RGB").resize((97, 61)), form_))
-    status, told, _ = ask(server, f"{DIGITS}?top=10", file.read_bytes(), f"image/{form_.lower()}")
+    status, reply, _ = ask(server, f"{DIGITS}?top=10", file.read_bytes(), f"image/{form_.lower()}")
     assert status == 200
     probabilities = expected_probabilities(digits_bundle, file)
-    assert [one["index"] for one in told["predictions"]] == np.argsort(-probabilities).tolist()
-    for one in told["predictions"]:
+    assert [one["index"] for one in reply["predictions"]] == np.argsort(-probabilities).tolist()
+    for one in reply["predictions"]:
         assert one["probability"] == pytest.approx(probabilities[one["index"]], rel=1e-5)
         assert one["label"] == digits_bundle.manifest["labels"][one["index"]]
-    assert told["picture"] == {"width": 97, "height": 61, "format": form_, "seen": [0, 0, 97, 61]}
-    assert told["task"] == "classification"
-    assert (told["model_name"], told["model_version"]) == ("digits", "1")
+    assert reply["picture"] == {"width": 97, "height": 61, "format": form_, "seen": [0, 0, 97, 61]}
+    assert reply["task"] == "classification"
+    assert (reply["model_name"], reply["model_version"]) == ("digits", "1")
 
 
 def test_the_shipped_digits_are_named_right(server, digits):
@@ -144,7 +144,7 @@ def test_a_form_an_octet_stream_and_a_version_give_the_same_answer(server, digit
         ask(server, "/v2/models/digits/versions/1/predict", file),
     ]
     assert [status for status, _, _ in answers] == [200] * 4
-    assert all(told["predictions"] == answers[0][1]["predictions"] for _, told, _ in answers)
+    assert all(reply["predictions"] == answers[0][1]["predictions"] for _, reply, _ in answers)
 
 
 def test_top_says_how_many_labels(server, digits):
@@ -187,26 +187,26 @@ def overlap(one, other):
 
 def test_boxes_of_a_picture_of_the_inputs_size_are_the_sessions(server, detector, scenes):
     for scene in scenes:
-        told = ask(server, DETECT, encoded(Image.fromarray(scene), "PNG"))[1]
-        wanted = expected_boxes(detector, scene)
-        assert [one["index"] for one in told["detections"]] == wanted["labels"].tolist()
-        assert [one["label"] for one in told["detections"]] == list(map(str, wanted["labels"]))
-        np.testing.assert_allclose([one["box"] for one in told["detections"]], wanted["boxes"], atol=0.01)
-        np.testing.assert_allclose([one["score"] for one in told["detections"]], wanted["scores"], rtol=1e-4)
+        reply = ask(server, DETECT, encoded(Image.fromarray(scene), "PNG"))[1]
+        expected = expected_boxes(detector, scene)
+        assert [one["index"] for one in reply["detections"]] == expected["labels"].tolist()
+        assert [one["label"] for one in reply["detections"]] == list(map(str, expected["labels"]))
+        np.testing.assert_allclose([one["box"] for one in reply["detections"]], expected["boxes"], atol=0.01)
+        np.testing.assert_allclose([one["score"] for one in reply["detections"]], expected["scores"], rtol=1e-4)
 
 
-def agree(told, wanted, scale, offset=(0, 0)):
+def agree(reply, expected, scale, offset=(0, 0)):
     """Check that the answer is `wanted`, scaled and moved."""
-    assert [one["index"] for one in told["detections"]] == wanted["labels"].tolist()
-    boxes = wanted["boxes"] * np.tile(scale, 2) + np.tile(offset, 2)
-    np.testing.assert_allclose([one["box"] for one in told["detections"]], boxes, atol=0.05)
+    assert [one["index"] for one in reply["detections"]] == expected["labels"].tolist()
+    boxes = expected["boxes"] * np.tile(scale, 2) + np.tile(offset, 2)
+    np.testing.assert_allclose([one["box"] for one in reply["detections"]], boxes, atol=0.05)
 
 
-def lies_near(told, wanted, scale, offset=(0, 0)):
+def lies_near(reply, expected, scale, offset=(0, 0)):
     """Check that each box of `wanted`, scaled and moved, is answered, give or take what resizing does to a digit's edge."""
-    assert len(wanted["boxes"])
-    for box, label in zip(wanted["boxes"] * np.tile(scale, 2) + np.tile(offset, 2), wanted["labels"], strict=True):
-        mine = [np.array(one["box"]) for one in told["detections"] if one["index"] == label]
+    assert len(expected["boxes"])
+    for box, label in zip(expected["boxes"] * np.tile(scale, 2) + np.tile(offset, 2), expected["labels"], strict=True):
+        mine = [np.array(one["box"]) for one in reply["detections"] if one["index"] == label]
         assert max((overlap(box, one) for one in mine), default=0) > 0.7
 
 
@@ -214,12 +214,12 @@ def lies_near(told, wanted, scale, offset=(0, 0)):
 def test_boxes_of_a_stretched_picture_are_stretched(server, detector, scenes, across, down):
     for scene in scenes:
         large = Image.fromarray(scene).resize((128 * across, 128 * down), Image.Resampling.NEAREST)
-        told = ask(server, f"{DETECT}?threshold=0.5", encoded(large, "PNG"))[1]
-        assert (told["picture"]["width"], told["picture"]["height"]) == large.size
-        assert told["picture"]["seen"] == [0, 0, *large.size]
+        reply = ask(server, f"{DETECT}?threshold=0.5", encoded(large, "PNG"))[1]
+        assert (reply["picture"]["width"], reply["picture"]["height"]) == large.size
+        assert reply["picture"]["seen"] == [0, 0, *large.size]
         shrunk = np.asarray(large.resize((128, 128), Image.Resampling.BILINEAR))
-        agree(told, expected_boxes(detector, shrunk, 0.5), [across, down])
-        lies_near(told, expected_boxes(detector, scene, 0.7), [across, down])
+        agree(reply, expected_boxes(detector, shrunk, 0.5), [across, down])
+        lies_near(reply, expected_boxes(detector, scene, 0.7), [across, down])
 
 
 @pytest.mark.parametrize(("before", "after", "wide"), [(40, 100, True), (100, 40, False), (33, 0, True), (0, 0, True)])
@@ -228,23 +228,23 @@ def test_boxes_of_a_cropped_picture_lie_where_the_digits_are(server, detector, s
     for scene in scenes[:4]:
         around = ((0, 0), (before, after)) if wide else ((before, after), (0, 0))
         large = Image.fromarray(np.pad(scene, around, mode="edge"))
-        status, told, _ = ask(server, "/v2/models/cropping/predict?threshold=0.6", encoded(large, "PNG"))
+        status, reply, _ = ask(server, "/v2/models/cropping/predict?threshold=0.6", encoded(large, "PNG"))
         assert status == 200
         start = (before + after) // 2
-        assert told["picture"]["seen"] == ([start, 0, start + 128, 128] if wide else [0, start, 128, start + 128])
+        assert reply["picture"]["seen"] == ([start, 0, start + 128, 128] if wide else [0, start, 128, start + 128])
         middle = np.asarray(large)[:, start : start + 128] if wide else np.asarray(large)[start : start + 128]
-        wanted = expected_boxes(detector, middle, 0.6)
-        agree(told, wanted, [1, 1], [start, 0] if wide else [0, start])
+        expected = expected_boxes(detector, middle, 0.6)
+        agree(reply, expected, [1, 1], [start, 0] if wide else [0, start])
 
 
 def test_boxes_of_a_picture_that_is_scaled_and_cropped_lie_where_the_digits_are(server, detector, scenes):
     for scene in scenes[:4]:
         large = Image.fromarray(np.pad(scene, ((0, 0), (64, 64)), mode="edge")).resize((768, 384), Image.Resampling.NEAREST)
-        told = ask(server, "/v2/models/cropping/predict?threshold=0.5", encoded(large, "PNG"))[1]
-        assert told["picture"]["seen"] == [192, 0, 576, 384]
+        reply = ask(server, "/v2/models/cropping/predict?threshold=0.5", encoded(large, "PNG"))[1]
+        assert reply["picture"]["seen"] == [192, 0, 576, 384]
         shrunk = np.asarray(large.resize((256, 128), Image.Resampling.BILINEAR))[:, 64:192]
-        agree(told, expected_boxes(detector, shrunk, 0.5), [3, 3], [192, 0])
-        lies_near(told, expected_boxes(detector, scene, 0.7), [3, 3], [192, 0])
+        agree(reply, expected_boxes(detector, shrunk, 0.5), [3, 3], [192, 0])
+        lies_near(reply, expected_boxes(detector, scene, 0.7), [3, 3], [192, 0])
 
 
 def test_boxes_of_a_turned_photograph_are_those_of_the_upright_one(server, scenes):
@@ -331,27 +331,27 @@ def opened(png):
 
 def test_a_mask_holds_the_class_of_each_pixel_and_the_shares_are_counted_from_it(server, segmenter, cluttered):
     for scene in cluttered:
-        status, told, _ = ask(server, SEGMENT, encoded(Image.fromarray(scene), "PNG"))
-        wanted = expected_mask(segmenter, scene)
+        status, reply, _ = ask(server, SEGMENT, encoded(Image.fromarray(scene), "PNG"))
+        expected = expected_mask(segmenter, scene)
         assert status == 200
-        assert told["task"] == "segmentation"
-        assert {key: told["mask"][key] for key in ("format", "width", "height", "void")} == {
+        assert reply["task"] == "segmentation"
+        assert {key: reply["mask"][key] for key in ("format", "width", "height", "void")} == {
             "format": "PNG",
             "width": 128,
             "height": 128,
             "void": 255,
         }
-        mask, shown = opened(base64.b64decode(told["mask"]["data"]))
-        assert (mask != wanted).mean() < 1e-3  # two sessions may differ in the last bit of a logit
+        mask, shown = opened(base64.b64decode(reply["mask"]["data"]))
+        assert (mask != expected).mean() < 1e-3  # two sessions may differ in the last bit of a logit
         counts = np.bincount(mask.ravel(), minlength=11)
-        assert {one["index"]: one["pixels"] for one in told["classes"]} == {k: n for k, n in enumerate(counts) if n}
-        assert [one["share"] for one in told["classes"]] == sorted((n / 128**2 for n in counts if n), reverse=True)
-        for one in told["classes"]:
+        assert {one["index"]: one["pixels"] for one in reply["classes"]} == {k: n for k, n in enumerate(counts) if n}
+        assert [one["share"] for one in reply["classes"]] == sorted((n / 128**2 for n in counts if n), reverse=True)
+        for one in reply["classes"]:
             assert one["label"] == segmenter.manifest["labels"][one["index"]]
             assert one["background"] == (one["index"] == 0)
             colors = {tuple(color) for color in shown[mask == one["index"]].tolist()}
             assert colors == {(*bytes.fromhex(one["color"][1:]), 0 if one["background"] else 255)}
-        assert len({one["color"] for one in told["classes"]}) == len(told["classes"]) > 1
+        assert len({one["color"] for one in reply["classes"]}) == len(reply["classes"]) > 1
 
 
 def test_the_shipped_scenes_are_named_right_pixel_by_pixel(server):
@@ -376,27 +376,27 @@ def test_the_mask_of_a_stretched_picture_is_stretched(server, segmenter, clutter
     large = Image.fromarray(cluttered[1]).resize((384, 640), Image.Resampling.NEAREST)
     mask, _ = opened(ask(server, f"{SEGMENT}?mask=png", encoded(large, "PNG"))[1])
     shrunk = np.asarray(large.resize((128, 128), Image.Resampling.BILINEAR))
-    wanted = expected_mask(segmenter, shrunk).repeat(5, 0).repeat(3, 1)
+    expected = expected_mask(segmenter, shrunk).repeat(5, 0).repeat(3, 1)
     assert mask.shape == (640, 384)
-    assert (mask != wanted).mean() < 1e-3
+    assert (mask != expected).mean() < 1e-3
 
 
 @pytest.mark.parametrize("wide", [True, False])
 def test_where_a_cropping_model_does_not_look_the_mask_is_void(server, segmenter, cluttered, wide):
     scene = cluttered[2]
     around = ((0, 0), (30, 70)) if wide else ((30, 70), (0, 0))
-    told = ask(server, "/v2/models/middle/predict", encoded(Image.fromarray(np.pad(scene, around, mode="edge")), "PNG"))[1]
-    mask, shown = opened(base64.b64decode(told["mask"]["data"]))
+    reply = ask(server, "/v2/models/middle/predict", encoded(Image.fromarray(np.pad(scene, around, mode="edge")), "PNG"))[1]
+    mask, shown = opened(base64.b64decode(reply["mask"]["data"]))
     inside = np.zeros(mask.shape, bool)
     inside[(slice(None), slice(50, 178)) if wide else (slice(50, 178), slice(None))] = True
     assert (mask[~inside] == 255).all()
     assert (shown[~inside][:, 3] == 0).all()
     padded = np.pad(scene, around, mode="edge")
-    wanted = expected_mask(segmenter, padded[:, 50:178] if wide else padded[50:178])
-    assert (mask[inside].reshape(128, 128) != wanted).mean() < 1e-3
+    expected = expected_mask(segmenter, padded[:, 50:178] if wide else padded[50:178])
+    assert (mask[inside].reshape(128, 128) != expected).mean() < 1e-3
     # Shares are of what the model looked at; nobody said that class 0 is the ground, so it has a color.
-    assert sum(one["share"] for one in told["classes"]) == pytest.approx(1)
-    assert not any(one["background"] for one in told["classes"])
+    assert sum(one["share"] for one in reply["classes"]) == pytest.approx(1)
+    assert not any(one["background"] for one in reply["classes"])
     assert (shown[inside][:, 3] == 255).all()
 
 
@@ -415,15 +415,15 @@ def test_masks_find_the_way_to_every_pixel_of_a_picture_that_was_scaled_and_cut(
 
 
 @pytest.mark.parametrize(
-    ("output", "said"),
+    ("output", "message"),
     [
         (np.full((1, 3, 4, 4), np.nan, np.float32), "NaN or an infinity"),
         (np.zeros((1, 3), np.float32), "not a mask"),
         (np.full((1, 4, 4), 255), "class 255"),
     ],
 )
-def test_an_output_that_is_no_mask_is_the_servers_failure(output, said):
-    with pytest.raises(InternalError, match=said):
+def test_an_output_that_is_no_mask_is_the_servers_failure(output, message):
+    with pytest.raises(InternalError, match=message):
         mask_of(output, ImagePlacement((4, 4), (4, 4), (1.0, 1.0), (0, 0)))
 
 
@@ -453,7 +453,7 @@ def like(**manifest):
 
 
 @pytest.mark.parametrize(
-    ("bundle", "said"),
+    ("bundle", "message"),
     [
         (like(preprocess=None), "no 'preprocess'"),
         (like(task=None), "no 'task'"),
@@ -463,8 +463,8 @@ def like(**manifest):
         (like(inputs=[{"name": name, "dtype": "float32", "shape": ["n", 3, 8, 8]} for name in "xy"]), "has 2 inputs"),
     ],
 )
-def test_what_a_model_lacks_to_take_pictures_is_named(bundle, said):
-    assert said in unsupported_reason(bundle)[0]
+def test_what_a_model_lacks_to_take_pictures_is_named(bundle, message):
+    assert message in unsupported_reason(bundle)[0]
     assert unsupported_reason(like()) is None
 
 
@@ -478,7 +478,7 @@ def test_a_model_of_any_size_is_not_fed_what_would_exhaust_the_memory():
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "said"),
+    ("path", "status", "message"),
     [
         ("/v2/models/nosuch/predict", 404, "no model called 'nosuch'"),
         ("/v2/models/digits/versions/7/predict", 404, "no version '7'"),
@@ -495,10 +495,10 @@ def test_a_model_of_any_size_is_not_fed_what_would_exhaust_the_memory():
         (f"{DIGITS}?mask=png", 400, "makes none: its task is classification"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_words(server, path, status, said):
+def test_what_makes_no_sense_is_refused_in_words(server, path, status, message):
     answer = ask(server, path, encoded(gradient(), "PNG"))
     assert answer[0] == status
-    assert said in answer[1]["error"]
+    assert message in answer[1]["error"]
 
 
 @pytest.mark.parametrize("path", [DIGITS, "/v2/models/digits/relus"])
@@ -522,9 +522,9 @@ def test_a_bomb_is_refused_without_being_unpacked(server):
     bomb = png(20_000, 20_000, 8, 2, b"\0" * 60_001)
     assert len(bomb) < 1000
     for _ in range(8):
-        status, told, _ = ask(server, DIGITS, bomb)
+        status, reply, _ = ask(server, DIGITS, bomb)
         assert status == 413
-        assert "40000000 pixels" in told["error"]
+        assert "40000000 pixels" in reply["error"]
     # Unpacked it would be 1,200 MB.
     assert (most_memory() if Path("/proc").is_dir() else 0) - before < 100
 
@@ -553,16 +553,16 @@ def test_each_of_many_clients_gets_the_answer_to_its_own_picture(server, digits)
     files = [encoded(Image.fromarray(one), "PNG") for one in digits]
     alone = [ask(server, f"{DIGITS}?top=10", file)[1]["predictions"] for file in files]
 
-    def asked(index):
+    def payload(index):
         return index % len(files), ask(server, f"{DIGITS}?top=10", files[index % len(files)])
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(asked, range(128)))
-    for index, (status, told, _) in answers:
+        answers = list(pool.map(payload, range(128)))
+    for index, (status, reply, _) in answers:
         assert status == 200
-        assert [one["index"] for one in told["predictions"]] == [one["index"] for one in alone[index]]
+        assert [one["index"] for one in reply["predictions"]] == [one["index"] for one in alone[index]]
         np.testing.assert_allclose(
-            [one["probability"] for one in told["predictions"]], [one["probability"] for one in alone[index]], rtol=1e-3
+            [one["probability"] for one in reply["predictions"]], [one["probability"] for one in alone[index]], rtol=1e-3
         )
 
 
@@ -589,18 +589,18 @@ def test_the_server_answers_others_while_it_decodes(server):
 
 
 def test_relus_are_those_of_a_tapped_session(server, digits_bundle, digits):
-    status, told, _ = ask(server, "/v2/models/digits/relus", encoded(Image.fromarray(digits[0]), "PNG"))
+    status, reply, _ = ask(server, "/v2/models/digits/relus", encoded(Image.fromarray(digits[0]), "PNG"))
     assert status == 200
     relus = find_relus(load_model(digits_bundle.onnx))
-    assert [one["name"] for one in told["relus"]] == [relu.node for relu in relus]
+    assert [one["name"] for one in reply["relus"]] == [relu.node for relu in relus]
     with closing(load(digits_bundle, "onnxruntime-cpu", taps=tuple(relus), threads=1)) as session:
         outputs = session.run({"x": to_input(digits_bundle, digits[0][None, ..., None])})
-    for relu, one in zip(relus, told["relus"], strict=True):
+    for relu, one in zip(relus, reply["relus"], strict=True):
         values = outputs[relu.output][0].reshape(one["channels"], -1).astype(np.float64)
         assert one["fired"] == pytest.approx((values.max(1) > 0).mean())
         assert one["positive"] == pytest.approx((values > 0).mean())
         np.testing.assert_allclose(np.array(one["means"]) / 255 * one["peak"], values.mean(1), atol=one["peak"] / 255)
-    assert {"load_ms", "compute_ms"} == set(told["timing"])
+    assert {"load_ms", "compute_ms"} == set(reply["timing"])
 
 
 def test_the_second_session_is_loaded_once_and_again_after_a_reload(detector, tmp_path):
@@ -619,9 +619,9 @@ def test_the_second_session_is_loaded_once_and_again_after_a_reload(detector, tm
 def test_a_channel_that_fired_is_never_shown_as_silent():
     values = np.zeros((1, 4, 10, 10), np.float32)
     values[0, 1, 0, 0], values[0, 2], values[0, 3] = 1e-6, 5, -1
-    told = channels_of(values)
-    assert told["means"] == [0, 1, 255, 0]
-    assert (told["channels"], told["fired"], told["positive"], told["peak"]) == (4, 0.5, 101 / 400, 5)
+    reply = channels_of(values)
+    assert reply["means"] == [0, 1, 255, 0]
+    assert (reply["channels"], reply["fired"], reply["positive"], reply["peak"]) == (4, 0.5, 101 / 400, 5)
     assert channels_of(np.zeros((1, 3), np.float32)) == {"channels": 3, "fired": 0, "positive": 0, "peak": 0, "means": [0, 0, 0]}
 
 
@@ -658,9 +658,9 @@ def test_the_page_is_one_file_that_may_only_talk_to_its_server(server):
 
 
 def test_the_page_is_told_which_models_take_pictures(server):
-    told = {one["name"]: one for one in server.ask("GET", "/page/models")[1]["models"]}
-    assert told["digits"]["watched"]
-    assert told["digits"]["drawable"]
-    assert (told["digits"]["channels"], told["digits"]["width"], told["digits"]["classes"]) == (1, 28, 10)
-    assert told["digit_detector"]["threshold"] == 0.05
-    assert "no 'preprocess'" in told["model"]["reason"]
+    reply = {one["name"]: one for one in server.ask("GET", "/page/models")[1]["models"]}
+    assert reply["digits"]["watched"]
+    assert reply["digits"]["drawable"]
+    assert (reply["digits"]["channels"], reply["digits"]["width"], reply["digits"]["classes"]) == (1, 28, 10)
+    assert reply["digit_detector"]["threshold"] == 0.05
+    assert "no 'preprocess'" in reply["model"]["reason"]
