@@ -170,7 +170,7 @@ async def _serve(
             if grpc is not None:
                 await grpc.start()
             watching = asyncio.create_task(_watch(models)) if options.watch else None
-            _announce(models, options, Ports(_port(http) or 0, grpc and grpc.port, _port(metrics)), started)
+            _announce(models, options, Ports(_port(http) or 0, None if grpc is None else grpc.port, _port(metrics)), started)
             await stop.wait()
             progress("stopping: finishing the accepted requests")
             if watching is not None:
