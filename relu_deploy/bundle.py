@@ -17,6 +17,7 @@ variant (`digits.rdb/variants/int8-cpu.onnx`) opens as the bundle that it is in,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -60,6 +61,7 @@ class Bundle:
         path: The bundle's folder, or the `.onnx` file that is used as one.
         manifest: The parsed manifest.json; for a plain `.onnx` only `name`, `source`, `inputs` and `outputs` are filled.
         variant: Name of the variant in use, "" for the model itself.
+        trusted: Whether its PyTorch program may be loaded although loading it could run code in it.
         shapes: Sizes given for inputs whose dimensions may vary, by input name; see `with_shapes`.
     """
 
@@ -67,6 +69,7 @@ class Bundle:
     manifest: Mapping[str, Any]
     variant: str = ""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    trusted: bool = False
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Bundle) -> Bundle:
@@ -136,6 +139,10 @@ class Bundle:
         if checked_against := known[name].get("checked_against"):
             self.file(checked_against)
         return replace(self, variant=name)
+
+    def with_trust(self, trusted: bool) -> Bundle:
+        """Return this bundle with leave, or without, to load a PyTorch program that could run code when it is loaded."""
+        return replace(self, trusted=trusted)
 
     def with_shapes(self, shapes: Mapping[str, Sequence[int]]) -> Bundle:
         """Return this bundle with sizes for the varying dimensions of its inputs; the batch still varies.
@@ -272,6 +279,8 @@ def create_bundle(target: str | os.PathLike[str], *, force: bool = False) -> Ite
 def refuse_existing(target: Path, force: bool) -> None:
     """Raise InputError if `target` exists and may not be replaced: without `force`, or if it is not a bundle."""
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            target.lstat()  # raises for a name that cannot be
         if target.exists() and not force:
             raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
         if target.is_dir():

@@ -80,6 +80,12 @@ def validate(manifest: Any, file: Path) -> None:
     if fault is not None:
         place = "/".join(map(str, fault.absolute_path)) or "the top level"
         raise InputError(f"{file}: {place}: {fault.message[:300]}", "export the model again with this version of relu_deploy")
+    steps = manifest.get("preprocess") or {}
+    first = manifest["inputs"][0] if manifest["inputs"] else {"dtype": "", "shape": []}
+    if "text" in steps and not (first["dtype"] == "uint8" and len(first["shape"]) == 2 and isinstance(first["shape"][1], int)):
+        raise InputError(f"{file}: preprocess: a model of texts takes uint8 in rows of one length", "export the model again")
+    if "text" not in steps and steps and len(steps["mean"]) != len(steps["std"]):
+        raise InputError(f"{file}: preprocess: mean and std have different lengths", "export the model again")
     for name in manifest["files"]:
         check_file_name(name, file)
     for name in manifest["variants"]:

@@ -1,14 +1,25 @@
-"""Where the shipped models are: inside the installed package, or at the root of a checkout."""
+"""Files of the package: the shipped models, and the JSON Schemas of its results and of the manifest."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["models_folder"]
+__all__ = ["models_folder", "schema_file", "schema_names"]
+
+PACKAGE = Path(__file__).parent
 
 
 def models_folder() -> Path:
-    """Return the folder of the shipped models; it exists in a wheel and in a checkout alike."""
-    package = Path(__file__).parent
-    installed = package / "_models"
-    return installed if installed.is_dir() else package.parent / "models"
+    """Return the folder of the shipped models, in an installed package or in a checkout."""
+    installed = PACKAGE / "_models"
+    return installed if installed.is_dir() else PACKAGE.parent / "models"
+
+
+def schema_names() -> list[str]:
+    """Return the names of the JSON Schemas: the verbs, and "bundle" for manifest.json."""
+    return sorted([*(file.stem for file in (PACKAGE / "schemas").glob("*.json")), "bundle"])
+
+
+def schema_file(name: str) -> Path:
+    """Return the JSON Schema called `name`, one of `schema_names`."""
+    return PACKAGE / "manifest.schema.json" if name == "bundle" else PACKAGE / "schemas" / f"{name}.json"

@@ -183,7 +183,7 @@ def census(
     require(backend)
     bundle = Bundle.open(bundle)
     model = load_model(bundle.onnx) if bundle.is_folder else load_normalized_model(bundle.onnx)
-    relus = find_relus(model)
+    relus = [relu for relu in find_relus(model) if relu.observable]
     declared = declared_range(bundle, input_range)
     dataset = load_dataset(bundle, data)
     dataset = dataset if samples is None else dataset.picked(spread_evenly(len(dataset), samples))
@@ -198,9 +198,11 @@ def census(
             if left_over and size < rows:
                 break
             outside += rows_outside(feeds, declared)
-            results = session.run(feeds) if relus else {}
+            results = _by_row(session.run(feeds), relus) if relus else {}
             for name, count in counts.items():
-                count.add(results[name])
+                # The branch of an If that did not run has no values.
+                if results[name].size:
+                    count.add(results[name])
             baselines.add(results, size)
             done += size
             progress(done, len(dataset) - left_over)
@@ -270,6 +272,15 @@ def _proven(
             low, high = np.asarray(-np.inf), np.asarray(np.inf)
         proven[relu.output] = (np.broadcast_to(high <= 0, (channels,)), np.broadcast_to(low > 0, (channels,)))
     return proven
+
+
+def _by_row(results: Mapping[str, Array], relus: Sequence[Relu]) -> dict[str, Array]:
+    """Return `results` with the iterations of a Relu in a Loop or Scan as further rows."""
+    iterated = {relu.output for relu in relus if relu.is_iterated}
+    return {
+        name: array.reshape(-1, *array.shape[2:]) if name in iterated and array.ndim > 2 else array
+        for name, array in results.items()
+    }
 
 
 def _batch_size(bundle: Bundle, relus: Sequence[Relu], asked: int | None, rows: int) -> int:

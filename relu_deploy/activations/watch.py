@@ -1,15 +1,16 @@
-"""A watch over the ReLUs of a network in training: says when they die, and what it may come from.
+"""Watch the ReLUs of a network in training: warn when channels die, and name the likely cause.
 
     with relu_deploy.watch(model) as watched:
         for images, labels in batches: ...            # an ordinary training loop
     watched.dead()                                     # {"features.1": 12}
 
-A ReLU whose input is negative passes no gradient, so a channel that is negative on everything stays as it is: it is dead.
+A ReLU whose input is negative passes no gradient, so a channel that is negative on all data is never updated: it is dead.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,15 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["DyingReluWarning", "Watch", "WatchedRelu", "watch"]
+from relu_deploy.records import JsonRecord
+
+__all__ = ["DyingReluWarning", "UnobservedReluWarning", "Watch", "WatchedRelu", "watch"]
 
 RELUS = (nn.ReLU, nn.ReLU6)
 FEEDERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
 
-#: an input whose root mean square is above this was not normalized: initializations assume about 1
+#: an input whose root mean square is above this is not normalized: initializations assume about 1
 LARGE_INPUT = 10.0
-#: weights that grew or moved by this factor of their own first norm were thrown there by a step too large
+#: weights that moved by more than this factor of their first norm were moved by too large a step
 JUMP = 2.0
 #: a He-initialized layer keeps the scale of its input; weights this many times larger or smaller do not
 UNUSUAL_SCALE = 4.0
@@ -42,11 +45,19 @@ class DyingReluWarning(UserWarning):
     """A share of a ReLU's channels has not fired for many training batches in a row."""
 
 
-@dataclass(frozen=True)
-class WatchedRelu:
-    """One ReLU module. scope: its path. dead: channels that have not fired for `patience` batches, or more.
+class UnobservedReluWarning(UserWarning):
+    """The watched module is trained, but the forward passes of its ReLUs are not visible to hooks."""
 
-    batches: training batches that it has seen. causes: what is visible of the usual causes, the likeliest first.
+
+@dataclass(frozen=True)
+class WatchedRelu(JsonRecord):
+    """One ReLU module.
+
+    Attributes:
+        scope: Its path.
+        dead: Channels that have not fired for `patience` batches or more.
+        batches: Training batches so far.
+        causes: The usual causes that can be seen, the likeliest first.
     """
 
     scope: str
@@ -60,14 +71,7 @@ class WatchedRelu:
         return self.dead / self.channels if self.channels else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "scope": self.scope,
-            "channels": self.channels,
-            "dead": self.dead,
-            "share": self.share,
-            "batches": self.batches,
-            "causes": list(self.causes),
-        }
+        return super().to_json() | {"share": self.share}
 
 
 @contextmanager
@@ -75,12 +79,21 @@ def watch(module: nn.Module, *, warn: bool = True, patience: int = 50, share: fl
     """Yield a `Watch` over every nn.ReLU and nn.ReLU6 of `module` while the block trains it.
 
     A channel (axis 1 of the ReLU's output) that is above 0 nowhere in `patience` training batches in a row counts as dead.
-    warn: issue a DyingReluWarning, once for each ReLU, when at least `share` of its channels is dead.
-    Batches in eval mode are not counted. A module that is called several times in one forward pass has the channels of
-    each call, counted apart. In-place ReLUs and any device are fine; no gradient is kept, and the hooks are gone when the
-    block ends, however it ends.
-    `torch.relu`, `functional.relu` and `Tensor.relu` are no modules: hooks cannot see them, and neither can this.
-    Raises ValueError when `patience` is below 1, `share` is not in (0, 1], or there is no ReLU module to watch.
+    Batches in eval mode are not counted, nor is a forward pass that activation checkpointing repeats during the backward pass.
+    A module that is called several times in one forward pass has the channels of each call, counted apart. In-place ReLUs and
+    any device are supported; no gradient is kept, and the hooks are removed when the block ends, also by an exception.
+
+    `torch.relu`, `functional.relu` and `Tensor.relu` are not modules and are invisible to hooks. A module that torch.compile has
+    compiled before the block does not call hooks either: then an `UnobservedReluWarning` is issued at its first backward pass.
+
+    Args:
+        module: The network.
+        warn: Issue a `DyingReluWarning`, once for each ReLU, when at least `share` of its channels is dead.
+        patience: Training batches.
+        share: Of the channels, in (0, 1].
+
+    Raises:
+        ValueError: If `patience` is below 1, `share` is not in (0, 1], or there is no ReLU module.
     """
     if patience < 1 or not 0 < share <= 1:
         raise ValueError(f"patience must be at least 1 and share in (0, 1], not {patience} and {share}")
@@ -90,17 +103,20 @@ def watch(module: nn.Module, *, warn: bool = True, patience: int = 50, share: fl
     try:
         watched.start()
         yield watched
-        watched.speak()
+        watched.warn_all()
     finally:
         watched.stop()
 
 
 @dataclass
 class _Record:
-    """What is known of one ReLU module.
+    """The state of one ReLU module.
 
-    calls: for each call within a forward pass, how many training batches it has seen, and for each channel the one in which
-    it last fired (both from 1). position: the next call. feeder: path and layer whose results it gets, as far as visible.
+    Attributes:
+        feeder: Path and layer that it follows, as far as visible.
+        normalized: A normalization is between the two.
+        calls: One for each call within a forward pass.
+        position: The next call.
     """
 
     scope: str
@@ -117,6 +133,8 @@ class _Record:
 
 @dataclass
 class _Call:
+    """Of one call: training batches so far, and for each channel the one in which it last fired (both from 1)."""
+
     last_fired: Tensor
     batches: int = 0
 
@@ -132,7 +150,11 @@ class Watch:
     def __init__(self, module: nn.Module, warn: bool, patience: int, share: float) -> None:
         self._module, self._warn, self._patience, self._share = module, warn, patience, share
         modules = dict(module.named_modules())
-        self._records = {id(one): _Record(path or "(the module)") for path, one in modules.items() if isinstance(one, RELUS)}
+        self._records = {
+            id(one): _Record(path.replace("_orig_mod.", "") or "(the module)")
+            for path, one in modules.items()
+            if isinstance(one, RELUS)
+        }
         for path, feeder, normalized, relu in _feeders(modules):
             self._records[id(relu)].feeder, self._records[id(relu)].normalized = (path, feeder), normalized
         feeding = [record.feeder[1] for record in self._records.values() if record.feeder]
@@ -140,35 +162,42 @@ class Watch:
         self._input_scale: float | None = None
         self._is_inside = False
         self._handles: list[Any] = []
+        self._gradient_handles: list[Any] = []
 
     @property
     def scopes(self) -> tuple[str, ...]:
         return tuple(record.scope for record in self._records.values())
 
     def start(self) -> None:
-        self._handles.append(self._module.register_forward_pre_hook(self._enter))
-        self._handles.append(self._module.register_forward_hook(self._leave, always_call=True))
+        """Register the hooks."""
+        self._handles.append(self._module.register_forward_pre_hook(_uncompiled(self._enter)))
+        self._handles.append(self._module.register_forward_hook(_uncompiled(self._leave), always_call=True))
         for one in self._module.modules():
             if isinstance(one, RELUS):
-                self._handles.append(one.register_forward_hook(partial(self._see, self._records[id(one)])))
+                self._handles.append(one.register_forward_hook(_uncompiled(partial(self._count, self._records[id(one)]))))
+        for parameter in self._module.parameters():
+            if parameter.requires_grad and parameter.is_leaf and not is_lazy(parameter):
+                self._gradient_handles.append(parameter.register_post_accumulate_grad_hook(self._warn_if_unobserved))
 
     def stop(self) -> None:
-        for handle in self._handles:
+        """Remove the hooks."""
+        for handle in (*self._handles, *self._gradient_handles):
             handle.remove()
         self._handles.clear()
+        self._gradient_handles.clear()
 
-    def speak(self) -> None:
-        """Warn of every ReLU that deserves it and was not warned of yet, unless warnings were not wanted."""
+    def warn_all(self) -> None:
+        """Warn about every ReLU with enough dead channels that had no warning yet."""
         for record in self._records.values():
             if self._warn and not record.warned:
-                self._speak(record)
+                self._warn_about(record)
 
     def dead(self) -> dict[str, int]:
         """Return how many channels of each ReLU have not fired for `patience` training batches in a row, by module path."""
         return {record.scope: self._dead(record) for record in self._records.values()}
 
     def report(self) -> list[WatchedRelu]:
-        """Return what is known of each ReLU, in the module's order."""
+        """Return the state of each ReLU, in the order of the module."""
         return [self._described(record) for record in self._records.values()]
 
     def _dead(self, record: _Record) -> int:
@@ -181,6 +210,8 @@ class Watch:
 
     @torch.no_grad()
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if _is_in_backward():
+            return
         self._is_inside = True
         for record in self._records.values():
             record.position = 0
@@ -189,19 +220,39 @@ class Watch:
             self._input_scale = float(first.detach().float().square().mean().sqrt())
 
     def _leave(self, *_: Any) -> None:
-        self._is_inside = False
+        if not _is_in_backward():
+            self._is_inside = False
+
+    def _warn_if_unobserved(self, _: Tensor) -> None:
+        """Warn when a gradient arrives before any forward pass was seen, and stop looking for it."""
+        for handle in self._gradient_handles:
+            handle.remove()
+        if self._gradient_handles:
+            self._gradient_handles = []
+            text = (
+                "cannot see which ReLU channels have fired: a backward pass ran, but no forward pass of a watched ReLU was seen; "
+                "a module that was compiled before it is watched does not call hooks: call torch.compile inside the block, or "
+                "watch the module before its first run"
+            )
+            warnings.warn(text, UnobservedReluWarning, stacklevel=_outside())
 
     @torch.no_grad()
-    def _see(self, record: _Record, module: nn.Module, _: Any, output: Tensor) -> None:
+    def _count(self, record: _Record, module: nn.Module, _: Any, output: Tensor) -> None:
+        # Activation checkpointing runs a forward pass again during the backward pass: it is the same batch.
+        if _is_in_backward():
+            return
+        for handle in self._gradient_handles:
+            handle.remove()
+        self._gradient_handles = []
         if not module.training or output.numel() == 0:
             return
-        # The output is right for in-place ReLUs as well: their input has already been overwritten.
+        # The output, because an in-place ReLU has overwritten its input.
         planes = output.detach()
         planes = planes.reshape(-1, 1) if planes.ndim < 2 else planes
-        # Behind a Linear the features are the last axis, however many stand before it.
+        # Behind a Linear the features are the last axis, however many are before it.
         axis = planes.ndim - 1 if record.feeder and isinstance(record.feeder[1], nn.Linear) else 1
         fires = planes.amax(dim=[other for other in range(planes.ndim) if other != axis]) > 0
-        # A part of the module that is run by itself has no forward pass to count calls in.
+        # A part of the module that is run by itself has no forward pass in which calls could be counted.
         position = record.position if self._is_inside else 0
         record.position += 1
         if position >= len(record.calls):
@@ -211,11 +262,11 @@ class Watch:
         if len(call.last_fired) != len(fires):
             return
         call.add(fires)
-        # Asking a device for a number makes the host wait for it, so it is asked once in several batches.
+        # Reading a number from a device makes the host wait for it, so it is read once in several batches.
         if self._warn and not record.warned and call.batches % min(self._patience, 10) == 0:
-            self._speak(record)
+            self._warn_about(record)
 
-    def _speak(self, record: _Record) -> None:
+    def _warn_about(self, record: _Record) -> None:
         found = self._described(record)
         if not found.dead or found.share < self._share:
             return
@@ -228,7 +279,7 @@ class Watch:
         warnings.warn(text, DyingReluWarning, stacklevel=_outside())
 
     def _causes(self, record: _Record) -> tuple[str, ...]:
-        """Return which of the usual causes can be seen, likeliest first."""
+        """Return which of the usual causes can be seen, the likeliest first."""
         found = []
         if self._input_scale is not None and self._input_scale > LARGE_INPUT and not record.normalized:
             found.append(f"unnormalized input (its root mean square is {self._input_scale:.3g}): scale it to about 1")
@@ -238,16 +289,16 @@ class Watch:
         now, first = _sample(layer), self._first[id(layer)]
         moved = float((now - first).norm()) / max(float(first.norm()), 1e-12)
         if not math.isfinite(moved) or moved > JUMP:
-            what = f"the weights of {path} moved by {moved:.3g} times their first norm in {record.batches} batches"
-            found.append(f"learning rate too high ({what}): lower it")
+            distance = f"the weights of {path} moved by {moved:.3g} times their first norm in {record.batches} batches"
+            found.append(f"learning rate too high ({distance}): lower it")
         bias = getattr(layer, "bias", None)
         if bias is not None and not record.normalized:
-            # A weighted sum of inputs of scale 1 has about the norm of its weights to set against the bias.
+            # A weighted sum of inputs of scale 1 is about as large as the norm of its weights.
             reach = float(now.square().mean().sqrt()) * math.sqrt(_fan_in(layer))
             low = float(bias.detach().float().median())
             if low < -2 * reach:
                 found.append(f"large negative biases (median {low:.3g} in {path}): start them at 0 or above")
-        # He's initialization keeps the scale of what passes through: variance 2 / fan-in.
+        # He's initialization, variance 2 / fan-in, keeps the scale of activations.
         scale = float(first.square().mean().sqrt()) * math.sqrt(_fan_in(layer) / 2)
         if not record.normalized and not 1 / UNUSUAL_SCALE < scale < UNUSUAL_SCALE:
             found.append(f"initialization ({path} began at {scale:.3g} times He's scale): use kaiming_normal_")
@@ -263,7 +314,7 @@ def _sample(layer: nn.Module) -> Tensor:
 
 
 def _fan_in(layer: nn.Module) -> int:
-    """Return how many products are summed up for one of the layer's results."""
+    """Return how many products are summed for one result of the layer."""
     weight: Tensor = layer.weight
     transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
     return max(1, weight.numel() // weight.shape[1 if transposed else 0])
@@ -272,7 +323,7 @@ def _fan_in(layer: nn.Module) -> int:
 def _feeders(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, bool, nn.Module]]:
     """Yield (path, layer, normalized, relu) for each ReLU that follows a weighted layer in the order of registration.
 
-    That is the order of execution in an nn.Sequential and, by habit, elsewhere; only the guess of a cause leans on it.
+    That is the order of execution in an nn.Sequential and, by convention, elsewhere; only the likely cause depends on it.
     """
     path, layer, normalized = "", None, False
     for name, module in modules.items():
@@ -281,13 +332,21 @@ def _feeders(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module,
         elif isinstance(module, NORMS):
             normalized = True
         elif isinstance(module, RELUS) and layer is not None:
-            yield path, layer, normalized, module
+            yield path.replace("_orig_mod.", ""), layer, normalized, module
+
+
+def _is_in_backward() -> bool:
+    """Return whether this thread is inside a backward pass."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _uncompiled(hook: Any) -> Any:
+    """Return `hook` so that torch.compile leaves it out of its graphs, where that is in use."""
+    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
 
 
 def _outside() -> int:
-    """Return the stack level of the first caller that is neither torch, contextlib nor this file: where the warning should point."""
-    import sys
-
+    """Return the stack level of the first caller that is neither torch, contextlib nor this file, where a warning should point."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and _is_machinery(str(frame.f_globals.get("__name__", ""))):
         frame, level = frame.f_back, level + 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from relu_deploy.backends.threads import default_threads
 from relu_deploy.graph.relus import Relu
 from relu_deploy.tensors import Array, Feeds, TensorSpec
 
@@ -26,15 +26,7 @@ __all__ = [
     "Seen",
     "Session",
     "TruthSession",
-    "default_threads",
 ]
-
-
-def default_threads() -> int:
-    """Return how many CPUs this process may use: what a backend takes when no thread count is given."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ OPTIMIZATIONS = ("none", "basic", "extended", "all")
 class Options:
     """How to load a model.
 
-    threads: CPU threads inside one operator; 0 takes every CPU this process may use. device: index of the GPU.
+    threads: CPU threads inside one operator; 0 takes `threads.default_threads()`. device: index of the GPU.
     taps: Relus whose outputs `run` returns beside the model's own, under their tensors' names.
     optimization: how far the runtime may rewrite the graph, one of `OPTIMIZATIONS`, where it has such a switch.
     profile: let `Session.executed` say which kernels ran. spin: let CPU threads that wait for work spin, where the runtime

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.backends.base import default_threads
+from relu_deploy.backends.threads import VARIABLES, ThreadCount, allowed_cpus, cpu_quota
 from relu_deploy.version import __version__
 
 __all__ = ["describe"]
@@ -28,18 +28,20 @@ LIBRARIES = (
     "tensorrt-rtx",
     "torch",
 )
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
+THREAD_VARIABLES = (*VARIABLES, "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
 
 
-def describe(threads: int) -> dict[str, Any]:
-    """Return the environment that results are quoted with. threads: what every backend was told to use."""
+def describe(threads: ThreadCount) -> dict[str, Any]:
+    """Return the environment that results are quoted with. threads: of every backend."""
     return {
         "relu_deploy": __version__,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
         "gpus": _gpus(),
         "memory_bytes": _memory(),
-        "threads": threads,
+        "threads": threads.count,
+        "threads_source": threads.source,
+        "cpu_quota": cpu_quota(),
         "thread_variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "os": f"{platform.system()} {platform.release()}",
@@ -56,7 +58,7 @@ def _cpu() -> dict[str, Any]:
     governor = _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")).strip()
     return {
         "model": fields.get("model name") or platform.processor() or platform.machine(),
-        "usable_cpus": default_threads(),
+        "usable_cpus": len(allowed_cpus()),
         "mhz": float(fields["cpu MHz"]) if "cpu MHz" in fields else None,
         "governor": governor or None,
         "features": [name for name in interesting if name in flags],

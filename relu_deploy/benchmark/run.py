@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from relu_deploy.backends import capabilities, names, probe, require
-from relu_deploy.backends.base import default_threads
+from relu_deploy.backends.threads import ThreadCount, find_threads
 from relu_deploy.benchmark.environment import describe
 from relu_deploy.benchmark.gpu_limits import GpuLimits, calibrate_gpu
 from relu_deploy.benchmark.result import BenchReport, Ratios, Run
@@ -46,7 +46,7 @@ def bench(
     Each variant in a bundle is a row of its own on the backend that it was made for, beside the model itself; a path to a
     variant measures that one alone. backends: by default every usable one but `reference`. seconds: of timed runs for each
     row, and as many again of the GPU alone. against: the backend that ratios are taken against, by default the first one.
-    threads: CPU threads, by default every CPU this process may use. settings: fields of `backends.Options` for every
+    threads: CPU threads, by default as many as quota, affinity and physical cores allow. settings: fields of `backends.Options` for every
     session, such as tf32 or torch_mode. variants: those that are rows, in the model's place on their backend; None for all.
     data: what the models are fed and scored on, by default each one's own data set. shapes: sizes of inputs
     whose dimensions may vary, as for `Bundle.with_shapes`. progress: called with a line about what
@@ -62,7 +62,8 @@ def bench(
         raise UsageError(
             "bench needs a model, batch sizes of at least 1 and a positive number of seconds", "see relu-deploy bench --help"
         )
-    threads = threads or default_threads()
+    thread_count = ThreadCount(threads, "given") if threads else find_threads()
+    threads = thread_count.count
     chosen, left_out = _choose(backends)
     if against is not None and against not in chosen:
         raise UsageError(f"--against {against} is not among the backends that run: {', '.join(chosen)}", "add it with --backend")
@@ -72,7 +73,7 @@ def bench(
     gpu = calibrate_gpu(int(settings.get("device", 0))) if any(capabilities(name).on_gpu for name in chosen) else None
     limits = gpu if isinstance(gpu, GpuLimits) else None
     environment = {
-        **describe(threads),
+        **describe(thread_count),
         "limits": machine.to_json() if machine else None,
         "gpu_limits": limits.to_json() if limits else None if gpu is None else {"not_measured": gpu},
         "settings": settings,

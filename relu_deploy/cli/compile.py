@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish
+from relu_deploy.cli.output import finish, note_stale_signature
 from relu_deploy.cli.types import build_options
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -80,5 +80,8 @@ def run(options: argparse.Namespace) -> int:
             progress=progress,
             tell=lambda line: print(f"warning: {printable(line)}", file=sys.stderr),
         )
+    if not report.cache_hit:
+        # The cache is the folder engines/ of the bundle.
+        note_stale_signature(report.kept.file.parent.parent)
     result = {"schema": "relu-deploy/compile/1", **report.to_json()}
     return finish(options, result, lambda: print_compile(result))

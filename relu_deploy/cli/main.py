@@ -36,7 +36,10 @@ VERBS = (
     "predict",
     "serve",
     "package",
+    "sign",
+    "check",
     "doctor",
+    "schema",
 )
 
 EPILOG = """exit codes: 0 success · 1 a check failed · 2 bad usage or input · 3 backend or hardware not usable here

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish, keep_reports
+from relu_deploy.cli.output import finish
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -38,7 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-drop", type=float, metavar="X", help="accuracy that may be lost (default 0.005 with labels, 0.05 without)"
     )
-    parser.add_argument("--method", default="mse", metavar="mse|minmax|percentile|entropy", help="of calibration (default mse)")
+    parser.add_argument(
+        "--method",
+        default="mse",
+        metavar="mse|minmax|percentile|entropy|auto",
+        help="of calibration (default mse); auto keeps the most accurate",
+    )
     parser.add_argument("--weights", default="per-channel", metavar="per-channel|per-tensor", help="scales of the weights")
     parser.add_argument(
         "--equalize",
@@ -101,12 +106,10 @@ def run(options: argparse.Namespace) -> int:
             force=options.force,
             progress=step,
             options=settings,
+            pages=lambda result: {f"reports/optimize-{result['variant']}.html": optimize_page(result)},
         )
     result = report.to_json()
-    html = optimize_page(result)
-    if report.bundle is not None:
-        keep_reports(report.bundle, {f"reports/optimize-{report.variant}.html": html})
     if options.html:
-        write_atomically(options.html, html)
+        write_atomically(options.html, optimize_page(result))
     finish(options, result, lambda: print_optimize(result))
     return EXIT_FINE if report.bundle is not None else EXIT_CHECK_FAILED

@@ -15,7 +15,7 @@ from relu_deploy.errors import EXIT_FINE, ReluDeployError
 if TYPE_CHECKING:
     from relu_deploy.bundle import Bundle
 
-__all__ = ["finish", "json_text", "keep_reports"]
+__all__ = ["finish", "json_text", "keep_reports", "note_stale_signature"]
 
 
 def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable[[], None]) -> int:
@@ -59,6 +59,18 @@ def keep_reports(bundle: Bundle, reports: Mapping[str, dict[str, Any] | str | by
         from relu_deploy.reporting.terminal import printable
 
         print(f"note: the report was not stored: {printable(error.message)}", file=sys.stderr)
+    else:
+        note_stale_signature(bundle.path)
+
+
+def note_stale_signature(folder: Path) -> None:
+    """Print a note on stderr if the bundle is signed: its signature does not cover what a verb has added."""
+    from relu_deploy.reporting.terminal import printable
+    from relu_deploy.signing.run import is_signed
+
+    if is_signed(folder):
+        shown = printable(folder)
+        print(f"note: the signature of {shown} does not cover what was added: sign it again with --force", file=sys.stderr)
 
 
 def json_text(content: Mapping[str, Any], ascii_only: bool = False) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ __all__ = [
     "share",
     "tensor_shape",
 ]
+
+#: Largest file of class names, in bytes.
+MAX_LABELS = 64 * 2**20
 
 
 def input_shape(text: str) -> tuple[str, tuple[tuple[int, ...], str]]:
@@ -77,13 +81,17 @@ def floats(text: str) -> list[float]:
 
 def label_names(text: str) -> list[str]:
     """Return the names in the file `text`, one a line. Raises InputError for a file without names or with one twice."""
+    from relu_deploy.files import read_regular
+
+    hint = "write one name a line, in the order of the outputs"
     try:
-        names = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--labels {text} cannot be read: {error}", "write one name a line, in the order of the outputs"
-        ) from None
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+        content = read_regular(Path(text), MAX_LABELS).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--labels {text} cannot be read: {error}", hint) from None
+    except InputError as error:
+        raise InputError(f"--labels {text} cannot be read: {error.message}", hint) from None
+    names = [line.strip() for line in content.splitlines() if line.strip()]
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise InputError(f"--labels {text} names {twice[0]!r} twice", "write each class once, in the order of the outputs")
     if not names:
         raise InputError(f"--labels {text} is empty", "write one name a line, in the order of the outputs")

@@ -36,6 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--junit", type=Path, metavar="FILE", help="write JUnit XML: a suite a backend, a case a Relu, output or check"
     )
+    parser.add_argument(
+        "--trust-source", action="store_true", help="load the bundle's PyTorch program even if loading it could run code in it"
+    )
     add_summary_option(parser)
     add_shared_options(parser, "shape", "backend", "seed", "threads", "device", "force")
 
@@ -58,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             refuse_existing_file(file, options.force)
     if options.summary:
         check_summary(options.summary, options.force)
-    bundle = Bundle.open(options.path).with_shapes(dict(options.shape))
+    bundle = Bundle.open(options.path).with_shapes(dict(options.shape)).with_trust(options.trust_source)
     with steps(options.quiet) as step:
         report = verify(
             bundle,

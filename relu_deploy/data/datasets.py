@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.data.arrays import load_npz
 from relu_deploy.data.image_folder import PICTURES, ImageFolder, free_batch, read_picture, to_input
 from relu_deploy.data.input_range import InputRange, Ranges, declared_range, rows_outside
+from relu_deploy.data.targets import TARGETS, check_targets
 from relu_deploy.data.texts import read_texts, takes_texts
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.paths import models_folder
@@ -35,6 +36,7 @@ __all__ = [
     "InputRange",
     "Ranges",
     "declared_range",
+    "integer_ranges_of",
     "load_dataset",
     "load_npz",
     "read_picture",
@@ -50,36 +52,57 @@ __all__ = [
 class Dataset:
     """Arrays ready to be fed, and what is known to be true of them.
 
-    feeds: by input name, all with the same leading length N; rows of pictures are read when they are asked for.
-    targets: for classification `labels` int64 (N,), -1 where unknown, or (N, L) where several labels are right, filled up
-    with -1; for detection `boxes` (M, 4) xyxy pixels, `labels` (M,) and `image` (M,), the row that a box belongs to; for
-    segmentation `mask` (N, H, W), the class of each pixel, 255 where it is not scored.
+    Attributes:
+        name: For reports.
+        feeds: Arrays by input name, all with the same number of rows N along their batch axis; pictures are read when they
+            are needed.
+        targets: For classification `labels` int64 (N,), -1 where unknown, or (N, L) where several labels are right, filled up
+            with -1; for detection `boxes` (M, 4) xyxy pixels, `labels` (M,) and `image` (M,), the row that a box belongs to;
+            for segmentation `mask` (N, H, W), the class of each pixel, 255 where it is not scored.
+        axes: Batch axis by input name where it is not 0; None for an input that is the same for all rows.
     """
 
     name: str
     feeds: Mapping[str, Array | ImageFolder]
     targets: Mapping[str, Array]
+    axes: Mapping[str, int | None] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(next(iter(self.feeds.values())))
+        """Return the number of rows."""
+        for name, array in self.feeds.items():
+            axis = self.axes.get(name, 0)
+            if axis is not None:
+                return len(array) if isinstance(array, ImageFolder) else int(array.shape[axis])
+        return 1
 
     def batches(self, size: int) -> Iterator[Feeds]:
         """Yield the feeds in order, `size` rows at a time; the last may be smaller."""
         for start in range(0, len(self), size):
-            yield {name: array[start : start + size] for name, array in self.feeds.items()}
+            yield self.rows(slice(start, start + size))
+
+    def rows(self, places: slice | Array) -> Feeds:
+        """Return the feeds of the rows at `places`."""
+        return {name: self._along(name, array, places) for name, array in self.feeds.items()}
 
     def picked(self, rows: Array) -> Dataset:
         """Return the data set of the rows at the places `rows`, in that order."""
         feeds = {
-            name: array.picked(rows) if isinstance(array, ImageFolder) else array[rows] for name, array in self.feeds.items()
+            name: array.picked(rows) if isinstance(array, ImageFolder) else self._along(name, array, rows)
+            for name, array in self.feeds.items()
         }
         targets = {name: array[rows] for name, array in self.targets.items() if "image" not in self.targets}
         if "image" in self.targets:
             place = {int(row): at for at, row in enumerate(rows)}
-            mine = np.array([int(image) in place for image in self.targets["image"]], bool)
-            targets = {name: array[mine] for name, array in self.targets.items()}
+            kept = np.array([int(image) in place for image in self.targets["image"]], bool)
+            targets = {name: array[kept] for name, array in self.targets.items()}
             targets["image"] = np.array([place[int(image)] for image in targets["image"]], np.int64)
-        return Dataset(self.name, feeds, targets)
+        return Dataset(self.name, feeds, targets, self.axes)
+
+    def _along(self, name: str, array: Array | ImageFolder, places: slice | Array) -> Array:
+        axis = self.axes.get(name, 0)
+        if isinstance(array, ImageFolder) or axis == 0:
+            return array[places]  # type: ignore[return-value]
+        return array if axis is None else array[(slice(None),) * axis + (places,)]
 
 
 def load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
@@ -139,14 +162,25 @@ def several_feeds(
                 return [(_drawn(dataset, rows, seed), {"source": f"data set {name}", "seed": seed}) for seed in seeds]
             if data is not None:
                 raise UsageError(
-                    f"{data} has {len(dataset)} rows, fewer than the {rows} wanted", "ask for fewer, or give more data"
+                    f"{data} has {len(dataset)} rows, fewer than the {rows} needed", "use fewer --samples, or give more data"
                 )
-    return [(random_feeds(bundle.inputs, rows, seed), {"source": "random", "seed": seed}) for seed in seeds]
+    ranges = integer_ranges_of(bundle)
+    return [(random_feeds(bundle.inputs, rows, seed, ranges=ranges), {"source": "random", "seed": seed}) for seed in seeds]
+
+
+def integer_ranges_of(bundle: Bundle) -> dict[str, tuple[int, int]]:
+    """Return the values that the graph accepts at its integer inputs, such as the rows of an embedding, where it tells."""
+    if not any(spec.dtype != "uint8" and "int" in spec.dtype for spec in bundle.inputs):
+        return {}
+    from relu_deploy.graph.input_ranges import integer_ranges
+    from relu_deploy.graph.model import load_model
+
+    return {name: (int(limits[0]), int(limits[1])) for name, limits in integer_ranges(load_model(bundle.onnx)).items()}
 
 
 def _drawn(dataset: Dataset, rows: int, seed: int) -> Feeds:
     picked = np.random.default_rng(seed).permutation(len(dataset))[:rows]
-    return {key: array[picked] for key, array in dataset.feeds.items()}
+    return dataset.rows(picked)
 
 
 def spread_evenly(length: int, samples: int) -> Array:
@@ -161,7 +195,7 @@ def _from_folder(bundle: Bundle, folder: Path) -> Dataset:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
     if not files:
         raise InputError(f"there is no picture in {folder}", f"files that count: {', '.join(PICTURES)}")
-    known = bundle.manifest.get("labels") or []
+    known = {name: at for at, name in enumerate(bundle.manifest.get("labels") or [])}
     labels = np.array([_label_of(file, folder, known) for file in files], np.int64)
     if takes_texts(bundle.manifest):
         raise InputError(f"{bundle.name} takes texts, not pictures", "give a .txt or .tsv file, one text a line")
@@ -173,11 +207,12 @@ def _from_folder(bundle: Bundle, folder: Path) -> Dataset:
     return Dataset(folder.name, {bundle.inputs[0].name: pictures}, {"labels": labels} if (labels >= 0).any() else {})
 
 
-def _label_of(file: Path, folder: Path, known: list[str]) -> int:
+def _label_of(file: Path, folder: Path, known: Mapping[str, int]) -> int:
     name = file.relative_to(folder).parts[0] if file.parent != folder else ""
     if name in known:
-        return known.index(name)
-    return int(name) if name.isdigit() and int(name) < len(known) else -1
+        return known[name]
+    # Not str.isdigit alone, which a superscript passes too.
+    return int(name) if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(known) else -1
 
 
 def _from_npz(bundle: Bundle, path: Path) -> Dataset:
@@ -194,16 +229,11 @@ def _from_npz(bundle: Bundle, path: Path) -> Dataset:
         pixels = array.dtype == np.uint8 and spec.dtype != "uint8" and array.ndim == 4
         feeds[spec.name] = to_input(bundle, array) if pixels else array
     # An input may have such a name itself.
-    targets = {
-        name: array for name, array in arrays.items() if name in ("labels", "boxes", "image", "mask") and name not in names
-    }
-    rows = len(next(iter(feeds.values()), ()))
-    if "mask" in targets and not (
-        targets["mask"].dtype.kind in "iu" and targets["mask"].ndim == 3 and len(targets["mask"]) == rows
-    ):
-        shown = f"{targets['mask'].dtype.name} {targets['mask'].shape}"
-        raise InputError(f"{path}: 'mask' is {shown}", f"give the class of each pixel as integers ({rows}, H, W)")
-    return Dataset(path.parent.name or path.stem, check_feeds(feeds, free_batch(bundle), str(path)), targets)
+    targets = {name: array for name, array in arrays.items() if name in TARGETS and name not in names}
+    axes = {spec.name: spec.batch_axis for spec in bundle.inputs if spec.batch_axis != 0}
+    dataset = Dataset(path.parent.name or path.stem, check_feeds(feeds, free_batch(bundle), str(path)), targets, axes)
+    check_targets(path, targets, len(dataset))
+    return dataset
 
 
 def _from_texts(bundle: Bundle, file: Path) -> Dataset:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.data.images import MAX_PIXELS, place, plane_of
+from relu_deploy.data.images import FORMATS, MAX_PIXELS, MAX_SIDE, place, plane_of
 from relu_deploy.errors import InputError
 from relu_deploy.tensors import Array, TensorSpec, check_feeds
 
@@ -71,8 +71,12 @@ def read_picture(bundle: Bundle, file: Path) -> Array:
 
     spec, steps = bundle.inputs[0], bundle.manifest.get("preprocess") or {}
     channels, _, _ = plane_of(spec, steps)
+    if not file.is_file():
+        raise InputError(f"{file} is not an ordinary file", "remove it from the folder")
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
+            if max(opened.size) > MAX_SIDE:
+                raise InputError(f"{file} is {opened.width}x{opened.height} pixels, and {MAX_SIDE} is the limit", "crop it")
             if opened.width * opened.height > MAX_PIXELS:
                 raise InputError(f"{file} has {opened.width * opened.height} pixels, more than {MAX_PIXELS}", "make it smaller")
             picture = opened.convert("L" if channels == 1 else "RGB")

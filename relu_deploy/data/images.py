@@ -14,10 +14,14 @@ from relu_deploy.tensors import Array, Dim, TensorSpec
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "ImagePlacement", "place", "plane_of"]
+__all__ = ["FORMATS", "MAX_PIXELS", "MAX_SIDE", "ImagePlacement", "place", "plane_of"]
 
-#: a picture above this many pixels is refused: it is a decompression bomb or not meant for a network
+#: Most pixels of a picture: one with more is a decompression bomb or not meant for a network.
 MAX_PIXELS = 100_000_000
+#: Longest side of a picture: resizing one that is a single pixel wide takes many times the memory of its pixels.
+MAX_SIDE = 65_535
+#: Pillow's names of the formats that are read; other decoders, such as that of PostScript, are not tried.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 
 
 @dataclass(frozen=True)

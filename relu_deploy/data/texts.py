@@ -6,6 +6,7 @@ what its graph is fed are their bytes; the graph decodes them itself. A text tha
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.errors import InputError
+from relu_deploy.files import read_regular
 from relu_deploy.tensors import Array, TensorSpec
 
 __all__ = ["read_texts", "takes_texts", "to_bytes"]
+
+#: Largest file of texts, in bytes.
+MAX_TEXTS = 2**30
 
 
 def takes_texts(manifest: Mapping[str, Any]) -> bool:
@@ -68,10 +73,8 @@ def read_texts(file: Path, spec: TensorSpec, known: Sequence[str]) -> tuple[Arra
     known: the model's labels; one that is none of them is -1. Raises InputError that names file and line.
     """
     texts, labels = [], []
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}", "check the path") from None
+    places = {label: at for at, label in reversed(list(enumerate(known)))}
+    content = read_regular(file, MAX_TEXTS).removeprefix(codecs.BOM_UTF8)
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip() or line.startswith(b"#"):
             continue
@@ -80,7 +83,7 @@ def read_texts(file: Path, spec: TensorSpec, known: Sequence[str]) -> tuple[Arra
             raise InputError(f"{file}, line {number}: there is no tab", "a .tsv has a label, a tab and a text on each line")
         try:
             texts.append(to_bytes([text], spec))
-            labels.append(known.index(label.decode()) if label.decode() in known else -1)
+            labels.append(places.get(label.decode(), -1))
         except UnicodeDecodeError:
             raise InputError(f"{file}, line {number}: the label is not UTF-8", "encode it as UTF-8") from None
         except InputError as error:

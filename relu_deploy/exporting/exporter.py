@@ -32,7 +32,7 @@ from relu_deploy.manifest import MODEL, SCHEMA, seal
 from relu_deploy.tasks.metrics import labeled
 from relu_deploy.tensors import TensorSpec
 from relu_deploy.version import __version__
-from relu_deploy.zoo.recipes import ModelRecipe
+from relu_deploy.zoo.model_recipe import ModelRecipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from relu_deploy.zoo.recipes import ModelRecipe
+    from relu_deploy.zoo.model_recipe import ModelRecipe
 
 __all__ = ["export_pytorch"]
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from relu_deploy.errors import InputError, UsageError, missing_package, nearest
 from relu_deploy.exporting.options import ExportOptions
 from relu_deploy.files import sha256
-from relu_deploy.zoo.recipes import ModelRecipe, build, load_weights, recipe, recipes, weights_file
+from relu_deploy.zoo.model_recipe import ModelRecipe
+from relu_deploy.zoo.recipes import build, recipe, recipes, weights_file
+from relu_deploy.zoo.weights_files import load_weights
 
 if TYPE_CHECKING:
     import torch

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = [
+    "forget_unsupported_types",
     "io_specs",
     "load_model",
     "load_normalized_model",
@@ -66,7 +67,7 @@ def load_model(path: Path) -> ir.Model:
     normalize_dimensions(proto.graph)
     # The checker requires a name, runtimes do not.
     proto.graph.name = proto.graph.name or "graph"
-    untyped = _forget_unsupported_types(proto.graph)
+    untyped = forget_unsupported_types(proto.graph)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises a dozen types for contents that it does not support
@@ -123,7 +124,7 @@ def _mapped(tensor: ir.ExternalTensor) -> ir.Tensor:
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 
-def _forget_unsupported_types(graph: onnx.GraphProto) -> list[str]:
+def forget_unsupported_types(graph: onnx.GraphProto) -> list[str]:
     """Remove the types that onnx_ir cannot represent (maps), in place. Return a note for each output without a type."""
     notes = []
     for values in (graph.input, graph.output, graph.value_info):
@@ -179,7 +180,15 @@ def _infer_checked(model: ir.Model, where: str) -> None:
     hint = "repair the graph where it was made"
     # Both see the graph without its large weights, so that one above protobuf's 2 GiB is checked like any other.
     try:
-        onnx.checker.check_model(to_proto_without_weights(model), full_check=False)
+        proto = to_proto_without_weights(model)
+        # Maps lost their type on loading; the checker requires one.
+        typed = [value for value in proto.graph.output if value.type.WhichOneof("value")]
+        if typed:
+            if len(typed) < len(proto.graph.output):
+                kept = [type(value).FromString(value.SerializeToString()) for value in typed]
+                del proto.graph.output[:]
+                proto.graph.output.extend(kept)
+            onnx.checker.check_model(proto, full_check=False)
         infer_shapes(model, strict=True)
     except onnx.checker.ValidationError as error:
         raise InputError(f"{where} is not a valid ONNX graph: {_first_line(error)}", hint) from error
@@ -242,7 +251,20 @@ def io_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec,
     return inputs, tuple(_spec(value, "output") for value in model.graph.outputs)
 
 
+def _kind(value: ir.Value) -> str:
+    """Return the type of an output that is no tensor: "sequence", "optional", or "map" for what onnx_ir does not represent."""
+    import onnx_ir as ir
+
+    if isinstance(value.type, ir.SequenceType):
+        return "sequence"
+    return "optional" if isinstance(value.type, ir.OptionalType) else "map"
+
+
 def _spec(value: ir.Value, role: str) -> TensorSpec:
+    import onnx_ir as ir
+
+    if not isinstance(value.type, ir.TensorType | ir.SparseTensorType) and role == "output":
+        return TensorSpec(str(value.name), _kind(value), ())
     if value.dtype is None or (value.shape is None and role == "input"):
         raise InputError(f"the graph's {role} {value.name!r} has no type or shape", "export the model with typed inputs")
     dims = [] if value.shape is None else list(value.shape)

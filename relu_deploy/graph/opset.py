@@ -25,8 +25,9 @@ import numpy as np
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.intervals.operands import constant_of, shape_of
-from relu_deploy.graph.model import name_nodes, opset_of
+from relu_deploy.graph.model import forget_unsupported_types, name_nodes, opset_of
 from relu_deploy.graph.relus import TORCH_NODE_KEY
+from relu_deploy.graph.shape_inference import infer_shapes
 from relu_deploy.graph.weights import detach_weights
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def raise_opset(model: ir.Model, least: int) -> ir.Model:
     """
     import onnx_ir as ir
     from onnx import helper, version_converter
-    from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+    from onnx_ir.passes.common import InlinePass
 
     was = opset_of(model)
     if was == 0 or was >= least:
@@ -64,7 +65,9 @@ def raise_opset(model: ir.Model, least: int) -> ir.Model:
     weights = detach_weights(source)
     proto = _typed(ir.to_proto(source))
     try:
-        raised = ir.from_proto(version_converter.convert_version(proto, least))
+        converted = version_converter.convert_version(proto, least)
+        forget_unsupported_types(converted.graph)
+        raised = ir.from_proto(converted)
     except Exception as error:  # an assertion of the C++ code, or whatever shape inference says
         raise _refused(_culprit(proto, least), was, least, _reason(error)) from error
     for node in _nodes(raised):
@@ -73,7 +76,8 @@ def raise_opset(model: ir.Model, least: int) -> ir.Model:
     _attach_weights(raised, weights, {str(value.name) for value in model.graph.inputs})
     _carry_over(source, raised)
     name_nodes(raised)
-    return ShapeInferencePass()(raised).model
+    infer_shapes(raised)
+    return raised
 
 
 def _prepare(model: ir.Model, was: int, least: int) -> dict[str, dict[str, str]]:

@@ -49,12 +49,12 @@ def _merge(model: ir.Model, inferred: onnx.ModelProto) -> None:
         info = known.get(str(value.name))
         if info is None or info.type.WhichOneof("value") is None:
             continue
-        if value.type is None:
-            try:
+        try:
+            if value.type is None:
                 value.type = ir.serde.deserialize_type_proto_for_type(info.type)
-            except (NotImplementedError, ValueError):  # maps and opaque types
-                continue
-        shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+            shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+        except Exception:  # onnx_ir raises several types for maps and opaque values, which it does not represent
+            continue
         if shape is not None:
             value.shape = shape
 

@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.taps import with_taps
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -14,14 +16,17 @@ __all__ = ["extract_subgraph", "nodes_between"]
 
 
 def nodes_between(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> list[ir.Node]:
-    """Return the nodes that compute the tensors `outputs` from the tensors `inputs`, in the graph's order.
+    """Return the nodes of the top graph that compute the tensors `outputs` from the tensors `inputs`, in the graph's order.
 
-    The walk also ends at the graph's own inputs and its weights. Raises InputError for an output that no node computes.
+    The walk also ends at the graph's own inputs and its weights. A tensor inside a body is computed by the node around it.
+
+    Raises:
+        InputError: If no node computes an output.
     """
-    made = {value.name: node for node in model.graph for value in node.outputs}
-    if missing := [name for name in outputs if name not in made]:
+    computed = {value.name: path[0].node if path else node for node, path in iterate_nodes(model) for value in node.outputs}
+    if missing := [name for name in outputs if name not in computed]:
         raise InputError(f"no node of the graph computes a tensor called {missing[0]!r}", "relu-deploy inspect lists the Relus")
-    needed, waiting = set(), [made[name] for name in outputs]
+    needed, waiting = set(), [computed[name] for name in outputs]
     while waiting:
         node = waiting.pop()
         if node not in needed:
@@ -29,7 +34,9 @@ def nodes_between(model: ir.Model, inputs: Collection[str], outputs: Sequence[st
             # Subgraphs (If, Loop) read outer tensors without naming them as inputs.
             reads = [*node.inputs, *_outer_reads(node)]
             waiting += [
-                made[value.name] for value in reads if value is not None and value.name in made and value.name not in inputs
+                computed[value.name]
+                for value in reads
+                if value is not None and value.name in computed and value.name not in inputs
             ]
     return [node for node in model.graph if node in needed]
 
@@ -37,9 +44,16 @@ def nodes_between(model: ir.Model, inputs: Collection[str], outputs: Sequence[st
 def extract_subgraph(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> ir.Model:
     """Return a new model that computes the tensors `outputs` from those of `inputs` that it needs (and the graph's own inputs).
 
-    `inputs` that other nodes of the piece make are taken as inputs nevertheless. Weights are shared with `model`.
+    Args:
+        model: The graph; its weights are shared.
+        inputs: Tensors of the top graph to feed, also those that other nodes of the part compute.
+        outputs: Tensors to compute. Those inside bodies are exposed as `with_taps` does.
+
+    Raises:
+        InputError: If no node computes an output, or one inside a body cannot be exposed.
     """
-    piece = model.clone()
+    inner = {value.name for node, path in iterate_nodes(model) if path for value in node.outputs}
+    piece = with_taps(model, [name for name in outputs if name in inner])
     keep = {node.name for node in nodes_between(piece, inputs, outputs)}
     values = {value.name: value for node in piece.graph for value in node.outputs}
     for name in inputs:

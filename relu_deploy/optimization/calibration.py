@@ -31,11 +31,15 @@ from relu_deploy.tensors import Array, Feeds
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["METHODS", "Statistics", "calibrate", "range_of"]
+__all__ = ["AUTO_METHODS", "METHODS", "Statistics", "calibrate", "range_of"]
 
 METHODS = ("mse", "minmax", "percentile", "entropy")
+#: the methods that `auto` compares
+AUTO_METHODS = ("mse", "minmax", "percentile")
 #: bins of a histogram, half of them on each side of 0
 BINS = 4096
+#: exponent of the smallest limit of a histogram: the width of its bins stays a normal float32
+SMALLEST_EXPONENT = -100
 #: share of the numbers that `percentile` gives up on each side
 OUTER = 1e-4
 #: how much of the whole range is tried by `mse`, from nothing lost to a fifth kept
@@ -69,26 +73,34 @@ class Statistics:
         return max(-self.low, self.high, 0.0)
 
     def add(self, values: Array) -> None:
-        """Count the float numbers `values`, of any shape. Raises InputError for NaN and infinities."""
+        """Count the numbers `values`, of any shape. Infinities, which attention masks have, are left out.
+
+        Raises:
+            InputError: If there is a NaN.
+        """
         if not values.size:
             return
+        finite = np.isfinite(values)
+        if not finite.all():
+            if np.isnan(values).any():
+                raise InputError("there are NaN inside the model on the calibration data", "relu-deploy verify finds the node")
+            values = np.where(finite, values, np.float32(0))
+            if not finite.any():
+                return
         low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise InputError(
-                "there are NaN or infinities inside the model on the calibration data", "relu-deploy verify finds them"
-            )
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(-low, high))
         if self.limit:
-            places = (values.reshape(-1) + np.float32(self.limit)) * np.float32(BINS / (2 * self.limit))
-            self.counts += np.bincount(np.minimum(places, BINS - 1).astype(np.int32), minlength=BINS)
+            # Divided first: the sum of a mask of float32's lowest number and the limit would overflow.
+            places = values.reshape(-1) * np.float32(BINS / (2 * self.limit)) + np.float32(BINS / 2)
+            self.counts += np.bincount(np.clip(places, 0, BINS - 1).astype(np.int32), minlength=BINS)
         self.count += values.size
         self.zeros += values.size - int(np.count_nonzero(values))
         self._add_channels(values)
 
     def _widen(self, largest: float) -> None:
         if largest and not self.limit:
-            self.limit = 2.0 ** math.ceil(math.log2(largest))
+            self.limit = 2.0 ** max(math.ceil(math.log2(largest)), SMALLEST_EXPONENT)
             # Whatever was counted before was 0.
             self.counts[BINS // 2] = self.count
         while largest > self.limit:
@@ -132,7 +144,8 @@ def calibrate(
         for feeds in batches:
             results: Mapping[str, Array] = {**feeds, **session.run(feeds)}
             for name, statistics in found.items():
-                statistics.add(results[name])
+                if results[name].dtype.kind == "f":
+                    statistics.add(results[name])
             rows += len(next(iter(feeds.values())))
             progress(rows)
         session.close()

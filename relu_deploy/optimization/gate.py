@@ -126,12 +126,19 @@ class AccuracyEvaluator:
 
 
 def answers_of(run: Run, dataset: Dataset, batch: int) -> dict[str, Array]:
-    """Return every output of `run` for all rows of `dataset`, fed `batch` rows at a time."""
+    """Return every output of `run` that is a tensor of numbers, for all rows of `dataset`, fed `batch` rows at a time.
+
+    Strings, sequences and maps are left out. Raises InputError where no output is a tensor of numbers.
+    """
     parts: list[Feeds] = []
     for feeds in dataset.batches(batch):
         rows = len(next(iter(feeds.values())))
         full = {name: np.concatenate([array, np.repeat(array[-1:], batch - rows, 0)]) for name, array in feeds.items()}
-        results = run(full)
+        results = {
+            name: value for name, value in run(full).items() if isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+        }
+        if not results:
+            raise InputError("no output of the model is a tensor of numbers", "optimize a model whose scores are an output")
         parts.append({name: value[:rows] if value.ndim and len(value) == batch else value for name, value in results.items()})
     return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
 

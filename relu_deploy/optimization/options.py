@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from relu_deploy.errors import UsageError, nearest
 from relu_deploy.optimization.calibration import METHODS
 
+#: with `auto`, the method with the best accuracy is kept
+CHOICES = (*METHODS, "auto")
+
 __all__ = ["OptimizeOptions"]
 
 
@@ -21,7 +24,7 @@ class OptimizeOptions:
         samples: Rows to calibrate on.
         eval_samples: Most rows to measure accuracy on; None takes all.
         max_drop: Largest accepted loss of the accuracy metric; None takes the metric's default in `gate.MAX_DROP`.
-        method: Calibration method, one of `calibration.METHODS`.
+        method: Calibration method, one of `calibration.METHODS`, or "auto" for the most accurate of those that are cheap.
         per_channel: Whether weights have one scale for each output channel, not one for the tensor.
         equalize: Whether to equalize neighboring layers; None does so where weights have a single scale.
         correct_biases: Whether to correct biases for the mean error of quantized weights.
@@ -53,8 +56,8 @@ class OptimizeOptions:
             raise UsageError("--samples and --eval-samples must be at least 1", "for instance --samples 128")
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
             raise UsageError(f"--max-drop must be between 0 and 1, not {self.max_drop:g}", "0.005 is half a point of accuracy")
-        if self.method not in METHODS:
-            raise UsageError(f"there is no calibration method {self.method!r}", nearest(self.method, METHODS))
+        if self.method not in CHOICES:
+            raise UsageError(f"there is no calibration method {self.method!r}", nearest(self.method, CHOICES))
         if self.weight_bits not in (None, 7, 8):
             raise UsageError(f"--weight-bits must be 7 or 8, not {self.weight_bits}", "7 is for x86 processors without VNNI")
         if self.allow_observed and not self.compact:

@@ -47,7 +47,8 @@ class Prepared:
     """original: the model as it is in the bundle. model: as it was prepared. statistics: of its tensors on the calibration data.
 
     path: where the prepared graph lies as a file. ratio: the largest error of its Relus and outputs, in units of float32's
-    own; None where nothing but folding was done.
+    own; None where nothing but folding was done. is_quantized: the model has Q/DQ pairs of its own, from quantization-aware
+    training, and is taken as it is.
     """
 
     original: ir.Model
@@ -58,6 +59,7 @@ class Prepared:
     ratio: float | None = None
     cost: Mapping[str, int] = field(default_factory=dict)
     path: Path = Path()
+    is_quantized: bool = False
 
     @property
     def is_another(self) -> bool:
@@ -91,9 +93,17 @@ def prepare(
 ) -> Prepared:
     """Return `bundle`'s model prepared for `precisions` on `target`. Raises InputError for a graph that cannot be."""
     original = normalize_model(load_model(bundle.onnx), str(bundle.onnx))
-    if precision_of(original) != "float32":
+    precision = precision_of(original)
+    if precision == "int8" and list(precisions) == ["int8"] and _has_qdq(original):
+        before = count_cost(original)
+        return Prepared(
+            original, original, {}, cost={"flops_before": before.flops, "flops_after": before.flops}, is_quantized=True
+        )
+    if precision != "float32":
         raise UsageError(
-            f"{bundle.onnx} is in {precision_of(original)} already", "optimize the float32 model that it was made from"
+            f"{bundle.onnx} is in {precision} already",
+            "optimize the float32 model that it was made from"
+            + ("; --precision int8 takes a quantized graph as it is" if _has_qdq(original) else ""),
         )
     model = pool_spatial_means(fold_batch_norms(raise_opset(original, max(OPSETS.get(name, 0) for name in precisions))))
     pruning = equalization = None
@@ -116,6 +126,10 @@ def prepare(
     return Prepared(original, model, statistics, pruning, equalization, ratio, cost)
 
 
+def _has_qdq(model: ir.Model) -> bool:
+    return {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph}
+
+
 def _calibrated(
     model: ir.Model, tensors: Sequence[str], data: EvaluationData, options: OptimizeOptions, progress: Callable[[str], None]
 ) -> dict[str, Statistics]:
@@ -136,7 +150,7 @@ def _ranges(bundle: Bundle) -> dict[str, tuple[Any, Any]]:
 
 
 def _never_fired(model: ir.Model, data: EvaluationData, options: OptimizeOptions) -> dict[str, np.ndarray[Any, Any]]:
-    relus = [relu.output for relu in find_relus(model)]
+    relus = [relu.output for relu in find_relus(model) if not relu.body]
     statistics = _calibrated(model, relus, data, options, lambda _: None)
     return {name: one.peaks <= 0 for name, one in statistics.items() if one.places}
 
@@ -149,7 +163,7 @@ def _ratio(
     A Relu that lost channels is held against those of the model's that are left, one that was scaled is scaled back.
     """
     feeds = data.one_row
-    original_relus = find_relus(load_model(bundle.onnx))
+    original_relus = [relu for relu in find_relus(load_model(bundle.onnx)) if relu.observable]
     truth = find_truth(open_source(bundle, "reference", original_relus), feeds)
     left = {} if pruning is None else pruning.surviving
     scales = {} if equalization is None else equalization.scales

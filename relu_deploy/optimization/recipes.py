@@ -9,16 +9,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.quantization.cast_precision import cast_model
 from relu_deploy.graph.quantization.qdq import SCHEMES, quantize
-from relu_deploy.graph.quantization.qdq_placement import place_qdq, segments_of
+from relu_deploy.graph.quantization.qdq_placement import WEIGHTED, place_qdq, segments_of
 from relu_deploy.optimization.calibration import Statistics, range_of
 from relu_deploy.optimization.targets import PRECISIONS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Casts", "Float32", "PrecisionRecipe", "Quantized", "calibrated_tensors"]
+__all__ = ["Casts", "PrecisionRecipe", "Quantized", "Unchanged", "calibrated_tensors"]
 
 #: of the CPU's 8-bit products, 7 bits of weights keep sums of two from overflowing 16 bits on processors without VNNI
 SAFE_LEVELS = 63
@@ -42,8 +43,8 @@ class PrecisionRecipe(Protocol):
 
 
 @dataclass(frozen=True)
-class Float32:
-    """The prepared graph itself."""
+class Unchanged:
+    """The prepared graph itself: float32, or one that was quantized where it was trained."""
 
     model: ir.Model
 
@@ -85,7 +86,12 @@ class Quantized:
         return quantize(self.model, placed, ranges, scheme, means)
 
     def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:
-        return dict(place_qdq(self.model, self.placement, PRECISIONS[self.precision], off).refused)
+        inside = {
+            str(node.name): "it is inside the body of an If, Loop or Scan"
+            for node, path in iterate_nodes(self.model)
+            if path and node.op_type in WEIGHTED
+        }
+        return inside | dict(place_qdq(self.model, self.placement, PRECISIONS[self.precision], off).refused)
 
 
 @dataclass(frozen=True)

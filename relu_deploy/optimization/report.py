@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,11 @@ from relu_deploy.verification.run import VerifyReport
 __all__ = ["OptimizeReport"]
 
 
+def _finite(number: float | None) -> float | None:
+    """Return `number`, or None for what JSON cannot represent."""
+    return None if number is None or not math.isfinite(number) else number
+
+
 @dataclass(frozen=True)
 class OptimizeReport:
     """One variant: its accuracy, speed and size, and what stayed float32.
@@ -26,6 +32,7 @@ class OptimizeReport:
         bundle: Where the variant was stored; None when it failed the gate and nothing was stored.
         speed: How many times faster than the float32 model it is; None where the target's hardware is not available.
         tried: One summary for each precision that `auto` tried.
+        method: The calibration method, "" for a precision without calibration.
     """
 
     model: str
@@ -44,6 +51,7 @@ class OptimizeReport:
     seconds: float
     bundle: Bundle | None = None
     tried: Sequence[dict[str, Any]] = ()
+    method: str = ""
 
     @property
     def variant(self) -> str:
@@ -52,6 +60,23 @@ class OptimizeReport:
     @property
     def passed(self) -> bool:
         return self.search.passed and (self.verified is None or self.verified.passed)
+
+    @property
+    def is_slower(self) -> bool:
+        """Return whether the variant was measured to be slower than the float32 model."""
+        return self.speed is not None and self.precision != "fp32" and self.speed.value < 1
+
+    @property
+    def remedy(self) -> str:
+        """Return what to do about a variant that does not pass, "" for one that does."""
+        if self.passed:
+            return ""
+        wider = "--precision fp16" if "fp16" in self.target.precisions and self.precision != "fp16" else "--precision fp32"
+        if not self.search.passed:
+            return f"allow more with --max-drop, try --method auto, calibrate on more rows with --samples, or use {wider}"
+        checked = self.verified.backends[0] if self.verified else None
+        node = checked.first_divergence if checked else None
+        return f"look at {node or 'the outputs'} with relu-deploy verify, try another --method, or use {wider}"
 
     @property
     def drop(self) -> float:
@@ -81,20 +106,25 @@ class OptimizeReport:
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
             "fallbacks": list(self.fallbacks),
             "curve": [step.to_json() for step in self.search.curve],
-            "costs": [{"segment": name, "relative_error": cost} for name, cost in self.search.costs],
+            "costs": [
+                {"segment": name, "relative_error": _finite(cost)} for name, cost in self.search.costs
+            ],
             "verified": None
             if checked is None
             else {
                 "passed": checked.passed,
                 "relus": len(checked.relus),
                 "relus_passed": sum(bool(relu.passed) for relu in checked.relus),
-                "largest_ratio": max((one.comparison.error_ratio for one in checked.relus if one.comparison), default=None),
+                "largest_ratio": _finite(max((one.comparison.error_ratio for one in checked.relus if one.comparison), default=None)),
                 "first_divergence": checked.first_divergence,
                 "reason": next((fields["reason"] for one in checked.relus if (fields := one.to_json())["passed"] is False), ""),
             },
             "evidence": self.data.to_json(),
             "prepared": self.prepared.to_json(),
             "tried": list(self.tried),
+            "method": self.method,
+            "slower": self.is_slower,
+            "remedy": self.remedy,
             "seconds": round(self.seconds, 3),
         }
 

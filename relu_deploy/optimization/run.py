@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 from relu_deploy.bundle import Bundle, refuse_existing
 from relu_deploy.errors import AccuracyTooLow, InputError, Unsupported, UsageError
 from relu_deploy.graph import save_model
+from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.latency_stats import Ratio
+from relu_deploy.optimization.calibration import AUTO_METHODS
 from relu_deploy.optimization.evaluation_data import EvaluationData, load_evaluation_data
 from relu_deploy.optimization.gate import AccuracyEvaluator
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.prepare import Prepared, prepare
-from relu_deploy.optimization.recipes import Casts, Float32, PrecisionRecipe, Quantized
+from relu_deploy.optimization.recipes import Casts, PrecisionRecipe, Quantized, Unchanged
 from relu_deploy.optimization.report import OptimizeReport
-from relu_deploy.optimization.search import find_passing
+from relu_deploy.optimization.search import CandidateRunner, best_method, find_passing
 from relu_deploy.optimization.speed import speedup
 from relu_deploy.optimization.store import store
 from relu_deploy.optimization.targets import PRECISIONS, TARGETS, Target, find_target
@@ -98,8 +100,22 @@ def optimize_bundle(
     force: bool = False,
     progress: Progress = lambda _: None,
     options: OptimizeOptions | None = None,
+    pages: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda _: {},
 ) -> OptimizeReport:
-    """Return the report of `optimize`. Arguments and errors as there, except that a missed gate is not an error."""
+    """Return the report of `optimize`.
+
+    Arguments and errors are those of `optimize`, except that a missed gate is not an error.
+
+    Args:
+        bundle: See `optimize`; so are the other arguments.
+        target: See `optimize`.
+        precision: See `optimize`.
+        out: See `optimize`.
+        force: See `optimize`.
+        progress: See `optimize`.
+        options: The fields that `optimize` takes as keywords.
+        pages: Renders the report's JSON object as further files of the bundle. It is called before anything is stored.
+    """
     options = options or OptimizeOptions()
     options.check()
     goal = find_target(target)
@@ -122,7 +138,7 @@ def optimize_bundle(
         best = replace(best, seconds=time.perf_counter() - started, tried=[report.summary() for report in reports])
         if best.passed:
             progress("storing")
-            best = replace(best, bundle=store(bundle, best, out, force))
+            best = replace(best, bundle=store(bundle, best, out, force, pages(best.to_json())))
     return best
 
 
@@ -169,24 +185,25 @@ class _VariantBuilder:
 
     def build(self, precision: str, progress: Progress) -> OptimizeReport:
         """Return the report on one precision, not stored yet."""
-        recipe = self._recipe(precision)
         options, target = self.options, self.target
+
+        def on_step(line: str) -> None:
+            progress(f"{precision}: {line}")
+
+        recipe = self._recipe(precision, on_step)
         max_drop = self.evaluator.max_drop if options.max_drop is None else options.max_drop
-        if precision in ("int8", "fp8") and not recipe.segments:
+        if precision in ("int8", "fp8") and not recipe.segments and not self.prepared.is_quantized:
             raise InputError(
                 f"{self.bundle.name} has no node that {precision} could be used for",
                 "use --precision fp16, or fp32 to leave it as it is",
             )
 
-        def on_step(line: str) -> None:
-            progress(f"{precision}: {line}")
-
-        search = find_passing(recipe, self.evaluator, target, self.prepared.model, max_drop, options.threads, on_step)
+        search = find_passing(recipe, self._runner(on_step), max_drop)
         verified, speed = None, None
         if search.passed:
             on_step("verifying every Relu")
             verified = self._verify(search.model)
-            if target.measurable and verified.passed:
+            if target.measurable and verified.passed and not self.prepared.is_quantized:
                 on_step("measuring the speed")
                 speed = self._speed(search.model)
         return OptimizeReport(
@@ -204,32 +221,42 @@ class _VariantBuilder:
             bytes_before=self.bundle.onnx.stat().st_size,
             bytes_after=_size(search.model),
             seconds=0.0,
+            method=recipe.method if isinstance(recipe, Quantized) else "",
         )
 
-    def _recipe(self, precision: str) -> PrecisionRecipe:
+    def _recipe(self, precision: str, progress: Progress) -> PrecisionRecipe:
         prepared, options = self.prepared, self.options
         if precision == "fp32":
-            return Float32(prepared.model)
+            return Unchanged(prepared.model)
         if precision in ("fp16", "bf16"):
             return Casts(prepared.model, precision, prepared.keep(PRECISIONS[precision]))
-        return Quantized(
+        if prepared.is_quantized:
+            return Unchanged(prepared.model)
+        recipe = Quantized(
             prepared.model,
             precision,
             self.target.placement,
             prepared.statistics,
-            options.method,
+            AUTO_METHODS[0] if options.method == "auto" else options.method,
             options.per_channel,
             options.correct_biases,
             options.weight_bits or self.data.weight_bits if self.target.adds_pairs else 8,
         )
+        # The range of a float8 tensor is the whole one with every method.
+        if options.method != "auto" or precision == "fp8" or not recipe.segments:
+            return recipe
+        return best_method(recipe, self._runner(progress))
+
+    def _runner(self, progress: Progress) -> CandidateRunner:
+        return CandidateRunner(self.evaluator, self.target, self.prepared.model, self.options.threads, progress)
 
     def _fallbacks(self, recipe: PrecisionRecipe, off: Sequence[str]) -> list[dict[str, str]]:
         """Return the nodes that stay float32, each with its operator, reason and segment."""
-        nodes = {str(node.name): node.op_type for node in self.prepared.model.graph}
+        nodes = {str(node.name): node.op_type for node, _ in iterate_nodes(self.prepared.model)}
         segments = self.prepared.segments
         reasons = {name: "accuracy" for name, segment in segments.items() if segment in off} | recipe.float_nodes(off)
         return [
-            {"node": name, "operator": nodes[name], "precision": "float32", "reason": why, "segment": segments[name]}
+            {"node": name, "operator": nodes[name], "precision": "float32", "reason": why, "segment": segments.get(name, name)}
             for name, why in reasons.items()
             if name in nodes
         ]
@@ -255,8 +282,12 @@ class _VariantBuilder:
 
 
 def _fastest(reports: Sequence[OptimizeReport]) -> OptimizeReport:
-    """Return the fastest that passes, among those that pass without a measured speed the first; else the first."""
+    """Return the fastest that passes, among those that pass without a measured speed the first; else the first.
+
+    A variant that is slower than float32 is only returned where there is no other.
+    """
     passing = [report for report in reports if report.passed]
+    passing = [report for report in passing if not report.is_slower] or passing
     return max(passing, key=lambda report: report.speed.value if report.speed else 0.0, default=reports[0])
 
 

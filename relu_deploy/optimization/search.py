@@ -1,29 +1,36 @@
 """Find the fewest segments that have to return to float32 for a variant to pass its accuracy gate.
 
-Which ones: each segment is tried alone in the low precision, everything else in float32, and costs what the outputs then
-differ from the float32 model's on a few rows. The costliest return first: one, two, four … until the gate is passed, then
-the count is halved in between. That takes some ten evaluations of accuracy instead of one for each set of segments.
+The error of a group of segments is what the outputs differ from the float32 model's on a few rows when that group alone is in
+the low precision. Starting from all segments, the group with the largest error is halved again and again, so that the costliest
+segments are found in some log2(n) measurements each instead of n in all. They return to float32 in that order: one, two, four …
+until the gate is passed, then the count is halved in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from itertools import count as counter
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.data.datasets import Dataset, spread_evenly
+from relu_deploy.data.datasets import spread_evenly
+from relu_deploy.optimization.calibration import AUTO_METHODS
 from relu_deploy.optimization.gate import AccuracyEvaluator, answers_of, distance
-from relu_deploy.optimization.recipes import PrecisionRecipe
+from relu_deploy.optimization.recipes import PrecisionRecipe, Quantized
 from relu_deploy.optimization.targets import Target
 from relu_deploy.tasks.metrics import Metric
+from relu_deploy.tensors import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["SearchResult", "SearchStep", "find_passing"]
+__all__ = ["CandidateRunner", "SearchResult", "SearchStep", "best_method", "find_passing"]
 
-#: rows on which a segment's cost is measured: a continuous difference needs few
+#: rows on which the error of a group is measured: a continuous difference needs few
 ROWS_FOR_COST = 16
+#: stands for an infinite error among the groups
+BROKEN = 1e300
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,15 @@ class SearchStep:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The result of the search. off: segments in float32, costliest first. costs: of each segment, as far as they were measured.
+    """The result of the search.
 
-    passed: whether anything passes; else `off`, `model` and `metric` are of the first try.
+    Attributes:
+        passed: Whether a candidate passes; else `off`, `model` and `metric` are those of the first one.
+        off: Segments in float32, costliest first.
+        model: The candidate.
+        metric: Its accuracy.
+        curve: All candidates in the order in which they were tried.
+        costs: Segments whose error was measured alone, with that error, in the order in which they were found.
     """
 
     passed: bool
@@ -53,30 +66,61 @@ class SearchResult:
     costs: Sequence[tuple[str, float]]
 
 
-def find_passing(
-    recipe: PrecisionRecipe,
-    evaluator: AccuracyEvaluator,
-    target: Target,
-    float32: ir.Model,
-    max_drop: float,
-    threads: int = 0,
-    progress: Callable[[str], None] = lambda _: None,
-) -> SearchResult:
-    """Return the variant with the fewest segments of `recipe` in float32 that loses at most `max_drop` of the evaluator's metric.
+@dataclass(frozen=True)
+class CandidateRunner:
+    """Runs candidates as `target` would, and compares them with the float32 model.
 
-    float32: the model whose answers a segment's cost is measured against.
+    Attributes:
+        evaluator: Measures accuracy.
+        target: What the candidates are for.
+        float32: The model whose outputs errors are measured against.
+        threads: Threads of the runtime.
+        progress: Called with one line for each step.
+    """
+
+    evaluator: AccuracyEvaluator
+    target: Target
+    float32: ir.Model
+    threads: int = 0
+    progress: Callable[[str], None] = lambda _: None
+
+    def score(self, model: ir.Model) -> Metric:
+        """Return the accuracy of `model`."""
+        with self.target.session(model, threads=self.threads) as session:
+            return self.evaluator.score(session.run)
+
+    def answers(self, model: ir.Model) -> Mapping[str, Array]:
+        """Return the outputs of `model` on a few rows."""
+        dataset = self.evaluator.dataset
+        few = dataset.picked(spread_evenly(len(dataset), ROWS_FOR_COST))
+        with self.target.session(model, threads=self.threads) as session:
+            return answers_of(session.run, few, self.evaluator.batch)
+
+
+def find_passing(recipe: PrecisionRecipe, runner: CandidateRunner, max_drop: float) -> SearchResult:
+    """Return the variant with the fewest segments of `recipe` in float32 that passes.
+
+    Args:
+        recipe: Builds the candidates.
+        runner: Runs them.
+        max_drop: Largest accepted loss of the accuracy metric.
+
+    Returns:
+        The variant that passes, or the one without float32 segments where none does.
     """
     curve: list[SearchStep] = []
     models: dict[int, tuple[ir.Model, Metric]] = {}
-    order: list[str] = []
+    segments = recipe.segments
     costs: list[tuple[str, float]] = []
+    costliest = _costliest(recipe, runner)
 
     def passes(count: int) -> bool:
-        progress(f"accuracy with {count} of {len(recipe.segments)} segments in float32" if count else "accuracy")
-        model = recipe.build(order[:count])
-        with target.session(model, threads=threads) as session:
-            metric = evaluator.score(session.run)
-        passed = evaluator.before.value - metric.value <= max_drop
+        while len(costs) < count:
+            costs.append(next(costliest))
+        runner.progress(f"accuracy with {count} of {len(segments)} segments in float32" if count else "accuracy")
+        model = recipe.build([name for name, _ in costs[:count]])
+        metric = runner.score(model)
+        passed = runner.evaluator.before.value - metric.value <= max_drop
         curve.append(SearchStep(count, metric, passed))
         models[count] = model, metric
         return passed
@@ -84,11 +128,9 @@ def find_passing(
     if passes(0):
         return SearchResult(True, (), *models[0], curve, costs)
     # With every segment in float32 it would pass, but would no longer be in the requested precision.
-    most = len(recipe.segments) - 1
+    most = len(segments) - 1
     if most < 1:
         return SearchResult(False, (), *models[0], curve, costs)
-    costs = _costs(recipe, evaluator, target, float32, threads, progress)
-    order += [name for name, _ in costs]
     failed, count = 0, 1
     while not passes(count):
         if count == most:
@@ -97,25 +139,39 @@ def find_passing(
     while count - failed > 1:
         middle = (failed + count) // 2
         failed, count = (failed, middle) if passes(middle) else (middle, count)
-    return SearchResult(True, order[:count], *models[count], curve, costs)
+    return SearchResult(True, [name for name, _ in costs[:count]], *models[count], curve, costs)
 
 
-def _costs(
-    recipe: PrecisionRecipe,
-    evaluator: AccuracyEvaluator,
-    target: Target,
-    float32: ir.Model,
-    threads: int,
-    progress: Callable[[str], None],
-) -> list[tuple[str, float]]:
-    """Return each segment and its cost, costliest first."""
-    few: Dataset = evaluator.dataset.picked(spread_evenly(len(evaluator.dataset), ROWS_FOR_COST))
-    with target.session(float32, threads=threads) as session:
-        true = answers_of(session.run, few, evaluator.batch)
-    costs = []
+def _costliest(recipe: PrecisionRecipe, runner: CandidateRunner) -> Iterator[tuple[str, float]]:
+    """Yield each segment with its error, those with a large error first."""
     segments = recipe.segments
-    for index, segment in enumerate(segments):
-        progress(f"cost of segment {index + 1} of {len(segments)}")
-        with target.session(recipe.build([one for one in segments if one != segment]), threads=threads) as session:
-            costs.append((segment, distance(answers_of(session.run, few, evaluator.batch), true)))
-    return sorted(costs, key=lambda pair: -pair[1])
+    true = runner.answers(runner.float32)
+    serial = counter()
+    groups: list[tuple[float, int, list[str]]] = [(float("-inf"), next(serial), segments)]
+    while groups:
+        cost, _, group = heappop(groups)
+        if len(group) == 1 and cost != float("-inf"):
+            yield group[0], float("inf") if cost == -BROKEN else -cost
+            continue
+        middle = (len(group) + 1) // 2
+        for half in filter(None, (group[:middle], group[middle:])):
+            runner.progress(f"error of {len(half)} of {len(segments)} segments")
+            error = distance(runner.answers(recipe.build([name for name in segments if name not in half])), true)
+            heappush(groups, (-min(error, BROKEN), next(serial), half))
+
+
+def best_method(recipe: Quantized, runner: CandidateRunner) -> Quantized:
+    """Return `recipe` with the calibration method of `AUTO_METHODS` that is most accurate.
+
+    Among methods of equal accuracy the one whose outputs are closest to the float32 model's is taken.
+    """
+    true = runner.answers(runner.float32)
+    best, best_score = recipe, (float("-inf"), float("-inf"))
+    for method in AUTO_METHODS:
+        runner.progress(f"accuracy with the calibration method {method}")
+        candidate = replace(recipe, method=method)
+        model = candidate.build()
+        score = runner.score(model).value, -distance(runner.answers(model), true)
+        if score > best_score:
+            best, best_score = candidate, score
+    return best

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,34 +19,58 @@ if TYPE_CHECKING:
 __all__ = ["store"]
 
 
-def store(bundle: Bundle, report: OptimizeReport, out: str | os.PathLike[str] | None, force: bool) -> Bundle:
-    """Return `bundle` with `report`'s variant in it: as it is, or with `out` a copy of it there.
+def store(
+    bundle: Bundle,
+    report: OptimizeReport,
+    out: str | os.PathLike[str] | None,
+    force: bool,
+    pages: Mapping[str, str] | None = None,
+) -> Bundle:
+    """Store the variant of `report` in `bundle`.
 
-    The variant's file, the float32 graph that it was checked against where that is not the model itself, and the report
-    are written; then the manifest, so that a reader sees all of it or nothing.
+    The variant's file, the float32 graph that it was checked against where that is not the model itself, and the reports
+    are written together: a reader sees all of them or none.
+
+    Args:
+        bundle: The bundle, or a plain ONNX file.
+        report: The variant and what is known about it.
+        out: Folder for a copy of the bundle; None adds the variant to `bundle` itself.
+        force: Replace what exists.
+        pages: Further reports, by path inside the bundle.
+
+    Returns:
+        The bundle with the variant.
     """
     in_place = out is None or Path(out).resolve() == bundle.path.resolve()
     if not bundle.is_folder:
-        return _adopted(bundle, report, Path(str(out)), force)
+        return _adopted(bundle, report, Path(str(out)), force, pages)
+    files, variants = _contents(bundle, report, pages)
     if in_place:
-        return _add(bundle, report)
+        return bundle.update(files, variants=variants)
     with create_bundle(Path(str(out)), force=force) as folder:
         bundle.copy_files(folder)
-        seal(folder, bundle.manifest)
-        _add(Bundle.open(folder), report)
+        # `create_bundle` holds the lock on the folder, which `update` would wait for.
+        for name, content in files.items():
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content.encode() if isinstance(content, str) else content)
+        seal(folder, {**bundle.manifest, "variants": variants})
     return Bundle.open(Path(str(out)))
 
 
-def _adopted(bundle: Bundle, report: OptimizeReport, out: Path, force: bool) -> Bundle:
+def _adopted(bundle: Bundle, report: OptimizeReport, out: Path, force: bool, pages: Mapping[str, str] | None) -> Bundle:
     """Return the bundle at `out` made of a plain ONNX file."""
     from relu_deploy.exporting.exporter import export_source
 
     with temporary_folder("adopt") as parent:
         made = export_source(str(bundle.path), parent / out.name).bundle
-        return store(made, report, out, force)
+        return store(made, report, out, force, pages)
 
 
-def _add(bundle: Bundle, report: OptimizeReport) -> Bundle:
+def _contents(
+    bundle: Bundle, report: OptimizeReport, pages: Mapping[str, str] | None
+) -> tuple[dict[str, bytes | str], dict[str, Any]]:
+    """Return the files to add to `bundle`, by path inside it, and the manifest's new list of variants."""
     name, checked_against = report.variant, MODEL
     file = f"{VARIANTS}/{name}.onnx"
     models: dict[str, bytes] = {}
@@ -68,5 +93,5 @@ def _add(bundle: Bundle, report: OptimizeReport) -> Bundle:
         "float32_nodes": len(report.fallbacks),
     }
     variants = {**bundle.manifest["variants"], name: entry}
-    summary = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
-    return bundle.update({**models, f"reports/optimize-{name}.json": summary}, variants=variants)
+    summary = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return {**models, **(pages or {}), f"reports/optimize-{name}.json": summary}, variants

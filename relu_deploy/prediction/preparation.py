@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.data.datasets import to_input
+from relu_deploy.data.image_folder import free_batch, to_input
 from relu_deploy.data.images import ImagePlacement, place, plane_of
 from relu_deploy.data.texts import takes_texts, to_bytes
 from relu_deploy.prediction.errors import PictureTooLarge
 from relu_deploy.prediction.images import MAX_PIXELS, decode_picture
-from relu_deploy.tensors import Array, Feeds, TensorSpec, check_feeds
+from relu_deploy.tensors import Array, Feeds, check_feeds
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["TASKS", "PreparedInput", "free_batch", "prepare_arrays", "prepare_picture", "prepare_text", "unsupported_reason"]
+__all__ = ["TASKS", "PreparedInput", "prepare_arrays", "prepare_picture", "prepare_text", "unsupported_reason"]
 
 TASKS = ("classification", "detection", "segmentation")
 #: most pixels of a picture for a model that takes any size: its activations are many times larger
@@ -124,7 +124,7 @@ def prepare_arrays(bundle: Bundle, arrays: Mapping[str, Array]) -> PreparedInput
         if array is not None:
             is_pixels = array.dtype == np.uint8 and spec.dtype != "uint8" and array.ndim == 4
             feeds[spec.name] = to_input(bundle, array) if is_pixels else array
-    feeds = check_feeds(feeds, free_batch(bundle.inputs), bundle.name)
+    feeds = check_feeds(feeds, free_batch(bundle), bundle.name)
     return PreparedInput(feeds, _whole(bundle, feeds))
 
 
@@ -137,8 +137,3 @@ def _whole(bundle: Bundle, feeds: Feeds) -> ImagePlacement | None:
     sizes = plane_of(replace(spec, shape=feeds[spec.name].shape), steps)
     size = (int(sizes[2]), int(sizes[1]))
     return ImagePlacement(size, size, (1.0, 1.0), (0, 0))
-
-
-def free_batch(specs: tuple[TensorSpec, ...]) -> list[TensorSpec]:
-    """Return the specs of a model's inputs with a batch of any size: inputs are prepared one by one."""
-    return [replace(spec, shape=("batch", *spec.shape[1:])) for spec in specs]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.data.datasets import load_npz
+from relu_deploy.data.arrays import load_npz
 from relu_deploy.data.texts import takes_texts
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.files import read_regular

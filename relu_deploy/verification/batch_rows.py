@@ -1,8 +1,8 @@
-"""Which axis of each input and output is the batch, by the names of the dimensions."""
+"""The rows of a batch, on whatever axis each input and output has them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ __all__ = ["BatchRows"]
 
 @dataclass(frozen=True)
 class BatchRows:
-    """The rows of a batch, on whatever axis an input or output has them.
+    """The batch of a model whose size may vary.
 
     Attributes:
         dims: The names of the dimension: one, or several where a converter named the batch of each input differently.
@@ -30,14 +30,21 @@ class BatchRows:
     output_axes: Mapping[str, int]
 
     @classmethod
-    def find(cls, bundle: Bundle, feeds: Feeds) -> BatchRows | None:
-        """Return the batch of a model, None where no first dimension of an input may vary."""
-        leading = {str(spec.shape[0]): len(feeds[spec.name]) for spec in bundle.inputs if isinstance(spec.batch, str)}
-        if not leading:
+    def find(cls, bundle: Bundle, feeds: Feeds, results: Feeds) -> BatchRows | None:
+        """Return the batch of a model, None where that of no input may vary. results: Its outputs for `feeds`."""
+        sizes = {str(spec.batch): feeds[spec.name].shape[spec.batch_axis or 0] for spec in bundle.inputs if _varies(spec)}
+        if not sizes:
             return None
-        count = next(iter(leading.values()))
-        dims = tuple(leading) if len(set(leading.values())) == 1 else (next(iter(leading)),)
-        return cls(dims, count, _axes(bundle.inputs, dims), _axes(bundle.outputs, dims))
+        count = next(iter(sizes.values()))
+        dims = tuple(sizes) if len(set(sizes.values())) == 1 else (next(iter(sizes)),)
+        inputs = {spec.name: spec.batch_axis or 0 for spec in bundle.inputs if _varies(spec) and spec.batch in dims}
+        outputs = {spec.name: spec.batch_axis or 0 for spec in bundle.outputs if _varies(spec)}
+        outputs = {
+            name: axis
+            for name, axis in outputs.items()
+            if name in results and np.shape(results[name])[axis : axis + 1] == (count,)
+        }
+        return cls(dims, count, inputs, outputs)
 
     def take_inputs(self, feeds: Feeds, rows: Iterable[int]) -> Feeds:
         """Return the inputs with only these rows."""
@@ -62,9 +69,8 @@ class BatchRows:
         }
 
 
-def _axes(specs: Sequence[TensorSpec], dims: Sequence[str]) -> dict[str, int]:
-    found = {spec.name: [axis for axis, dim in enumerate(spec.shape) if dim in dims] for spec in specs}
-    return {name: axes[0] for name, axes in found.items() if axes}
+def _varies(spec: TensorSpec) -> bool:
+    return isinstance(spec.batch, str)
 
 
 def _take(arrays: Feeds, axes: Mapping[str, int], rows: list[int]) -> Feeds:

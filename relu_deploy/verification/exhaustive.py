@@ -32,7 +32,7 @@ import ml_dtypes
 import numpy as np
 
 from relu_deploy.backends import Session, capabilities, load, probe, require
-from relu_deploy.backends.base import default_threads
+from relu_deploy.backends.threads import default_threads
 from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, seal
 from relu_deploy.definition import relu, relu6
 from relu_deploy.errors import Unsupported, UsageError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from relu_deploy.verification.batch_rows import BatchRows
 from relu_deploy.verification.tapping import same_bits
 from relu_deploy.verification.verdict import LIMITS, compare, rms
 
-__all__ = ["Check", "InvarianceCheck", "check_invariance", "run_invariance_checks"]
+__all__ = ["Check", "InvarianceCheck", "check_invariance", "confirm_by_truth", "run_invariance_checks"]
 
 #: rows of the largest batch, by how many seconds one row takes: a detector of 5 s a picture is not run forty times
 ROWS = ((0.03, 8), (0.5, 4), (np.inf, 2))
@@ -48,7 +48,7 @@ class InvarianceCheck:
     skipped: str = ""
 
 
-def run_invariance_checks(bundle: Bundle, run: Run, feeds: Feeds, seed: int, many_batches: bool = True) -> list[InvarianceCheck]:
+def run_invariance_checks(bundle: Bundle, run: Run, feeds: Feeds, seed: int, skip_batches: str = "") -> list[InvarianceCheck]:
     """Run the checks that need no reference.
 
     Args:
@@ -56,30 +56,27 @@ def run_invariance_checks(bundle: Bundle, run: Run, feeds: Feeds, seed: int, man
         run: Returns its outputs for inputs.
         feeds: The inputs.
         seed: Of the rows that are added to `feeds`.
-        many_batches: False leaves out the checks with other batch sizes.
+        skip_batches: Why the checks with other batch sizes are left out, "" to make them.
     """
     started = time.perf_counter()
     first = run(feeds)
-    batch = BatchRows.find(bundle, feeds)
+    batch = BatchRows.find(bundle, feeds, first)
     seconds = (time.perf_counter() - started) / max(1, batch.count if batch else 1)
     checks = [InvarianceCheck("same input twice", [(first, run(feeds)) for _ in range(2)])]
     rows = next(rows for limit, rows in ROWS if seconds <= limit)
-    many: Feeds = {}
-    if not many_batches:
-        skipped = "another batch size is another compiled program"
+    if skip_batches:
+        skipped = skip_batches
     elif batch is None:
         skipped = "the batch is fixed"
     elif not batch.output_axes:
         skipped = "no output has the batch as a dimension"
     else:
-        skipped = ""
         try:
             many = _rows(bundle, batch, feeds, rows, seed)
+            return [*checks, *_batches(run, batch, many, rows, seed), *_odd_sizes(bundle, run, batch, feeds, seed)]
         except ReluDeployError as error:
             skipped = error.message
-    if skipped or batch is None:
-        return [*checks, *(InvarianceCheck(name, skipped=skipped) for name in BATCH_CHECKS)]
-    return [*checks, *_batches(run, batch, many, rows, seed), *_odd_sizes(bundle, run, batch, feeds, seed)]
+    return [*checks, *(InvarianceCheck(name, skipped=skipped) for name in BATCH_CHECKS)]
 
 
 def check_invariance(
@@ -95,6 +92,20 @@ def check_invariance(
         if true.dtype.kind == "f"
     }
     return [Check(one.name, None, one.skipped) if one.skipped else _spread(one.name, one.pairs, limits) for one in checks]
+
+
+def confirm_by_truth(checks: Sequence[Check], of_truth: Sequence[Check]) -> list[Check]:
+    """Return `checks` without the failures that the model itself has: where its rows depend on each other, the truth fails too.
+
+    of_truth: The same checks of the float64 evaluation.
+    """
+    dependent = {one.name.split(" ")[0]: one.detail for one in of_truth if one.passed is False}
+    return [
+        replace(one, passed=None, detail=f"the rows of this model depend on each other: {dependent[kind]}")
+        if one.passed is False and (kind := one.name.split(" ")[0]) in dependent
+        else one
+        for one in checks
+    ]
 
 
 def _batches(run: Run, batch: BatchRows, many: Feeds, rows: int, seed: int) -> Iterator[InvarianceCheck]:
@@ -120,7 +131,7 @@ def _odd_sizes(bundle: Bundle, run: Run, batch: BatchRows, feeds: Feeds, seed: i
         odd = {dim: size + change for dim, size in sizes.items()}
         name = "size " + ", ".join(f"{dim}={size}" for dim, size in odd.items())
         try:
-            two = random_feeds(bundle.inputs, 2, seed, {**odd, **dict.fromkeys(batch.dims, 2)})
+            two = random_feeds(bundle.inputs, 2, seed, {**odd, **dict.fromkeys(batch.dims, 2)}, _ranges(feeds))
             whole = run(two)
             parts = [run(batch.take_inputs(two, [row])) for row in (0, 1)]
         except Exception as error:  # a runtime may raise anything for a size that the graph does not take after all
@@ -135,7 +146,13 @@ def _rows(bundle: Bundle, batch: BatchRows, feeds: Feeds, rows: int, seed: int) 
     if batch.count >= rows:
         return batch.take_inputs(feeds, range(rows))
     sizes = {**batch.other_sizes(bundle, feeds), **dict.fromkeys(batch.dims, rows - batch.count)}
-    return batch.concatenate(feeds, random_feeds(bundle.inputs, rows - batch.count, seed + 1, sizes))
+    return batch.concatenate(feeds, random_feeds(bundle.inputs, rows - batch.count, seed + 1, sizes, _ranges(feeds)))
+
+
+def _ranges(feeds: Feeds) -> dict[str, tuple[int, int]]:
+    """Return the smallest and largest value of each input of integers: numbers beyond may be the index of nothing."""
+    wide = {name: array for name, array in feeds.items() if array.dtype.kind in "iu" and array.dtype != np.uint8 and array.size}
+    return {name: (int(array.min()), int(array.max())) for name, array in wide.items()}
 
 
 def _spread(name: str, pairs: Sequence[tuple[Feeds, Feeds]], limits: Mapping[str, float]) -> Check:

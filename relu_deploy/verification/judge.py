@@ -32,8 +32,7 @@ class _ReluVerdicts:
 
 def judge(plan: VerifyPlan, truth: Truth, measured: Measurement) -> BackendReport:
     """Return the report on a backend, without the faults that still have to be located."""
-    noise = {spec.name: truth.noise_floor[spec.name] for spec in plan.bundle.outputs if spec.name in truth.values}
-    checks = check_invariance(measured.invariance, noise, {name: truth.values[name] for name in noise}, truth.precision)
+    checks = check_invariance(measured.invariance, truth.noise_floor, truth.values, truth.precision)
     if measured.audit is not None:
         verdicts = _from_audit(measured.audit)
     elif measured.tapped is not None:
@@ -57,7 +56,7 @@ def judge(plan: VerifyPlan, truth: Truth, measured: Measurement) -> BackendRepor
 def compare_outputs(results: Mapping[str, Any], truth: Truth) -> dict[str, Comparison]:
     """Return the verdict on each output in `results` (by name) that the truth has."""
     return {
-        name: compare(value, truth.values[name], truth.noise_floor[name], LIMITS[truth.precision])
+        name: compare(value, truth.values[name], truth.noise_floor[name], LIMITS[truth.precision], truth.undecided.get(name))
         for name, value in results.items()
         if name in truth.values
     }
@@ -68,19 +67,33 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
     reports = []
     for relu in plan.relus:
         got, true = tapped.values.get(relu.output), truth.values.get(relu.output)
-        if got is None:
+        if got is None or (relu.body and not got.size):
             reports.append(ReluReport(relu, None))
             continue
         noise = truth.noise_floor.get(relu.output, 0.0)
         single = truth.single.get(relu.output, SINGLE * noise)
         contract = check_contract(relu, got, true, single, truth.precision, nan_kept.get(relu.output))
-        comparison = None if true is None else compare(got, true, noise, LIMITS[truth.precision])
+        comparison = (
+            None if true is None else compare(got, true, noise, LIMITS[truth.precision], truth.undecided.get(relu.output))
+        )
         reports.append(ReluReport(relu, comparison, contract, relu.output in tapped.as_deployed))
-    missing = sum(report.comparison is None for report in reports)
-    notes = [f"{missing} of {len(reports)} Relus have no counterpart to compare with"] if missing else []
+    hidden = sum(not report.relu.observable for report in reports)
+    idle = sum(report.relu.observable and report.relu.body != "" and report.comparison is None for report in reports)
+    missing = sum(report.comparison is None for report in reports) - hidden - idle
+    notes = []
+    if missing:
+        notes.append(f"{_relus(missing, reports)} no counterpart to compare with")
+    if idle:
+        notes.append(f"{_relus(idle, reports)} not run on this input: in a branch that was not taken")
+    if hidden:
+        notes.append(f"{_relus(hidden, reports)} not been observed: inside a body that cannot show its tensors")
     if tapped.sessions > 1:
         notes.append(f"tapping all Relus at once changed the outputs: they were spread over {tapped.sessions} sessions")
     return _ReluVerdicts(reports, len(tapped.as_deployed) == len(tapped.values), "; ".join(notes))
+
+
+def _relus(count: int, reports: Sequence[ReluReport]) -> str:
+    return f"{count} of {len(reports)} Relus {'has' if count == 1 else 'have'}"
 
 
 def _from_audit(audit: AuditReport) -> _ReluVerdicts:

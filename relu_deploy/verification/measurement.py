@@ -13,7 +13,7 @@ from relu_deploy.verification.contract import feeds_of_nan, nan_is_kept
 from relu_deploy.verification.execution import ExecutionReport, compare_with_request
 from relu_deploy.verification.invariants import InvarianceCheck, run_invariance_checks
 from relu_deploy.verification.plan import VerifyPlan
-from relu_deploy.verification.tapping import TappedRelus, tap_relus
+from relu_deploy.verification.tapping import TappedRelus, arrays_of, tap_relus
 
 if TYPE_CHECKING:
     from relu_deploy.verification.engine.audit import AuditReport
@@ -49,17 +49,23 @@ def measure(plan: VerifyPlan, name: str) -> Measurement:
     backend = capabilities(name)
     audit, note = None, "a compiled graph does not show its Relus: outputs only"
     with closing(load(plan.bundle, name, **plan.options, profile=True)) as session:
-        outputs, facts = session.run(plan.feeds), session.facts
+
+        def run(feeds: Feeds) -> Feeds:
+            return arrays_of(session.run(feeds))
+
+        outputs, facts = run(plan.feeds), session.facts
         execution = compare_with_request(plan.model, session.executed(), facts.get("providers", [None])[0])
-        # A program that is compiled for each shape would be compiled again for every batch size.
-        invariance = run_invariance_checks(plan.bundle, session.run, plan.feeds, plan.seed, not backend.compiles_in_place)
+        skip_batches = "the random numbers were drawn for this batch" if plan.random else ""
+        if backend.compiles_in_place:
+            skip_batches = "another batch size is another compiled program"
+        invariance = run_invariance_checks(plan.bundle, run, plan.feeds, plan.seed, skip_batches)
         if backend.shows_engine_layers:
             from relu_deploy.verification.engine.audit import audit_session
 
             audit, note = audit_session(plan.bundle, name, plan.feeds, session)
     if backend.shows_engine_layers or not backend.shows_tensors:
         return Measurement(name, outputs, facts, execution, invariance, audit=audit, note=note)
-    relus = [relu for relu in plan.relus if not backend.runs_program or relu.torch_node]
+    relus = [relu for relu in plan.relus if relu.observable and (not backend.runs_program or relu.torch_node)]
     # Integers cannot hold a NaN, so a quantized graph has no policy for it.
     nans = feeds_of_nan(plan.feeds) if plan.precision != "int8" else {}
     tapped = tap_relus(plan, name, relus, outputs, nans)

@@ -21,15 +21,23 @@ class VerifyPlan:
     """What every backend runs.
 
     Attributes:
+        bundle: What backends run.
+        evaluable: What the reference evaluator runs: `bundle`, without the nodes that it does not have.
+        model: The graph of `bundle`.
         relus: The Relus to compare.
         options: As for `load`: threads, device, optimization.
         seed: Of the rows that the checks without a reference add to `feeds`.
+        random: The nodes that were replaced by one draw of their random numbers.
+        unknown: The nodes that cannot be evaluated, and their operators.
     """
 
     bundle: Bundle
+    evaluable: Bundle
     model: ir.Model
     precision: str
     relus: Sequence[Relu]
     feeds: Feeds
     options: Mapping[str, Any]
     seed: int
+    random: Sequence[str] = ()
+    unknown: Sequence[tuple[str, str]] = ()

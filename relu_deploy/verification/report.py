@@ -135,6 +135,8 @@ class VerifyReport:
         against: The source of the truth: "torch", "reference" or a path.
         precision: The coarsest precision of the graph; it chooses the limit.
         inputs: Where the inputs came from, and their shapes.
+        random: The nodes that draw random numbers: each was replaced by one draw, everywhere the same.
+        unknown: The nodes that the truth does not know, with their operators: their results were taken from a runtime.
     """
 
     model: str
@@ -143,6 +145,8 @@ class VerifyReport:
     inputs: Mapping[str, Any]
     backends: Sequence[BackendReport]
     seconds: float
+    random: Sequence[str] = ()
+    unknown: Sequence[tuple[str, str]] = ()
 
     @property
     def passed(self) -> bool:
@@ -170,6 +174,8 @@ class VerifyReport:
             "as_requested": self.as_requested,
             "first_divergence": self.first_divergence,
             "inputs": dict(self.inputs),
+            "random_nodes": list(self.random),
+            "unknown_nodes": [{"node": node, "operator": operator} for node, operator in self.unknown],
             "backends": [report.to_json() for report in self.backends],
             "seconds": round(self.seconds, 3),
         }

@@ -10,15 +10,17 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
 from relu_deploy.backends import OPTIMIZATIONS, capabilities, require
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import UsageError
+from relu_deploy.errors import ReluDeployError, UsageError
 from relu_deploy.graph import load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
+from relu_deploy.verification.comparable import comparable
+from relu_deploy.verification.invariants import check_invariance, confirm_by_truth, run_invariance_checks
 from relu_deploy.verification.judge import judge
 from relu_deploy.verification.locating.backend_faults import BackendUnderTest, locate_on_backend
 from relu_deploy.verification.locating.fault import Fault
@@ -26,7 +28,7 @@ from relu_deploy.verification.locating.graph_faults import faults_of_graph
 from relu_deploy.verification.measurement import Measurement, measure
 from relu_deploy.verification.plan import VerifyPlan
 from relu_deploy.verification.report import BackendReport, VerifyReport
-from relu_deploy.verification.truth import Source, Truth, choose_against, find_truth, open_source, relus_to_compare
+from relu_deploy.verification.truth import Source, Truth, find_truth, open_source, relus_to_compare
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -75,26 +77,40 @@ def verify(
     for name in backends:
         require(name)
     bundle = Bundle.open(bundle)
-    model = load_model(bundle.onnx)
-    against = choose_against(bundle, against)
     arrays, described = _inputs(bundle, feeds, data, samples, seed)
-    plan = VerifyPlan(
-        bundle=bundle,
-        model=model,
-        precision=precision_of(model),
-        relus=relus_to_compare(model, against),
-        feeds=arrays,
-        options={"threads": threads, "device": device, "optimization": optimization},
-        seed=seed,
-    )
-    source, truth, measurements = _evaluate_and_measure(plan, against, backends, progress)
-    with closing(source):
-        reports = [judge(plan, truth, measured) for measured in measurements]
+    options = {"threads": threads, "device": device, "optimization": optimization}
+    with ExitStack() as stack:
+        compared = stack.enter_context(comparable(bundle, against, backends, arrays, options))
+        model = load_model(compared.bundle.onnx)
+        plan = VerifyPlan(
+            bundle=compared.bundle,
+            evaluable=compared.evaluable,
+            model=model,
+            precision=precision_of(model),
+            relus=relus_to_compare(model, compared.against),
+            feeds=arrays,
+            options=options,
+            seed=seed,
+            random=compared.random,
+            unknown=compared.unknown,
+        )
+        source, truth, measurements = _evaluate_and_measure(plan, compared.against, backends, progress)
+        stack.enter_context(closing(source))
+        reports = [_confirmed(plan, source, truth, judge(plan, truth, measured)) for measured in measurements]
         # In float32 a graph whose Relus and outputs all agree has no fault. The noise of a coarser precision could hide one.
         if plan.precision not in ("float32", "float64") or any(report.failing() for report in reports):
             progress("locating the node at fault")
             reports = _with_faults(plan, source, truth, reports)
-    return VerifyReport(bundle.name, against, plan.precision, described, reports, time.perf_counter() - started)
+    return VerifyReport(
+        model=bundle.name,
+        against=compared.shown,
+        precision=plan.precision,
+        inputs=described,
+        backends=reports,
+        seconds=time.perf_counter() - started,
+        random=plan.random,
+        unknown=plan.unknown,
+    )
 
 
 def _inputs(
@@ -123,7 +139,7 @@ def _evaluate_and_measure(
     with ThreadPoolExecutor(1) as pool:
         started = {name: pool.submit(measure, plan, name) for name in backends if not capabilities(name).runs_program}
         progress(f"truth in float64, against {against}")
-        source = open_source(plan.bundle, against, plan.relus, plan.options["threads"])
+        source = open_source(plan.evaluable, against, plan.relus, plan.options["threads"])
         truth = find_truth(source, plan.feeds, plan.precision)
         measurements = []
         for name in backends:
@@ -132,9 +148,21 @@ def _evaluate_and_measure(
     return source, truth, measurements
 
 
+def _confirmed(plan: VerifyPlan, source: Source, truth: Truth, report: BackendReport) -> BackendReport:
+    """Return the report without failed checks of the batch that the truth fails as well: then the rows depend on each other."""
+    if all(check.passed is not False for check in report.checks):
+        return report
+    try:
+        checks = run_invariance_checks(plan.evaluable, source.evaluate, plan.feeds, plan.seed)
+    except ReluDeployError:  # the program was exported for one batch size
+        return report
+    of_truth = check_invariance(checks, truth.noise_floor, truth.values, truth.precision)
+    return replace(report, checks=confirm_by_truth(report.checks, of_truth))
+
+
 def _with_faults(plan: VerifyPlan, source: Source, truth: Truth, reports: Sequence[BackendReport]) -> list[BackendReport]:
     """Return the reports with the nodes at fault: those of the graph, which every backend runs, else each backend's own."""
-    of_graph = faults_of_graph(plan.bundle, source, plan.feeds, plan.precision)
+    of_graph = faults_of_graph(plan.evaluable, source, plan.feeds, plan.precision)
     located = []
     for report in reports:
         faults: Sequence[Fault] = of_graph or report.faults

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from relu_deploy.graph import Relu
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.plan import VerifyPlan
 
-__all__ = ["TappedRelus", "same_bits", "tap_relus"]
+__all__ = ["TappedRelus", "arrays_of", "same_bits", "tap_relus"]
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def tap_relus(plan: VerifyPlan, backend: str, relus: Sequence[Relu], untapped: F
     while groups:
         group = groups.pop()
         with closing(load(plan.bundle, backend, taps=tuple(group), **plan.options)) as session:
-            results = session.run(plan.feeds)
+            results = arrays_of(session.run(plan.feeds))
             results_of_nan = session.run(nan_feeds) if nan_feeds else {}
         sessions += 1
-        unchanged = all(same_bits(results[name], array) for name, array in untapped.items())
+        unchanged = all(name in results and same_bits(results[name], array) for name, array in untapped.items())
         if unchanged or len(group) == 1:
             values |= {relu.output: results[relu.output] for relu in group}
             for_nan |= {relu.output: results_of_nan[relu.output] for relu in group} if results_of_nan else {}
@@ -68,8 +69,21 @@ def tap_relus(plan: VerifyPlan, backend: str, relus: Sequence[Relu], untapped: F
     return TappedRelus(values, for_nan, frozenset(as_deployed), sessions)
 
 
+def arrays_of(results: Mapping[str, Any]) -> Feeds:
+    """Return the arrays in the results of a session: of a sequence each element, as "name[0]"; maps and absent values are left out."""
+    arrays: Feeds = {}
+    for name, value in results.items():
+        if isinstance(value, np.ndarray):
+            arrays[name] = value
+        elif isinstance(value, list | tuple):
+            arrays |= arrays_of({f"{name}[{index}]": element for index, element in enumerate(value)})
+    return arrays
+
+
 def same_bits(a: Array, b: Array) -> bool:
     """Return whether two arrays have one shape, one dtype and the same bits, NaN and the signs of zeros included."""
+    if a.dtype.kind in "OSU":
+        return a.shape == b.shape and bool(np.array_equal(a, b))
     return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(_bits(a), _bits(b))
 
 

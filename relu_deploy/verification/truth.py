@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,8 +16,11 @@ from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
+from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.verdict import SINGLE, estimate_noise_floor
+from relu_deploy.verification.noise import FEW, LONG, LargeRounding, SumOrder, behind_decisions, draws_for, slack_of
+from relu_deploy.verification.tapping import arrays_of
+from relu_deploy.verification.verdict import LIMITS, SINGLE, estimate_noise_floor, rms
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,6 +39,8 @@ class Truth:
         precision: The precision of the graph under test.
         single: How far off correct arithmetic may leave a single element, of a shape that broadcasts to the tensor: by channel,
             because rounding one channel's weights may be many times as noisy as rounding another's.
+        undecided: By tensor of integers or booleans, the elements that change where the noise is at its limit: two candidates
+            are too close to tell which is right.
     """
 
     against: str
@@ -42,6 +48,7 @@ class Truth:
     noise_floor: Mapping[str, float]
     precision: str = "float32"
     single: Mapping[str, Array] = field(default_factory=dict)
+    undecided: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,27 +59,33 @@ class Source:
         against: "torch", "reference" or a path.
         names: Its outputs and taps → the names in the graph under test, where they differ.
         inner: The tensors inside it → the tensors of the graph under test that they correspond to.
+        model: The graph that it evaluates, or the one that its program was exported to.
     """
 
     against: str
     session: TruthSession
+    model: ir.Model
     names: Mapping[str, str] = field(default_factory=dict)
     inner: Mapping[str, str] = field(default_factory=dict)
 
     def close(self) -> None:
         self.session.close()
 
+    def evaluate(self, feeds: Feeds, **options: Any) -> Feeds:
+        """Return the outputs and taps that are arrays, under the names of the graph under test; options as for `TruthSession`."""
+        results = arrays_of(self.session.evaluate(feeds, **options))
+        return {self.names.get(name, name): value for name, value in results.items()}
+
     def everything(self, feeds: Feeds) -> dict[str, Array]:
         """Return every tensor that corresponds to one of the graph under test, in float64, under the names of that graph."""
         values: dict[str, Array] = {}
 
         def keep(name: str, value: Array) -> Array:
-            if name in self.inner:
+            if name in self.inner and isinstance(value, np.ndarray):
                 values[self.inner[name]] = value
             return value
 
-        results = self.session.evaluate(feeds, seen=cast(Seen, keep))
-        return values | {self.names.get(name, name): value for name, value in results.items()}
+        return values | self.evaluate(feeds, seen=cast(Seen, keep))
 
 
 def choose_against(bundle: Bundle, against: str | None) -> str:
@@ -96,12 +109,13 @@ def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
     The second kind is what a rewrite merged (FusedConv, a quantization whose zero point is the Relu) or a fault replaced
     (LeakyRelu).
     """
-    ours = find_relus(model)
+    ours = [relu for relu in find_relus(model) if relu.observable]
     if against in ("torch", "reference"):
         return ours
-    made = {str(value.name): (place, node) for place, node in enumerate(model.graph) for value in node.outputs}
+    made = {str(value.name): (place, node) for place, (node, _) in enumerate(iterate_nodes(model)) for value in node.outputs}
     known = {relu.output for relu in ours}
-    replaced = [relu for relu in find_relus(load_model(_graph_file(against))) if relu.output in made and relu.output not in known]
+    theirs = [relu for relu in find_relus(load_model(_graph_file(against))) if relu.observable]
+    replaced = [relu for relu in theirs if relu.output in made and relu.output not in known]
     clamped = clamped_tensors(model)
     stand_ins = [
         replace(
@@ -133,11 +147,11 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
     if against == "torch":
         return _torch_source(bundle, relus, threads)
     if against == "reference":
-        session = load(bundle, "reference", taps=tuple(relus), threads=threads)
-        return Source(against, cast(TruthSession, session))
+        session = load(bundle, "reference", taps=_existing(relus, bundle), threads=threads)
+        return Source(against, cast(TruthSession, session), load_model(bundle.onnx))
     other = _other(bundle, Path(against))
     other_model, model = load_model(other.onnx), load_model(bundle.onnx)
-    theirs = find_relus(other_model)
+    theirs = [relu for relu in find_relus(other_model) if relu.observable]
     inner = {name: name for name in _tensors_made(other_model) & _tensors_made(model)}
     outputs = {relu.output for relu in relus}
     clamped = clamped_tensors(model)
@@ -146,8 +160,9 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
     inner |= dict(zip((spec.name for spec in other.outputs), (spec.name for spec in bundle.outputs), strict=True))
     # Where a quantization is the Relu, the dequantized tensor has the Relu's values.
     names = {their_name: clamped.get(name, name) for their_name, name in inner.items()}
-    taps = tuple(relu for relu in theirs if names.get(relu.output) in outputs)
-    return Source(against, cast(TruthSession, load(other, "reference", taps=taps, threads=threads)), names, inner)
+    taps = tuple(relu for relu in theirs if relu.observable and names.get(relu.output) in outputs)
+    session = cast(TruthSession, load(other, "reference", taps=taps, threads=threads))
+    return Source(against, session, other_model, names, inner)
 
 
 def _torch_source(bundle: Bundle, relus: Sequence[Relu], threads: int) -> Source:
@@ -157,13 +172,26 @@ def _torch_source(bundle: Bundle, relus: Sequence[Relu], threads: int) -> Source
             "verify --against reference, or export it from PyTorch",
         )
     session = load(bundle, "torch", taps=tuple(relu for relu in relus if relu.torch_node), threads=threads)
-    nodes = [node for node in load_model(bundle.onnx).graph if TORCH_NODE_KEY in node.metadata_props]
+    model = load_model(bundle.onnx)
+    nodes = [node for node in model.graph if TORCH_NODE_KEY in node.metadata_props]
     inner = {node.metadata_props[TORCH_NODE_KEY]: str(node.outputs[0].name) for node in nodes}
-    return Source("torch", cast(TruthSession, session), {}, inner)
+    return Source("torch", cast(TruthSession, session), model, {}, inner)
+
+
+def _existing(relus: Sequence[Relu], bundle: Bundle) -> tuple[Relu, ...]:
+    """Return the Relus whose tensors the graph of `bundle` has and shows."""
+    known = {relu.output for relu in find_relus(load_model(bundle.onnx)) if relu.observable}
+    return tuple(relu for relu in relus if relu.output in known)
 
 
 def _tensors_made(model: ir.Model) -> set[str]:
-    return {str(value.name) for node in model.graph for value in node.outputs}
+    """Return the tensors of a graph and of the branches in it; those of a loop's body have a value for each iteration."""
+    return {
+        str(value.name)
+        for node, path in iterate_nodes(model)
+        if not any(step.node.op_type in ("Loop", "Scan") for step in path)
+        for value in node.outputs
+    }
 
 
 def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Truth:
@@ -171,22 +199,97 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
 
     precision: Of the graph under test, whose rounding makes the noise floor.
     """
-    session = source.session
-    evaluations = [
-        session.evaluate(feeds),
-        session.evaluate(feeds, rounding=Rounding(precision)),
-        session.evaluate(feeds, wide=False),
-    ]
-    true, *others = ({source.names.get(name, name): value for name, value in results.items()} for results in evaluations)
-    noise_floor = {
-        name: estimate_noise_floor(value, *(other[name] for other in others), precision=precision) for name, value in true.items()
-    }
+    measured = _Evaluations.of(source, feeds, precision)
+    true = measured.true
     single = {
-        name: _single_noise(value, *(other[name] for other in others))
+        name: _single_noise(value, *measured.others(name))
         for name, value in true.items()
-        if value.ndim > 2 and np.issubdtype(value.dtype, np.floating)
+        if value.ndim > 2 and value.dtype.kind == "f"
     }
-    return Truth(source.against, true, noise_floor, precision, single)
+    undecided = {name: measured.undecided(name) for name, value in true.items() if value.dtype.kind in "iub"}
+    # An integer Relu that depends on a decision may be zero or not.
+    single |= {name: np.where(changes, np.inf, 0.0) for name, changes in undecided.items()}
+    return Truth(
+        source.against, true, {name: measured.noise_floor(name, precision) for name in true}, precision, single, undecided
+    )
+
+
+@dataclass(frozen=True)
+class _Evaluations:
+    """Evaluations of the same tensors, under the names of the graph under test.
+
+    Attributes:
+        true: In float64.
+        float32: In the types of the graph.
+        rounded: In float64 with every weight and result rounded at random, once a draw.
+        ordered: With long sums in the least favorable order; {} where there are none.
+        large: With the noise at its limit; none where nothing is decided.
+    """
+
+    true: Feeds
+    float32: Feeds
+    rounded: Sequence[Feeds]
+    ordered: Feeds
+    large: Sequence[Feeds]
+    behind_decisions: frozenset[str]
+
+    @classmethod
+    def of(cls, source: Source, feeds: Feeds, precision: str) -> _Evaluations:
+        started = time.perf_counter()
+        torch_names = source.inner if source.against == "torch" else {}
+        counted = SumOrder.of(source.model, torch_names, feeds, replace=False)
+        true = source.evaluate(feeds, seen=counted.seen)
+        seconds = time.perf_counter() - started
+        rounded = [source.evaluate(feeds, rounding=Rounding(precision, seed)) for seed in range(draws_for(true, precision))]
+        ordered: Feeds = {}
+        if counted.longest >= LONG:
+            sums = SumOrder.of(source.model, torch_names, feeds, replace=True)
+            ordered = source.evaluate(feeds, seen=sums.seen)
+        decided = behind_decisions(source.model)
+        decided = {source.inner.get(name, name) for name in decided} if not torch_names else decided
+        concerned = decided & true.keys()
+        draws = 0 if not concerned else 8 if seconds < 1 else 3
+        factor = LIMITS[precision]
+        large = [source.evaluate(feeds, rounding=LargeRounding(precision, seed, factor)) for seed in range(draws)]
+        return cls(true, source.evaluate(feeds, wide=False), rounded, ordered, large, frozenset(concerned))
+
+    def others(self, name: str) -> list[Array]:
+        """Return the evaluations of a tensor that have its shape: how many rows come out may depend on rounding."""
+        draws = (one[name] for one in (self.float32, self.rounded[0]))
+        return [value for value in draws if np.shape(value) == self.true[name].shape]
+
+    def noise_floor(self, name: str, precision: str) -> float:
+        """Return the RMS error of correct arithmetic of a tensor."""
+        true, limit = self.true[name], LIMITS[precision]
+        if true.dtype.kind != "f":
+            return 0.0
+        floor = estimate_noise_floor(true, *self.others(name), precision=precision)
+        if 0 < true.size < FEW:
+            errors = [_rms_error(one[name], true) for one in self.rounded]
+            floor = max(floor, rms(np.array(errors))) * slack_of(true.size, len(errors))
+        if name in self.ordered:
+            # Any other order is more favorable; twice its error leaves room for the terms themselves to be rounded.
+            floor = max(floor, 2 * _rms_error(self.ordered[name], true) / limit)
+        if name in self.behind_decisions:
+            floor = max([floor, *(_rms_error(one[name], true) / limit for one in self.large)])
+        return floor
+
+    def undecided(self, name: str) -> Array:
+        """Return which elements of a tensor of integers or booleans change with the rounding."""
+        true = self.true[name]
+        changes = np.zeros(true.shape, bool)
+        for one in (self.float32, *self.rounded, *self.large):
+            if np.shape(one[name]) == true.shape:
+                changes |= one[name] != true
+        return changes
+
+
+def _rms_error(value: Array, true: Array) -> float:
+    """Return the RMS error of the elements that are finite on both sides, 0 where the shapes differ."""
+    if np.shape(value) != true.shape:
+        return 0.0
+    finite = np.isfinite(value) & np.isfinite(true)
+    return rms(value[finite].astype(np.float64) - true[finite])
 
 
 def _single_noise(truth: Array, *evaluations: Array) -> Array:

@@ -83,7 +83,9 @@ class Comparison:
         }
 
 
-def compare(measured: Array, truth: Array, noise_floor: float, limit: float = LIMIT) -> Comparison:
+def compare(
+    measured: Array, truth: Array, noise_floor: float, limit: float = LIMIT, undecided: Array | None = None
+) -> Comparison:
     """Return the verdict on a tensor.
 
     Args:
@@ -91,11 +93,13 @@ def compare(measured: Array, truth: Array, noise_floor: float, limit: float = LI
         truth: Float64 or integer evaluation, same shape.
         noise_floor: RMS error of correct arithmetic on the same input, as from `estimate_noise_floor`.
         limit: Largest error ratio that passes.
+        undecided: Elements of a tensor of integers that depend on rounding, bool of its shape; they may be anything.
     """
+    measured = np.asarray(measured)
     if measured.shape != truth.shape:
         return Comparison(False, np.inf, 0, np.inf, f"shape {measured.shape} instead of {truth.shape}")
     if not np.issubdtype(truth.dtype, np.floating):
-        return _compare_integers(measured, truth)
+        return _compare_exactly(measured, truth, undecided)
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = truth.astype(np.float32)
     finite = np.isfinite(rounded)
@@ -115,12 +119,18 @@ def compare(measured: Array, truth: Array, noise_floor: float, limit: float = LI
     )
 
 
-def _compare_integers(measured: Array, truth: Array) -> Comparison:
-    wrong = int(np.count_nonzero(measured != truth))
-    largest = float(np.max(np.abs(measured.astype(np.float64) - truth), initial=0))
+def _compare_exactly(measured: Array, truth: Array, undecided: Array | None) -> Comparison:
+    """Compare integers, booleans or strings, but for the elements that depend on rounding."""
+    different = np.asarray(measured != truth)
+    if undecided is not None and undecided.shape == different.shape:
+        different &= ~undecided
+    wrong = int(np.count_nonzero(different))
+    numbers = truth.dtype.kind in "iub" and measured.dtype.kind in "iubf"
+    apart = np.abs(measured[different].astype(np.float64) - truth[different]) if numbers else np.zeros(0)
     verb = "differs" if wrong == 1 else "differ"
-    reason = f"{wrong} of {truth.size} integers {verb}" if wrong else ""
-    return Comparison(wrong == 0, largest, 0, np.inf if wrong else 0.0, reason)
+    noun = {"b": "booleans"}.get(truth.dtype.kind, "integers" if numbers else "strings")
+    reason = f"{wrong} of {truth.size} {noun} {verb}" if wrong else ""
+    return Comparison(wrong == 0, float(np.max(apart, initial=0)), 0, np.inf if wrong else 0.0, reason)
 
 
 def error_ratio(measured: Array, truth: Array, noise_floor: float) -> float:

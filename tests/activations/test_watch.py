@@ -6,8 +6,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
 from torch import nn  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-from relu_deploy.activations.watch import DyingReluWarning, watch  # noqa: E402
+from relu_deploy.activations.watch import DyingReluWarning, UnobservedReluWarning, watch  # noqa: E402
 
 
 def hooks_of(module):
@@ -71,7 +72,7 @@ def test_the_warning_comes_once_and_names_module_share_and_cause():
     assert warning.filename == __file__
 
 
-def test_what_died_since_the_last_look_is_said_when_the_block_ends():
+def test_channels_that_died_since_the_last_check_are_reported_when_the_block_ends():
     module = layer([-100.0, 0.0])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -81,7 +82,7 @@ def test_what_died_since_the_last_look_is_said_when_the_block_ends():
     assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_nothing_is_said_below_the_share_or_when_unwanted():
+def test_there_is_no_warning_below_the_share_or_with_warn_false():
     module = layer([-100.0] + [100.0] * 9)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -204,6 +205,74 @@ def test_watching_changes_no_result_and_keeps_no_gradient(dtype):
         assert all(not call.last_fired.requires_grad for record in watched._records.values() for call in record.calls)
     for old, parameter in zip(before, module.parameters(), strict=True):
         assert torch.equal(old, parameter.grad)
+
+
+class Checkpointed(Shared):
+    """The same two calls of one ReLU; the block of both, or only the second, is run again in the backward pass."""
+
+    def __init__(self, part, use_reentrant):
+        super().__init__()
+        self.part, self.options = part, {"use_reentrant": use_reentrant}
+
+    def block(self, x):
+        return self.relu(self.second(self.relu(self.first(x))))
+
+    def tail(self, x):
+        return self.relu(self.second(x))
+
+    def forward(self, x):
+        if self.part == "block":
+            return checkpoint(self.block, x, **self.options)
+        return checkpoint(self.tail, self.relu(self.first(x)), **self.options)
+
+
+@pytest.mark.parametrize(("part", "use_reentrant"), [("block", False), ("block", True), ("tail", False), ("tail", True)])
+def test_a_forward_pass_that_checkpointing_repeats_is_the_same_batch(part, use_reentrant):
+    module = Checkpointed(part, use_reentrant)
+    module.first.bias.data.fill_(-1e3)
+    module.second.bias.data.fill_(10)
+    with watch(module, warn=False, patience=3) as watched:
+        for _ in range(4):
+            module(torch.randn(16, 1, 4, 4, requires_grad=True)).sum().backward()
+    (found,) = watched.report()
+    # The first call's 4 channels never fire, the second's 6 always: calls must not be mixed.
+    assert (found.channels, found.dead, found.batches) == (10, 4, 4)
+
+
+def compiled(module):
+    """Return a module whose hooks are not called, as one that torch.compile has compiled before the hooks came."""
+    module(torch.randn(2, 3))
+
+    class Compiled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x):
+            return torch.relu(self.inner[0](x))
+
+    return Compiled()
+
+
+def test_training_without_a_visible_forward_pass_is_warned_about_once():
+    module = compiled(layer([-100.0, 1.0]))
+    with (
+        pytest.warns(UnobservedReluWarning, match="compiled before it is watched") as caught,
+        watch(module, warn=False) as watched,
+    ):
+        for _ in range(3):
+            module(torch.randn(4, 3)).sum().backward()
+    assert len(caught) == 1
+    assert watched.report()[0].batches == 0
+
+
+def test_the_warning_of_an_unobserved_module_is_not_given_when_forward_passes_are_seen():
+    module = layer([-1.0, 1.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with watch(module, warn=False):
+            module(torch.randn(4, 3)).sum().backward()
+    assert all(not parameter._post_accumulate_grad_hooks for parameter in module.parameters())
 
 
 def test_the_public_name_is_the_context_manager():

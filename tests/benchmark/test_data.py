@@ -50,7 +50,7 @@ def test_named_data_never_give_way_to_random_numbers(own, tmp_path):
         relu_deploy.verify(bundle, data=data, samples=8)
     with pytest.raises(UsageError, match="no folder of pictures"):
         relu_deploy.verify(bundle, data=tmp_path / "nothing")
-    with pytest.raises(UsageError, match="both say what is fed"):
+    with pytest.raises(UsageError, match="arrays and --data cannot be given together"):
         relu_deploy.verify(bundle, data=data, feeds={"x": np.zeros((1, 1, 4, 4), np.float32)})
 
 

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph import find_relus, load_model, save_model, with_taps
+from relu_deploy.graph import extract_subgraph, find_relus, load_model, save_model, with_taps
 
 FLOAT, BOOL, INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
 node, value = helper.make_node, helper.make_tensor_value_info
@@ -231,3 +231,12 @@ def test_a_function_of_an_operator_set_with_another_meaning_stays_a_call_whose_r
     )
     (relu,) = find_relus(load(proto, tmp_path))
     assert (relu.body, relu.observable) == ("call", False)
+
+
+def test_a_part_of_the_graph_can_end_inside_a_branch(tmp_path):
+    model = load(conditional(), tmp_path)
+    (relu, _) = find_relus(model)
+    save_model(extract_subgraph(model, (), [relu.output]), tmp_path / "part.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "part.onnx", providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {"x": X, "c": np.array(True)})
+    np.testing.assert_array_equal(result, np.maximum(X, 0))

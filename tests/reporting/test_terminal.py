@@ -22,6 +22,7 @@ from relu_deploy.reporting.tables.package import print_package
 from relu_deploy.reporting.tables.predict import print_predict
 from relu_deploy.reporting.tables.prove import print_prove
 from relu_deploy.reporting.tables.serve import print_serve
+from relu_deploy.reporting.tables.sign import print_signature
 from relu_deploy.reporting.tables.verify import print_verify
 from relu_deploy.reporting.tables.zoo import print_zoo
 from relu_deploy.reporting.terminal import printable
@@ -266,6 +267,7 @@ PRINTED = {
             ],
         },
     ),
+    "check": (print_signature, {"signed": False, "files": [HOSTILE], "key": "", "reason": HOSTILE, "signature": HOSTILE}),
     "package": (
         print_package,
         {"folder": HOSTILE, "model": HOSTILE, "target": "triton", "flavour": "python", "files": [HOSTILE], "notes": [HOSTILE]},

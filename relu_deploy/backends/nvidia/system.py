@@ -1,4 +1,4 @@
-"""What a machine has for running models on an NVIDIA GPU: driver, GPUs, CUDA libraries and the flavour of ONNX Runtime."""
+"""What a machine has for running models: CPU threads, NVIDIA's driver and GPUs, CUDA libraries, the flavour of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from relu_deploy.backends.nvidia.container import Host
 from relu_deploy.backends.nvidia.driver import Driver, Missing, find_driver
 from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries
 from relu_deploy.backends.onnxruntime.probe import installed_flavours
+from relu_deploy.backends.threads import ThreadCount, find_threads
 
 __all__ = ["System", "examine"]
 
@@ -26,6 +27,7 @@ class System:
     driver: Driver | Missing
     libraries: Mapping[str, Path]
     onnxruntime: Mapping[str, str]
+    threads: ThreadCount
 
     def to_json(self) -> dict[str, Any]:
         driver = None if isinstance(self.driver, Missing) else self.driver
@@ -38,6 +40,7 @@ class System:
             "fix": "" if isinstance(self.driver, Driver) else self.driver.fix,
             "libraries": {name: str(file) for name, file in self.libraries.items()},
             "onnxruntime": dict(self.onnxruntime),
+            "threads": self.threads.to_json(),
         }
 
 
@@ -45,4 +48,4 @@ def examine() -> System:
     """Return what this process finds. Libraries are looked for and not loaded, but for the driver's own."""
     places = SharedLibraries.here()
     libraries = {file.name: file for stem in LIBRARIES for file in places.like(stem)}
-    return System(Host.here(), find_driver(), libraries, installed_flavours())
+    return System(Host.here(), find_driver(), libraries, installed_flavours(), find_threads())

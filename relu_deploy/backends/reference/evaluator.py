@@ -13,7 +13,7 @@ import numpy as np
 from relu_deploy.backends.base import Rounding, Seen
 from relu_deploy.backends.reference.program import Node, Program, Scope, attribute_value, compile_graph, opsets_of, schema_of
 from relu_deploy.backends.reference.registry import Call
-from relu_deploy.backends.reference.types import HALF, element_type, widened
+from relu_deploy.backends.reference.types import HALF, element_type, narrowed, widened
 from relu_deploy.errors import InputError, ReluDeployError
 
 if TYPE_CHECKING:
@@ -149,9 +149,10 @@ def run_program(
 def _run_node(node: Node, operands: list[Any], frame: Tensors, program: Program) -> tuple[Any, ...]:
     try:
         if node.operator:
-            call = Call(
-                node.attributes, node.version, outputs=node.outputs, wide=program.wide, name=node.name, frame=frame
-            )  # fmt: skip
+            if program.wide and node.sizes:
+                operands = [narrowed(value) for value in operands]
+            wide = program.wide and not node.sizes
+            call = Call(node.attributes, node.version, outputs=node.outputs, wide=wide, name=node.name, frame=frame)
             return _call(node, call, operands)
         if node.function:
             return tuple(_run_function(node.function, operands, frame.evaluation.inside_function(rounded=True), node))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relu_deploy.backends.reference.registry import Operator, find
+from relu_deploy.backends.reference.sizes import computing_sizes, never_rounded
 from relu_deploy.backends.reference.types import as_text, dtype_of, widened, widened_dtype
 from relu_deploy.errors import Unsupported
 from relu_deploy.tensors import Array
@@ -17,11 +19,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = ["Node", "Program", "Scope", "attribute_value", "compile_graph", "opsets_of", "schema_of", "unsupported_nodes"]
-
-#: operators whose further operands are sizes, bounds and counts, which are never rounded: 1.9999999 times 32 pixels are 63
-COUNTING = ("Clip", "NonMaxSuppression", "OneHot", "Pad", "Range", "Resize", "TopK", "Upsample")
-#: operators whose result does not depend on the numbers that they read
-SIZING = ("Shape", "Size")
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Scope:
     functions: Mapping[tuple[str, str, str], ir.Function]
     wide: bool
     bindings: Mapping[str, Any]
-    constants: frozenset[str] = frozenset()
+    constants: AbstractSet[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,8 @@ class Node:
     """A node bound to what evaluates it: an operator, a local function, or the body that the specification defines.
 
     attributes: Python values; tensors are arrays, graphs are programs. reads: every tensor around it that it or its graphs
-    read. source: the node itself. constant: which inputs are weights of the graph. done: tensors that nothing reads after this node.
+    read. source: the node itself. sizes: it computes nothing but
+    sizes. constant: which inputs are weights of the graph. done: tensors that nothing reads after this node.
     """
 
     name: str
@@ -59,6 +57,7 @@ class Node:
     operator: Operator | None = None
     function: Program | None = None
     source: ir.Node | None = None
+    sizes: bool = False
     done: tuple[str, ...] = ()
 
 
@@ -106,9 +105,9 @@ def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
     """
     initializers = {str(name): _array(value.const_value, scope) for name, value in getattr(graph, "initializers", {}).items()}
     constants = set(initializers) | scope.constants
-    nodes = []
+    inner, nodes = replace(scope, constants=constants), []
     for position, node in enumerate(graph):
-        nodes.append(_bind(node, position, replace(scope, constants=frozenset(constants))))
+        nodes.append(_bind(node, position, inner))
         if all(nodes[-1].constant):
             # A weight behind a DequantizeLinear or Transpose is still a weight.
             constants.update(nodes[-1].outputs)
@@ -120,10 +119,11 @@ def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
         captures.update(dict.fromkeys(name for name in bound.reads if name not in made))
         made.update(bound.outputs)
     captures.update(dict.fromkeys(name for name in outputs if name and name not in made))
-    nodes = _with_last_readers(nodes, outputs)
+    sizing = computing_sizes(nodes, outputs)
+    nodes = [replace(node, sizes=place in sizing) for place, node in enumerate(_with_last_readers(nodes, outputs))]
     return Program(
         str(graph.name or ""), inputs, outputs, initializers, tuple(nodes), tuple(captures),
-        _never_rounded(nodes), scope.opsets, scope.wide, tuple(_type_of(value) for value in graph.outputs),
+        never_rounded(nodes), scope.opsets, scope.wide, tuple(_type_of(value) for value in graph.outputs),
     )  # fmt: skip
 
 
@@ -242,17 +242,6 @@ def _array(tensor: Any, scope: Scope) -> Any:
     if array.dtype.kind == "O":
         return as_text(array)
     return widened(array) if scope.wide else array
-
-
-def _never_rounded(nodes: Sequence[Node]) -> frozenset[str]:
-    """Return the tensors that hold sizes, bounds and counts, and those that they alone are made of."""
-    exact: set[str] = set()
-    for node in reversed(nodes):
-        if node.op_type in COUNTING:
-            exact.update(node.inputs[1:])
-        elif node.op_type not in SIZING and node.outputs and all(name in exact for name in node.outputs):
-            exact.update(node.inputs)
-    return frozenset(exact)
 
 
 def _with_last_readers(nodes: Sequence[Node], kept: Sequence[str]) -> list[Node]:

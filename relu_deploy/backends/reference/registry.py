@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from relu_deploy.backends.reference.types import dtype_of, widened_dtype
+from relu_deploy.errors import Unsupported
 
-__all__ = ["CONTRIB", "Call", "Frame", "Operator", "filled", "find", "operator", "registered"]
+__all__ = ["CONTRIB", "Call", "Frame", "Operator", "filled", "find", "not_evaluated", "operator", "registered"]
 
 #: the domain of the operators that ONNX Runtime's optimizer and quantizer write
 CONTRIB = "com.microsoft"
@@ -88,6 +89,14 @@ class Call:
     def has_output(self, index: int) -> bool:
         """Return whether the node has the output at `index`."""
         return index < len(self.outputs) and self.outputs[index] != ""
+
+
+def not_evaluated(call: Call, what: str) -> Unsupported:
+    """Return the error for a form of an operator that the evaluator does not have."""
+    return Unsupported(
+        f"the reference evaluator does not have {what} (node {call.name!r})",
+        "compare with the PyTorch program or with a graph of standard operators (--against), or cut this node off",
+    )
 
 
 def filled(operands: tuple[Any, ...], count: int) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from relu_deploy.tensors import Array
 
-__all__ = ["HALF", "as_text", "dtype_of", "element_type", "is_float", "widened", "widened_dtype"]
+__all__ = ["HALF", "as_text", "dtype_of", "element_type", "is_float", "narrowed", "widened", "widened_dtype"]
 
 #: floating-point types that arithmetic is done in; narrower ones (float8, float4) are storage formats and are never widened
 WIDENED = ("float32", "float16", "bfloat16")
@@ -45,6 +45,11 @@ def widened(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [widened(item) for item in value]
     return value.astype(np.float64) if isinstance(value, np.ndarray) and value.dtype.name in WIDENED else value
+
+
+def narrowed(value: Any) -> Any:
+    """Return a float64 array in float32, anything else as it is."""
+    return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
 
 
 def is_float(value: Any) -> bool:

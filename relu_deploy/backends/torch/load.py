@@ -52,7 +52,7 @@ def program_module(bundle: Bundle, device: torch.device | None = None) -> torch.
     from torch.export.passes import move_to_device_pass
 
     assert bundle.source is not None
-    program = load_program(bundle.source)
+    program = load_program(bundle.source, trust=bundle.trusted)
     if device is not None:
         program = move_to_device_pass(program, str(device))
     # The guards repeat, slowly, the check that `run` makes of every feed.

@@ -55,7 +55,7 @@ def constant_channels(
     channel_maps: of every node of the top graph. bounds: as from `bounds_of`. observed: by Relu output, bool (C,), the channels
     to take for 0. Raises InputError when `observed` names something else than a Relu's output, or not its channels.
     """
-    relus = {relu.output for relu in find_relus(model)}
+    relus = {relu.output for relu in find_relus(model) if not relu.body}
     if unknown := sorted(set(observed) - relus):
         raise InputError(f"no Relu of the graph makes a tensor called {unknown[0]!r}", "relu-deploy inspect lists the Relus")
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))

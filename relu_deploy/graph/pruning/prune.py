@@ -108,7 +108,9 @@ def prune_model(
     surviving = {
         str(value.name): np.flatnonzero(~gone) for value in decision.places.values if (gone := decision.gone(value)).any()
     }
-    never_clamp = [relu for relu in find_relus(compacted) if _never_clamps(relu, bounds, surviving.get(relu.output))]
+    never_clamp = [
+        relu for relu in find_relus(compacted) if not relu.body and _never_clamps(relu, bounds, surviving.get(relu.output))
+    ]
     _shrink(compacted, channel_maps, decision)
     relus_removed, relus_kept = _bypass(compacted, never_clamp)
     _remove_unread_constants(compacted)

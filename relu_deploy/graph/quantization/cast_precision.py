@@ -36,6 +36,7 @@ from relu_deploy.graph.quantization.cast_nodes import (
     tensor_type,
     top_values,
 )
+from relu_deploy.graph.shape_inference import infer_shapes
 from relu_deploy.graph.simplify import lift_constants
 from relu_deploy.records import JsonRecord
 
@@ -129,13 +130,11 @@ def weight_losses(model: ir.Model, dtype: str) -> list[WeightLoss]:
 
 def _prepared(model: ir.Model, dtype: str) -> ir.Model:
     """Return a copy of `model` in which `dtype` can be written: new enough, constants as initializers, types known."""
-    from onnx_ir.passes.common import ShapeInferencePass
-
     if dtype not in STORED:
         raise UsageError(f"a graph cannot be lowered to {dtype!r}", nearest(dtype, STORED))
     work = lift_constants(raise_opset(model, OPSETS[dtype]))
     if any(value.type is None for node in work.graph for value in node.outputs if value.name):
-        work = ShapeInferencePass()(work).model
+        infer_shapes(work)
     return work
 
 

@@ -239,7 +239,7 @@ def _scale_between(model: ir.Model, pair: LayerPair, scale: Array) -> dict[str, 
 def _clips(model: ir.Model) -> dict[ir.Node, Relu]:
     """Return the Relus that have an upper bound."""
     nodes = {str(node.name): node for node in model.graph}
-    return {nodes[relu.node]: relu for relu in find_relus(model) if relu.upper is not None and relu.upper > 0}
+    return {nodes[relu.node]: relu for relu in find_relus(model) if relu.node in nodes and (relu.upper or 0) > 0}
 
 
 def _scale_clips(

@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMES", "Scheme", "quantize", "quantized_weights", "scale_and_zero"]
 
-#: the least scale: below it a float32 division overflows
-TINY = float(np.finfo(np.float32).tiny)
+#: the least scale: products of two scales stay normal float32 numbers
+TINY = 2.0**-60
+#: the scale of a tensor that was always 0: any number represents it
+SCALE_OF_ZERO = 1 / 255
+#: most steps of the product of both scales that a bias may take, of the 2^31 of an int32; the rest is for its correction
+BIAS_STEPS = 2**30
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,34 @@ _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 def scale_and_zero(low: float, high: float, stored: str) -> tuple[float, int]:
     """Return scale and zero point for numbers from `low` to `high`, which are widened to contain 0. stored: as in `Scheme`."""
     low, high = min(low, 0.0), max(high, 0.0)
+    if low == high:
+        return SCALE_OF_ZERO, 0
     if stored == "uint8":
         scale = max((high - low) / 255, TINY)
         return scale, int(np.clip(np.round(-low / scale), 0, 255))
     return max(max(-low, high) / (127 if stored == "int8" else 448), TINY), 0
 
 
-def quantized_weights(weights: Array, axis: int | None, scheme: Scheme) -> tuple[Array, Array]:
-    """Return `weights` as stored, and their float32 scales: of shape (C,) along `axis`, or () for the whole tensor.
+def quantized_weights(weights: Array, axis: int | None, scheme: Scheme, least: Array | float = 0.0) -> tuple[Array, Array]:
+    """Return `weights` as stored, and their scales.
 
-    weights: float32 of any rank. axis: of the output channels; None for one scale.
+    Args:
+        weights: Float32, any rank.
+        axis: Axis of the output channels; None for one scale for the whole tensor.
+        scheme: How numbers are stored.
+        least: Smallest scale of each channel, (C,), or of all. A channel whose weights are too small for it keeps fewer steps.
+
+    Returns:
+        The stored weights, and the float32 scales: (C,) along `axis`, or () for the whole tensor.
     """
     others = None if axis is None else tuple(one for one in range(weights.ndim) if one != axis)
     largest = np.max(np.abs(weights), axis=others, keepdims=True)
-    scale = np.maximum(largest.astype(np.float64) / scheme.levels, TINY).astype(np.float32)
+    smallest = np.max(least, initial=0.0) if axis is None else np.asarray(least, np.float64)
+    if axis is not None and smallest.ndim:
+        smallest = smallest.reshape([-1 if one == axis else 1 for one in range(weights.ndim)])
+    # A channel without weights takes the tensor's largest scale: its zeros are exact with any.
+    own = np.where(largest > 0, largest, largest.max(initial=0.0) or scheme.levels * SCALE_OF_ZERO).astype(np.float64)
+    scale = np.maximum(own / scheme.levels, np.maximum(smallest, TINY)).astype(np.float32)
     shares = np.clip(weights.astype(np.float64) / scale, -scheme.levels, scheme.levels)
     stored = np.round(shares) if scheme.weight == "int8" else shares
     return stored.astype(_STORED[scheme.weight]), scale.reshape(()) if axis is None else scale.reshape(-1)
@@ -97,9 +115,10 @@ def quantize(
         node = nodes[name]
         if node.op_type in _OUTPUT_AXIS:
             source, result = str(node.inputs[0].name), str(node.outputs[0].name)  # type: ignore[union-attr]
-            scale = _store_weights(quantized, node, scheme, means or {})
+            step = scale_and_zero(*ranges[source], scheme.activation)[0]
+            scale = _store_weights(quantized, node, scheme, means or {}, step)
             if scheme.activation == "uint8" and node.op_type == "Gemm" and result not in placement.results:
-                _store_bias(quantized, node, scale_and_zero(*ranges[source], scheme.activation)[0] * scale)
+                _store_bias(quantized, node, step * scale)
     values = {str(value.name): value for node in quantized.graph for value in node.outputs}
     values |= {str(value.name): value for value in quantized.graph.inputs}
     readers: dict[str, list[tuple[ir.Node, int]]] = {}
@@ -158,8 +177,11 @@ def _quantize_tensor(
         outputs[next(index for index, one in enumerate(outputs) if one is value)] = load.outputs[0]
 
 
-def _store_weights(model: ir.Model, node: ir.Node, scheme: Scheme, means: Mapping[str, Array]) -> Array:
-    """Replace the constant weights of `node` by 8-bit ones and a DequantizeLinear, and return their scales."""
+def _store_weights(model: ir.Model, node: ir.Node, scheme: Scheme, means: Mapping[str, Array], step: float) -> Array:
+    """Replace the constant weights of `node` by 8-bit ones and a DequantizeLinear, and return their scales.
+
+    step: scale of the node's input.
+    """
     import onnx_ir as ir
 
     value = node.inputs[1]
@@ -170,7 +192,7 @@ def _store_weights(model: ir.Model, node: ir.Node, scheme: Scheme, means: Mappin
     axis = 0 if transposed else _OUTPUT_AXIS[node.op_type]
     if node.op_type == "ConvTranspose" and _groups(node) > 1:
         axis = None  # type: ignore[assignment]  # its output channels lie on two axes
-    stored, scale = quantized_weights(weights, axis if scheme.per_channel else None, scheme)
+    stored, scale = quantized_weights(weights, axis if scheme.per_channel else None, scheme, _least_scale(node, scheme, step))
     name = str(value.name)
     parameters = [
         _constant(model, f"{name}/quantized", stored),
@@ -190,6 +212,19 @@ def _store_weights(model: ir.Model, node: ir.Node, scheme: Scheme, means: Mappin
     if not list(value.uses()) and name in model.graph.initializers:
         del model.graph.initializers[name]
     return scale
+
+
+def _least_scale(node: ir.Node, scheme: Scheme, step: float) -> Array | float:
+    """Return the smallest scale of each output channel with which the node's bias fits into an int32.
+
+    Integer kernels store the bias in steps of the product of both scales. With a channel of tiny weights and a bias of 5 that
+    product is so small that the bias overflows, and the runtime computes zeros.
+    """
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if scheme.weight != "int8" or bias is None or bias.const_value is None:
+        return 0.0
+    numbers = np.abs(bias.const_value.numpy().astype(np.float64))
+    return numbers.reshape(-1) / (step * BIAS_STEPS) if numbers.ndim <= 1 else float(numbers.max()) / (step * BIAS_STEPS)
 
 
 def _store_bias(model: ir.Model, node: ir.Node, step: Array) -> None:

@@ -39,7 +39,12 @@ def _print_environment(environment: Result) -> None:
     busy = f", load {load[0]:.1f}" if load else ""
     threads, cpus = count_of(environment["threads"], "thread"), count_of(cpu["usable_cpus"], "CPU")
     versions = ", ".join(f"{name} {version}" for name, version in environment["libraries"].items())
-    show(f"{markup(cpu['model'])}, {threads} of {cpus}{busy}")
+    source = (
+        f" ({environment['threads_source']})"
+        if environment["threads"] != cpu["usable_cpus"] and "threads_source" in environment
+        else ""
+    )
+    show(f"{markup(cpu['model'])}, {threads} of {cpus}{source}{busy}")
     show(f"[dim]{markup(versions)}[/]")
 
 

@@ -42,6 +42,8 @@ def _system(system: Mapping[str, Any]) -> None:
     for gpu in system["gpus"]:
         memory = f", {gpu['memory_bytes'] / 2**30:.0f} GiB" if gpu["memory_bytes"] else ""
         show(f"[dim]GPU {gpu['index']}: {markup(gpu['name'])}, compute capability {markup(gpu['compute_capability'])}{memory}[/]")
+    if "threads" in system:
+        show(f"[dim]CPU threads of a session: {system['threads']['count']} ({markup(system['threads']['source'])})[/]")
     found = ", ".join(system["libraries"])
     show(f"[dim]CUDA and TensorRT libraries: {markup(found or 'none found')}[/]")
     show("")

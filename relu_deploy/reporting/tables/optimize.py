@@ -19,12 +19,16 @@ def print_optimize(result: Result) -> None:
     """Print what `optimize --json` writes."""
     verdict = "[green]stored[/]" if result["passed"] else "[bold red]not stored[/]"
     file = f" as {markup(result['file'])}" if result["file"] else ""
+    slower = f", [bold yellow]slower than float32 ({result['speedup']:.2f}x)[/]" if result.get("slower") else ""
     show(
-        f"[bold]{markup(result['model'])}[/] {result['precision']} for {result['target']}: {verdict}{file}, {result['seconds']:.1f} s"
+        f"[bold]{markup(result['model'])}[/] {result['precision']} for {result['target']}: {verdict}{slower}{file}, "
+        f"{result['seconds']:.1f} s"
     )
     show(f"  {markup(accuracy_of(result))}")
     show(f"  {markup(f'{size_of(result)}; {speed_of(result)}')}")
     show(f"  {markup(verification_of(result))}")
+    if result.get("remedy"):
+        show(f"  hint: {markup(result['remedy'])}")
     for line in preparation_of(result):
         show(f"  {markup(line)}")
     _print_search(result)

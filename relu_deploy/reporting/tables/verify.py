@@ -27,9 +27,27 @@ def print_verify(result: Result) -> None:
         for row in _rows(backend):
             table.add_row(markup(backend["name"]), *row)
     show(table)
+    for line in _not_compared(result):
+        show(line)
     for backend in result["backends"]:
         for line in _verdict(backend):
             show(line)
+
+
+def _not_compared(result: Result) -> Iterator[str]:
+    """Yield a line for the nodes whose results were taken as given."""
+    if names := result.get("random_nodes", ()):
+        verb = "draws" if len(names) == 1 else "draw"
+        listed = ", ".join(names[:LISTED]) + (" …" if len(names) > LISTED else "")
+        yield (
+            f"[yellow]the graph is random[/]: {count_of(len(names), 'node')} {verb} random numbers ({markup(listed)}); "
+            "every side was given the same draw"
+        )
+    for one in result.get("unknown_nodes", ()):
+        yield (
+            f"[yellow]not verified[/]: {markup(one['node'])} ({markup(one['operator'])}); "
+            "the truth does not know this operator, and its results were taken from the runtime"
+        )
 
 
 def _rows(backend: Result) -> Iterator[tuple[str, ...]]:
@@ -57,9 +75,13 @@ def _verdict(backend: Result) -> Iterator[str]:
     """Yield the lines of one backend below the table: verdict, faults, checks without a reference, what differs from the request."""
     compared = [relu for relu in backend["relus"] if relu["passed"] is not None]
     right = sum(relu["passed"] for relu in compared)
-    verdict = f"[green]passed[/]: {right}" if backend["passed"] else f"[bold red]differs[/]: in {len(compared) - right}"
     note = f" ({markup(backend['note'])})" if backend["note"] else ""
-    yield f"{markup(backend['name'])}: {verdict} of {count_of(len(compared), 'Relu')}{_observed(backend)}{note}"
+    if backend["relus"] or note:
+        verdict = f"[green]passed[/]: {right}" if backend["passed"] else f"[bold red]differs[/]: in {len(compared) - right}"
+        yield f"{markup(backend['name'])}: {verdict} of {count_of(len(compared), 'Relu')}{_observed(backend)}{note}"
+    else:
+        verdict = "[green]passed[/]" if backend["passed"] else "[bold red]differs[/]"
+        yield f"{markup(backend['name'])}: {verdict}: no Relu in the graph; outputs compared"
     for fault in backend["faults"][:LISTED]:
         place = "in the graph" if fault["where"] == "graph" else f"on {markup(fault['where'])}"
         scope = f" ({markup(fault['scope'])})" if fault["scope"] else ""

@@ -109,7 +109,7 @@ class _Pieces:
                 truth = find_truth(source, feeds, precision)
             with closing(load(piece, self.backend.name, **self.backend.options)) as session:
                 got = session.run(feeds)[tensor]
-        verdict = compare(got, truth.values[tensor], truth.noise_floor[tensor], LIMITS[precision])
+        verdict = compare(got, truth.values[tensor], truth.noise_floor[tensor], LIMITS[precision], truth.undecided.get(tensor))
         return None if verdict.passed else _Difference(describe(got, truth.values[tensor]), verdict.error_ratio)
 
     def bisect(self, tensor: str) -> Fault:

@@ -12,7 +12,9 @@ that has one. Among the nodes between, the one at fault is one that the truth ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -22,10 +24,12 @@ from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.graph import find_relus, load_model, nodes_between, quantized_relu
+from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.locating.classify import describe
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.locating.node_error import STORAGE, evaluated_on, first_loss, stored_again
+from relu_deploy.verification.noise import FEW
 from relu_deploy.verification.truth import Source
 from relu_deploy.verification.verdict import LIMITS
 
@@ -55,7 +59,10 @@ def faults_of_graph(bundle: Bundle, source: Source, feeds: Feeds, precision: str
     truth_model = None if source.against == "torch" else load_model(Bundle.open(source.against).onnx)
     truth_names = {ours: name for name, ours in source.inner.items()}
     faults = []
-    for node in model.graph:
+    for node, path in iterate_nodes(model):
+        if any(step.node.op_type in ("Loop", "Scan") for step in path):
+            # Its tensors have a value for each iteration: the fault is named at the node around it.
+            continue
         for value in node.outputs:
             name = str(value.name)
             if name not in errors:
@@ -64,10 +71,13 @@ def faults_of_graph(bundle: Bundle, source: Source, feeds: Feeds, precision: str
             upper = _upper_bound(value, bounds) if precision in ("int8", "float8") else None
             # A quantizer may clip numbers that the Relu behind it clips as well.
             judged = tensor if upper is None else tensor.clipped(upper)
+            if tensor.got.size < FEW and (step := _step_of(node)):
+                # A few numbers may all be in the middle of a step, where no draw changes their codes.
+                judged = replace(judged, noise=np.maximum(judged.noise, step / math.sqrt(12)))
             # One range for a whole tensor is never the best of each channel: a pair that stores is judged by all of it.
             ratio = judged.of_tensor if node.op_type in STORAGE else judged.error_ratio
             if ratio > LIMITS[precision]:
-                region = nodes_between(model, known, [name])
+                region = [node] if path else nodes_between(model, known, [name])
                 unmatched = _unmatched_nodes(
                     region, truth_model, [truth_names.get(one, one) for one in known], truth_names.get(name, name)
                 )
@@ -82,6 +92,12 @@ def _widened(feeds: Feeds) -> Feeds:
     """Return `feeds` as float64 evaluations have them: in one type with the truth's tensors, so that operators take both."""
     narrow = ("float32", "float16", "bfloat16")
     return {name: array.astype(np.float64) if array.dtype.name in narrow else array for name, array in feeds.items()}
+
+
+def _step_of(node: ir.Node) -> float:
+    """Return the largest step of the codes that `node` reads, 0 where it reads none or the step is not a constant."""
+    scale = node.inputs[1].const_value if node.op_type == "DequantizeLinear" and node.inputs[1] is not None else None
+    return 0.0 if scale is None else float(np.max(np.abs(scale.numpy().astype(np.float64)), initial=0))
 
 
 def _upper_bound(value: ir.Value, bounds: Mapping[str, float]) -> float | None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.tensors import Array, Feeds
+from relu_deploy.verification.noise import COARSE_DRAWS, draws_for, slack_of
 from relu_deploy.verification.verdict import LIMITS, estimate_noise_floor, rms
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ __all__ = ["STORAGE", "NodeError", "evaluated_on", "first_loss", "stored_again"]
 STORAGE = ("Cast", "QuantizeLinear", "DequantizeLinear")
 #: elements that a channel must have before it is judged alone: fewer give no steady root mean square
 CHANNEL = 16
+#: precisions whose rounding is drawn several times
+COARSE = ("float16", "bfloat16", "float8", "int8")
 #: how much more a single channel may differ than a whole tensor: it is the largest of many
 CHANNEL_SLACK = 1.5
 
@@ -64,7 +67,8 @@ class NodeError:
         if not np.isfinite(got[finite]).all() or not np.array_equal(got[~finite], true[~finite], equal_nan=True):
             return np.inf
         got, true, noise = got[finite], true[finite], noise[finite]
-        return rms(got - true) / estimate_noise_floor(true, true + noise, precision=self.precision)
+        floor = estimate_noise_floor(true, true + noise, precision=self.precision)
+        return rms(got - true) / (floor * slack_of(true.size, COARSE_DRAWS if self.precision in COARSE else 1))
 
     def _of_worst_channel(self) -> float:
         """Return the largest error of a channel in units of that channel's noise: one wrong weight is lost in a tensor's mean."""
@@ -119,7 +123,8 @@ def evaluated_on(
     given: dict[str, Array] = {}
     square: dict[str, Array] = {}
     # The nine weights of a depthwise filter, rounded coarsely once, may happen to be nearly exact: one draw is no measure.
-    draws = 1 if precision in ("float32", "float64") else 4
+    few = draws_for(known, precision)
+    draws = max(few, 4) if precision in COARSE else few
 
     def feed_truth(keep: Callable[[str, Array], None]) -> Seen:
         def seen(name: str, value: Array) -> Array:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from one_node import evaluate
 
+from relu_deploy.errors import Unsupported
+
 CONTRIB = {"domain": "com.microsoft", "opset": 17}
 
 
@@ -138,3 +140,11 @@ def test_embeddings_are_added_and_normalized():
 
 def test_the_old_name_of_a_transposing_product():
     assert evaluate("TransposeMatMul", [f32([[1, 2], [3, 4]]), f32([[1], [1]])], transA=1, **CONTRIB)[0].tolist() == [[4], [6]]
+
+
+def test_forms_that_are_not_evaluated_are_refused_by_name():
+    x, w, b, past = f32(np.ones((1, 2, 4))), f32(np.ones((4, 12))), f32(np.ones(12)), f32(np.ones((2, 1, 2, 1, 2)))
+    with pytest.raises(Unsupported, match=r"com\.microsoft\.Attention with past keys .*\(node 'node'\)"):
+        evaluate("Attention", [x, w, b, None, past], num_heads=2, **CONTRIB)
+    with pytest.raises(Unsupported, match="the fused activation 'Mystery'"):
+        evaluate("FusedConv", [f32([[[1]]]), f32([[[1]]])], activation="Mystery", **CONTRIB)

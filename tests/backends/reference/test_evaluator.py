@@ -197,7 +197,7 @@ def test_nodes_that_cannot_be_evaluated_are_listed_before_anything_runs(tmp_path
     expected = [("scaler", "ai.onnx.ml", "Scaler"), ("deep", "com.example", "Mystery")]
     assert unsupported_nodes(ir.from_proto(proto)) == expected
     onnx.save(proto, tmp_path / "m.onnx")
-    with pytest.raises(Unsupported, match=r"Scaler \(node 'scaler'\), com.example.Mystery \(node 'deep'\)") as raised:
+    with pytest.raises(Unsupported, match=r"Scaler \(node 'scaler'\), com.example.Mystery \(node '.*deep'\)") as raised:
         load(tmp_path / "m.onnx", "reference")
     assert "--backend" not in raised.value.hint
 
@@ -237,6 +237,25 @@ def test_tensors_are_freed_after_their_last_reader_also_where_branches_read_them
     assert "a" not in found["t"]
     assert "b" in found["t"]
     assert not found["y"] & {"a", "b", "t"}
+
+
+def test_sizes_are_computed_in_float32_as_runtimes_do():
+    # An interpolation by 0.7 as PyTorch writes it: ten pixels become 7, though 10 * float32(0.7) is less than 7 in float64.
+    nodes = [
+        helper.make_node("Shape", ["x"], ["size"], "shape"),
+        helper.make_node("Cast", ["size"], ["float_size"], "cast", to=FLOAT),
+        helper.make_node("Mul", ["float_size", "factor"], ["scaled"], "scale"),
+        helper.make_node("Floor", ["scaled"], ["whole"], "floor"),
+        helper.make_node("Cast", ["whole"], ["sizes"], "back", to=TensorProto.INT64),
+        helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], "resize", mode="linear"),
+        helper.make_node("Mul", ["x", "factor"], ["z"], "data"),
+    ]
+    factor = np.float32([0.7])
+    results = run(model(nodes, [value("x", [10])], [value("y"), value("z")], {"factor": factor}), {"x": np.ones(10, np.float32)})
+    assert results["y"].shape == (7,)
+    # The same weight is not rounded where data is multiplied by it.
+    assert results["z"].dtype == np.float64
+    np.testing.assert_array_equal(results["z"], np.full(10, factor.astype(np.float64)))
 
 
 def test_functions_of_the_specification_are_one_operation():

@@ -164,3 +164,49 @@ def test_weights_that_two_nodes_share_are_stored_once():
     quantized = quantize(model, place_qdq(model, "tensorrt"), {"x": (-1, 1), "b": (0, 16)}, TENSORRT)
     names = list(quantized.graph.initializers)
     assert [name for name in names if name.startswith("w")] == ["w/quantized", "w/scale", "w/zero_point"]
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-38, 1e-9, 1e-3])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_channel_of_tiny_weights_keeps_its_bias(tmp_path, factor, per_channel):
+    generator = np.random.default_rng(0)
+    weights = generator.standard_normal((4, 16, 3, 3)).astype(np.float32)
+    weights[:2] *= np.float32(factor)
+    head = generator.standard_normal((4, 3)).astype(np.float32)
+    head[:, 0] *= np.float32(factor)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv", pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flat"),
+        helper.make_node("Gemm", ["f", "h", "hb"], ["y"], "head"),
+    ]
+    constants = [
+        ("w", weights),
+        ("b", np.array([5, 3, 0, 0], np.float32)),
+        ("h", head),
+        ("hb", np.array([-4.5, 0, 1], np.float32)),
+    ]
+    model = graph_of(nodes, [("x", ["n", 16, 8, 8])], [("y", ["n", 3])], constants)
+    x = generator.standard_normal((8, 16, 8, 8)).astype(np.float32)
+    true = run_all(model, x)
+    scheme = Scheme("uint8", "int8", 127, per_channel)
+    quantized = quantize(
+        model,
+        place_qdq(model, "cpu"),
+        ranges_of(true),
+        scheme,
+        {name: one.mean((0, *range(2, one.ndim))) for name, one in true.items() if one.ndim > 1},
+    )
+    save_model(quantized, tmp_path / "q.onnx")
+    # With all of ONNX Runtime's optimizations, where the bias is an int32.
+    (y,) = onnxruntime.InferenceSession(tmp_path / "q.onnx", providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    # The first output is its bias, and what five channels times tiny weights add to it.
+    reach = np.abs(true["y"]).max()
+    assert np.abs(y - true["y"]).max() <= 0.03 * reach
+    np.testing.assert_allclose(y[:, 0], true["y"][:, 0], atol=0.03 * reach)
+
+
+def test_a_tensor_that_was_always_zero_has_an_ordinary_scale():
+    assert scale_and_zero(0.0, 0.0, "uint8") == (1 / 255, 0)
+    assert scale_and_zero(0.0, 0.0, "int8") == (1 / 255, 0)

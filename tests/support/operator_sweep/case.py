@@ -89,7 +89,8 @@ def judge(case: Case) -> Verdict:
     if detail:
         return Verdict(case, "differs between float32 and float64", False, False, detail)
     theirs = of_runtime(model, case)
-    third = None if case.third is None else np.asarray(case.third())
+    opinion = None if case.third is None else case.third()
+    third = None if opinion is None else np.asarray(opinion)
     wrong = ""
     if theirs is not None:
         found = [difference(a, b, case) for a, b in zip(mine, theirs, strict=True) if b is not None]

@@ -108,4 +108,35 @@ def cast_case(random: Random) -> Case:
     )
 
 
-ELEMENTWISE = {"Binary": binary_case, "Unary": unary_case, "Clip": clip_case, "PRelu": prelu_case, "Cast": cast_case}
+def logic_case(random: Random) -> Case:
+    name = pick(random, "And", "Or", "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitShift", "Sum", "Mean", "IsInf", "IsNaN")
+    if name in ("Sum", "Mean"):
+        return Case(name, [draw(random, 2, 3), draw(random, 3), draw(random, 2, 1)], {}, 13)
+    if name in ("IsInf", "IsNaN"):
+        x = np.array([1, np.inf, -np.inf, np.nan], np.float32)
+        return Case(name, [x], given(detect_negative=maybe(random, 0)) if name == "IsInf" else {}, 20)
+    if name == "BitShift":
+        x = integers(random, 0, 200, 5, dtype=np.uint8)
+        return Case(name, [x, integers(random, 0, 7, 5, dtype=np.uint8)], {"direction": pick(random, "LEFT", "RIGHT")}, 11)
+    if name.startswith("Bitwise"):
+        return Case(name, [integers(random, -99, 99, 3, 4, dtype=np.int32), integers(random, -99, 99, 4, dtype=np.int32)], {}, 18)
+    return Case(name, [random.random((3, 4)) < 0.5, random.random(4) < 0.5], {}, 7)
+
+
+def domain_case(random: Random) -> Case:
+    name = pick(random, "Asin", "Acos", "Atanh", "Acosh", "Sqrt", "Log")
+    x = random.uniform(-0.99, 0.99, (3, 4)).astype(np.float32)
+    return Case(
+        name, [np.abs(x) + 1 if name == "Acosh" else np.abs(x) if name in ("Sqrt", "Log") else x], {}, pick(random, 13, 18)
+    )
+
+
+ELEMENTWISE = {
+    "Logic": logic_case,
+    "BoundedDomain": domain_case,
+    "Binary": binary_case,
+    "Unary": unary_case,
+    "Clip": clip_case,
+    "PRelu": prelu_case,
+    "Cast": cast_case,
+}

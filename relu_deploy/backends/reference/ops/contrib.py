@@ -13,14 +13,15 @@ from relu_deploy.backends.reference.ops.convolution import convolve
 from relu_deploy.backends.reference.ops.linear_algebra import affine
 from relu_deploy.backends.reference.ops.normalization import layer_norm, softmax
 from relu_deploy.backends.reference.ops.pooling import max_pool
-from relu_deploy.backends.reference.registry import CONTRIB, Call, filled, operator
+from relu_deploy.backends.reference.registry import CONTRIB, Call, filled, not_evaluated, operator
 from relu_deploy.backends.reference.special import log1p_exp, sigmoid
 from relu_deploy.backends.reference.windows import Geometry
 from relu_deploy.tensors import Array
 
 
-def _activated(y: Array, name: str, parameters: list[float]) -> Array:
+def _activated(call: Call, y: Array, parameters: list[float]) -> Array:
     """Return the activation that was fused into a node. parameters: its attributes, in the order of its schema."""
+    name = call.get("activation", "")
     first, second = ([y.dtype.type(value) for value in parameters] + [y.dtype.type(0)] * 2)[:2]
     if name == "Relu":
         return np.asarray(np.maximum(y, 0))
@@ -38,7 +39,7 @@ def _activated(y: Array, name: str, parameters: list[float]) -> Array:
         "Softsign": lambda x: x / (1 + np.abs(x)),
     }
     if name not in simple:
-        raise ValueError(f"unknown fused activation {name!r}")
+        raise not_evaluated(call, f"the fused activation {name!r}")
     return np.asarray(simple[name](y))
 
 
@@ -47,7 +48,7 @@ def fused_conv(call: Call, x: Array, w: Array, b: Array | None = None, z: Array 
     y = convolve(x, w, Geometry.of(call, w.shape[2:]), call.get("group", 1))
     y = y if b is None else y + b.reshape(1, -1, *(1,) * (x.ndim - 2))
     y = y if z is None else y + z
-    return _activated(y, call.get("activation", ""), call.get("activation_params") or [])
+    return _activated(call, y, call.get("activation_params") or [])
 
 
 @operator("NhwcFusedConv", domain=CONTRIB)
@@ -66,7 +67,7 @@ def fused_gemm(call: Call, a: Array, b: Array, c: Array | None = None) -> Array:
     a, b = (a.T if call.get("transA", 0) else a), (b.T if call.get("transB", 0) else b)
     y = affine(a @ b, c, call.float("alpha", 1.0), call.float("beta", 1.0))
     parameters = [call.get(f"activation_{name}") for name in ("alpha", "beta")]
-    return _activated(y, call.get("activation", ""), [value for value in parameters if value is not None])
+    return _activated(call, y, [value for value in parameters if value is not None])
 
 
 @operator("FusedMatMul", "TransposeMatMul", domain=CONTRIB)
@@ -160,7 +161,7 @@ def attention(call: Call, *operands: Any) -> Array:
     """Self-attention whose weights for query, key and value lie side by side: x (N, L, I), w (I, 3 D)."""
     x, w, bias, mask, past, added = filled(operands, 6)[:6]
     if past is not None or call.get("do_rotary", 0) or call.has_output(1):
-        raise ValueError("com.microsoft.Attention with past keys or rotary embedding is not evaluated")
+        raise not_evaluated(call, "com.microsoft.Attention with past keys or rotary embedding")
     y = x @ w if bias is None else x @ w + bias
     sizes = call.get("qkv_hidden_sizes") or [y.shape[-1] // 3] * 3
     parts = np.split(y, [sizes[0], sizes[0] + sizes[1]], -1)
@@ -171,7 +172,7 @@ def attention(call: Call, *operands: Any) -> Array:
 def multi_head_attention(call: Call, *operands: Any) -> Array:
     query, key, value, bias, mask, added, *past = filled(operands, 8)
     if any(item is not None for item in past) or call.has_output(1) or key is None or key.ndim != 3:
-        raise ValueError("com.microsoft.MultiHeadAttention with packed or past keys is not evaluated")
+        raise not_evaluated(call, "com.microsoft.MultiHeadAttention with packed or past keys")
     parts = [query, key, value]
     if bias is not None:
         sizes = np.cumsum([part.shape[-1] for part in parts])[:-1]
@@ -184,7 +185,7 @@ def _heads_attended(call: Call, parts: list[Array], mask: Array | None, added: A
     q, k, v = (part.reshape(*part.shape[:2], heads, -1).transpose(0, 2, 1, 3) for part in parts)
     scores = q @ k.swapaxes(-1, -2) * q.dtype.type(call.get("scale") or 1 / math.sqrt(q.shape[-1]))
     if mask is not None:
-        scores = scores + _masked(mask, scores, call.float("mask_filter_value", -10000.0))
+        scores = scores + _masked(call, mask, scores)
     if added is not None:
         scores = scores + added
     if call.get("unidirectional", 0):
@@ -193,11 +194,11 @@ def _heads_attended(call: Call, parts: list[Array], mask: Array | None, added: A
     return (softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(parts[0].shape[0], parts[0].shape[1], -1)
 
 
-def _masked(mask: Array, scores: Array, filtered: float) -> Array:
+def _masked(call: Call, mask: Array, scores: Array) -> Array:
     """Return what is added to the scores: mask (N,) of lengths, (N, keys) or (N, queries, keys) of 0 and 1."""
     if mask.ndim == 1 and mask.size == scores.shape[0]:
         mask = (np.arange(scores.shape[-1])[None] < mask[:, None]).astype(np.int32)
     if mask.ndim not in (2, 3) or mask.shape[0] != scores.shape[0]:
-        raise ValueError(f"a mask of shape {mask.shape} is not evaluated")
+        raise not_evaluated(call, f"an attention mask of shape {mask.shape}")
     whole = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-    return np.asarray((1 - whole.astype(scores.dtype)) * scores.dtype.type(filtered))
+    return np.asarray((1 - whole.astype(scores.dtype)) * scores.dtype.type(call.float("mask_filter_value", -10000.0)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.backends.reference.registry import Call, operator
+from relu_deploy.backends.reference.special import in_parallel
 from relu_deploy.tensors import Array
 
 __all__ = ["layer_norm", "softmax"]
@@ -23,12 +24,14 @@ def softmax(x: Array, axis: int = -1) -> Array:
     rows = np.moveaxis(x, axis, -1)
     flat = rows.reshape(-1, rows.shape[-1])
     result = np.empty_like(flat)
-    count = max(1, BLOCK // max(1, flat.shape[1]))
-    for start in range(0, len(flat), count):
-        part, out = flat[start : start + count], result[start : start + count]
-        np.subtract(part, part.max(1, keepdims=True, initial=-np.inf), out=out)
+
+    def run(part: slice) -> None:
+        out = result[part]
+        np.subtract(flat[part], flat[part].max(1, keepdims=True, initial=-np.inf), out=out)
         np.exp(out, out=out)
         out /= out.sum(1, keepdims=True)
+
+    in_parallel(run, len(flat), max(1, BLOCK // max(1, flat.shape[1])))
     return np.moveaxis(result.reshape(rows.shape), -1, axis)
 
 
@@ -114,7 +117,8 @@ def instance_normalization(call: Call, x: Array, scale: Array, bias: Array) -> A
 def _centered(rows: Array, epsilon: float) -> tuple[Array, Array]:
     """Return a new array x - mean, and sqrt(variance + epsilon), over the last axis."""
     centered = rows - rows.mean(-1, keepdims=True)
-    variance = np.vecdot(centered, centered)[..., None] / rows.dtype.type(max(1, rows.shape[-1]))
+    # Not by BLAS, which would wake its threads for each row.
+    variance = np.einsum("...i,...i->...", centered, centered)[..., None] / rows.dtype.type(max(1, rows.shape[-1]))
     return centered, np.sqrt(variance + rows.dtype.type(epsilon))
 
 

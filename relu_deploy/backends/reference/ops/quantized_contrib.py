@@ -11,7 +11,7 @@ from relu_deploy.backends.reference.ops.normalization import softmax
 from relu_deploy.backends.reference.ops.pooling import average_pool
 from relu_deploy.backends.reference.ops.quantization import dequantize, dynamically_quantized, quantize
 from relu_deploy.backends.reference.ops.reductions import REDUCTIONS
-from relu_deploy.backends.reference.registry import CONTRIB, Call, filled, operator
+from relu_deploy.backends.reference.registry import CONTRIB, Call, filled, not_evaluated, operator
 from relu_deploy.backends.reference.special import sigmoid
 from relu_deploy.backends.reference.windows import Geometry
 from relu_deploy.tensors import Array
@@ -138,7 +138,7 @@ def matmul_of_packed_bits(call: Call, *operands: Any) -> Array:
     bits, block = call.get("bits", 4), call.get("block_size")
     rows, depth = call.get("N"), call.get("K")
     if groups is not None and groups.size:
-        raise ValueError("MatMulNBits with g_idx is not evaluated")
+        raise not_evaluated(call, "com.microsoft.MatMulNBits with groups (g_idx)")
     blocks = -(-depth // block)
     levels = _unpacked(b.reshape(rows, -1), bits)[:, : blocks * block].reshape(rows, blocks, block).astype(a.dtype)
     if zeros is None:

@@ -17,8 +17,8 @@ from relu_deploy.tensors import Array
 class Axis:
     """How one axis is resized.
 
-    size, length: elements of the input and of the output. scale: length / size as the node gives it. roi: start and end of
-    the region for tf_crop_and_resize.
+    size, length: elements of the input and of the output. scale: length / size as the node gives it; exact where it is given by
+    the sizes. roi: start and end of the region for tf_crop_and_resize.
     """
 
     index: int
@@ -26,6 +26,13 @@ class Axis:
     length: int
     scale: float
     roi: tuple[float, float] = (0.0, 1.0)
+    exact: bool = False
+
+    def unscaled(self, steps: Array) -> Array:
+        """Return `steps` of the output in elements of the input."""
+        if self.exact and steps.dtype == np.float64:
+            return steps * self.size / self.length
+        return steps / steps.dtype.type(self.scale)
 
 
 @operator("Upsample", until=8)
@@ -115,7 +122,7 @@ def _sized_axes(
         ratios = [kept] * len(ratios)
         lengths = [int(np.floor(kept * x.shape[axis] + 0.5)) for axis in axes]
     return [
-        Axis(axis, x.shape[axis], length, ratio, _region(roi, index, len(axes)))
+        Axis(axis, x.shape[axis], length, ratio, _region(roi, index, len(axes)), policy == "stretch")
         for index, (axis, length, ratio) in enumerate(zip(axes, lengths, ratios, strict=True))
     ]
 
@@ -128,20 +135,20 @@ def _coordinates(axis: Axis, transformation: str, dtype: Any) -> Array:
     """Return where each output element lies in the input, computed in `dtype`."""
     steps, scale, half = np.arange(axis.length, dtype=dtype), dtype(axis.scale), dtype(0.5)
     if transformation == "half_pixel" or (transformation == "pytorch_half_pixel" and axis.length > 1):
-        return (steps + half) / scale - half
+        return axis.unscaled(steps + half) - half
     if transformation == "pytorch_half_pixel":
         return np.zeros(axis.length, dtype)
     if transformation == "half_pixel_symmetric":
         adjustment = dtype(axis.length) / (scale * dtype(axis.size))
         offset = dtype(axis.size) / 2 * (1 - adjustment)
-        return offset + (steps + half) / scale - half
+        return offset + axis.unscaled(steps + half) - half
     if transformation == "align_corners":
         last = scale * dtype(axis.size) - 1
         return np.zeros(axis.length, dtype) if axis.length == 1 else steps * dtype(axis.size - 1) / last
     if transformation == "asymmetric":
-        return np.asarray(steps / scale)
+        return axis.unscaled(steps)
     if transformation == "tf_half_pixel_for_nn":
-        return np.asarray((steps + half) / scale)
+        return axis.unscaled(steps + half)
     if transformation == "tf_crop_and_resize":
         start, end = (dtype(value) for value in axis.roi)
         if axis.length == 1:
@@ -152,9 +159,11 @@ def _coordinates(axis: Axis, transformation: str, dtype: Any) -> Array:
 
 def _along_axis(call: Call, x: Array, axis: Axis, mode: str, transformation: str) -> Array:
     if mode == "nearest":
-        # In float32, as runtimes compute it: in float64 the quotients that are whole numbers there are not, and round otherwise.
-        places = _coordinates(axis, transformation, np.float32)
-        index = _nearest(places, call.get("nearest_mode", "round_prefer_floor"))
+        # Rounded down or up in float32, as runtimes do: in float64 the quotients that are whole numbers there are not. Halves
+        # that follow from sizes are exact.
+        rounding = call.get("nearest_mode", "round_prefer_floor")
+        exact = axis.exact and rounding.startswith("round")
+        index = _nearest(_coordinates(axis, transformation, np.float64 if exact else np.float32), rounding)
         return np.take(x, np.clip(index, 0, axis.size - 1).astype(np.int64), axis.index)
     places = _coordinates(axis, transformation, np.float64)
     antialias = bool(call.get("antialias", 0)) and axis.scale < 1
@@ -170,10 +179,11 @@ def _along_axis(call: Call, x: Array, axis: Axis, mode: str, transformation: str
 
 
 def _nearest(places: Array, mode: str) -> Array:
+    places = places.astype(np.float64)  # so that adding a half does not round what lies just below it
     if mode == "round_prefer_floor":
-        return np.asarray(np.ceil(places - np.float32(0.5)))
+        return np.asarray(np.ceil(places - 0.5))
     if mode == "round_prefer_ceil":
-        return np.asarray(np.floor(places + np.float32(0.5)))
+        return np.asarray(np.floor(places + 0.5))
     return np.asarray(np.floor(places) if mode == "floor" else np.ceil(places))
 
 

@@ -13,6 +13,9 @@ from relu_deploy.backends.reference.registry import Call, operator
 from relu_deploy.backends.reference.windows import Geometry
 from relu_deploy.tensors import Array
 
+#: elements that are gathered at once
+POINTS = 2**21
+
 
 @operator("GridSample")
 def grid_sample(call: Call, x: Array, grid: Array) -> Array:
@@ -30,7 +33,11 @@ def grid_sample(call: Call, x: Array, grid: Array) -> Array:
     rows = []
     for batch in range(x.shape[0]):
         pixels = np.ascontiguousarray(x[batch].reshape(x.shape[1], -1).T)
-        rows.append(_sampled(pixels, sizes, [place[batch] for place in places], mode, (padding, corners)))
+        points = [place[batch] for place in places]
+        # In parts, because every neighbor of every point is gathered.
+        count = max(1, POINTS // max(1, x.shape[1]))
+        parts = [[place[start : start + count] for place in points] for start in range(0, points[0].size, count)]
+        rows.append(np.concatenate([_sampled(pixels, sizes, part, mode, (padding, corners)) for part in parts]))
     return np.stack(rows).transpose(0, 2, 1).reshape(*x.shape[:2], *grid.shape[1:-1])
 
 

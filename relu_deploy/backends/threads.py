@@ -1,0 +1,120 @@
+"""How many CPU threads a session gets by default: what a container's quota, the affinity and the processor allow.
+
+In this order: `ORT_INTRA_OP_NUM_THREADS` or `OMP_NUM_THREADS` where one is set; else the smallest of the control group's quota
+(`docker run --cpus 2`), the CPUs that this process may run on, and their physical cores. Two threads on one core share its
+vector units, and threads beyond a quota are stopped for the rest of each period.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from relu_deploy.records import JsonRecord
+
+__all__ = ["VARIABLES", "ThreadCount", "allowed_cpus", "cpu_quota", "default_threads", "find_threads"]
+
+#: the user's own choice for every runtime of a process, first one first
+VARIABLES = ("ORT_INTRA_OP_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class ThreadCount(JsonRecord):
+    """How many threads, and what that number comes from."""
+
+    count: int
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.count}, {self.source}"
+
+
+def default_threads() -> int:
+    """Return how many CPU threads a session gets when no number is given."""
+    return find_threads().count
+
+
+def find_threads(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> ThreadCount:
+    """Return how many CPU threads a session gets when no number is given, and why.
+
+    Args:
+        root: Where the file system begins.
+        environment: The environment variables, by default those of this process.
+    """
+    environment = os.environ if environment is None else environment
+    for name in VARIABLES:
+        # OpenMP takes a list, a number for each level of nesting.
+        first = environment.get(name, "").partition(",")[0].strip()
+        if first.isdecimal() and int(first) > 0:
+            return ThreadCount(int(first), f"set by {name}")
+    cpus = allowed_cpus()
+    found = [ThreadCount(len(cpus), "the CPUs that this process may run on")]
+    if cores := _cores(root, cpus):
+        found.append(ThreadCount(cores, "the physical cores that this process may run on"))
+    if (quota := cpu_quota(root)) is not None:
+        # A part of a CPU is left out: a thread more would be stopped for most of each period.
+        found.append(ThreadCount(max(1, int(quota)), f"the CPU quota of the container, {quota:g}"))
+    return min(found, key=lambda each: each.count)
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return how many CPUs' time the control groups of this process allow it, None without a limit.
+
+    Read are `cpu.max` (control groups v2) and `cpu.cfs_quota_us` (v1) of the group and of every group around it.
+    """
+    limits = [limit for folder in _group_folders(root) if (limit := _limit(folder)) is not None]
+    return min(limits, default=None)
+
+
+def allowed_cpus() -> list[int]:
+    """Return the CPUs that this process may run on, by number."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _cores(root: Path, cpus: list[int]) -> int:
+    """Return how many physical cores `cpus` are on, 0 where the system does not say."""
+    cores = set()
+    for cpu in cpus:
+        siblings = _text(root / "sys" / "devices" / "system" / "cpu" / f"cpu{cpu}" / "topology" / "thread_siblings_list")
+        if not siblings:
+            return 0
+        cores.add(siblings)
+    return len(cores)
+
+
+def _group_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders of the groups that limit this process's CPU time, from its own to the outermost that is visible."""
+    top = root / "sys" / "fs" / "cgroup"
+    for line in _text(root / "proc" / "self" / "cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounts = [top] if not controllers else [top / controllers, top / "cpu"]
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for mount in mounts:
+            # In a container the path may be the host's, of which only the last folder is visible, as the mount itself.
+            for depth in range(len(parts), -1, -1):
+                yield mount.joinpath(*parts[:depth])
+
+
+def _limit(folder: Path) -> float | None:
+    quota, _, period = _text(folder / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+    try:
+        microseconds, whole = int(quota), int(period)
+    except ValueError:  # "max", or no such file
+        return None
+    return microseconds / whole if microseconds > 0 and whole > 0 else None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

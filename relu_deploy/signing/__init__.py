@@ -1,0 +1,1 @@
+"""OpenSSF signatures over bundles."""

@@ -1,0 +1,224 @@
+"""Evaluations that say how large the error of correct arithmetic is where one random draw does not.
+
+few numbers     the RMS of one, two or three errors is itself random: it is taken over several draws
+long sums       a runtime may add terms in any order, and one after the other in float32 loses what is small beside the
+                sum so far; the error of the least favorable order, largest terms first, is measured and not guessed
+decisions       a rounded number, an index of TopK or a comparison changes by a whole step where two candidates are closer
+                than the noise: evaluations with the noise at its limit find the elements that may change
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_deploy.backends.base import Rounding
+from relu_deploy.graph import opset_of
+from relu_deploy.tensors import Array, Feeds
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["FEW", "LONG", "LargeRounding", "SumOrder", "behind_decisions", "draws_for", "slack_of"]
+
+#: elements below which one draw is no measure of a tensor's noise, and the draws taken for such tensors
+FEW, DRAWS = 16, {"float64": 4, "float32": 4}
+COARSE_DRAWS = 8
+#: terms from which a sum is long: float32's limit allows for shorter ones in any order
+LONG = 1024
+#: operators that decide: their results change by whole steps
+DECIDING = {"ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod"}
+DECIDING |= {"NonMaxSuppression", "NonZero", "Round", "Sign", "TopK", "Unique", "BitwiseAnd", "IsInf", "IsNaN", "Shrink"}
+#: integer types of ONNX, by the value of the attribute `to`
+INTEGERS = {2, 3, 4, 5, 6, 7, 9, 12, 13, 21, 22}
+
+
+def draws_for(tensors: Mapping[str, Any], precision: str) -> int:
+    """Return how many random draws measure the noise of these tensors."""
+    few = any(isinstance(value, np.ndarray) and value.dtype.kind == "f" and 0 < value.size < FEW for value in tensors.values())
+    return DRAWS.get(precision, COARSE_DRAWS) if few else 1
+
+
+def slack_of(size: int, draws: int) -> float:
+    """Return the factor on the noise floor of a tensor of one number that makes a false alarm as rare as for larger tensors.
+
+    The ratio of one normal error to the RMS of n others follows Student's t with n degrees of freedom: of 8 it exceeds 7.1
+    once in 10,000 times, where the limit of the coarse precisions is 4.
+    """
+    return 7.1 / 4 if size == 1 and draws >= COARSE_DRAWS else 1.0
+
+
+class LargeRounding(Rounding):
+    """Rounding that is `factor` times as large as that of the precision."""
+
+    def __init__(self, precision: str, seed: int, factor: float) -> None:
+        super().__init__(precision, seed)
+        self._roundoff *= factor
+        self._factor = factor
+
+    def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
+        noisy = super().operands(operator, values, weights)
+        return [old if new is old else old + self._factor * (new - old) for new, old in zip(noisy, values, strict=True)]
+
+
+def behind_decisions(model: ir.Model) -> set[str]:
+    """Return the tensors that depend on a decision: of `DECIDING` operators and of casts from numbers to integers."""
+    found: set[str] = set()
+    for node in model.graph:
+        reads = any(value is not None and value.name in found for value in node.inputs)
+        if reads or _decides(node):
+            found |= {str(value.name) for value in node.outputs}
+    return found
+
+
+def _decides(node: ir.Node) -> bool:
+    if node.op_type == "Cast":
+        source = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+        to = node.attributes["to"].as_int() if "to" in node.attributes else 0
+        return to in INTEGERS and (source is None or source.is_floating_point())
+    return node.op_type in DECIDING
+
+
+@dataclass
+class SumOrder:
+    """Replaces the long sums of an evaluation by float32 sums that start with the largest terms.
+
+    Attributes:
+        nodes: The nodes that sum, by the name of their result in the evaluation.
+        tensor_names: The graph's tensor by the name in the evaluation, where they differ.
+        longest: The most terms of a sum so far.
+    """
+
+    nodes: Mapping[str, ir.Node]
+    tensor_names: Mapping[str, str]
+    opset: int
+    replace: bool = True
+    longest: int = 0
+    _inputs: dict[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: ir.Model, tensor_names: Mapping[str, str], feeds: Feeds, *, replace: bool) -> SumOrder:
+        """Return the sums of a graph. replace: False only counts their terms."""
+        nodes = {str(node.outputs[0].name): node for node in model.graph if node.op_type in SUMS}
+        if tensor_names:
+            nodes = {name: nodes[ours] for name, ours in tensor_names.items() if ours in nodes}
+        sums = cls(nodes, tensor_names, opset_of(model), replace)
+        sums._inputs = {name: np.zeros(0) for name in {str(node.inputs[0].name) for node in nodes.values() if node.inputs[0]}}
+        sums._inputs |= {name: array for name, array in feeds.items() if name in sums._inputs}
+        return sums
+
+    def seen(self, name: str, value: Any) -> Any:
+        """Return the tensor as the least favorable order of its sum gives it; see `Seen`."""
+        node = self.nodes.get(name)
+        if node is not None and node.inputs[0] is not None and isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            x = self._inputs.get(str(node.inputs[0].name), np.zeros(0))
+            axes = _axes(node, x.ndim, self.opset)
+            terms = math.prod(x.shape[axis] for axis in axes) if x.size else 0
+            self.longest = max(self.longest, terms)
+            if self.replace and terms >= LONG:
+                value = SUMS[node.op_type](np.asarray(x, np.float64), axes, value)
+        tensor = self.tensor_names.get(name, name)
+        if tensor in self._inputs:
+            self._inputs[tensor] = value
+        return value
+
+
+def _axes(node: ir.Node, rank: int, opset: int) -> tuple[int, ...]:
+    """Return the axes that a node sums over, () when they are not constants."""
+    spatial = tuple(range(2, rank))
+    if node.op_type in ("GlobalAveragePool", "InstanceNormalization"):
+        return spatial
+    if node.op_type == "LayerNormalization":
+        start = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
+        return tuple(range(start % rank, rank)) if rank else ()
+    if node.op_type in ("Softmax", "LogSoftmax"):
+        old = opset < 13
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1 if old else -1
+        if not rank:
+            return ()
+        return tuple(range(axis % rank, rank)) if old else (axis % rank,)
+    if "axes" in node.attributes:
+        axes = [int(axis) for axis in node.attributes["axes"].as_ints()]
+    elif len(node.inputs) > 1 and node.inputs[1] is not None:
+        constant = node.inputs[1].const_value
+        if constant is None:
+            return ()
+        axes = [int(axis) for axis in constant.numpy().reshape(-1)]
+    else:
+        axes = list(range(rank))
+    return tuple(axis % rank for axis in axes) if rank else ()
+
+
+def _sums(terms: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return the sum of `terms` in float64, and one after the other in float32 from the largest on; the axes are kept as 1."""
+    kept = tuple(axis for axis in range(terms.ndim) if axis not in axes)
+    rows = np.transpose(terms, (*kept, *axes)).reshape(*(terms.shape[axis] for axis in kept), -1)
+    order = np.argsort(-np.abs(rows), axis=-1, kind="stable")
+    largest_first = np.take_along_axis(rows, order, -1).astype(np.float32)
+    shape = [1 if axis in axes else size for axis, size in enumerate(terms.shape)]
+    in_order = np.add.accumulate(largest_first, axis=-1, dtype=np.float32)[..., -1]
+    return rows.sum(axis=-1).reshape(shape), in_order.astype(np.float64).reshape(shape)
+
+
+def _ratio(terms: Array, axes: tuple[int, ...]) -> Array:
+    exact, in_order = _sums(terms, axes)
+    return np.divide(in_order, exact, out=np.ones_like(exact), where=(exact != 0) & np.isfinite(exact) & np.isfinite(in_order))
+
+
+def _exponentials(x: Array, axes: tuple[int, ...]) -> Array:
+    largest = x.max(axis=axes, keepdims=True)
+    return np.exp(x - np.where(np.isfinite(largest), largest, 0))
+
+
+def _softmax(x: Array, axes: tuple[int, ...], value: Array) -> Array:
+    return value / _ratio(_exponentials(x, axes), axes)
+
+
+def _log_softmax(x: Array, axes: tuple[int, ...], value: Array) -> Array:
+    return value - np.log(_ratio(_exponentials(x, axes), axes))
+
+
+def _log_sum_exp(x: Array, axes: tuple[int, ...], value: Array) -> Array:
+    return value + np.log(_ratio(_exponentials(x, axes), axes)).reshape(value.shape)
+
+
+def _scaled_by(terms: Callable[[Array], Array], power: float = 1.0) -> Callable[[Array, tuple[int, ...], Array], Array]:
+    def replaced(x: Array, axes: tuple[int, ...], value: Array) -> Array:
+        return value * (_ratio(terms(x), axes) ** power).reshape(value.shape)
+
+    return replaced
+
+
+def _sum(x: Array, axes: tuple[int, ...], value: Array) -> Array:
+    exact, in_order = _sums(x, axes)
+    return value + (in_order - exact).reshape(value.shape)
+
+
+def _mean(x: Array, axes: tuple[int, ...], value: Array) -> Array:
+    exact, in_order = _sums(x, axes)
+    return value + (in_order - exact).reshape(value.shape) / math.prod(x.shape[axis] for axis in axes)
+
+
+def _normalized(x: Array, axes: tuple[int, ...], value: Array) -> Array:
+    """The variance is a sum of squares, and the result is divided by its root; the mean's own error is small beside it."""
+    return value / np.sqrt(_ratio(np.square(x - x.mean(axis=axes, keepdims=True)), axes))
+
+
+#: what the order of a long sum does to the result of each operator that has one
+SUMS: dict[str, Callable[[Array, tuple[int, ...], Array], Array]] = {
+    "GlobalAveragePool": _mean,
+    "InstanceNormalization": _normalized,
+    "LayerNormalization": _normalized,
+    "LogSoftmax": _log_softmax,
+    "ReduceL1": _scaled_by(np.abs),
+    "ReduceL2": _scaled_by(np.square, 0.5),
+    "ReduceLogSumExp": _log_sum_exp,
+    "ReduceMean": _mean,
+    "ReduceSum": _sum,
+    "ReduceSumSquare": _scaled_by(np.square),
+    "Softmax": _softmax,
+}

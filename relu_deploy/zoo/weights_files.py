@@ -1,0 +1,143 @@
+"""State dicts from files: safetensors and PyTorch's own format, as training scripts and wrappers write them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relu_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["load_weights"]
+
+#: Keys under which training checkpoints keep the model's state dict.
+CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "ema", "model_ema", "ema_state_dict")
+#: What wrappers put before every name: torch.compile, DataParallel, Lightning.
+PREFIXES = ("_orig_mod.", "module.", "model.")
+#: Kept beside averaged weights by `torch.optim.swa_utils.AveragedModel`.
+AVERAGED = "n_averaged"
+#: How much larger than the file the unpacked weights may be: they are stored without compression.
+MAX_RATIO = 4
+
+
+def load_weights(module: nn.Module, file: Path, name: str) -> None:
+    """Load the state dict in `file` into `module`, strictly; PyTorch's files are read with `weights_only=True`.
+
+    Wrappers' prefixes are removed, tied weights may be stored once, and other floating types are converted.
+
+    Args:
+        module: The model.
+        file: A `.safetensors` or PyTorch file.
+        name: The model's name, for errors.
+
+    Raises:
+        InputError: If the file cannot be read safely, or names the first missing, unexpected or misshapen key, or the first
+            that has NaN, infinite or complex values.
+    """
+    own = module.state_dict()
+    state = _without_prefixes(_read_state_dict(file), own)
+    state = _with_tied(state, module)
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    if missing or unexpected:
+        first = [f"{kind} {keys[0]!r}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+        raise InputError(
+            f"{file} does not hold the weights of {name}: {len(missing)} keys are missing and {len(unexpected)} unexpected; "
+            f"first {', first '.join(first)}",
+            "name the architecture that the file was saved from; relu-deploy zoo lists them",
+        )
+    for key, value in own.items():
+        if key in state:
+            _check_tensor(file, name, key, state[key], value)
+    module.load_state_dict(state, strict=not any(key.endswith("num_batches_tracked") for key in own.keys() - state.keys()))
+
+
+def _check_tensor(file: Path, name: str, key: str, given: torch.Tensor, own: torch.Tensor) -> None:
+    if given.shape != own.shape:
+        raise InputError(
+            f"{file}: {key!r} has shape {tuple(given.shape)}, but {name} needs {tuple(own.shape)}",
+            "give the number of classes that the weights were trained for with --arg num_classes=N",
+        )
+    hint = "save the state dict of the trained model again"
+    if given.is_meta:
+        raise InputError(f"{file}: {key!r} is on the meta device: the file holds its shape, but no values", hint)
+    if given.is_complex() and not own.is_complex():
+        raise InputError(f"{file}: {key!r} is complex, and {name} has real weights", hint)
+    if given.is_floating_point() and not bool(given.isfinite().all()):
+        raise InputError(f"{file}: {key!r} has values that are NaN or infinite", "use weights of a training that did not diverge")
+
+
+def _without_prefixes(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state dict without the prefixes that wrappers put before every name."""
+    state = {key: value for key, value in state.items() if key != AVERAGED or key in own}
+    candidates = [state]
+    while prefix := next((each for each in PREFIXES if state and all(key.startswith(each) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        candidates.append(state)
+    # A model may have such a name itself: the fewest prefixes removed of those that fit best.
+    return max(candidates, key=lambda each: sum(key in own for key in each))
+
+
+def _with_tied(state: dict[str, Any], module: nn.Module) -> dict[str, Any]:
+    """Add the names that share a tensor with one in `state`: safetensors stores each tensor once."""
+    names: dict[int, list[str]] = {}
+    for key, value in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(value), []).append(key)
+    for same in names.values():
+        stored = [key for key in same if key in state]
+        if stored:
+            state |= {key: state[stored[0]] for key in same if key not in state}
+    return state
+
+
+def _read_state_dict(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise InputError(f"there is no weights file {file}", "give a .safetensors or .pth file with --weights")
+    hint = "save a plain state dict, for instance with safetensors.torch.save_file(module.state_dict(), FILE)"
+    if file.stat().st_size == 0:
+        raise InputError(f"{file} is not a weights file: it is empty", hint)
+    try:
+        state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pytorch(file)
+    except InputError:
+        raise
+    except Exception as error:  # pickle, zip, safetensors and torch raise a dozen types for a file that is not weights
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(f"{file} is not a weights file that can be read safely: {lines[0].split('. ')[0]}", hint) from error
+    for key in CHECKPOINT_KEYS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not isinstance(state, dict) or not state or not all(hasattr(value, "shape") for value in state.values()):
+        keys = ", ".join(repr(str(key))[:40] for key in list(state)[:5]) if isinstance(state, dict) else type(state).__name__
+        raise InputError(
+            f"{file} holds no state dict, but {keys or 'nothing'}", "save module.state_dict(), not the module itself"
+        )
+    return {str(key): value for key, value in state.items()}
+
+
+def _read_safetensors(file: Path) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(file)
+
+
+def _read_pytorch(file: Path) -> Any:
+    import torch
+
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > MAX_RATIO * file.stat().st_size + 2**20:
+            raise InputError(
+                f"{file} unpacks to {math.ceil(unpacked / 2**20)} MiB, far more than its size", "torch.save does not compress"
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(file, map_location="cpu", weights_only=True)

@@ -1,0 +1,104 @@
+"""Whatever goes wrong is one line and an exit code; what could not be written is never a success."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from relu_deploy.cli.main import VERBS, as_reported, create_parser
+from relu_deploy.cli.output import json_text
+from relu_deploy.errors import InputError, Unsupported
+
+
+def relu_deploy(*words, **options):
+    command = [sys.executable, "-m", "relu_deploy", *map(str, words)]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False, **options)
+
+
+def test_every_verb_has_a_summary_and_a_parser():
+    parser = create_parser()
+    verbs = parser._subparsers._group_actions[0].choices
+    assert tuple(verbs) == VERBS
+    assert all(verb.description for verb in verbs.values())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (InputError("x is bad", "do y"), 2, "x is bad"),
+        (Unsupported("no such layer"), 3, "no such layer"),
+        (OSError(28, "No space left on device", "/full/file"), 2, "/full/file: No space left"),
+        (MemoryError(), 2, "not enough memory"),
+        (RecursionError("maximum depth"), 70, "unexpected RecursionError: maximum depth"),
+        (KeyError("weight\nof two lines"), 70, "unexpected KeyError"),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code_and_one_line(error, code, words):
+    shown = as_reported(error)
+    assert shown.exit_code == code
+    assert words in shown.message
+    assert "\n" not in shown.message
+
+
+def test_an_unexpected_error_is_one_line_and_exit_70_and_a_traceback_only_with_debug(tmp_path):
+    broken = (
+        "import sys\nimport relu_deploy.cli.zoo as verb\n"
+        "def run(options): raise ZeroDivisionError('by nobody')\nverb.run = run\n"
+        "from relu_deploy.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    for words, code in (["zoo"], 70), (["zoo", "--debug"], 1):
+        answer = subprocess.run([sys.executable, "-c", broken, *words], capture_output=True, text=True, check=False)
+        assert answer.returncode == code
+        assert ("Traceback" in answer.stderr) is (code == 1)
+        if code == 70:
+            first, second = answer.stderr.splitlines()
+            assert first == "error: unexpected ZeroDivisionError: by nobody"
+            assert second.startswith("hint: this is a bug in relu-deploy")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, as on Linux")
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["zoo"], ["zoo", "--json", "-"], ["zoo", "--json", "/dev/full"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_the_output_is_exit_2_and_one_line(words, unbuffered):
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+        answer = relu_deploy(*words, stdout=full, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    assert answer.returncode == 2
+    assert "No space left on device" in answer.stderr.splitlines()[0]
+    assert len(answer.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "latin-1"])
+@pytest.mark.parametrize("words", [["--help"], ["zoo"], ["export", "--help"]])
+def test_a_terminal_that_is_not_utf_8_shows_what_it_can(words, encoding):
+    answer = relu_deploy(*words, stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": encoding}, encoding=encoding)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout
+
+
+def test_json_on_such_a_terminal_is_still_json():
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    answer = relu_deploy("zoo", "--json", "-", stdout=subprocess.PIPE, env=env)
+    assert json.loads(answer.stdout)["schema"] == "relu-deploy/zoo/1"
+
+
+def test_numbers_that_json_does_not_have_become_null_and_half_surrogates_escapes():
+    content = {"a": float("inf"), "b": [float("nan"), 1.5], "name": "\ud800"}
+    assert json.loads(json_text(content)) == {"a": None, "b": [None, 1.5], "name": "\ud800"}
+    json_text(content).encode()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a system with FIFOs, such as Linux")
+def test_json_into_a_fifo_or_a_link_goes_into_it_and_leaves_it_there(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    reader = subprocess.Popen(["cat", str(tmp_path / "fifo")], stdout=subprocess.PIPE, text=True)
+    assert relu_deploy("zoo", "--json", tmp_path / "fifo", stdout=subprocess.DEVNULL).returncode == 0
+    assert json.loads(reader.communicate(timeout=30)[0])["models"]
+    assert (tmp_path / "fifo").is_fifo()
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    assert relu_deploy("zoo", "--json", tmp_path / "link", stdout=subprocess.DEVNULL).returncode == 0
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "file").read_text())["models"]

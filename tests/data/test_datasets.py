@@ -1,0 +1,119 @@
+"""Data sets are taken if every row has its target, whatever the byte order; what lies is refused in words."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from relu_deploy.bundle import SCHEMA, Bundle
+from relu_deploy.data.datasets import Dataset, load_dataset
+from relu_deploy.errors import InputError
+
+
+def bundle(*inputs, **fields):
+    """A bundle without files: data sets only read its manifest."""
+    listed = [{"name": name, "dtype": dtype, "shape": list(shape), **more} for name, dtype, shape, more in inputs]
+    manifest = {"schema": SCHEMA, "name": "net", "inputs": listed, "outputs": [], "files": {}, "variants": {}, **fields}
+    return Bundle(os.devnull, manifest)
+
+
+FLOATS = ("x", "float32", ("batch", 4), {})
+X = np.arange(24, dtype=np.float32).reshape(6, 4)
+
+
+def read(folder, model, **arrays):
+    np.savez(folder / "d.npz", **arrays)
+    return load_dataset(model, folder / "d.npz")
+
+
+def test_big_endian_arrays_are_the_same_numbers(tmp_path):
+    dataset = read(tmp_path, bundle(FLOATS), x=X.astype(">f4"), labels=np.arange(6).astype(">i8"))
+    np.testing.assert_array_equal(dataset.feeds["x"], X)
+    assert dataset.feeds["x"].dtype.isnative
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"labels": np.zeros(3, np.int64)},
+        {"labels": np.zeros(7, np.int64)},
+        {"labels": np.zeros(6, np.float32)},
+        {"labels": np.zeros((6, 2, 2), np.int64)},
+        {"mask": np.zeros((5, 2, 2), np.uint8)},
+        {"boxes": np.zeros((2, 4), np.float32), "labels": np.zeros(2, np.int64), "image": np.array([0, 6])},
+        {"boxes": np.zeros((2, 3), np.float32), "labels": np.zeros(2, np.int64), "image": np.array([0, 1])},
+        {"boxes": np.zeros((2, 4), np.float32), "labels": np.zeros(1, np.int64), "image": np.array([0, 1])},
+        {"boxes": np.zeros((2, 4), np.float32), "labels": np.zeros(2, np.int64)},
+    ],
+    ids=lambda targets: "-".join(f"{name}{'x'.join(map(str, array.shape))}" for name, array in targets.items()),
+)
+def test_targets_that_are_not_one_a_row_are_refused(tmp_path, targets):
+    with pytest.raises(InputError, match=r"d\.npz"):
+        read(tmp_path, bundle(FLOATS), x=X, **targets)
+
+
+def test_an_input_without_a_batch_is_fed_whole_and_a_state_is_cut_along_its_own_axis(tmp_path):
+    state = ("h", "float32", (2, "batch", 3), {"batch_axis": 1})
+    table = ("k", "float32", (3, 3), {"batch_axis": None})
+    h, k = np.arange(36, dtype=np.float32).reshape(2, 6, 3), np.eye(3, dtype=np.float32)
+    dataset = read(tmp_path, bundle(state, FLOATS, table), x=X, h=h, k=k)
+    assert len(dataset) == 6
+    first, last = list(dataset.batches(4))
+    assert [first[name].shape for name in ("x", "h", "k")] == [(4, 4), (2, 4, 3), (3, 3)]
+    np.testing.assert_array_equal(last["h"], h[:, 4:])
+    picked = dataset.picked(np.array([5, 0]))
+    np.testing.assert_array_equal(picked.feeds["h"], h[:, [5, 0]])
+    np.testing.assert_array_equal(picked.feeds["k"], k)
+    assert len(picked) == 2
+
+
+def test_a_model_of_inputs_without_a_batch_has_one_row():
+    assert len(Dataset("one", {"k": np.eye(3)}, {}, {"k": None})) == 1
+
+
+def test_object_arrays_are_refused_and_not_unpickled(tmp_path):
+    with pytest.raises(InputError, match="plain arrays"):
+        read(tmp_path, bundle(FLOATS), x=np.array([{}], object))
+
+
+PICTURE = ("x", "float32", ("batch", 1, 4, 4), {})
+GRAY = {"scale": 1 / 255, "mean": [0.0], "std": [1.0], "layout": "NCHW"}
+
+
+def test_a_folder_with_a_superscript_for_a_name_has_no_label(tmp_path):
+    (tmp_path / "²").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "²" / "a.png")
+    dataset = load_dataset(bundle(PICTURE, preprocess=GRAY, labels=["0", "1", "2"]), tmp_path)
+    assert "labels" not in dataset.targets
+
+
+def test_a_format_that_is_not_listed_is_not_decoded_whatever_it_is_called(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n")
+    with pytest.raises(InputError, match=r"a\.png is not a picture"):
+        load_dataset(bundle(PICTURE, preprocess=GRAY), tmp_path)
+
+
+def test_a_picture_with_an_endless_side_is_refused(tmp_path):
+    Image.new("L", (1, 70_000)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="1x70000 pixels"):
+        load_dataset(bundle(PICTURE, preprocess=GRAY), tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a system with FIFOs, such as Linux")
+def test_a_fifo_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(InputError, match="not an ordinary file"):
+        load_dataset(bundle(PICTURE, preprocess=GRAY), tmp_path)
+    os.mkfifo(tmp_path / "d.txt")
+    texts = bundle(("x", "uint8", ("batch", 8), {}), preprocess={"text": "utf-8"})
+    with pytest.raises(InputError, match="not an ordinary file"):
+        load_dataset(texts, tmp_path / "d.txt")
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_text(tmp_path):
+    texts = bundle(("x", "uint8", ("batch", 8), {}), preprocess={"text": "utf-8"}, labels=["a", "b"])
+    (tmp_path / "d.tsv").write_bytes("\ufeffb\thi\na\tho\n".encode())
+    dataset = load_dataset(texts, tmp_path / "d.tsv")
+    assert dataset.targets["labels"].tolist() == [1, 0]
+    assert bytes(dataset.feeds["x"][0]).rstrip(b"\0") == b"hi"

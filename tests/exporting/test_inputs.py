@@ -1,0 +1,183 @@
+"""Inputs are exported with the names, shapes, types and batch axes that were given; a `.pt2` keeps its own."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'relu-deploy[torch]'")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'relu-deploy[torch]'")
+
+from torch import nn  # noqa: E402
+
+from relu_deploy.errors import InputError, UsageError  # noqa: E402
+from relu_deploy.exporting.exporter import export_source  # noqa: E402
+
+
+class Camera(nn.Module):
+    """Points (N, 4, 3) times a 3x3 camera matrix."""
+
+    def forward(self, points, k):
+        return torch.relu(points @ k.T)
+
+
+class Nested(nn.Module):
+    """A keyword-only argument and a dictionary in, a dictionary out."""
+
+    def forward(self, batch, *, offset):
+        return {"sum": torch.relu(batch["a"] + offset), "difference": torch.relu(batch["a"] - batch["b"])}
+
+
+class Recurrent(nn.Module):
+    """A state (layers, N, 4) beside the input (N, 4)."""
+
+    def forward(self, x, state):
+        return torch.relu(x + state.mean(0)), torch.relu(state)
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.last = nn.Embedding(100, 8), nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.last(torch.relu(self.table(ids)).mean(1))
+
+
+class Scaled(nn.Module):
+    def forward(self, x, factor):
+        return torch.relu(x * factor)
+
+
+def exported(module, folder, **options):
+    return export_source(module.eval(), folder / "m.rdb", **options).bundle
+
+
+def saved(module, arguments, folder, keywords=None, **shapes):
+    program = torch.export.export(module.eval(), arguments, keywords, **shapes)
+    torch.export.save(program, folder / "m.pt2")
+    return str(folder / "m.pt2")
+
+
+def described(bundle):
+    return [(str(spec), spec.batch_axis) for spec in bundle.inputs], [(str(spec), spec.batch_axis) for spec in bundle.outputs]
+
+
+@pytest.mark.parametrize(("batch", "size"), [("dynamic", "batch"), (1, "1")])
+def test_an_input_without_a_batch_keeps_its_shape(tmp_path, batch, size):
+    bundle = exported(Camera(), tmp_path, inputs={"points": (1, 4, 3), "k": (3, 3)}, batch=batch)
+    assert described(bundle) == (
+        [(f"points: float32[{size}x4x3]", 0), ("k: float32[3x3]", None)],
+        [(f"y: float32[{size}x4x3]", 0 if batch == "dynamic" else None)],
+    )
+    rows = 5 if batch == "dynamic" else 1
+    points, k = np.random.default_rng(0).standard_normal((rows, 4, 3), np.float32), np.eye(3, dtype=np.float32)[::-1].copy()
+    answer = bundle.session("onnxruntime-cpu").run({"points": points, "k": k})["y"]
+    np.testing.assert_array_equal(answer, np.maximum(points[:, :, ::-1], 0))
+
+
+def test_a_batch_that_is_not_in_front_is_where_the_option_says(tmp_path):
+    bundle = exported(Recurrent(), tmp_path, inputs={"x": (1, 4), "state": (2, 1, 4)}, batch_axes={"state": 1})
+    inputs, outputs = described(bundle)
+    assert inputs == [("x: float32[batchx4]", 0), ("state: float32[2xbatchx4]", 1)]
+    assert outputs == [("y0: float32[batchx4]", 0), ("y1: float32[2xbatchx4]", 1)]
+    assert bundle.manifest["inputs"][1]["batch_axis"] == 1
+    assert "batch_axis" not in bundle.manifest["inputs"][0]
+
+
+@pytest.mark.parametrize("axes", [{"state": 7}, {"stat": 1}])
+def test_a_batch_axis_that_cannot_be_is_refused(tmp_path, axes):
+    with pytest.raises(UsageError, match="--batch-axis"):
+        exported(Recurrent(), tmp_path, inputs={"x": (1, 4), "state": (2, 1, 4)}, batch_axes=axes)
+    assert not (tmp_path / "m.rdb").exists()
+
+
+def test_keyword_and_dictionary_arguments_become_inputs_and_outputs_by_their_keys(tmp_path):
+    bundle = exported(Nested(), tmp_path, inputs={"offset": (1, 3), "batch.b": (1, 3), "batch.a": (1, 3)})
+    feeds = {spec.name: np.full((2, 3), value, np.float32) for spec, value in zip(bundle.inputs, (5, 7, 1), strict=True)}
+    assert list(feeds) == ["batch.b", "batch.a", "offset"]
+    for backend in ("onnxruntime-cpu", "torch"):
+        answer = bundle.session(backend).run(feeds)
+        assert answer["sum"][0, 0] == 8
+        assert answer["difference"][0, 0] == 2
+
+
+def test_integer_inputs_take_their_type_and_without_it_the_error_says_how(tmp_path):
+    bundle = exported(Words(), tmp_path, inputs={"ids": ((1, 6), "int64")})
+    assert [str(spec) for spec in bundle.inputs] == ["ids: int64[batchx6]"]
+    with pytest.raises(InputError, match="Long, Int") as raised:
+        export_source(Words(), tmp_path / "other.rdb", inputs={"ids": (1, 6)})
+    assert "ids=1x64:int64" in raised.value.hint
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_floating_inputs_have_the_type_of_the_weights(tmp_path, dtype):
+    module = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).to(getattr(torch, dtype))
+    assert [str(spec) for spec in exported(module, tmp_path, inputs={"x": (1, 4)}).inputs] == [f"x: {dtype}[batchx4]"]
+
+
+def test_a_scalar_input_has_no_batch(tmp_path):
+    bundle = exported(Scaled(), tmp_path, inputs={"x": (1, 4), "factor": ()})
+    assert [str(spec) for spec in bundle.inputs] == ["x: float32[batchx4]", "factor: float32[]"]
+    assert bundle.inputs[1].batch is None
+
+
+@pytest.mark.parametrize("opset", [13, 14, 17, 18])
+def test_an_older_operator_set_is_written_with_a_varying_batch_and_the_names_of_the_modules(tmp_path, opset):
+    from relu_deploy.graph import find_relus, load_model
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2))
+    bundle = exported(module, tmp_path, inputs={"x": (1, 3, 8, 8)}, opset=opset)
+    assert bundle.manifest["opset"] == opset
+    assert [str(spec) for spec in bundle.inputs] == ["x: float32[batchx3x8x8]"]
+    assert [relu.scope for relu in find_relus(load_model(bundle.onnx))] == ["2"]
+    x = np.random.default_rng(0).standard_normal((5, 3, 8, 8), np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(bundle.session("onnxruntime-cpu").run({"x": x})["y"], expected, atol=1e-5)
+
+
+def test_an_operator_set_that_is_too_old_is_refused_in_words(tmp_path):
+    with pytest.raises(InputError, match="opset 12"):
+        exported(nn.ReLU(), tmp_path, inputs={"x": (1, 4)}, opset=12)
+
+
+def pictures():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+def picture_program(folder):
+    dims = {0: torch.export.Dim("n"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    return saved(pictures(), (torch.randn(2, 3, 32, 48),), folder, dynamic_shapes=(dims,))
+
+
+def test_a_program_keeps_its_varying_height_and_width(tmp_path):
+    bundle = export_source(picture_program(tmp_path), tmp_path / "m.rdb").bundle
+    batch, channels, height, width = bundle.inputs[0].shape
+    assert (batch, channels) == ("batch", 3)
+    assert isinstance(height, str)
+    assert isinstance(width, str)
+    for size in (20, 33):
+        x = np.random.default_rng(0).standard_normal((3, 3, size, size + 5), np.float32)
+        expected = pictures().eval()(torch.from_numpy(x)).detach().numpy()
+        answer = bundle.session("onnxruntime-cpu").run({"input": x})["y"]
+        np.testing.assert_allclose(answer, expected, atol=1e-5)
+
+
+def test_sizes_of_a_program_can_be_fixed(tmp_path):
+    bundle = export_source(picture_program(tmp_path), tmp_path / "m.rdb", inputs={"input": (1, 3, 32, 48)}).bundle
+    assert [str(spec) for spec in bundle.inputs] == ["input: float32[batchx3x32x48]"]
+
+
+def test_a_program_keeps_its_element_types(tmp_path):
+    dims = ({0: torch.export.Dim("n")},)
+    program = saved(Words(), (torch.randint(0, 100, (2, 7)),), tmp_path, dynamic_shapes=dims)
+    assert [str(spec) for spec in export_source(program, tmp_path / "m.rdb").bundle.inputs] == ["ids: int64[batchx7]"]
+
+
+def test_a_program_of_a_fixed_batch_keeps_it_and_another_one_is_refused(tmp_path):
+    program = saved(nn.Sequential(nn.Linear(6, 2), nn.ReLU()), (torch.randn(4, 6),), tmp_path)
+    assert export_source(program, tmp_path / "m.rdb", batch=4).bundle.inputs[0].shape == (4, 6)
+    with pytest.raises(UsageError, match="fixes its batch to 4"):
+        export_source(program, tmp_path / "other.rdb", batch=2)

@@ -1,0 +1,123 @@
+"""Weights load from files as people have them, and are refused in words where they cannot be."""
+
+import zipfile
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'relu-deploy[torch]'")
+
+from torch import nn  # noqa: E402
+
+from relu_deploy.errors import InputError  # noqa: E402
+from relu_deploy.zoo.weights_files import load_weights  # noqa: E402
+
+
+class Tied(nn.Module):
+    """An autoencoder whose decoder uses the encoder's weight."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.encoder, self.decoder = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, x):
+        return self.decoder(torch.relu(self.encoder(x)))
+
+
+class Twice(nn.Module):
+    """A module that is registered under two names."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.backbone = nn.Linear(4, 4)
+        self.model = nn.Sequential(self.backbone, nn.ReLU())
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def loaded(kind, content, folder, name="w.pth"):
+    """Return what a module with other weights answers once the file is loaded, and what the saved one answers."""
+    if content is not None:
+        torch.save(content, folder / name)
+    module = kind(seed=2)
+    load_weights(module, folder / name, "net")
+    return module(torch.ones(1, 4))
+
+
+def test_tied_weights_that_safetensors_stored_once_are_loaded(tmp_path):
+    from safetensors.torch import save_model
+
+    for kind in (Tied, Twice):
+        save_model(kind(seed=1), tmp_path / "w.safetensors")
+        answer = loaded(kind, None, tmp_path, "w.safetensors")
+        assert torch.equal(answer, kind(seed=1)(torch.ones(1, 4)))
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "model."])
+def test_the_prefix_of_a_wrapper_is_removed(tmp_path, prefix):
+    state = {prefix + key: value for key, value in Tied(seed=1).state_dict().items()}
+    assert torch.equal(loaded(Tied, state, tmp_path), Tied(seed=1)(torch.ones(1, 4)))
+
+
+def test_a_prefix_that_is_the_models_own_stays(tmp_path):
+    state = nn.ModuleDict({"model": nn.Linear(4, 4), "module": nn.Linear(4, 4)}).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    module = nn.ModuleDict({"model": nn.Linear(4, 4), "module": nn.Linear(4, 4)})
+    load_weights(module, tmp_path / "w.pth", "net")
+    assert torch.equal(module["module"].bias, state["module.bias"])
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "ema"])
+def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, key):
+    module = Tied(seed=1)
+    checkpoint = {"epoch": 3, key: module.state_dict(), "optimizer": torch.optim.Adam(module.parameters()).state_dict()}
+    assert torch.equal(loaded(Tied, checkpoint, tmp_path), Tied(seed=1)(torch.ones(1, 4)))
+
+
+def test_averaged_weights_are_loaded_without_their_count(tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(Tied(seed=1))
+    assert torch.equal(loaded(Tied, averaged.state_dict(), tmp_path), Tied(seed=1)(torch.ones(1, 4)))
+
+
+def test_half_precision_weights_are_widened_exactly(tmp_path):
+    state = {key: value.half() for key, value in Tied(seed=1).state_dict().items()}
+    expected = Tied(seed=3)
+    expected.load_state_dict({key: value.float() for key, value in state.items()})
+    assert torch.equal(loaded(Tied, state, tmp_path), expected(torch.ones(1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.full((4,), float("nan")), "NaN or infinite"),
+        (torch.full((4,), float("inf")), "NaN or infinite"),
+        (torch.ones(4, dtype=torch.complex64), "is complex"),
+        (torch.empty(4, device="meta"), "meta device"),
+    ],
+)
+def test_weights_without_usable_values_are_refused_with_their_name(tmp_path, value, words):
+    with pytest.raises(InputError, match=words) as raised:
+        loaded(Tied, Tied(seed=1).state_dict() | {"encoder.bias": value}, tmp_path)
+    assert "encoder.bias" in raised.value.message
+
+
+def test_a_file_that_holds_something_else_says_what(tmp_path):
+    with pytest.raises(InputError, match="'epoch', 'optimizer'"):
+        loaded(Tied, {"epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_an_empty_file_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match="it is empty"):
+        loaded(Tied, None, tmp_path, name)
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused_before_it_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/data/0", bytes(64 * 2**20))
+    with pytest.raises(InputError, match="unpacks to 64 MiB"):
+        loaded(Tied, None, tmp_path)
