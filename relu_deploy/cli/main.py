@@ -52,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"see: {self.prog} --help")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:  # type: ignore[override]
         # argparse's own ignores a failed write: --help into a full disk would look like success.
         if message and (stream := file or sys.stderr) is not None:
             stream.write(message)

@@ -51,7 +51,9 @@ def _program(
             raise UsageError(f"--batch-axis: {loaded.spec} says itself what varies in its inputs", "leave --batch-axis out")
         if options.inputs is None and keeps_shapes(program, options.batch):
             return program, tuple(each.name for each in program_inputs(program)), {}
-        shapes = None if options.inputs is None else {spec.name: spec.shape for spec in input_specs(options.inputs, {}, "")}
+        shapes = None
+        if options.inputs is not None:
+            shapes = {spec.name: tuple(map(int, spec.shape)) for spec in input_specs(options.inputs, {}, "")}
         assert loaded.module is not None
         examples = program_examples(program, options.batch, shapes)
         return trace(loaded.module, examples), examples.names, {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.bodies import iterate_nodes, name_bodies
@@ -118,7 +118,7 @@ def _map_external_weights(model: ir.Model, folder: Path) -> None:
                     node.attributes[name] = ir.AttrTensor(name, _mapped(attribute.value))
 
 
-def _mapped(tensor: ir.ExternalTensor) -> ir.Tensor:
+def _mapped(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:
     import onnx_ir as ir
 
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)

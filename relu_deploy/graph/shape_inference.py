@@ -34,7 +34,7 @@ def infer_shapes(model: ir.Model, *, strict: bool = False) -> None:
 def _merge(model: ir.Model, inferred: onnx.ModelProto) -> None:
     import onnx_ir as ir
 
-    known = {}
+    known: dict[str, onnx.ValueInfoProto] = {}
     graphs = [inferred.graph]
     while graphs:
         graph = graphs.pop()

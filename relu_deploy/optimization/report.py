@@ -106,16 +106,16 @@ class OptimizeReport:
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
             "fallbacks": list(self.fallbacks),
             "curve": [step.to_json() for step in self.search.curve],
-            "costs": [
-                {"segment": name, "relative_error": _finite(cost)} for name, cost in self.search.costs
-            ],
+            "costs": [{"segment": name, "relative_error": _finite(cost)} for name, cost in self.search.costs],
             "verified": None
             if checked is None
             else {
                 "passed": checked.passed,
                 "relus": len(checked.relus),
                 "relus_passed": sum(bool(relu.passed) for relu in checked.relus),
-                "largest_ratio": _finite(max((one.comparison.error_ratio for one in checked.relus if one.comparison), default=None)),
+                "largest_ratio": _finite(
+                    max((one.comparison.error_ratio for one in checked.relus if one.comparison), default=None)
+                ),
                 "first_divergence": checked.first_divergence,
                 "reason": next((fields["reason"] for one in checked.relus if (fields := one.to_json())["passed"] is False), ""),
             },

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.backends.base import default_threads
+from relu_deploy.backends.threads import default_threads
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.files import write_atomically
 from relu_deploy.prediction.drawing import draw_predictions

@@ -156,9 +156,10 @@ def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
         if str(node.outputs[0].name) in pinned.masks:
             _multiply(graph, node, pinned.masks[str(node.outputs[0].name)])
         for value in node.outputs:
-            if value.name in pinned.values:
-                constant = _constant(graph, value.name, pinned.values[value.name])
-                value.name = f"{value.name}/replaced"
+            name = str(value.name)
+            if name in pinned.values:
+                constant = _constant(graph, name, pinned.values[name])
+                value.name = f"{name}/replaced"
                 value.replace_all_uses_with(constant)
     kept = {id(value) for value in graph.outputs}
     while unread := [n for n in graph if not any(value.uses() or id(value) in kept for value in n.outputs)]:
@@ -182,6 +183,6 @@ def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     import onnx_ir as ir
 
     tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.initializers[name] = value
     return value

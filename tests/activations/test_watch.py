@@ -256,12 +256,16 @@ def compiled(module):
 
 def test_training_without_a_visible_forward_pass_is_warned_about_once():
     module = compiled(layer([-100.0, 1.0]))
-    with (
-        pytest.warns(UnobservedReluWarning, match="compiled before it is watched") as caught,
-        watch(module, warn=False) as watched,
-    ):
+
+    def train():
         for _ in range(3):
             module(torch.randn(4, 3)).sum().backward()
+
+    with (
+        watch(module, warn=False) as watched,
+        pytest.warns(UnobservedReluWarning, match="compiled before it is watched") as caught,
+    ):
+        train()
     assert len(caught) == 1
     assert watched.report()[0].batches == 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.backends.base import default_threads
+from relu_deploy.backends.threads import default_threads
 from relu_deploy.tensors import Array
 
 __all__ = ["erf", "in_parallel", "log1p_exp", "sigmoid"]
