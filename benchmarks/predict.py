@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from relu_deploy.backends.base import default_threads
+from relu_deploy.backends.threads import find_threads
 from relu_deploy.benchmark.environment import describe
 from relu_deploy.prediction.predictor import Predictor
 from relu_deploy.prediction.run import predict
@@ -79,7 +79,7 @@ def main() -> None:
             )
             print(rounds[-1], flush=True)
     result = {
-        "environment": describe(default_threads()),
+        "environment": describe(find_threads()),
         "bundle": Path(options.bundle).name,
         "backend": options.backend,
         "pictures": options.pictures,
