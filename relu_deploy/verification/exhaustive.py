@@ -19,7 +19,6 @@ to it: `passed` is true, the count is in `mismatches`, and `strict` turns it int
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -36,6 +35,7 @@ from relu_deploy.backends.threads import default_threads
 from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, seal
 from relu_deploy.definition import relu, relu6
 from relu_deploy.errors import Unsupported, UsageError
+from relu_deploy.folders import temporary_folder
 from relu_deploy.tensors import Array
 
 __all__ = ["DTYPES", "Kernel", "ProveReport", "prove"]
@@ -183,7 +183,7 @@ def prove(
         raise UsageError(f"prove has no dtype {dtype!r}", f"one of: {', '.join(DTYPES)}")
     require(backend)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="relu-deploy-prove-") as folder:
+    with temporary_folder("prove") as folder:
         try:
             session = _session(Path(folder) / "alone", backend, dtype, "", device)
         except Unsupported as error:
