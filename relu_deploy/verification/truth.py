@@ -256,7 +256,7 @@ class _Evaluations:
         decided = behind_decisions(source.model)
         decided = {source.inner.get(name, name) for name in decided} if not torch_names else decided
         concerned = decided & true.keys()
-        draws = 0 if not concerned else 8 if seconds < 1 else 3
+        draws = 0 if not concerned else 24 if seconds < 0.05 else 8 if seconds < 1 else 3
         factor = LIMITS[precision]
         large = [source.evaluate(feeds, rounding=LargeRounding(precision, seed, factor)) for seed in range(draws)]
         return cls(true, source.evaluate(feeds, wide=False), rounded, ordered, large, frozenset(concerned))

@@ -42,7 +42,7 @@ def test_pytorch_is_proven_in_its_own_dtypes(dtype):
     result = prove("torch", dtype).to_json()
     for kernel in [kernel for kernel in result["kernels"] if not kernel["left_out"]]:
         wrong = {kind for kind, count in kernel["mismatches"].items() if count}
-        # The bfloat16 products of AVX512 and AMX flush subnormals: behind a Conv that is what the machine does, and is told.
+        # The bfloat16 products of AVX512 and AMX flush subnormals: behind a Conv the machine does so, and the report counts them.
         assert wrong <= ({"signed_zero"} if "alone" in kernel["where"] else {"signed_zero", "subnormal"}), kernel
         assert dtype == "bfloat16" or "subnormal" not in wrong
     flushed = any(kernel["mismatches"]["subnormal"] for kernel in result["kernels"] if not kernel["left_out"])

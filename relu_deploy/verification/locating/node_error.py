@@ -29,6 +29,8 @@ __all__ = ["STORAGE", "NodeError", "evaluated_on", "first_loss", "stored_again"]
 
 #: operators that store a number in another way and compute nothing
 STORAGE = ("Cast", "QuantizeLinear", "DequantizeLinear")
+#: floating-point types of ONNX, by the value of the attribute `to`: a cast to any other type rounds to integers
+FLOATS = {1, 10, 11, 16, 17, 18, 19, 20}
 #: elements that a channel must have before it is judged alone: fewer give no steady root mean square
 CHANNEL = 16
 #: precisions whose rounding is drawn several times
@@ -195,7 +197,7 @@ def first_loss(nodes: Sequence[ir.Node], given: Mapping[str, Array], precision: 
 def _stored_by(node: ir.Node) -> ir.Value | None:
     """Return the tensor that `node` returns up to rounding; None where it computes or returns integers."""
     if node.op_type == "Cast":
-        return node.inputs[0]
+        return node.inputs[0] if node.attributes["to"].as_int() in FLOATS else None
     if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
         return None
     quantizer = node.inputs[0].producer()

@@ -414,7 +414,7 @@ def test_a_relu_that_a_real_runtime_removes_before_a_float8_quantization_is_foun
     assert report.faults[0].region[-1].endswith("QuantizeLinear")
 
 
-# ---------------------------------------------------------------- told to people
+# ---------------------------------------------------------------- the table
 
 
 def test_the_report_says_what_was_seen_what_was_not_and_why(tmp_path, capsys):
@@ -422,16 +422,16 @@ def test_the_report_says_what_was_seen_what_was_not_and_why(tmp_path, capsys):
 
     path = network(tmp_path / "m.onnx")
     print_audit(audited(path, drop=("r1a",)).to_json())
-    told = capsys.readouterr().out
-    assert "of 6 Relus 5 observed, 0 inside a fusion, 1 unobserved" in told
-    assert "r1a: it was not captured" in " ".join(told.split())
-    assert "same layers, kernels and output bits" in told
+    printed = capsys.readouterr().out
+    assert "of 6 Relus 5 observed, 0 inside a fusion, 1 unobserved" in printed
+    assert "r1a: it was not captured" in " ".join(printed.split())
+    assert "same layers, kernels and output bits" in printed
     print_audit(audited(path, fault=at("s1", np.negative), tactic="other").to_json())
-    told = capsys.readouterr().out
-    assert "failed" in told
-    assert "r1b sign" in told
-    assert "another kernel was chosen: 10" in told
-    assert "outputs of the two engines differ" in told
+    printed = capsys.readouterr().out
+    assert "failed" in printed
+    assert "r1b sign" in printed
+    assert "another kernel was chosen: 10" in printed
+    assert "outputs of the two engines differ" in printed
 
 
 def test_the_answer_is_plain_json(tmp_path):

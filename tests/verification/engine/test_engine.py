@@ -321,8 +321,8 @@ def test_two_results_of_one_shape_are_not_told_apart():
     assert tensors == {2: "y"}
     assert "2 tensors that its nodes make have its shape: a, b" in reasons[0]
     other = (1, 8, 2, 2)
-    told = layers_of(layer("1", ["x"], ["t0", tensor("t1", other)], ["na", "nb"]), layer("2", ["t0", "t1"], ["y"], ["ny"]))
-    assert map_to_onnx(graph(both, {}), SHAPES | {"b": other}, trace_dataflow(told), {})[0] == {0: "a", 1: "b", 2: "y"}
+    distinct = layers_of(layer("1", ["x"], ["t0", tensor("t1", other)], ["na", "nb"]), layer("2", ["t0", "t1"], ["y"], ["ny"]))
+    assert map_to_onnx(graph(both, {}), SHAPES | {"b": other}, trace_dataflow(distinct), {})[0] == {0: "a", 1: "b", 2: "y"}
 
 
 def test_what_several_layers_compute_each_for_itself_is_nobodys_result():

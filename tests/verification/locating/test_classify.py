@@ -46,12 +46,12 @@ def with_at(x, value, count=5):
     ],
 )
 def test_each_kind_is_recognised(true, change, kind, words):
-    told, detail = describe(change(true), true)
-    assert told == kind
+    found, detail = describe(change(true), true)
+    assert found == kind
     assert words in detail
 
 
-def test_a_relu_that_lets_negative_values_through_is_told_from_one_that_turns_them_around():
+def test_a_relu_that_lets_negative_values_through_is_distinguished_from_one_that_turns_them_around():
     x = np.random.default_rng(0).standard_normal((1, 4, 16, 16))
     true = np.maximum(x, 0)
     assert describe(np.where(x > 0, x, 0.01 * x), true)[1].startswith("negative values pass")
