@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from monitor_cost import CONNECTIONS, end, ratio_of, request_for, started
 
+from relu_deploy.backends.threads import ThreadCount
 from relu_deploy.benchmark.environment import describe
 from relu_deploy.data.datasets import load_dataset
 from relu_deploy.exporting.exporter import export_source
@@ -98,7 +99,8 @@ def main() -> None:
         end(servers)
     ratios = {form: ratio_of(measured[form], measured["plain"]) for form in FORMS[1:]}
     medians = {form: float(np.median([each["per_second"] for each in measured[form]])) for form in FORMS}
-    result = {"environment": describe(arguments.threads), "rounds": arguments.rounds, "per_second": medians, "ratios": ratios, "raw": measured}
+    environment = describe(ThreadCount(arguments.threads, "given"))
+    result = {"environment": environment, "rounds": arguments.rounds, "per_second": medians, "ratios": ratios, "raw": measured}
     arguments.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
     for form, ratio in ratios.items():
         print(f"{form}: {ratio['median']:.2f} ({ratio['ci95'][0]:.2f} to {ratio['ci95'][1]:.2f}) of plain")
