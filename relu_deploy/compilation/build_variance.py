@@ -17,7 +17,7 @@ import numpy as np
 from relu_deploy.backends import Session, require
 from relu_deploy.backends.tensorrt.engine_cache import Engine, Tell, engine_for, folder_for, keep
 from relu_deploy.backends.tensorrt.options import BuildOptions
-from relu_deploy.bundle import Bundle
+from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import AccuracyTooLow, UsageError
 from relu_deploy.folders import temporary_folder
@@ -111,9 +111,6 @@ def best_of(
                     name, bundle, wanted, device=device, folder=Path(places) / str(number), rebuild=True, progress=told, tell=tell
                 )
             )
-            # Each build times its kernels itself: that is what spreads.
-            for timing in engines[-1].file.parent.glob("*.timing"):
-                timing.unlink()
         trials = _tried(engines, opened, feeds, truth)
         sound = [number for number, trial in enumerate(trials) if trial.verified]
         if not sound:
@@ -124,6 +121,9 @@ def best_of(
             )
         best = min(sound, key=lambda number: trials[number].latency.p50)
         kept = keep(engines[best], folder or folder_for(bundle), tell)
+        # With its timings a later build, such as the audit's twin, chooses the same kernels.
+        for timing in engines[best].file.parent.glob("*.timing"):
+            write_atomically(kept.file.parent / timing.name, timing.read_bytes())
     return kept, BuildVariance(trials, best)
 
 
