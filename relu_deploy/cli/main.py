@@ -42,7 +42,7 @@ VERBS = (
     "schema",
 )
 
-EPILOG = """exit codes: 0 success · 1 a check failed · 2 bad usage or input · 3 backend or hardware not usable here
+EPILOG = """exit codes: 0 success · 1 a check failed · 2 bad usage or input · 3 backend or hardware not usable here · 70 a bug
 PATH is a bundle (a folder made by export) or a plain .onnx file."""
 
 

@@ -117,3 +117,25 @@ def test_a_byte_order_mark_is_not_part_of_the_first_text(tmp_path):
     dataset = load_dataset(texts, tmp_path / "d.tsv")
     assert dataset.targets["labels"].tolist() == [1, 0]
     assert bytes(dataset.feeds["x"][0]).rstrip(b"\0") == b"hi"
+
+
+def test_random_integers_are_those_that_the_graph_can_look_up(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from relu_deploy.data.datasets import sample_feeds
+
+    nodes = [helper.make_node("Gather", ["types", "ids"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
+    values = [
+        helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 50]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 50, 4]),
+    ]
+    table = numpy_helper.from_array(np.ones((2, 4), np.float32), "types")
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [table])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    feeds, origin = sample_feeds(Bundle.open(tmp_path / "m.onnx"), 4, seed=0)
+    assert origin["source"] == "random"
+    assert feeds["ids"].shape == (4, 50)
+    # Below -2 and from 2 on, a table of two rows has nothing to look up.
+    assert feeds["ids"].min() >= -2
+    assert feeds["ids"].max() == 1
