@@ -17,7 +17,7 @@ from relu_deploy.manifest import MANIFEST, dump_manifest, inside, matches, stage
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check_file", "complete_interrupted", "replace_files"]
+__all__ = ["check_file", "complete_interrupted", "external_locations", "replace_files"]
 
 
 def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> list[str]:
@@ -41,7 +41,7 @@ def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> list[str
     if not name.endswith(".onnx"):
         return []
     try:
-        return [os.path.normpath(Path(name).parent / each) for each in _external_locations(real)]
+        return [os.path.normpath(Path(name).parent / each) for each in external_locations(real)]
     except OSError as error:
         raise InputError(f"cannot read {file}: {reason(error)}", "check the path and its permissions") from error
 
@@ -110,7 +110,7 @@ def complete_interrupted(folder: Path, manifest: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _external_locations(file: Path) -> list[str]:
+def external_locations(file: Path) -> list[str]:
     """Return the paths, relative to the graph's folder, of the files that hold weights of the graph in `file`."""
     with file.open("rb") as stream:
         if not file.stat().st_size:

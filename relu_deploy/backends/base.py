@@ -66,7 +66,8 @@ class Capabilities:
         compiles_ahead: `relu_deploy.compile` builds engines for it.
         compiles_in_place: It compiles kernels for each input shape in the process that runs them.
         autocasts: It accepts `Options.autocast`.
-        is_evaluator: It evaluates a graph as its definition says, slowly: not a runtime to compare speeds with.
+        compared_by_default: `relu_deploy.bench` measures it where no backends are named.
+        targets: The targets of `relu_deploy.optimize` whose variants it runs as they are meant to be run.
         platform: The name of its model format in the Open Inference Protocol, "" for the backend's own name.
     """
 
@@ -78,7 +79,8 @@ class Capabilities:
     compiles_ahead: bool = False
     compiles_in_place: bool = False
     autocasts: bool = False
-    is_evaluator: bool = False
+    compared_by_default: bool = True
+    targets: tuple[str, ...] = ()
     platform: str = ""
 
 
@@ -140,7 +142,11 @@ class Rounding:
         """Return `value` rounded as a weight or result; anything but a float64 array is passed on."""
         if not isinstance(value, np.ndarray) or value.dtype != np.float64:
             return value
-        return value * (1 + self._generator.uniform(-self._roundoff, self._roundoff, value.shape))
+        factors = np.asarray(self._generator.random(value.shape))
+        factors *= 2 * self._roundoff
+        factors += 1 - self._roundoff
+        factors *= value
+        return factors
 
     def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
         """Return the operands of one node as the precision stores them. weights: which of them are constants of the graph."""

@@ -20,12 +20,17 @@ LIBRARIES = (
     "onnx",
     "onnx-ir",
     "onnxruntime",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "onnxruntime-ep-openvino",
+    "onnxruntime-ep-webgpu",
     "onnxruntime-gpu",
     "onnxscript",
     "openvino",
     "pycocotools",
     "tensorrt",
+    "tensorrt-cu13",
     "tensorrt-rtx",
+    "tensorrt-rtx-cu13",
     "torch",
 )
 THREAD_VARIABLES = (*VARIABLES, "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")

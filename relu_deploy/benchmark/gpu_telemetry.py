@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 __all__ = ["GpuWatch", "Sample", "energy_per_image", "summary"]
@@ -25,6 +25,8 @@ SLOWED = {
     0x20: "temperature, by the driver",
     0x40: "temperature, by the hardware",
     0x80: "power brake of the machine",
+    0x200: "power, shared with the CPU",
+    0x400: "temperature, shared with the CPU",
 }
 #: bits that mean "as somebody set it"
 SET = {0x2: "clocks set by an administrator", 0x10: "synchronized with other GPUs", 0x100: "display"}
@@ -32,13 +34,13 @@ SET = {0x2: "clocks set by an administrator", 0x10: "synchronized with other GPU
 
 @dataclass(frozen=True)
 class Sample:
-    """One look. reasons: bits of nvmlClocksEventReasons."""
+    """One look. reasons: bits of nvmlClocksEventReasons. None is a reading that this GPU does not have."""
 
-    sm_mhz: int
-    memory_mhz: int
-    watts: float
-    celsius: int
-    reasons: int
+    sm_mhz: int | None
+    memory_mhz: int | None
+    watts: float | None
+    celsius: int | None
+    reasons: int | None
 
 
 @dataclass
@@ -88,17 +90,31 @@ class GpuWatch:
                 return
 
     def look(self) -> Sample:
+        """Return one sample. Raises the library's error when it has no reading at all."""
         library, handle = self.library, self._handle
         reasons = (
             getattr(library, "nvmlDeviceGetCurrentClocksEventReasons", None) or library.nvmlDeviceGetCurrentClocksThrottleReasons
         )
-        return Sample(
-            library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_SM),
-            library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_MEM),
-            library.nvmlDeviceGetPowerUsage(handle) / 1e3,
-            library.nvmlDeviceGetTemperature(handle, library.NVML_TEMPERATURE_GPU),
-            int(reasons(handle)),
+        errors: list[Exception] = []
+
+        def reading(read: Callable[[], float]) -> Any:
+            # A GPU without one of them, as in a MIG partition or a virtual machine, has the others.
+            try:
+                return read()
+            except Exception as error:  # NVMLError has a class for every code
+                errors.append(error)
+                return None
+
+        sample = Sample(
+            reading(lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_SM)),
+            reading(lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_MEM)),
+            reading(lambda: library.nvmlDeviceGetPowerUsage(handle) / 1e3),
+            reading(lambda: library.nvmlDeviceGetTemperature(handle, library.NVML_TEMPERATURE_GPU)),
+            reading(lambda: int(reasons(handle))),
         )
+        if len(errors) == len(fields(Sample)):
+            raise errors[0]
+        return sample
 
     def millijoules(self) -> int | None:
         """Return the whole board's energy since the driver was loaded, None where it does not count."""
@@ -111,33 +127,40 @@ class GpuWatch:
 
 
 def summary(watch: GpuWatch) -> dict[str, Any]:
-    """Return `clocks`, `power_w` and `temperature_c` of everything that was seen, each null with the reason when nothing was."""
-    busy = [sample for sample in watch.samples if not sample.reasons & IDLE]
-    if not busy:
-        why = watch.reason or "the runs were over before the GPU could be looked at"
-        return {"clocks": None, "power_w": None, "temperature_c": None, "clocks_not_seen": why}
+    """Return `clocks`, `power_w` and `temperature_c` of all samples, each null where the GPU has no such reading.
+
+    clocks_not_seen: why there are no clocks, "" when there are.
+    """
+    busy = [sample for sample in watch.samples if not (sample.reasons or 0) & IDLE]
+    why = watch.reason or "the runs were over before the GPU could be looked at"
+    watts = [one.watts for one in busy if one.watts is not None]
+    celsius = [one.celsius for one in busy if one.celsius is not None]
+    clocks = _verdict(busy)
     return {
-        "clocks": _verdict(busy),
-        "power_w": {
-            "mean": round(sum(one.watts for one in busy) / len(busy), 1),
-            "max": round(max(one.watts for one in busy), 1),
-        },
-        "temperature_c": {"min": min(one.celsius for one in busy), "max": max(one.celsius for one in busy)},
-        "clocks_not_seen": "",
+        "clocks": clocks,
+        "power_w": {"mean": round(sum(watts) / len(watts), 1), "max": round(max(watts), 1)} if watts else None,
+        "temperature_c": {"min": min(celsius), "max": max(celsius)} if celsius else None,
+        "clocks_not_seen": "" if clocks else "this GPU does not report its clocks" if busy else why,
     }
 
 
-def _verdict(busy: Sequence[Sample]) -> dict[str, Any]:
-    low, high = min(one.sm_mhz for one in busy), max(one.sm_mhz for one in busy)
+def _verdict(busy: Sequence[Sample]) -> dict[str, Any] | None:
+    speeds = [one.sm_mhz for one in busy if one.sm_mhz is not None]
+    if not speeds:
+        return None
+    low, high = min(speeds), max(speeds)
+    memory = [one.memory_mhz for one in busy if one.memory_mhz is not None]
+    reasons = [one.reasons for one in busy if one.reasons is not None]
     seen = 0
-    for one in busy:
-        seen |= one.reasons
+    for bits in reasons:
+        seen |= bits
     throttled = [name for bit, name in SLOWED.items() if seen & bit]
     return {
         "min": low,
         "max": high,
-        "memory": [min(one.memory_mhz for one in busy), max(one.memory_mhz for one in busy)],
-        "steady": not throttled and high - low <= STEADY * high,
+        "memory": [min(memory), max(memory)] if memory else None,
+        # Without the reasons, a clock that stayed low all the time cannot be told from a steady one.
+        "steady": not throttled and high - low <= STEADY * high if reasons else None,
         "throttled": throttled,
         "set": [name for bit, name in SET.items() if seen & bit],
         "samples": len(busy),

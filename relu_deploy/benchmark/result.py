@@ -39,6 +39,14 @@ class Run:
     checked_rows: int = 0
     error: str = ""
 
+    def summary(self) -> str:
+        """Return the row in one line."""
+        what = f"{self.model} {self.backend} {self.variant}".strip() + f", batch {self.batch}"
+        if self.latency is None:
+            return f"{what}: {self.error}"
+        verdict = {True: "verified", False: "NOT VERIFIED", None: "not checked"}[self.verified]
+        return f"{what}: {self.latency.p50:.4g} ms, {self.throughput or 0:,.4g} a second, {self.precision}, {verdict}"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "model": self.model,

@@ -44,7 +44,7 @@ def bench(
     """Return the benchmark of each model on each backend at each batch size.
 
     Each variant in a bundle is a row of its own on the backend that it was made for, beside the model itself; a path to a
-    variant measures that one alone. backends: by default every usable one but `reference`. seconds: of timed runs for each
+    variant measures that one alone. backends: by default every usable one that is `compared_by_default`. seconds: of timed runs for each
     row, and as many again of the GPU alone. against: the backend that ratios are taken against, by default the first one.
     threads: CPU threads, by default as many as quota, affinity and physical cores allow. settings: fields of `backends.Options` for every
     session, such as tf32 or torch_mode. variants: those that are rows, in the model's place on their backend; None for all.
@@ -99,6 +99,8 @@ def bench(
     for bundle in models:
         for size in _batches_of(bundle, batches):
             rows, timings = measure_rows(bundle, size, plan)
+            for row in rows:
+                progress(row.summary())
             runs += rows
             ratios += ratios_of(bundle, size, timings, against)
     return BenchReport(environment, runs, ratios, left_out)
@@ -122,7 +124,7 @@ def ratios_of(bundle: Bundle, batch: int, timings: Timings, against: str | None)
 def _choose(backends: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
     """Return the backends to run and, where the choice is ours, why each of the others is left out."""
     if backends is None:
-        probes = [probe(name) for name in names() if not capabilities(name).is_evaluator]
+        probes = [probe(name) for name in names() if capabilities(name).compared_by_default]
         return [each.name for each in probes if each.usable], {each.name: each.reason for each in probes if not each.usable}
     for name in backends:
         require(name)

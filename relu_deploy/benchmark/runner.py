@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +17,9 @@ from relu_deploy.benchmark.roofline import Machine, share_of_limit
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import Unsupported
+from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import Cost, count_cost, load_model, precision_of
 from relu_deploy.latency_stats import summarize
-from relu_deploy.optimization.targets import find_target
 from relu_deploy.tensors import Feeds
 from relu_deploy.verification.judge import compare_outputs
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
@@ -39,7 +38,7 @@ class BenchmarkPlan:
 
     variants: which of a bundle's variants are rows, None for all; where some are named, they stand in the model's place on
     their backend. may_skip: a backend that cannot run a model leaves a row with its error instead of ending all.
-    data: instead of each model's own data set.
+    data: instead of each model's own data set. scores: of each model's rows, from their first batch size.
     """
 
     backends: Sequence[str]
@@ -53,6 +52,7 @@ class BenchmarkPlan:
     variants: Sequence[str] | None = None
     progress: Callable[[str], None] = lambda _: None
     data: str | None = None
+    scores: dict[tuple[str, Key], dict[str, Any]] = field(default_factory=dict)
 
 
 class Key(NamedTuple):
@@ -97,7 +97,11 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
             plan.progress(f"{what}: checking the answers of {key}")
             facts = known | processes[key].ask("memory") | _device(processes[key], batch, plan, kinds.get(key, {}), known)
             facts |= _checked(processes[key], feeds, truths[key.variant, _cast(key, plan)], checked)
-            facts |= processes[key].ask("accuracy")
+            # The score does not depend on the batch size: a thousand rows go through each session once.
+            score = plan.scores.get((bundle.title, key)) or processes[key].ask("accuracy")
+            if "error" not in score:
+                plan.scores[bundle.title, key] = score
+            facts |= score
             rows[key] = _row(graphs[key], key.backend, batch, timings.calls[key], facts, costs[key.variant], plan)
     finally:
         for process in processes.values():
@@ -111,7 +115,8 @@ def _keys(bundle: Bundle, plan: BenchmarkPlan) -> list[Key]:
         return [Key(name, bundle.variant) for name in plan.backends]
     keys = []
     for name in plan.backends:
-        mine = [one for one, facts in bundle.manifest.get("variants", {}).items() if find_target(facts["target"]).backend == name]
+        able = capabilities(name)
+        mine = [one for one, facts in bundle.manifest.get("variants", {}).items() if facts["target"] in able.targets]
         if plan.variants is not None:
             mine = [one for one in mine if one in plan.variants]
         alone = plan.variants is not None and mine
@@ -258,7 +263,7 @@ def _row(
 
 def _checked(process: Process, feeds: Mapping[str, Any], truth: Truth, rows: int) -> dict[str, Any]:
     """Return the verdict on the answers that the measured session itself gives for the first `rows` of `feeds`."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("bench") as folder:
         given, results = Path(folder) / "feeds.npz", Path(folder) / "outputs.npz"
         np.savez(given, **feeds)  # type: ignore[arg-type]
         reply = process.ask("outputs", feeds=str(given), results=str(results))

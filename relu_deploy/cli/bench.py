@@ -8,7 +8,7 @@ from pathlib import Path
 from relu_deploy.cli.options import add_shared_options, add_summary_option
 from relu_deploy.cli.output import finish, keep_reports
 from relu_deploy.cli.types import numbers, share
-from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE
+from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
 __all__ = ["SUMMARY", "add_options", "run"]
 
@@ -20,11 +20,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="*", metavar="PATH", help="bundles, .onnx files or zoo names")
     parser.add_argument("--batch", default="1", metavar="N[,N…]", help="batch sizes (default 1)")
     parser.add_argument("--data", metavar="D", help="what is fed and scored (default: the model's own data set, else random)")
-    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="of timed runs per row (default 2)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of timed runs per row (default 2, with --quick 0.5)")
+    parser.add_argument("--quick", action="store_true", help="one small model, half a second a row: a first look")
     parser.add_argument("--against", metavar="BACKEND", help="take ratios against this backend (default: the first)")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
     parser.add_argument("--tf32", action="store_true", help="let GPUs multiply float32 with 10 bits of mantissa")
-    parser.add_argument("--autocast", default="", metavar="TYPE", help="float16 or bfloat16, for PyTorch on a GPU")
+    parser.add_argument("--autocast", default="", metavar="TYPE", help="float16 or bfloat16, for PyTorch on a GPU and OpenVINO")
     parser.add_argument("--torch-mode", default="default", metavar="MODE", help="of torch.compile, such as max-autotune")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained report with plots")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="fail if a row is slower than in this earlier report")
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.backends import require
     from relu_deploy.benchmark.compare import compare_with, load_report
-    from relu_deploy.benchmark.prepare_models import bundles_for
+    from relu_deploy.benchmark.prepare_models import QUICK, bundles_for
     from relu_deploy.benchmark.run import bench
     from relu_deploy.bundle import Bundle
     from relu_deploy.files import refuse_existing_file, write_atomically
@@ -64,12 +65,15 @@ def run(options: argparse.Namespace) -> int:
     max_slower = share(options.max_slower, "--max-slower")
     if options.compare:
         load_report(options.compare)
-    with steps(options.quiet) as step, bundles_for(options.paths, step) as paths:
+    if options.quick and options.paths:
+        raise UsageError(f"--quick measures {QUICK}, and a model was given too", "leave one of the two out")
+    seconds = options.seconds if options.seconds is not None else 0.5 if options.quick else 2.0
+    with steps(options.quiet) as step, bundles_for([QUICK] if options.quick else options.paths, step) as paths:
         report = bench(
             paths,
             options.backend or None,
             batch=batches,
-            seconds=options.seconds,
+            seconds=seconds,
             against=options.against,
             threads=options.threads,
             seed=options.seed,

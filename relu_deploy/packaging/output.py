@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.bundle import MANIFEST, SOURCE, Bundle, seal, sha256
+from relu_deploy.bundle_files import external_locations
 from relu_deploy.errors import InputError
 from relu_deploy.graph import load_model
 
@@ -91,12 +92,10 @@ def copy_graph(graph: Path, target: Path) -> None:
     Raises:
         InputError: If a file of external weights is missing, or lies outside the folder of `graph`.
     """
-    import onnx_ir as ir
-
+    load_model(graph)  # raises where the weights are not what the graph says
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(graph, target)
-    values = [value.const_value for value in load_model(graph).graph.initializers.values()]
-    for location in sorted({str(value.location) for value in values if isinstance(value, ir.ExternalTensor)}):
+    for location in external_locations(graph):
         beside = (target.parent / location).resolve()
         if not beside.is_relative_to(target.parent.resolve()) or beside == target.resolve():
             raise InputError(

@@ -244,3 +244,42 @@ def test_a_named_variant_stands_in_the_models_place_on_its_backend_only():
     named = [str(key) for key in _keys(bundle, BenchmarkPlan(backends, 1, 1, 0, variants=["int8-tensorrt"]))]
     assert named == ["tensorrt int8-tensorrt", "torch-cuda"]
     assert [str(key) for key in _keys(bundle, BenchmarkPlan(backends, 1, 1, 0, variants=[]))] == ["tensorrt", "torch-cuda"]
+
+
+def test_a_reading_that_the_gpu_does_not_have_takes_no_other_with_it():
+    class NotSupported(Exception):
+        pass
+
+    class Library:
+        NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+        def __init__(self, *missing):
+            self.missing = missing
+
+        def __getattr__(self, name):
+            def read(*_):
+                if any(part in name for part in self.missing):
+                    raise NotSupported("Not Supported")
+                return 1000
+
+            return read
+
+    seen = GpuWatch("x", library=Library("PowerUsage", "Temperature"))
+    assert seen.look() == Sample(1000, 1000, None, None, 1000)
+    seen.samples = [sample(1980, watts=None, celsius=None), sample(1980, watts=None, celsius=None)]
+    told = summary(seen)
+    assert (told["clocks"]["max"], told["power_w"], told["temperature_c"], told["clocks_not_seen"]) == (1980, None, None, "")
+    without_clocks = GpuWatch("x", library=Library("ClockInfo"))
+    assert without_clocks.look() == Sample(None, None, 1.0, 1000, 1000)
+    without_clocks.samples = [Sample(None, None, 250.0, 60, 0)]
+    told = summary(without_clocks)
+    assert (told["clocks"], told["power_w"]["mean"], told["temperature_c"]["max"]) == (None, 250.0, 60)
+    assert told["clocks_not_seen"] == "this GPU does not report its clocks"
+    with pytest.raises(NotSupported):
+        GpuWatch("x", library=Library("nvmlDevice")).look()
+
+
+@pytest.mark.parametrize(("bit", "reason"), [(0x200, "power, shared with the CPU"), (0x400, "temperature, shared with the CPU")])
+def test_what_a_superchip_shares_with_its_cpu_slows_it_too(bit, reason):
+    clocks = summary(watch([sample(1980, bit)]))["clocks"]
+    assert (clocks["throttled"], clocks["steady"]) == ([reason], False)

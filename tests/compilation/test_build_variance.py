@@ -89,3 +89,18 @@ def test_engines_that_cannot_be_run_here_are_not_built_for_nothing(digits_copy, 
     done = command("compile", digits_copy.path, "--backend", RTX, "--repeat", "3")
     assert done.code == 3
     assert not (digits_copy.path / "engines").exists()
+
+
+def test_the_timings_of_the_kept_engine_are_kept_for_the_next_build(digits_copy, opened, monkeypatch):
+    built = []
+
+    def with_timings(*arguments, **options):
+        engine = engine_for(*arguments, **options)
+        (engine.file.parent / "tensorrt.timing").write_bytes(b"%d" % len(built))
+        built.append(engine)
+        return engine
+
+    monkeypatch.setattr(build_variance, "engine_for", with_timings)
+    _, found = best_of(RTX, digits_copy, ONE, 2, opened=opened((0.02, 1.0), (0.0, 1.0)))
+    assert found.best == 1
+    assert (digits_copy.path / "engines" / "tensorrt.timing").read_bytes() == b"1"

@@ -331,6 +331,7 @@ def tensorrt(runtime, ranges, outputs=("y",), dtype="float32", refuses="", names
     trt.IOutputAllocator = type("IOutputAllocator", (), {"__init__": lambda self: None})
     trt.IDebugListener = type("IDebugListener", (), {"__init__": lambda self: None})
     trt.LayerInformationFormat = SimpleNamespace(JSON="json")
+    trt.ProfilingVerbosity = SimpleNamespace(NONE="NONE", DETAILED="DETAILED")
     trt.Runtime = Deserializer
     return trt, engine
 

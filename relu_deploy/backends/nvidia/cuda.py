@@ -86,7 +86,9 @@ class Device:
         return CudaError(function, str(getattr(code, "name", code)), text)
 
     def release(self, function: str, handle: Any) -> None:
-        """Give `handle` back. An error is not raised: it is that of earlier work, which whoever waited for it has heard of."""
+        """Give `handle` back, from any thread. An error is not raised: it is that of earlier work, already reported where it was waited for."""
+        # A thread that has not used this GPU, such as that of the garbage collector, has another one current.
+        self.runtime.cudaSetDevice(self.index)
         getattr(self.runtime, function)(handle)
 
     def make_current(self) -> None:

@@ -89,7 +89,13 @@ def from_dlpack(array: Any, stream: int, name: str = "array") -> DeviceArray:
     """
     import ml_dtypes  # noqa: F401  # teaches NumPy the names bfloat16 and float8_e4m3fn
 
-    return describe(array.__dlpack__(stream=stream), name)
+    try:
+        return describe(array.__dlpack__(stream=stream), name)
+    except BufferError as error:
+        where = int(array.__dlpack_device__()[1])
+        raise InputError(
+            f"input {name!r} on GPU {where} cannot be read there: {error}", "copy it to the GPU that the model runs on"
+        ) from error
 
 
 def check_feeds_anywhere(

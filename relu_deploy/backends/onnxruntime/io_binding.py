@@ -102,6 +102,8 @@ class OnnxRuntimeIoBinding:
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._binding: Any = self._runtime.io_binding()
+        #: outputs in the order in which they were bound: that of `get_outputs`, which is not the session's
+        self._bound_order: list[str] = []
         self._ran = False
         try:
             self._bind()
@@ -136,7 +138,7 @@ class OnnxRuntimeIoBinding:
         for name, output in self._outputs.items():
             if output is None:
                 # What was allocated for the last run has the last run's size.
-                self._binding.bind_output(name, self._place, self._gpu.index)
+                self._bind_output(name, self._place, self._gpu.index)
         try:
             with self._lock:
                 self._runtime.run_with_iobinding(self._binding, self._options)
@@ -195,7 +197,13 @@ class OnnxRuntimeIoBinding:
                 continue
             tensor = _Resident(self._stream, found, known[value.name].dtype)
             self._outputs[value.name] = tensor
-            self._binding.bind_output(value.name, *self._where(tensor))
+            self._bind_output(value.name, *self._where(tensor))
+
+    def _bind_output(self, name: str, *where: Any) -> None:
+        # Bound again, an output keeps its place.
+        if name not in self._bound_order:
+            self._bound_order.append(name)
+        self._binding.bind_output(name, *where)
 
     def _where(self, tensor: _Resident) -> tuple[str, int, int, tuple[int, ...], int]:
         return self._place, self._gpu.index, ELEMENTS[tensor.dtype], tensor.shape, tensor.buffer.pointer
@@ -203,11 +211,11 @@ class OnnxRuntimeIoBinding:
     def _allocated(self) -> dict[str, tuple[int, tuple[int, ...], str]]:
         """Return the address, shape and dtype of each output that ONNX Runtime allocated."""
         dtypes = {number: name for name, number in ELEMENTS.items()}
-        pairs = zip(self._runtime.get_outputs(), self._binding.get_outputs(), strict=True)
+        pairs = zip(self._bound_order, self._binding.get_outputs(), strict=True)
         return {
-            value.name: (int(found.data_ptr()), tuple(found.shape()), dtypes[found.element_type()])
-            for value, found in pairs
-            if self._outputs[value.name] is None
+            name: (int(found.data_ptr()), tuple(found.shape()), dtypes[found.element_type()])
+            for name, found in pairs
+            if self._outputs[name] is None
         }
 
     def _staged(self, name: str, nbytes: int) -> Pinned:

@@ -51,7 +51,14 @@ OLDEST_TENSORRT = (7, 5)
 
 def capabilities(name: str) -> Capabilities:
     on_gpu = PLUGINS[name].kind == "GPU" if name in PLUGINS else name != "onnxruntime-cpu"
-    return Capabilities(on_gpu=on_gpu, platform="onnxruntime_onnx")
+    targets = {"onnxruntime-cpu": ("cpu",), "onnxruntime-openvino": ("cpu",), "onnxruntime-cuda": ("cuda",)}.get(name, ())
+    return Capabilities(
+        on_gpu=on_gpu,
+        platform="onnxruntime_onnx",
+        targets=targets,
+        # OpenVINO is compared as itself.
+        compared_by_default=name != "onnxruntime-openvino",
+    )
 
 
 def needs_nvidia(name: str) -> bool:

@@ -14,7 +14,6 @@ from pathlib import Path
 from relu_deploy.backends.tensorrt.engine_cache import DEFAULT_BATCH, folder_for, graph_hash
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
-from relu_deploy.graph import load_model
 from relu_deploy.tensors import TensorSpec
 
 __all__ = ["Profile", "cache_folder", "default_profile", "forbid_tf32", "options_for", "require_in_profile"]
@@ -130,7 +129,7 @@ def cache_folder(name: str, bundle: Bundle, content: bytes | None, version: str)
     compile otherwise. Raises InputError when the folder cannot be made.
     """
     digest = hashlib.sha256(version.encode())
-    digest.update(content if content is not None else graph_hash(bundle.onnx, load_model(bundle.onnx)).encode())
+    digest.update(content if content is not None else graph_hash(bundle.onnx).encode())
     folder = folder_for(bundle) / f"{name}-{digest.hexdigest()[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ DEVICE = "CPU"
 
 
 def capabilities(_: str) -> Capabilities:
-    return Capabilities(autocasts=True)
+    return Capabilities(autocasts=True, targets=("cpu",))
 
 
 def probe(name: str) -> Probe:

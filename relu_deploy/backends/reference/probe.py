@@ -16,4 +16,4 @@ def probe(name: str) -> Probe:
 
 
 def capabilities(_: str) -> Capabilities:
-    return Capabilities(evaluates_float64=True, is_evaluator=True)
+    return Capabilities(evaluates_float64=True, compared_by_default=False)

@@ -35,6 +35,7 @@ class EngineSession(Protocol):
     outputs: tuple[TensorSpec, ...]
     dtypes: Mapping[str, str]
     observable: bool
+    weight_budget: int | None
 
     @property
     def captures_itself(self) -> bool: ...
@@ -46,6 +47,8 @@ class EngineSession(Protocol):
     def is_on_host(self, name: str) -> bool: ...
 
     def heard(self) -> str: ...
+
+    def note(self, line: str) -> None: ...
 
     def no_cuda_graph(self, reason: str) -> None: ...
 
@@ -227,16 +230,18 @@ class TensorRtIoBinding:
         session, context = self._session, self._context
         profile = session.choose_profile(self.shapes)
         if context.active_optimization_profile != profile.index:
-            self._require(context.set_optimization_profile_async(profile.index, self.stream), f"profile {profile.index}")
+            self._require(
+                self._called(context.set_optimization_profile_async, profile.index, self.stream), f"profile {profile.index}"
+            )
             session.stream.synchronize()
         for name, shape in self.shapes.items():
             self._inputs[name] = _Fixed(self._gpu, shape, session.dtypes[name])
             self._require(context.set_input_shape(name, shape), f"shape {shape} of {name}")
             self._require(context.set_tensor_address(name, self._inputs[name].pointer), f"the address of {name}")
-        if unmet := context.infer_shapes():
-            raise Unsupported(
-                f"{session.name} does not know the shapes of {', '.join(unmet)} in {session.title}", "compile it again"
-            )
+        unmet = self._called(context.infer_shapes)
+        if unmet is False or unmet:
+            which = ", ".join(unmet) if unmet else "its tensors"
+            raise Unsupported(f"{session.name} does not know the shapes of {which} in {session.title}", "compile it again")
         for spec in session.outputs:
             shape = tuple(context.get_tensor_shape(spec.name))
             if min(shape, default=0) < 0:
@@ -248,6 +253,14 @@ class TensorRtIoBinding:
                 fixed = _Fixed(self._gpu, shape, spec.dtype, session.is_on_host(spec.name))
                 self._outputs[spec.name] = fixed
                 self._require(context.set_tensor_address(spec.name, fixed.pointer), f"the address of {spec.name}")
+
+    def _called(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a call of the bindings returns; False where it raises, as some do instead of returning False."""
+        try:
+            return function(*arguments)
+        except (RuntimeError, ValueError, TypeError) as error:
+            self._session.note(str(error))
+            return False
 
     def _require(self, taken: bool, what: str) -> None:
         if not taken:
@@ -269,6 +282,9 @@ class TensorRtIoBinding:
             return
         if self._allocators:
             session.no_cuda_graph("the shapes of outputs depend on the data")
+            return
+        if session.weight_budget is not None:
+            session.no_cuda_graph("weights are streamed from host memory")
             return
         try:
             self._graph = self._gpu.capture(session.stream, self._enqueue)

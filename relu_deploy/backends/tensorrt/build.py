@@ -22,6 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.nvidia.driver import Missing
 from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions, Shapes, shapes_of, spelt
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
@@ -98,9 +99,11 @@ def build_engine(
     *,
     timing_cache: bytes = b"",
     progress: Progress | None = None,
+    device: int = 0,
 ) -> Built:
     """Return the engine that TensorRT builds from the graph in `onnx_path`, whose external weights are read from beside it.
 
+    device: index of the GPU that TensorRT times its kernels on; TensorRT-RTX needs none.
     timing_cache: what an earlier build left in `Built.timing_cache`; TensorRT-RTX times nothing and has none.
     An interrupt cancels the build at its next step, and so does whatever `progress` raises; both then go on up.
     Raises BackendUnavailable where it cannot build, InputError when the file is no graph, UsageError for options that
@@ -120,6 +123,9 @@ def build_engine(
 
     def work() -> Built:
         logger = logger_of(trt)
+        if device and not compiles_ahead(trt):
+            # The builder takes the GPU that is current in its thread, which starts with the first one.
+            Device(device)
         # One build at a time: what the library says would mix, and the GPU's time too.
         with logger.one_at_a_time, _stdout_kept_clean() as printed:
             started = time.perf_counter()
@@ -135,7 +141,10 @@ def build_engine(
             times = None
             if not compiles_ahead(trt):
                 times = config.create_timing_cache(timing_cache)
-                config.set_timing_cache(times, ignore_mismatch=False)
+                if not config.set_timing_cache(times, ignore_mismatch=False):
+                    # Timings of another GPU or version: the build measures anew.
+                    times = config.create_timing_cache(b"")
+                    config.set_timing_cache(times, ignore_mismatch=False)
             config.progress_monitor = monitor
             plan = builder.build_serialized_network(network, config)
             layers = network.num_layers
@@ -308,7 +317,11 @@ def logger_of(trt: Any) -> Any:
             if severity.name not in ("INFO", "VERBOSE"):
                 self.heard.append((severity.name, msg.strip()))
 
-    return Logger()
+    logger = Logger()
+    if (register := getattr(trt, "init_libnvinfer_plugins", None)) is not None:
+        # The standard plug-ins, such as EfficientNMS_TRT, are known to parsers and runtimes only after this.
+        register(logger, "")
+    return logger
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from relu_deploy.backends.tensorrt.build import Progress, build_engine, check_ca
 from relu_deploy.backends.tensorrt.options import BuildOptions, spelt
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.bundle import Bundle, sha256, write_atomically
+from relu_deploy.bundle_files import external_locations
 from relu_deploy.errors import BackendUnavailable, InputError, UsageError
 from relu_deploy.graph import load_model, precision_of
 
@@ -114,7 +115,7 @@ def engine_for(
         why = entry or (None if rebuild else _outdated(folder, identity))
         if why:
             tell(f"{why}: building a new one")
-        return _build(name, bundle, options, identity, file, progress)
+        return _build(name, bundle, options, identity, file, progress, device)
 
 
 def find_engine(
@@ -147,7 +148,7 @@ def kept_engines(bundle: Bundle, name: str) -> list[Engine]:
 
     Asks neither the library nor the GPU: whether an engine runs is for the machine to say that it is taken to.
     """
-    graph = graph_hash(bundle.onnx, load_model(bundle.onnx))
+    graph = graph_hash(bundle.onnx)
     folders = {folder_for(bundle), bundle.path / ENGINES} if bundle.is_folder else {folder_for(bundle)}
     notes = [(facts, note) for folder in folders for note in folder.glob("*.json") if (facts := _facts(note)) is not None]
     fitting = [
@@ -205,7 +206,7 @@ def _identity(name: str, bundle: Bundle, wanted: BuildOptions, device: int) -> d
     return {
         "schema": SCHEMA,
         "subject": bundle.title if bundle.is_folder else str(bundle.path.resolve()),
-        "graph": graph_hash(bundle.onnx, model),
+        "graph": graph_hash(bundle.onnx),
         "precision": precision_of(model),
         "backend": name,
         "library": found.version,
@@ -215,16 +216,9 @@ def _identity(name: str, bundle: Bundle, wanted: BuildOptions, device: int) -> d
     }
 
 
-def graph_hash(file: Path, model: Any) -> str:
+def graph_hash(file: Path) -> str:
     """Return a hash of the graph's file and of the files beside it that hold its weights."""
-    import onnx_ir as ir
-
-    beside = {
-        Path(value.const_value.path)
-        for value in model.graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-    parts = [sha256(file), *(sha256(each) for each in sorted(beside))]
+    parts = [sha256(file), *(sha256(file.parent / location) for location in external_locations(file))]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
@@ -337,14 +331,20 @@ def _one_at_a_time(file: Path, tell: Tell) -> Iterator[None]:
 
 
 def _build(
-    name: str, bundle: Bundle, wanted: BuildOptions, identity: Mapping[str, Any], file: Path, progress: Progress | None
+    name: str,
+    bundle: Bundle,
+    wanted: BuildOptions,
+    identity: Mapping[str, Any],
+    file: Path,
+    progress: Progress | None,
+    device: int,
 ) -> Engine:
     # Under the lock nobody else writes these: what is left of them is of builds that were killed.
     for leftover in (*file.parent.glob(f".{file.name}.*"), *file.parent.glob(f".{_note(file).name}.*")):
         leftover.unlink(missing_ok=True)
     timing = file.parent / f"{name}-{identity['library']}-{hashlib.sha256(identity['device'].encode()).hexdigest()[:8]}.timing"
     built = build_engine(
-        name, bundle.onnx, wanted, timing_cache=timing.read_bytes() if timing.exists() else b"", progress=progress
+        name, bundle.onnx, wanted, timing_cache=timing.read_bytes() if timing.exists() else b"", progress=progress, device=device
     )
     if built.timing_cache:
         write_atomically(timing, built.timing_cache)

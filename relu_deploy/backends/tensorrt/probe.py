@@ -23,8 +23,8 @@ INSTALL = {
 }
 
 
-def capabilities(_: str) -> Capabilities:
-    return Capabilities(on_gpu=True, shows_tensors=False, shows_engine_layers=True, compiles_ahead=True)
+def capabilities(name: str) -> Capabilities:
+    return Capabilities(on_gpu=True, shows_tensors=False, shows_engine_layers=True, compiles_ahead=True, targets=(name,))
 
 
 def probe(name: str) -> Probe:

@@ -106,6 +106,8 @@ class TensorRtSession:
         #: an engine that is looked into runs kernel by kernel: nobody is called back from inside a CUDA graph
         self.observable = bool(engine.facts.get("options", {}).get("observable"))
         self._runtime, self.engine = self._deserialized(bundle)
+        #: how many bytes of the weights stay on the GPU, None where all of them do
+        self.weight_budget = self._stream_weights()
         self.dtypes: Mapping[str, str] = self._dtypes()
         self.profiles = self._profiles()
         self.stream = gpu.stream()
@@ -130,6 +132,7 @@ class TensorRtSession:
             "engine_was_kept": self.kept.cache_hit,
             "cuda_graph": self._cuda_graph,
             **({"runtime_cache": self._cached} if self._cache is not None else {}),
+            **({} if self.weight_budget is None else {"weight_budget_bytes": self.weight_budget}),
         }
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
@@ -182,6 +185,8 @@ class TensorRtSession:
                 f"{self.name} cannot prepare to run {self.title}: {told(heard)}",
                 "use smaller sizes, or free the GPU's memory: nvidia-smi shows who holds it",
             )
+        # Engines are built with detailed names, and each uncaptured enqueue would announce every one of them to a profiler.
+        context.nvtx_verbosity = self.trt.ProfilingVerbosity.NONE
         return context
 
     def choose_profile(self, shapes: Shapes) -> Profile:
@@ -197,6 +202,10 @@ class TensorRtSession:
     def heard(self) -> str:
         """Return what the library logged last."""
         return told(self._logger.heard)
+
+    def note(self, line: str) -> None:
+        """Keep `line`, of an exception of the bindings, beside what the library logged."""
+        self._logger.heard.append(("ERROR", " ".join(line.split())))
 
     @property
     def captures_itself(self) -> bool:
@@ -237,6 +246,15 @@ class TensorRtSession:
             reason = why_refused(LIBRARY[self.name], self.trt.__version__, plan, said, diagnoses, members)
             raise Unsupported(f"{self.kept.file}, the engine of {bundle.title}, cannot be used: {reason.text}", reason.fix)
         return runtime, engine
+
+    def _stream_weights(self) -> int | None:
+        """Let weights stay in host memory, where the engine was built for it; before any context is made."""
+        if not self.kept.facts.get("options", {}).get("weight_streaming"):
+            return None
+        # The default budget is all of the weights, with which nothing is streamed.
+        budget = int(self.engine.get_weight_streaming_automatic_budget())
+        self.engine.weight_streaming_budget_v2 = budget
+        return budget
 
     def _tensors(self, mode: str) -> list[str]:
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]

@@ -7,6 +7,7 @@ CUDA graphs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,17 +27,25 @@ __all__ = ["TorchCudaSession", "TorchIoBinding", "float32_arithmetic"]
 GRAPHS = ("reduce-overhead", "max-autotune")
 
 
+#: PyTorch's switches of TF32 are the whole process's: a thread that sets them would change another one's arithmetic
+_switches = threading.RLock()
+
+
 @contextmanager
 def float32_arithmetic(tf32: bool) -> Iterator[None]:
-    """Let float32 products be TF32 or not, in convolutions and matrix products alike, until the block is left."""
+    """Let float32 products be TF32 or not, in convolutions and matrix products alike, until the block is left.
+
+    One thread at a time is inside: kernels are chosen while they are enqueued, which is all that the lock is held for.
+    """
     import torch
 
-    kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
+    with _switches:
+        kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
 
 
 class TorchCudaSession(TorchSession):
@@ -88,6 +97,13 @@ class TorchCudaSession(TorchSession):
         return stack
 
 
+def _tensor_of(array: Any) -> torch.Tensor:
+    """Return an array on a GPU as a tensor. A tensor may be on another GPU, which its own exchange by DLPack refuses."""
+    import torch
+
+    return array if isinstance(array, torch.Tensor) else torch.from_dlpack(array)
+
+
 class TorchIoBinding:
     """Inputs and outputs of one session at one set of shapes; see `base.IoBinding`."""
 
@@ -116,10 +132,14 @@ class TorchIoBinding:
         self._uploaded.synchronize()
         self._held = [(event, tensors) for event, tensors in self._held if not event.query()]
         resident = []
+        sources = {name: _tensor_of(array) for name, array in feeds.items() if is_on_gpu(array)}
+        for source in sources.values():
+            # What still writes a tensor on a GPU was enqueued on the caller's stream of that GPU.
+            self._session.stream.wait_stream(torch.cuda.current_stream(source.device))
         with torch.cuda.stream(self._session.stream):
             for name, there in self._there.items():
-                if is_on_gpu(feeds[name]):
-                    source = torch.from_dlpack(feeds[name])
+                if name in sources:
+                    source = sources[name]
                     resident.append(source)
                 else:
                     source = self._pinned[name].copy_(to_torch(arrays[name]))
@@ -146,7 +166,7 @@ class TorchIoBinding:
                 arrived.append(pinned.copy_(result, non_blocking=True))
         self._session.stream.synchronize()
         self._held.clear()
-        return {spec.name: to_numpy(value) for spec, value in zip(self._session.outputs, arrived, strict=True)}
+        return {spec.name: to_numpy(value).copy() for spec, value in zip(self._session.outputs, arrived, strict=True)}
 
     def close(self) -> None:
         self._session.stream.synchronize()
@@ -157,12 +177,11 @@ class TorchIoBinding:
     def _checked(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Return the feeds as arrays, of those on the GPU only the outline."""
         import numpy as np
-        import torch
 
         outlines = {}
         for name, array in feeds.items():
             if is_on_gpu(array):
-                tensor = torch.from_dlpack(array)
+                tensor = _tensor_of(array)
                 kind = str(tensor.dtype).removeprefix("torch.")
                 outlines[name] = np.broadcast_to(np.zeros((), np.dtype(kind)), tuple(tensor.shape))
         arrays = check_feeds({**feeds, **outlines}, self._session.inputs, self._session.title())

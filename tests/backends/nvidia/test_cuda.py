@@ -1,6 +1,7 @@
 """The CUDA runtime's wrapper: errors with the real bindings, which need no GPU to fail; the rest with a lazy test double."""
 
 import gc
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +10,7 @@ from doubles import Runtime
 
 from relu_deploy.backends.nvidia import cuda
 from relu_deploy.backends.nvidia.cuda import CudaError, Device
-from relu_deploy.backends.nvidia.dlpack import describe, is_on_gpu
+from relu_deploy.backends.nvidia.dlpack import describe, from_dlpack, is_on_gpu
 from relu_deploy.backends.nvidia.driver import Missing, find_gpu
 from relu_deploy.errors import BackendUnavailable, InputError
 
@@ -156,3 +157,39 @@ def test_arrays_of_the_cpu_are_told_from_the_gpus():
     assert not is_on_gpu(np.zeros(3))
     assert not is_on_gpu([1, 2, 3])
     assert is_on_gpu(type("Tensor", (), {"__dlpack_device__": lambda self: (2, 0)})())
+
+
+def test_memory_is_given_back_on_its_own_gpu_from_any_thread():
+    class TwoGpus(Runtime):
+        """Every thread starts on the first GPU, and frees what is on the one that is current."""
+
+        def __init__(self):
+            super().__init__(devices=2)
+            self.current, self.freed_on = {}, []
+
+        def cudaSetDevice(self, index):
+            self.current[threading.get_ident()] = index
+            return super().cudaSetDevice(index)
+
+        def cudaFree(self, handle):
+            self.freed_on.append(self.current.get(threading.get_ident(), 0))
+            return super().cudaFree(handle)
+
+    runtime = TwoGpus()
+    buffer = Device(1, runtime).buffer(16)
+    thread = threading.Thread(target=buffer.close)
+    thread.start()
+    thread.join(20)
+    assert runtime.freed_on == [1]
+
+
+def test_an_array_on_another_gpu_is_an_input_error():
+    class Elsewhere:
+        def __dlpack_device__(self):
+            return (2, 3)
+
+        def __dlpack__(self, stream):
+            raise BufferError("Can't export tensors on a different CUDA device index")
+
+    with pytest.raises(InputError, match="input 'x' on GPU 3 cannot be read there"):
+        from_dlpack(Elsewhere(), 0, "x")

@@ -201,6 +201,23 @@ def test_a_batch_that_the_engine_is_not_compiled_for_is_refused_before_it_is_bou
     assert refused.value.hint == "split the batch into parts of at most 4"
 
 
+def test_outputs_keep_their_names_when_one_of_unknown_size_comes_first(bind, tmp_path):
+    bundle = model(tmp_path, found=True)
+    graph = onnx.load(bundle.onnx)
+    y, found = graph.graph.output
+    del graph.graph.output[:]
+    graph.graph.output.extend([found, y])
+    onnx.save(graph, bundle.onnx)
+    feeds = {"x": numbers(4)}
+    bound = bind(feeds, bundle=Bundle.open(bundle.onnx))
+    for _ in range(2):
+        bound.upload(feeds)
+        bound.run()
+        got = bound.download()
+        np.testing.assert_array_equal(got["y"], np.maximum(feeds["x"], 0))
+        np.testing.assert_array_equal(got["found"], np.nonzero(feeds["x"] > 0))
+
+
 class OnHost(OnnxRuntimeGpuSession):
     """A session on a GPU whose memory is the host's."""
 

@@ -42,7 +42,7 @@ def test_the_second_time_the_engine_that_was_built_is_taken(ask, told, digits_co
 
 def test_the_bundle_stays_whole_with_engines_in_it(ask, digits_copy):
     ask()
-    Bundle.open(digits_copy.path).check_hashes()
+    Bundle.open(digits_copy.path).check_files()
 
 
 @pytest.mark.parametrize(

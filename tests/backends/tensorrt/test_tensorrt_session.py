@@ -3,6 +3,7 @@ the plan that is looked at and the base class of the allocator are the real Tens
 
 import gc
 
+import doubles
 import ml_dtypes
 import numpy as np
 import pytest
@@ -313,3 +314,70 @@ def test_the_real_librarys_plans_say_which_version_wrote_them(tmp_path):
     assert validity == trt.EngineValidity.INVALID
     reason = why_refused("TensorRT-RTX", trt.__version__, plan, [], diagnoses, trt.EngineInvalidityDiagnostics)
     assert reason.text == "the file is no engine, or is damaged"
+
+
+@pytest.mark.parametrize("call", ["infer_shapes", "set_optimization_profile_async"])
+def test_an_exception_of_the_bindings_is_an_error_with_its_words(start, monkeypatch, call):
+    session = start(TWO)
+
+    def fails(*_):
+        raise RuntimeError("Input x has no shape")
+
+    monkeypatch.setattr(doubles.Context, call, fails)
+    with pytest.raises(Unsupported) as refused:
+        session.run({"x": np.zeros((100, 3), np.float32)})
+    assert refused.value.exit_code == 3
+
+
+def test_contexts_announce_nothing_to_profilers(start):
+    session = start()
+    session.run({"x": np.zeros((2, 3), np.float32)})
+    assert {context.nvtx_verbosity for context in session.engine_double.contexts} == {"NONE"}
+
+
+def test_weights_are_streamed_within_the_automatic_budget_and_without_a_cuda_graph(tmp_path):
+    runtime = Runtime()
+    trt, engine = tensorrt(runtime, ONE)
+    engine.get_weight_streaming_automatic_budget = lambda: 4096
+    kept = engine_in(tmp_path, plan_of(), weight_streaming=True)
+    session = TensorRtSession("tensorrt", bundle_of(tmp_path), kept, Device(0, runtime), trt)
+    assert engine.weight_streaming_budget_v2 == 4096
+    assert not engine.contexts
+    for _ in range(2):
+        session.run({"x": np.zeros((2, 3), np.float32)})
+    assert session.facts["cuda_graph"] == "none: weights are streamed from host memory"
+    assert session.facts["weight_budget_bytes"] == 4096
+
+
+def test_standard_plug_ins_are_registered_once_with_the_logger():
+    from types import ModuleType
+
+    from relu_deploy.backends.tensorrt.build import logger_of
+
+    registered = []
+    trt = ModuleType("with_plugins")
+    trt.ILogger = type("ILogger", (), {"__init__": lambda self: None})
+    trt.init_libnvinfer_plugins = lambda logger, namespace: registered.append((logger, namespace))
+    logger = logger_of(trt)
+    assert logger_of(trt) is logger
+    assert registered == [(logger, "")]
+
+
+def test_an_engine_is_built_on_the_gpu_that_was_named(tmp_path, monkeypatch):
+    from relu_deploy.backends.base import Probe
+    from relu_deploy.backends.tensorrt import build
+
+    class Reached(Exception):
+        pass
+
+    def make_current(index):
+        raise Reached(index)
+
+    runtime = Runtime()
+    trt, _ = tensorrt(runtime, ONE)
+    trt.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda self: None})
+    monkeypatch.setattr(build, "can_build", lambda name: Probe(name, True, version="11.4"))
+    monkeypatch.setattr(build, "import_module", lambda name: trt)
+    monkeypatch.setattr(build, "Device", make_current)
+    with pytest.raises(Reached, match="3"):
+        build.build_engine("tensorrt", bundle_of(tmp_path).onnx, build.BuildOptions(), device=3)

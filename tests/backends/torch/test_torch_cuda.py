@@ -1,6 +1,7 @@
 """PyTorch on a GPU, as far as a machine without one can tell; with one, the sessions themselves are run."""
 
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -29,6 +30,33 @@ def test_float32_is_float32_unless_tf32_is_asked_for_and_nobody_elses_setting_is
         assert not torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32 = kept
+
+
+def test_one_threads_arithmetic_is_not_changed_by_anothers():
+    inside, leave, seen = threading.Event(), threading.Event(), []
+
+    def with_tf32():
+        with float32_arithmetic(tf32=True):
+            inside.set()
+            leave.wait(20)
+            seen.append(("tf32", torch.backends.cuda.matmul.allow_tf32))
+
+    def without():
+        with float32_arithmetic(tf32=False):
+            seen.append(("float32", torch.backends.cuda.matmul.allow_tf32))
+
+    first = threading.Thread(target=with_tf32)
+    first.start()
+    inside.wait(20)
+    second = threading.Thread(target=without)
+    second.start()
+    second.join(0.2)
+    assert seen == []
+    leave.set()
+    first.join(20)
+    second.join(20)
+    assert seen == [("tf32", True), ("float32", False)]
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_program_moves_with_the_tensors_that_it_makes_while_it_runs(tmp_path):
