@@ -7,7 +7,6 @@ from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options
 from relu_deploy.cli.output import finish
-from relu_deploy.cli.types import input_shape
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -60,14 +59,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weight-bits", type=int, metavar="7|8", help="cpu: 7 for x86 without VNNI (default: what this CPU takes)"
     )
-    parser.add_argument(
-        "--shape",
-        action="append",
-        type=input_shape,
-        default=[],
-        metavar="NAME=1x3x320x320",
-        help="shape of random inputs, where there is no data and a size varies; repeatable",
-    )
     parser.add_argument("--compact", action="store_true", help="remove channels and Relus that provably never act")
     parser.add_argument("--allow-observed", action="store_true", help="with --compact: and channels that never fired on the data")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
@@ -105,7 +96,6 @@ def run(options: argparse.Namespace) -> int:
         allow_observed=options.allow_observed,
         threads=options.threads,
         seed=options.seed,
-        shapes=dict(options.shape),
     )
     with steps(options.quiet) as step:
         report = optimize_bundle(

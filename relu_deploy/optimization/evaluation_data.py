@@ -13,7 +13,7 @@ import numpy as np
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import Dataset, declared_range, load_dataset, spread_evenly
-from relu_deploy.errors import InputError, UsageError, nearest
+from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import integer_ranges, load_model
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.tensors import Feeds, random_feeds
@@ -97,7 +97,7 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
     calibrated = given if given is not None else measured
     random = calibrated is None or measured is None
     if calibrated is None or measured is None:
-        noise = Dataset("random", _random_rows(bundle, max(RANDOM_ROWS, batch), options), {})
+        noise = Dataset("random", _random_rows(bundle, max(RANDOM_ROWS, batch), options.seed), {})
         calibrated = measured = noise
     source = options.data if options.data is not None else (declared if known is not None else options.calibration)
     same = options.calibration is None or _is_same(source, options.calibration)
@@ -115,18 +115,10 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
     return EvaluationData(calibrated, measured, held_out, random, batch, _weight_bits(), isinstance(fixed, int))
 
 
-def _random_rows(bundle: Bundle, rows: int, options: OptimizeOptions) -> Feeds:
-    """Return random inputs of the shapes in `options`, with integers that the graph accepts."""
-    if unknown := [name for name in options.shapes if name not in {spec.name for spec in bundle.inputs}]:
-        raise UsageError(f"there is no input {unknown[0]!r}", nearest(unknown[0], [spec.name for spec in bundle.inputs]))
-    sizes: dict[str, int] = {}
-    for spec in bundle.inputs:
-        shape = options.shapes.get(spec.name, ())
-        if shape and len(shape) != len(spec.shape):
-            raise UsageError(f"input {spec.name!r} has {len(spec.shape)} dimensions, not {len(shape)}", "give the whole shape")
-        sizes |= {dim: size for dim, size in zip(spec.shape[1:], shape[1:], strict=False) if isinstance(dim, str)}
+def _random_rows(bundle: Bundle, rows: int, seed: int) -> Feeds:
+    """Return random inputs, with integers that the graph accepts."""
     ranges = integer_ranges(load_model(bundle.onnx))
-    return dict(random_feeds(bundle.inputs, rows, options.seed, sizes, ranges))
+    return dict(random_feeds(bundle.inputs, rows, seed, ranges=ranges))
 
 
 def _declared_data(bundle: Bundle, name: str | None) -> Dataset | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from relu_deploy.errors import UsageError, nearest
 from relu_deploy.optimization.calibration import METHODS
@@ -33,7 +32,6 @@ class OptimizeOptions:
         compact: Whether to remove channels that provably never act.
         allow_observed: Whether to remove channels that never acted on the data, too.
         threads: Threads of the runtime; 0 takes its default.
-        shapes: By input name, the whole shape of random inputs whose height or width varies.
         seed: Seed of the random inputs that are used where there is no data.
     """
 
@@ -51,7 +49,6 @@ class OptimizeOptions:
     allow_observed: bool = False
     threads: int = 0
     seed: int = 0
-    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise UsageError for values that make no sense, before anything is read."""

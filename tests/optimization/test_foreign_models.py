@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.report import OptimizeReport
@@ -182,7 +183,9 @@ def test_random_inputs_have_the_shape_that_is_given_and_integers_inside_their_ta
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     with pytest.raises(InputError, match="no fixed size"):
         optimize_bundle(path, "cuda", "fp16", out=tmp_path / "o.rdb")
-    report = optimize_bundle(path, "cuda", "fp16", out=tmp_path / "o.rdb", options=OptimizeOptions(shapes={"x": (1, 3, 9, 7)}))
+    report = optimize_bundle(
+        Bundle.open(path).with_shapes({"x": (4, 3, 9, 7), "ids": (4,)}), "cuda", "fp16", out=tmp_path / "o.rdb"
+    )
     assert report.data.measured_on.feeds["x"].shape[1:] == (3, 9, 7)
     assert report.data.measured_on.feeds["ids"].max() == 1
     assert report.search.passed
