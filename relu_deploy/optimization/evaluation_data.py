@@ -14,7 +14,7 @@ import numpy as np
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import Dataset, declared_range, load_dataset, spread_evenly
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.graph import load_model
+from relu_deploy.graph import integer_ranges, load_model
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.tensors import Feeds, random_feeds
 
@@ -97,7 +97,7 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
     calibrated = given if given is not None else measured
     random = calibrated is None or measured is None
     if calibrated is None or measured is None:
-        noise = Dataset("random", dict(random_feeds(bundle.inputs, max(RANDOM_ROWS, batch), options.seed)), {})
+        noise = Dataset("random", _random_rows(bundle, max(RANDOM_ROWS, batch), options.seed), {})
         calibrated = measured = noise
     source = options.data if options.data is not None else (declared if known is not None else options.calibration)
     same = options.calibration is None or _is_same(source, options.calibration)
@@ -113,6 +113,12 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
     if isinstance(fixed, int) and len(calibrated) < fixed:
         raise InputError(f"{bundle.name} takes {fixed} rows at a time, {calibrated.name} has {len(calibrated)}", "give more data")
     return EvaluationData(calibrated, measured, held_out, random, batch, _weight_bits(), isinstance(fixed, int))
+
+
+def _random_rows(bundle: Bundle, rows: int, seed: int) -> Feeds:
+    """Return random inputs, with integers that the graph accepts."""
+    ranges = integer_ranges(load_model(bundle.onnx))
+    return dict(random_feeds(bundle.inputs, rows, seed, ranges=ranges))
 
 
 def _declared_data(bundle: Bundle, name: str | None) -> Dataset | None:

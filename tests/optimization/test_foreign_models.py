@@ -8,6 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.report import OptimizeReport
 from relu_deploy.optimization.run import _fastest, optimize_bundle
@@ -163,3 +165,27 @@ def test_auto_never_keeps_a_variant_that_is_slower_than_float32():
     assert _fastest([fast, float32]) is fast
     assert _fastest([slow]) is slow
     assert _fastest([report_of("int8", 3.0, passed=False), float32]) is float32
+
+
+def test_random_inputs_have_the_shape_that_is_given_and_integers_inside_their_table(tmp_path):
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("Relu", ["c"], ["r"]),
+        node("GlobalAveragePool", ["r"], ["p"]),
+        node("Flatten", ["p"], ["f"]),
+        node("Gather", ["table", "ids"], ["e"]),
+        node("Add", ["f", "e"], ["y"]),
+    ]
+    tensors = [numpy_helper.from_array(weights(4, 3, 3, 3), "w"), numpy_helper.from_array(weights(2, 4), "table")]
+    inputs = [value("x", FLOAT, ["n", 3, "h", "w_"]), value("ids", TensorProto.INT64, ["n"])]
+    graph = helper.make_graph(nodes, "g", inputs, [value("y", FLOAT, ["n", 4])], tensors)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    with pytest.raises(InputError, match="no fixed size"):
+        optimize_bundle(path, "cuda", "fp16", out=tmp_path / "o.rdb")
+    report = optimize_bundle(
+        Bundle.open(path).with_shapes({"x": (4, 3, 9, 7), "ids": (4,)}), "cuda", "fp16", out=tmp_path / "o.rdb"
+    )
+    assert report.data.measured_on.feeds["x"].shape[1:] == (3, 9, 7)
+    assert report.data.measured_on.feeds["ids"].max() == 1
+    assert report.search.passed
