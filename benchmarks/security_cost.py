@@ -98,7 +98,7 @@ def main() -> None:
         end(servers)
     ratios = {form: ratio_of(measured[form], measured["plain"]) for form in FORMS[1:]}
     medians = {form: float(np.median([each["per_second"] for each in measured[form]])) for form in FORMS}
-    result = {"environment": describe(), "rounds": arguments.rounds, "per_second": medians, "ratios": ratios, "raw": measured}
+    result = {"environment": describe(arguments.threads), "rounds": arguments.rounds, "per_second": medians, "ratios": ratios, "raw": measured}
     arguments.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
     for form, ratio in ratios.items():
         print(f"{form}: {ratio['median']:.2f} ({ratio['ci95'][0]:.2f} to {ratio['ci95'][1]:.2f}) of plain")

@@ -33,13 +33,13 @@ def sizes_of(tensor: dict[str, Any]) -> list[int]:
 
 def check(port: int, model: str) -> str:
     """Return one line about what `model` answered. Raises AssertionError that says what is wrong with it."""
-    told = ask(port, "GET", f"/v2/models/{model}")
+    metadata = ask(port, "GET", f"/v2/models/{model}")
     inputs = [
         {"name": one["name"], "datatype": one["datatype"], "shape": sizes_of(one), "data": [0] * math.prod(sizes_of(one))}
-        for one in told["inputs"]
+        for one in metadata["inputs"]
     ]
     answer = ask(port, "POST", f"/v2/models/{model}/infer", {"inputs": inputs})
-    promised = {one["name"]: one for one in told["outputs"]}
+    promised = {one["name"]: one for one in metadata["outputs"]}
     assert {one["name"] for one in answer["outputs"]} == set(promised), f"{model} answers other outputs than it says"
     for one in answer["outputs"]:
         expected = promised[one["name"]]

@@ -156,10 +156,13 @@ def random_feeds(
         shape = []
         for axis, dim in enumerate(spec.shape):
             if isinstance(dim, str) and dim not in sizes and axis != 0:
+                usual = 320 if len(spec.shape) == 4 else 64
+                sized = [
+                    each if isinstance(each, int) else 1 if at == spec.batch_axis else usual for at, each in enumerate(spec.shape)
+                ]
                 raise InputError(
                     f"input {spec.name!r} has no fixed size in dimension {axis} ({dim})",
-                    f"give one with --shape {spec.name}={'x'.join(str(each) if isinstance(each, int) else '1' for each in spec.shape)}, "
-                    "or arrays with --inputs FILE.npz",
+                    f"give sizes, such as --shape {spec.name}={'x'.join(map(str, sized))}, or arrays with --inputs FILE.npz",
                 )
             shape.append(dim if isinstance(dim, int) else sizes.setdefault(dim, batch))
         low, high = (ranges or {}).get(spec.name, (0, 255 if spec.dtype == "uint8" else 7))

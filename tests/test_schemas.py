@@ -176,7 +176,7 @@ def test_the_verb_prints_a_schema_and_refuses_an_unknown_name(command):
 def test_the_answers_of_sign_and_check_are_valid(ready):
     pytest.importorskip("model_signing", reason="model-signing is not installed: pip install -e '.[sign]'")
     pytest.importorskip("OpenSSL", reason="pyopenssl is not installed: pip install -e '.[sign]'")
-    from test_sign import write_keys
+    from keys import write_keys
 
     write_keys("k")
     check(ready("sign", "digits.rdb", "--key", "k.pem", "--json", "-").json)

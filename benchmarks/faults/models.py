@@ -31,8 +31,7 @@ class Subject:
 def prepare(name: str, folder: Path) -> Subject:
     import torch
 
-    from relu_deploy import build
-    from relu_deploy.exporting import exporter as export
+    from relu_deploy import build, export
 
     shape = MODELS[name]
     clean, bundle = folder / f"{name}.onnx", folder / f"{name}.rdb"

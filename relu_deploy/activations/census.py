@@ -1,7 +1,7 @@
-"""How the Relus of a model behave on data: which channels are dead, which never bend, how many zeros there are.
+"""How the Relus of a model behave on data: dead channels, channels that are always on, and sparsity.
 
-    observed   counted on every number of every Relu while the data stream through a backend
-    proven     follows from the weights and the declared range of the input alone (`graph/intervals/ranges.py`), for every input in it
+    observed   counted on every value of every Relu while the data run through a backend
+    proven     follows from the weights and the declared range of the input (`graph/intervals/ranges.py`), for every input in it
 
 A channel is a place on axis 1 of the Relu's output: a feature map, or one feature of a 2-D tensor. "Observed dead" is
 evidence, not proof: N independent samples on which a channel never fired bound, with 95% confidence, the chance that it
@@ -43,10 +43,14 @@ DOUBT = 0.05
 
 @dataclass(frozen=True)
 class ReluCensus:
-    """One Relu's count. samples: rows that were run; places: numbers seen of each channel, over all rows.
+    """The counts of one Relu.
 
-    positive, full: int64 (C,), how often each channel was above 0, and at the upper bound of a ReLU6 or clipped Relu.
-    maximum: float64 (C,), NaN where one was seen. proven_dead, proven_always_on: bool (C,).
+    Attributes:
+        samples: Rows that were run.
+        places: Values of each channel, over all rows.
+        positive, full: Int64 (C,), how often each channel was above 0, and at the upper bound of a ReLU6 or clipped Relu.
+        maximum: Float64 (C,), NaN where one occurred.
+        proven_dead, proven_always_on: Bool (C,).
     """
 
     relu: Relu
@@ -83,7 +87,7 @@ class ReluCensus:
 
     @property
     def observed_bound(self) -> float | None:
-        """Return what the chance of a dead channel's firing on a new sample is below, with 95% confidence."""
+        """Return the upper bound, with 95% confidence, of the probability that a dead channel fires on a new sample."""
         return -math.expm1(math.log(DOUBT) / self.samples) if self.samples else None
 
     def to_json(self) -> dict[str, Any]:
@@ -110,9 +114,11 @@ class ReluCensus:
 
 @dataclass(frozen=True)
 class CensusReport:
-    """What `census` found. left_over: rows of the data that did not fill a batch of the size that the model is fixed to.
+    """The result of `census`.
 
-    baseline: what `serve` holds the requests against, None where the rows were too few.
+    Attributes:
+        left_over: Rows that did not fill a batch of the model's fixed size.
+        baseline: What `serve` compares requests with, None where there were too few rows.
     """
 
     model: str
@@ -221,7 +227,7 @@ def census(
 
 
 class _Count:
-    """The running count of one Relu: nothing of a batch is kept but its sums."""
+    """The running count of one Relu; only sums of a batch are kept."""
 
     def __init__(self, relu: Relu) -> None:
         self.relu, self.places = relu, 0
@@ -254,7 +260,7 @@ class _Count:
 
 
 def _per_channel(happened: Array, channels: int) -> Array:
-    # Adding bytes up as uint32 is several times faster than NumPy's own way of counting along an axis.
+    # Summing bytes as uint32 is several times faster than NumPy's count_nonzero along an axis.
     rows = happened.view(np.uint8).sum(axis=1, dtype=np.uint32)
     return rows.reshape(-1, channels).sum(axis=0, dtype=np.int64)
 
@@ -262,13 +268,13 @@ def _per_channel(happened: Array, channels: int) -> Array:
 def _proven(
     model: ir.Model, relus: Sequence[Relu], ranges: Ranges, counts: Mapping[str, _Count]
 ) -> dict[str, tuple[Array, Array]]:
-    """Return by Relu which channels are dead, and which always on, whatever the input in `ranges`."""
+    """Return by Relu which channels are dead, and which are always on, for every input in `ranges`."""
     bounds = bounds_of(model, ranges) if relus else {}
     proven = {}
     for relu in relus:
         low, high = bounds.get(relu.input, (np.asarray(-np.inf), np.asarray(np.inf)))
         channels = len(counts[relu.output].positive)
-        if low.shape not in ((), (channels,)):  # the graph's shapes were wrong: nothing that follows from them counts
+        if low.shape not in ((), (channels,)):  # the shapes of the graph are wrong: bounds that follow from them do not count
             low, high = np.asarray(-np.inf), np.asarray(np.inf)
         proven[relu.output] = (np.broadcast_to(high <= 0, (channels,)), np.broadcast_to(low > 0, (channels,)))
     return proven
@@ -283,16 +289,16 @@ def _by_row(results: Mapping[str, Array], relus: Sequence[Relu]) -> dict[str, Ar
     }
 
 
-def _batch_size(bundle: Bundle, relus: Sequence[Relu], asked: int | None, rows: int) -> int:
+def _batch_size(bundle: Bundle, relus: Sequence[Relu], requested: int | None, rows: int) -> int:
     fixed = bundle.inputs[0].batch
     if isinstance(fixed, int):
-        if asked not in (None, fixed):
-            raise UsageError(f"{bundle.name} takes batches of {fixed} only, not {asked}", "leave --batch away")
+        if requested not in (None, fixed):
+            raise UsageError(f"{bundle.name} takes batches of {fixed} only, not {requested}", "omit --batch")
         if rows < fixed:
             raise InputError(f"{bundle.name} takes {fixed} rows at a time, the data have {rows}", "give more data")
         return fixed
-    if asked is not None and asked < 1:
-        raise UsageError(f"--batch must be at least 1, not {asked}", "for instance --batch 8")
+    if requested is not None and requested < 1:
+        raise UsageError(f"--batch must be at least 1, not {requested}", "for instance --batch 8")
     sizes = [[size if isinstance(size, int) else 1 for size in (relu.shape or ())[1:]] for relu in relus]
     tapped = 4 * sum(math.prod(size) for size in sizes)
-    return asked or max(1, min(MOST_ROWS, TAPPED_BYTES // max(1, tapped)))
+    return requested or max(1, min(MOST_ROWS, TAPPED_BYTES // max(1, tapped)))

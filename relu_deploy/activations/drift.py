@@ -1,16 +1,16 @@
-"""How far a sample is from what a model's Relus did on the census's data, and whether a stream of samples has drifted.
+"""How far a sample is from the activations of a census, and whether a stream of samples has drifted.
 
-What is looked at is the firing pattern: for each channel of each Relu, the share of its places that are above zero. Which
-units fire says which linear piece of the network a sample lies on, and what the network has not seen tends to lie on pieces
-that it has not used: Cheng, Nührenberg, Yasuoka, "Runtime monitoring neuron activation patterns" (1809.06573), and Olber et
+The statistic is the firing pattern: for each channel of each Relu, the share of its places that are above zero. Which units
+fire determines the linear piece of the network that a sample lies on, and inputs of another kind tend to lie on pieces that
+were not used before: Cheng, Nührenberg, Yasuoka, "Runtime monitoring neuron activation patterns" (1809.06573), and Olber et
 al., "Detection of out-of-distribution samples using binary neuron activation patterns" (2212.14268), compare binary patterns
 by Hamming distance. A share per channel is the same pattern summed over the places, where it does not depend on position.
 
 1. The rows of the census are divided at random in two halves. One is fitted, the other held out: scored, never fitted.
 2. Each Relu's shares on the fitted half are described by a Gaussian with few directions and one variance for all others
    (probabilistic principal components: Tipping and Bishop, 1999). A sample's distance is its Mahalanobis distance in it,
-   squared, over the number of channels: about 1 on the census. Channels fire together, and what matters is a combination
-   that was not seen; without the correlations most of what is found below is not.
+   squared, over the number of channels: about 1 on the census. Channels fire together, and drift shows in combinations that
+   did not occur; without the correlations most of it is not found.
 3. A sample's score is the mean over the Relus of the logarithm of its distance: no Relu has to be weighted.
 4. A window of samples is compared with the held-out half by the rank-sum test of Mann and Whitney (1947), one-sided. Both
    were scored by what neither was fitted on, so if the stream is like the census, the alarm stands for the chosen share
@@ -18,7 +18,7 @@ by Hamming distance. A share per channel is the same pattern summed over the pla
 5. A range excursion is a Relu above the largest number that it gave on the whole census of N rows ("Outside the Box",
    Henzinger, Lukina, Schilling, 1911.09032, with one box): one sample in N + 1 does that by chance.
 
-A drift says that the inputs are not those of the census. It does not say that an answer is wrong.
+A drift means that the inputs differ from those of the census. It does not mean that an answer is wrong.
 """
 
 from __future__ import annotations
@@ -53,10 +53,15 @@ NEAR = 0.01
 
 @dataclass(frozen=True)
 class ReluNorm:
-    """How one Relu fires on the census. mean, spread: float64 (C,), of each channel's rate over the fitted rows.
+    """How one Relu fires on the census.
 
-    directions: float64 (K, C), orthonormal; variances: (K,) along them; residual: in every other direction.
-    maximum: the largest number that it gave on any row; upper: the bound of a ReLU6 or clipped Relu, beyond which nothing is.
+    Attributes:
+        upper: The bound of a ReLU6 or clipped Relu.
+        maximum: The largest value on any row.
+        mean, spread: Float64 (C,), of each channel's rate over the fitted rows.
+        directions: Float64 (K, C), orthonormal.
+        variances: (K,) along them.
+        residual: The variance in every other direction.
     """
 
     node: str
@@ -92,9 +97,14 @@ class ReluNorm:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What is normal for a model: each Relu's baseline, and the held-out rows' logarithmic distances, float64 (N, Relus).
+    """The activations of a census, to compare requests with.
 
-    graph: sha256 of the ONNX file that the census ran, on backend `backend`. samples: rows of the whole census.
+    Attributes:
+        held_out: Logarithmic distances of the held-out rows, float64 (N, Relus).
+        fitted: Rows that the Relus' statistics were fitted to.
+        samples: Rows of the whole census.
+        backend: That ran it.
+        graph: sha256 of the ONNX file.
     """
 
     relus: tuple[ReluNorm, ...]
@@ -119,12 +129,12 @@ class Baseline:
 
     def to_bytes(self) -> bytes:
         """Return the baseline as the content of an .npz file."""
-        told = {"schema": SCHEMA, "fitted": self.fitted, "samples": self.samples, "backend": self.backend, "graph": self.graph}
-        told["relus"] = [
+        header = {"schema": SCHEMA, "fitted": self.fitted, "samples": self.samples, "backend": self.backend, "graph": self.graph}
+        header["relus"] = [
             {"node": relu.node, "output": relu.output, "upper": relu.upper, "maximum": relu.maximum, "residual": relu.residual}
             for relu in self.relus
         ]
-        arrays = {"baseline": np.array(json.dumps(told)), "held_out": self.held_out.astype(np.float32)}
+        arrays = {"baseline": np.array(json.dumps(header)), "held_out": self.held_out.astype(np.float32)}
         for index, relu in enumerate(self.relus):
             for name in ARRAYS:
                 arrays[f"{name}_{index}"] = getattr(relu, name).astype(np.float32)
@@ -134,24 +144,24 @@ class Baseline:
 
     @classmethod
     def read(cls, file: Path) -> Baseline:
-        """Return the baseline in `file`. Raises InputError when it is none."""
+        """Return the baseline in `file`. Raises InputError when the file is not one."""
         arrays = load_npz(file)
         try:
-            told = json.loads(str(arrays["baseline"]))
-            if told["schema"] != SCHEMA:
-                raise ValueError(f"its schema is {told['schema']}")
+            header = json.loads(str(arrays["baseline"]))
+            if header["schema"] != SCHEMA:
+                raise ValueError(f"its schema is {header['schema']}")
             relus = []
-            for index, fields in enumerate(told["relus"]):
+            for index, fields in enumerate(header["relus"]):
                 parts: dict[str, Any] = {name: arrays[f"{name}_{index}"].astype(np.float64) for name in ARRAYS}
                 relus.append(ReluNorm(**fields, **parts))
             held_out = arrays["held_out"].astype(np.float64)
-            return cls(tuple(relus), held_out, told["fitted"], told["samples"], told["backend"], told["graph"])
+            return cls(tuple(relus), held_out, header["fitted"], header["samples"], header["backend"], header["graph"])
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"{file} is not the baseline of a census: {error}", "take the census anew") from error
 
 
 class BaselineBuilder:
-    """Gathers the firing rates of some of a census's rows while they stream by. total: rows that will come."""
+    """Collects the firing rates of some rows of a census. total: The rows of the census."""
 
     def __init__(self, relus: Sequence[Relu], total: int) -> None:
         self._relus, self._total, self._seen = list(relus), total, 0
@@ -159,9 +169,9 @@ class BaselineBuilder:
         self._rates: dict[str, list[Array]] = {}
 
     def add(self, results: Mapping[str, Array], size: int) -> None:
-        """Take the Relus' outputs of the next `size` rows."""
+        """Add the Relus' outputs of the next `size` rows."""
         if self._picked is None:
-            # What is no row of each sample (a batch that was folded into another axis) says nothing about one sample.
+            # A tensor without a row for each sample (a batch folded into another axis) has no statistic of one sample.
             self._relus = [relu for relu in self._relus if results[relu.output].ndim > 1 and len(results[relu.output]) == size]
             self._picked = self._choose(sum(results[relu.output].shape[1] for relu in self._relus))
             self._rates = {relu.output: [] for relu in self._relus}
@@ -177,9 +187,13 @@ class BaselineBuilder:
         return picked
 
     def result(self, maxima: Mapping[str, float], places: Mapping[str, int], backend: str, graph: str) -> Baseline | None:
-        """Return the baseline, None when there were too few rows or no Relu to look at.
+        """Return the baseline, None when there were too few rows or no Relu.
 
-        maxima, places: by the Relu's output, the largest number of the whole census, and numbers of each channel in one row.
+        Args:
+            maxima: By the Relu's output, the largest value of the whole census.
+            places: By the Relu's output, the values of each channel in one row.
+            backend: That ran the census.
+            graph: sha256 of the ONNX file.
         """
         gathered = {name: np.concatenate(kept) for name, kept in self._rates.items()}
         rows = len(next(iter(gathered.values()), ()))
@@ -201,7 +215,7 @@ def _fit(relu: Relu, rates: Array, maximum: float, places: int) -> ReluNorm:
     total = float(along.sum())
     count = min(DIRECTIONS, rows // ROWS_EACH, channels)
     rest = (total - float(along[:count].sum())) / (channels - count) if channels > count else 0.0
-    # Rates that never varied are known to one step of a place; others to a thousandth of what they vary.
+    # Rates that never varied are known to one place; others to a thousandth of their variation.
     residual = max(rest, 1e-3 * total / channels) or 1.0 / places**2
     return ReluNorm(
         relu.node,
@@ -219,7 +233,7 @@ def _fit(relu: Relu, rates: Array, maximum: float, places: int) -> ReluNorm:
 def rates_of(values: Array) -> Array:
     """Return the share of each channel's places that are above zero, float32 (N, C). values: (N, C, ...)."""
     planes = np.ascontiguousarray(values).reshape(values.shape[0] * values.shape[1], -1)
-    # Adding bytes up as uint32 is several times faster than NumPy's own way of counting along an axis.
+    # Summing bytes as uint32 is several times faster than NumPy's count_nonzero along an axis.
     fired = (planes > 0).view(np.uint8).sum(axis=1, dtype=np.uint32)
     return (fired / np.float32(planes.shape[1])).astype(np.float32).reshape(values.shape[:2])
 
@@ -235,7 +249,7 @@ def rank_sum(window: Array, reference: Array) -> float:
 
 
 def threshold_of(false_alarm_rate: float) -> float:
-    """Return what `rank_sum` exceeds with probability `false_alarm_rate` when nothing has drifted."""
+    """Return the value that `rank_sum` exceeds with probability `false_alarm_rate` when nothing has drifted."""
     return NormalDist().inv_cdf(1 - false_alarm_rate)
 
 

@@ -142,7 +142,11 @@ class Rounding:
         """Return `value` rounded as a weight or result; anything but a float64 array is passed on."""
         if not isinstance(value, np.ndarray) or value.dtype != np.float64:
             return value
-        return value * (1 + self._generator.uniform(-self._roundoff, self._roundoff, value.shape))
+        factors = np.asarray(self._generator.random(value.shape))
+        factors *= 2 * self._roundoff
+        factors += 1 - self._roundoff
+        factors *= value
+        return factors
 
     def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
         """Return the operands of one node as the precision stores them. weights: which of them are constants of the graph."""

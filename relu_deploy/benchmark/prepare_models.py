@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from relu_deploy.backends import usable
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError
 from relu_deploy.exporting.exporter import export_source
+from relu_deploy.folders import temporary_folder
 from relu_deploy.optimization.run import optimize
 from relu_deploy.verification.run import verify
 from relu_deploy.zoo.recipes import ModelRecipe, recipes
@@ -35,7 +35,7 @@ def bundles_for(paths: Sequence[str], progress: Callable[[str], None]) -> Iterat
     """
     trained = sorted((known for known in recipes().values() if known.weights), key=lambda known: known.parameters)
     names = list(paths) or [known.name for known in trained]
-    with tempfile.TemporaryDirectory(prefix="relu-deploy-") as folder:
+    with temporary_folder("bench") as folder:
         yield [
             Path(name)
             if Path(name).exists() or name not in recipes()

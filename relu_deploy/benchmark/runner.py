@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from relu_deploy.benchmark.roofline import Machine, share_of_limit
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import Unsupported
+from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import Cost, count_cost, load_model, precision_of
 from relu_deploy.latency_stats import summarize
 from relu_deploy.tensors import Feeds
@@ -263,7 +263,7 @@ def _row(
 
 def _checked(process: Process, feeds: Mapping[str, Any], truth: Truth, rows: int) -> dict[str, Any]:
     """Return the verdict on the answers that the measured session itself gives for the first `rows` of `feeds`."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("bench") as folder:
         given, results = Path(folder) / "feeds.npz", Path(folder) / "outputs.npz"
         np.savez(given, **feeds)  # type: ignore[arg-type]
         reply = process.ask("outputs", feeds=str(given), results=str(results))

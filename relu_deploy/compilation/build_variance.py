@@ -6,7 +6,6 @@ different rounding. What one build gave says little; the spread of several says 
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import AccuracyTooLow, UsageError
+from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import load_model, precision_of
 from relu_deploy.latency_stats import Latency, summarize
 from relu_deploy.tensors import Feeds
@@ -102,7 +102,7 @@ def best_of(
         opened = _on_the_gpu(name, bundle, device)
     feeds, _ = sample_feeds(bundle, batch, 0)
     truth = _truth(bundle, feeds)
-    with tempfile.TemporaryDirectory(prefix="relu-deploy-builds-") as places:
+    with temporary_folder("builds") as places:
         engines: list[Engine] = []
         for number in range(times):
             part = None if progress is None else _part(progress, number, times)

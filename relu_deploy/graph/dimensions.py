@@ -115,13 +115,13 @@ def infer_sizes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[st
     """
     import onnx
 
-    proto = to_proto_without_weights(model)
-    forget_shapes(proto.graph)
-    for value in proto.graph.input:
-        if value.name in shapes:
-            for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
-                dim.dim_value = size
     try:
+        proto = to_proto_without_weights(model)
+        forget_shapes(proto.graph)
+        for value in proto.graph.input:
+            if value.name in shapes:
+                for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+                    dim.dim_value = size
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     except Exception:  # onnx raises InferenceError, and other types for graphs that it cannot serialize
         return None

@@ -11,7 +11,7 @@ from relu_deploy.graph.bodies import iterate_nodes, name_bodies
 from relu_deploy.graph.dimensions import normalize_dimensions
 from relu_deploy.graph.external_data import check_external_data
 from relu_deploy.graph.inline import inline_functions
-from relu_deploy.graph.resources import check_resources
+from relu_deploy.graph.resources import check_resources, memory_limit
 from relu_deploy.graph.shape_inference import infer_shapes
 from relu_deploy.graph.sparse import expand_sparse_initializers
 from relu_deploy.graph.structure import check_structure
@@ -37,6 +37,8 @@ __all__ = [
 NOT_WHOLE = "check that the file was copied whole: onnx.checker.check_model(path) should pass"
 #: protobuf cannot hold a message above 2 GiB; graph and attributes need a little room beside the weights
 SINGLE_FILE_LIMIT = 2**31 - 2**24
+#: path, time, size and memory limit of the files whose tensors were found to be small enough
+_affordable: set[tuple[str, int, int, int]] = set()
 
 
 def load_model(path: Path) -> ir.Model:
@@ -61,7 +63,7 @@ def load_model(path: Path) -> ir.Model:
     where = str(path)
     check_structure(proto, where)
     check_external_data(proto, path)
-    check_resources(proto, where)
+    _check_resources_once(proto, path)
     inline_functions(proto, where)
     expand_sparse_initializers(proto.graph)
     normalize_dimensions(proto.graph)
@@ -74,13 +76,18 @@ def load_model(path: Path) -> ir.Model:
         raise InputError(f"{path} cannot be read: {_first_line(error)}", NOT_WHOLE) from error
     _map_external_weights(model, path.resolve().parent)
     model.meta["notes"] = untyped
-    # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
-    model.graph.sort()
-    name_nodes(model)
-    if any(path for _, path in iterate_nodes(model)):
-        name_bodies(model)
-        # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
-        infer_shapes(model)
+    try:
+        # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
+        model.graph.sort()
+        name_nodes(model)
+        if any(path for _, path in iterate_nodes(model)):
+            name_bodies(model)
+            # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
+            infer_shapes(model)
+            # What cannot be copied cannot be changed either.
+            model.clone()
+    except Exception as error:  # onnx_ir raises a dozen types for graphs that break its invariants
+        raise InputError(f"{path} is not a valid ONNX model: {_first_line(error)}", NOT_WHOLE) from error
     return model
 
 
@@ -100,6 +107,15 @@ def _read(path: Path) -> onnx.ModelProto:
         raise InputError(f"cannot read {path}: {error.strerror or error}", "check the path and its permissions") from error
     except Exception as error:  # protobuf raises several types for bytes that are not a message
         raise InputError(f"{path} is not an ONNX model, or is cut short", NOT_WHOLE) from error
+
+
+def _check_resources_once(proto: onnx.ModelProto, path: Path) -> None:
+    """Check the sizes of the tensors of `proto`, which infers its shapes, the first time that the file is loaded."""
+    status = path.stat()
+    key = str(path.resolve()), status.st_mtime_ns, status.st_size, memory_limit()
+    if key not in _affordable:
+        check_resources(proto, str(path))
+        _affordable.add(key)
 
 
 def _map_external_weights(model: ir.Model, folder: Path) -> None:
@@ -130,6 +146,10 @@ def forget_unsupported_types(graph: onnx.GraphProto) -> list[str]:
     for values in (graph.input, graph.output, graph.value_info):
         for value in values:
             kind = value.type
+            if kind.WhichOneof("value") == "tensor_type" and kind.tensor_type.elem_type == 0:
+                # Recorded without a type: inference may find one.
+                value.ClearField("type")
+                continue
             while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
                 kind = kind.sequence_type.elem_type if kind.HasField("sequence_type") else kind.optional_type.elem_type
             if kind.WhichOneof("value") in ("map_type", "opaque_type"):
@@ -203,8 +223,12 @@ def _infer_checked(model: ir.Model, where: str) -> None:
             for value, shape in zip(recorded, shapes, strict=True):
                 value.shape = shape
             raise InputError(f"{where}: shapes do not fit: {_first_line(error)}", hint) from error
+        except Exception as other:  # onnx raises several types for contents that its parser does not expect
+            raise InputError(f"{where} is not a valid ONNX graph: {_first_line(other)}", hint) from other
         note = f"recorded shapes contradict the graph and were inferred anew: {_first_line(error)}"
         model.meta["notes"] = [*model.meta.get("notes", ()), note]
+    except Exception as error:  # onnx raises several types for contents that its parser does not expect
+        raise InputError(f"{where} is not a valid ONNX graph: {_first_line(error)}", hint) from error
 
 
 def name_nodes(model: ir.Model) -> None:
@@ -252,12 +276,12 @@ def io_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec,
 
 
 def _kind(value: ir.Value) -> str:
-    """Return the type of an output that is no tensor: "sequence", "optional", or "map" for what onnx_ir does not represent."""
+    """Return the type of an output that is no tensor: "sequence", "optional", or "unknown", which maps are too."""
     import onnx_ir as ir
 
     if isinstance(value.type, ir.SequenceType):
         return "sequence"
-    return "optional" if isinstance(value.type, ir.OptionalType) else "map"
+    return "optional" if isinstance(value.type, ir.OptionalType) else "unknown"
 
 
 def _spec(value: ir.Value, role: str) -> TensorSpec:

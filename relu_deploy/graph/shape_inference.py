@@ -26,8 +26,14 @@ def infer_shapes(model: ir.Model, *, strict: bool = False) -> None:
     """
     import onnx
 
-    proto = to_proto_without_weights(model)
-    inferred = onnx.shape_inference.infer_shapes(proto, check_type=strict, strict_mode=strict, data_prop=True)
+    try:
+        proto = to_proto_without_weights(model)
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=strict, strict_mode=strict, data_prop=True)
+    except Exception:
+        # Without `strict` a graph that onnx does not accept keeps what it records.
+        if strict:
+            raise
+        return
     _merge(model, inferred)
 
 

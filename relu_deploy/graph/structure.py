@@ -55,7 +55,16 @@ class _Broken(Exception):
     """What is wrong with the file."""
 
 
+def _check_text(*texts: object) -> None:
+    """Raise an error for a text that is not UTF-8: protobuf returns it as bytes, which nothing expects."""
+    if any(isinstance(text, bytes) for text in texts):
+        raise _Broken("it holds a name or text that is not UTF-8")
+
+
 def _check_model(proto: onnx.ModelProto) -> None:
+    _check_text(proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
+    _check_text(*(text for entry in proto.metadata_props for text in (entry.key, entry.value)))
+    _check_text(*(opset.domain for opset in proto.opset_import))
     if not proto.graph.output:
         raise _Broken("its graph has no outputs" if proto.graph.node else "it has no graph, or is cut short")
     versions = _versions(proto.opset_import)
@@ -66,7 +75,11 @@ def _check_model(proto: onnx.ModelProto) -> None:
 
 
 def _versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    return {"" if opset.domain == "ai.onnx" else opset.domain: opset.version for opset in imports}
+    versions = {"" if opset.domain == "ai.onnx" else opset.domain: opset.version for opset in imports}
+    for domain, version in versions.items():
+        if not 0 <= version < 2**31:
+            raise _Broken(f"it imports version {version} of the operator set {domain or 'ai.onnx'!r}")
+    return versions
 
 
 def _check_graphs(graph: onnx.GraphProto, versions: dict[str, int], functions: set[tuple[str, str]]) -> None:
@@ -97,6 +110,9 @@ class _Scope(NamedTuple):
 
 
 def _check_graph(graph: onnx.GraphProto, outer: _Scope | None) -> _Scope:
+    _check_text(graph.name, graph.doc_string)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        _check_text(value.name, value.doc_string, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))
     given = set()
     for value in graph.input:
         if not value.name or value.name in given:
@@ -175,6 +191,7 @@ def _outer_reads(node: onnx.NodeProto) -> set[str]:
 
 
 def _check_function(function: onnx.FunctionProto, versions: dict[str, int], functions: set[tuple[str, str]]) -> None:
+    _check_text(function.name, function.domain, function.overload, function.doc_string, *function.input, *function.output)
     if not function.name or not function.output:
         raise _Broken("a local function has no name or no outputs")
     scope = _Scope(set(function.input) | {name for node in function.node for name in node.output if name}, None)
@@ -212,6 +229,8 @@ class _Arity(NamedTuple):
 
 
 def _check_node(node: onnx.NodeProto, versions: dict[str, int], functions: set[tuple[str, str]]) -> None:
+    _check_text(node.name, node.op_type, node.domain, node.overload, node.doc_string, *node.input, *node.output)
+    _check_text(*(text for entry in node.metadata_props for text in (entry.key, entry.value)))
     if not node.op_type:
         raise _Broken(f"the node {node.name!r} has no operator type")
     if not any(node.output):
@@ -236,10 +255,18 @@ def _check_node(node: onnx.NodeProto, versions: dict[str, int], functions: set[t
 def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
     import onnx
 
+    _check_text(attribute.name, attribute.ref_attr_name, attribute.doc_string)
     if not attribute.name:
         raise _Broken(f"the {_called(node)} has an attribute without a name")
     if attribute.type == onnx.AttributeProto.UNDEFINED and not attribute.ref_attr_name:
         raise _Broken(f"the attribute {attribute.name!r} of the {_called(node)} has no type, or an unknown one")
+    for kind, field in (
+        (onnx.AttributeProto.TENSOR, "t"),
+        (onnx.AttributeProto.GRAPH, "g"),
+        (onnx.AttributeProto.SPARSE_TENSOR, "sparse_tensor"),
+    ):
+        if attribute.type == kind and not attribute.ref_attr_name and not attribute.HasField(field):
+            raise _Broken(f"the attribute {attribute.name!r} of the {_called(node)} has no value")
     if attribute.name in POSITIVE and not attribute.ref_attr_name:
         numbers = [attribute.i] if attribute.type == onnx.AttributeProto.INT else list(attribute.ints)
         if numbers and min(numbers) < 1:
@@ -296,6 +323,7 @@ def check_tensor(tensor: onnx.TensorProto) -> None:
     """Raise an error where type, shape and data of a constant do not fit together."""
     import onnx
 
+    _check_text(tensor.name, tensor.doc_string, *(text for entry in tensor.external_data for text in (entry.key, entry.value)))
     name = f"the tensor {tensor.name!r}"
     if tensor.data_type not in _item_bits():
         raise _Broken(f"{name} has the unknown type {tensor.data_type}")

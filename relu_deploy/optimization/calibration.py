@@ -14,7 +14,6 @@ whenever a number falls outside: nothing depends on how much data there is, or i
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from relu_deploy.backends import load
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError, nearest
+from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import save_model, with_taps
 from relu_deploy.tensors import Array, Feeds
 
@@ -136,7 +136,7 @@ def calibrate(
     """
     found = {name: Statistics() for name in tensors}
     inputs = {str(value.name) for value in model.graph.inputs}
-    with tempfile.TemporaryDirectory(prefix="relu-deploy-calibrate-") as folder:
+    with temporary_folder("calibrate") as folder:
         path = Path(folder) / "tapped.onnx"
         save_model(with_taps(model, [name for name in tensors if name not in inputs]), path)
         session = load(Bundle.open(path), "onnxruntime-cpu", threads=threads)

@@ -10,7 +10,6 @@ misses the gate, segments are returned to float32 until it passes (see `search`)
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle import Bundle, refuse_existing
 from relu_deploy.errors import AccuracyTooLow, InputError, Unsupported, UsageError
+from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import save_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.latency_stats import Ratio
@@ -124,7 +124,7 @@ def optimize_bundle(
     _check_output(bundle, [f"{name}-{goal.name}" for name in precisions], out, force)
     started = time.perf_counter()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relu-deploy-optimize-")))
+        folder = stack.enter_context(temporary_folder("optimize"))
         progress("preparing the float32 graph")
         data = load_evaluation_data(bundle, options, data_needed=any(name in ("int8", "fp8") for name in precisions))
         prepared = prepare(bundle, goal, precisions, options, data, progress)

@@ -12,7 +12,6 @@ on the CPU in float32 with nothing merged. That shows its accuracy, and says not
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from relu_deploy.backends import Session, load
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import UsageError, nearest
+from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import save_model
 from relu_deploy.graph.quantization.cast_precision import simulated
 
@@ -72,7 +72,7 @@ class Target:
     @contextmanager
     def as_bundle(self, model: ir.Model) -> Iterator[tuple[Bundle, dict[str, Any]]]:
         """Yield `model`, simulated where need be, as a bundle, and the options that ONNX Runtime on the CPU runs it with."""
-        with tempfile.TemporaryDirectory(prefix="relu-deploy-trial-") as folder:
+        with temporary_folder("trial") as folder:
             path = Path(folder) / "variant.onnx"
             save_model(model if self.measurable else simulated(model), path)
             # Merging Q/DQ pairs into 8-bit kernels starts above "basic": these are another target's kernels.

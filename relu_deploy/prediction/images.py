@@ -7,6 +7,7 @@ gives its first frame; transparent pixels are put on white, as most viewers show
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,48 +18,71 @@ from relu_deploy.prediction.errors import PictureTooLarge
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FORMATS", "MAX_PIXELS", "decode_picture"]
+__all__ = ["DEFAULT_LIMITS", "FORMATS", "DecodeLimits", "decode_picture"]
 
 #: Pillow's names of the formats that are accepted; it looks for no other
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-#: most pixels of one picture by default
-MAX_PIXELS = 40_000_000
 
 
-def decode_picture(file: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
+@dataclass(frozen=True)
+class DecodeLimits:
+    """The largest picture that is decoded.
+
+    Attributes:
+        max_pixels: Width times height.
+        max_side: Width or height: a long strip of few pixels takes as much memory to resize as a large picture.
+        max_frames: Of an animation, of which the first is used.
+    """
+
+    max_pixels: int = 40_000_000
+    max_side: int = 16_384
+    max_frames: int = 1_000
+
+
+DEFAULT_LIMITS = DecodeLimits()
+
+
+def decode_picture(file: bytes, channels: int, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[Image.Image, str]:
     """Decode a picture.
 
     Args:
         file: Content of a JPEG, PNG, WebP or BMP file.
         channels: 1 for mode L, 3 for mode RGB.
-        max_pixels: Width times height, at most.
+        limits: The largest picture.
 
     Returns:
         The picture, rotated by its EXIF orientation, and the name of its format.
 
     Raises:
-        PictureTooLarge: If it has more pixels; nothing has been decoded then.
+        PictureTooLarge: If it exceeds a limit; no pixel has been decoded then.
         InputError: If it is not a picture, or is damaged.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(file), formats=FORMATS) as opened:
-            if opened.width * opened.height > max_pixels:
-                raise PictureTooLarge(
-                    f"a picture of {opened.width}x{opened.height} pixels exceeds the limit of {max_pixels}", "make it smaller"
-                )
+            _check_size(opened, limits)
             name = opened.format or ""
             opened.load()
             return _to_bytes(_upright(opened), "L" if channels == 1 else "RGB"), name
     except InputError:
         raise
     except Image.DecompressionBombError:
-        raise PictureTooLarge(f"the picture exceeds the limit of {max_pixels} pixels", "make it smaller") from None
+        raise PictureTooLarge(f"the picture exceeds the limit of {limits.max_pixels} pixels", "make it smaller") from None
     except UnidentifiedImageError:
         raise InputError("this is not a JPEG, PNG, WebP or BMP picture", "convert it to one of these") from None
     except Exception as error:  # Pillow raises a dozen types for a damaged picture
         raise InputError(f"the picture is damaged: {' '.join(str(error).split())[:200]}", "replace it") from None
+
+
+def _check_size(opened: Image.Image, limits: DecodeLimits) -> None:
+    if opened.width * opened.height > limits.max_pixels:
+        size = f"{opened.width}x{opened.height}"
+        raise PictureTooLarge(f"a picture of {size} pixels exceeds the limit of {limits.max_pixels}", "make it smaller")
+    if max(opened.size) > limits.max_side:
+        raise PictureTooLarge(f"a side of {max(opened.size)} pixels exceeds the limit of {limits.max_side}", "make it smaller")
+    if (frames := getattr(opened, "n_frames", 1)) > limits.max_frames:
+        raise PictureTooLarge(f"an animation of {frames} frames exceeds the limit of {limits.max_frames}", "use one frame")
 
 
 def _upright(picture: Image.Image) -> Image.Image:

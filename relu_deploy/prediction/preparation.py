@@ -13,7 +13,7 @@ from relu_deploy.data.image_folder import free_batch, to_input
 from relu_deploy.data.images import ImagePlacement, place, plane_of
 from relu_deploy.data.texts import takes_texts, to_bytes
 from relu_deploy.prediction.errors import PictureTooLarge
-from relu_deploy.prediction.images import MAX_PIXELS, decode_picture
+from relu_deploy.prediction.images import DEFAULT_LIMITS, DecodeLimits, decode_picture
 from relu_deploy.tensors import Array, Feeds, check_feeds
 
 if TYPE_CHECKING:
@@ -71,13 +71,13 @@ def unsupported_reason(bundle: Bundle) -> tuple[str, str] | None:
     return None
 
 
-def prepare_picture(bundle: Bundle, file: bytes, max_pixels: int = MAX_PIXELS) -> PreparedInput:
+def prepare_picture(bundle: Bundle, file: bytes, limits: DecodeLimits = DEFAULT_LIMITS) -> PreparedInput:
     """Decode a picture, and resize, crop and normalize it as the manifest's `preprocess` says.
 
     Args:
         bundle: The model.
         file: Content of a JPEG, PNG, WebP or BMP file.
-        max_pixels: Largest picture.
+        limits: The largest picture.
 
     Raises:
         PictureTooLarge: If it exceeds a limit.
@@ -85,8 +85,8 @@ def prepare_picture(bundle: Bundle, file: bytes, max_pixels: int = MAX_PIXELS) -
     """
     spec, steps = bundle.inputs[0], bundle.manifest["preprocess"]
     channels, *sides = plane_of(spec, steps)
-    picture, name = decode_picture(file, int(channels), max_pixels)
-    return _placed(bundle, picture, name, sides, max_pixels)
+    picture, name = decode_picture(file, int(channels), limits)
+    return _placed(bundle, picture, name, sides, limits.max_pixels)
 
 
 def _placed(bundle: Bundle, picture: Image.Image, name: str, sides: list[Any], max_pixels: int) -> PreparedInput:

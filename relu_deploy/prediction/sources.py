@@ -14,7 +14,6 @@ from relu_deploy.data.arrays import load_npz
 from relu_deploy.data.texts import takes_texts
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.files import read_regular
-from relu_deploy.prediction.images import MAX_PIXELS
 from relu_deploy.prediction.preparation import PreparedInput, prepare_arrays, prepare_picture, prepare_text
 from relu_deploy.tensors import Array
 
@@ -51,7 +50,7 @@ class _PictureFile:
         return self.file.as_posix()
 
     def prepare(self, bundle: Bundle) -> PreparedInput:
-        return prepare_picture(bundle, read_regular(self.file, MAX_FILE_BYTES), MAX_PIXELS)
+        return prepare_picture(bundle, read_regular(self.file, MAX_FILE_BYTES))
 
 
 @dataclass(frozen=True)

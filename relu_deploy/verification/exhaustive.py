@@ -1,25 +1,24 @@
-"""Every bit pattern of a dtype through a backend's own Relu kernel, held to `relu_deploy.relu` bit by bit.
+"""Every bit pattern of a dtype through a backend's Relu kernels, compared bit by bit with `relu_deploy.relu`.
 
     kernel                  inputs
     Relu, Clip 0..6         all 2^32 float32, 2^16 float16 or bfloat16, 2^8 int8
-    the same, odd lengths   1 to 67 elements from 17 places of a buffer: where vector code has heads and tails
+    the same, odd lengths   1 to 67 elements from 17 offsets in a buffer: the heads and tails of vector code
     Conv+Relu, Conv+Clip    identity weights, one channel and depthwise, which runtimes merge into one kernel; all patterns of
                             16-bit dtypes, and for float32 every sign, exponent and upper mantissa with 64 endings each
 
-What differs is counted by kind and never excused:
+Differences are counted by kind:
 
-    nan           a NaN that did not come out as one, or one that came from nowhere
+    nan           a NaN whose result is not NaN, or a result that is NaN for another input
     signed_zero   a zero of the other sign: equal as a number, different in its bits and after 1/x
     subnormal     a subnormal number that was changed (flushed to zero)
     value         any other number
 
-The ONNX specification leaves NaN and the sign of zero open, so a backend whose only differences are signed zeros conforms
-to it: `passed` is true, the count stands in `mismatches`, and `strict` turns it into a failure.
+The ONNX specification does not define NaN and the sign of zero, so a backend whose only differences are signed zeros conforms
+to it: `passed` is true, the count is in `mismatches`, and `strict` turns it into a failure.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -36,27 +35,33 @@ from relu_deploy.backends.threads import default_threads
 from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, seal
 from relu_deploy.definition import relu, relu6
 from relu_deploy.errors import Unsupported, UsageError
+from relu_deploy.folders import temporary_folder
 from relu_deploy.tensors import Array
 
 __all__ = ["DTYPES", "Kernel", "ProveReport", "prove"]
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 KINDS = ("nan", "signed_zero", "subnormal", "value")
-#: each kernel's output in the model that holds them, and what it is held to
+#: each kernel's output in the model, and what it is compared with
 OUTPUTS = {"Relu": "relu", "Clip 0..6": "clip"}
 REFERENCE: dict[str, Callable[[Any], Array]] = {"Relu": relu, "Clip 0..6": relu6}
-#: elements of one call: input, outputs and their references stay in a core's cache
+#: elements of one call: input, outputs and their references fit into the cache of a core
 CHUNK = 1 << 18
 LENGTHS, OFFSETS, EXAMPLES = range(1, 68), range(17), 4
-#: shapes of the Conv that a Relu stands behind
+#: shapes of the Conv before the Relu
 CONVOLUTIONS = {"Conv": (1, 1, 256, 256), "depthwise Conv": (1, 16, 64, 64)}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel's count. mismatches: by kind. examples: bit patterns in, out and expected, in hexadecimal.
+    """The counts of one kernel.
 
-    nans: inputs that are NaN. payloads_changed: NaNs that came out as another NaN. left_out: why it was not run.
+    Attributes:
+        mismatches: By kind.
+        examples: Bit patterns of input, result and expected result, in hexadecimal.
+        nans: Inputs that are NaN.
+        payloads_changed: NaNs whose result is another NaN.
+        left_out: Why it was not run, "" when it was.
     """
 
     name: str
@@ -82,7 +87,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class ProveReport:
-    """What `prove` found. The counts and policies at the top are those of the plain Relu; `kernels` has each one's own."""
+    """The result of `prove`. The counts and policies at the top are those of the plain Relu; `kernels` has those of each kernel."""
 
     backend: str
     version: str
@@ -93,7 +98,7 @@ class ProveReport:
 
     @property
     def failures(self) -> list[tuple[Kernel, str]]:
-        """Return each kernel with each kind of mismatch in it that is not excused."""
+        """Return each kernel with each kind of mismatch that is a failure."""
         excused = () if self.strict else ("signed_zero",)
         return [
             (kernel, kind)
@@ -107,15 +112,15 @@ class ProveReport:
         return not self.failures
 
     def _numpys_zero(self) -> str:
-        # It depends on the dtype: where NumPy has vector code, and where it has none.
+        # It depends on whether NumPy has vector code for the dtype.
         zeros = np.array([-0.0] * 16).astype(_numpy(self.dtype))
         return "-0.0" if np.signbit(np.maximum(zeros, np.zeros_like(zeros))).any() else "+0.0"
 
     @property
     def findings(self) -> list[str]:
-        """Return in words how the plain kernels differ from `relu_deploy.relu`; empty when they do not."""
+        """Return sentences on how the plain kernels differ from `relu_deploy.relu`; empty when they do not."""
         words = {
-            "nan": "a NaN does not come out as one",
+            "nan": "of NaN is not NaN",
             "signed_zero": f"of -0.0 is -0.0; relu_deploy.relu gives +0.0, NumPy's maximum(x, 0) {self._numpys_zero()}",
             "subnormal": "changes subnormal numbers",
             "value": "gives other numbers",
@@ -159,17 +164,26 @@ def prove(
     strict: bool = False,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> ProveReport:
-    """Return the comparison of `backend`'s Relu kernels with `relu_deploy.relu` on every bit pattern of `dtype`.
+    """Return the comparison of a backend's Relu kernels with `relu_deploy.relu` on every bit pattern of a dtype.
 
-    threads: calls that run at a time, each on one CPU thread. device: index of the GPU. strict: a zero of the other sign fails too.
-    progress: called with the elements done and the elements there are.
-    Raises BackendUnavailable, Unsupported when the backend has no Relu for this dtype, UsageError for another dtype.
+    Args:
+        backend: Its name.
+        dtype: One of `DTYPES`.
+        threads: Calls that run at a time, each on one CPU thread.
+        device: Index of the GPU.
+        strict: A zero of the other sign is a failure too.
+        progress: Called with the elements done and their total.
+
+    Raises:
+        BackendUnavailable: If the backend is not usable here.
+        Unsupported: If the backend has no Relu for this dtype.
+        UsageError: If there is no such dtype.
     """
     if dtype not in DTYPES:
         raise UsageError(f"prove has no dtype {dtype!r}", f"one of: {', '.join(DTYPES)}")
     require(backend)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="relu-deploy-prove-") as folder:
+    with temporary_folder("prove") as folder:
         try:
             session = _session(Path(folder) / "alone", backend, dtype, "", device)
         except Unsupported as error:
@@ -201,7 +215,7 @@ def _exhaustive(session: Session, dtype: str, workers: int, progress: Callable[[
     counted: list[list[Kernel]] = []
     starts = iter(range(0, total, size))
     with ThreadPoolExecutor(workers) as pool:
-        # A few calls wait at a time: thousands of finished ones would hold their arrays.
+        # A few calls are submitted at a time: thousands of finished ones would keep their arrays.
         waiting = {pool.submit(run, start) for start in islice(starts, 2 * workers)}
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -250,7 +264,7 @@ def _strata(dtype: str) -> Iterator[Array]:
 
 
 def _special(dtype: str) -> Array:
-    """Return values of every kind that a kernel could treat differently, both signs, and ordinary ones between them."""
+    """Return values of every kind that a kernel could treat differently, of both signs."""
     if dtype == "int8":
         return np.array([-128, -127, -2, -1, 0, 1, 2, 5, 6, 7, 126, 127], np.int8)
     info = ml_dtypes.finfo(_numpy(dtype))
@@ -316,7 +330,7 @@ def _sum(parts: Sequence[Kernel]) -> Kernel:
 
 
 def _session(folder: Path, backend: str, dtype: str, convolution: str, device: int) -> Session:
-    """Return a session of a bundle whose outputs are the kernels in `OUTPUTS`, each behind its own `convolution` if one is named."""
+    """Return a session whose outputs are the kernels in `OUTPUTS`, each behind a `convolution` if one is named."""
     import onnx_ir as ir
 
     from relu_deploy.graph import save_model
@@ -347,7 +361,7 @@ def _onnx(dtype: str, shape: Sequence[int | str]) -> Any:
     constants = {"zero": np.zeros((), _numpy(dtype)), "six": np.array(6).astype(_numpy(dtype))}
     nodes, source = [], {"relu": "x", "clip": "x"}
     if len(shape) == 4:
-        # One for each kernel: a Conv with two readers is merged with neither.
+        # One for each kernel: a Conv with two readers is fused with neither.
         constants |= {f"{name}_weight": np.ones((int(shape[1]), 1, 1, 1)).astype(_numpy(dtype)) for name in source}
         for name in source:
             nodes.append(helper.make_node("Conv", ["x", f"{name}_weight"], [f"{name}_in"], group=int(shape[1])))
@@ -357,7 +371,7 @@ def _onnx(dtype: str, shape: Sequence[int | str]) -> Any:
     values = [helper.make_tensor_value_info(name, kind, shape) for name in ("x", "relu", "clip")]
     weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "kernels", values[:1], values[1:], weights)
-    # The version of the file format that came with opset 20: older runtimes read it too.
+    # The version of the file format of opset 20, which older runtimes read too.
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 

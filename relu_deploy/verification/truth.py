@@ -41,6 +41,7 @@ class Truth:
             because rounding one channel's weights may be many times as noisy as rounding another's.
         undecided: By tensor of integers or booleans, the elements that change where the noise is at its limit: two candidates
             are too close to tell which is right.
+        is_blurred: The noise of some tensors could hide a fault: that of a coarse precision, of a long sum or of a decision.
     """
 
     against: str
@@ -49,6 +50,7 @@ class Truth:
     precision: str = "float32"
     single: Mapping[str, Array] = field(default_factory=dict)
     undecided: Mapping[str, Array] = field(default_factory=dict)
+    is_blurred: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,13 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
     # An integer Relu that depends on a decision may be zero or not.
     single |= {name: np.where(changes, np.inf, 0.0) for name, changes in undecided.items()}
     return Truth(
-        source.against, true, {name: measured.noise_floor(name, precision) for name in true}, precision, single, undecided
+        against=source.against,
+        values=true,
+        noise_floor={name: measured.noise_floor(name, precision) for name in true},
+        precision=precision,
+        single=single,
+        undecided=undecided,
+        is_blurred=precision not in ("float32", "float64") or bool(measured.ordered or measured.large),
     )
 
 

@@ -297,6 +297,25 @@ def test_sizes_of_a_convolution_that_are_not_positive_are_refused(tmp_path, attr
         load(proto, tmp_path)
 
 
+@pytest.mark.parametrize("text", [b"relu_name", b"MatMul", b"tensor_m"])
+def test_text_that_is_not_utf_8_is_refused(tmp_path, text):
+    proto = linear()
+    proto.graph.node[2].name = "relu_name"
+    for item in proto.graph.node:
+        item.input[:] = ["tensor_m" if name == "m" else name for name in item.input]
+        item.output[:] = ["tensor_m" if name == "m" else name for name in item.output]
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString().replace(text, b"\xff" + text[1:]))
+    with pytest.raises(InputError, match="UTF-8"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_an_impossible_operator_set_is_refused(tmp_path):
+    proto = linear()
+    proto.opset_import[0].version = 2**40
+    with pytest.raises(InputError, match="operator set"):
+        load(proto, tmp_path)
+
+
 def test_a_dangling_name_inside_a_branch_is_refused(tmp_path):
     then, other = (
         helper.make_graph([node("Relu", [name], [f"{name}_r"])], "g", [], [value(f"{name}_r", FLOAT, None)]) for name in "xz"

@@ -328,3 +328,13 @@ def test_predictions_are_those_of_the_server(digits_bundle, pictures, rows):
             served, ours = answer["predictions"], rows[index]["predictions"]
             assert [one["label"] for one in served] == [one["label"] for one in ours]
             assert [one["probability"] for one in served] == pytest.approx([one["probability"] for one in ours], rel=1e-5)
+
+
+def test_a_picture_beyond_a_limit_is_a_row_with_an_error_and_is_not_decoded(command, digits_bundle):
+    Image.new("1", (20_000, 1)).save("strip.png")
+    Image.new("1", (10_000, 4_001)).save("area.png")
+    rows = command("predict", digits_bundle.path, "strip.png", "area.png", "--quiet", "--json", "-").json["rows"]
+    assert [row["error"] for row in rows] == [
+        "a side of 20000 pixels exceeds the limit of 16384",
+        "a picture of 10000x4001 pixels exceeds the limit of 40000000",
+    ]

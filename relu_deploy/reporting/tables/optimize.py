@@ -19,10 +19,10 @@ def print_optimize(result: Result) -> None:
     """Print what `optimize --json` writes."""
     verdict = "[green]stored[/]" if result["passed"] else "[bold red]not stored[/]"
     file = f" as {markup(result['file'])}" if result["file"] else ""
-    slower = f", [bold yellow]slower than float32 ({result['speedup']:.2f}x)[/]" if result.get("slower") else ""
+    slower = f": [bold yellow]slower than float32 ({result['speedup']:.2f}x)[/]" if result.get("slower") else ""
     show(
-        f"[bold]{markup(result['model'])}[/] {result['precision']} for {result['target']}: {verdict}{slower}{file}, "
-        f"{result['seconds']:.1f} s"
+        f"[bold]{markup(result['model'])}[/] {result['precision']} for {result['target']}: {verdict}{file}, "
+        f"{result['seconds']:.1f} s{slower}"
     )
     show(f"  {markup(accuracy_of(result))}")
     show(f"  {markup(f'{size_of(result)}; {speed_of(result)}')}")

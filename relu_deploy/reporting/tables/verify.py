@@ -77,7 +77,9 @@ def _verdict(backend: Result) -> Iterator[str]:
     right = sum(relu["passed"] for relu in compared)
     note = f" ({markup(backend['note'])})" if backend["note"] else ""
     if backend["relus"] or note:
-        verdict = f"[green]passed[/]: {right}" if backend["passed"] else f"[bold red]differs[/]: in {len(compared) - right}"
+        # A fault behind the last Relu shows at the outputs only.
+        place = "in" if right < len(compared) or all(one["passed"] for one in backend["outputs"]) else "at the outputs, in"
+        verdict = f"[green]passed[/]: {right}" if backend["passed"] else f"[bold red]differs[/]: {place} {len(compared) - right}"
         yield f"{markup(backend['name'])}: {verdict} of {count_of(len(compared), 'Relu')}{_observed(backend)}{note}"
     else:
         verdict = "[green]passed[/]" if backend["passed"] else "[bold red]differs[/]"

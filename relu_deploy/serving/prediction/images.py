@@ -77,9 +77,8 @@ def decode_picture(file: bytes, channels: int, limits: PictureLimits) -> tuple[I
                 raise TooLarge(f"a picture of {size} pixels exceeds the limit of {limits.max_pixels}", "make it smaller")
             if max(opened.size) > limits.max_side:
                 raise TooLarge(f"a side of {max(opened.size)} pixels exceeds the limit of {limits.max_side}", "make it smaller")
-            frames = getattr(opened, "n_frames", 1)
-            if frames > limits.max_frames:
-                raise TooLarge(f"an animation of {frames} frames exceeds the limit of {limits.max_frames}", "send one")
+            if (frames := getattr(opened, "n_frames", 1)) > limits.max_frames:
+                raise TooLarge(f"an animation of {frames} frames exceeds the limit of {limits.max_frames}", "send one frame")
             name = opened.format or ""
             opened.load()
             return _in_bytes(_upright(opened), "L" if channels == 1 else "RGB"), name

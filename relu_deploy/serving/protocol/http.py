@@ -140,9 +140,11 @@ class HttpApp:
         context.body_complete = True
         self._admission.admit(context)
         length = _json_length(request.headers)
-        self._admission.hold_memory(context, memory_of(body, length))
+        in_thread = (length if length is not None else len(body)) > THREADED_PARSE_BYTES
+        memory = await asyncio.to_thread(memory_of, body, length) if in_thread else memory_of(body, length)
+        self._admission.hold_memory(context, memory)
         model = self._models.get(name, version)
-        if (length if length is not None else len(body)) > THREADED_PARSE_BYTES:
+        if in_thread:
             inference = await asyncio.to_thread(decode, body, length, model.inputs, model.settings.allow_nan)
             # The model may have been replaced meanwhile.
             model = self._models.get(name, version)

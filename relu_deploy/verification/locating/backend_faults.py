@@ -8,7 +8,6 @@ the fault is in what the runtime makes of several nodes together.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
+from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import extract_subgraph, load_model, nodes_between, save_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.locating.classify import describe
@@ -149,7 +149,7 @@ class _Pieces:
 @contextmanager
 def _saved(model: ir.Model) -> Iterator[Bundle]:
     """Yield `model` as a file, for as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="relu-deploy-piece-") as folder:
+    with temporary_folder("piece") as folder:
         path = Path(folder) / "piece.onnx"
         save_model(model, path)
         yield Bundle.open(path)

@@ -39,7 +39,10 @@ CHANNEL_SLACK = 1.5
 
 @dataclass(frozen=True)
 class NodeError:
-    """The output of a node that is fed the truth (`got`), the truth's own tensor (`true`), and the RMS noise of each element."""
+    """The output of a node that is fed the truth (`got`), the truth's own tensor (`true`), and the RMS noise of each element.
+
+    The noise of an integer is above 0 where a draw of the rounding changes it.
+    """
 
     got: Array
     true: Array
@@ -62,7 +65,7 @@ class NodeError:
         if got.shape != true.shape:
             return np.inf
         if not np.issubdtype(true.dtype, np.floating):
-            return 0.0 if np.array_equal(got, true) else np.inf
+            return np.inf if np.any((got != true) & (noise == 0)) else 0.0
         finite = np.isfinite(true)
         if not np.isfinite(got[finite]).all() or not np.array_equal(got[~finite], true[~finite], equal_nan=True):
             return np.inf
@@ -135,7 +138,11 @@ def evaluated_on(
         return seen
 
     def add_square(name: str, value: Array) -> None:
-        if name in known and np.shape(value) == np.shape(given[name]) and np.issubdtype(value.dtype, np.floating):
+        if name not in known or np.shape(value) != np.shape(given[name]) or not isinstance(value, np.ndarray):
+            return
+        if value.dtype.kind in "iub":
+            square[name] = square.get(name, 0.0) + (value != given[name])
+        elif value.dtype.kind == "f":
             with np.errstate(over="ignore", invalid="ignore"):
                 error = np.square(value - given[name])
             # The difference of two infinities is no noise: it would hide every error beside it.

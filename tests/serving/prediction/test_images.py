@@ -1,6 +1,7 @@
 """What becomes of a picture's bytes: every format as a user would see it, and nothing that breaks the server."""
 
 import asyncio
+import io
 import struct
 import threading
 
@@ -321,3 +322,20 @@ def test_an_error_in_the_thread_reaches_who_asked():
     with pytest.raises(InvalidArgument, match="not a JPEG"):
         asyncio.run(executor.run(lambda _: None, decode_picture, b"x", 3, LIMITS))
     executor.close()
+
+
+def test_a_long_strip_and_a_long_animation_are_refused_before_they_are_decoded():
+    strip = encoded(Image.new("L", (101, 2)), "PNG")
+    limits = PictureLimits(max_pixels=10_000, max_side=100, max_frames=2)
+    with pytest.raises(TooLarge, match="a side of 101 pixels exceeds the limit of 100"):
+        decode_picture(strip, 1, limits)
+    assert decode_picture(encoded(Image.new("L", (100, 2)), "PNG"), 1, limits)[0].size == (100, 2)
+    frames = [Image.new("RGB", (4, 4), (value, 0, 0)) for value in (0, 90, 180)]
+    for count, allowed in ((2, True), (3, False)):
+        stream = io.BytesIO()
+        frames[0].save(stream, "WEBP", save_all=True, append_images=frames[1:count], lossless=True)
+        if allowed:
+            assert decode_picture(stream.getvalue(), 3, limits)[0].size == (4, 4)
+        else:
+            with pytest.raises(TooLarge, match="3 frames"):
+                decode_picture(stream.getvalue(), 3, limits)

@@ -296,6 +296,38 @@ def test_a_changed_bundle_is_taken_up_with_no_failed_request(digits_bundle, tmp_
         assert server.ask("POST", INFER, body, **headers)[0] == 200
 
 
+def test_a_bundle_that_is_copied_slowly_is_loaded_once_it_is_whole(digits_bundle, tmp_path):
+    import onnx
+    from onnx import numpy_helper
+
+    from relu_deploy.bundle import Bundle
+
+    served, other = (shutil.copytree(digits_bundle.path, tmp_path / name / "digits.rdb") for name in ("served", "other"))
+    proto = onnx.load(other / "model.onnx")
+    bias = next(one for one in proto.graph.initializer if one.name == "classify.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(100), bias.name))
+    Bundle.open(other).add("model.onnx", proto.SerializeToString())
+    body, headers = binary(pictures())
+    with Running(served) as server:
+
+        def largest():
+            status, content, reply = server.ask("POST", INFER, body, **headers)
+            assert status == 200
+            return output_of(content, reply).max()
+
+        shutil.copy(other / "manifest.json", served)
+        # Long enough for several attempts to load half of the bundle.
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            assert largest() < 50
+            time.sleep(0.2)
+        shutil.copy(other / "model.onnx", served)
+        until(lambda: largest() > 50, 30)
+        server.stop()
+        server.errors.seek(0)
+        assert server.errors.read().count("cannot be loaded") == 1
+
+
 def test_a_full_queue_says_when_to_come_back_and_deadlines_are_kept(digits_bundle):
     body, headers = binary(pictures(8))
     with Running(digits_bundle.path, "--queue", "2", "--threads", "1") as server:

@@ -25,8 +25,7 @@ PATCHES = 2**24
 @operator("Conv")
 def conv(call: Call, x: Array, w: Array, b: Array | None = None) -> Array:
     geometry = Geometry.of(call, w.shape[2:])
-    y = convolve(x, w, geometry, call.get("group", 1))
-    return y if b is None else y + b.reshape(1, -1, *(1,) * (x.ndim - 2))
+    return _with_bias(convolve(x, w, geometry, call.get("group", 1)), b)
 
 
 def convolve(x: Array, w: Array, geometry: Geometry, group: int) -> Array:
@@ -70,8 +69,14 @@ def _sum_of_taps(x: Array, weights: Array, spread: Sequence[int], geometry: Geom
 
 @operator("ConvTranspose")
 def conv_transpose(call: Call, x: Array, w: Array, b: Array | None = None) -> Array:
-    y = transposed_convolution(call, x, w)
-    return y if b is None else y + b.reshape(1, -1, *(1,) * (x.ndim - 2))
+    return _with_bias(transposed_convolution(call, x, w), b)
+
+
+def _with_bias(y: Array, b: Array | None) -> Array:
+    """Return `y`, a new array, with `b` added to its channels."""
+    if b is not None:
+        y += b.reshape(1, -1, *(1,) * (y.ndim - 2))
+    return y
 
 
 def transposed_convolution(call: Call, x: Array, w: Array) -> Array:

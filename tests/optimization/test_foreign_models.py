@@ -1,0 +1,165 @@
+"""Optimizing models with masks, integer Clips, Q/DQ pairs and bodies; and which variant `auto` keeps."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from relu_deploy.optimization.options import OptimizeOptions
+from relu_deploy.optimization.report import OptimizeReport
+from relu_deploy.optimization.run import _fastest, optimize_bundle
+
+FLOAT = TensorProto.FLOAT
+node, value = helper.make_node, helper.make_tensor_value_info
+
+
+def weights(*shape):
+    return (np.random.default_rng(sum(shape)).standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+def save(path, nodes, shape, output, **constants):
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "g", [value("x", FLOAT, shape)], [value("y", FLOAT, output)], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    rows = np.random.default_rng(0).standard_normal((40, *shape[1:])).astype(np.float32)
+    np.savez(path.with_suffix(".npz"), x=rows)
+    return path
+
+
+def optimized(path, target, precision, **options):
+    settings = OptimizeOptions(calibration=str(path.with_suffix(".npz")), threads=1, **options)
+    report = optimize_bundle(path, target, precision, out=path.with_suffix(".rdb"), force=True, options=settings)
+    json.dumps(report.to_json(), allow_nan=False)
+    return report
+
+
+def attention(path, lowest):
+    mask = np.triu(np.full((6, 6), lowest, np.float32), 1)
+    nodes = [
+        *(node("Conv", ["x", f"w{name}"], [name], name) for name in ("q", "k", "v")),
+        node("Transpose", ["q"], ["qt"], perm=[0, 2, 1]),
+        node("MatMul", ["qt", "k"], ["scores"], "scores"),
+        node("Add", ["scores", "mask"], ["masked"], "add"),
+        node("Softmax", ["masked"], ["p"], "softmax", axis=-1),
+        node("Transpose", ["v"], ["vt"], perm=[0, 2, 1]),
+        node("MatMul", ["p", "vt"], ["o"], "mix"),
+        node("Transpose", ["o"], ["ot"], perm=[0, 2, 1]),
+        node("Conv", ["ot", "wo"], ["c"], "out"),
+        node("Relu", ["c"], ["y"], "relu"),
+    ]
+    return save(
+        path,
+        nodes,
+        ["n", 16, 6],
+        ["n", 8, 6],
+        mask=mask,
+        wq=weights(16, 16, 1),
+        wk=weights(16, 16, 1),
+        wv=weights(16, 16, 1),
+        wo=weights(8, 16, 1),
+    )
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(("lowest", "kept"), [(np.finfo(np.float32).min, {"add", "softmax"}), (-np.inf, set())])
+def test_a_mask_is_optimized_and_only_what_overflows_float16_stays_float32(tmp_path, lowest, kept):
+    report = optimized(attention(tmp_path / "m.onnx", lowest), "cuda", "fp16")
+    assert report.passed
+    assert {fallback["node"] for fallback in report.fallbacks} == kept
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_mask_of_infinities_can_be_calibrated_for_8_bits(tmp_path):
+    report = optimized(attention(tmp_path / "m.onnx", -np.inf), "cpu", "int8")
+    assert report.search.passed
+    # Softmax and the products of two activations are not among the quantized nodes.
+    assert {fallback["node"] for fallback in report.fallbacks} >= {"scores", "mix"}
+
+
+def test_an_integer_clip_between_convolutions_is_no_error(tmp_path):
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
+        node("Cast", ["c"], ["i"], to=TensorProto.INT64),
+        node("Clip", ["i", "zero"], ["k"]),
+        node("Cast", ["k"], ["f"], to=FLOAT),
+        node("Conv", ["f", "v"], ["y"]),
+    ]
+    path = save(
+        tmp_path / "m.onnx",
+        nodes,
+        ["n", 3, 8, 8],
+        ["n", 4, 8, 8],
+        w=10 * weights(8, 3, 3, 3),
+        v=weights(4, 8, 1, 1),
+        zero=np.int64(0),
+    )
+    report = optimized(path, "cpu", "int8", method="auto", compact=True, allow_observed=True)
+    assert report.method in ("mse", "minmax", "percentile")
+    assert report.passed or report.remedy
+
+
+def test_a_model_with_qdq_pairs_is_taken_as_it_is(tmp_path):
+    nodes = [
+        node("QuantizeLinear", ["x", "sx", "zx"], ["q"]),
+        node("DequantizeLinear", ["q", "sx", "zx"], ["d"]),
+        node("DequantizeLinear", ["wq", "sw", "zw"], ["w"]),
+        node("MatMul", ["d", "w"], ["m"]),
+        node("Relu", ["m"], ["y"]),
+    ]
+    stored = np.clip(np.round(weights(8, 16) * 100), -127, 127).astype(np.int8)
+    constants = {"sx": np.float32(0.03), "zx": np.uint8(128), "sw": np.float32(0.01), "zw": np.int8(0), "wq": stored}
+    report = optimized(save(tmp_path / "m.onnx", nodes, ["n", 8], ["n", 16], **constants), "cpu", "int8")
+    assert report.passed
+    assert report.drop == 0
+    variant = onnx.load(report.bundle.with_variant("int8-cpu").onnx)
+    assert [each.op_type for each in variant.graph.node if "Linear" in each.op_type] == [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DequantizeLinear",
+    ]
+
+
+def test_layers_inside_a_branch_are_listed_as_not_quantized(tmp_path):
+    branches = {
+        name: helper.make_graph(
+            [node("Gemm", ["h", f"{name}_w"], [f"{name}_m"], "fc"), node("Relu", [f"{name}_m"], [f"{name}_y"], "relu")],
+            name,
+            [],
+            [value(f"{name}_y", FLOAT, None)],
+            [numpy_helper.from_array(weights(8, 8) * sign, f"{name}_w")],
+        )
+        for name, sign in (("then", 1), ("else", -1))
+    }
+    nodes = [
+        node("Gemm", ["x", "w"], ["g"], "first"),
+        node("Relu", ["g"], ["h"], "relu"),
+        node("If", ["c"], ["y"], "if", then_branch=branches["then"], else_branch=branches["else"]),
+    ]
+    report = optimized(save(tmp_path / "m.onnx", nodes, ["n", 8], ["n", 8], w=weights(8, 8), c=np.array(True)), "cpu", "int8")
+    reasons = {fallback["node"]: fallback["reason"] for fallback in report.fallbacks}
+    assert reasons["if/fc"] == reasons["if/fc_1"] == "it is inside the body of an If, Loop or Scan"
+
+
+def test_an_infinite_cost_is_null_in_the_report():
+    from relu_deploy.optimization.report import _finite
+
+    assert [_finite(number) for number in (float("inf"), float("nan"), 0.5, None)] == [None, None, 0.5, None]
+
+
+def report_of(precision, speed, passed=True):
+    fields = dict.fromkeys(OptimizeReport.__dataclass_fields__)
+    search = SimpleNamespace(passed=passed)
+    return OptimizeReport(**fields | {"precision": precision, "speed": SimpleNamespace(value=speed), "search": search})
+
+
+def test_auto_never_keeps_a_variant_that_is_slower_than_float32():
+    fast, slow, float32 = report_of("int8", 1.5), report_of("int8", 0.85), report_of("fp32", 0.8)
+    assert slow.is_slower
+    assert not fast.is_slower
+    assert _fastest([slow, float32]) is float32
+    assert _fastest([fast, float32]) is fast
+    assert _fastest([slow]) is slow
+    assert _fastest([report_of("int8", 3.0, passed=False), float32]) is float32

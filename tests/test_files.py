@@ -1,0 +1,112 @@
+"""Temporary files and folders of killed processes are removed by the next writer; those in use are left alone."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from relu_deploy.errors import InputError
+from relu_deploy.files import is_temporary_name, read_regular, write_atomically
+from relu_deploy.folders import temporary_folder, whole_folder
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with locks on folders, such as Linux")
+
+#: Hold what the first line opens until killed.
+HOLD = """
+import sys, time
+from pathlib import Path
+from relu_deploy.folders import temporary_folder, whole_folder
+with {what} as folder:
+    (folder / "file").write_text("half")
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(what, **environment):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD.format(what=what)], stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+    return process, process.stdout.readline().strip()
+
+
+def test_a_folder_of_a_killed_writer_is_removed_by_the_next_one_and_that_of_a_living_one_is_not(tmp_path):
+    target = tmp_path / "o.rdb"
+    living, kept = holder(f"whole_folder(Path({str(target)!r}))")
+    dead, left = holder(f"whole_folder(Path({str(target)!r}))")
+    dead.kill()
+    dead.wait()
+    try:
+        with whole_folder(target) as folder:
+            (folder / "file").write_text("whole")
+        assert Path(kept).is_dir()
+        assert not Path(left).exists()
+        assert (target / "file").read_text() == "whole"
+    finally:
+        living.kill()
+        living.wait()
+    with whole_folder(target):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["o.rdb"]
+
+
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
+    import tempfile
+
+    dead, left = holder("temporary_folder()", TMPDIR=str(tmp_path))
+    assert Path(left).is_dir()
+    dead.kill()
+    dead.wait()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_folder() as folder:
+        assert folder.is_dir()
+        assert not Path(left).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_half_written_is_removed_by_the_next_write_and_others_are_kept(tmp_path):
+    target = tmp_path / "report.json"
+    write_atomically(target, "old")
+    code = (
+        "import os, sys; from pathlib import Path; from relu_deploy.files import write_atomically\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), 9)\nwrite_atomically(Path(sys.argv[1]), 'new')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    (tmp_path / ".report.json.bak").write_text("mine")
+    assert len([file for file in tmp_path.iterdir() if is_temporary_name(file.name)]) == 1
+    assert target.read_text() == "old"
+    write_atomically(target, "newer")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".report.json.bak", "report.json"]
+
+
+def test_without_a_usable_temporary_folder_the_error_names_tmpdir(tmp_path, monkeypatch):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(InputError, match="temporary folder") as raised, temporary_folder():
+        pass
+    assert "TMPDIR" in raised.value.hint
+
+
+def test_a_fifo_without_a_reader_is_refused_instead_of_waited_for(tmp_path, monkeypatch):
+    import relu_deploy.files
+
+    monkeypatch.setattr(relu_deploy.files, "READER_TIMEOUT", 0.1)
+    os.mkfifo(tmp_path / "fifo")
+    started = time.monotonic()
+    with pytest.raises(InputError, match="cannot write"):
+        write_atomically(tmp_path / "fifo", "x")
+    with pytest.raises(InputError, match="not an ordinary file"):
+        read_regular(tmp_path / "fifo", 10)
+    assert time.monotonic() - started < 10
+    assert (tmp_path / "fifo").is_fifo()
+
+
+def test_a_file_above_the_limit_is_refused(tmp_path):
+    (tmp_path / "large").write_bytes(bytes(11))
+    assert read_regular(tmp_path / "large", 11) == bytes(11)
+    with pytest.raises(InputError, match="more than 10"):
+        read_regular(tmp_path / "large", 10)
