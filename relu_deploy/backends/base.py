@@ -99,7 +99,7 @@ class Options:
     optimization: how far the runtime may rewrite the graph, one of `OPTIMIZATIONS`, where it has such a switch.
     profile: let `Session.executed` say which kernels ran. spin: let CPU threads that wait for work spin, where the runtime
     has such a switch: fastest alone, and a waste of processors that others need too, as in a server.
-    tf32: let a GPU multiply float32 with 10 bits of mantissa; off unless asked for.
+    tf32: let a GPU multiply float32 with 10 bits of mantissa; off by default.
     autocast: "float16" or "bfloat16" lets PyTorch on a GPU choose where to compute in that precision.
     torch_mode: how far torch.compile goes, one of `TORCH_MODES`.
     """
@@ -195,7 +195,7 @@ class Session(Protocol):
         ...
 
     def executed(self) -> Sequence[Executed]:
-        """Return the kernels of the runs so far, once, where the runtime tells and `Options.profile` asked it to; else nothing."""
+        """Return the kernels of the runs so far, once, where the runtime reports them and `Options.profile` is set; else nothing."""
         ...
 
     def close(self) -> None: ...
@@ -260,7 +260,7 @@ class IoBinding(Protocol):
 
 
 class DeviceSession(Session, Protocol):
-    """A session that can keep its data on the GPU: device time and copies can be told apart."""
+    """A session that can keep its data on the GPU: device time and copies can be measured separately."""
 
     def bind(self, feeds: Mapping[str, Any]) -> IoBinding:
         """Return buffers on the GPU for inputs of the shapes in `feeds`. Raises InputError when they do not fit `inputs`."""

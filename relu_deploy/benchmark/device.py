@@ -1,4 +1,4 @@
-"""Time on the GPU itself, told apart from copies, launching and Python.
+"""Time on the GPU itself, separate from copies, launching and Python.
 
     run       GPU time of one run: CUDA events around groups of runs in a queue that is never empty, divided by their number
     single    what a lone caller waits for with the data on the GPU already: host clock, from the call until the stream is done
@@ -83,8 +83,8 @@ class DeviceMeter:
                 break
             count *= 4
         sets = len(self.bounds)
-        wanted = math.ceil(count * GROUP_MS / max(took, 1e-3) / sets) * sets
-        return max(sets, min(wanted, MOST_RUNS))
+        needed = math.ceil(count * GROUP_MS / max(took, 1e-3) / sets) * sets
+        return max(sets, min(needed, MOST_RUNS))
 
     def measure(self, seconds: float) -> dict[str, list[float]]:
         """Return milliseconds of each kind, measured for about `seconds` in all."""

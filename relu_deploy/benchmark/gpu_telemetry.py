@@ -1,6 +1,6 @@
 """What a GPU did while it was measured: clocks, reasons for lower ones, power, temperature. Read, never set.
 
-NVIDIA's management library (nvidia-ml-py, optional) is asked from a thread of its own while runs are timed. A GPU that runs
+NVIDIA's management library (nvidia-ml-py, optional) is read from a thread of its own while runs are timed. A GPU that runs
 hot or at its power limit lowers its clocks: figures from it are true, but another minute gives others, so the row says so.
 """
 
@@ -159,7 +159,7 @@ def _verdict(busy: Sequence[Sample]) -> dict[str, Any] | None:
         "min": low,
         "max": high,
         "memory": [min(memory), max(memory)] if memory else None,
-        # Without the reasons, a clock that stayed low all the time cannot be told from a steady one.
+        # Without the reasons, a clock that stayed low all the time looks like a steady one.
         "steady": not throttled and high - low <= STEADY * high if reasons else None,
         "throttled": throttled,
         "set": [name for bit, name in SET.items() if seen & bit],

@@ -61,7 +61,7 @@ def _prepared(recipe: ModelRecipe, path: Path, progress: Callable[[str], None]) 
 
 
 def _quantized(bundle: Bundle, recipe: ModelRecipe, progress: Callable[[str], None]) -> Bundle:
-    """Return `bundle` with an int8 variant for CPUs, or as it is, with the reason told, where none passes the gate."""
+    """Return `bundle` with an int8 variant for CPUs, or as it is, with the reason reported, where none passes the gate."""
     progress(f"{recipe.name}: quantizing to int8")
     try:
         return optimize(bundle, "cpu", "int8", calibration=recipe.dataset)

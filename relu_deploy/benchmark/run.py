@@ -3,7 +3,7 @@
 For each model and batch every backend gets a process of its own (`worker.py`). All are loaded and warmed up, then take
 turns in rounds whose order rotates, so that drift of the machine hits all alike. What is timed is one call of
 `session.run` from NumPy arrays to NumPy arrays, which is what a caller waits for. On a GPU its own time, launching and the
-copies are told apart beside it (`device.py`), and what the GPU's clocks did meanwhile (`clocks.py`).
+copies are measured separately (`device.py`), and what the GPU's clocks did meanwhile (`gpu_telemetry.py`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def bench(
     data: what the models are fed and scored on, by default each one's own data set. shapes: sizes of inputs
     whose dimensions may vary, as for `Bundle.with_shapes`. progress: called with a line about what
     happens next.
-    Raises BackendUnavailable for a backend that was asked for by name, UsageError and InputError for bad arguments.
+    Raises BackendUnavailable for a backend that was named, UsageError and InputError for bad arguments.
     """
     models = [
         Bundle.open(one).with_shapes(shapes or {})
@@ -131,10 +131,10 @@ def _choose(backends: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
     return list(dict.fromkeys(backends)), {}
 
 
-def _batches_of(bundle: Bundle, wanted: Sequence[int]) -> list[int]:
+def _batches_of(bundle: Bundle, sizes: Sequence[int]) -> list[int]:
     fixed = bundle.inputs[0].batch
     if not isinstance(fixed, int):
-        return list(wanted)
-    if fixed not in wanted and list(wanted) != [1]:
+        return list(sizes)
+    if fixed not in sizes and list(sizes) != [1]:
         raise InputError(f"{bundle.name} was exported for batch {fixed} only", "export it with --batch dynamic")
     return [fixed]

@@ -66,7 +66,7 @@ class Key(NamedTuple):
 
 
 class Timings(NamedTuple):
-    """Milliseconds, a list for each round: of whole calls, and of the GPU alone where that could be told apart."""
+    """Milliseconds, a list for each round: of whole calls, and of the GPU alone where that could be measured."""
 
     calls: dict[Key, list[list[float]]]
     device: dict[Key, list[list[float]]]
@@ -177,7 +177,7 @@ def _take_turns(
 def _device(
     process: Process, batch: int, plan: BenchmarkPlan, kinds: Mapping[str, list[list[float]]], known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the row's `device`: None on the CPU, why not where a GPU's time could not be told apart, else what was measured."""
+    """Return the row's `device`: None on the CPU, why not where a GPU's time could not be measured, else what was measured."""
     if not known["can_bind"]:
         return {"device": None}
     if not kinds:
@@ -204,7 +204,7 @@ def _cast(key: Key, plan: BenchmarkPlan) -> str:
 
 
 def _cost(graph: Bundle, bundle: Bundle, batch: int) -> Cost:
-    """Return the model's operations, and the bytes of the variant: its weights are smaller, its Q/DQ nodes are no work asked for."""
+    """Return the model's operations, and the bytes of the variant: its weights are smaller, its Q/DQ nodes are no work of the model."""
     whole = count_cost(load_model(bundle.onnx), batch)
     if not graph.variant or graph.variant == bundle.variant:
         return whole
@@ -228,9 +228,9 @@ def _truth(bundle: Bundle, feeds: Feeds, threads: int, cast: str) -> Truth:
 def _row(
     bundle: Bundle, name: str, batch: int, calls: list[list[float]], facts: Mapping[str, Any], cost: Cost, plan: BenchmarkPlan
 ) -> Run:
-    told, device, latency = facts["facts"], facts["device"], summarize(calls)
-    precision = precision_of(load_model(bundle.onnx)) if bundle.variant else told.get("precision", "float32")
-    if precision == "float32" and told.get("tf32"):
+    reported, device, latency = facts["facts"], facts["device"], summarize(calls)
+    precision = precision_of(load_model(bundle.onnx)) if bundle.variant else reported.get("precision", "float32")
+    if precision == "float32" and reported.get("tf32"):
         precision = "tf32"
     roofline = None
     if device and "run_ms" in device:
@@ -254,7 +254,7 @@ def _row(
         roofline=roofline,
         verified=facts["verified"],
         error_ratio=facts["error_ratio"],
-        facts=told,
+        facts=reported,
         device=device,
         checked_rows=facts["checked_rows"],
         error=facts.get("error", ""),

@@ -1,4 +1,4 @@
-"""One backend in a process of its own: loads a model, warms up and times runs when told to.
+"""One backend in a process of its own: loads a model, warms up and times runs on command.
 
 A process each, because thread pools of two runtimes disturb one another, because peak memory is a property of a process,
 and because a crash then costs one row. Commands and answers are JSON, a line each, on stdin and stdout; whatever a

@@ -80,7 +80,7 @@ class BuildVariance:
 def best_of(
     name: str,
     bundle: Bundle,
-    wanted: BuildOptions,
+    options: BuildOptions,
     times: int,
     *,
     device: int = 0,
@@ -105,10 +105,17 @@ def best_of(
     with temporary_folder("builds") as places:
         engines: list[Engine] = []
         for number in range(times):
-            told = None if progress is None else _part(progress, number, times)
+            part = None if progress is None else _part(progress, number, times)
             engines.append(
                 engine_for(
-                    name, bundle, wanted, device=device, folder=Path(places) / str(number), rebuild=True, progress=told, tell=tell
+                    name,
+                    bundle,
+                    options,
+                    device=device,
+                    folder=Path(places) / str(number),
+                    rebuild=True,
+                    progress=part,
+                    tell=tell,
                 )
             )
         trials = _tried(engines, opened, feeds, truth)

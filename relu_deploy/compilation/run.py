@@ -1,4 +1,4 @@
-"""From a graph to an engine, ahead of time: built once, kept by content, and copied to where it is wanted."""
+"""From a graph to an engine, ahead of time: built once, kept by content, and copied to where it is needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["CompileReport", "compile"]
 
 @dataclass(frozen=True)
 class CompileReport:
-    """The engine that was asked for. seconds: until it was there, a cache hit or a build and all."""
+    """The engine that was compiled or found. seconds: until it was there, a cache hit or a build and all."""
 
     engine: Path
     kept: Engine
@@ -76,7 +76,7 @@ def compile(  # named for the verb  # noqa: A001  # named for the verb
     build that often, run them all, and keep the best that verifies. rebuild: build even if one is kept. force: replace a
     file at `out` that is another engine, or a bundle of another model.
     progress, tell: see `engine_for`.
-    Raises UsageError for a backend that compiles nothing, InputError for what is in the way, and what `engine_for` raises.
+    Raises UsageError for a backend that compiles nothing, InputError for a file that exists already, and what `engine_for` raises.
     """
     started = time.perf_counter()
     _require_compiler(backend)

@@ -1,4 +1,4 @@
-"""Every broken installation gets the one reason that stands in the way, and the one thing that removes it."""
+"""Every broken installation gets one reason, and the one thing that removes it."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""NVIDIA's driver, asked directly: it is there before any Python package is, and says what they only hint at.
+"""NVIDIA's driver, called directly: it is there before any Python package is, and reports errors more precisely.
 
 Of NVIDIA's software nothing but the driver's own library is loaded for this. No context is created, no memory taken.
 """
@@ -180,17 +180,17 @@ def _no_driver(host: Host) -> Missing:
 
 def _refused(code: int, host: Host) -> Missing:
     meaning, fix = ERRORS.get(code, ("", "run nvidia-smi, and reboot if it fails"))
-    told = f"error {code}{f', {meaning}' if meaning else ''}"
+    described = f"error {code}{f', {meaning}' if meaning else ''}"
     if code in (100, 101) and host.hides_gpus:
         return Missing(
-            f"CUDA_VISIBLE_DEVICES={host.visible!r} hides every GPU from this process (cuInit: {told})",
+            f"CUDA_VISIBLE_DEVICES={host.visible!r} hides every GPU from this process (cuInit: {described})",
             "unset CUDA_VISIBLE_DEVICES, or set it to the numbers of the GPUs to use, for instance 0",
         )
     if code == 100 and host.visible is not None:
         return Missing(
-            f"CUDA_VISIBLE_DEVICES={host.visible!r} names no GPU of this machine (cuInit: {told})",
+            f"CUDA_VISIBLE_DEVICES={host.visible!r} names no GPU of this machine (cuInit: {described})",
             "unset CUDA_VISIBLE_DEVICES, or set it to what nvidia-smi -L lists",
         )
     if code == 100 and host.container and not host.devices:
-        return Missing(f"NVIDIA's driver is in this container but no GPU is (cuInit: {told})", _RUN_WITH_GPUS)
-    return Missing(f"NVIDIA's driver finds no usable GPU (cuInit: {told})", fix)
+        return Missing(f"NVIDIA's driver is in this container but no GPU is (cuInit: {described})", _RUN_WITH_GPUS)
+    return Missing(f"NVIDIA's driver finds no usable GPU (cuInit: {described})", fix)

@@ -48,16 +48,16 @@ class OnnxRuntimeGpuSession(OnnxRuntimeSession):
         self.stream, self._gpu, self._profile = stream, gpu, profile
         self._lock = threading.Lock()
         self._lent: weakref.WeakSet[OnnxRuntimeIoBinding] = weakref.WeakSet()
-        told = session.get_provider_options().get(PROVIDERS[name], {})
+        reported = session.get_provider_options().get(PROVIDERS[name], {})
         private = ("has_user_compute_stream", "user_compute_stream")
         self.facts = {
             **self.facts,
             "device": str(gpu),
             "stream": "ONNX Runtime's" if stream is None else "shared",
-            "tf32": _tf32(name, told),
+            "tf32": _tf32(name, reported),
             # TensorRT 10 may compute float32 nodes in a narrower precision, once the graph makes it allow one.
             "weakly_typed": name == "onnxruntime-tensorrt",
-            "provider_options": {key: value for key, value in told.items() if key not in private},
+            "provider_options": {key: value for key, value in reported.items() if key not in private},
             **({"profile": {key: [list(shape) for shape in shapes] for key, shapes in profile.items()}} if profile else {}),
         }
 
@@ -85,10 +85,10 @@ class OnnxRuntimeGpuSession(OnnxRuntimeSession):
             self.stream.close()
 
 
-def _tf32(name: str, told: Mapping[str, str]) -> bool | None:
+def _tf32(name: str, reported: Mapping[str, str]) -> bool | None:
     """Return whether float32 may be multiplied in TF32; None where the provider does not tell."""
     if name == "onnxruntime-cuda":
-        return told.get("use_tf32") != "0"
+        return reported.get("use_tf32") != "0"
     if name == "onnxruntime-tensorrt":
         return os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
     return None

@@ -50,7 +50,7 @@ def load_on_gpu(name: str, bundle: Bundle, options: Options, model: str | bytes)
         profile = default_profile(bundle.inputs)
         cache = cache_folder(name, bundle, model if isinstance(model, bytes) else None, onnxruntime.__version__)
     precisions = frozenset(node_precisions(load_model(bundle.onnx)).values())
-    wanted = options_for(
+    provider_options = options_for(
         name,
         options.device,
         stream=None if stream is None else int(stream),
@@ -60,7 +60,7 @@ def load_on_gpu(name: str, bundle: Bundle, options: Options, model: str | bytes)
         cache=cache,
     )
     with _one_at_a_time(cache):
-        session = _session(name, bundle, options, model, settings, wanted, stream)
+        session = _session(name, bundle, options, model, settings, provider_options, stream)
     return OnnxRuntimeGpuSession(name, bundle, session, options, gpu, stream, profile)
 
 
@@ -70,17 +70,17 @@ def _session(
     options: Options,
     model: str | bytes,
     settings: Any,
-    wanted: dict[str, str],
+    provider_options: dict[str, str],
     stream: Stream | None,
 ) -> Any:
     import onnxruntime
 
     provider = PROVIDERS[name]
-    named: dict[str, Any] = {"providers": [(provider, wanted)], "enable_fallback": 0}
+    named: dict[str, Any] = {"providers": [(provider, provider_options)], "enable_fallback": 0}
     if name in PLUGINS:
         open_plugin_libraries(PLUGINS[name])
         gpu = None if stream is None else stream.device
-        settings.add_provider_for_devices([_plugin_device(onnxruntime, name, gpu, options.device)], wanted)
+        settings.add_provider_for_devices([_plugin_device(onnxruntime, name, gpu, options.device)], provider_options)
         named = {}
     else:
         _open_libraries(name, onnxruntime, options.tf32)

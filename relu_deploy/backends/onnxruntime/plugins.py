@@ -40,7 +40,8 @@ def _openvino(options: Options, precision: str) -> dict[str, str]:
     settings = {
         "INFERENCE_PRECISION_HINT": HINTS.get(precision, "f32"),
         "EXECUTION_MODE_HINT": "ACCURACY",
-        "INFERENCE_NUM_THREADS": str(options.thread_count),
+        # With one thread it does not report shapes that do not fit; see `openvino.load`.
+        "INFERENCE_NUM_THREADS": str(max(2, options.thread_count)),
         "NUM_STREAMS": "1",
     }
     return {"load_config": json.dumps({"CPU": settings})}

@@ -1,4 +1,4 @@
-"""Which of ONNX Runtime's execution providers can run here: the first thing that stands in the way, and what to do about it.
+"""Which of ONNX Runtime's execution providers can run here: why one is unavailable, and what to do about it.
 
 Looked at are, in this order: the packages, NVIDIA's driver and GPU, the CUDA version both sides speak, and whether every
 library is found that the provider's file says it is linked to. No provider is loaded for it and no session made, because
@@ -39,7 +39,7 @@ FILES: Mapping[str, str] = MappingProxyType(
 )
 #: what a provider opens by itself once it runs, beside what its file is linked to
 OPENED: Mapping[str, tuple[str, ...]] = MappingProxyType({"onnxruntime-cuda": ("libcudnn.so.9",), "onnxruntime-tensorrt": ()})
-#: libraries by the start of their name: those of the driver beside the one that was asked already, of CUDA and of
+#: libraries by the start of their name: those of the driver beside libcuda, which was loaded already, of CUDA and of
 #: TensorRT. All others are the system's.
 _DRIVER = re.compile(r"libnvidia-")
 _CUDA = CUDA_LIBRARIES
@@ -90,7 +90,7 @@ def probe(name: str) -> Probe:
 
 
 def gpu_of(name: str, index: int = 0) -> Gpu | Missing:
-    """Return the GPU with that index if the provider behind `name` can run on it, else the first thing in the way."""
+    """Return the GPU with that index if the provider behind `name` can run on it, else why it is unavailable."""
     # Hardware first: without it no package helps.
     driver = find_driver()
     if isinstance(driver, Missing):
@@ -187,11 +187,11 @@ def _library_obstacle(name: str, package: str, release: str, file: Path) -> Miss
     return None
 
 
-def _tensorrt_mismatch(package: str, wanted: str, places: SharedLibraries) -> Missing:
+def _tensorrt_mismatch(package: str, library: str, places: SharedLibraries) -> Missing:
     """Return why the provider does not get the TensorRT that it is linked to, and what to do."""
-    major = wanted.rpartition(".")[2]
-    others = [path.name.rpartition(".")[2] for path in places.like("nvinfer") if path.name != wanted]
-    reason = f"{package} is linked to TensorRT {major} ({wanted}), which is not found"
+    major = library.rpartition(".")[2]
+    others = [path.name.rpartition(".")[2] for path in places.like("nvinfer") if path.name != library]
+    reason = f"{package} is linked to TensorRT {major} ({library}), which is not found"
     install = f"pip install 'tensorrt-cu13=={major}.*'"
     if others:
         return Missing(

@@ -37,7 +37,7 @@ def options_for(
     stream: the CUDA stream to run on, None for one of the provider's own. tf32: multiply float32 with 10 bits of mantissa,
     where the provider has a switch for it. precisions: those that the graph is written in. profile: the shapes to compile
     for, None lets the provider follow the shapes that come. cache: where compiled engines are kept.
-    Raises Unsupported for a precision that the provider cannot be told.
+    Raises Unsupported for a precision that the provider has no option for.
     """
     options = {"device_id": str(device)}
     if stream is not None:
@@ -53,7 +53,7 @@ def options_for(
 
 def _cuda(tf32: bool) -> dict[str, str]:
     return {
-        # ONNX Runtime's default is on; a float32 model that is asked for is a float32 model that runs.
+        # ONNX Runtime's default is on, which computes a float32 model in less than float32.
         "use_tf32": str(int(tf32)),
         # ONNX Runtime's default, EXHAUSTIVE, times cuDNN's algorithms on the first run of each shape and may take another
         # one the next time, so that two sessions of one model differ in their last bits. HEURISTIC takes the same one

@@ -1,7 +1,7 @@
 """ONNX Runtime, on the CPU or an NVIDIA GPU: three providers of its own, and TensorRT-RTX as a plug-in.
 
-A node that the execution provider asked for does not take would go to the CPU without a word. Here it cannot: with any
-provider but the CPU's, the fall-back is switched off and the session's own report of the placement is read back.
+A node that the requested execution provider does not take goes to the CPU without an error. So the session's own report of the
+placement is read back, and a node elsewhere is refused, except shape arithmetic, which belongs on the CPU.
 """
 
 from __future__ import annotations

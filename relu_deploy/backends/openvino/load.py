@@ -21,7 +21,10 @@ from relu_deploy.graph.taps import with_taps
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["load"]
+__all__ = ["LEAST_THREADS", "load"]
+
+#: of a graph whose shapes vary
+LEAST_THREADS = 2
 
 #: precisions that OpenVINO computes floating-point nodes in → its name of each, and the processor's capability
 HINTS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
@@ -44,7 +47,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OpenVinoSession:
         source = to_bytes(with_taps(graph, [relu.output for relu in options.taps]))
     try:
         model = core.read_model(source)
-        compiled = core.compile_model(model, DEVICE, _settings(options, HINTS[precision][0]))
+        compiled = core.compile_model(model, DEVICE, _settings(options, HINTS[precision][0], model.is_dynamic()))
     except Exception as error:  # the bindings raise RuntimeError, TypeError and exceptions of their own
         raise explained(error, name, bundle) from error
     return OpenVinoSession(name, bundle, graph, compiled, precision, options)
@@ -73,13 +76,16 @@ def _precision(name: str, core: Any, requested: str, graph: ir.Model) -> str:
     return precision
 
 
-def _settings(options: Options, hint: str) -> dict[str, Any]:
+def _settings(options: Options, hint: str, is_dynamic: bool) -> dict[str, Any]:
+    threads = options.thread_count
     return {
         "INFERENCE_PRECISION_HINT": hint,
         # In the mode PERFORMANCE OpenVINO may quantize activations as it runs.
         "EXECUTION_MODE_HINT": "ACCURACY",
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": options.thread_count,
+        # With one thread OpenVINO 2026.4 does not raise when the shapes of a run do not fit inside a dynamic graph: it returns
+        # the outputs of the run before, or ends the process. With two it raises.
+        "INFERENCE_NUM_THREADS": max(threads, LEAST_THREADS) if is_dynamic else threads,
         "NUM_STREAMS": 1,
         # Threads tied to cores are fastest alone; sessions of one server would all be tied to the same cores.
         "ENABLE_CPU_PINNING": options.spin,

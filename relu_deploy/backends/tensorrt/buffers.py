@@ -19,7 +19,7 @@ from relu_deploy.tensors import Array, Feeds, TensorSpec
 
 __all__ = ["GrowingOutput", "TensorRtIoBinding", "allocator"]
 
-#: where the bytes stand among what an allocator is asked: name, address so far, bytes, alignment, stream
+#: where the bytes stand among the arguments of an allocator: name, address so far, bytes, alignment, stream
 SIZE = 2
 
 
@@ -59,7 +59,7 @@ class GrowingOutput:
     """Memory of an output whose size only the run tells.
 
     TensorRT asks for it in the middle of a run (IOutputAllocator), where nothing may be raised: a failure is kept in
-    `error`. shape: what the last run wrote, None before it has told.
+    `error`. shape: what the last run wrote, None before the first run.
     """
 
     def __init__(self, gpu: Device, dtype: str) -> None:
@@ -108,12 +108,12 @@ def allocator(trt: Any, output: GrowingOutput) -> Any:
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
 
-        # Which of the two is asked depends on the version.
-        def reallocate_output(self, *asked: Any) -> int:
-            return output.reserve(int(asked[SIZE]))
+        # Which of the two is called depends on the version.
+        def reallocate_output(self, *arguments: Any) -> int:
+            return output.reserve(int(arguments[SIZE]))
 
-        def reallocate_output_async(self, *asked: Any) -> int:
-            return output.reserve(int(asked[SIZE]))
+        def reallocate_output_async(self, *arguments: Any) -> int:
+            return output.reserve(int(arguments[SIZE]))
 
         def notify_shape(self, tensor_name: str, shape: Any) -> None:  # called by position  # noqa: ARG002  # called by position
             output.shape = tuple(int(size) for size in shape)

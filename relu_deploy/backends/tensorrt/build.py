@@ -3,7 +3,7 @@
 TensorRT times its kernels while it builds and so needs the very GPU that it builds for. TensorRT-RTX compiles ahead of
 time on any machine, for named compute capabilities, and finishes the work on the GPU that loads the engine. Precision
 stands in the graph, for both: networks are strongly typed. What the graph calls float32 stays float32, so TF32 is off
-unless it is asked for.
+unless it is requested.
 """
 
 from __future__ import annotations
@@ -235,12 +235,12 @@ def _refusal(error: Any) -> Refusal:
     return Refusal(error.node_name(), error.node_operator(), error.code().name if reason in ("", "false") else reason)
 
 
-def check_capabilities(trt: Any, name: str, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return `wanted` as the library spells them. Raises UsageError for one that it cannot build for."""
-    if wanted and not compiles_ahead(trt):
+def check_capabilities(trt: Any, name: str, requested: Sequence[str]) -> tuple[str, ...]:
+    """Return `requested` as the library spells them. Raises UsageError for one that it cannot build for."""
+    if requested and not compiles_ahead(trt):
         raise UsageError(f"{name} builds for the GPU at hand, not for named compute capabilities", "name them for tensorrt-rtx")
-    known = [each for each in trt.ComputeCapability.__members__ if each.startswith("SM")] if wanted else []
-    named = {spelt(each): each for each in wanted}
+    known = [each for each in trt.ComputeCapability.__members__ if each.startswith("SM")] if requested else []
+    named = {spelt(each): each for each in requested}
     if strange := [given for each, given in named.items() if each not in known]:
         raise UsageError(f"{name} cannot build for compute capability {strange[0]}", f"it builds for {', '.join(known)}")
     return tuple(named)
@@ -264,28 +264,28 @@ def _configured(trt: Any, builder: Any, options: BuildOptions, capabilities: Seq
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware_compatible])
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    for wanted, flag in (
+    for requested, flag in (
         (options.version_compatible, "VERSION_COMPATIBLE"),
         (options.weight_streaming, "WEIGHT_STREAMING"),
         (options.refit, "REFIT"),
     ):
-        if wanted:
+        if requested:
             config.set_flag(getattr(trt.BuilderFlag, flag))
     return config
 
 
-def _with_profiles(builder: Any, network: Any, config: Any, wanted: Sequence[Batch]) -> tuple[Shapes, ...]:
+def _with_profiles(builder: Any, network: Any, config: Any, requested: Sequence[Batch]) -> tuple[Shapes, ...]:
     """Return the optimization profiles that were added to `config`, none for a network whose shapes are all fixed."""
     inputs = {network.get_input(index).name: tuple(network.get_input(index).shape) for index in range(network.num_inputs)}
     varying = {name: shape for name, shape in inputs.items() if -1 in shape}
-    for batch in wanted:
+    for batch in requested:
         if isinstance(batch, Mapping) and (unknown := [name for name in batch if name not in varying]):
             raise UsageError(f"the graph has no input {unknown[0]!r} that varies", f"these vary: {', '.join(varying) or 'none'}")
     if not varying:
-        if wanted:
+        if requested:
             raise UsageError("no input of the graph varies, so it takes no optimization profile", "leave the sizes out")
         return ()
-    profiles = tuple({name: shapes_of(name, shape, batch) for name, shape in varying.items()} for batch in wanted or (None,))
+    profiles = tuple({name: shapes_of(name, shape, batch) for name, shape in varying.items()} for batch in requested or (None,))
     for profile in profiles:
         ranges = builder.create_optimization_profile()
         for name, shapes in profile.items():
@@ -299,8 +299,8 @@ def _way_out(trt: Any, options: BuildOptions) -> str:
     """Return what to do about a build that failed: the first option that may be why."""
     if options.refit and isinstance(gpu_for(trt), Missing):
         return "an engine that can be refitted is built on a machine with a GPU only: build it there, or without --refit"
-    asked = [name for name in ("version_compatible", "refit", "weight_streaming") if getattr(options, name)]
-    return f"build it without --{asked[0].replace('_', '-')}" if asked else "try another precision or target"
+    given = [name for name in ("version_compatible", "refit", "weight_streaming") if getattr(options, name)]
+    return f"build it without --{given[0].replace('_', '-')}" if given else "try another precision or target"
 
 
 @cache

@@ -49,7 +49,7 @@ __all__ = [
 
 SCHEMA = "relu-deploy/engine/1"
 ENGINES = "engines"
-#: smallest, usual and largest batch of an engine that was asked for without sizes
+#: smallest, usual and largest batch of an engine that is built without given sizes
 DEFAULT_BATCH = (1, 8, 32)
 #: what has to be equal for one engine to stand in another's place
 SUBJECT = ("subject", "backend", "options", "device", "platform")
@@ -60,7 +60,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Engine:
-    """A serialized engine on the disk. facts: its note. cache_hit: it was there before it was asked for."""
+    """A serialized engine on the disk. facts: its note. cache_hit: it was not built for this call."""
 
     file: Path
     facts: Mapping[str, Any]
@@ -86,7 +86,7 @@ class Engine:
 def engine_for(
     name: str,
     bundle: Bundle,
-    wanted: BuildOptions | None = None,
+    requested: BuildOptions | None = None,
     *,
     device: int = 0,
     folder: Path | None = None,
@@ -96,15 +96,15 @@ def engine_for(
 ) -> Engine:
     """Return the engine of `bundle` for backend `name`: the one that is kept, or else one that is built now and kept.
 
-    wanted: None takes the engine that was built last for this graph, library and GPU, whatever its options. folder: see
+    requested: None takes the engine that was built last for this graph, library and GPU, whatever its options. folder: see
     `folder_for`. rebuild: build even if there is one. tell: hears of an engine that is there but cannot be used, and of
     waiting for another process that builds the same one.
     Raises what `build_engine` raises, and InputError when nothing can be written to `folder`.
     """
     folder = folder or folder_for(bundle)
-    options = _with_sizes(bundle, wanted or BuildOptions())
+    options = _with_sizes(bundle, requested or BuildOptions())
     identity = _identity(name, bundle, options, device)
-    kept = None if rebuild else _kept(bundle, wanted, identity, device, folder)
+    kept = None if rebuild else _kept(bundle, requested, identity, device, folder)
     if kept is not None:
         return kept
     file = _file(folder, bundle, identity)
@@ -119,16 +119,18 @@ def engine_for(
 
 
 def find_engine(
-    name: str, bundle: Bundle, wanted: BuildOptions | None = None, *, device: int = 0, folder: Path | None = None
+    name: str, bundle: Bundle, requested: BuildOptions | None = None, *, device: int = 0, folder: Path | None = None
 ) -> Engine | None:
     """Return the engine that `engine_for` would not have to build, None when it would. Raises as it does."""
     folder = folder or folder_for(bundle)
-    identity = _identity(name, bundle, _with_sizes(bundle, wanted or BuildOptions()), device)
-    return _kept(bundle, wanted, identity, device, folder)
+    identity = _identity(name, bundle, _with_sizes(bundle, requested or BuildOptions()), device)
+    return _kept(bundle, requested, identity, device, folder)
 
 
-def _kept(bundle: Bundle, wanted: BuildOptions | None, identity: Mapping[str, Any], device: int, folder: Path) -> Engine | None:
-    if wanted is None:
+def _kept(
+    bundle: Bundle, requested: BuildOptions | None, identity: Mapping[str, Any], device: int, folder: Path
+) -> Engine | None:
+    if requested is None:
         return _latest(folder, identity, device)
     entry = _entry(_file(folder, bundle, identity), identity)
     return entry if isinstance(entry, Engine) else None
@@ -172,33 +174,33 @@ def folder_for(bundle: Bundle) -> Path:
     return (Path(named) if named else Path.home() / ".cache" / "relu_deploy") / ENGINES
 
 
-def _with_sizes(bundle: Bundle, wanted: BuildOptions) -> BuildOptions:
-    """Return `wanted` with the default profile where the batch varies and no sizes were given."""
+def _with_sizes(bundle: Bundle, requested: BuildOptions) -> BuildOptions:
+    """Return `requested` with the default profile where the batch varies and no sizes were given."""
     varies = [spec for spec in bundle.inputs if any(isinstance(size, str) for size in spec.shape)]
-    if not varies and wanted.profiles:
+    if not varies and requested.profiles:
         sizes = ", ".join(map(str, bundle.inputs))
         raise UsageError(
             f"{bundle.title} has inputs of one size only ({sizes})", "leave the sizes out, or export it with --batch dynamic"
         )
-    if not varies or wanted.profiles:
-        return wanted
+    if not varies or requested.profiles:
+        return requested
     beyond = [spec for spec in varies if any(isinstance(size, str) for size in spec.shape[1:])]
     if beyond:
         raise UsageError(
             f"input {beyond[0]} of {bundle.title} varies in more than its batch, and no sizes were given for it",
             f"for instance --profile {beyond[0].name}=1x3x224x224,8x3x224x224,32x3x512x512",
         )
-    return replace(wanted, profiles=(DEFAULT_BATCH,))
+    return replace(requested, profiles=(DEFAULT_BATCH,))
 
 
-def _identity(name: str, bundle: Bundle, wanted: BuildOptions, device: int) -> dict[str, Any]:
+def _identity(name: str, bundle: Bundle, requested: BuildOptions, device: int) -> dict[str, Any]:
     """Return all that an engine depends on. Raises BackendUnavailable where none can be built."""
     found = can_build(name)
     if not found.usable:
         raise BackendUnavailable(f"{name} cannot build engines here: {found.reason}", found.fix)
     trt = import_module(MODULES[name])
-    wanted.check()
-    capabilities = check_capabilities(trt, name, wanted.compute_capabilities)
+    requested.check()
+    capabilities = check_capabilities(trt, name, requested.compute_capabilities)
     made_for = " ".join(sorted(capabilities)) or "default"
     if not compiles_ahead(trt):
         made_for = str(gpu_for(trt, device))
@@ -210,7 +212,7 @@ def _identity(name: str, bundle: Bundle, wanted: BuildOptions, device: int) -> d
         "precision": precision_of(model),
         "backend": name,
         "library": found.version,
-        "options": wanted.to_json(),
+        "options": requested.to_json(),
         "device": made_for,
         "platform": f"{sys.platform}-{platform.machine()}",
     }
@@ -224,8 +226,8 @@ def graph_hash(file: Path) -> str:
 
 def _key(identity: Mapping[str, Any]) -> str:
     # Where the graph comes from does not change the engine that is built of it.
-    told = {name: value for name, value in identity.items() if name != "subject"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    subject_free = {name: value for name, value in identity.items() if name != "subject"}
+    return hashlib.sha256(json.dumps(subject_free, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _file(folder: Path, bundle: Bundle, identity: Mapping[str, Any]) -> Path:
@@ -333,7 +335,7 @@ def _one_at_a_time(file: Path, tell: Tell) -> Iterator[None]:
 def _build(
     name: str,
     bundle: Bundle,
-    wanted: BuildOptions,
+    requested: BuildOptions,
     identity: Mapping[str, Any],
     file: Path,
     progress: Progress | None,
@@ -344,7 +346,12 @@ def _build(
         leftover.unlink(missing_ok=True)
     timing = file.parent / f"{name}-{identity['library']}-{hashlib.sha256(identity['device'].encode()).hexdigest()[:8]}.timing"
     built = build_engine(
-        name, bundle.onnx, wanted, timing_cache=timing.read_bytes() if timing.exists() else b"", progress=progress, device=device
+        name,
+        bundle.onnx,
+        requested,
+        timing_cache=timing.read_bytes() if timing.exists() else b"",
+        progress=progress,
+        device=device,
     )
     if built.timing_cache:
         write_atomically(timing, built.timing_cache)

@@ -1,4 +1,4 @@
-"""What a TensorRT engine is asked to be: its optimization profiles, the GPUs it is for, and how it is built."""
+"""The options of a TensorRT engine: its optimization profiles, the GPUs it is for, and how it is built."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BuildOptions:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> BuildOptions:
-        """Return the options that `to_json` told."""
+        """Return the options that `to_json` wrote."""
         profiles = tuple(
             {name: tuple(map(tuple, shapes)) for name, shapes in each.items()} if isinstance(each, Mapping) else tuple(each)
             for each in fields["profiles"]
@@ -61,7 +61,7 @@ class BuildOptions:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "profiles": [_told(profile) for profile in self.profiles],
+            "profiles": [_plain(profile) for profile in self.profiles],
             "compute_capabilities": sorted(spelt(each) for each in self.compute_capabilities),
             "optimization_level": self.optimization_level,
             "workspace_bytes": self.workspace_bytes,
@@ -94,7 +94,7 @@ def shapes_of(name: str, shape: tuple[int, ...], batch: Batch | None) -> tuple[t
     else:
         shapes = tuple((size, *shape[1:]) for size in batch)
     fits = len(shapes) == 3 and all(
-        len(given) == len(shape) and all(wanted in (-1, size) for size, wanted in zip(given, shape, strict=True))
+        len(given) == len(shape) and all(fixed in (-1, size) for size, fixed in zip(given, shape, strict=True))
         for given in shapes
     )
     if not fits or not all(1 <= low <= usual <= high for low, usual, high in zip(*shapes, strict=True)):
@@ -102,7 +102,7 @@ def shapes_of(name: str, shape: tuple[int, ...], batch: Batch | None) -> tuple[t
     return shapes
 
 
-def _told(batch: Batch) -> Any:
+def _plain(batch: Batch) -> Any:
     if isinstance(batch, Mapping):
         return {name: [list(shape) for shape in shapes] for name, shapes in batch.items()}
     return list(batch)

@@ -1,4 +1,4 @@
-"""Engines of TensorRT and TensorRT-RTX, run. The library's module is the only difference, and what RTX alone can be asked.
+"""Engines of TensorRT and TensorRT-RTX, run. The library's module is the only difference, and what RTX alone offers.
 
 A session has one stream, not the default one, which TensorRT would synchronize around. For each set of input shapes it
 keeps an execution context with its buffers (`tensorrt_bound.py`).
@@ -85,9 +85,9 @@ def choose_profile(profiles: Sequence[Profile], shapes: Shapes, model: str) -> P
     """
     fitting = [profile for profile in profiles if profile.takes(shapes)]
     if not fitting:
-        wanted = ", ".join(f"{name} {_shape(shape)}" for name, shape in shapes.items())
+        shown = ", ".join(f"{name} {_shape(shape)}" for name, shape in shapes.items())
         raise InputError(
-            f"{model}: the engine was not built for {wanted}; it takes {' or '.join(map(str, profiles))}",
+            f"{model}: the engine was not built for {shown}; it takes {' or '.join(map(str, profiles))}",
             "compile it with sizes that include these (relu-deploy compile --batch MIN,OPT,MAX), or split the batch",
         )
     return min(fitting, key=lambda profile: profile.distance(shapes))
@@ -182,7 +182,7 @@ class TensorRtSession:
             context = self.engine.create_execution_context(*arguments)
         if context is None:
             raise Unsupported(
-                f"{self.name} cannot prepare to run {self.title}: {told(heard)}",
+                f"{self.name} cannot prepare to run {self.title}: {last_messages(heard)}",
                 "use smaller sizes, or free the GPU's memory: nvidia-smi shows who holds it",
             )
         # Engines are built with detailed names, and each uncaptured enqueue would announce every one of them to a profiler.
@@ -201,7 +201,7 @@ class TensorRtSession:
 
     def heard(self) -> str:
         """Return what the library logged last."""
-        return told(self._logger.heard)
+        return last_messages(self._logger.heard)
 
     def note(self, line: str) -> None:
         """Keep `line`, of an exception of the bindings, beside what the library logged."""
@@ -330,7 +330,7 @@ class TensorRtSession:
         return self._bounds[key]
 
 
-def told(heard: Sequence[tuple[str, str]] | deque[tuple[str, str]]) -> str:
+def last_messages(heard: Sequence[tuple[str, str]] | deque[tuple[str, str]]) -> str:
     """Return the last complaints in `heard` on one line."""
     lines = [text for severity, text in heard if severity != "WARNING"] or [text for _, text in heard]
     return "; ".join(dict.fromkeys(lines[-3:])) or "the library does not say why"

@@ -1,7 +1,7 @@
 """PyTorch on an NVIDIA GPU: its arithmetic pinned down, and runs whose data stay on the GPU.
 
-PyTorch computes float32 convolutions in TF32 unless it is told otherwise, with 10 bits of mantissa instead of 23. Here it
-is told. Eagerly each kernel is launched from Python; torch.compile in the modes reduce-overhead and max-autotune replays
+PyTorch computes float32 convolutions in TF32 by default, with 10 bits of mantissa instead of 23. Here it
+is set. Eagerly each kernel is launched from Python; torch.compile in the modes reduce-overhead and max-autotune replays
 CUDA graphs.
 """
 

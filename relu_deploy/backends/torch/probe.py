@@ -40,7 +40,7 @@ def compiles(name: str) -> bool:
 
 
 def probe(name: str) -> Probe:
-    """Return whether programs can run here. What can be told without importing torch, which takes seconds, is told first."""
+    """Return whether programs can run here. What can be found without importing torch, which takes seconds, is checked first."""
     version, cuda = _installed_build()
     gpu = find_gpu() if name.endswith("-cuda") else None
     if isinstance(gpu, Missing):

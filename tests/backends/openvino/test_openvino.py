@@ -97,8 +97,8 @@ def test_bfloat16_is_computed_when_it_is_requested_and_is_reported(convolution):
 def test_a_precision_that_was_not_requested_is_refused_when_it_is_read_back(convolution, monkeypatch):
     default = load_openvino._settings
 
-    def without_hint(options, hint):
-        return {**default(options, hint), "INFERENCE_PRECISION_HINT": "bf16", "EXECUTION_MODE_HINT": "PERFORMANCE"}
+    def without_hint(options, hint, is_dynamic):
+        return {**default(options, hint, is_dynamic), "INFERENCE_PRECISION_HINT": "bf16", "EXECUTION_MODE_HINT": "PERFORMANCE"}
 
     monkeypatch.setattr(load_openvino, "_settings", without_hint)
     with pytest.raises(Unsupported, match="would compute model0 in bfloat16, and float32 was requested"):
@@ -174,10 +174,11 @@ def test_an_operator_that_it_does_not_have_is_named(model):
         load(bundle, "openvino")
 
 
-def test_an_error_in_a_run_names_the_node_and_the_shapes(model):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_in_a_run_names_the_node_and_the_shapes(model, threads):
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"], name="rows of three")]
     bundle = model(nodes, [info("x", FLOAT, ["n"])], [info("y", FLOAT, ["a", 3])], [("shape", np.array([-1, 3]))])
-    session = load(bundle, "openvino")
+    session = load(bundle, "openvino", threads=threads)
     assert session.run({"x": np.zeros(6, np.float32)})["y"].shape == (2, 3)
     with pytest.raises(Unsupported, match=r"stopped while running model0 on x 7: .*'rows of three'") as caught:
         session.run({"x": np.zeros(7, np.float32)})
