@@ -36,8 +36,13 @@ LIBRARIES = (
 THREAD_VARIABLES = (*VARIABLES, "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
 
 
-def describe(threads: ThreadCount) -> dict[str, Any]:
-    """Return the environment that results are quoted with. threads: of every backend."""
+def describe(threads: ThreadCount | int) -> dict[str, Any]:
+    """Return the environment that results are quoted with.
+
+    Args:
+        threads: Of every backend; a number is one that was given, not found.
+    """
+    threads = ThreadCount(threads, "given") if isinstance(threads, int) else threads
     return {
         "relu_deploy": __version__,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
