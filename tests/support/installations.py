@@ -125,9 +125,9 @@ class Installation:
         folder = self.site / "torch"
         folder.mkdir()
         (folder / "__init__.py").write_text("")
-        told = repr(cuda or None)
+        reported = repr(cuda or None)
         (folder / "version.py").write_text(
-            f"__version__ = '{version}'\ndebug = False\ncuda: Optional[str] = {told}\nhip = None\n"
+            f"__version__ = '{version}'\ndebug = False\ncuda: Optional[str] = {reported}\nhip = None\n"
         )
         spec = ModuleSpec("torch", None, origin=str(folder / "__init__.py"))
         self.patch.setattr(pytorch, "find_spec", lambda name: spec)

@@ -412,7 +412,7 @@ def test_loading_on_a_gpu_that_is_not_there_says_which_are(monkeypatch, tmp_path
 
 
 def test_errors_are_told_without_the_runtimes_source_lines():
-    for told, expected in (
+    for reported, expected in (
         (
             "/onnxruntime_src/onnxruntime/python/state.cc:729 void onnxruntime::python::Register(Options&, const Other&) "
             "Please install TensorRT libraries.\n",
@@ -425,7 +425,7 @@ def test_errors_are_told_without_the_runtimes_source_lines():
         ("plain words", "plain words"),
         ("", "RuntimeError"),
     ):
-        assert in_words(RuntimeError(told)) == expected
+        assert in_words(RuntimeError(reported)) == expected
 
 
 # ---------------------------------------------------------------- where there is a GPU
