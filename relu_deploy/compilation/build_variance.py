@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.backends import Session, require
-from relu_deploy.backends.tensorrt.engine_cache import Engine, Tell, engine_for, folder_for, keep
+from relu_deploy.backends.tensorrt.engine_cache import Engine, Warn, engine_for, folder_for, keep
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.data.datasets import sample_feeds
@@ -87,7 +87,7 @@ def best_of(
     folder: Path | None = None,
     batch: int = 1,
     progress: Callable[[int, int], None] | None = None,
-    tell: Tell = lambda _: None,
+    warn: Warn = lambda _: None,
     opened: Open | None = None,
 ) -> tuple[Engine, BuildVariance]:
     """Return the best of `times` builds, which is then the one that is kept, and how they differ.
@@ -115,7 +115,7 @@ def best_of(
                     folder=Path(places) / str(number),
                     rebuild=True,
                     progress=part,
-                    tell=tell,
+                    warn=warn,
                 )
             )
         trials = _tried(engines, opened, feeds, truth)
@@ -127,7 +127,7 @@ def best_of(
                 "relu-deploy verify says where it differs",
             )
         best = min(sound, key=lambda number: trials[number].latency.p50)
-        kept = keep(engines[best], folder or folder_for(bundle), tell)
+        kept = keep(engines[best], folder or folder_for(bundle), warn)
         # With its timings a later build, such as the audit's twin, chooses the same kernels.
         for timing in engines[best].file.parent.glob("*.timing"):
             write_atomically(kept.file.parent / timing.name, timing.read_bytes())

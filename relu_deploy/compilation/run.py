@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends import capabilities, names
-from relu_deploy.backends.tensorrt.engine_cache import Engine, Tell, engine_for, find_engine
+from relu_deploy.backends.tensorrt.engine_cache import Engine, Warn, engine_for, find_engine
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import MANIFEST, Bundle, create_bundle, seal, write_atomically
 from relu_deploy.compilation.build_variance import BuildVariance, best_of
@@ -67,7 +67,7 @@ def compile(  # named for the verb  # noqa: A001  # named for the verb
     rebuild: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    tell: Tell = lambda _: None,
+    warn: Warn = lambda _: None,
 ) -> CompileReport:
     """Return the engine of `model`, or of its `variant`, for `backend`: the one that is kept, or else built now.
 
@@ -75,7 +75,7 @@ def compile(  # named for the verb  # noqa: A001  # named for the verb
     keeps the engines in the place of the bundle; or a bundle (`.rdb`), a copy of `model` with the engine in it. repeat:
     build that often, run them all, and keep the best that verifies. rebuild: build even if one is kept. force: replace a
     file at `out` that is another engine, or a bundle of another model.
-    progress, tell: see `engine_for`.
+    progress, warn: see `engine_for`.
     Raises UsageError for a backend that compiles nothing, InputError for a file that exists already, and what `engine_for` raises.
     """
     started = time.perf_counter()
@@ -93,10 +93,10 @@ def compile(  # named for the verb  # noqa: A001  # named for the verb
     build_variance = None
     if repeat > 1:
         engine, build_variance = best_of(
-            backend, bundle, options, repeat, device=device, folder=folder, progress=progress, tell=tell
+            backend, bundle, options, repeat, device=device, folder=folder, progress=progress, warn=warn
         )
     else:
-        engine = engine_for(backend, bundle, options, device=device, folder=folder, rebuild=rebuild, progress=progress, tell=tell)
+        engine = engine_for(backend, bundle, options, device=device, folder=folder, rebuild=rebuild, progress=progress, warn=warn)
     placed = engine.file
     if target is not None and folder is None and not _is_bundle(target):
         placed = target

@@ -26,7 +26,7 @@ def in_words(error: Exception) -> str:
     """Return the lines of what OpenVINO raised that say what is wrong, at most three, on one line."""
     text = re.sub(r"Check '.*?' failed at \S+?:\d+:", "", str(error))
     lines = [line.strip(" -:") for line in text.splitlines()]
-    said = [line for line in lines if not _PLACES.match(line)]
-    # What an operator lacks is said last.
-    named = [line for line in said if _OPERATORS.search(line)]
-    return "; ".join(dict.fromkeys((named or said)[:3])) or type(error).__name__
+    details = [line for line in lines if not _PLACES.match(line)]
+    # OpenVINO names the operator that it does not support last.
+    named = [line for line in details if _OPERATORS.search(line)]
+    return "; ".join(dict.fromkeys((named or details)[:3])) or type(error).__name__

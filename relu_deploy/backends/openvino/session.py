@@ -82,13 +82,13 @@ class OpenVinoSession:
         self._profiled = False
         layers = []
         for layer in self._compiled.get_runtime_model().get_ordered_ops():
-            said = {key: _text(value) for key, value in layer.get_rt_info().items()}
-            if said.get("layerType") in PASSIVE:
+            info = {key: _text(value) for key, value in layer.get_rt_info().items()}
+            if info.get("layerType") in PASSIVE:
                 continue
-            names = [part for part in said.get("originalLayersNames", "").split(",") if part]
+            names = [part for part in info.get("originalLayersNames", "").split(",") if part]
             node = self._makers.get(names[0], names[0]) if names else layer.get_friendly_name()
-            precision = PRECISIONS.get(said.get("runtimePrecision", ""), "")
-            layers.append(Executed(node, said.get("layerType", ""), DEVICE, precision))
+            precision = PRECISIONS.get(info.get("runtimePrecision", ""), "")
+            layers.append(Executed(node, info.get("layerType", ""), DEVICE, precision))
         return layers
 
     def close(self) -> None:

@@ -46,7 +46,7 @@ class EngineSession(Protocol):
 
     def is_on_host(self, name: str) -> bool: ...
 
-    def heard(self) -> str: ...
+    def last_messages(self) -> str: ...
 
     def note(self, line: str) -> None: ...
 
@@ -265,7 +265,9 @@ class TensorRtIoBinding:
     def _require(self, taken: bool, what: str) -> None:
         if not taken:
             session = self._session
-            raise Unsupported(f"{session.name} does not take {what} for {session.title}: {session.heard()}", "compile it again")
+            raise Unsupported(
+                f"{session.name} does not take {what} for {session.title}: {session.last_messages()}", "compile it again"
+            )
 
     def _enqueue(self) -> None:
         if self._context.execute_async_v3(self.stream):
@@ -274,7 +276,9 @@ class TensorRtIoBinding:
             if isinstance(output, GrowingOutput) and output.error is not None:
                 raise output.error
         session = self._session
-        raise Unsupported(f"{session.name} stopped while running {session.title}: {session.heard()}", "relu-deploy doctor")
+        raise Unsupported(
+            f"{session.name} stopped while running {session.title}: {session.last_messages()}", "relu-deploy doctor"
+        )
 
     def _capture(self) -> None:
         session = self._session

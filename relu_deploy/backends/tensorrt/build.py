@@ -130,7 +130,7 @@ def build_engine(
         with logger.one_at_a_time, _stdout_kept_clean() as printed:
             started = time.perf_counter()
             messages: list[tuple[str, str]] = []
-            logger.heard = messages
+            logger.messages = messages
             builder = _builder(trt, name, logger)
             # The parser owns the weights that the network points to, so it has to outlive the build.
             network, parser = _parsed(trt, name, builder, onnx_path)
@@ -183,7 +183,7 @@ def _builder(trt: Any, name: str, logger: Any) -> Any:
     try:
         return trt.Builder(logger)
     except TypeError as error:  # how the bindings say that the library gave them nothing
-        reason = "; ".join(text for _, text in logger.heard) or str(error)
+        reason = "; ".join(text for _, text in logger.messages) or str(error)
         raise BackendUnavailable(
             f"{name} {trt.__version__} cannot start: {reason}", "check the driver's version: nvidia-smi"
         ) from None
@@ -310,12 +310,12 @@ def logger_of(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.heard: list[tuple[str, str]] = []
+            self.messages: list[tuple[str, str]] = []
             self.one_at_a_time = threading.Lock()
 
         def log(self, severity: Any, msg: str) -> None:
             if severity.name not in ("INFO", "VERBOSE"):
-                self.heard.append((severity.name, msg.strip()))
+                self.messages.append((severity.name, msg.strip()))
 
     logger = Logger()
     if (register := getattr(trt, "init_libnvinfer_plugins", None)) is not None:
@@ -351,7 +351,7 @@ def _monitor(trt: Any, progress: Progress | None) -> Any:
             self.raised: BaseException | None = None
             self._lock = threading.Lock()
             self._running: dict[str, tuple[str | None, int, int]] = {}
-            self._told = 0
+            self._reported = 0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with self._lock:
@@ -368,7 +368,7 @@ def _monitor(trt: Any, progress: Progress | None) -> Any:
                     if phase_name in self._running:
                         self._running[phase_name] = (*self._running[phase_name][:2], step + 1)
                     done = int(PARTS * self._share(None))
-                    further, self._told = done > self._told, max(done, self._told)
+                    further, self._reported = done > self._reported, max(done, self._reported)
                 if progress and further:
                     progress(done, PARTS)
             except BaseException as error:

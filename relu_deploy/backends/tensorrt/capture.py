@@ -80,7 +80,7 @@ def _captured(session: TensorRtSession, bound: TensorRtIoBinding, feeds: Mapping
     context = bound.context
     if not context.set_debug_listener(listener):
         raise Unsupported(
-            f"{session.name} takes no listener for what {session.title} writes: {session.heard()}", "use another version"
+            f"{session.name} takes no listener for what {session.title} writes: {session.last_messages()}", "use another version"
         )
     context.unfused_tensors_debug_state = True
     bound.upload(feeds)

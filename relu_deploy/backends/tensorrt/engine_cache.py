@@ -38,7 +38,7 @@ from relu_deploy.graph import load_model, precision_of
 __all__ = [
     "DEFAULT_BATCH",
     "Engine",
-    "Tell",
+    "Warn",
     "engine_for",
     "find_engine",
     "folder_for",
@@ -55,7 +55,7 @@ DEFAULT_BATCH = (1, 8, 32)
 SUBJECT = ("subject", "backend", "options", "device", "platform")
 
 #: called with one line about what a person should know
-Tell = Callable[[str], None]
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ def engine_for(
     folder: Path | None = None,
     rebuild: bool = False,
     progress: Progress | None = None,
-    tell: Tell = lambda line: warnings.warn(line, stacklevel=3),
+    warn: Warn = lambda line: warnings.warn(line, stacklevel=3),
 ) -> Engine:
     """Return the engine of `bundle` for backend `name`: the one that is kept, or else one that is built now and kept.
 
     requested: None takes the engine that was built last for this graph, library and GPU, whatever its options. folder: see
-    `folder_for`. rebuild: build even if there is one. tell: hears of an engine that is there but cannot be used, and of
+    `folder_for`. rebuild: build even if there is one. warn: hears of an engine that is there but cannot be used, and of
     waiting for another process that builds the same one.
     Raises what `build_engine` raises, and InputError when nothing can be written to `folder`.
     """
@@ -108,13 +108,13 @@ def engine_for(
     if kept is not None:
         return kept
     file = _file(folder, bundle, identity)
-    with _one_at_a_time(file, tell):
+    with _one_at_a_time(file, warn):
         entry = None if rebuild else _entry(file, identity)
         if isinstance(entry, Engine):
             return entry
         why = entry or (None if rebuild else _outdated(folder, identity))
         if why:
-            tell(f"{why}: building a new one")
+            warn(f"{why}: building a new one")
         return _build(name, bundle, options, identity, file, progress, device)
 
 
@@ -136,11 +136,11 @@ def _kept(
     return entry if isinstance(entry, Engine) else None
 
 
-def keep(engine: Engine, folder: Path, tell: Tell = lambda _: None) -> Engine:
+def keep(engine: Engine, folder: Path, warn: Warn = lambda _: None) -> Engine:
     """Return a copy of `engine` in `folder`, in the place of one of the same key."""
     file = folder / engine.file.name
     plan = engine.read()
-    with _one_at_a_time(file, tell):
+    with _one_at_a_time(file, warn):
         _put(file, plan, engine.facts)
     return Engine(file, engine.facts, cache_hit=False)
 
@@ -310,7 +310,7 @@ def _outdated(folder: Path, identity: Mapping[str, Any]) -> str | None:
 
 
 @contextmanager
-def _one_at_a_time(file: Path, tell: Tell) -> Iterator[None]:
+def _one_at_a_time(file: Path, warn: Warn) -> Iterator[None]:
     """Hold the lock of this engine, which the system takes back from a process that dies."""
     from filelock import FileLock, Timeout
 
@@ -320,7 +320,7 @@ def _one_at_a_time(file: Path, tell: Tell) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            tell("another process is building this very engine: waiting for it")
+            warn("another process is building this very engine: waiting for it")
             lock.acquire()
     except OSError as error:
         raise InputError(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Reason", "plan_version", "why_refused"]
+__all__ = ["Reason", "plan_version", "refusal_reason"]
 
 HEADER_BYTES = 28
 LIBRARIES = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
@@ -41,19 +41,21 @@ def plan_version(plan: bytes) -> tuple[str, str] | None:
     return library, ".".join(str(part) for part in plan[24:HEADER_BYTES])
 
 
-def why_refused(library: str, version: str, plan: bytes, said: Sequence[str], diagnoses: int = 0, members: Any = None) -> Reason:
+def refusal_reason(
+    library: str, version: str, plan: bytes, log_lines: Sequence[str], diagnoses: int = 0, members: Any = None
+) -> Reason:
     """Return why `plan` was refused.
 
     library, version: what is installed, such as TensorRT and 11.4.0.106. said: what it logged. diagnoses, members:
     TensorRT-RTX's bit mask of diagnostics and the enumeration of its bits.
     """
-    text = " ".join(said)
+    text = " ".join(log_lines)
     return (
         _by_header(library, plan)
         or _by_message(library, version, plan, text)
         or _by_diagnosis(diagnoses, members)
         or _by_version(library, version, plan)
-        or Reason(_last(said) or "the library does not say why")
+        or Reason(_last(log_lines) or "the library does not say why")
     )
 
 
@@ -99,10 +101,10 @@ def _by_diagnosis(diagnoses: int, members: Any) -> Reason | None:
     return None
 
 
-Told = Callable[[re.Match[str], str, str], Reason]
+Explain = Callable[[re.Match[str], str, str], Reason]
 
 #: a pattern in what the library logs → what that means, given the match, what built the engine, and what is installed
-MESSAGES: tuple[tuple[str, Told], ...] = (
+MESSAGES: tuple[tuple[str, Explain], ...] = (
     (
         r"incompatible device, expecting compute ([\d.]+) got compute ([\d.]+)",
         lambda found, *_: Reason(
@@ -158,5 +160,5 @@ MESSAGES: tuple[tuple[str, Told], ...] = (
 )
 
 
-def _last(said: Sequence[str]) -> str:
-    return "; ".join(dict.fromkeys(said[-3:]))
+def _last(log_lines: Sequence[str]) -> str:
+    return "; ".join(dict.fromkeys(log_lines[-3:]))

@@ -22,7 +22,7 @@ from relu_deploy.backends.nvidia.driver import find_gpu
 from relu_deploy.backends.tensorrt.buffers import TensorRtIoBinding
 from relu_deploy.backends.tensorrt.build import logger_of
 from relu_deploy.backends.tensorrt.engine_cache import Engine
-from relu_deploy.backends.tensorrt.errors import why_refused
+from relu_deploy.backends.tensorrt.errors import refusal_reason
 from relu_deploy.backends.tensorrt.probe import MODULES, compiles_ahead
 from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.errors import InputError, Unsupported
@@ -177,12 +177,12 @@ class TensorRtSession:
 
     def new_context(self) -> Any:
         """Return an execution context. Raises Unsupported when there is none to be had, for want of memory as a rule."""
-        with self.listening() as heard:
+        with self.collect_messages() as messages:
             arguments = () if self._config is None else (self._config,)
             context = self.engine.create_execution_context(*arguments)
         if context is None:
             raise Unsupported(
-                f"{self.name} cannot prepare to run {self.title}: {last_messages(heard)}",
+                f"{self.name} cannot prepare to run {self.title}: {joined_messages(messages)}",
                 "use smaller sizes, or free the GPU's memory: nvidia-smi shows who holds it",
             )
         # Engines are built with detailed names, and each uncaptured enqueue would announce every one of them to a profiler.
@@ -193,19 +193,19 @@ class TensorRtSession:
         return choose_profile(self.profiles, shapes, self.title)
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[deque[tuple[str, str]]]:
+    def collect_messages(self) -> Iterator[deque[tuple[str, str]]]:
         """Yield the lines that the library logs from now on, oldest first; later ones go on to the same, latest hundred."""
-        heard: deque[tuple[str, str]] = deque(maxlen=100)
-        self._logger.heard = heard
-        yield heard
+        messages: deque[tuple[str, str]] = deque(maxlen=100)
+        self._logger.messages = messages
+        yield messages
 
-    def heard(self) -> str:
+    def last_messages(self) -> str:
         """Return what the library logged last."""
-        return last_messages(self._logger.heard)
+        return joined_messages(self._logger.messages)
 
     def note(self, line: str) -> None:
         """Keep `line`, of an exception of the bindings, beside what the library logged."""
-        self._logger.heard.append(("ERROR", " ".join(line.split())))
+        self._logger.messages.append(("ERROR", " ".join(line.split())))
 
     @property
     def captures_itself(self) -> bool:
@@ -233,7 +233,7 @@ class TensorRtSession:
     def _deserialized(self, bundle: Bundle) -> tuple[Any, Any]:
         plan = self.kept.read()
         diagnoses = 0
-        with self._logger.one_at_a_time, self.listening() as heard:
+        with self._logger.one_at_a_time, self.collect_messages() as messages:
             runtime = self.trt.Runtime(self._logger)
             if self.kept.facts.get("options", {}).get("version_compatible"):
                 runtime.engine_host_code_allowed = True
@@ -242,8 +242,8 @@ class TensorRtSession:
                 diagnoses = int(runtime.get_engine_validity(plan)[1])
         if engine is None:
             members = getattr(self.trt, "EngineInvalidityDiagnostics", None)
-            said = [text for _, text in heard]
-            reason = why_refused(LIBRARY[self.name], self.trt.__version__, plan, said, diagnoses, members)
+            log_lines = [text for _, text in messages]
+            reason = refusal_reason(LIBRARY[self.name], self.trt.__version__, plan, log_lines, diagnoses, members)
             raise Unsupported(f"{self.kept.file}, the engine of {bundle.title}, cannot be used: {reason.text}", reason.fix)
         return runtime, engine
 
@@ -330,9 +330,9 @@ class TensorRtSession:
         return self._bounds[key]
 
 
-def last_messages(heard: Sequence[tuple[str, str]] | deque[tuple[str, str]]) -> str:
-    """Return the last complaints in `heard` on one line."""
-    lines = [text for severity, text in heard if severity != "WARNING"] or [text for _, text in heard]
+def joined_messages(messages: Sequence[tuple[str, str]] | deque[tuple[str, str]]) -> str:
+    """Return the last messages of `messages` on one line."""
+    lines = [text for severity, text in messages if severity != "WARNING"] or [text for _, text in messages]
     return "; ".join(dict.fromkeys(lines[-3:])) or "the library does not say why"
 
 
