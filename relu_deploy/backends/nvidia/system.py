@@ -10,7 +10,7 @@ from typing import Any
 from relu_deploy.backends.nvidia.container import Host
 from relu_deploy.backends.nvidia.driver import Driver, Missing, find_driver
 from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries
-from relu_deploy.backends.onnxruntime.probe import installed_flavours
+from relu_deploy.backends.onnxruntime.probe import installed_flavors
 from relu_deploy.backends.threads import ThreadCount, find_threads
 
 __all__ = ["System", "examine"]
@@ -56,4 +56,4 @@ def examine() -> System:
     """Return a description of the machine. No library other than the driver's is loaded."""
     places = SharedLibraries.here()
     libraries = {file.name: file for stem in LIBRARIES for file in places.like(stem)}
-    return System(Host.here(), find_driver(), libraries, installed_flavours(), find_threads())
+    return System(Host.here(), find_driver(), libraries, installed_flavors(), find_threads())

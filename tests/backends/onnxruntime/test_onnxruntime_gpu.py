@@ -1,7 +1,7 @@
 """ONNX Runtime's GPU providers without a GPU: their options, the refusal to fall back, and buffers that are bound once.
 
 The session is always the real ONNX Runtime's. Buffers are bound on its CPU provider, to a double of the CUDA runtime whose
-memory is this process's; the provider that takes no node is the Azure one, which the CPU flavour has.
+memory is this process's; the provider that takes no node is the Azure one, which the CPU flavor has.
 """
 
 import ctypes
@@ -305,7 +305,7 @@ def test_tensorrt_is_allowed_the_precisions_of_the_graph_and_no_others(precision
 
 
 def test_float8_has_no_switch_in_that_provider():
-    with pytest.raises(Unsupported, match="no switch for float8"):
+    with pytest.raises(Unsupported, match="no option to enable float8"):
         options_for("onnxruntime-tensorrt", 0, precisions=frozenset({"float8"}))
     # TensorRT-RTX takes every precision from the graph.
     assert options_for("onnxruntime-tensorrt-rtx", 0, precisions=frozenset({"float8"})) == {}
