@@ -28,7 +28,7 @@ from typing import Any
 
 from relu_deploy.backends.nvidia.driver import Gpu
 from relu_deploy.backends.tensorrt.build import Progress, build_engine, check_capabilities
-from relu_deploy.backends.tensorrt.options import BuildOptions, spelt
+from relu_deploy.backends.tensorrt.options import BuildOptions, capability_name
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.bundle import Bundle, sha256, write_atomically
 from relu_deploy.bundle_files import external_locations
@@ -293,7 +293,7 @@ def _runs_here(facts: Mapping[str, Any], identity: Mapping[str, Any], device: in
     gpu = gpu_for(trt, device)
     if not compiles_ahead(trt) or not isinstance(gpu, Gpu):
         return False
-    return spelt("{}{}".format(*gpu.capability)) in str(facts.get("device")).split()
+    return capability_name("{}{}".format(*gpu.capability)) in str(facts.get("device")).split()
 
 
 def _outdated(folder: Path, identity: Mapping[str, Any]) -> str | None:

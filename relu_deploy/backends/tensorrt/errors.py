@@ -1,7 +1,7 @@
-"""Why TensorRT refuses an engine, in plain words: its own are internal tags, assertions and "deserialization failed".
+"""Explains why TensorRT rejects an engine, from its header, the log messages and the validity diagnostics.
 
-A serialized engine says in its first 28 bytes what it is: a tag of the library at 0 (`ftrt` or `vtrt`) and the four parts of
-the version that wrote it at 24 (the layout that NVIDIA's trtexec --getPlanVersionOnly reads, and that TensorRT-RTX writes).
+The first 28 bytes of a serialized engine contain the tag of the library at offset 0 (`ftrt` or `vtrt`) and the four parts of
+its version at offset 24 (the layout that NVIDIA's trtexec --getPlanVersionOnly reads, and that TensorRT-RTX writes).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Reason", "plan_version", "refusal_reason"]
 
 HEADER_BYTES = 28
 LIBRARIES = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
-#: bits of TensorRT-RTX's EngineInvalidityDiagnostics, by name → in words, and what to do
+#: name of a bit of TensorRT-RTX's EngineInvalidityDiagnostics → reason and fix
 DIAGNOSES = {
     "VERSION_MISMATCH": ("another version of TensorRT-RTX built it", "compile it again with this version"),
     "UNSUPPORTED_CC": ("it was not built for this GPU's compute capability", "compile it again for this GPU"),
@@ -27,14 +27,14 @@ DIAGNOSES = {
 
 
 class Reason(NamedTuple):
-    """What is wrong, as the rest of "this engine cannot be used: …", and what to do."""
+    """The reason why an engine cannot be used, and a fix."""
 
     text: str
     fix: str = "compile it again on this machine: relu-deploy compile"
 
 
 def plan_version(plan: bytes) -> tuple[str, str] | None:
-    """Return the library and the version that wrote `plan`, None when it does not begin as an engine does."""
+    """Return the library and version that wrote `plan`, None if it does not have the header of an engine."""
     library = LIBRARIES.get(plan[:4])
     if library is None or len(plan) < HEADER_BYTES:
         return None
@@ -44,10 +44,15 @@ def plan_version(plan: bytes) -> tuple[str, str] | None:
 def refusal_reason(
     library: str, version: str, plan: bytes, log_lines: Sequence[str], diagnoses: int = 0, members: Any = None
 ) -> Reason:
-    """Return why `plan` was refused.
+    """Return why `plan` was rejected.
 
-    library, version: what is installed, such as TensorRT and 11.4.0.106. said: what it logged. diagnoses, members:
-    TensorRT-RTX's bit mask of diagnostics and the enumeration of its bits.
+    Args:
+        library: The installed library, "TensorRT" or "TensorRT-RTX".
+        version: Its version, such as 11.4.0.106.
+        plan: The serialized engine.
+        log_lines: Messages that the library logged while it deserialized the engine.
+        diagnoses: Bit mask of TensorRT-RTX's diagnostics, 0 for none.
+        members: The enumeration of its bits.
     """
     text = " ".join(log_lines)
     return (
@@ -64,12 +69,10 @@ def _by_header(library: str, plan: bytes) -> Reason | None:
         return Reason("the file is empty")
     wrote = plan_version(plan)
     if wrote is None:
-        # Ultralytics writes the length of a JSON text and the text before the engine.
+        # Ultralytics writes a JSON text, with its length before it, in front of the engine.
         length = int.from_bytes(plan[:4], "little")
         if plan[4:5] == b"{" and plan[4 + length : 8 + length] in LIBRARIES:
-            return Reason(
-                f"{4 + length} bytes of another tool's notes stand before the engine", "cut them off, or compile it again"
-            )
+            return Reason(f"{4 + length} bytes of another tool's metadata precede the engine", "remove them, or compile it again")
         return Reason("it does not begin as an engine does: it is another kind of file, or damaged")
     if wrote[0] != library:
         other = "tensorrt-rtx" if wrote[0] == "TensorRT-RTX" else "tensorrt"
@@ -103,7 +106,7 @@ def _by_diagnosis(diagnoses: int, members: Any) -> Reason | None:
 
 Explain = Callable[[re.Match[str], str, str], Reason]
 
-#: a pattern in what the library logs → what that means, given the match, what built the engine, and what is installed
+#: pattern of a log message → function that returns the reason, given the match and the building and installed version
 MESSAGES: tuple[tuple[str, Explain], ...] = (
     (
         r"incompatible device, expecting compute ([\d.]+) got compute ([\d.]+)",
