@@ -155,7 +155,7 @@ MESSAGES: tuple[tuple[str, Explain], ...] = (
     (
         r"Serialization assertion|checksum",
         lambda _, built, installed: Reason(
-            "its bytes do not fit together: it is cut short or damaged"
+            "it is truncated or damaged"
             if built == installed
             else f"{built} built it, and {installed} is installed"
         ),

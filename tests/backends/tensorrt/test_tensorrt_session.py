@@ -184,7 +184,7 @@ def test_relus_inside_an_engine_are_refused_with_the_reason(digits_bundle):
     from relu_deploy.graph import find_relus, load_model
 
     relus = tuple(find_relus(load_model(digits_bundle.onnx)))
-    with pytest.raises(Unsupported, match="only its outputs left"):
+    with pytest.raises(Unsupported, match="exposes only its outputs"):
         load_session("tensorrt", digits_bundle, Options(taps=relus))
 
 
@@ -283,9 +283,9 @@ def test_files_that_are_no_engines_are_told_apart():
     assert "TensorRT-RTX 1.7.1.116 built it, and this is TensorRT" in rtx.text
     assert "tensorrt-rtx" in rtx.fix
     notes = b'{"names": ["cat"]}'
-    assert "22 bytes of another tool's notes" in why(len(notes).to_bytes(4, "little") + notes + plan_of()).text
+    assert "22 bytes of another tool's metadata" in why(len(notes).to_bytes(4, "little") + notes + plan_of()).text
     cut = refusal_reason("TensorRT", "11.4.0.106", plan_of(), ["Serialization assertion failed"])
-    assert cut.text == "its bytes do not fit together: it is cut short or damaged"
+    assert cut.text == "it is truncated or damaged"
 
 
 def test_what_is_in_no_list_is_said_as_the_library_said_it():
