@@ -75,7 +75,11 @@ class BenchComparison:
 
 
 def load_report(file: Path) -> Mapping[str, Any]:
-    """Return an earlier report. Raises InputError if it is not one of `bench --json`."""
+    """Return an earlier report.
+
+    Raises:
+        InputError: If `file` is not a report of `bench --json`.
+    """
     try:
         report = json.loads(read_regular(file, MAX_BYTES))
         if report["schema"] != "relu-deploy/bench/1":

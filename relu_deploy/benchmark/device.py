@@ -1,12 +1,12 @@
-"""Time on the GPU itself, separate from copies, launching and Python.
+"""Measures time on the GPU separately from copies, kernel launches and Python.
 
     run       GPU time of one run: CUDA events around groups of runs in a queue that is never empty, divided by their number
-    single    what a lone caller waits for with the data on the GPU already: host clock, from the call until the stream is done
-    enqueue   host time of the call alone; where it is no shorter than `run`, the queue runs dry and launching is what is measured
-    upload    host clock, from NumPy arrays until they are on the GPU, through page-locked memory
-    download  host clock, from outputs on the GPU to NumPy arrays
+    single    host time from one call until the stream is synchronized, with the data on the GPU
+    enqueue   host time of the call alone; if it is not shorter than `run`, the queue runs empty and launches limit the throughput
+    upload    host time of copying NumPy arrays to the GPU through page-locked memory
+    download  host time of copying outputs on the GPU to NumPy arrays
 
-Inputs take turns among several sets of buffers that stay on the GPU, so that no run finds its own input in a cache.
+Runs rotate through several sets of buffers on the GPU, so that the input of a run is not in a cache.
 """
 
 from __future__ import annotations
@@ -26,20 +26,30 @@ from relu_deploy.tensors import Feeds
 
 __all__ = ["DeviceMeter"]
 
-#: GPU time of a group of runs between two events: a launch into an empty queue, some microseconds, is then below 0.1%
+#: GPU time of a group of runs between two events, so that the few microseconds of a launch are below 0.1% of it
 GROUP_MS = 20.0
 MOST_RUNS = 4096
-#: groups that are in the queue at once: the GPU has work while the host waits for the group before last
+#: groups in the queue: the GPU has work while the host waits for an earlier group
 AHEAD = 2
-#: the board's energy counter moves every tenth of a second or so
+#: the board's energy counter is updated about every 0.1 s
 ENERGY_SECONDS = 1.5
 
 
 class DeviceMeter:
-    """Measures one session that can keep its data on the GPU."""
+    """Measures one session on the GPU."""
 
     def __init__(self, session: DeviceSession, feeds: Sequence[Feeds], index: int, gpu: Device | None = None) -> None:
-        """feeds: the inputs that take turns. Raises what `bind` raises when not even one set of buffers fits."""
+        """Bind a set of buffers for each of `feeds`, or as many as fit.
+
+        Args:
+            session: The session to measure.
+            feeds: Inputs to rotate through, all of the same shapes.
+            index: Index of the GPU.
+            gpu: The GPU, by default that with `index`.
+
+        Raises:
+            ReluDeployError: If the first set of buffers cannot be bound.
+        """
         self.gpu = gpu or Device(index)
         self.feeds = feeds
         self.bounds: list[IoBinding] = []
@@ -50,8 +60,8 @@ class DeviceMeter:
             except ReluDeployError:
                 if not self.bounds:
                     raise
-                break  # a large batch: fewer sets of buffers take turns
-            # Runs on several streams overlap, and no event on one of them sees all.
+                break  # not enough memory for a large batch: rotate through fewer sets
+            # Runs on several streams overlap, so events on one of them would not cover all runs.
             if self.bounds and bound.stream != self.bounds[0].stream:
                 bound.close()
                 break
@@ -70,7 +80,7 @@ class DeviceMeter:
             bound.run()
 
     def _group_size(self) -> int:
-        """Return how many runs make a group: as many as take `GROUP_MS`, each set of buffers the same number of times."""
+        """Return the number of runs that take `GROUP_MS`, a multiple of the number of sets of buffers."""
         count, took = len(self.bounds), 0.0
         while count < MOST_RUNS:
             with self.gpu.event() as start, self.gpu.event() as end:
@@ -87,7 +97,7 @@ class DeviceMeter:
         return max(sets, min(needed, MOST_RUNS))
 
     def measure(self, seconds: float) -> dict[str, list[float]]:
-        """Return milliseconds of each kind, measured for about `seconds` in all."""
+        """Return times in milliseconds by kind, measured for about `seconds` in total."""
         with self.watch.looking():
             run = self._groups(seconds * 0.5)
         single, enqueue = self._singles(seconds * 0.25)
@@ -95,7 +105,7 @@ class DeviceMeter:
         return {"run": run, "single": single, "enqueue": enqueue, "upload": upload, "download": download}
 
     def _groups(self, seconds: float) -> list[float]:
-        """Return for each group of runs the GPU's milliseconds for one run."""
+        """Return the GPU time per run in milliseconds, for each group of runs."""
         times: list[float] = []
         end = time.perf_counter() + seconds
         self.gpu.synchronize(self.stream)
@@ -141,7 +151,7 @@ class DeviceMeter:
         return up, down
 
     def _for(self, seconds: float) -> Iterator[IoBinding]:
-        """Yield the bounds in turn, from the first on, for `seconds` and at least once."""
+        """Yield the bindings in rotation for `seconds`, at least one."""
         self.gpu.synchronize(self.stream)
         end = time.perf_counter() + seconds
         for bound in itertools.cycle(self.bounds):
@@ -156,7 +166,12 @@ class DeviceMeter:
         return (time.perf_counter_ns() - start) / 1e6
 
     def facts(self, batch: int, seconds: float = ENERGY_SECONDS) -> dict[str, Any]:
-        """Return what the GPU did in all of the measuring, and the energy of an image in `seconds` of runs on end."""
+        """Return the fields of a row's `device` that describe the GPU.
+
+        Args:
+            batch: Rows in one run.
+            seconds: Time of the additional runs that measure energy per image.
+        """
         before = self.watch.millijoules()
         images = 0
         if before is not None:
@@ -172,5 +187,6 @@ class DeviceMeter:
         }
 
     def close(self) -> None:
+        """Free the buffers."""
         for bound in self.bounds:
             bound.close()

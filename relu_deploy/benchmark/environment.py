@@ -1,4 +1,4 @@
-"""What a measurement was made on: processor, memory, clocks, load, versions and thread counts."""
+"""Describes the environment of a measurement: processor, memory, clocks, load, versions and thread counts."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ THREAD_VARIABLES = (*VARIABLES, "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_
 
 
 def describe(threads: ThreadCount | int) -> dict[str, Any]:
-    """Return the environment that results are quoted with.
+    """Return the environment for a benchmark report.
 
     Args:
-        threads: Of every backend; a number is one that was given, not found.
+        threads: CPU threads of each backend, as found by default or as given by the user.
     """
     threads = ThreadCount(threads, "given") if isinstance(threads, int) else threads
     return {

@@ -1,10 +1,10 @@
-"""How near a model comes to what its GPU can do: its operations and compulsory bytes over rates measured on the spot.
+"""Roofline of a GPU: relates the time of a run to a lower bound from its operations, compulsory bytes and measured rates.
 
     limit = max(operations / matrix rate of the precision, compulsory bytes / copy rate)      share = limit / GPU time of a run
 
-Compulsory are the bytes that no fusion saves: weights, inputs and outputs, each once. They count only when they are more
-than the second-level cache holds: what stays in it from one run to the next is not read from memory at all. Activations
-between layers are left out, which makes the limit a lower bound; `unfused_memory_ms` is the other end, every node on its own.
+Compulsory bytes are those of weights, inputs and outputs, each counted once. They count only if they exceed the size of the
+second-level cache, because cached data are not read from memory again. Activations between layers are not counted, so the limit
+is a lower bound; `unfused_memory_ms` is the time of the memory traffic without any fusion.
 Williams, Waterman and Patterson, "Roofline", 2009.
 """
 
@@ -24,9 +24,13 @@ __all__ = ["GpuLimits", "calibrate_gpu", "share_of_gpu_limit"]
 
 @dataclass(frozen=True)
 class GpuLimits:
-    """operations_per_second: matrix product by precision. missing: why another precision has none.
+    """Measured rates of a GPU.
 
-    bytes_per_second: read plus written by a copy. l2_bytes: size of the second-level cache.
+    Attributes:
+        operations_per_second: Rate of a matrix product by precision.
+        bytes_per_second: Rate of a copy, read plus written.
+        l2_bytes: Size of the second-level cache.
+        missing: Reason for each precision without a rate.
     """
 
     operations_per_second: Mapping[str, float]
@@ -35,6 +39,7 @@ class GpuLimits:
     missing: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the field `gpu_limits` of a report's environment."""
         return {
             "tera_operations_per_s": {name: round(rate / 1e12, 2) for name, rate in self.operations_per_second.items()},
             "copy_gb_per_s": round(self.bytes_per_second / 1e9, 1),
@@ -44,7 +49,15 @@ class GpuLimits:
 
 
 def calibrate_gpu(index: int = 0, timeout: float = 120.0) -> GpuLimits | str:
-    """Return the rates of the GPU with that index, or why they could not be measured. Takes two seconds and a start of PyTorch."""
+    """Measure the rates of a GPU in a process of its own. This takes two seconds, plus the import of PyTorch.
+
+    Args:
+        index: Index of the GPU.
+        timeout: Time limit in seconds.
+
+    Returns:
+        The rates, or the reason why they could not be measured.
+    """
     command = [sys.executable, "-m", "relu_deploy.benchmark.gpu_limits", str(index)]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -57,7 +70,17 @@ def calibrate_gpu(index: int = 0, timeout: float = 120.0) -> GpuLimits | str:
 
 
 def share_of_gpu_limit(cost: Cost, seconds: float, precision: str, limits: GpuLimits | None) -> dict[str, Any] | None:
-    """Return achieved rate, limit and share for a run of `seconds` on the GPU; None where a rate is not known."""
+    """Return a row's `roofline` for a run on the GPU.
+
+    Args:
+        cost: Operations and bytes of the run.
+        seconds: GPU time of the run.
+        precision: Precision of its matrix products.
+        limits: Rates of the GPU.
+
+    Returns:
+        Achieved rate, limit and share, None if a rate or the cost is not known.
+    """
     rate = limits.operations_per_second.get(precision) if limits else None
     if limits is None or rate is None or cost.flops == 0 or cost.unknown:
         return None
@@ -76,6 +99,7 @@ def share_of_gpu_limit(cost: Cost, seconds: float, precision: str, limits: GpuLi
 
 
 def main() -> None:
+    """Print the rates of the GPU whose index is the first argument as JSON."""
     from relu_deploy.backends.nvidia.rates import measure_rates
     from relu_deploy.errors import ReluDeployError
 

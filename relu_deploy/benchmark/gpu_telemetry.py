@@ -1,7 +1,7 @@
-"""What a GPU did while it was measured: clocks, reasons for lower ones, power, temperature. Read, never set.
+"""Samples clocks, throttling reasons, power and temperature of a GPU while it is measured.
 
-NVIDIA's management library (nvidia-ml-py, optional) is read from a thread of its own while runs are timed. A GPU that runs
-hot or at its power limit lowers its clocks: figures from it are true, but another minute gives others, so the row says so.
+NVIDIA's management library (nvidia-ml-py, optional) is polled in a thread while runs are timed. Settings are read, never changed.
+A GPU that is hot or at its power limit lowers its clocks, which makes results vary over time; the row reports this.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 __all__ = ["GpuWatch", "Sample", "energy_per_image", "summary"]
 
 INTERVAL_SECONDS = 0.02
-#: clocks are steady when the lowest is within this share of the highest and nothing slowed them down
+#: clocks are steady if the lowest is within this share of the highest and there is no throttling
 STEADY = 0.02
 IDLE = 0x1
-#: bits of nvmlClocksEventReasons that mean "slower than it could be, because of …"
+#: bits of nvmlClocksEventReasons that mean throttling → the reason
 SLOWED = {
     0x4: "power limit",
     0x8: "hardware slowdown",
@@ -28,13 +28,21 @@ SLOWED = {
     0x200: "power, shared with the CPU",
     0x400: "temperature, shared with the CPU",
 }
-#: bits that mean "as somebody set it"
+#: bits that mean that clocks were set → the reason
 SET = {0x2: "clocks set by an administrator", 0x10: "synchronized with other GPUs", 0x100: "display"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look. reasons: bits of nvmlClocksEventReasons. None is a reading that this GPU does not have."""
+    """One sample; a field is None if the GPU does not report it.
+
+    Attributes:
+        sm_mhz: Clock of the multiprocessors.
+        memory_mhz: Clock of the memory.
+        watts: Power of the board.
+        celsius: Temperature of the GPU.
+        reasons: Bits of nvmlClocksEventReasons.
+    """
 
     sm_mhz: int | None
     memory_mhz: int | None
@@ -45,7 +53,14 @@ class Sample:
 
 @dataclass
 class GpuWatch:
-    """Looks at one GPU while `looking`. reason: why it sees nothing, "" when it does."""
+    """Samples one GPU inside `looking`.
+
+    Attributes:
+        bus_id: PCI address of the GPU.
+        library: The module pynvml.
+        reason: Why there are no samples, "" if sampling works.
+        samples: The samples so far.
+    """
 
     bus_id: str
     library: Any = None
@@ -68,7 +83,7 @@ class GpuWatch:
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
-        """Take samples until the block is left."""
+        """Take samples in a thread inside the block."""
         if self.reason:
             yield
             return
@@ -90,7 +105,7 @@ class GpuWatch:
                 return
 
     def look(self) -> Sample:
-        """Return one sample. Raises the library's error when it has no reading at all."""
+        """Return one sample. Raises the library's error if the GPU reports none of the values."""
         library, handle = self.library, self._handle
         reasons = (
             getattr(library, "nvmlDeviceGetCurrentClocksEventReasons", None) or library.nvmlDeviceGetCurrentClocksThrottleReasons
@@ -98,7 +113,7 @@ class GpuWatch:
         errors: list[Exception] = []
 
         def reading(read: Callable[[], float]) -> Any:
-            # A GPU without one of them, as in a MIG partition or a virtual machine, has the others.
+            # In a MIG partition or a virtual machine some values are not available.
             try:
                 return read()
             except Exception as error:  # NVMLError has a class for every code
@@ -117,7 +132,7 @@ class GpuWatch:
         return sample
 
     def millijoules(self) -> int | None:
-        """Return the whole board's energy since the driver was loaded, None where it does not count."""
+        """Return the energy of the board since the driver was loaded in millijoules, None if it is not available."""
         if self.reason:
             return None
         try:
@@ -127,12 +142,14 @@ class GpuWatch:
 
 
 def summary(watch: GpuWatch) -> dict[str, Any]:
-    """Return `clocks`, `power_w` and `temperature_c` of all samples, each null where the GPU has no such reading.
+    """Summarize all samples of `watch`.
 
-    clocks_not_seen: why there are no clocks, "" when there are.
+    Returns:
+        `clocks`, `power_w` and `temperature_c`, each None if the GPU does not report it, and `clocks_not_seen`: why there are no
+        clocks, "" if there are.
     """
     busy = [sample for sample in watch.samples if not (sample.reasons or 0) & IDLE]
-    why = watch.reason or "the runs were over before the GPU could be looked at"
+    why = watch.reason or "the runs ended before the first sample of the GPU"
     watts = [one.watts for one in busy if one.watts is not None]
     celsius = [one.celsius for one in busy if one.celsius is not None]
     clocks = _verdict(busy)
@@ -159,7 +176,7 @@ def _verdict(busy: Sequence[Sample]) -> dict[str, Any] | None:
         "min": low,
         "max": high,
         "memory": [min(memory), max(memory)] if memory else None,
-        # Without the reasons, a clock that stayed low all the time looks like a steady one.
+        # Without the reasons, a clock that was low all the time would look steady.
         "steady": not throttled and high - low <= STEADY * high if reasons else None,
         "throttled": throttled,
         "set": [name for bit, name in SET.items() if seen & bit],
@@ -168,7 +185,16 @@ def _verdict(busy: Sequence[Sample]) -> dict[str, Any] | None:
 
 
 def energy_per_image(before: int | None, after: int | None, images: int) -> float | None:
-    """Return millijoules an image, of the whole board; None where the GPU does not count or the count did not move."""
+    """Return the energy of the board per image in millijoules.
+
+    Args:
+        before: Energy counter before the runs in millijoules.
+        after: Energy counter after the runs.
+        images: Number of images of the runs.
+
+    Returns:
+        The energy, None if the counter is not available or did not change.
+    """
     if before is None or after is None or after <= before or images < 1:
         return None
     return (after - before) / images

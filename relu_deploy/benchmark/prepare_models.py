@@ -1,4 +1,4 @@
-"""What `bench` measures when it is given names instead of bundles: each model exported, verified, and quantized where it can be."""
+"""Exports, verifies and quantizes the zoo models that `bench` is given by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["QUICK", "bundles_for"]
 
 #: the model of `bench --quick`
 QUICK = "digits"
-#: where a shipped model is verified and calibrated
+#: backend that zoo models are verified and calibrated on
 BACKEND = "onnxruntime-cpu"
 
 
@@ -61,7 +61,7 @@ def _prepared(recipe: ModelRecipe, path: Path, progress: Callable[[str], None]) 
 
 
 def _quantized(bundle: Bundle, recipe: ModelRecipe, progress: Callable[[str], None]) -> Bundle:
-    """Return `bundle` with an int8 variant for CPUs, or as it is, with the reason reported, where none passes the gate."""
+    """Add an int8 variant for CPUs to `bundle`; if it loses too much accuracy, report it and return `bundle` unchanged."""
     progress(f"{recipe.name}: quantizing to int8")
     try:
         return optimize(bundle, "cpu", "int8", calibration=recipe.dataset)

@@ -1,4 +1,4 @@
-"""The other end of a worker process: commands and answers, a line of JSON each."""
+"""Starts a worker process and exchanges commands and replies with it, one line of JSON each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ __all__ = ["Process"]
 
 
 class Process:
-    """A worker process, spoken to in lines of JSON."""
+    """A worker process (`worker.py`)."""
 
     def __init__(self, threads: int) -> None:
+        """Start a worker whose numerical libraries use `threads` CPU threads."""
         limited = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "relu_deploy.benchmark.worker"],
@@ -28,36 +29,40 @@ class Process:
             env={**os.environ, **limited},
         )
 
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Return the worker's answer; a worker that died answers with an error."""
+    def request(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Send a command and return the reply. If the worker has ended, the reply has an `error`."""
         self.send(command, **arguments)
         return self.receive(command)
 
     def get(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Return the worker's answer. Raises Unsupported when it is an error: nothing can be measured then."""
-        answer = self.ask(command, **arguments)
-        if "error" in answer:
-            raise Unsupported(f"a benchmark process failed: {answer['error']}", answer["hint"] or "leave that backend out")
-        return answer
+        """Send a command and return the reply.
+
+        Raises:
+            Unsupported: If the reply has an `error`.
+        """
+        reply = self.request(command, **arguments)
+        if "error" in reply:
+            raise Unsupported(f"a benchmark process failed: {reply['error']}", reply["hint"] or "leave that backend out")
+        return reply
 
     def send(self, command: str, **arguments: Any) -> None:
-        """Send a command whose answer `receive` will return."""
+        """Send a command without waiting for its reply, which `receive` returns."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the missing answer will tell
+        with contextlib.suppress(BrokenPipeError):  # `receive` reports that the process has ended
             self._process.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
             self._process.stdin.flush()
 
     def receive(self, command: str) -> dict[str, Any]:
-        """Return the answer to the oldest command that has none yet; `command` is what to call it in an error."""
+        """Return the reply to the oldest command without one. `command` names it in errors."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             return {"error": f"its process ended with exit code {self._process.wait(10)} during {command!r}", "hint": ""}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
     def close(self) -> None:
-        """End the worker, by force when it does not end by itself."""
+        """End the worker, and kill it if it does not end within five seconds."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None and not stream.closed:
                 with contextlib.suppress(BrokenPipeError):

@@ -1,4 +1,4 @@
-"""What a benchmark says: its rows, their ratios, and what it was measured on."""
+"""The result of a benchmark: its rows, their ratios and the environment."""
 
 from __future__ import annotations
 
@@ -14,9 +14,28 @@ __all__ = ["BenchReport", "Ratios", "Run"]
 
 @dataclass(frozen=True)
 class Run:
-    """One row: a model, or a variant of it, on a backend at a batch size. error: why there is nothing else in it, "" when it ran.
+    """One row: a model or variant on a backend at a batch size.
 
-    device: what the GPU did (`bench.rows._device`), None on a CPU. checked_rows: of the batch, held against the truth.
+    Attributes:
+        model: Name of the model.
+        backend: Name of the backend.
+        batch: Rows in one run.
+        variant: Name of the variant, "" for the model itself.
+        precision: Precision that it computes in.
+        latency: Time of a run from NumPy arrays to NumPy arrays.
+        throughput: Rows per second.
+        peak_bytes: Largest resident memory of the process.
+        load_seconds: Time to load the model.
+        first_run_seconds: Time of the first run.
+        warmed_up: Whether times were stable before the measurement.
+        accuracy: Score on the data set.
+        roofline: Comparison with the limit of the machine.
+        verified: Whether the outputs are within tolerance of the truth.
+        error_ratio: Largest error of an output, relative to the error that the precision explains.
+        facts: Settings read back from the runtime.
+        device: Measurements on the GPU (`device.DeviceMeter`), None on a CPU.
+        checked_rows: Rows of the batch that were compared with the truth.
+        error: Why the row was not measured, "" if it was.
     """
 
     model: str
@@ -41,13 +60,14 @@ class Run:
 
     def summary(self) -> str:
         """Return the row in one line."""
-        what = f"{self.model} {self.backend} {self.variant}".strip() + f", batch {self.batch}"
+        label = f"{self.model} {self.backend} {self.variant}".strip() + f", batch {self.batch}"
         if self.latency is None:
-            return f"{what}: {self.error}"
+            return f"{label}: {self.error}"
         verdict = {True: "verified", False: "NOT VERIFIED", None: "not checked"}[self.verified]
-        return f"{what}: {self.latency.p50:.4g} ms, {self.throughput or 0:,.4g} a second, {self.precision}, {verdict}"
+        return f"{label}: {self.latency.p50:.4g} ms, {self.throughput or 0:,.4g} a second, {self.precision}, {verdict}"
 
     def to_json(self) -> dict[str, Any]:
+        """Return an entry of `runs` of what `bench --json` writes."""
         return {
             "model": self.model,
             "backend": self.backend,
@@ -73,9 +93,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Ratios:
-    """How many times faster `backend` ran (a variant of) one model at one batch size than `against` ran the model itself.
+    """The speed of a model or variant on one backend, relative to the model on another backend.
 
-    ratio: of whole calls. device: of the GPU's own time, None where either side has none.
+    Attributes:
+        model: Name of the model.
+        batch: Rows in one run.
+        backend: Name of the backend.
+        against: Name of the backend that it is compared with.
+        ratio: How many times faster `backend` is, by the time of whole calls.
+        variant: Name of the variant on `backend`, "" for the model itself.
+        device: The same by GPU time, None if one of the two has none.
     """
 
     model: str
@@ -87,6 +114,7 @@ class Ratios:
     device: Ratio | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Return an entry of `ratios` of what `bench --json` writes."""
         return {
             "model": self.model,
             "batch": self.batch,
@@ -100,7 +128,14 @@ class Ratios:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Everything that was measured. passed: every row ran and gave the answers that the truth gives."""
+    """The result of `bench`.
+
+    Attributes:
+        environment: The machine and the settings.
+        runs: The rows.
+        ratios: Relative speeds.
+        left_out: Reason for each default backend that was not measured, by name.
+    """
 
     environment: Mapping[str, Any]
     runs: Sequence[Run]
@@ -109,9 +144,11 @@ class BenchReport:
 
     @property
     def passed(self) -> bool:
+        """Whether every row ran and none failed verification."""
         return all(run.verified is not False and not run.error for run in self.runs)
 
     def to_json(self) -> dict[str, Any]:
+        """Return what `bench --json` writes."""
         return {
             "schema": "relu-deploy/bench/1",
             "passed": self.passed,

@@ -1,10 +1,10 @@
-"""How near a model comes to what the CPU can do: its operations over a matrix rate measured on the spot.
+"""Roofline of a CPU: relates the latency of a model to its operations and a measured rate of matrix products.
 
     limit = flops / matrix rate      share = limit / mean latency
 
-Bytes are no part of it: how much of these models stays in the caches, nobody tells. The time that they would take unfused
-stands beside it. A GPU's limit counts bytes too: see `gpu_limits.py`. The rates are those that NumPy's matrix product and
-copy reach here with the same number of threads, measured in a process of their own just before the benchmark.
+Memory traffic is not part of the limit, because it is not known how much of it the caches serve; `unfused_memory_ms` is its time
+without fusion and caches. For GPUs see `gpu_limits.py`. The rates are those of NumPy's matrix product and copy with the same
+number of threads, measured in a separate process before the benchmark.
 Williams, Waterman and Patterson, "Roofline", 2009.
 """
 
@@ -29,17 +29,23 @@ SIDE, COPY_BYTES = 1024, 2**27
 
 @dataclass(frozen=True)
 class Machine:
-    """flops_per_second: float32 matrix product. bytes_per_second: read plus written by a copy."""
+    """Measured rates of the CPU.
+
+    Attributes:
+        flops_per_second: Rate of a float32 matrix product.
+        bytes_per_second: Rate of a copy, read plus written.
+    """
 
     flops_per_second: float
     bytes_per_second: float
 
     def to_json(self) -> dict[str, float]:
+        """Return the field `limits` of a report's environment."""
         return {"float32_gflops": round(self.flops_per_second / 1e9, 1), "copy_gb_per_s": round(self.bytes_per_second / 1e9, 2)}
 
 
 def calibrate(threads: int) -> Machine | None:
-    """Return the rates of this machine with `threads` threads, None when they could not be measured."""
+    """Return the rates of this machine with `threads` CPU threads, None if they could not be measured."""
     limited = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     command = [sys.executable, "-m", "relu_deploy.benchmark.roofline"]
     try:
@@ -50,7 +56,16 @@ def calibrate(threads: int) -> Machine | None:
 
 
 def share_of_limit(cost: Cost, seconds: float, machine: Machine | None) -> dict[str, Any] | None:
-    """Return achieved rate, limit and share for one run that took `seconds`; None where the rates are not known."""
+    """Return a row's `roofline` for a run on the CPU.
+
+    Args:
+        cost: Operations and bytes of the run.
+        seconds: Latency of the run.
+        machine: Rates of the CPU.
+
+    Returns:
+        Achieved rate, limit and share, None if the rates or the cost are not known.
+    """
     if machine is None or cost.flops == 0 or cost.unknown:
         return None
     compute, memory = cost.flops / machine.flops_per_second, cost.bytes / machine.bytes_per_second
@@ -63,7 +78,7 @@ def share_of_limit(cost: Cost, seconds: float, machine: Machine | None) -> dict[
 
 
 def _best(work: Any, seconds: float = 0.6) -> float:
-    """Return the shortest time that `work` took within `seconds`: a limit is what the machine can do undisturbed."""
+    """Return the shortest time of `work` within `seconds`; the minimum is least affected by other load."""
     times, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
@@ -73,6 +88,7 @@ def _best(work: Any, seconds: float = 0.6) -> float:
 
 
 def main() -> None:
+    """Print the rates of the CPU as JSON."""
     generator = np.random.default_rng(0)
     a, b = (generator.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
     product = np.empty_like(a)

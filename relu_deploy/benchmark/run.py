@@ -1,9 +1,9 @@
-"""Benchmarks that say what they measured: interleaved, with intervals, beside the accuracy and the verdict of the very session.
+"""The verb `bench`: measures models on several backends, and verifies and scores each measured session.
 
-For each model and batch every backend gets a process of its own (`worker.py`). All are loaded and warmed up, then take
-turns in rounds whose order rotates, so that drift of the machine hits all alike. What is timed is one call of
-`session.run` from NumPy arrays to NumPy arrays, which is what a caller waits for. On a GPU its own time, launching and the
-copies are measured separately (`device.py`), and what the GPU's clocks did meanwhile (`gpu_telemetry.py`).
+For each model and batch every backend has a process of its own (`worker.py`). All are loaded and warmed up, then measured in
+rounds in rotating order, so that drift of the machine affects all equally. The measured time is that of one call of
+`session.run` from NumPy arrays to NumPy arrays. On a GPU, kernel time, launches and copies are also measured separately
+(`device.py`), and clocks are sampled meanwhile (`gpu_telemetry.py`).
 """
 
 from __future__ import annotations
@@ -41,17 +41,29 @@ def bench(
     shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
-    """Return the benchmark of each model on each backend at each batch size.
+    """Measure each model on each backend at each batch size.
 
-    Each variant in a bundle is a row of its own on the backend that it was made for, beside the model itself; a path to a
-    variant measures that one alone. backends: by default every usable one that is `compared_by_default`. seconds: of timed runs for each
-    row, and as many again of the GPU alone. against: the backend that ratios are taken against, by default the first one.
-    threads: CPU threads, by default as many as quota, affinity and physical cores allow. settings: fields of `backends.Options` for every
-    session, such as tf32 or torch_mode. variants: those that are rows, in the model's place on their backend; None for all.
-    data: what the models are fed and scored on, by default each one's own data set. shapes: sizes of inputs
-    whose dimensions may vary, as for `Bundle.with_shapes`. progress: called with a line about what
-    happens next.
-    Raises BackendUnavailable for a backend that was named, UsageError and InputError for bad arguments.
+    Each variant in a bundle has its own row on the backends that it was made for, in addition to the model itself.
+
+    Args:
+        bundles: Models: bundles, or paths of bundles, of variants (only the variant is measured) or of ONNX files.
+        backends: Names of backends, by default every usable one that is `compared_by_default`.
+        batch: Batch sizes.
+        seconds: Time of the timed runs of each row; on a GPU, device time is measured for as long again.
+        against: Backend that ratios are relative to, by default the first one.
+        threads: CPU threads, by default those of `threads.default_threads`.
+        seed: Seed of the choice of inputs.
+        settings: Fields of `backends.Options` for every session, such as tf32 or torch_mode.
+        variants: Names of the variants to measure, instead of the model on their backends; None for the model and all variants.
+        data: Data set for inputs and scores, by default that of each model.
+        shapes: Shapes by input name, for inputs whose dimensions vary, as for `Bundle.with_shapes`.
+        progress: Called with a line about the next step.
+
+    Raises:
+        BackendUnavailable: If a named backend is not usable here.
+        InputError: If a model or the data cannot be used.
+        Unsupported: If a named backend cannot run a model.
+        UsageError: If an argument is invalid.
     """
     models = [
         Bundle.open(one).with_shapes(shapes or {})
@@ -107,7 +119,14 @@ def bench(
 
 
 def ratios_of(bundle: Bundle, batch: int, timings: Timings, against: str | None) -> list[Ratios]:
-    """Return the ratios of every row's timings to those of the first row on backend `against`, None for the first of all."""
+    """Return the relative speed of every row.
+
+    Args:
+        bundle: The model.
+        batch: Rows in one run.
+        timings: Timings of all rows.
+        against: Backend whose first row the ratios are relative to, None for the first row.
+    """
     base: Key | None = next((key for key in timings.calls if key.backend == (against or key.backend)), None)
     if base is None:
         return []
@@ -122,7 +141,7 @@ def ratios_of(bundle: Bundle, batch: int, timings: Timings, against: str | None)
 
 
 def _choose(backends: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
-    """Return the backends to run and, where the choice is ours, why each of the others is left out."""
+    """Return the backends to run, and for the default choice the reason why each of the others is left out."""
     if backends is None:
         probes = [probe(name) for name in names() if capabilities(name).compared_by_default]
         return [each.name for each in probes if each.usable], {each.name: each.reason for each in probes if not each.usable}

@@ -1,4 +1,4 @@
-"""The rows of one model at one batch size: every backend in a process of its own, all loaded, then taking turns."""
+"""Measures the rows of one model at one batch size, with a process for each row."""
 
 from __future__ import annotations
 
@@ -28,17 +28,27 @@ __all__ = ["BenchmarkPlan", "Key", "Timings", "measure_rows"]
 
 ROUNDS = 10
 WARM_UP_SECONDS = 2.0
-#: rows of a batch whose answers are held against the truth, which takes long in float64; every row is computed alike
+#: rows of a batch that are compared with the truth, which is slow to compute in float64
 CHECKED_ROWS = 8
 
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """How everything is measured. settings: options of `backends.load` beside threads, for backends that have them.
+    """Options of a benchmark.
 
-    variants: which of a bundle's variants are rows, None for all; where some are named, they stand in the model's place on
-    their backend. may_skip: a backend that cannot run a model leaves a row with its error instead of ending all.
-    data: instead of each model's own data set. scores: of each model's rows, from their first batch size.
+    Attributes:
+        backends: Names of the backends.
+        seconds: Time of the timed runs of each row.
+        threads: CPU threads.
+        seed: Seed of the choice of inputs.
+        may_skip: If a backend cannot run a model, add a row with its error instead of raising.
+        machine: Rates of the CPU.
+        gpu: Rates of the GPU.
+        settings: Fields of `backends.Options` other than `threads`.
+        variants: Names of the variants to measure, instead of the model on their backends; None for the model and all variants.
+        progress: Called with a line about the next step.
+        data: Data set, None for that of each model.
+        scores: Cached accuracy of each row, which does not depend on the batch size.
     """
 
     backends: Sequence[str]
@@ -56,7 +66,7 @@ class BenchmarkPlan:
 
 
 class Key(NamedTuple):
-    """What a row is of: a backend, and a variant of the model or "" for the model itself."""
+    """Identifies a row of a model: a backend and a variant, "" for the model itself."""
 
     backend: str
     variant: str
@@ -66,19 +76,31 @@ class Key(NamedTuple):
 
 
 class Timings(NamedTuple):
-    """Milliseconds, a list for each round: of whole calls, and of the GPU alone where that could be measured."""
+    """Times in milliseconds, one list for each round: of whole calls, and GPU times of the rows that have them."""
 
     calls: dict[Key, list[list[float]]]
     device: dict[Key, list[list[float]]]
 
 
 def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[Run], Timings]:
-    """Return the rows of `bundle` at `batch`, and the timings that they are made of."""
-    what = f"{bundle.title}, batch {batch}"
-    plan.progress(f"{what}: the right answers in float64")
+    """Measure one model at one batch size.
+
+    Args:
+        bundle: The model.
+        batch: Rows in one run.
+        plan: Options of the benchmark.
+
+    Returns:
+        The rows and their timings.
+
+    Raises:
+        Unsupported: If a backend cannot run the model and `plan.may_skip` is not set.
+    """
+    label = f"{bundle.title}, batch {batch}"
+    plan.progress(f"{label}: computing the float64 truth")
     keys = _keys(bundle, plan)
     graphs = {key: bundle.with_variant(key.variant) if key.variant else bundle for key in keys}
-    # The workers import their runtimes while the truth is worked out; nothing is timed yet.
+    # The workers import their runtimes while the truth is computed.
     processes = {key: Process(plan.threads) for key in keys}
     rows: dict[Key, Run] = {}
     try:
@@ -92,13 +114,13 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
         for process in processes.values():
             process.receive("prepare")
         loaded = _load(bundle, batch, plan, graphs, processes, rows)
-        timings, kinds = _take_turns(what, plan, loaded, processes)
+        timings, kinds = _take_turns(label, plan, loaded, processes)
         for key, known in loaded.items():
-            plan.progress(f"{what}: checking the answers of {key}")
-            facts = known | processes[key].ask("memory") | _device(processes[key], batch, plan, kinds.get(key, {}), known)
+            plan.progress(f"{label}: checking the answers of {key}")
+            facts = known | processes[key].request("memory") | _device(processes[key], batch, plan, kinds.get(key, {}), known)
             facts |= _checked(processes[key], feeds, truths[key.variant, _cast(key, plan)], checked)
-            # The score does not depend on the batch size: a thousand rows go through each session once.
-            score = plan.scores.get((bundle.title, key)) or processes[key].ask("accuracy")
+            # The score does not depend on the batch size, so each session is scored once.
+            score = plan.scores.get((bundle.title, key)) or processes[key].request("accuracy")
             if "error" not in score:
                 plan.scores[bundle.title, key] = score
             facts |= score
@@ -110,7 +132,7 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
 
 
 def _keys(bundle: Bundle, plan: BenchmarkPlan) -> list[Key]:
-    """Return the rows of `bundle`: the model on each backend, its variants where they belong."""
+    """Return the rows of `bundle`: the model on each backend, and variants on the backends that they were made for."""
     if bundle.variant:
         return [Key(name, bundle.variant) for name in plan.backends]
     keys = []
@@ -132,15 +154,15 @@ def _load(
     processes: Mapping[Key, Process],
     rows: dict[Key, Run],
 ) -> dict[Key, dict[str, Any]]:
-    """Return what each worker says of its loaded and warmed-up session; one that cannot load gets its row at once."""
+    """Load and warm up the sessions. Return the replies; sessions that cannot be loaded are added to `rows`."""
     loaded: dict[Key, dict[str, Any]] = {}
-    what = f"{bundle.title}, batch {batch}"
+    label = f"{bundle.title}, batch {batch}"
     for key, process in processes.items():
-        plan.progress(f"{what}: loading {key}")
+        plan.progress(f"{label}: loading {key}")
         path = graphs[key].onnx if key.variant else bundle.path
         common = {"threads": plan.threads, "batch": batch, "seed": plan.seed, "settings": dict(plan.settings), "data": plan.data}
         common["shapes"] = dict(bundle.shapes)
-        reply = process.ask("load", bundle=str(path), backend=key.backend, **common)
+        reply = process.request("load", bundle=str(path), backend=key.backend, **common)
         if "error" in reply:
             if not plan.may_skip:
                 raise Unsupported(f"{key} cannot run {bundle.name}: {reply['error']}", reply["hint"] or "leave it out")
@@ -149,22 +171,22 @@ def _load(
             continue
         loaded[key] = reply
     for key in loaded:
-        plan.progress(f"{what}: warming up {key}")
+        plan.progress(f"{label}: warming up {key}")
         loaded[key] |= processes[key].get("warm", seconds=WARM_UP_SECONDS)
         if loaded[key]["can_bind"]:
-            loaded[key] |= processes[key].ask("bind")
+            loaded[key] |= processes[key].request("bind")
     return loaded
 
 
 def _take_turns(
-    what: str, plan: BenchmarkPlan, loaded: Mapping[Key, Mapping[str, Any]], processes: Mapping[Key, Process]
+    label: str, plan: BenchmarkPlan, loaded: Mapping[Key, Mapping[str, Any]], processes: Mapping[Key, Process]
 ) -> tuple[Timings, dict[Key, dict[str, list[list[float]]]]]:
-    """Return the timings of all rounds, and for rows on a GPU those of each kind that `bench.device` tells apart."""
+    """Measure all rounds. Return the timings, and for rows on a GPU those of each kind of `device.DeviceMeter`."""
     timings = Timings({key: [] for key in loaded}, {})
     kinds: dict[Key, dict[str, list[list[float]]]] = {}
     order = list(loaded)
     for turn in range(ROUNDS):
-        plan.progress(f"{what}: round {turn + 1} of {ROUNDS}")
+        plan.progress(f"{label}: round {turn + 1} of {ROUNDS}")
         for key in (*order[turn % len(order) :], *order[: turn % len(order)]) if order else ():
             timings.calls[key].append(processes[key].get("measure", seconds=plan.seconds / ROUNDS)["milliseconds"])
             if loaded[key].get("bound"):
@@ -177,12 +199,12 @@ def _take_turns(
 def _device(
     process: Process, batch: int, plan: BenchmarkPlan, kinds: Mapping[str, list[list[float]]], known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the row's `device`: None on the CPU, why not where a GPU's time could not be measured, else what was measured."""
+    """Return the row's `device`: None on the CPU, otherwise the measurements or the reason why there are none."""
     if not known["can_bind"]:
         return {"device": None}
     if not kinds:
         return {"device": {"not_measured": known.get("error", "no buffers on the GPU")}, "error": ""}
-    facts = process.ask("device_facts", batch=batch, seconds=min(max(plan.seconds / 2, 1.0), 3.0))
+    facts = process.request("device_facts", batch=batch, seconds=min(max(plan.seconds / 2, 1.0), 3.0))
     if "error" in facts:
         facts = {"clocks": None, "clocks_not_seen": facts["error"]}
     latencies = {kind: summarize(rounds) for kind, rounds in kinds.items()}
@@ -190,7 +212,7 @@ def _device(
     return {
         "device": {
             "throughput": round(batch / run.mean * 1e3, 3),
-            # The host then needs as long to ask for a run as the GPU to do it: the queue has run dry.
+            # Enqueuing takes as long as running, so the GPU waits for the host.
             "launch_bound": enqueue.p50 >= 0.95 * run.mean,
             **{f"{kind}_ms": latency.to_json() for kind, latency in latencies.items()},
             **facts,
@@ -199,12 +221,12 @@ def _device(
 
 
 def _cast(key: Key, plan: BenchmarkPlan) -> str:
-    """Return the precision that PyTorch chooses by itself in a row, "" where it does not."""
+    """Return the autocast precision of a row, "" if there is none."""
     return str(plan.settings.get("autocast", "")) if capabilities(key.backend).autocasts else ""
 
 
 def _cost(graph: Bundle, bundle: Bundle, batch: int) -> Cost:
-    """Return the model's operations, and the bytes of the variant: its weights are smaller, its Q/DQ nodes are no work of the model."""
+    """Return the operations of the model with the bytes of the variant, whose Q/DQ nodes do not count as operations."""
     whole = count_cost(load_model(bundle.onnx), batch)
     if not graph.variant or graph.variant == bundle.variant:
         return whole
@@ -213,13 +235,13 @@ def _cost(graph: Bundle, bundle: Bundle, batch: int) -> Cost:
 
 
 def _checked_rows(bundle: Bundle, batch: int) -> int:
-    """Return how many rows of a batch are checked: a few where the leading dimension of all inputs and outputs is one batch."""
+    """Return how many rows of a batch are verified: some if all inputs and outputs have the same batch, otherwise all."""
     leading = {spec.batch for spec in (*bundle.inputs, *bundle.outputs)}
     return min(batch, CHECKED_ROWS) if len(leading) == 1 and isinstance(next(iter(leading)), str) else batch
 
 
 def _truth(bundle: Bundle, feeds: Feeds, threads: int, cast: str) -> Truth:
-    """Return the outputs in float64; for a variant of the float32 graph that it was made of, in its own precision's noise."""
+    """Return the float64 outputs of the float32 graph, with the tolerance of the precision of `bundle`."""
     against = choose_against(bundle, None)
     precision = cast or precision_of(load_model(bundle.onnx))
     return find_truth(open_source(bundle, against, (), threads), feeds, precision)
@@ -236,7 +258,7 @@ def _row(
     if device and "run_ms" in device:
         roofline = share_of_gpu_limit(cost, device["run_ms"]["mean"] / 1e3, precision, plan.gpu)
     elif device is None and precision == "float32" and not capabilities(name).on_gpu:
-        # The CPU's limit was measured in float32: another precision has another one.
+        # The CPU's rate is that of float32.
         roofline = share_of_limit(cost, latency.mean / 1e3, plan.machine)
     return Run(
         model=bundle.name,
@@ -262,11 +284,11 @@ def _row(
 
 
 def _checked(process: Process, feeds: Mapping[str, Any], truth: Truth, rows: int) -> dict[str, Any]:
-    """Return the verdict on the answers that the measured session itself gives for the first `rows` of `feeds`."""
+    """Verify the outputs of the measured session for the first `rows` rows of `feeds`."""
     with temporary_folder("bench") as folder:
         given, results = Path(folder) / "feeds.npz", Path(folder) / "outputs.npz"
         np.savez(given, **feeds)  # type: ignore[arg-type]
-        reply = process.ask("outputs", feeds=str(given), results=str(results))
+        reply = process.request("outputs", feeds=str(given), results=str(results))
         if "error" in reply:
             return {"verified": False, "error_ratio": None, "error": reply["error"], "checked_rows": 0}
         with np.load(results) as archive:

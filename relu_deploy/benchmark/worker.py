@@ -1,8 +1,8 @@
-"""One backend in a process of its own: loads a model, warms up and times runs on command.
+"""The worker process of a benchmark row: loads a model, warms up and times runs on command.
 
-A process each, because thread pools of two runtimes disturb one another, because peak memory is a property of a process,
-and because a crash then costs one row. Commands and answers are JSON, a line each, on stdin and stdout; whatever a
-runtime prints goes to stderr.
+Each row has its own process, because thread pools of two runtimes would compete, because peak memory is a property of a process,
+and so that a crash affects one row only. Commands and replies are lines of JSON on stdin and stdout; output of the runtime goes to
+stderr.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from relu_deploy.tensors import Feeds
 if TYPE_CHECKING:
     from relu_deploy.backends.base import DeviceSession
 
-#: how many different inputs take turns, so that no cache sees the same picture twice in a row
+#: number of different inputs that runs rotate through, so that caches do not hold the input of a run
 ROTATION = 4
-#: warm-up ends when two windows' medians agree this closely
+#: warm-up ends when the medians of two windows differ by less than this share
 STABLE = 0.05
 
 
 class Worker:
-    """Answers commands about one session."""
+    """Executes commands on one session. Each public method is a command and returns the reply."""
 
     def prepare(self, backend: str) -> dict[str, Any]:
-        """Import the backend's runtime, which several workers may do at the same time."""
+        """Import the backend's runtime. Several workers do this concurrently."""
         started = time.perf_counter()
         probe(backend)
         return {"import_seconds": time.perf_counter() - started}
@@ -53,7 +53,7 @@ class Worker:
         data: str | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> dict[str, Any]:
-        """Load the model and answer once. Times are of loading alone and of the first run alone."""
+        """Load the model and run it once, with separate times for loading and the first run."""
         self.bundle, self.batch, self.gpu = Bundle.open(bundle).with_shapes(shapes or {}), batch, int(settings.get("device", 0))
         self.data = data or self.bundle.manifest.get("dataset")
         self.feeds = [feeds for feeds, _ in several_feeds(self.bundle, batch, range(seed, seed + ROTATION), data)]
@@ -70,17 +70,18 @@ class Worker:
         }
 
     def bind(self) -> dict[str, Any]:
-        """Put the inputs that take turns on the GPU, and run each of them once."""
+        """Bind the inputs to buffers on the GPU, and run each of them once."""
         from relu_deploy.benchmark.device import DeviceMeter
 
         self.meter = DeviceMeter(cast("DeviceSession", self.session), self.feeds, self.gpu)
         return {"bound": len(self.meter.bounds)}
 
     def device(self, seconds: float) -> dict[str, Any]:
-        """Return milliseconds by kind; see `bench.device`."""
+        """Return times in milliseconds by kind; see `device.DeviceMeter.measure`."""
         return {"milliseconds": self.meter.measure(seconds)}
 
     def device_facts(self, batch: int, seconds: float) -> dict[str, Any]:
+        """Return a description of the GPU and free its buffers; see `device.DeviceMeter.facts`."""
         facts = self.meter.facts(batch, seconds)
         self.meter.close()
         return facts
@@ -99,6 +100,7 @@ class Worker:
             before = median
 
     def measure(self, seconds: float) -> dict[str, Any]:
+        """Return the times of runs for `seconds` in milliseconds."""
         return {"milliseconds": self._timed(seconds)}
 
     def _timed(self, seconds: float) -> list[float]:
@@ -119,14 +121,14 @@ class Worker:
             yield from self.feeds
 
     def outputs(self, feeds: str, results: str) -> dict[str, Any]:
-        """Run on the arrays in the file `feeds` and leave the outputs in the file `results`."""
+        """Run on the arrays in the .npz file `feeds` and write the outputs to the .npz file `results`."""
         with np.load(feeds) as archive:
             np.savez(results, **self.session.run({name: archive[name] for name in archive.files}))  # type: ignore[arg-type]
         return {}
 
     def memory(self) -> dict[str, Any]:
-        """Return the largest resident memory of this process so far, in bytes; None where the system does not tell."""
-        # Linux hands ru_maxrss down from the parent; the high-water mark of the address space starts anew.
+        """Return the largest resident memory of this process so far in bytes, None if the system does not report it."""
+        # On Linux ru_maxrss is inherited from the parent process; VmHWM is not.
         status = Path("/proc/self/status")
         if status.exists():
             fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
@@ -139,6 +141,7 @@ class Worker:
         return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
     def accuracy(self) -> dict[str, Any]:
+        """Return the score of the session on the data set, None if there is none."""
         if not self.data:
             return {"accuracy": None}
         dataset = load_dataset(self.bundle, self.data)
@@ -147,7 +150,12 @@ class Worker:
 
 
 def answer(worker: Worker, command: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer to one command; an error that was foreseen comes back as message, hint and exit code."""
+    """Return the reply to one command. An exception becomes a reply with `error`, `hint` and `kind`.
+
+    Args:
+        worker: The worker.
+        command: `do`, the name of a method, and its arguments.
+    """
     arguments = {name: value for name, value in command.items() if name != "do"}
     try:
         reply: dict[str, Any] = getattr(worker, command["do"])(**arguments)
@@ -160,7 +168,8 @@ def answer(worker: Worker, command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    # The pipe moves to a descriptor of its own, so that nothing a runtime prints can get between the answers.
+    """Read commands from stdin and write replies to stdout until stdin is closed."""
+    # Replies use a copy of the descriptor, so that output of the runtime, redirected to stderr, does not mix with them.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     worker = Worker()

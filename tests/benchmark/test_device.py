@@ -190,7 +190,7 @@ def test_a_row_on_a_gpu_tells_its_times_apart_in_json(meter, tmp_path):
     for _ in range(3):
         for kind, values in meter.measure(0.02).items():
             kinds.setdefault(kind, []).append(values)
-    process = SimpleNamespace(ask=lambda command, batch, seconds: meter.facts(batch, 0.02))
+    process = SimpleNamespace(request=lambda command, batch, seconds: meter.facts(batch, 0.02))
     facts = {"can_bind": True, "facts": {"precision": "float32", "tf32": True}, "peak_bytes": 1, "load_seconds": 1.0}
     facts |= {"first_run_seconds": 1.0, "stable": True, "verified": True, "error_ratio": 1.0, "checked_rows": 2}
     plan = BenchmarkPlan(["tensorrt"], 1.0, 1, 0, gpu=GpuLimits({"tf32": 1e9}, 1e9, 0))
@@ -211,7 +211,7 @@ def test_a_row_on_a_gpu_tells_its_times_apart_in_json(meter, tmp_path):
 
 
 def test_a_queue_that_runs_dry_is_said_to_measure_launching(meter):
-    process = SimpleNamespace(ask=lambda *_, **__: {})
+    process = SimpleNamespace(request=lambda *_, **__: {})
     for enqueue, bound in ((0.4, False), (2.0, True)):
         kinds = {"run": [[2.0]], "enqueue": [[enqueue]]}
         assert _device(process, 1, BenchmarkPlan([], 1, 1, 0), kinds, {"can_bind": True})["device"]["launch_bound"] is bound
