@@ -1,9 +1,9 @@
-"""How the Relus of a model behave on data: dead channels, channels that are always on, and sparsity.
+"""The verb `census`: counts dead channels, channels that are always on, and sparsity of a model's Relus on data.
 
-    observed   counted on every value of every Relu while the data run through a backend
-    proven     follows from the weights and the declared range of the input (`graph/intervals/ranges.py`), for every input in it
+    observed   counted over all values of every Relu while a backend runs the data
+    proven     holds for every input in the declared range, by interval arithmetic (`graph/intervals/ranges.py`)
 
-A channel is a place on axis 1 of the Relu's output: a feature map, or one feature of a 2-D tensor. "Observed dead" is
+A channel is an index on axis 1 of the Relu's output: a feature map, or one feature of a 2-D tensor. "Observed dead" is
 evidence, not proof: N independent samples on which a channel never fired bound, with 95% confidence, the chance that it
 fires on the next one by 1 - 0.05^(1/N), about 3/N ("If nothing goes wrong, is everything all right?", Hanley and
 Lippman-Hand, JAMA 249(13), 1983).
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CensusReport", "InputRange", "ReluCensus", "census"]
 
-#: tapped tensors of one batch stay under so many bytes, and a batch under so many rows, when no batch is given
+#: limits of the default batch: bytes of the tapped tensors, and rows
 TAPPED_BYTES, MOST_ROWS = 1 << 28, 64
 #: 1 - confidence of `observed_bound`
 DOUBT = 0.05
@@ -46,6 +46,7 @@ class ReluCensus:
     """The counts of one Relu.
 
     Attributes:
+        relu: The Relu.
         samples: Rows that were run.
         places: Values of each channel, over all rows.
         positive, full: Int64 (C,), how often each channel was above 0, and at the upper bound of a ReLU6 or clipped Relu.
@@ -64,33 +65,38 @@ class ReluCensus:
 
     @property
     def channels(self) -> int:
+        """Number of channels."""
         return len(self.positive)
 
     @property
     def dead(self) -> Array:
-        """Return which channels were never above 0; one that was NaN is broken, not dead."""
+        """Channels that were never above 0, bool (C,). A channel with a NaN is not dead."""
         return (self.positive == 0) & ~np.isnan(self.maximum) & (self.places > 0)
 
     @property
     def always_on(self) -> Array:
+        """Channels whose values were all above 0, bool (C,)."""
         return (self.positive == self.places) & (self.places > 0)
 
     @property
     def sparsity(self) -> float | None:
+        """Share of values that were not above 0, None without values."""
         values = self.places * self.channels
         return 1 - int(self.positive.sum()) / values if values else None
 
     @property
     def saturated(self) -> float | None:
+        """Share of values at the upper bound, None without values or an upper bound."""
         values = self.places * self.channels
         return int(self.full.sum()) / values if values and self.relu.upper is not None else None
 
     @property
     def observed_bound(self) -> float | None:
-        """Return the upper bound, with 95% confidence, of the probability that a dead channel fires on a new sample."""
+        """Upper bound, with 95% confidence, of the probability that a dead channel fires on a new sample."""
         return -math.expm1(math.log(DOUBT) / self.samples) if self.samples else None
 
     def to_json(self) -> dict[str, Any]:
+        """Return an entry of `relus` of what `census --json` writes."""
         return {
             "node": self.relu.node,
             "index": self.relu.index,
@@ -117,8 +123,16 @@ class CensusReport:
     """The result of `census`.
 
     Attributes:
+        model: Name of the model.
+        data: The data set.
+        backend: Name of the backend.
+        input_range: The declared range of the input, None if there is none.
+        relus: The counts of each Relu.
+        samples: Rows that were run.
         left_over: Rows that did not fill a batch of the model's fixed size.
-        baseline: What `serve` compares requests with, None where there were too few rows.
+        batch: Rows in one run.
+        seconds: Duration of the census.
+        baseline: Statistics that `serve` compares requests with, None if there were too few rows.
     """
 
     model: str
@@ -134,6 +148,7 @@ class CensusReport:
 
     @property
     def totals(self) -> dict[str, Any]:
+        """The field `totals` of what `census --json` writes."""
         values = sum(relu.places * relu.channels for relu in self.relus)
         positive = sum(int(relu.positive.sum()) for relu in self.relus)
         return {
@@ -149,6 +164,7 @@ class CensusReport:
         }
 
     def to_json(self) -> dict[str, Any]:
+        """Return what `census --json` writes."""
         return {
             "schema": "relu-deploy/census/1",
             "model": self.model,
@@ -175,15 +191,25 @@ def census(
     input_range: tuple[float, float] | Ranges | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> CensusReport:
-    """Return how every channel of every Relu of `bundle` behaves on `data`, and what can be proven about it without data.
+    """Count how every channel of every Relu of `bundle` behaves on `data`, and prove which are dead or always on.
 
-    data: as for `load_dataset`. samples: so many rows, spread evenly; by default all. batch: rows at a time; by default as
-    many as keep memory small. A model whose batch is fixed takes exactly that many, and the rest is reported as left over.
-    device: index of the GPU.
-    input_range: (low, high) of every input, or by input's name, inclusive; by default what the bundle's preprocessing makes
-    of pixels from 0 to 255; where that is not known either, only what holds for every input is proven.
-    progress: called with (rows done, rows in all).
-    Raises InputError for data that do not fit, UsageError for options that make no sense, BackendUnavailable, Unsupported.
+    Args:
+        bundle: A bundle, or the path of one, of a variant in one, or of an ONNX file.
+        data: A data set, as for `load_dataset`.
+        backend: Name of the backend.
+        samples: Number of rows to run, spread evenly; by default all.
+        batch: Rows in one run, by default limited by memory. With a fixed batch, rows that do not fill one are left over.
+        threads: CPU threads, 0 for the default.
+        device: Index of the GPU.
+        input_range: (low, high) of every input, or by input name, inclusive. By default the range that the bundle's preprocessing
+            maps pixels from 0 to 255 to; if that is not known, proofs are for all inputs.
+        progress: Called with (rows done, rows in total).
+
+    Raises:
+        BackendUnavailable: If the backend is not usable here.
+        InputError: If the data do not fit the model.
+        Unsupported: If the backend cannot run the model.
+        UsageError: If an option is invalid.
     """
     started = time.perf_counter()
     require(backend)
@@ -227,7 +253,7 @@ def census(
 
 
 class _Count:
-    """The running count of one Relu; only sums of a batch are kept."""
+    """The running counts of one Relu."""
 
     def __init__(self, relu: Relu) -> None:
         self.relu, self.places = relu, 0
@@ -247,7 +273,7 @@ class _Count:
                 f"{self.relu.node} gives {channels} channels for some rows and {len(self.positive)} for others",
                 "a census needs the same channels everywhere: fix dimension 1 of the model's input",
             )
-        # One row for each sample and channel, one column for each place in it.
+        # One row for each sample and channel, one column for each position.
         planes = np.ascontiguousarray(values).reshape(max(1, values.shape[0] * channels) if values.ndim else 1, -1)
         self.positive += _per_channel(planes > 0, channels)
         if self.relu.upper is not None:
@@ -268,20 +294,20 @@ def _per_channel(happened: Array, channels: int) -> Array:
 def _proven(
     model: ir.Model, relus: Sequence[Relu], ranges: Ranges, counts: Mapping[str, _Count]
 ) -> dict[str, tuple[Array, Array]]:
-    """Return by Relu which channels are dead, and which are always on, for every input in `ranges`."""
+    """Return by the Relu's output which channels are dead, and which always on, for every input in `ranges`."""
     bounds = bounds_of(model, ranges) if relus else {}
     proven = {}
     for relu in relus:
         low, high = bounds.get(relu.input, (np.asarray(-np.inf), np.asarray(np.inf)))
         channels = len(counts[relu.output].positive)
-        if low.shape not in ((), (channels,)):  # the shapes of the graph are wrong: bounds that follow from them do not count
+        if low.shape not in ((), (channels,)):  # the graph declares wrong shapes, so its bounds are not valid
             low, high = np.asarray(-np.inf), np.asarray(np.inf)
         proven[relu.output] = (np.broadcast_to(high <= 0, (channels,)), np.broadcast_to(low > 0, (channels,)))
     return proven
 
 
 def _by_row(results: Mapping[str, Array], relus: Sequence[Relu]) -> dict[str, Array]:
-    """Return `results` with the iterations of a Relu in a Loop or Scan as further rows."""
+    """Return `results` with the iterations of Relus in a Loop or Scan merged into the rows."""
     iterated = {relu.output for relu in relus if relu.is_iterated}
     return {
         name: array.reshape(-1, *array.shape[2:]) if name in iterated and array.ndim > 2 else array

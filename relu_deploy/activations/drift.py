@@ -1,4 +1,4 @@
-"""How far a sample is from the activations of a census, and whether a stream of samples has drifted.
+"""Measures the distance of samples from the activations of a census, and detects drift in a stream of samples.
 
 The statistic is the firing pattern: for each channel of each Relu, the share of its places that are above zero. Which units
 fire determines the linear piece of the network that a sample lies on, and inputs of another kind tend to lie on pieces that
@@ -75,7 +75,14 @@ class ReluNorm:
     residual: float
 
     def log_distances(self, rates: Array) -> Array:
-        """Return the logarithm of each sample's distance, (N,). rates: (N, C). Raises InputError for other channels."""
+        """Return the logarithm of each sample's distance, float64 (N,).
+
+        Args:
+            rates: Firing rates of the samples, (N, C).
+
+        Raises:
+            InputError: If the number of channels is not that of the census.
+        """
         if rates.shape[1] != len(self.mean):
             raise InputError(
                 f"{self.node} has {rates.shape[1]} channels, and {len(self.mean)} in the census", "take the census anew"
@@ -88,7 +95,11 @@ class ReluNorm:
         return result
 
     def exceeded(self, maxima: Array) -> Array:
-        """Return for which samples the Relu was above all of the census, bool (N,). maxima: of each sample; NaN is above."""
+        """Return which samples are above the maximum of the census, bool (N,).
+
+        Args:
+            maxima: Largest value of the Relu on each sample, (N,). NaN counts as above.
+        """
         if self.upper is not None or math.isnan(self.maximum):
             return np.zeros(len(maxima), bool)
         result: Array = ~(maxima <= self.maximum)
@@ -103,7 +114,7 @@ class Baseline:
         held_out: Logarithmic distances of the held-out rows, float64 (N, Relus).
         fitted: Rows that the Relus' statistics were fitted to.
         samples: Rows of the whole census.
-        backend: That ran it.
+        backend: Backend that ran it.
         graph: sha256 of the ONNX file.
     """
 
@@ -116,15 +127,19 @@ class Baseline:
 
     @property
     def scores(self) -> Array:
-        """Return the held-out rows' scores, ascending."""
+        """The scores of the held-out rows, ascending."""
         return np.sort(self.held_out.mean(axis=1))
 
     def log_distances(self, rates: Sequence[Array]) -> Array:
-        """Return (N, Relus) logarithmic distances; a sample's score is their mean. rates: of each Relu, (N, C)."""
+        """Return the logarithmic distances, float64 (N, Relus). The score of a sample is their mean.
+
+        Args:
+            rates: Firing rates for each Relu, (N, C).
+        """
         return np.stack([relu.log_distances(each) for relu, each in zip(self.relus, rates, strict=True)], axis=1)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what fits in a report; the arrays are in `to_bytes`."""
+        """Return a summary for reports. `to_bytes` has the arrays."""
         return {"relus": len(self.relus), "fitted": self.fitted, "held_out": len(self.held_out), "samples": self.samples}
 
     def to_bytes(self) -> bytes:
@@ -144,7 +159,11 @@ class Baseline:
 
     @classmethod
     def read(cls, file: Path) -> Baseline:
-        """Return the baseline in `file`. Raises InputError when the file is not one."""
+        """Return the baseline in `file`.
+
+        Raises:
+            InputError: If the file is not a baseline.
+        """
         arrays = load_npz(file)
         try:
             header = json.loads(str(arrays["baseline"]))
@@ -161,9 +180,15 @@ class Baseline:
 
 
 class BaselineBuilder:
-    """Collects the firing rates of some rows of a census. total: The rows of the census."""
+    """Collects the firing rates of some rows of a census."""
 
     def __init__(self, relus: Sequence[Relu], total: int) -> None:
+        """Choose rows at random.
+
+        Args:
+            relus: The Relus of the model.
+            total: Number of rows of the census.
+        """
         self._relus, self._total, self._seen = list(relus), total, 0
         self._picked: Array | None = None
         self._rates: dict[str, list[Array]] = {}
@@ -171,7 +196,7 @@ class BaselineBuilder:
     def add(self, results: Mapping[str, Array], size: int) -> None:
         """Add the Relus' outputs of the next `size` rows."""
         if self._picked is None:
-            # A tensor without a row for each sample (a batch folded into another axis) has no statistic of one sample.
+            # A tensor without a row for each sample (a batch folded into another axis) has no statistics per sample.
             self._relus = [relu for relu in self._relus if results[relu.output].ndim > 1 and len(results[relu.output]) == size]
             self._picked = self._choose(sum(results[relu.output].shape[1] for relu in self._relus))
             self._rates = {relu.output: [] for relu in self._relus}
@@ -187,12 +212,12 @@ class BaselineBuilder:
         return picked
 
     def result(self, maxima: Mapping[str, float], places: Mapping[str, int], backend: str, graph: str) -> Baseline | None:
-        """Return the baseline, None when there were too few rows or no Relu.
+        """Return the baseline, None if there are too few rows or no Relu.
 
         Args:
-            maxima: By the Relu's output, the largest value of the whole census.
-            places: By the Relu's output, the values of each channel in one row.
-            backend: That ran the census.
+            maxima: Largest value of the whole census, by the Relu's output.
+            places: Number of values of each channel in one row, by the Relu's output.
+            backend: Backend that ran the census.
             graph: sha256 of the ONNX file.
         """
         gathered = {name: np.concatenate(kept) for name, kept in self._rates.items()}
@@ -215,7 +240,7 @@ def _fit(relu: Relu, rates: Array, maximum: float, places: int) -> ReluNorm:
     total = float(along.sum())
     count = min(DIRECTIONS, rows // ROWS_EACH, channels)
     rest = (total - float(along[:count].sum())) / (channels - count) if channels > count else 0.0
-    # Rates that never varied are known to one place; others to a thousandth of their variation.
+    # A lower bound: the resolution of a rate if no rate varied, otherwise a thousandth of the mean variance.
     residual = max(rest, 1e-3 * total / channels) or 1.0 / places**2
     return ReluNorm(
         relu.node,
@@ -231,7 +256,11 @@ def _fit(relu: Relu, rates: Array, maximum: float, places: int) -> ReluNorm:
 
 
 def rates_of(values: Array) -> Array:
-    """Return the share of each channel's places that are above zero, float32 (N, C). values: (N, C, ...)."""
+    """Return the share of positive values of each channel, float32 (N, C).
+
+    Args:
+        values: Outputs of a Relu, (N, C, ...).
+    """
     planes = np.ascontiguousarray(values).reshape(values.shape[0] * values.shape[1], -1)
     # Summing bytes as uint32 is several times faster than NumPy's count_nonzero along an axis.
     fired = (planes > 0).view(np.uint8).sum(axis=1, dtype=np.uint32)
@@ -239,9 +268,13 @@ def rates_of(values: Array) -> Array:
 
 
 def rank_sum(window: Array, reference: Array) -> float:
-    """Return how many standard deviations above its expectation the rank sum of `window` is, when both are alike.
+    """Return the standardized rank-sum statistic of Mann and Whitney (1947); ties count half.
 
-    window: (W,), reference: (N,) ascending; ties count half. Standard normal for W and N of a dozen or more.
+    Under the hypothesis of equal distributions it is approximately standard normal if W and N are at least a dozen.
+
+    Args:
+        window: Scores, (W,).
+        reference: Scores of the baseline, (N,), ascending.
     """
     below = np.searchsorted(reference, window, "left") + np.searchsorted(reference, window, "right")
     few, many = len(window), len(reference)
@@ -249,11 +282,16 @@ def rank_sum(window: Array, reference: Array) -> float:
 
 
 def threshold_of(false_alarm_rate: float) -> float:
-    """Return the value that `rank_sum` exceeds with probability `false_alarm_rate` when nothing has drifted."""
+    """Return the value that `rank_sum` exceeds with probability `false_alarm_rate` without drift."""
     return NormalDist().inv_cdf(1 - false_alarm_rate)
 
 
 def p_value(scores: Array, reference: Array) -> Array:
-    """Return the conformal p-value of each score, (N,): at most p with probability at most p. reference: ascending."""
+    """Return the conformal p-value of each score, float64 (N,): it is at most p with probability at most p.
+
+    Args:
+        scores: Scores of samples, (N,).
+        reference: Scores of the baseline, ascending.
+    """
     result: Array = (1 + len(reference) - np.searchsorted(reference, scores, "left")) / (len(reference) + 1)
     return result

@@ -1,10 +1,10 @@
-"""Watch the ReLUs of a network in training: warn when channels die, and name the likely cause.
+"""Watches the ReLUs of a network during training, warns about dead channels and names likely causes.
 
     with relu_deploy.watch(model) as watched:
         for images, labels in batches: ...            # an ordinary training loop
     watched.dead()                                     # {"features.1": 12}
 
-A ReLU whose input is negative passes no gradient, so a channel that is negative on all data is never updated: it is dead.
+A ReLU passes no gradient where its input is negative, so a channel that is negative on all data is not updated: it is dead.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerN
 
 #: an input whose root mean square is above this is not normalized: initializations assume about 1
 LARGE_INPUT = 10.0
-#: weights that moved by more than this factor of their first norm were moved by too large a step
+#: a change of the weights above this factor of their initial norm indicates too high a learning rate
 JUMP = 2.0
-#: a He-initialized layer keeps the scale of its input; weights this many times larger or smaller do not
+#: initial weights that differ from He's scale by more than this factor do not preserve the scale of activations
 UNUSUAL_SCALE = 4.0
-#: weights of a layer that are remembered, to see how far they moved
+#: number of initial weights of a layer that are stored to measure how far they move
 SAMPLE = 1 << 16
 ADVICE = "the usual causes are a learning rate too high, large negative biases, no normalization, unnormalized input and initialization"
 
@@ -57,7 +57,7 @@ class WatchedRelu(JsonRecord):
         scope: Its path.
         dead: Channels that have not fired for `patience` batches or more.
         batches: Training batches so far.
-        causes: The usual causes that can be seen, the likeliest first.
+        causes: The usual causes that were detected, the likeliest first.
     """
 
     scope: str
@@ -68,9 +68,11 @@ class WatchedRelu(JsonRecord):
 
     @property
     def share(self) -> float:
+        """Share of the channels that are dead."""
         return self.dead / self.channels if self.channels else 0.0
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields and `share`."""
         return super().to_json() | {"share": self.share}
 
 
@@ -166,6 +168,7 @@ class Watch:
 
     @property
     def scopes(self) -> tuple[str, ...]:
+        """The paths of the watched modules."""
         return tuple(record.scope for record in self._records.values())
 
     def start(self) -> None:
@@ -252,7 +255,7 @@ class Watch:
         # Behind a Linear the features are the last axis, however many are before it.
         axis = planes.ndim - 1 if record.feeder and isinstance(record.feeder[1], nn.Linear) else 1
         fires = planes.amax(dim=[other for other in range(planes.ndim) if other != axis]) > 0
-        # A part of the module that is run by itself has no forward pass in which calls could be counted.
+        # If a part of the module is run by itself, there is no forward pass in which calls could be counted.
         position = record.position if self._is_inside else 0
         record.position += 1
         if position >= len(record.calls):
@@ -262,7 +265,7 @@ class Watch:
         if len(call.last_fired) != len(fires):
             return
         call.add(fires)
-        # Reading a number from a device makes the host wait for it, so it is read once in several batches.
+        # Reading a number from a GPU synchronizes with it, so it is read only once in several batches.
         if self._warn and not record.warned and call.batches % min(self._patience, 10) == 0:
             self._warn_about(record)
 
@@ -279,7 +282,7 @@ class Watch:
         warnings.warn(text, DyingReluWarning, stacklevel=_outside())
 
     def _causes(self, record: _Record) -> tuple[str, ...]:
-        """Return which of the usual causes can be seen, the likeliest first."""
+        """Return the usual causes that were detected, the likeliest first."""
         found = []
         if self._input_scale is not None and self._input_scale > LARGE_INPUT and not record.normalized:
             found.append(f"unnormalized input (its root mean square is {self._input_scale:.3g}): scale it to about 1")
@@ -341,7 +344,7 @@ def _is_in_backward() -> bool:
 
 
 def _uncompiled(hook: Any) -> Any:
-    """Return `hook` so that torch.compile leaves it out of its graphs, where that is in use."""
+    """Return `hook`, excluded from the graphs of torch.compile if that is in use."""
     return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
 
 

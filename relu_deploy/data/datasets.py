@@ -1,9 +1,9 @@
-"""Data for a model: folders of pictures, `.npz` files and the shipped data sets, ready to be fed.
+"""Loads data sets for a model: folders of pictures, `.npz` files, texts and the shipped data sets.
 
-    D                                     what is read
+    source                                content
     a folder of pictures                  every picture in it; with sub-folders, each sub-folder's name is a label
-    FILE.npz                              keys that are the model's inputs, and `labels` (and `boxes`, `image`) or `mask` where there are
-    FILE.txt, FILE.tsv                    for a model that takes texts: one a line, in a .tsv behind its label and a tab
+    FILE.npz                              the model's inputs by name, and optionally `labels` (and `boxes`, `image`) or `mask`
+    FILE.txt, FILE.tsv                    for a model that takes texts: one on each line, in a .tsv after its label and a tab
     the name of a shipped data set        models/NAME/test.npz or test.tsv, or the pictures that models/NAME/pictures.json names
 
 Arrays that already have the input's dtype are fed as they are. Arrays of uint8 pixels (N, H, W, C) and pictures go
@@ -50,7 +50,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Dataset:
-    """Arrays ready to be fed, and what is known to be true of them.
+    """Input arrays of a model, and their targets.
 
     Attributes:
         name: For reports.
@@ -106,9 +106,15 @@ class Dataset:
 
 
 def load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
-    """Return the data at `source` as `bundle`'s model takes it.
+    """Load a data set for the model in `bundle`.
 
-    Raises InputError for data of the wrong kind or shape, UsageError for a name that is no data set.
+    Args:
+        bundle: The model.
+        source: A folder of pictures, a file, or the name of a shipped data set.
+
+    Raises:
+        InputError: If the data have the wrong kind or shape.
+        UsageError: If there is no such data set.
     """
     path = Path(source)
     shipped = {
@@ -136,9 +142,20 @@ def load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
 
 
 def sample_feeds(bundle: Bundle, samples: int, seed: int, data: str | None = None) -> tuple[Feeds, dict[str, Any]]:
-    """Return feeds of `samples` rows, and where they come from: `data`, else the bundle's own data set if it is here, else random.
+    """Return inputs of a model, drawn at random from a data set or from random numbers.
 
-    A model whose batch is fixed gets as many rows as it takes.
+    Args:
+        bundle: The model. If its batch is fixed, that is the number of rows.
+        samples: Number of rows.
+        seed: Seed of the random choice.
+        data: A data set, by default that of the bundle; random numbers if that is not available.
+
+    Returns:
+        The feeds, and their `source` and `seed`.
+
+    Raises:
+        InputError: If `data` does not fit the model.
+        UsageError: If `data` has too few rows, or `samples` is below 1.
     """
     return several_feeds(bundle, samples, [seed], data)[0]
 
@@ -146,7 +163,7 @@ def sample_feeds(bundle: Bundle, samples: int, seed: int, data: str | None = Non
 def several_feeds(
     bundle: Bundle, samples: int, seeds: Sequence[int], data: str | None = None
 ) -> list[tuple[Feeds, dict[str, Any]]]:
-    """Return what `sample_feeds` does for each of `seeds`; the data are read once."""
+    """Return the result of `sample_feeds` for each of `seeds`, reading the data once."""
     fixed = bundle.inputs[0].batch if bundle.inputs else None
     rows = fixed if isinstance(fixed, int) else samples
     if samples < 1:
@@ -169,7 +186,7 @@ def several_feeds(
 
 
 def integer_ranges_of(bundle: Bundle) -> dict[str, tuple[int, int]]:
-    """Return the values that the graph accepts at its integer inputs, such as the rows of an embedding, where it tells."""
+    """Return (smallest, largest) valid value of each integer input with a known range, such as the index of an embedding."""
     if not any(spec.dtype != "uint8" and "int" in spec.dtype for spec in bundle.inputs):
         return {}
     from relu_deploy.graph.input_ranges import integer_ranges
@@ -184,7 +201,15 @@ def _drawn(dataset: Dataset, rows: int, seed: int) -> Feeds:
 
 
 def spread_evenly(length: int, samples: int) -> Array:
-    """Return the places of `samples` rows of `length`, spread evenly: data are often sorted by label. All when there are fewer."""
+    """Return the indices of `samples` of `length` rows, spread evenly because data are often sorted by label.
+
+    Args:
+        length: Number of rows.
+        samples: Number of indices; all rows if there are fewer.
+
+    Raises:
+        UsageError: If `samples` is below 1.
+    """
     if samples < 1:
         raise UsageError(f"--samples must be at least 1, not {samples}", "for instance --samples 100")
     samples = min(samples, length)
@@ -194,7 +219,7 @@ def spread_evenly(length: int, samples: int) -> Array:
 def _from_folder(bundle: Bundle, folder: Path) -> Dataset:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
     if not files:
-        raise InputError(f"there is no picture in {folder}", f"files that count: {', '.join(PICTURES)}")
+        raise InputError(f"there is no picture in {folder}", f"supported files: {', '.join(PICTURES)}")
     known = {name: at for at, name in enumerate(bundle.manifest.get("labels") or [])}
     labels = np.array([_label_of(file, folder, known) for file in files], np.int64)
     if takes_texts(bundle.manifest):
@@ -202,7 +227,7 @@ def _from_folder(bundle: Bundle, folder: Path) -> Dataset:
     if len(bundle.inputs) != 1:
         raise InputError(f"{bundle.name} has {len(bundle.inputs)} inputs: a folder of pictures feeds one", "give an .npz file")
     pictures = ImageFolder(bundle, files)
-    # One that does not fit is better refused before minutes of work; so is a folder of the wrong kind.
+    # Checks one picture now, so that unsuitable data fail before minutes of work.
     pictures[:1]
     return Dataset(folder.name, {bundle.inputs[0].name: pictures}, {"labels": labels} if (labels >= 0).any() else {})
 
@@ -245,7 +270,7 @@ def _from_texts(bundle: Bundle, file: Path) -> Dataset:
 
 
 def _from_pictures_json(bundle: Bundle, file: Path) -> Dataset:
-    """Return the pictures that `file` names inside an installed package, read without importing that package."""
+    """Return the pictures that `file` lists in an installed package, without importing that package."""
     from importlib.util import find_spec
 
     named = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Pictures in a folder as rows of a data set, read and preprocessed when they are fed."""
+"""Pictures in files as rows of a data set, read and preprocessed on demand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 
 
 class ImageFolder:
-    """Rows that are read from picture files when they are asked for, so that thousands take no memory: like an array of N rows."""
+    """An array-like sequence of N rows that reads each picture file when the row is accessed, to save memory."""
 
     def __init__(self, bundle: Bundle, files: Sequence[Path]) -> None:
         self._bundle, self._files = bundle, list(files)
@@ -28,10 +28,15 @@ class ImageFolder:
         return len(self._files)
 
     def picked(self, rows: Array) -> ImageFolder:
+        """Return a sequence of the rows with the indices `rows`."""
         return ImageFolder(self._bundle, [self._files[row] for row in rows])
 
     def __getitem__(self, rows: slice | Array) -> Array:
-        """Return the rows as one array. Raises InputError that names the file for a picture that does not fit the model."""
+        """Return rows as one array.
+
+        Raises:
+            InputError: If a picture does not fit the model; the message names the file.
+        """
         picked = self._files[rows] if isinstance(rows, slice) else [self._files[row] for row in rows]
         name = self._bundle.inputs[0].name
         made = [to_input(self._bundle, read_picture(self._bundle, file)) for file in picked]
@@ -41,9 +46,14 @@ class ImageFolder:
 
 
 def to_input(bundle: Bundle, pixels: Array) -> Array:
-    """Return uint8 pixels (N, H, W, C) as the model's first input wants them.
+    """Convert pixels to the layout and dtype of the model's first input.
 
-    Raises InputError when the number of channels does not fit or the preprocessing is not known.
+    Args:
+        bundle: The model.
+        pixels: uint8 (N, H, W, C).
+
+    Raises:
+        InputError: If the dtype, shape or number of channels does not fit, or the preprocessing is not known.
     """
     spec, steps = bundle.inputs[0], bundle.manifest.get("preprocess")
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
@@ -66,7 +76,11 @@ def to_input(bundle: Bundle, pixels: Array) -> Array:
 
 
 def read_picture(bundle: Bundle, file: Path) -> Array:
-    """Return the picture in `file` as uint8 (1, H, W, C), resized and cropped as the bundle's model wants it."""
+    """Read a picture, resized and cropped for the model, as uint8 (1, H, W, C).
+
+    Raises:
+        InputError: If the file is not a picture that can be read, or is too large.
+    """
     from PIL import Image
 
     spec, steps = bundle.inputs[0], bundle.manifest.get("preprocess") or {}
@@ -82,7 +96,7 @@ def read_picture(bundle: Bundle, file: Path) -> Array:
             picture = opened.convert("L" if channels == 1 else "RGB")
     except InputError:
         raise
-    except Exception as error:  # Pillow raises a dozen types for a file that is no picture
+    except Exception as error:  # Pillow raises many types of exceptions for a file that is not a picture
         raise InputError(f"{file} is not a picture that can be read: {error}", "remove it from the folder") from error
     try:
         return place(picture, spec, steps)[0]
@@ -91,7 +105,7 @@ def read_picture(bundle: Bundle, file: Path) -> Array:
 
 
 def free_batch(bundle: Bundle) -> list[TensorSpec]:
-    """Return the input specs with a batch of any size: data come in all lengths and are fed in pieces."""
+    """Return the specifications of the inputs with a batch of any size, for checks of a whole data set."""
     return [_of_any_length(spec) for spec in bundle.inputs]
 
 

@@ -1,4 +1,4 @@
-"""One picture and one model's input: how it is resized and cropped to fit, and the way back for boxes and masks."""
+"""Resizes and crops a picture for a model's input, and maps boxes and masks back to the picture."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 
 @dataclass(frozen=True)
 class ImagePlacement:
-    """Where a picture lies in a model's input: scaled, then cut off at the left and the top.
+    """The position of a picture in a model's input: it is scaled, then cropped.
 
-    picture, size: width and height of the picture, and of the input. scale: along x and y. offset: pixels cut off at the
-    left and the top after scaling, negative where some were added.
+    Attributes:
+        picture: Width and height of the picture.
+        size: Width and height of the input.
+        scale: Scale along x and y.
+        offset: Pixels cropped at the left and the top after scaling, negative for padding.
     """
 
     picture: tuple[int, int]
@@ -38,14 +41,20 @@ class ImagePlacement:
     offset: tuple[int, int]
 
     def to_picture(self, boxes: Array) -> Array:
-        """Return `boxes`, (D, 4) xyxy in the input's pixels, in the picture's own, float64, no further than its edges."""
+        """Return boxes in pixels of the picture, clipped to its edges, float64 (D, 4) xyxy.
+
+        Args:
+            boxes: (D, 4) xyxy in pixels of the input.
+        """
         corners = (boxes.reshape(-1, 2, 2).astype(np.float64) + self.offset) / self.scale
         return corners.clip(0, self.picture).reshape(-1, 4)
 
     def plane_to_picture(self, plane: Array, outside: int) -> Array:
-        """Return `plane`, (h, w) over the whole input whatever its size, for each of the picture's pixels, (height, width).
+        """Resample a plane over the input to the picture, (height, width), by nearest neighbor.
 
-        A pixel gets the number of the place its center lies at, `outside` where the input does not show it.
+        Args:
+            plane: (h, w), over the whole input at any resolution.
+            outside: Value of the picture's pixels that are not in the input.
         """
         places = []
         for axis, points in ((1, plane.shape[0]), (0, plane.shape[1])):
@@ -58,13 +67,13 @@ class ImagePlacement:
 
     @property
     def seen(self) -> tuple[float, ...]:
-        """Return the part of the picture that the input shows, xyxy in its pixels."""
+        """The part of the picture that the input shows, xyxy in pixels of the picture."""
         whole = np.array([[0, 0, *self.size]])
         return tuple(self.to_picture(whole)[0].tolist())
 
 
 def plane_of(spec: TensorSpec, steps: Mapping[str, Any]) -> tuple[Dim, Dim, Dim]:
-    """Return channels, height and width of a picture input, each a name where it may vary; 0, 0, 0 for any other input."""
+    """Return channels, height and width of a picture input, names for those that vary; 0, 0, 0 for any other input."""
     if len(spec.shape) != 4:
         return 0, 0, 0
     last = spec.dtype == "uint8" or steps.get("layout") == "NHWC"
@@ -75,11 +84,20 @@ def plane_of(spec: TensorSpec, steps: Mapping[str, Any]) -> tuple[Dim, Dim, Dim]
 def place(
     picture: Image.Image, spec: TensorSpec, steps: Mapping[str, Any], most: int = MAX_PIXELS
 ) -> tuple[Array, ImagePlacement]:
-    """Return the picture's pixels as the input wants them, uint8 (1, H, W, C), and where they came from.
+    """Resize and crop a picture for an input.
 
-    steps: the manifest's `preprocess`: with `crop`, the shorter side becomes `resize` (or `crop`) and the middle is cut
-    out; else the picture is stretched to the input's size. picture: of mode L or RGB.
-    Raises InputError when it is so elongated that it would be resized to more than `most` pixels.
+    Args:
+        picture: The picture, of mode L or RGB.
+        spec: Specification of the input.
+        steps: The manifest's `preprocess`. With `crop` the shorter side is resized to `resize` (or `crop`) and the center is
+            cropped; otherwise the picture is stretched to the size of the input.
+        most: Largest number of pixels after resizing.
+
+    Returns:
+        Pixels as uint8 (1, H, W, C), and the position of the picture in the input.
+
+    Raises:
+        InputError: If the picture is so elongated that it would be resized to more than `most` pixels.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""The range that a model's input is declared to have: what proofs about its Relus start from."""
+"""The declared range of a model's input, from which properties of its Relus are proven."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ Ranges = Mapping[str, tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class InputRange:
-    """What the input is declared to lie in. source: "preprocess", "uint8" or "given".
+    """The declared range of a model's inputs.
 
-    bounds: by input, (low, high), numbers or arrays per channel. rows_outside: rows of the data that do not keep to it, for
-    which nothing is proven.
+    Attributes:
+        source: Origin of the range: "preprocess", "uint8" or "given".
+        bounds: (low, high) by input name, numbers or arrays with one value per channel.
+        rows_outside: Number of rows of the data outside the range, for which the proofs do not hold.
     """
 
     source: str
@@ -31,6 +33,7 @@ class InputRange:
     rows_outside: int = 0
 
     def to_json(self) -> dict[str, Any]:
+        """Return the field `input_range` of what `census --json` writes."""
         inputs = {
             name: {"low": np.asarray(low, np.float64).tolist(), "high": np.asarray(high, np.float64).tolist()}
             for name, (low, high) in self.bounds.items()
@@ -39,7 +42,15 @@ class InputRange:
 
 
 def declared_range(bundle: Bundle, given: tuple[float, float] | Ranges | None = None) -> InputRange | None:
-    """Return the range that the input is declared to have, None when nobody says."""
+    """Return the declared range of the inputs, None if there is none.
+
+    Args:
+        bundle: The model.
+        given: (low, high) of every input, or by input name; by default the range follows from the preprocessing or dtype.
+
+    Raises:
+        UsageError: If `given` names an unknown input or is not a finite range.
+    """
     if given is not None:
         bounds = given if isinstance(given, Mapping) else {spec.name: given for spec in bundle.inputs}
         if unknown := [name for name in bounds if name not in {spec.name for spec in bundle.inputs}]:
@@ -48,7 +59,7 @@ def declared_range(bundle: Bundle, given: tuple[float, float] | Ranges | None = 
             if not (np.isfinite(low) & np.isfinite(high) & (np.asarray(low) <= np.asarray(high))).all():
                 raise UsageError(
                     f"a range must go from a finite low to a finite high, not from {low} to {high}",
-                    "for instance --range 0,1; leave it away where nothing is known",
+                    "for instance --range 0,1; omit it if the range is not known",
                 )
         return InputRange("given", bounds)
     spec = bundle.inputs[0] if bundle.inputs else None
@@ -59,14 +70,14 @@ def declared_range(bundle: Bundle, given: tuple[float, float] | Ranges | None = 
     steps = bundle.manifest.get("preprocess")
     if not steps or len(spec.shape) != 4:
         return None
-    # Every byte that a pixel can be, through the very preprocessing that the data take.
+    # Preprocesses every value that a pixel can have.
     every = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 1, len(steps["mean"])))
     values = to_input(bundle, every)[:, :, 0, 0].astype(np.float64)
     return InputRange("preprocess", {spec.name: (values.min(axis=0), values.max(axis=0))})
 
 
 def rows_outside(feeds: Feeds, declared: InputRange | None) -> int:
-    """Return how many rows of `feeds` leave the declared range."""
+    """Return how many rows of `feeds` are outside the declared range."""
     if declared is None:
         return 0
     outside = np.zeros(len(next(iter(feeds.values()))), bool)

@@ -1,4 +1,4 @@
-"""What is known to be true of a data set's rows, checked before anything is scored with it."""
+"""Checks the targets of a data set: labels, boxes and masks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Texts as a model's input takes them: UTF-8 bytes in rows of one length, filled up with zeros.
+"""Converts texts to a model's input: rows of UTF-8 bytes, padded with zeros to the same length.
 
 A bundle whose manifest has `preprocess: {"text": "utf-8"}` takes texts: clients send strings, data sets are lines of text, and
-what its graph is fed are their bytes; the graph decodes them itself. A text that does not fit is refused, never cut.
+the graph decodes their bytes. A text that is too long is an error; texts are never truncated.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ def takes_texts(manifest: Mapping[str, Any]) -> bool:
 
 
 def to_bytes(texts: Sequence[str | bytes], spec: TensorSpec) -> Array:
-    """Return the texts as uint8 (N, L), L being the input's length. spec: the model's input.
+    """Convert texts to uint8 (N, L), where L is the length of the input.
 
-    Raises InputError for a text that is empty, not UTF-8, holds U+0000, or is longer than L bytes.
+    Args:
+        texts: The texts, as strings or UTF-8.
+        spec: Specification of the model's input.
+
+    Raises:
+        InputError: If a text is empty, is not UTF-8, contains U+0000, or is longer than L bytes.
     """
     length = spec.shape[1]
     assert isinstance(length, int)
@@ -47,9 +52,7 @@ def to_bytes(texts: Sequence[str | bytes], spec: TensorSpec) -> Array:
                 "shorten it, or export the model for longer ones with --input",
             )
         if 0 in raw:
-            raise InputError(
-                f"{which} holds a NUL character at byte {raw.index(0)}", "zero bytes are what texts are filled up with"
-            )
+            raise InputError(f"{which} holds a NUL character at byte {raw.index(0)}", "zero bytes are used as padding")
         rows[place, : len(raw)] = np.frombuffer(raw, np.uint8)
     return rows
 
@@ -67,10 +70,18 @@ def _encoded(text: str | bytes, which: str) -> bytes:
 
 
 def read_texts(file: Path, spec: TensorSpec, known: Sequence[str]) -> tuple[Array, Array | None]:
-    """Return the texts in `file` as `to_bytes` does, and their labels, int64 (N,), where there are any.
+    """Read a file with one text on each line, in UTF-8. Empty lines and lines that start with # are ignored.
 
-    One text a line, UTF-8; empty lines and those that start with # are left out. A `.tsv` has `label<TAB>text` on each line.
-    known: the model's labels; one that is none of them is -1. Raises InputError that names file and line.
+    Args:
+        file: The file. A `.tsv` has `label<TAB>text` on each line.
+        spec: Specification of the model's input.
+        known: Names of the model's classes.
+
+    Returns:
+        The texts as `to_bytes` converts them, and for a `.tsv` their labels, int64 (N,), -1 for unknown names.
+
+    Raises:
+        InputError: If a line cannot be converted; the message names file and line.
     """
     texts, labels = [], []
     places = {label: at for at, label in reversed(list(enumerate(known)))}

@@ -1,1 +1,1 @@
-"""What the outputs of a model mean, and how they are scored."""
+"""Decodes the outputs of a model and scores them."""

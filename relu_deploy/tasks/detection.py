@@ -1,4 +1,4 @@
-"""From decoded boxes and scores to detections, in NumPy: what a served detector does behind its graph."""
+"""Selects detections from decoded boxes and scores, in NumPy; the post-processing of a served detector."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ __all__ = ["nms", "postprocess"]
 def nms(boxes: Array, scores: Array, iou_threshold: float, score_threshold: float, max_per_class: int) -> Array:
     """Return the rows [image, class, box] that non-maximum suppression keeps, int64 (D, 3).
 
-    boxes: (N, A, 4), two opposite corners each. scores: (N, K, A). A box goes when its overlap (intersection over union)
-    with a kept one of its class is above `iou_threshold`, or its score is not above `score_threshold`. Rows come image by
-    image, class by class, best score first; of equal scores the lower box first.
-    Source: the ONNX operator NonMaxSuppression-11 with center_point_box=0.
+    Rows are ordered by image, class and descending score; equal scores by ascending index of the box. Source: the ONNX operator
+    NonMaxSuppression-11 with center_point_box=0.
+
+    Args:
+        boxes: (N, A, 4), two opposite corners each.
+        scores: (N, K, A).
+        iou_threshold: A box is removed if its intersection over union with a kept box of its class is above this.
+        score_threshold: A box is removed if its score is not above this.
+        max_per_class: Largest number of boxes of each image and class.
     """
     kept = []
     for image in range(len(boxes)):
@@ -37,7 +42,7 @@ def _suppressed(boxes: Array, candidates: Array, iou_threshold: float, limit: in
         sides = np.minimum(high[best], high[candidates]) - np.maximum(low[best], low[candidates])
         overlap = sides.clip(0).prod(1)
         union = areas[best] + areas[candidates] - overlap
-        # Divided, to agree with ONNX Runtime at the threshold itself. Of boxes without area, 0/0 is above nothing: they stay.
+        # The division agrees with ONNX Runtime at the threshold itself. For boxes without area, 0/0 is not above it.
         with np.errstate(invalid="ignore"):
             candidates = candidates[~(overlap / union > iou_threshold)]
     return kept
@@ -52,9 +57,15 @@ def postprocess(
     max_detections: int = 100,
     max_per_class: int | None = None,
 ) -> list[dict[str, Array]]:
-    """Return for each image its detections, best first: `boxes` (D, 4), `scores` (D,) and `labels` int64 (D,).
+    """Return the detections of each image, best first: `boxes` (D, 4), `scores` (D,) and `labels` int64 (D,).
 
-    boxes: (N, A, 4) xyxy. scores: (N, A, K) in 0..1. max_detections: at most so many an image, and a class.
+    Args:
+        boxes: (N, A, 4) xyxy.
+        scores: (N, A, K), in 0..1.
+        score_threshold: See `nms`.
+        iou_threshold: See `nms`.
+        max_detections: Largest number of detections of each image.
+        max_per_class: Largest number of each image and class, by default `max_detections`.
     """
     rows = nms(
         boxes, np.ascontiguousarray(scores.transpose(0, 2, 1)), iou_threshold, score_threshold, max_per_class or max_detections

@@ -1,4 +1,4 @@
-"""What a model's outputs mean, and how right they are: top-1 for classification, COCO AP for detection, mIoU for masks."""
+"""Scores a model on a data set: top-1 for classification, COCO AP for detection, mIoU for segmentation."""
 
 from __future__ import annotations
 
@@ -20,26 +20,39 @@ __all__ = ["Metric", "coco_ap", "labeled", "score", "top1"]
 
 @dataclass(frozen=True)
 class Metric:
-    """name: "top1", "AP" or "mIoU". value: in 0..1. samples: pictures it was measured on."""
+    """A score.
+
+    Attributes:
+        name: "top1", "AP" or "mIoU".
+        value: The score, in 0..1.
+        samples: Number of rows that it was measured on.
+    """
 
     name: str
     value: float
     samples: int
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields with a rounded value."""
         return {"name": self.name, "value": round(self.value, 6), "samples": self.samples}
 
 
 def labeled(labels: Sequence[str], outputs: Sequence[TensorSpec], task: str | None) -> dict[str, Any]:
-    """Return what the manifest says of a model whose classes are called `labels`.
+    """Return the manifest's `task` and `labels` for a model with named classes.
 
-    outputs: the model's. task: as it is known so far. Raises UsageError when the names do not fit.
+    Args:
+        labels: Names of the classes.
+        outputs: Specifications of the model's outputs.
+        task: The task if it is known.
+
+    Raises:
+        UsageError: If the names do not fit the outputs or the task.
     """
     shape = outputs[0].shape if len(outputs) == 1 else ()
-    # One row of numbers for each picture names the picture; a plane of them for each class names its pixels.
+    # A row of logits for each picture classifies it; a plane of logits for each class classifies its pixels.
     fits = {2: "classification", 4: "segmentation"}.get(len(shape))
     if task not in (None, "classification", "segmentation"):
-        raise UsageError(f"--labels names classes, and the model's task is {task}", "leave --labels out")
+        raise UsageError(f"--labels names classes, and the model's task is {task}", "omit --labels")
     if fits is None or task not in (None, fits) or shape[1] != len(labels):
         given = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in outputs)
         raise UsageError(
@@ -50,11 +63,23 @@ def labeled(labels: Sequence[str], outputs: Sequence[TensorSpec], task: str | No
 
 
 def score(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Metric | None:
-    """Return how right the model behind `run` is on `dataset`, fed `batch` rows at a time; None where nothing says so.
+    """Score a model on a data set.
 
-    manifest: of the model's bundle: its task and post-processing. Rows that do not fill a last batch are padded with
-    copies of the last row, which are not counted, so that a model with a fixed batch is scored on everything.
-    Raises BackendUnavailable when detections are to be scored and pycocotools is missing.
+    The last batch is padded with copies of the last row, which are not scored, so that a model with a fixed batch is scored on
+    all rows.
+
+    Args:
+        manifest: Manifest of the model's bundle.
+        run: Function that returns the outputs for feeds.
+        dataset: The data set.
+        batch: Rows in one run.
+
+    Returns:
+        The score, None if the data set has no targets for the model's task.
+
+    Raises:
+        BackendUnavailable: If detections are scored and pycocotools is not installed.
+        InputError: If the masks of the data set do not fit the outputs.
     """
     task = manifest.get("task")
     postprocess = manifest.get("postprocess") or {}
@@ -75,7 +100,7 @@ def score(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dataset: D
 
 
 def _score_masks(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Metric:
-    """Return the mean IoU over all pixels of `dataset`, counted batch by batch: logits of every pixel are too large to keep."""
+    """Return the mean IoU over all pixels of `dataset`, accumulated batch by batch to save memory."""
     true, counts, row = dataset.targets["mask"], None, 0
     for results in _runs(run, dataset, batch):
         output = next(iter(results.values()))
@@ -85,7 +110,7 @@ def _score_masks(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dat
             found = classes_of_pixels(output)
             if found.shape != mine.shape:
                 raise ValueError(f"the model names {found.shape[1:]} pixels and the true masks have {mine.shape[1:]}")
-            # A graph that gives classes instead of logits does not say how many there are.
+            # A graph that outputs classes instead of logits does not define their number.
             known = output.shape[1] if output.ndim == 4 and output.shape[1] > 1 else len(manifest.get("labels") or range(VOID))
             more = confusion(found, mine, known)
         except ValueError as error:
@@ -102,10 +127,11 @@ def _runs(run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Any:
 
 
 def top1(logits: Array, labels: Array) -> Metric:
-    """Return the share of rows whose largest logit is at a right label.
+    """Return the share of rows whose largest logit is at a correct label.
 
-    logits: (N, classes), further dimensions of size 1 are ignored. labels: (N,) or (N, L), -1 stands for none; rows that
-    have none are left out.
+    Args:
+        logits: (N, classes); further dimensions of size 1 are ignored.
+        labels: (N,) or (N, L), -1 for none. Rows without a label are not counted.
     """
     right = labels.reshape(len(labels), -1)
     known = (right >= 0).any(1)
@@ -116,8 +142,13 @@ def top1(logits: Array, labels: Array) -> Metric:
 def coco_ap(found: list[dict[str, Array]], targets: Mapping[str, Array], images: int) -> dict[str, float]:
     """Return {"AP": …, "AP50": …} of COCO's own evaluator (pycocotools): AP averaged over IoU 0.50 to 0.95.
 
-    found: one dict an image with `boxes` (D, 4) xyxy, `scores` (D,), `labels` (D,). targets: as in `Dataset.targets`.
-    Raises BackendUnavailable when pycocotools is not installed.
+    Args:
+        found: Detections of each image: `boxes` (D, 4) xyxy, `scores` (D,), `labels` (D,).
+        targets: Boxes, labels and images, as in `Dataset.targets`.
+        images: Number of images.
+
+    Raises:
+        BackendUnavailable: If pycocotools is not installed.
     """
     try:
         from pycocotools.coco import COCO
@@ -134,7 +165,7 @@ def coco_ap(found: list[dict[str, Array]], targets: Mapping[str, Array], images:
         for image, one in enumerate(found)
         for box, label, certainty in zip(one["boxes"], one["labels"], one["scores"], strict=True)
     ]
-    # The evaluator tells its progress on stdout, which belongs to the caller.
+    # The evaluator prints its progress to stdout.
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {

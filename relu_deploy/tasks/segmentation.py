@@ -1,4 +1,4 @@
-"""The class of every pixel, in NumPy: from a segmenter's output to masks, and how far two masks agree."""
+"""Converts the output of a segmentation model to masks, and compares masks, in NumPy."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from relu_deploy.tensors import Array
 
 __all__ = ["VOID", "classes_of_pixels", "confusion", "mean_iou"]
 
-#: class of pixels that nobody names, in a true mask and where a model did not look: Pascal VOC's convention
+#: class of pixels without a label in a true mask, and of pixels that a model did not see (convention of Pascal VOC)
 VOID = 255
 
 
 def classes_of_pixels(output: Array) -> Array:
-    """Return the class of every pixel, int64 (N, H, W): the largest logit's, of equal ones the lower.
+    """Return the class of every pixel, int64 (N, H, W): that of the largest logit, the lower index of equal ones.
 
-    output: logits (N, K, H, W), or integers (N, H, W) or (N, 1, H, W) of a graph that has chosen already.
-    Raises ValueError for any other array.
+    Args:
+        output: Logits (N, K, H, W), or classes as integers (N, H, W) or (N, 1, H, W).
+
+    Raises:
+        ValueError: If `output` is any other array.
     """
     if output.dtype.kind in "iu" and (output.ndim == 3 or (output.ndim == 4 and output.shape[1] == 1)):
         return output.reshape(len(output), *output.shape[-2:]).astype(np.int64)
@@ -26,9 +29,15 @@ def classes_of_pixels(output: Array) -> Array:
 
 
 def confusion(found: Array, true: Array, classes: int) -> Array:
-    """Return how many pixels of each true class (rows) were found to be of each class (columns): int64 (classes, classes).
+    """Return the confusion matrix, int64 (classes, classes): pixels of each true class (rows) by predicted class (columns).
 
-    found, true: integers of one shape; where `true` is VOID nothing is counted. Raises ValueError for a class out of range.
+    Args:
+        found: Predicted classes, integers of any shape.
+        true: True classes of the same shape; pixels of class `VOID` are not counted.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: If a class is out of range.
     """
     known = true != VOID
     pairs = np.stack([true[known], found[known]]).astype(np.int64)
@@ -38,9 +47,10 @@ def confusion(found: Array, true: Array, classes: int) -> Array:
 
 
 def mean_iou(counts: Array) -> float:
-    """Return the mean over the classes of intersection over union; classes that are neither true nor found are left out.
+    """Return the mean intersection over union of the classes that occur, as in Pascal VOC's evaluation (Everingham et al., 2015).
 
-    counts: of `confusion`, added up over all pictures first, as in Pascal VOC's evaluation (Everingham et al., 2015).
+    Args:
+        counts: Confusion matrix, summed over all pictures.
     """
     both = np.diag(counts)
     either = counts.sum(0) + counts.sum(1) - both
