@@ -1,4 +1,4 @@
-"""The recipe of one model: architecture, weights, input, labels, pre- and post-processing, and the data that scores it."""
+"""The recipe of a zoo model: architecture, weights, input, labels, pre- and post-processing, and data set."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ __all__ = ["ModelRecipe"]
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """What the zoo knows about one model.
+    """The recipe of one model in the zoo.
 
     Attributes:
         name: Its name in the zoo.
         task: "classification", "detection" or "segmentation".
         parameters: Number of trained parameters.
         activation: Name of the activation.
-        shape: Of one input, without the batch.
+        shape: Shape of the input without the batch.
         input_name: Name of the input.
-        preprocess: How pictures or texts become its input, as in a manifest.
-        postprocess: How its outputs become an answer, as in a manifest.
+        preprocess: Preprocessing of pictures or texts, as in a manifest.
+        postprocess: Post-processing of the outputs, as in a manifest.
         labels: Names of its classes.
         weights: "shipped" (in models/), "fetched" (from the recipe's sources) or None (architecture only).
         weights_facts: Files or sources of the weights, and their sha256.
-        arguments: Of the architecture.
-        dataset: Name of the data set that scores it.
-        metric: What it scores there.
-        licence: Of the weights.
+        arguments: Arguments of the architecture's function.
+        dataset: Name of the data set that it is scored on.
+        metric: Its score on that data set.
+        licence: License of the weights.
         folder: Its folder in models/.
     """
 

@@ -1,7 +1,7 @@
-"""Names to recipes: architecture, weights, input, labels, pre- and post-processing, and the data that scores it.
+"""The recipes of the zoo by name, and the function that builds a model from one.
 
-Architectures live in `relu_deploy.zoo.nn`; trained models in `models/`, one folder each with a `recipe.json`. A recipe of
-`models/` carries the name of its architecture and adds weights, data and a measured metric to it.
+Architectures are in `relu_deploy.zoo.nn`; trained models are in `models/`, each in a folder with a `recipe.json`, which names its
+architecture and adds weights, a data set and a measured score.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ IMAGENET = {
     "resize": 256,
     "crop": 224,
 }
-#: torchvision's SSD subtracts the ImageNet mean and leaves the scale alone
+#: torchvision's SSD subtracts the ImageNet mean from pixels in 0..255 and does not scale them
 SSD_PIXELS = {"scale": 1 / 255, "mean": [0.48235, 0.45882, 0.40784], "std": [1 / 255] * 3, "layout": "NCHW"}
 
-#: the graph itself decodes the bytes (`nn.utf8`)
+#: the graph decodes the bytes (`nn.utf8`)
 TEXT = {"text": "utf-8"}
 
 
@@ -54,7 +54,7 @@ def _segmenter(name: str, parameters: int) -> ModelRecipe:
     return ModelRecipe(name, "segmentation", parameters, "ReLU", (3, 520, 520), preprocess=pixels, postprocess={"background": 0})
 
 
-#: parameter counts are torchvision's; a test holds each against the module that is built
+#: parameter counts are torchvision's; a test compares each with the module that is built
 ARCHITECTURES = (
     _classifier("resnet18", 11_689_512),
     _classifier("resnet34", 21_797_672),
@@ -71,7 +71,7 @@ ARCHITECTURES = (
     _segmenter("deeplabv3_resnet50", 42_004_074),
 )
 
-#: not torchvision's; bytes of UTF-8 go in
+#: not torchvision's; their input is UTF-8
 TEXTS = (
     ModelRecipe("text_cnn", "classification", 287_050, "ReLU", (64,), preprocess=TEXT),
     ModelRecipe("text_transformer", "classification", 244_458, "ReLU", (64,), preprocess=TEXT),
@@ -80,7 +80,7 @@ TEXTS = (
 
 @cache
 def recipes() -> dict[str, ModelRecipe]:
-    """Return every recipe by name: the bare architectures, with what `models/` adds to them."""
+    """Return all recipes by name: the architectures and the trained models of `models/`."""
     known = {entry.name: entry for entry in (*ARCHITECTURES, *TEXTS)}
     for file in sorted(models_folder().glob("*/recipe.json")):
         shipped = _read_recipe(file, known)
@@ -89,7 +89,11 @@ def recipes() -> dict[str, ModelRecipe]:
 
 
 def recipe(name: str) -> ModelRecipe:
-    """Return the recipe called `name`. Raises UsageError, with the nearest name, when there is none."""
+    """Return the recipe called `name`.
+
+    Raises:
+        UsageError: If there is none; the hint has the nearest name.
+    """
     known = recipes()
     if name not in known:
         raise UsageError(f"the zoo has no model called {name!r}", nearest(name, known))
@@ -124,11 +128,18 @@ def _read_recipe(file: Path, known: Mapping[str, ModelRecipe]) -> ModelRecipe:
 
 
 def build(name: str, weights: str | os.PathLike[str] | None = None, *, seed: int | None = None, **arguments: Any) -> nn.Module:
-    """Return the `torch.nn.Module` called `name`, in training mode as PyTorch makes it.
+    """Build the `torch.nn.Module` called `name`, in training mode.
 
-    weights: None for random ones, "default" for the zoo's own, or a `.safetensors` or `.pth` file.
-    seed: makes the random ones reproducible, without touching the caller's random state. arguments: for the architecture.
-    Raises UsageError for an unknown name or argument, InputError for weights that are not this architecture's.
+    Args:
+        name: Name of a recipe.
+        weights: None for random weights, "default" for those of the zoo, or a `.safetensors` or `.pth` file.
+        seed: Seed of random weights; the caller's random state is not changed.
+        **arguments: Arguments of the architecture's function.
+
+    Raises:
+        BackendUnavailable: If torch is not installed.
+        InputError: If the weights are not available or not of this architecture.
+        UsageError: If the name or an argument is unknown.
     """
     known = recipe(name)
     try:

@@ -1,4 +1,4 @@
-"""State dicts from files: safetensors and PyTorch's own format, as training scripts and wrappers write them."""
+"""Loads state dicts from safetensors and PyTorch files, as training scripts and wrappers save them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the zoo's own weights are: shipped, in an installed package, or downloaded, and checked by their sha256."""
+"""Finds the zoo's weights: shipped, in an installed package, or downloaded; their sha256 is checked."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ __all__ = ["weights_file"]
 
 
 def weights_file(known: ModelRecipe) -> Path:
-    """Return the file with the zoo's own weights for `known`, from the first source that has it, its sha256 checked.
+    """Return the file with the zoo's weights for a recipe, from the first available source.
 
-    Raises InputError when the recipe has none, no source can be reached, or a file's hash is not the recipe's.
+    Args:
+        known: The recipe.
+
+    Raises:
+        InputError: If the recipe has no weights, no source is available, or a file does not have the recipe's sha256.
     """
     if known.weights is None or known.weights_facts is None or known.folder is None:
         raise InputError(
-            f"{known.name} has no weights of its own in the zoo", "give some with --weights FILE, or leave it out for random ones"
+            f"{known.name} has no weights of its own in the zoo", "give some with --weights FILE, or omit it for random ones"
         )
     expected = known.weights_facts["sha256"]
     if known.weights == "shipped":

@@ -1,4 +1,4 @@
-"""PyTorch architectures, one family a file, each readable from top to bottom; state dicts are torchvision's.
+"""PyTorch architectures, one family in each file, with torchvision's state dicts.
 
 A new architecture is one new file and one line in `ARCHITECTURES`. Where weights are to be loaded anyway, drawing random
 ones can be saved: build under `torch.device("meta")`, then `load_state_dict(weights, assign=True)`.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARCHITECTURES", "architecture"]
 
-#: name → "module:function", the module being one of this package
+#: name → "module:function", where the module is in this package
 ARCHITECTURES: dict[str, str] = {
     "resnet18": "resnet:resnet18",
     "resnet34": "resnet:resnet34",
@@ -40,7 +40,11 @@ ARCHITECTURES: dict[str, str] = {
 
 
 def architecture(name: str) -> Callable[..., nn.Module]:
-    """Return the function that makes the architecture called `name`. Raises KeyError when there is none."""
+    """Return the function that builds the architecture called `name`.
+
+    Raises:
+        KeyError: If there is none.
+    """
     module, function = ARCHITECTURES[name].split(":")
     builder: Callable[..., nn.Module] = getattr(import_module(f"relu_deploy.zoo.nn.{module}"), function)
     return builder

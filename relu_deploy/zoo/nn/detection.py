@@ -1,4 +1,4 @@
-"""What turns a detector's raw head maps into boxes, and boxes into detections: separate steps, each exportable.
+"""Decoders from a detector's head maps to boxes, and non-maximum suppression, as separate exportable modules.
 
     head maps ──decoder──► boxes (N, A, 4) xyxy in pixels, scores (N, A, K) ──NonMaxSuppression──► detections
 
@@ -28,7 +28,7 @@ __all__ = [
     "map_sizes",
 ]
 
-#: the largest factor by which a box may outgrow its anchor: torchvision's and Detectron's bound
+#: largest ratio of the size of a box to that of its anchor, as in torchvision and Detectron
 LARGEST_GROWTH = math.log(1000 / 16)
 
 
@@ -51,7 +51,7 @@ class PointDecoder(nn.Module):
         super().__init__()
         points, units = [], []
         for stride, (rows, columns) in zip(strides, map_sizes(height, width, strides), strict=True):
-            # torchvision takes the stride that the map really has, which differs where the size does not divide.
+            # torchvision uses the actual ratio of the sizes, which differs if the size is not a multiple of the stride.
             down, across = height // rows, width // columns
             y, x = torch.meshgrid((torch.arange(rows) + offset) * down, (torch.arange(columns) + offset) * across, indexing="ij")
             points.append(torch.stack([x.flatten(), y.flatten()], 1))
@@ -118,7 +118,7 @@ class AnchorDecoder(nn.Module):
 def grid_anchors(
     height: int, width: int, strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float]
 ) -> Tensor:
-    """Return anchors (A, 4) xyxy: at every cell of every level one of each ratio and size, as torchvision orders them."""
+    """Return anchors (A, 4) xyxy: one of each ratio and size at every cell of every level, in torchvision's order."""
     anchors = []
     for (rows, columns), of_level in zip(map_sizes(height, width, strides), sizes, strict=True):
         scale = torch.tensor(of_level, dtype=torch.float32)
@@ -139,7 +139,7 @@ def default_boxes(
     scales: Sequence[float],
     ratios: Sequence[Sequence[float]],
 ) -> Tensor:
-    """Return SSD's default boxes (A, 4) xyxy in pixels (Liu et al., "SSD", 2015, section 2.2), as torchvision orders them."""
+    """Return SSD's default boxes (A, 4) xyxy in pixels (Liu et al., "SSD", 2015, section 2.2), in torchvision's order."""
     boxes = []
     for level, ((rows, columns), step) in enumerate(zip(maps, steps, strict=True)):
         small, between = scales[level], math.sqrt(scales[level] * scales[level + 1])
@@ -166,7 +166,7 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: floa
 
 
 def ONNX_TRANSLATIONS() -> dict[Callable[..., Any], Callable[..., Any]]:  # noqa: N802
-    """Return how torch.onnx writes the operators of this module that it does not know: `custom_translation_table`."""
+    """Return the `custom_translation_table` of torch.onnx for this module's operators."""
     from onnxscript import opset20 as op
 
     def write_nms(boxes: Any, scores: Any, iou_threshold: float, score_threshold: float, max_per_class: int) -> Any:
@@ -175,7 +175,7 @@ def ONNX_TRANSLATIONS() -> dict[Callable[..., Any], Callable[..., Any]]:  # noqa
         return op.NonMaxSuppression(boxes, scores, limit, overlap, least)
 
     def write_stable_sort(values: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:  # noqa: ARG001
-        # TopK is stable by its definition: of equal values the one with the lower index comes first.
+        # TopK is stable by definition: the lower index of equal values comes first.
         axis = dim % len(values.shape)
         length = op.Shape(values, start=axis, end=axis + 1)
         return op.TopK(values, length, axis=axis, largest=int(descending), sorted=1)
@@ -184,7 +184,7 @@ def ONNX_TRANSLATIONS() -> dict[Callable[..., Any], Callable[..., Any]]:  # noqa
 
 
 class NonMaxSuppression(nn.Module):
-    """Class by class suppression, then the best of each image: `relu_deploy.detections.postprocess` inside the graph.
+    """Non-maximum suppression per class, then the best detections of each image: `tasks.detection.postprocess` in the graph.
 
     max_detections: kept of an image. max_per_class: kept of each class of an image; as many as `max_detections` if None.
     """
@@ -211,7 +211,7 @@ class NonMaxSuppression(nn.Module):
         image, label, box = rows.unbind(1)
         order = scores[image, box, label].sort(descending=True, stable=True).indices
         order = order[image[order].sort(stable=True).indices]
-        # Counted, not looked up, so that images without a detection and the empty batch of detections need no care.
+        # Counting needs no special case for images without detections.
         images = torch.arange(boxes.shape[0], device=boxes.device)
         begins = (image[:, None] < images).sum(0)
         place = torch.arange(rows.shape[0], device=boxes.device) - begins[image[order]]
@@ -220,7 +220,7 @@ class NonMaxSuppression(nn.Module):
 
 
 class Detector(nn.Module):
-    """A network with its decoder behind it, and suppression behind that unless `nms` is None."""
+    """A network followed by its decoder, and by non-maximum suppression unless `nms` is None."""
 
     def __init__(self, network: nn.Module, decoder: nn.Module, nms: NonMaxSuppression | None = None) -> None:
         super().__init__()

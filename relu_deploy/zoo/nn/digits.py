@@ -1,4 +1,4 @@
-"""Three small networks of our own: one names a handwritten digit, one finds the digits of a scene, one names every pixel of it.
+"""Three small networks: a classifier of handwritten digits, a detector of digits in scenes, and a segmentation of scenes.
 
 All are convolution, batch norm and ReLU throughout, so that every batch norm folds and every ReLU can be held to account.
 """
@@ -57,7 +57,7 @@ class DigitNet(nn.Module):
 
 
 class DigitDetector(nn.Module):
-    """An anchor-free detector with one output level (stride 4): every point names a digit and its four distances.
+    """An anchor-free detector with one output level (stride 4): every point predicts a digit and the distances to four edges.
 
     images: float32 (N, 1, H, W), normalized, H and W multiples of 16. Returns raw head maps, A = (H/4) * (W/4) points:
     cls_logits (N, A, num_classes), and bbox_regression (N, A, 4), the distances to the left, top, right and bottom edge in
@@ -107,7 +107,7 @@ class DigitDetector(nn.Module):
 
 
 class DigitSegmenter(nn.Module):
-    """A U-Net (Ronneberger et al., 2015) of five levels that names every pixel of a scene: ground, or a digit's ink.
+    """A U-Net (Ronneberger et al., 2015) of five levels that classifies every pixel of a scene as background or a digit.
 
     images: float32 (N, 1, H, W), normalized, H and W multiples of 16. Returns logits (N, num_classes, H, W).
     A level is enlarged by repeating pixels, after a 1x1 convolution that halves what has to be moved; a transposed

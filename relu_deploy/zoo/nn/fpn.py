@@ -32,7 +32,7 @@ class ExtraLevels(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """From maps of falling size and any width to as many maps of one width, plus two coarser ones."""
+    """Converts maps of decreasing size and any width to maps of one width, and adds two coarser ones."""
 
     def __init__(self, inputs: tuple[int, ...], width: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Pyramid(nn.Module):
 
 
 def _keep_variance(conv: nn.Conv2d) -> None:
-    # a=1 is the slope of "no ReLU follows": nothing rectifies these maps.
+    # a=1 is the gain without a ReLU, because no ReLU follows.
     nn.init.kaiming_uniform_(conv.weight, a=1)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Normalization as part of the model, so that a served graph takes a picture's bytes as they are."""
+"""Normalization as part of the model, so that the exported graph takes uint8 pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["PixelsIn"]
 
 
 class PixelsIn(nn.Module):
-    """`model` behind (x * scale - mean) / std, taking uint8 NHWC and giving the model float32 NCHW.
+    """A model after (x * scale - mean) / std, which converts uint8 NHWC to the model's float32 NCHW.
 
     mean, std: one number per channel, in units of the scaled pixels.
     """

@@ -64,7 +64,7 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    """Return the projection that fits a block's input to its output, None where they fit already."""
+    """Return the projection of a block's input to the shape of its output, None if they have the same shape."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

@@ -2,8 +2,8 @@
 
     image ──backbone, stride 8──► features ──head──► logits ──bilinear──► logits of every pixel
 
-The auxiliary classifier, which torchvision's published weights hold, serves training alone: `forward` leaves it out, and so
-does what is exported.
+The auxiliary classifier, which torchvision's published weights include, is for training only: neither `forward` nor the exported
+graph has it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DilatedBody(ResNet):
 
 
 def dilate(stage: nn.Sequential, before: int, after: int) -> None:
-    """Let the blocks of `stage` keep the size of their input; the first 3x3 convolution still looks as far as `before`."""
+    """Set the dilations of `stage` so that it keeps the size of its input: `before` for the first 3x3 convolution, else `after`."""
     for position, block in enumerate(stage):
         rate = before if position == 0 else after
         block.conv2.stride, block.conv2.padding, block.conv2.dilation = (1, 1), (rate, rate), (rate, rate)
@@ -56,13 +56,13 @@ def conv_bn_relu(inputs: int, outputs: int, size: int, rate: int = 1) -> list[nn
 
 
 def fcn_head(inputs: int, num_classes: int) -> nn.Sequential:
-    """Return the head of FCN, which is the auxiliary classifier of both as well."""
+    """Return the head of FCN, which is also the auxiliary classifier of both networks."""
     width = inputs // 4
     return nn.Sequential(*conv_bn_relu(inputs, width, 3), nn.Dropout(0.1), nn.Conv2d(width, num_classes, 1))
 
 
 class WholePicture(nn.Sequential):
-    """The mean over all positions, convolved and spread to every position again."""
+    """Global average pooling and a convolution, broadcast to all positions."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), *conv_bn_relu(inputs, outputs, 1))
@@ -72,7 +72,7 @@ class WholePicture(nn.Sequential):
 
 
 class Pyramid(nn.Module):
-    """Atrous spatial pyramid pooling: one map looked at with several dilations and as a whole, joined by a 1x1 convolution."""
+    """Atrous spatial pyramid pooling: several dilations and global pooling, joined by a 1x1 convolution."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()

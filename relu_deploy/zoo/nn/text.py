@@ -1,4 +1,4 @@
-"""Two networks that name what a short text is, character by character: one of convolutions, one a Transformer encoder.
+"""Two classifiers of short texts by characters: a convolutional network and a Transformer encoder.
 
 Both take UTF-8 bytes and decode them themselves, and neither's answer depends on how many zeros follow the text.
 """
@@ -13,12 +13,12 @@ from relu_deploy.zoo.nn.utf8 import characters_of
 
 __all__ = ["TextCNN", "TextTransformer", "TransformerEncoderLayer", "text_cnn", "text_transformer"]
 
-#: code points below this one have a vector each: the Latin blocks up to Extended-B; all others share one
+#: code points below this one have an embedding of their own (the Latin blocks up to Extended-B); all others share one
 CHARACTERS = 0x250
 
 
 class Characters(nn.Embedding):
-    """A vector for each character of a text: uint8 (N, L) to float32 (N, L, width), and where there is one: bool (N, L)."""
+    """Embeds the characters of a text: uint8 (N, L) to float32 (N, L, width), and a mask of characters, bool (N, L)."""
 
     def __init__(self, width: int, characters: int = CHARACTERS) -> None:
         super().__init__(characters + 1, width, padding_idx=0)
@@ -63,7 +63,7 @@ class TextCNN(nn.Module):
 
 
 class TransformerEncoderLayer(nn.Module):
-    """A layer of a Transformer encoder, normalized behind its residuals; state dict and answers of torch.nn's with ReLU.
+    """A Transformer encoder layer with post-norm; same state dict and results as torch.nn's with ReLU.
 
     Feature maps are (N, width, L) around the ReLU, so that its channels stand on axis 1 like those of a convolution.
     """
@@ -79,7 +79,12 @@ class TransformerEncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, present: Tensor) -> Tensor:
-        """Return (N, L, d_model). x: the same shape. present: bool (N, L), what may be attended to."""
+        """Return (N, L, d_model).
+
+        Args:
+            x: (N, L, d_model).
+            present: Positions that are attended to, bool (N, L).
+        """
         x = self.norm1(x + self.dropout(self.self_attn(x, present)))
         fired = self.dropout(self.relu(_pointwise(self.linear1, x.transpose(1, 2))))
         output: Tensor = self.norm2(x + self.dropout(_pointwise(self.linear2, fired).transpose(1, 2)))
@@ -87,7 +92,7 @@ class TransformerEncoderLayer(nn.Module):
 
 
 def _pointwise(linear: nn.Linear, x: Tensor) -> Tensor:
-    """Return what `linear` makes of each column of `x`, (N, in_features, L)."""
+    """Apply `linear` to each column of `x`, (N, in_features, L)."""
     return F.conv1d(x, linear.weight[:, :, None], linear.bias)
 
 
@@ -107,7 +112,7 @@ class SelfAttention(nn.Module):
         parts = F.linear(x, self.in_proj_weight, self.in_proj_bias).reshape(rows, length, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
         scores = query @ key.transpose(2, 3) * (width // self.heads) ** -0.5
-        # Not minus infinity, which is NaN where nothing is present, and no number that float16 does not hold.
+        # Minus infinity would give NaN for rows without characters, and a lower number does not fit float16.
         scores = torch.where(present[:, None, None, :], scores, torch.full_like(scores, -30000.0))
         mixed = (scores.softmax(3) @ value).transpose(1, 2).reshape(rows, length, width)
         output: Tensor = self.out_proj(mixed)
@@ -115,7 +120,7 @@ class SelfAttention(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """A Transformer encoder over characters and the mean of what it makes of them. text: uint8 (N, L). Returns logits.
+    """A Transformer encoder over characters with mean pooling. text: uint8 (N, L). Returns logits.
 
     L may be up to `positions`. Padding is neither attended to nor part of the mean.
     """

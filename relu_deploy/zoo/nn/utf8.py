@@ -1,4 +1,4 @@
-"""From UTF-8 bytes to characters with integer arithmetic alone, so that it exports as a few dozen standard operators.
+"""Decodes UTF-8 to code points with integer arithmetic, which exports as a few dozen standard operators.
 
 No operator works on strings: runtimes for GPUs have none that do. Bytes of any content are taken; what is not well-formed
 (Unicode 17, table 3-7: stray and missing continuation bytes, overlong forms, surrogates, beyond U+10FFFF) becomes U+FFFD,
@@ -13,16 +13,17 @@ from torch.nn import functional as F
 
 __all__ = ["REPLACEMENT", "characters_of"]
 
-#: stands for a byte that belongs to no character
+#: code of a byte that is not part of a valid character
 REPLACEMENT = 0xFFFD
 
 
 def characters_of(text: Tensor) -> Tensor:
     """Return the code points of each row's characters, moved to the front, 0 behind them: int32 (N, L).
 
-    text: uint8 (N, L), the UTF-8 bytes of a text, filled up with 0. A byte of 0 is no character wherever it stands.
+    Args:
+        text: UTF-8 bytes, padded with 0, uint8 (N, L). A byte of 0 is never a character.
     """
-    # Never by way of floats: what rounds or lowers a graph's floats must not turn one letter into another.
+    # Integers only, so that a conversion of the graph to a lower precision cannot change characters.
     byte = text.to(torch.int32)
     length = byte.shape[1]
     behind = [F.pad(byte, (0, ahead))[:, ahead:] for ahead in (1, 2, 3)]
@@ -31,7 +32,7 @@ def characters_of(text: Tensor) -> Tensor:
     two = (byte - 0xC0) * 64 + six[0]
     three = (byte - 0xE0) * 4096 + six[0] * 64 + six[1]
     four = (byte - 0xF0) * 262144 + six[0] * 4096 + six[1] * 64 + six[2]
-    # The smallest code point of each length keeps overlong forms out, and with them C0 and C1.
+    # The smallest code point of each length excludes overlong forms, and with them the bytes C0 and C1.
     is_two = (byte >= 0xC2) & (byte < 0xE0) & continues[0]
     is_three = (byte >= 0xE0) & (byte < 0xF0) & continues[0] & continues[1] & (three >= 0x800)
     is_three = is_three & ((three < 0xD800) | (three > 0xDFFF))

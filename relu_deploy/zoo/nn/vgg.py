@@ -34,7 +34,7 @@ def vgg_features(widths: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
-    # Nine tenths of the weights are here, and drawing them takes seconds: not first PyTorch's way and then this one.
+    # Nine tenths of the weights are here, and initializing them takes seconds, so PyTorch's initialization is skipped.
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, device=torch.get_default_device())
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
