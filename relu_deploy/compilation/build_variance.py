@@ -187,12 +187,12 @@ def _tried(engines: Sequence[Engine], opened: Open, feeds: Feeds, truth: Truth) 
 
 
 def _timed(session: Session, feeds: Feeds) -> list[float]:
-    taken = []
+    times = []
     for _ in range(RUNS):
         start = time.perf_counter_ns()
         session.run(feeds)
-        taken.append((time.perf_counter_ns() - start) / 1e6)
-    return taken
+        times.append((time.perf_counter_ns() - start) / 1e6)
+    return times
 
 
 def _trial(facts: Mapping[str, Any], latency: Latency, outputs: Feeds, truth: Truth) -> BuildTrial:

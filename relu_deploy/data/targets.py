@@ -49,6 +49,6 @@ def _check_boxes(path: Path, targets: Mapping[str, Array], rows: int) -> None:
 
 
 def _check(path: Path, name: str, array: Array, kinds: str, shape: tuple[int | None, ...], right: str) -> None:
-    fits = array.ndim == len(shape) and all(want in (None, size) for want, size in zip(shape, array.shape, strict=True))
+    fits = array.ndim == len(shape) and all(expected in (None, size) for expected, size in zip(shape, array.shape, strict=True))
     if array.dtype.kind not in kinds or not fits:
         raise InputError(f"{path}: {name!r} is {array.dtype.name} {array.shape}", f"give {right}")

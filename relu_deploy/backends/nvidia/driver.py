@@ -68,6 +68,7 @@ class Gpu:
         return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
 
     def to_json(self) -> dict[str, Any]:
+        """Return an entry of `gpus` of what `doctor --json` writes."""
         return {
             "index": self.index,
             "name": self.name,
@@ -102,6 +103,7 @@ class Driver:
         return f"NVIDIA's driver{f' {self.version}' if self.version else ''} (CUDA {self.cuda[0]}.{self.cuda[1]})"
 
     def to_json(self) -> dict[str, Any]:
+        """Return the field `driver` of what `doctor --json` writes."""
         return {"version": self.version or None, "cuda": "{}.{}".format(*self.cuda)}
 
 

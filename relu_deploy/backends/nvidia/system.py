@@ -38,6 +38,7 @@ class System:
     threads: ThreadCount
 
     def to_json(self) -> dict[str, Any]:
+        """Return the field `system` of what `doctor --json` writes."""
         driver = None if isinstance(self.driver, Missing) else self.driver
         return {
             "container": self.host.container,

@@ -66,6 +66,7 @@ class Built:
     timing_cache: bytes = field(default=b"", repr=False)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields that describe the build in the metadata of an engine."""
         return {
             "backend": self.backend,
             "version": self.version,
@@ -224,8 +225,8 @@ def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger_of(trt))
     # External weights are found only if the parser is given the path.
-    taken = parser.parse_from_file(str(path))
-    if taken and network.num_outputs:
+    parsed = parser.parse_from_file(str(path))
+    if parsed and network.num_outputs:
         return network, parser
     load_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph
     refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]

@@ -72,6 +72,7 @@ class BuildOptions:
         return cls(**{**fields, "profiles": profiles, "compute_capabilities": tuple(fields["compute_capabilities"])})
 
     def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON, with normalized compute capabilities."""
         return {
             "profiles": [_plain(profile) for profile in self.profiles],
             "compute_capabilities": sorted(capability_name(each) for each in self.compute_capabilities),

@@ -81,6 +81,7 @@ class Profile:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return (smallest, usual, largest) shape by input name."""
         return {name: [list(shape) for shape in shapes] for name, shapes in self.ranges.items()}
 
 
@@ -339,8 +340,8 @@ class TensorRtSession:
         cache = config.create_runtime_cache()
         state = "empty"
         if self.kept.runtime_cache.exists():
-            taken = cache.deserialize(self.kept.runtime_cache.read_bytes())
-            state = "loaded" if taken else "refused: it is of another GPU, driver or version"
+            loaded = cache.deserialize(self.kept.runtime_cache.read_bytes())
+            state = "loaded" if loaded else "refused: it is of another GPU, driver or version"
         if not config.set_runtime_cache(cache):
             return config, None, "refused"
         return config, cache, state

@@ -40,7 +40,11 @@ def map_sizes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int
 class PointDecoder(nn.Module):
     """Boxes from distances to the four edges (Tian et al., "FCOS", 2019).
 
-    strides: of each level. offset: where in its cell a point lies, as a share of the stride; 0 is torchvision's choice.
+    Args:
+        strides: Stride of each level.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
+        offset: Position of a point in its cell as a share of the stride; torchvision uses 0.
     """
 
     points: Tensor
@@ -63,7 +67,10 @@ class PointDecoder(nn.Module):
     def forward(self, cls_logits: Tensor, distances: Tensor, centerness: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return boxes (N, A, 4) inside the picture and scores (N, A, K).
 
-        cls_logits: (N, A, K). distances: (N, A, 4) in strides, not negative. centerness: logits (N, A, 1) or None.
+        Args:
+            cls_logits: (N, A, K).
+            distances: (N, A, 4), non-negative, in units of the stride.
+            centerness: Logits (N, A, 1), or None.
         """
         spread = distances * self.unit
         low = torch.minimum((self.points - spread[..., :2]).clamp(min=0), self.limit)
@@ -77,8 +84,13 @@ class PointDecoder(nn.Module):
 class AnchorDecoder(nn.Module):
     """Boxes from offsets to anchors (Girshick, "Fast R-CNN", 2015, appendix C of R-CNN).
 
-    anchors: (A, 4) xyxy in pixels. weights: the offsets of center and size are divided by these. softmax: scores compete
-    and class 0 is the ground, which gets score 0; otherwise each class stands for itself.
+    Args:
+        anchors: (A, 4) xyxy in pixels.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
+        weights: Divisors of the offsets of center and size.
+        softmax: Compute scores by a softmax over the classes, of which class 0 is the background with score 0; otherwise by a
+            sigmoid of each class.
     """
 
     center: Tensor
@@ -103,7 +115,12 @@ class AnchorDecoder(nn.Module):
         self.softmax = softmax
 
     def forward(self, cls_logits: Tensor, bbox_regression: Tensor) -> tuple[Tensor, Tensor]:
-        """Return boxes (N, A, 4) inside the picture and scores (N, A, K). Both inputs: (N, A, K) and (N, A, 4)."""
+        """Return boxes (N, A, 4) inside the picture and scores (N, A, K).
+
+        Args:
+            cls_logits: (N, A, K).
+            bbox_regression: (N, A, 4).
+        """
         offsets = bbox_regression * self.scale
         center = offsets[..., :2] * self.size + self.center
         half = 0.5 * offsets[..., 2:].clamp(max=LARGEST_GROWTH).exp() * self.size
@@ -186,7 +203,11 @@ def ONNX_TRANSLATIONS() -> dict[Callable[..., Any], Callable[..., Any]]:  # noqa
 class NonMaxSuppression(nn.Module):
     """Non-maximum suppression per class, then the best detections of each image: `tasks.detection.postprocess` in the graph.
 
-    max_detections: kept of an image. max_per_class: kept of each class of an image; as many as `max_detections` if None.
+    Args:
+        score_threshold: Boxes with a score not above this are removed.
+        iou_threshold: Boxes whose overlap with a kept box of their class is above this are removed.
+        max_detections: Largest number of detections of each image.
+        max_per_class: Largest number of each image and class, by default `max_detections`.
     """
 
     def __init__(
@@ -201,9 +222,13 @@ class NonMaxSuppression(nn.Module):
         self.max_per_class = max_per_class or max_detections
 
     def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return boxes (D, 4), scores (D,), labels int64 (D,) and image int64 (D,), the row that each detection is of.
+        """Return boxes (D, 4), scores (D,), labels int64 (D,) and image int64 (D,), the row of each detection.
 
-        boxes: (N, A, 4). scores: (N, A, K). Detections come image by image, best first.
+        Detections are ordered by image and descending score.
+
+        Args:
+            boxes: (N, A, 4).
+            scores: (N, A, K).
         """
         rows = torch.ops.relu_deploy.nms(
             boxes, scores.transpose(1, 2), self.iou_threshold, self.score_threshold, self.max_per_class

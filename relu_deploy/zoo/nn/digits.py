@@ -41,7 +41,10 @@ class Residual(nn.Module):
 
 
 class DigitNet(nn.Module):
-    """Six convolutions and a linear layer. images: float32 (N, 1, 28, 28), normalized. Returns logits (N, num_classes)."""
+    """Six convolutions and a linear layer.
+
+    The input is float32 (N, 1, 28, 28), normalized; the output is logits (N, num_classes).
+    """
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -59,9 +62,9 @@ class DigitNet(nn.Module):
 class DigitDetector(nn.Module):
     """An anchor-free detector with one output level (stride 4): every point predicts a digit and the distances to four edges.
 
-    images: float32 (N, 1, H, W), normalized, H and W multiples of 16. Returns raw head maps, A = (H/4) * (W/4) points:
-    cls_logits (N, A, num_classes), and bbox_regression (N, A, 4), the distances to the left, top, right and bottom edge in
-    units of the stride, which a ReLU keeps from being negative (Tian et al., "FCOS", 2019).
+    The input is float32 (N, 1, H, W), normalized, with H and W multiples of 16. The outputs are raw head maps for A = (H/4) * (W/4)
+    points: cls_logits (N, A, num_classes), and bbox_regression (N, A, 4), the distances to the left, top, right and bottom edge in
+    units of the stride, made non-negative by a ReLU (Tian et al., "FCOS", 2019).
     """
 
     stride = 4
@@ -109,9 +112,9 @@ class DigitDetector(nn.Module):
 class DigitSegmenter(nn.Module):
     """A U-Net (Ronneberger et al., 2015) of five levels that classifies every pixel of a scene as background or a digit.
 
-    images: float32 (N, 1, H, W), normalized, H and W multiples of 16. Returns logits (N, num_classes, H, W).
-    A level is enlarged by repeating pixels, after a 1x1 convolution that halves what has to be moved; a transposed
-    convolution would have no 8-bit kernel on CPUs.
+    The input is float32 (N, 1, H, W), normalized, with H and W multiples of 16; the output is logits (N, num_classes, H, W). Maps are
+    upsampled by repeating pixels, after a 1x1 convolution that halves the channels; transposed convolutions have no 8-bit kernel
+    on CPUs.
     """
 
     def __init__(self, num_classes: int = 11, widths: tuple[int, ...] = (16, 24, 40, 52, 64)) -> None:

@@ -20,6 +20,8 @@ def tower(width: int) -> nn.Sequential:
 
 
 class ClassificationHead(nn.Module):
+    """Predicts the logits of each class at each point of each level."""
+
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
         self.conv = tower(width)
@@ -32,6 +34,8 @@ class ClassificationHead(nn.Module):
 
 
 class RegressionHead(nn.Module):
+    """Predicts the distances to the four edges and the centerness at each point of each level."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = tower(width)
@@ -47,10 +51,10 @@ class RegressionHead(nn.Module):
 
 
 class FCOS(nn.Module):
-    """images: float32 (N, 3, H, W), normalized.
+    """FCOS without its decoder.
 
-    Returns raw cls_logits (N, A, num_classes), bbox_regression (N, A, 4), which are distances in strides and not negative,
-    and bbox_ctrness (N, A, 1).
+    The input is float32 (N, 3, H, W), normalized. The outputs are raw cls_logits (N, A, num_classes), bbox_regression (N, A, 4),
+    non-negative distances in units of the stride, and bbox_ctrness (N, A, 1).
     """
 
     def __init__(self, num_classes: int = 91) -> None:

@@ -59,9 +59,13 @@ def _keep_variance(conv: nn.Conv2d) -> None:
 
 
 class ResNetPyramid(nn.Module):
-    """images: float32 (N, 3, H, W). Returns five maps (N, 256, H/stride, W/stride) at `STRIDES`.
+    """A ResNet-50 with a feature pyramid.
 
-    batch_norm_eps: what every batch norm of the body adds to the variance.
+    The input is float32 (N, 3, H, W); the outputs are five maps (N, width, H/stride, W/stride) at `STRIDES`.
+
+    Args:
+        width: Channels of the maps.
+        batch_norm_eps: Epsilon of every batch norm of the ResNet.
     """
 
     def __init__(self, width: int = 256, batch_norm_eps: float = 1e-5) -> None:

@@ -41,7 +41,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """images: float32 (N, 3, H, W). Returns logits (N, num_classes)."""
+    """MobileNetV2. The input is float32 (N, 3, H, W); the output is logits (N, num_classes)."""
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()

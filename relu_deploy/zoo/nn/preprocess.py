@@ -13,7 +13,11 @@ __all__ = ["PixelsIn"]
 class PixelsIn(nn.Module):
     """A model after (x * scale - mean) / std, which converts uint8 NHWC to the model's float32 NCHW.
 
-    mean, std: one number per channel, in units of the scaled pixels.
+    Args:
+        model: The model.
+        scale: Factor of the pixels.
+        mean: Mean of each channel, in units of the scaled pixels.
+        std: Standard deviation of each channel, in units of the scaled pixels.
     """
 
     def __init__(self, model: nn.Module, scale: float, mean: Sequence[float], std: Sequence[float]) -> None:

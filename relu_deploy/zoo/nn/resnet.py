@@ -71,7 +71,10 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
 
 
 class ResNet(nn.Module):
-    """A stem, four stages of residual blocks, and a linear layer. images: float32 (N, 3, H, W). Returns (N, num_classes)."""
+    """A stem, four stages of residual blocks, and a linear layer.
+
+    The input is float32 (N, 3, H, W); the output is logits (N, num_classes).
+    """
 
     def __init__(
         self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, int, int, int], num_classes: int = 1000
@@ -100,12 +103,13 @@ class ResNet(nn.Module):
         return logits
 
     def stem(self, images: Tensor) -> Tensor:
+        """Return the input of the first stage, (N, 64, H/4, W/4)."""
         features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return features
 
 
 class Body(ResNet):
-    """A ResNet-50 without pooling and classifier, giving the last three stages: strides 8, 16 and 32."""
+    """A ResNet-50 without pooling and classifier, that returns the outputs of the last three stages (strides 8, 16 and 32)."""
 
     def __init__(self) -> None:
         super().__init__(Bottleneck, (3, 4, 6, 3))

@@ -22,6 +22,8 @@ def tower(width: int) -> nn.Sequential:
 
 
 class ClassificationHead(nn.Module):
+    """Predicts the logits of each class for each anchor of each level."""
+
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
         self.conv = tower(width)
@@ -34,6 +36,8 @@ class ClassificationHead(nn.Module):
 
 
 class RegressionHead(nn.Module):
+    """Predicts the offsets of center and size for each anchor of each level."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = tower(width)
@@ -45,7 +49,10 @@ class RegressionHead(nn.Module):
 
 
 class RetinaNet(nn.Module):
-    """images: float32 (N, 3, H, W), normalized. Returns raw cls_logits (N, A, num_classes) and bbox_regression (N, A, 4)."""
+    """RetinaNet without its decoder.
+
+    The input is float32 (N, 3, H, W), normalized; the outputs are raw cls_logits (N, A, num_classes) and bbox_regression (N, A, 4).
+    """
 
     def __init__(self, num_classes: int = 91, batch_norm_eps: float = 1e-5) -> None:
         super().__init__()
@@ -66,6 +73,9 @@ class RetinaNet(nn.Module):
 def retinanet_resnet50_fpn(num_classes: int = 91, batch_norm_eps: float = 1e-5) -> RetinaNet:
     """Return RetinaNet with random weights.
 
-    batch_norm_eps: 0 for the weights that torchvision publishes (RetinaNet_ResNet50_FPN_Weights.COCO_V1), which it runs so.
+    Args:
+        num_classes: Number of classes.
+        batch_norm_eps: Epsilon of the batch norms of the ResNet. torchvision uses 0 with its published weights
+            (RetinaNet_ResNet50_FPN_Weights.COCO_V1).
     """
     return RetinaNet(num_classes, batch_norm_eps)

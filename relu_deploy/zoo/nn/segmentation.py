@@ -98,7 +98,7 @@ def resized(x: Tensor, like: Tensor) -> Tensor:
 
 
 class Segmenter(nn.Module):
-    """images: float32 (N, 3, H, W), normalized. Returns logits (N, num_classes, H, W)."""
+    """A dilated ResNet-50 with a head. The input is float32 (N, 3, H, W), normalized; the output is logits (N, num_classes, H, W)."""
 
     def __init__(self, head: nn.Module, num_classes: int, aux_loss: bool) -> None:
         super().__init__()
@@ -118,10 +118,20 @@ class Segmenter(nn.Module):
 
 
 def fcn_resnet50(num_classes: int = 21, aux_loss: bool = True) -> Segmenter:
-    """Return FCN with random weights. aux_loss: with the auxiliary classifier, as torchvision's published weights have it."""
+    """Return FCN with random weights.
+
+    Args:
+        num_classes: Number of classes.
+        aux_loss: Add the auxiliary classifier, which torchvision's published weights include.
+    """
     return Segmenter(fcn_head(LAST, num_classes), num_classes, aux_loss)
 
 
 def deeplabv3_resnet50(num_classes: int = 21, aux_loss: bool = True) -> Segmenter:
-    """Return DeepLabV3 with random weights. aux_loss: with the auxiliary classifier, as torchvision's published weights have it."""
+    """Return DeepLabV3 with random weights.
+
+    Args:
+        num_classes: Number of classes.
+        aux_loss: Add the auxiliary classifier, which torchvision's published weights include.
+    """
     return Segmenter(deeplab_head(LAST, num_classes), num_classes, aux_loss)

@@ -26,7 +26,7 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """images: float32 (N, 3, H, W). Returns logits (N, num_classes), themselves behind a ReLU."""
+    """SqueezeNet 1.1. The input is float32 (N, 3, H, W); the output is logits (N, num_classes) after a ReLU."""
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()

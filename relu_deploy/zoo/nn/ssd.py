@@ -86,7 +86,11 @@ class Head(nn.Module):
 
 
 class SSD(nn.Module):
-    """images: float32 (N, 3, 300, 300), normalized. Returns raw cls_logits (N, A, num_classes) and bbox_regression (N, A, 4)."""
+    """SSD300 without its decoder.
+
+    The input is float32 (N, 3, 300, 300), normalized; the outputs are raw cls_logits (N, A, num_classes) and bbox_regression
+    (N, A, 4).
+    """
 
     def __init__(self, num_classes: int = 91) -> None:
         super().__init__()
@@ -98,7 +102,7 @@ class SSD(nn.Module):
         return self.head["classification_head"](maps), self.head["regression_head"](maps)
 
     def decoder(self, height: int, width: int) -> nn.Module:
-        """Return the step from head maps to boxes and scores for pictures of one size; class 0 is the ground."""
+        """Return the step from head maps to boxes and scores for pictures of one size; class 0 is the background."""
         with torch.device("meta"):
             maps = Backbone()(torch.empty(1, 3, height, width))
         sizes = [(one.shape[2], one.shape[3]) for one in maps]

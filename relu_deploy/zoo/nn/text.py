@@ -1,6 +1,6 @@
 """Two classifiers of short texts by characters: a convolutional network and a Transformer encoder.
 
-Both take UTF-8 bytes and decode them themselves, and neither's answer depends on how many zeros follow the text.
+Both take UTF-8 bytes and decode them in the network. Their outputs do not depend on the amount of padding.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Characters(nn.Embedding):
 class TextCNN(nn.Module):
     """Convolutions of several widths, the maximum of each filter over the text, two linear layers (Kim, 2014).
 
-    text: uint8 (N, L). Returns logits (N, num_classes). Each convolution sees as many zeros before and behind the text as it is
-    wide: a window of padding alone always takes part in the maximum, so that more of them change nothing.
+    The input is uint8 (N, L); the output is logits (N, num_classes). Each convolution pads the text with as many zeros as it is wide,
+    so that the maximum always includes a window of padding, and further padding does not change it.
     """
 
     def __init__(
@@ -120,9 +120,9 @@ class SelfAttention(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """A Transformer encoder over characters with mean pooling. text: uint8 (N, L). Returns logits.
+    """A Transformer encoder over characters with mean pooling.
 
-    L may be up to `positions`. Padding is neither attended to nor part of the mean.
+    The input is uint8 (N, L) with L up to `positions`; the output is logits (N, num_classes). Padding is neither attended to nor part of the mean.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Decodes UTF-8 to code points with integer arithmetic, which exports as a few dozen standard operators.
 
-No operator works on strings: runtimes for GPUs have none that do. Bytes of any content are taken; what is not well-formed
-(Unicode 17, table 3-7: stray and missing continuation bytes, overlong forms, surrogates, beyond U+10FFFF) becomes U+FFFD,
-one for each byte that belongs to no character.
+String operators are not used, because runtimes for GPUs do not have them. Any bytes are accepted; each byte that is not part of a
+well-formed sequence (Unicode 17, table 3-7: stray and missing continuation bytes, overlong forms, surrogates, code points above
+U+10FFFF) becomes U+FFFD.
 """
 
 from __future__ import annotations

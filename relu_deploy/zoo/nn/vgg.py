@@ -12,9 +12,10 @@ VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 5
 
 
 def vgg_features(widths: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
-    """Return the convolutional part; its modules are numbered without gaps, as torchvision's are.
+    """Return the convolutional part, with modules numbered as in torchvision.
 
-    Weights are drawn as in He et al., "Delving Deep into Rectifiers", 2015: as deep as this, the paper's own do not train.
+    Weights are initialized as in He et al., "Delving Deep into Rectifiers", 2015, because networks of this depth do not train with
+    the initialization of the paper.
     """
     layers: list[nn.Module] = []
     channels = 3
@@ -42,7 +43,10 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class VGG(nn.Module):
-    """Convolutions, then three linear layers. images: float32 (N, 3, H, W), H and W at least 32. Returns (N, num_classes)."""
+    """Convolutions and three linear layers.
+
+    The input is float32 (N, 3, H, W) with H and W at least 32; the output is logits (N, num_classes).
+    """
 
     def __init__(self, batch_norm: bool, num_classes: int) -> None:
         super().__init__()
