@@ -181,7 +181,7 @@ def test_nothing_is_installed(machine):
     assert reported("torch") == reported("torch-cuda") == ("torch is not installed", "pip install 'relu-deploy[torch]'")
 
 
-def test_both_flavours_are_a_broken_installation_for_every_provider(machine):
+def test_both_flavors_are_a_broken_installation_for_every_provider(machine):
     machine.gpu().onnxruntime().package("onnxruntime", "1.32.0").libraries(*COMPLETE)
     for name, extra in (("onnxruntime-cpu", "cpu"), ("onnxruntime-cuda", "cuda"), ("onnxruntime-tensorrt", "cuda")):
         assert reported(name) == (
@@ -190,10 +190,10 @@ def test_both_flavours_are_a_broken_installation_for_every_provider(machine):
         )
 
 
-def test_the_cpu_flavour_has_no_cuda(machine):
+def test_the_cpu_flavor_has_no_cuda(machine):
     machine.gpu().onnxruntime("onnxruntime", "1.32.0", cuda="", providers=("CPUExecutionProvider",))
     assert reported("onnxruntime-cuda") == (
-        "onnxruntime 1.32.0 is the CPU flavour, which has no CUDAExecutionProvider",
+        "onnxruntime 1.32.0 is the CPU flavor, which has no CUDAExecutionProvider",
         "pip uninstall -y onnxruntime && pip install 'relu-deploy[cuda]'",
     )
     assert probe("onnxruntime-cpu").usable
@@ -271,7 +271,7 @@ def test_tensorrt_of_another_major_version_does_not_serve_the_provider(machine):
     assert reported("onnxruntime-tensorrt") == (linked, f"{install}, where NVIDIA's own package index can be reached")
     machine.libraries({"tensorrt_libs": ("libnvinfer.so.11", "libnvonnxparser.so.11")})
     assert reported("onnxruntime-tensorrt") == (
-        f"{linked}; TensorRT 11, which is installed, does not stand in for it",
+        f"{linked}; TensorRT 11, which is installed, is not compatible with it",
         f"use --backend tensorrt, which runs TensorRT 11; or in another environment: {install}",
     )
     assert probe("onnxruntime-cuda").usable
@@ -280,9 +280,9 @@ def test_tensorrt_of_another_major_version_does_not_serve_the_provider(machine):
 # ---------------------------------------------------------------- TensorRT-RTX's plug-in
 
 
-def test_the_plug_in_goes_with_either_flavour(machine):
-    cpu_flavour = {"flavour": "onnxruntime", "version": "1.32.0", "cuda": "", "providers": ("CPUExecutionProvider",)}
-    machine.gpu().onnxruntime(**cpu_flavour)
+def test_the_plug_in_goes_with_either_flavor(machine):
+    cpu_flavor = {"flavor": "onnxruntime", "version": "1.32.0", "cuda": "", "providers": ("CPUExecutionProvider",)}
+    machine.gpu().onnxruntime(**cpu_flavor)
     assert reported("onnxruntime-tensorrt-rtx") == (
         "onnxruntime-ep-nv-tensorrt-rtx is not installed",
         "pip install 'relu-deploy[rtx]'",
@@ -325,7 +325,7 @@ def test_a_runtime_that_takes_no_plug_ins_is_too_old(machine):
     machine.gpu().onnxruntime(version="1.20.0").plugin()
     del sys.modules["onnxruntime"].register_execution_provider_library
     assert reported("onnxruntime-tensorrt-rtx") == (
-        "onnxruntime-gpu 1.20.0 takes no providers as plug-ins",
+        "onnxruntime-gpu 1.20.0 does not support plug-in providers",
         "pip install --upgrade 'onnxruntime-gpu>=1.24'",
     )
 
@@ -337,7 +337,7 @@ def test_a_cpu_build_of_torch_is_told_from_one_that_finds_no_gpu(machine, tmp_pa
     machine.gpu().torch("2.13.0+cpu", cuda="")
     assert reported("torch-cuda") == (
         "torch 2.13.0+cpu is a CPU build",
-        "replace it by a CUDA build: https://pytorch.org/get-started/locally has the command",
+        "replace it with a CUDA build: https://pytorch.org/get-started/locally has the command",
     )
     assert probe("torch").usable
 

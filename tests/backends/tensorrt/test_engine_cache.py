@@ -27,7 +27,7 @@ def reported():
 @pytest.fixture
 def ask(digits_copy, reported):
     """Ask for the engine of a bundle of the test's own; `told` gets the warning lines."""
-    return lambda options=ONE, bundle=digits_copy, **more: engine_for(RTX, bundle, options, tell=reported.append, **more)
+    return lambda options=ONE, bundle=digits_copy, **more: engine_for(RTX, bundle, options, warn=reported.append, **more)
 
 
 def test_the_second_time_the_engine_that_was_built_is_taken(ask, reported, digits_copy):
@@ -231,7 +231,7 @@ def test_a_place_that_cannot_be_written_is_named(ask, tmp_path):
 
 def _build_one(path, results):
     lines = []
-    engine = engine_for(RTX, Bundle.open(path), ONE, tell=lines.append)
+    engine = engine_for(RTX, Bundle.open(path), ONE, warn=lines.append)
     results.put((engine.cache_hit, str(engine.file), engine.facts["sha256"], lines))
 
 

@@ -302,7 +302,7 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path, driver, native):
         build("tensorrt-rtx", path, optimization_level=6)
     native()
     driver(Driver("NVIDIA L4", 8, 9))
-    with pytest.raises(UsageError, match="GPU at hand"):
+    with pytest.raises(UsageError, match="GPU of this machine"):
         build("tensorrt", path, compute_capabilities=["8.9"])
 
 
