@@ -98,7 +98,7 @@ def gpu_of(name: str, index: int = 0) -> Gpu | Missing:
     gpu = choose_gpu(driver, index)
     if isinstance(gpu, Missing):
         return gpu
-    check = _rtx_obstacle if name in PLUGINS else _built_in_obstacle
+    check = _check_rtx if name in PLUGINS else _check_built_in
     return check(name, installed_flavors(), driver, gpu) or gpu
 
 
@@ -141,7 +141,7 @@ def _import(flavors: Mapping[str, str]) -> Any | Missing:
 # ---------------------------------------------------------------- CUDA and TensorRT, which come with onnxruntime-gpu
 
 
-def _built_in_obstacle(name: str, flavors: Mapping[str, str], driver: Driver, gpu: Gpu) -> Missing | None:
+def _check_built_in(name: str, flavors: Mapping[str, str], driver: Driver, gpu: Gpu) -> Missing | None:
     if not flavors:
         return Missing("onnxruntime-gpu is not installed", f"pip install 'relu-deploy[{_extra(name)}]'")
     onnxruntime = _import(flavors)
@@ -166,10 +166,10 @@ def _built_in_obstacle(name: str, flavors: Mapping[str, str], driver: Driver, gp
             f"{library} needs compute capability {oldest[0]}.{oldest[1]} or newer, and this is {gpu}", "use a newer GPU"
         )
     file = Path(str(onnxruntime.__file__)).parent / "capi" / FILES[name]
-    return _library_obstacle(name, package, release, file)
+    return _check_library(name, package, release, file)
 
 
-def _library_obstacle(name: str, package: str, release: str, file: Path) -> Missing | None:
+def _check_library(name: str, package: str, release: str, file: Path) -> Missing | None:
     """Return why libraries that `file` is linked to are not found, None if all are. DLLs of Windows are not checked."""
     places = SharedLibraries.here()
     needed = [each for each in linked_to(file) if _CUDA.match(each) or _TENSORRT.match(each)]
@@ -229,7 +229,7 @@ def _probe_plugin(name: str, flavors: Mapping[str, str]) -> Probe:
     return Probe(name, True, version=shown, device=str(metadata.get("FULL_DEVICE_NAME") or plugin.kind))
 
 
-def _rtx_obstacle(name: str, flavors: Mapping[str, str], driver: Driver, gpu: Gpu) -> Missing | None:
+def _check_rtx(name: str, flavors: Mapping[str, str], driver: Driver, gpu: Gpu) -> Missing | None:
     plugin = PLUGINS[name]
     if not runs_on_rtx(gpu):
         return Missing(

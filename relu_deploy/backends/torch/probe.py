@@ -48,9 +48,7 @@ def probe(name: str) -> Probe:
         return Probe(name, False, version=version, reason=gpu.reason, fix=gpu.fix)
     device = "CPU" if gpu is None else str(gpu)
     missing = (
-        _torch_obstacle(version, cuda, gpu)
-        or _import_obstacle(version, gpu)
-        or (_compiler_obstacle(gpu) if "compile" in name else None)
+        _check_torch(version, cuda, gpu) or _check_import(version, gpu) or (_check_compiler(gpu) if "compile" in name else None)
     )
     if missing is not None:
         return Probe(name, False, version=version, device="" if gpu is None else device, reason=missing.reason, fix=missing.fix)
@@ -70,7 +68,7 @@ def _installed_build() -> tuple[str, str]:
     return dict(named).get("__version__", "unknown"), dict(named).get("cuda", "")
 
 
-def _torch_obstacle(version: str, cuda: str, gpu: Gpu | None) -> Missing | None:
+def _check_torch(version: str, cuda: str, gpu: Gpu | None) -> Missing | None:
     if not version:
         return Missing("torch is not installed", "pip install 'relu-deploy[torch]'")
     if gpu is None:
@@ -84,7 +82,7 @@ def _torch_obstacle(version: str, cuda: str, gpu: Gpu | None) -> Missing | None:
     return driver if isinstance(driver, Missing) else too_old(driver, int(cuda.partition(".")[0]), f"torch {version}")
 
 
-def _import_obstacle(version: str, gpu: Gpu | None) -> Missing | None:
+def _check_import(version: str, gpu: Gpu | None) -> Missing | None:
     try:
         with without_collecting():
             import torch
@@ -114,7 +112,7 @@ def _runs(architecture: str, capability: tuple[int, int]) -> bool:
     return (major, minor) <= capability and (kind == "compute" or major == capability[0])
 
 
-def _compiler_obstacle(gpu: Gpu | None) -> Missing | None:
+def _check_compiler(gpu: Gpu | None) -> Missing | None:
     if gpu is not None and find_spec("triton") is None:
         return Missing("torch.compile needs triton for a GPU", "pip install triton")
     if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
