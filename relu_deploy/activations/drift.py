@@ -13,7 +13,7 @@ by Hamming distance. A share per channel is the same pattern summed over the pla
    did not occur; without the correlations most of it is not found.
 3. A sample's score is the mean over the Relus of the logarithm of its distance: no Relu has to be weighted.
 4. A window of samples is compared with the held-out half by the rank-sum test of Mann and Whitney (1947), one-sided. Both
-   were scored by what neither was fitted on, so if the stream is like the census, the alarm stands for the chosen share
+   were scored by what neither was fitted on, so if the stream is like the census, the alarm is raised for the chosen share
    of windows (normal approximation), however scores are distributed. One sample has its conformal p-value (Vovk et al.).
 5. A range excursion is a Relu above the largest number that it gave on the whole census of N rows ("Outside the Box",
    Henzinger, Lukina, Schilling, 1911.09032, with one box): one sample in N + 1 does that by chance.
@@ -43,11 +43,11 @@ __all__ = ["LEAST_ROWS", "Baseline", "BaselineBuilder", "ReluNorm", "p_value", "
 
 SCHEMA = "relu-deploy/baseline/1"
 ARRAYS = ("mean", "spread", "directions", "variances")
-#: principal directions of one Relu at most, and fitted rows that each of them needs
+#: largest number of principal directions of a Relu, and fitted rows required for each
 DIRECTIONS, ROWS_EACH = 16, 4
-#: rows that a baseline needs, fitted and held out together, and uses at most; bytes that their rates may take
+#: smallest and largest number of rows of a baseline, fitted and held out, and limit of the bytes of their rates
 LEAST_ROWS, MOST_ROWS, MOST_BYTES = 64, 2000, 1 << 26
-#: a distance below this share of the usual one is as good as none
+#: added to distances before the logarithm, so that very small ones do not dominate the mean
 NEAR = 0.01
 
 
@@ -85,7 +85,7 @@ class ReluNorm:
         """
         if rates.shape[1] != len(self.mean):
             raise InputError(
-                f"{self.node} has {rates.shape[1]} channels, and {len(self.mean)} in the census", "take the census anew"
+                f"{self.node} has {rates.shape[1]} channels, and {len(self.mean)} in the census", "run relu-deploy census again"
             )
         off = rates - self.mean
         along = off @ self.directions.T
@@ -176,7 +176,7 @@ class Baseline:
             held_out = arrays["held_out"].astype(np.float64)
             return cls(tuple(relus), held_out, header["fitted"], header["samples"], header["backend"], header["graph"])
         except (KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{file} is not the baseline of a census: {error}", "take the census anew") from error
+            raise InputError(f"{file} is not the baseline of a census: {error}", "run relu-deploy census again") from error
 
 
 class BaselineBuilder:

@@ -249,10 +249,10 @@ class Watch:
         self._gradient_handles = []
         if not module.training or output.numel() == 0:
             return
-        # The output, because an in-place ReLU has overwritten its input.
+        # Uses the output, because an in-place ReLU overwrites its input.
         planes = output.detach()
         planes = planes.reshape(-1, 1) if planes.ndim < 2 else planes
-        # Behind a Linear the features are the last axis, however many are before it.
+        # After a Linear the features are on the last axis.
         axis = planes.ndim - 1 if record.feeder and isinstance(record.feeder[1], nn.Linear) else 1
         fires = planes.amax(dim=[other for other in range(planes.ndim) if other != axis]) > 0
         # If a part of the module is run by itself, there is no forward pass in which calls could be counted.

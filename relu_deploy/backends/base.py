@@ -168,7 +168,7 @@ class Rounding:
         """
         if self.precision != "int8" or operator not in QUANTIZED:
             return list(values)
-        # A bias stays in float: it is added to the accumulator. So does a scale.
+        # Biases and scales are not quantized.
         count = 1 if operator == "QuantizeLinear" else 2
         pairs = zip(values[:count], weights, strict=False)
         return [self._quantized(value, weight) for value, weight in pairs] + list(values[count:])

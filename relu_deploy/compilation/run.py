@@ -64,7 +64,7 @@ class CompileReport:
         }
 
 
-def compile(  # named for the verb  # noqa: A001  # named for the verb
+def compile(  # noqa: A001  # named for the verb
     model: Bundle | str | os.PathLike[str],
     backend: str,
     *,

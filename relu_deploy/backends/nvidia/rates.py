@@ -68,7 +68,7 @@ def _products(torch: Any, index: int) -> dict[str, Callable[[float], float] | st
     generator = torch.Generator(device).manual_seed(0)
 
     def pair(side: int, dtype: Any) -> tuple[Any, Any]:
-        # Random numbers: zeros switch no transistors, and a GPU that needs less power clocks higher.
+        # Random numbers, because a GPU needs less power for zeros and then clocks higher.
         left, right = (torch.randn(side, side, generator=generator, device=device) for _ in range(2))
         if dtype == torch.int8:
             left, right = ((one * 40).clamp(-127, 127) for one in (left, right))

@@ -121,7 +121,7 @@ def allocator(trt: Any, output: GrowingOutput) -> Any:
         def reallocate_output_async(self, *arguments: Any) -> int:
             return output.reserve(int(arguments[SIZE]))
 
-        def notify_shape(self, tensor_name: str, shape: Any) -> None:  # called by position  # noqa: ARG002  # called by position
+        def notify_shape(self, tensor_name: str, shape: Any) -> None:  # noqa: ARG002  # called by position
             output.shape = tuple(int(size) for size in shape)
 
     return Allocator()

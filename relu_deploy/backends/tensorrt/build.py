@@ -114,7 +114,7 @@ class Refused(Unsupported):
 def build_engine(
     name: str,
     onnx_path: Path,
-    options: BuildOptions = BuildOptions(),  # it is frozen  # noqa: B008  # it is frozen
+    options: BuildOptions = BuildOptions(),  # noqa: B008  # it is frozen
     *,
     timing_cache: bytes = b"",
     progress: Progress | None = None,
