@@ -8,10 +8,10 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.tensors import Feeds
 
-__all__ = ["explained", "in_words", "stopped"]
+__all__ = ["load_error", "message_of", "run_error"]
 
 
-def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsupported:
+def load_error(error: Exception, name: str, bundle: Bundle) -> InputError | Unsupported:
     """Return the error for an exception that was raised while a graph was loaded.
 
     Args:
@@ -20,13 +20,13 @@ def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsup
         bundle: The model.
     """
     if type(error).__name__ in ("InvalidGraph", "InvalidProtobuf"):
-        return InputError(f"{bundle.onnx}: {in_words(error)}", "check the graph with: relu-deploy inspect")
+        return InputError(f"{bundle.onnx}: {message_of(error)}", "check the graph with: relu-deploy inspect")
     return Unsupported(
-        f"{name} cannot run {bundle.name}: {in_words(error)}", "relu-deploy verify --backend reference runs any graph"
+        f"{name} cannot run {bundle.name}: {message_of(error)}", "relu-deploy verify --backend reference runs any graph"
     )
 
 
-def stopped(error: Exception, name: str, title: str, arrays: Feeds) -> Unsupported:
+def run_error(error: Exception, name: str, title: str, arrays: Feeds) -> Unsupported:
     """Return the error for an exception that was raised by a run, with the shapes of the inputs and the node if it is known.
 
     Args:
@@ -37,15 +37,15 @@ def stopped(error: Exception, name: str, title: str, arrays: Feeds) -> Unsupport
     """
     shapes = ", ".join(f"{key} {'x'.join(map(str, array.shape)) or 'scalar'}" for key, array in arrays.items())
     found = re.search(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", str(error), re.DOTALL)
-    words = in_words(RuntimeError(found[3])) if found else in_words(error)
+    message = message_of(RuntimeError(found[3])) if found else message_of(error)
     where = f" at {found[1]} node {found[2]!r}" if found else ""
     return Unsupported(
-        f"{name} stopped{where} while running {title} on {shapes}: {words}",
+        f"{name} stopped{where} while running {title} on {shapes}: {message}",
         "relu-deploy verify --backend reference says whether the graph takes these sizes and values",
     )
 
 
-def in_words(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """Return the first line of the message of `error`, without source locations and status codes."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     line = re.sub(r"^/\S+\.(cc|h):\d+ .*?\)( const)? (?=[A-Z\[])", "", line)

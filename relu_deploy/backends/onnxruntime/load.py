@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from relu_deploy.backends.base import Options
-from relu_deploy.backends.onnxruntime.errors import explained
+from relu_deploy.backends.onnxruntime.errors import load_error
 from relu_deploy.backends.onnxruntime.placement import require_provider
 from relu_deploy.backends.onnxruntime.plugins import PLUGINS, devices_of, register
 from relu_deploy.backends.onnxruntime.probe import PROVIDERS, needs_nvidia
@@ -43,7 +43,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     try:
         session = onnxruntime.InferenceSession(model, settings, **named)
     except Exception as error:  # the runtime's exception types share no base class
-        raise explained(error, name, bundle) from error
+        raise load_error(error, name, bundle) from error
     if name in PLUGINS:
         require_provider(name, PROVIDERS[name], session, bundle)
     return OnnxRuntimeSession(name, bundle, session, options)

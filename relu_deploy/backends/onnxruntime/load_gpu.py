@@ -17,7 +17,7 @@ from relu_deploy.backends.base import Options
 from relu_deploy.backends.nvidia.cuda import Device, Stream
 from relu_deploy.backends.nvidia.driver import Missing
 from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries, linked_to
-from relu_deploy.backends.onnxruntime.errors import explained
+from relu_deploy.backends.onnxruntime.errors import load_error
 from relu_deploy.backends.onnxruntime.gpu import OnnxRuntimeGpuSession
 from relu_deploy.backends.onnxruntime.placement import require_provider
 from relu_deploy.backends.onnxruntime.plugins import PLUGINS, devices_of, open_plugin_libraries, register
@@ -99,7 +99,7 @@ def _session(
     try:
         session = onnxruntime.InferenceSession(model, settings, **named)
     except Exception as error:  # the runtime's exception types share no base class
-        raise explained(error, name, bundle) from error
+        raise load_error(error, name, bundle) from error
     # Nodes of shape arithmetic belong on the CPU, so the fallback stays enabled and the placement is checked afterwards.
     require_provider(name, provider, session, bundle)
     return session

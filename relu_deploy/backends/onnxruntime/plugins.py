@@ -21,7 +21,7 @@ from typing import Any
 from relu_deploy.backends.base import Options
 from relu_deploy.backends.nvidia.driver import Missing
 from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries, linked_to
-from relu_deploy.backends.onnxruntime.errors import in_words
+from relu_deploy.backends.onnxruntime.errors import message_of
 
 __all__ = ["PLUGINS", "Plugin", "devices_of", "installed", "open_plugin_libraries", "register", "unavailable"]
 
@@ -158,7 +158,7 @@ def register(onnxruntime: Any, plugin: Plugin) -> Missing | None:
         if "already registered" not in str(error).lower():
             packages = " ".join(f"{name} {release}" for name, release in installed(plugin).items())
             return Missing(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {plugin.provider} of {packages or plugin.module}: {in_words(error)}",
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {plugin.provider} of {packages or plugin.module}: {message_of(error)}",
                 f"pip install --upgrade onnxruntime {next(iter(installed(plugin)), plugin.install)}",
             )
     return None

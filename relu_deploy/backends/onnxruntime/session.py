@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends.base import Executed, Options
-from relu_deploy.backends.onnxruntime.errors import stopped
+from relu_deploy.backends.onnxruntime.errors import run_error
 from relu_deploy.backends.onnxruntime.placement import nodes_by_provider, nodes_elsewhere
 from relu_deploy.backends.onnxruntime.probe import PROVIDERS
 from relu_deploy.bundle import Bundle
@@ -74,7 +74,7 @@ class OnnxRuntimeSession:
         try:
             results = self._session.run(self._names, arrays)
         except Exception as error:  # the runtime's exception types share no base class
-            raise stopped(error, self.name, self.title, arrays) from error
+            raise run_error(error, self.name, self.title, arrays) from error
         return dict(zip(self._names, results, strict=True))
 
     def executed(self) -> Sequence[Executed]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.backends.base import Options
-from relu_deploy.backends.openvino.errors import explained
+from relu_deploy.backends.openvino.errors import load_error
 from relu_deploy.backends.openvino.probe import DEVICE
 from relu_deploy.backends.openvino.session import OpenVinoSession
 from relu_deploy.bundle import Bundle
@@ -50,7 +50,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OpenVinoSession:
         model = core.read_model(source)
         compiled = core.compile_model(model, DEVICE, _settings(options, HINTS[precision][0], model.is_dynamic()))
     except Exception as error:  # the bindings raise RuntimeError, TypeError and exceptions of their own
-        raise explained(error, name, bundle) from error
+        raise load_error(error, name, bundle) from error
     return OpenVinoSession(name, bundle, graph, compiled, precision, options)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_deploy.backends.base import Executed, Options
-from relu_deploy.backends.openvino.errors import in_words
+from relu_deploy.backends.openvino.errors import message_of
 from relu_deploy.backends.openvino.probe import DEVICE
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
@@ -70,7 +70,7 @@ class OpenVinoSession:
             except Exception as error:  # the bindings raise RuntimeError and others
                 shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in arrays.items())
                 raise Unsupported(
-                    f"{self.name} stopped while running {self.title} on {shapes}: {self._with_nodes(in_words(error))}",
+                    f"{self.name} stopped while running {self.title} on {shapes}: {self._with_nodes(message_of(error))}",
                     "relu-deploy verify --backend reference says whether the graph takes these sizes and values",
                 ) from error
             return {name: _array(results[port], port) for name, port in zip(self._names, self._compiled.outputs, strict=True)}

@@ -18,7 +18,7 @@ from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.nvidia.driver import Gpu, Missing
 from relu_deploy.backends.onnxruntime import load_gpu as onnx_runtime_gpu
 from relu_deploy.backends.onnxruntime import session as onnx_runtime
-from relu_deploy.backends.onnxruntime.errors import in_words
+from relu_deploy.backends.onnxruntime.errors import message_of
 from relu_deploy.backends.onnxruntime.gpu import OnnxRuntimeGpuSession
 from relu_deploy.backends.onnxruntime.io_binding import OnnxRuntimeIoBinding
 from relu_deploy.backends.onnxruntime.load_gpu import load_on_gpu
@@ -425,7 +425,7 @@ def test_errors_are_told_without_the_runtimes_source_lines():
         ("plain words", "plain words"),
         ("", "RuntimeError"),
     ):
-        assert in_words(RuntimeError(reported)) == expected
+        assert message_of(RuntimeError(reported)) == expected
 
 
 # ---------------------------------------------------------------- where there is a GPU
