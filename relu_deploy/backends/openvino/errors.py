@@ -32,4 +32,6 @@ def message_of(error: Exception) -> str:
     details = [line for line in lines if not _PLACES.match(line)]
     # OpenVINO names the operator that it does not support last.
     named = [line for line in details if _OPERATORS.search(line)]
-    return "; ".join(dict.fromkeys((named or details)[:3])) or type(error).__name__
+    words = "; ".join(dict.fromkeys((named or details)[:3])) or type(error).__name__
+    validated = re.search(r"^While validating .* with friendly_name '([^']*)'", text, re.MULTILINE)
+    return f"{words} (node with name '{validated[1]}')" if validated else words

@@ -21,10 +21,7 @@ from relu_deploy.graph.taps import with_taps
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["LEAST_THREADS", "load"]
-
-#: smallest number of threads for a graph whose shapes vary
-LEAST_THREADS = 2
+__all__ = ["load"]
 
 #: precision of floating-point nodes → OpenVINO's precision hint, and the name of the processor capability
 HINTS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
@@ -48,10 +45,10 @@ def load(name: str, bundle: Bundle, options: Options) -> OpenVinoSession:
         source = to_bytes(with_taps(graph, [relu.output for relu in options.taps]))
     try:
         model = core.read_model(source)
-        compiled = core.compile_model(model, DEVICE, _settings(options, HINTS[precision][0], model.is_dynamic()))
+        compiled = core.compile_model(model, DEVICE, _settings(options, HINTS[precision][0]))
     except Exception as error:  # the bindings raise RuntimeError, TypeError and exceptions of their own
         raise load_error(error, name, bundle) from error
-    return OpenVinoSession(name, bundle, graph, compiled, precision, options)
+    return OpenVinoSession(name, bundle, graph, model, compiled, precision, options)
 
 
 def _precision(name: str, core: Any, requested: str, graph: ir.Model) -> str:
@@ -77,16 +74,13 @@ def _precision(name: str, core: Any, requested: str, graph: ir.Model) -> str:
     return precision
 
 
-def _settings(options: Options, hint: str, is_dynamic: bool) -> dict[str, Any]:
-    threads = options.thread_count
+def _settings(options: Options, hint: str) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": hint,
         # In the mode PERFORMANCE OpenVINO may quantize activations at run time.
         "EXECUTION_MODE_HINT": "ACCURACY",
         "PERFORMANCE_HINT": "LATENCY",
-        # With one thread OpenVINO 2026.4 does not raise on a shape mismatch inside a dynamic graph: it returns the outputs of
-        # the previous run, or terminates the process. With two threads it raises.
-        "INFERENCE_NUM_THREADS": max(threads, LEAST_THREADS) if is_dynamic else threads,
+        "INFERENCE_NUM_THREADS": options.thread_count,
         "NUM_STREAMS": 1,
         # Pinned threads are fastest for a single session; several sessions would all be pinned to the same cores.
         "ENABLE_CPU_PINNING": options.spin,

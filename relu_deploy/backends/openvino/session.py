@@ -33,6 +33,8 @@ PRECISIONS = {
 }
 #: float32 represents all integers up to this one exactly
 EXACT_INTEGERS = 2**24
+#: sets of input shapes that are known to be valid
+REMEMBERED_SHAPES = 1024
 #: types of layers that compute nothing
 PASSIVE = ("Input", "Const", "Output")
 
@@ -40,12 +42,18 @@ PASSIVE = ("Input", "Const", "Output")
 class OpenVinoSession:
     """A compiled model with one inference request, which runs are serialized on. See `base.Session`."""
 
-    def __init__(self, name: str, bundle: Bundle, graph: ir.Model, compiled: Any, precision: str, options: Options) -> None:
+    def __init__(
+        self, name: str, bundle: Bundle, graph: ir.Model, model: Any, compiled: Any, precision: str, options: Options
+    ) -> None:
         self.name, self.title, self._profiled = name, bundle.title, options.profile
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self._compiled, self._request = compiled, compiled.create_infer_request()
         self._lock = threading.Lock()
+        # With a single thread OpenVINO 2026.4 does not raise on a shape mismatch inside a dynamic graph: it returns the outputs
+        # of the previous run, or terminates the process. Inferring the shapes of the uncompiled model raises.
+        self._dynamic = model if model.is_dynamic() else None
+        self._valid_shapes: set[tuple[tuple[int, ...], ...]] = set()
         #: name of a tensor → name of the node that writes it: OpenVINO names the producer of an output after the output
         self._makers = {str(value.name): str(node.name) for node in graph.graph for value in node.outputs}
         self._names = [self._name_of(port) for port in compiled.outputs]
@@ -66,6 +74,7 @@ class OpenVinoSession:
         self._check_integers(arrays)
         with self._lock:
             try:
+                self._check_shapes(arrays)
                 results = self._request.infer({name: _tensor(array) for name, array in arrays.items()}, share_inputs=True)
             except Exception as error:  # the bindings raise RuntimeError and others
                 shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in arrays.items())
@@ -92,7 +101,17 @@ class OpenVinoSession:
         return layers
 
     def close(self) -> None:
-        self._request = self._compiled = None
+        self._request = self._compiled = self._dynamic = None
+
+    def _check_shapes(self, arrays: Feeds) -> None:
+        """Raise OpenVINO's error if the shapes of a dynamic graph cannot follow from those of `arrays`."""
+        shapes = tuple(array.shape for array in arrays.values())
+        if self._dynamic is None or shapes in self._valid_shapes:
+            return
+        self._dynamic.reshape(dict(zip(arrays, map(list, shapes), strict=True)))
+        if len(self._valid_shapes) >= REMEMBERED_SHAPES:
+            self._valid_shapes.clear()
+        self._valid_shapes.add(shapes)
 
     def _check_integers(self, arrays: Feeds) -> None:
         """Raise InputError for integers that OpenVINO may round: some of its integer kernels compute in float32."""
