@@ -40,7 +40,7 @@ def _openvino(options: Options, precision: str) -> dict[str, str]:
     settings = {
         "INFERENCE_PRECISION_HINT": HINTS.get(precision, "f32"),
         "EXECUTION_MODE_HINT": "ACCURACY",
-        # With one thread OpenVINO does not report shape mismatches; see `openvino.load`.
+        # With one thread OpenVINO does not report shape mismatches; see `openvino.session`.
         "INFERENCE_NUM_THREADS": str(max(2, options.thread_count)),
         "NUM_STREAMS": "1",
     }
