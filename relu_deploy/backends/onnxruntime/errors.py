@@ -35,5 +35,7 @@ def stopped(error: Exception, name: str, title: str, arrays: Feeds) -> Unsupport
 def in_words(error: Exception) -> str:
     """Return the first line of what ONNX Runtime raised, without the place in its source and its own codes."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    line = re.sub(r"^/\S+\.(cc|h):\d+ .*?\)( const)? (?=[A-Z\[])", "", line)
-    return re.sub(r"^.*?\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", line)
+    line = re.sub(r"^.*?\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", line)
+    # A failed assertion names its place and its condition before the message.
+    line = re.sub(r"^/\S+\.(cc|h):\d+ .* was false\. (?=\S)", "", line)
+    return re.sub(r"^/\S+\.(cc|h):\d+ .*?\)( const)? (?=[A-Z\[])", "", line)
