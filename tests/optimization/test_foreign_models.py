@@ -222,4 +222,4 @@ def test_a_model_with_a_scalar_and_a_state_is_measured_and_counted(tmp_path, for
     path = stateful(tmp_path / "m.onnx")
     report = relu_deploy.bench(path, ["onnxruntime-cpu"], batch=[1, 32], seconds=0.1).to_json()
     assert [(row["batch"], row["verified"], row["checked_rows"]) for row in report["runs"]] == [(1, True, 1), (32, True, 32)]
-    assert relu_deploy.census(path, path.with_suffix(".npz")).to_json()["samples"] == 40
+    assert relu_deploy.census(path, path.with_suffix(".npz")).samples == 40
