@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,8 @@ class Names:
 
     Attributes:
         inputs: Of the inputs, in the program's order.
-        outputs: Of the outputs; None for "y", or "y0", "y1", … or the keys of a dictionary.
+        outputs: Of the outputs; None for "y", or "y0", "y1", … or the keys of a dictionary, followed by "_out" where an input
+            has that name.
         only_batch_varies: Whether any varying dimension of an input is the batch; else only a leading one is.
     """
 
@@ -91,7 +93,7 @@ def program_to_onnx(program: torch.export.ExportedProgram, names: Names, opset: 
                 dynamo=True,
                 opset_version=max(opset, LOWEST_OF_TORCH),
                 input_names=list(names.inputs),
-                output_names=list(names.outputs or _output_names(program)),
+                output_names=list(names.outputs or _output_names(program, names.inputs)),
                 custom_translation_table=ONNX_TRANSLATIONS(),
                 verbose=False,
             )
@@ -126,13 +128,24 @@ def save_program(program: torch.export.ExportedProgram, file: Path) -> None:
         raise InputError(f"cannot write {file}: {reason_of(error)}", "choose a place with enough free space") from error
 
 
-def _output_names(program: torch.export.ExportedProgram) -> list[str]:
+def _output_names(program: torch.export.ExportedProgram, inputs: Sequence[str]) -> list[str]:
     outputs = program.graph_signature.user_outputs
     count = len([value for value in outputs if value is not None])
     spec = program.call_spec.out_spec
     if spec is not None and spec.type is dict and spec.num_leaves == spec.num_children == count:
-        return [str(key) for key in spec.context]
-    return ["y"] if count == 1 else [f"y{index}" for index in range(count)]
+        names = [str(key) for key in spec.context]
+    else:
+        names = ["y"] if count == 1 else [f"y{index}" for index in range(count)]
+    for index, name in enumerate(names):
+        if name in inputs:
+            names[index] = _free_name(name, {*inputs, *names})
+    return names
+
+
+def _free_name(name: str, taken: AbstractSet[str]) -> str:
+    while name in taken:
+        name += "_out"
+    return name
 
 
 @contextlib.contextmanager

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "Truth", "choose_against", "find_truth", "open_source", "relus_to_compare"]
 
+CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -108,8 +110,8 @@ def choose_against(bundle: Bundle, against: str | None) -> str:
 def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
     """Return the Relus of `model` in its order, with the tensors that a Relu makes in the other graph.
 
-    The second kind is what a rewrite merged (FusedConv, a quantization whose zero point is the Relu) or a fault replaced
-    (LeakyRelu).
+    The second kind is what a rewrite merged (FusedConv, a quantization whose zero point is the Relu), what converts the type of
+    a Relu back, which then counts once, or a fault replaced (LeakyRelu).
     """
     ours = [relu for relu in find_relus(model) if relu.observable]
     if against in ("torch", "reference"):
@@ -118,6 +120,8 @@ def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
     known = {relu.output for relu in ours}
     theirs = [relu for relu in find_relus(load_model(_graph_file(against))) if relu.observable]
     replaced = [relu for relu in theirs if relu.output in made and relu.output not in known]
+    shipped_as = {source for relu in replaced if (source := _converted_from(made[relu.output][1]))}
+    ours = [relu for relu in ours if relu.output not in shipped_as]
     clamped = clamped_tensors(model)
     stand_ins = [
         replace(
@@ -129,6 +133,15 @@ def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
     ours = [replace(relu, output=clamped.get(relu.output, relu.output)) for relu in ours]
     ordered = sorted([*ours, *stand_ins], key=lambda relu: made[relu.output][0])
     return [replace(relu, index=index) for index, relu in enumerate(ordered)]
+
+
+def _converted_from(node: ir.Node) -> str:
+    """Return the tensor whose numbers `node` makes in another type, through any number of conversions; "" if it computes."""
+    source = ""
+    current: ir.Node | None = node
+    while current is not None and current.op_type in CONVERSIONS and current.inputs[0] is not None:
+        source, current = str(current.inputs[0].name), current.inputs[0].producer()
+    return source
 
 
 def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: int = 0) -> Source:

@@ -181,3 +181,21 @@ def test_a_program_of_a_fixed_batch_keeps_it_and_another_one_is_refused(tmp_path
     assert export_source(program, tmp_path / "m.rdb", batch=4).bundle.inputs[0].shape == (4, 6)
     with pytest.raises(UsageError, match="fixes its batch to 4"):
         export_source(program, tmp_path / "other.rdb", batch=2)
+
+
+def test_an_output_does_not_take_the_name_of_an_input(tmp_path):
+    class Difference(nn.Module):
+        def forward(self, x, *, y):
+            return torch.relu(x - y)
+
+    class Named(nn.Module):
+        def forward(self, x):
+            return {"x": torch.relu(x), "x_out": x - 1}
+
+    made = exported(Difference(), tmp_path, inputs={"x": (1, 3), "y": (1, 3)})
+    x, y = np.float32([[1, 5, -2]]), np.float32([[2, 3, -4]])
+    assert [each.name for each in made.outputs] == ["y_out"]
+    assert made.session("onnxruntime-cpu").run({"x": x, "y": y})["y_out"].tolist() == [[0, 2, 2]]
+    (tmp_path / "of_a_dictionary").mkdir()
+    made = exported(Named(), tmp_path / "of_a_dictionary", inputs={"x": (1, 3)})
+    assert [each.name for each in made.outputs] == ["x_out_out", "x_out"]

@@ -1,11 +1,13 @@
 """How far off a single element may be: what decides whether a zero is at the wrong place or merely rounded there."""
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from relu_deploy.graph import Relu
+from relu_deploy.graph import Relu, load_model
 from relu_deploy.verification.contract import check_contract
-from relu_deploy.verification.truth import _single_noise
+from relu_deploy.verification.truth import _single_noise, relus_to_compare
 from relu_deploy.verification.verdict import LIMITS, SINGLE, rms
 
 RELU = Relu("r", 0, "relu", "x", "y", None, "", "", ())
@@ -60,3 +62,33 @@ def test_elements_without_any_error_do_not_dilute_the_others():
     sparse = true.copy()
     sparse[..., :10] = 1.0
     assert _single_noise(true, sparse).item() == pytest.approx(SINGLE)
+
+
+def saved(file, *nodes):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
+    constants = [numpy_helper.from_array(np.float32(0.1), "scale"), numpy_helper.from_array(np.uint8(0), "zero")]
+    graph = helper.make_graph(nodes, "net", values[:1], values[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), file)
+    return file
+
+
+CONVERTED = {
+    "cast": [
+        helper.make_node("Cast", ["x"], ["x16"], to=TensorProto.FLOAT16),
+        helper.make_node("Relu", ["x16"], ["y16"]),
+        helper.make_node("Cast", ["y16"], ["y"], to=TensorProto.FLOAT),
+    ],
+    "quantized": [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("QuantizeLinear", ["r", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ],
+    "replaced": [helper.make_node("LeakyRelu", ["x"], ["y"])],
+}
+
+
+@pytest.mark.parametrize("how", CONVERTED)
+def test_a_relu_whose_numbers_are_converted_back_counts_once(tmp_path, how):
+    original = saved(tmp_path / "original.onnx", helper.make_node("Relu", ["x"], ["y"]))
+    relus = relus_to_compare(load_model(saved(tmp_path / "converted.onnx", *CONVERTED[how])), str(original))
+    assert [relu.output for relu in relus] == ["y"]

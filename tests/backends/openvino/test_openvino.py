@@ -97,8 +97,8 @@ def test_bfloat16_is_computed_when_it_is_requested_and_is_reported(convolution):
 def test_a_precision_that_was_not_requested_is_refused_when_it_is_read_back(convolution, monkeypatch):
     default = load_openvino._settings
 
-    def without_hint(options, hint, is_dynamic):
-        return {**default(options, hint, is_dynamic), "INFERENCE_PRECISION_HINT": "bf16", "EXECUTION_MODE_HINT": "PERFORMANCE"}
+    def without_hint(options, hint):
+        return {**default(options, hint), "INFERENCE_PRECISION_HINT": "bf16", "EXECUTION_MODE_HINT": "PERFORMANCE"}
 
     monkeypatch.setattr(load_openvino, "_settings", without_hint)
     with pytest.raises(Unsupported, match="would compute model0 in bfloat16, and float32 was requested"):
