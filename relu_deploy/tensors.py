@@ -10,7 +10,18 @@ import numpy as np
 
 from relu_deploy.errors import InputError, UsageError
 
-__all__ = ["Array", "Feeds", "TensorSpec", "check_feeds", "parse_shape", "random_feeds"]
+__all__ = [
+    "Array",
+    "Feeds",
+    "TensorSpec",
+    "check_feeds",
+    "count_rows",
+    "pad_rows",
+    "parse_shape",
+    "random_feeds",
+    "row_axes",
+    "take_rows",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = dict[str, Array]
@@ -32,6 +43,11 @@ class TensorSpec:
     dtype: str
     shape: tuple[Dim, ...]
     batch_axis: int | None = field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        """Leave a scalar without a batch axis."""
+        if not self.shape:
+            object.__setattr__(self, "batch_axis", None)
 
     @property
     def batch(self) -> Dim | None:
@@ -70,6 +86,35 @@ class TensorSpec:
     def __str__(self) -> str:
         """Return the spec in one word, such as "x: float32[batchx3]"."""
         return f"{self.name}: {self.dtype}[{'x'.join(map(str, self.shape))}]"
+
+
+def row_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
+    """Return the batch axis by tensor, None for a tensor that is the same for all rows; without those on axis 0."""
+    return {spec.name: spec.batch_axis for spec in specs if spec.batch_axis != 0}
+
+
+def count_rows(feeds: Mapping[str, Array], axes: Mapping[str, int | None]) -> int:
+    """Return the number of rows of `feeds`, 1 if no array has rows. axes: Those of `row_axes`."""
+    for name, array in feeds.items():
+        axis = axes.get(name, 0)
+        if axis is not None:
+            return int(array.shape[axis])
+    return 1
+
+
+def take_rows(feeds: Mapping[str, Array], axes: Mapping[str, int | None], places: slice | Array) -> Feeds:
+    """Return the rows of `feeds` at `places`. axes: Those of `row_axes`."""
+    taken = {}
+    for name, array in feeds.items():
+        axis = axes.get(name, 0)
+        taken[name] = array if axis is None else array[(slice(None),) * axis + (places,)]
+    return taken
+
+
+def pad_rows(feeds: Mapping[str, Array], axes: Mapping[str, int | None], size: int) -> Feeds:
+    """Return `feeds` with the last row repeated until there are `size` rows. axes: Those of `row_axes`."""
+    rows = count_rows(feeds, axes)
+    return take_rows(feeds, axes, np.minimum(np.arange(size), rows - 1)) if rows < size else dict(feeds)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

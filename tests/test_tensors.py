@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.tensors import TensorSpec, check_feeds, parse_shape, random_feeds
+from relu_deploy.tensors import TensorSpec, check_feeds, count_rows, pad_rows, parse_shape, random_feeds, row_axes, take_rows
 
 SPECS = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("mask", "int64", ("batch",)))
 GOOD = {"x": np.zeros((2, 3), np.float32), "mask": np.zeros(2, np.int64)}
@@ -65,3 +65,26 @@ def test_random_texts_are_digits():
     words = random_feeds([TensorSpec("words", "object", ("n", 3))], batch=2)["words"]
     assert words.shape == (2, 3)
     assert all(isinstance(word, str) and word.isdigit() for word in words.flat)
+
+
+STATE = [TensorSpec("h", "float32", (2, "n"), 1), TensorSpec("x", "float32", ("n", 3)), TensorSpec("gain", "float32", ())]
+
+
+def test_rows_are_counted_taken_and_filled_up_along_the_axis_of_each_input():
+    feeds = {
+        "h": np.array([[0, 1, 2], [10, 11, 12]], np.float32),
+        "x": np.arange(9, dtype=np.float32).reshape(3, 3),
+        "gain": np.array(2, np.float32),
+    }
+    axes = row_axes(STATE)
+    assert axes == {"h": 1, "gain": None}
+    assert count_rows(feeds, axes) == 3
+    assert count_rows({"gain": feeds["gain"]}, axes) == 1
+    first = take_rows(feeds, axes, slice(1))
+    assert [array.tolist() for array in first.values()] == [[[0], [10]], [[0, 1, 2]], 2]
+    filled = pad_rows(first, axes, 2)
+    assert [array.tolist() for array in filled.values()] == [[[0, 0], [10, 10]], [[0, 1, 2], [0, 1, 2]], 2]
+
+
+def test_a_scalar_of_a_manifest_has_no_rows():
+    assert TensorSpec.from_json(TensorSpec("gain", "float32", (), None).to_json()).batch_axis is None

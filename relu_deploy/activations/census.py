@@ -28,7 +28,7 @@ from relu_deploy.data.datasets import InputRange, Ranges, declared_range, load_d
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import Relu, find_relus, load_model, load_normalized_model
 from relu_deploy.graph.intervals.ranges import bounds_of
-from relu_deploy.tensors import Array
+from relu_deploy.tensors import Array, count_rows
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -226,7 +226,7 @@ def census(
     done, outside = 0, 0
     with closing(load(bundle, backend, taps=tuple(relus), threads=threads, device=device)) as session:
         for feeds in dataset.batches(rows):
-            size = len(next(iter(feeds.values())))
+            size = count_rows(feeds, dataset.axes)
             if left_over and size < rows:
                 break
             outside += rows_outside(feeds, declared)

@@ -20,7 +20,7 @@ from relu_deploy.errors import Unsupported
 from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import Cost, count_cost, load_model, precision_of
 from relu_deploy.latency_stats import summarize
-from relu_deploy.tensors import Feeds
+from relu_deploy.tensors import Feeds, count_rows, row_axes, take_rows
 from relu_deploy.verification.judge import compare_outputs
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
 
@@ -108,7 +108,7 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
             process.send("prepare", backend=key.backend)
         feeds, _ = sample_feeds(bundle, batch, plan.seed, plan.data)
         checked = _checked_rows(bundle, batch)
-        few = {name: array[:checked] for name, array in feeds.items()}
+        few = take_rows(feeds, row_axes(bundle.inputs), slice(checked))
         truths = {(key.variant, _cast(key, plan)): _truth(graphs[key], few, plan.threads, _cast(key, plan)) for key in keys}
         costs = {key.variant: _cost(graphs[key], bundle, batch) for key in keys}
         for process in processes.values():
@@ -118,7 +118,7 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
         for key, known in loaded.items():
             plan.progress(f"{label}: checking the answers of {key}")
             facts = known | processes[key].request("memory") | _device(processes[key], batch, plan, kinds.get(key, {}), known)
-            facts |= _checked(processes[key], feeds, truths[key.variant, _cast(key, plan)], checked)
+            facts |= _checked(processes[key], bundle, feeds, truths[key.variant, _cast(key, plan)], checked)
             # The score does not depend on the batch size, so each session is scored once.
             score = plan.scores.get((bundle.title, key)) or processes[key].request("accuracy")
             if "error" not in score:
@@ -283,7 +283,7 @@ def _row(
     )
 
 
-def _checked(process: Process, feeds: Mapping[str, Any], truth: Truth, rows: int) -> dict[str, Any]:
+def _checked(process: Process, bundle: Bundle, feeds: Mapping[str, Any], truth: Truth, rows: int) -> dict[str, Any]:
     """Verify the outputs of the measured session for the first `rows` rows of `feeds`."""
     with temporary_folder("bench") as folder:
         given, results = Path(folder) / "feeds.npz", Path(folder) / "outputs.npz"
@@ -292,9 +292,10 @@ def _checked(process: Process, feeds: Mapping[str, Any], truth: Truth, rows: int
         if "error" in reply:
             return {"verified": False, "error_ratio": None, "error": reply["error"], "checked_rows": 0}
         with np.load(results) as archive:
-            part = slice(rows) if rows < len(next(iter(feeds.values()))) else slice(None)
-            outputs = {name: archive[name] if part == slice(None) else archive[name][part] for name in archive.files}
-            comparisons = compare_outputs(outputs, truth).values()
+            outputs = {name: archive[name] for name in archive.files}
+        if rows < count_rows(feeds, row_axes(bundle.inputs)):
+            outputs = take_rows(outputs, row_axes(bundle.outputs), slice(rows))
+        comparisons = compare_outputs(outputs, truth).values()
     ratios = [comparison.error_ratio for comparison in comparisons]
     passed = all(comparison.passed for comparison in comparisons)
     return {"verified": passed, "error_ratio": max(ratios, default=None), "checked_rows": rows}

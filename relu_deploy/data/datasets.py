@@ -29,7 +29,7 @@ from relu_deploy.data.targets import TARGETS, check_targets
 from relu_deploy.data.texts import read_texts, takes_texts
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.paths import models_folder
-from relu_deploy.tensors import Array, Feeds, check_feeds, random_feeds
+from relu_deploy.tensors import Array, Feeds, check_feeds, count_rows, pad_rows, random_feeds, row_axes
 
 __all__ = [
     "Dataset",
@@ -79,6 +79,11 @@ class Dataset:
         """Yield the feeds in order, `size` rows at a time; the last may be smaller."""
         for start in range(0, len(self), size):
             yield self.rows(slice(start, start + size))
+
+    def full_batches(self, size: int) -> Iterator[tuple[Feeds, int]]:
+        """Yield the feeds as `batches` does, the last filled up with its last row, and how many rows of each are the data's."""
+        for feeds in self.batches(size):
+            yield pad_rows(feeds, self.axes, size), count_rows(feeds, self.axes)
 
     def rows(self, places: slice | Array) -> Feeds:
         """Return the feeds of the rows at `places`."""
@@ -255,7 +260,7 @@ def _from_npz(bundle: Bundle, path: Path) -> Dataset:
         feeds[spec.name] = to_input(bundle, array) if pixels else array
     # An input may have such a name itself.
     targets = {name: array for name, array in arrays.items() if name in TARGETS and name not in names}
-    axes = {spec.name: spec.batch_axis for spec in bundle.inputs if spec.batch_axis != 0}
+    axes = row_axes(bundle.inputs)
     dataset = Dataset(path.parent.name or path.stem, check_feeds(feeds, free_batch(bundle), str(path)), targets, axes)
     check_targets(path, targets, len(dataset))
     return dataset

@@ -80,7 +80,7 @@ def rows_outside(feeds: Feeds, declared: InputRange | None) -> int:
     """Return how many rows of `feeds` are outside the declared range."""
     if declared is None:
         return 0
-    outside = np.zeros(len(next(iter(feeds.values()))), bool)
+    outside = np.zeros(len(feeds[next(iter(declared.bounds))]), bool)
     for name, (low, high) in declared.bounds.items():
         array = feeds[name]
         shape = (1, -1, *(1,) * (array.ndim - 2)) if np.ndim(low) == 1 and array.ndim > 1 else np.shape(low)

@@ -26,7 +26,8 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import save_model, with_taps
-from relu_deploy.tensors import Array, Feeds
+from relu_deploy.graph.batching import input_batch_axes
+from relu_deploy.tensors import Array, Feeds, count_rows
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -140,13 +141,13 @@ def calibrate(
         path = Path(folder) / "tapped.onnx"
         save_model(with_taps(model, [name for name in tensors if name not in inputs]), path)
         session = load(Bundle.open(path), "onnxruntime-cpu", threads=threads)
-        rows = 0
+        rows, axes = 0, input_batch_axes(model)
         for feeds in batches:
             results: Mapping[str, Array] = {**feeds, **session.run(feeds)}
             for name, statistics in found.items():
                 if results[name].dtype.kind == "f":
                     statistics.add(results[name])
-            rows += len(next(iter(feeds.values())))
+            rows += count_rows(feeds, axes)
             progress(rows)
         session.close()
     return found

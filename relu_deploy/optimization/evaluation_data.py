@@ -16,7 +16,7 @@ from relu_deploy.data.datasets import Dataset, declared_range, load_dataset, spr
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import integer_ranges, load_model
 from relu_deploy.optimization.options import OptimizeOptions
-from relu_deploy.tensors import Feeds, random_feeds
+from relu_deploy.tensors import Feeds, random_feeds, row_axes
 
 __all__ = ["EvaluationData", "load_evaluation_data"]
 
@@ -61,11 +61,8 @@ class EvaluationData:
     def _few(self, dataset: Dataset, count: int) -> list[Feeds]:
         size = self.batch if self.is_fixed else 1
         rows = spread_evenly(len(dataset), min(count * size, len(dataset)))
-        few = [feeds for feeds in dataset.picked(rows).batches(size) if len(next(iter(feeds.values()))) == size]
-        if few:
-            return few
-        feeds = next(iter(dataset.batches(size)))
-        return [{name: np.concatenate([array, np.repeat(array[-1:], size - len(array), 0)]) for name, array in feeds.items()}]
+        batches = list(dataset.picked(rows).full_batches(size))
+        return [feeds for feeds, given in batches if given == size] or [batches[0][0]]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -97,7 +94,7 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
     calibrated = given if given is not None else measured
     random = calibrated is None or measured is None
     if calibrated is None or measured is None:
-        noise = Dataset("random", _random_rows(bundle, max(RANDOM_ROWS, batch), options.seed), {})
+        noise = Dataset("random", _random_rows(bundle, max(RANDOM_ROWS, batch), options.seed), {}, row_axes(bundle.inputs))
         calibrated = measured = noise
     source = options.data if options.data is not None else (declared if known is not None else options.calibration)
     same = options.calibration is None or _is_same(source, options.calibration)

@@ -131,9 +131,7 @@ def answers_of(run: Run, dataset: Dataset, batch: int) -> dict[str, Array]:
     Strings, sequences and maps are left out. Raises InputError where no output is a tensor of numbers.
     """
     parts: list[Feeds] = []
-    for feeds in dataset.batches(batch):
-        rows = len(next(iter(feeds.values())))
-        full = {name: np.concatenate([array, np.repeat(array[-1:], batch - rows, 0)]) for name, array in feeds.items()}
+    for full, rows in dataset.full_batches(batch):
         results = {
             name: value for name, value in run(full).items() if isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
         }

@@ -29,6 +29,7 @@ from relu_deploy.optimization.evaluation_data import EvaluationData
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.recipes import calibrated_tensors
 from relu_deploy.optimization.targets import TARGETS, Target
+from relu_deploy.tensors import count_rows
 from relu_deploy.verification.truth import find_truth, open_source
 from relu_deploy.verification.verdict import compare
 
@@ -140,7 +141,7 @@ def _calibrated(
 
     batches = data.calibrated_on.batches(data.batch)
     if data.is_fixed:
-        batches = (feeds for feeds in batches if len(next(iter(feeds.values()))) == data.batch)
+        batches = (feeds for feeds in batches if count_rows(feeds, data.calibrated_on.axes) == data.batch)
     return calibrate(model, batches, tensors, options.threads, say)
 
 

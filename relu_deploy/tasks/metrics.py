@@ -120,9 +120,7 @@ def _score_masks(manifest: Mapping[str, Any], run: Callable[[Feeds], Feeds], dat
 
 
 def _runs(run: Callable[[Feeds], Feeds], dataset: Dataset, batch: int) -> Any:
-    for feeds in dataset.batches(batch):
-        rows = len(next(iter(feeds.values())))
-        padded = {name: np.concatenate([array, np.repeat(array[-1:], batch - rows, 0)]) for name, array in feeds.items()}
+    for padded, rows in dataset.full_batches(batch):
         yield {name: value[:rows] for name, value in run(padded).items()}
 
 

@@ -139,3 +139,16 @@ def test_random_integers_are_those_that_the_graph_can_look_up(tmp_path):
     # Below -2 and from 2 on, a table of two rows has nothing to look up.
     assert feeds["ids"].min() >= -2
     assert feeds["ids"].max() == 1
+
+
+def test_full_batches_fill_up_the_last_along_the_axis_of_each_input(tmp_path):
+    state, gain = ("h", "float32", (2, "batch", 3), {"batch_axis": 1}), ("gain", "float32", (), {})
+    h = np.arange(36, dtype=np.float32).reshape(2, 6, 3)
+    dataset = read(tmp_path, bundle(gain, state, FLOATS), x=X, h=h, gain=np.float32(2))
+    assert len(dataset) == 6
+    (first, whole), (last, rest) = dataset.full_batches(4)
+    assert (whole, rest) == (4, 2)
+    np.testing.assert_array_equal(first["h"], h[:, :4])
+    np.testing.assert_array_equal(last["h"], h[:, [4, 5, 5, 5]])
+    np.testing.assert_array_equal(last["x"], X[[4, 5, 5, 5]])
+    assert last["gain"] == 2

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import relu_deploy
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.optimization.options import OptimizeOptions
@@ -189,3 +190,36 @@ def test_random_inputs_have_the_shape_that_is_given_and_integers_inside_their_ta
     assert report.data.measured_on.feeds["x"].shape[1:] == (3, 9, 7)
     assert report.data.measured_on.feeds["ids"].max() == 1
     assert report.search.passed
+
+
+def stateful(path):
+    """y = relu(gain * (x @ w)) and the state relu(h), whose rows are on axis 1; the scalar comes first."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"]),
+        node("Mul", ["m", "gain"], ["g"]),
+        node("Relu", ["g"], ["y"], name="relu"),
+        node("Relu", ["h"], ["next"], name="state"),
+    ]
+    inputs = [value("gain", FLOAT, []), value("h", FLOAT, [2, "batch", 4]), value("x", FLOAT, ["batch", 6])]
+    outputs = [value("y", FLOAT, ["batch", 4]), value("next", FLOAT, [2, "batch", 4])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(weights(6, 4), "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    generator = np.random.default_rng(0)
+    arrays = {"x": generator.standard_normal((40, 6)), "h": generator.standard_normal((2, 40, 4)), "gain": np.array(2.0)}
+    np.savez(path.with_suffix(".npz"), **{name: array.astype(np.float32) for name, array in arrays.items()})
+    return path
+
+
+def test_a_model_with_a_scalar_and_a_state_is_optimized_on_given_and_on_random_rows(tmp_path):
+    path = stateful(tmp_path / "m.onnx")
+    assert optimized(path, "cpu", "int8").passed
+    on_random_rows = optimize_bundle(path, "tensorrt-rtx", "fp16", out=tmp_path / "r.rdb", options=OptimizeOptions(threads=1))
+    assert on_random_rows.passed
+    assert on_random_rows.data.random
+
+
+def test_a_model_with_a_scalar_and_a_state_is_measured_and_counted(tmp_path, forked_workers):
+    path = stateful(tmp_path / "m.onnx")
+    report = relu_deploy.bench(path, ["onnxruntime-cpu"], batch=[1, 32], seconds=0.1).to_json()
+    assert [(row["batch"], row["verified"], row["checked_rows"]) for row in report["runs"]] == [(1, True, 1), (32, True, 32)]
+    assert relu_deploy.census(path, path.with_suffix(".npz")).samples == 40

@@ -48,5 +48,7 @@ def run_error(error: Exception, name: str, title: str, arrays: Feeds) -> Unsuppo
 def message_of(error: Exception) -> str:
     """Return the first line of the message of `error`, without source locations and status codes."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    line = re.sub(r"^/\S+\.(cc|h):\d+ .*?\)( const)? (?=[A-Z\[])", "", line)
-    return re.sub(r"^.*?\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", line)
+    line = re.sub(r"^.*?\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", line)
+    # A failed assertion names its place and its condition before the message.
+    line = re.sub(r"^/\S+\.(cc|h):\d+ .* was false\. (?=\S)", "", line)
+    return re.sub(r"^/\S+\.(cc|h):\d+ .*?\)( const)? (?=[A-Z\[])", "", line)

@@ -50,6 +50,7 @@ class OnnxRuntimeSession:
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self.title, self._profiled = bundle.title, options.profile
+        self._quiet = _quiet_run()
         self._names = [value.name for value in session.get_outputs()]
         self.facts: Mapping[str, Any] = {
             "providers": session.get_providers(),
@@ -72,7 +73,7 @@ class OnnxRuntimeSession:
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
         try:
-            results = self._session.run(self._names, arrays)
+            results = self._session.run(self._names, arrays, self._quiet)
         except Exception as error:  # the runtime's exception types share no base class
             raise run_error(error, self.name, self.title, arrays) from error
         return dict(zip(self._names, results, strict=True))
@@ -100,6 +101,15 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         self.executed()
         self._session = None
+
+
+def _quiet_run() -> Any:
+    """Return options for a run whose error is raised and not logged too."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 def _precision(arguments: Mapping[str, Any]) -> str:

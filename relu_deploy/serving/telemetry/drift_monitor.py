@@ -26,7 +26,7 @@ from relu_deploy.backends import Session, load
 from relu_deploy.bundle import Bundle, sha256
 from relu_deploy.errors import InputError, ReluDeployError
 from relu_deploy.graph import Relu, find_relus, load_model
-from relu_deploy.tensors import Array, Feeds
+from relu_deploy.tensors import Array, Feeds, count_rows, row_axes
 
 __all__ = ["DEFAULT_SHARE", "Monitor", "MonitorFactory"]
 
@@ -222,7 +222,7 @@ class Monitor:
                 self._queue.task_done()
 
     def _check(self, session: Session, baseline: Baseline, relus: Sequence[Relu], feeds: Feeds) -> None:
-        rows = len(next(iter(feeds.values())))
+        rows = count_rows(feeds, row_axes(session.inputs))
         try:
             results = session.run(feeds)
             values = [results[relu.output] for relu in relus]

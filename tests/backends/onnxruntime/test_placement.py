@@ -88,4 +88,20 @@ def test_an_error_in_a_run_names_the_node_and_the_shapes(tmp_path):
     with pytest.raises(Unsupported, match=r"stopped at Reshape node 'rows of three' while running m on x 7: ") as stopped:
         session.run({"x": np.zeros(7, np.float32)})
     assert ".cc:" not in stopped.value.message
+    assert "onnxruntime_src" not in stopped.value.message
     assert session.run({"x": np.ones(3, np.float32)})["y"].tolist() == [[1, 1, 1]]
+
+
+def test_an_error_in_a_run_is_raised_and_not_logged_too(tmp_path, capfd):
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "to"], ["y"])],
+        "g",
+        [info("x", TensorProto.FLOAT, ["n"])],
+        [info("y", TensorProto.FLOAT, ["a", 3])],
+        [numpy_helper.from_array(np.array([-1, 3]), "to")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    with pytest.raises(Unsupported, match="on x 7: The input tensor cannot be reshaped"):
+        load(tmp_path / "m.onnx", "onnxruntime-cpu").run({"x": np.zeros(7, np.float32)})
+    assert capfd.readouterr().err == ""
