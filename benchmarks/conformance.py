@@ -54,15 +54,15 @@ def same_onnx(path: Path, datatype: int) -> Path:
 @contextlib.contextmanager
 def serving(folder: Path, *arguments: Any) -> Iterator[dict[str, Any]]:
     """Yield where a server listens; it has to end with 0 on SIGTERM."""
-    told = folder / f"told-{time.monotonic_ns()}.json"
-    words = [*map(str, arguments), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "-1", "--json", str(told)]
+    reported = folder / f"told-{time.monotonic_ns()}.json"
+    words = [*map(str, arguments), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "-1", "--json", str(reported)]
     process = subprocess.Popen([sys.executable, "-m", "relu_deploy", "serve", *words], stdout=subprocess.DEVNULL)
     try:
-        while not told.exists():
+        while not reported.exists():
             if process.poll() is not None:
                 raise SystemExit("the server did not start: see above")
             time.sleep(0.05)
-        yield json.loads(told.read_text())
+        yield json.loads(reported.read_text())
         process.terminate()
         if code := process.wait(timeout=60):
             raise SystemExit(f"the server ended with {code}")
@@ -82,14 +82,14 @@ def triton_clients(python: str, bundle: Bundle, folder: Path, threads: int) -> l
     # A FileDescriptorSet with one file: its field 1, with the length as a varint.
     (folder / "proto").write_bytes(b"\x0a" + varint(len(compiled)) + compiled)
     with serving(folder, bundle.path, *types.values(), "--threads", threads, "--allow-admin") as where:
-        told = {
+        reported = {
             **{name: where[name] for name in ("http", "grpc")},
             "model": bundle.name,
             "arrays": str(folder / "arrays.npz"),
             "types": {datatype: path.stem for datatype, path in types.items()},
             "proto": str(folder / "proto"),
         }
-        (folder / "told.json").write_text(json.dumps(told))
+        (folder / "told.json").write_text(json.dumps(reported))
         words = [python, str(Path(__file__).with_name("conformance_client.py")), str(folder / "told.json")]
         answer = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=without_project())
     return json.loads(answer.stdout)
@@ -107,8 +107,8 @@ def data_file(bundle: Bundle, path: Path) -> Path:
     """Write rows of numbers as perf_analyzer reads them."""
     (spec,) = bundle.inputs
     rows = random_feeds(bundle.inputs, ROWS)[spec.name]
-    told = [{spec.name: {"content": row.ravel().tolist(), "shape": list(row.shape)}} for row in rows]
-    path.write_text(json.dumps({"data": told}))
+    reported = [{spec.name: {"content": row.ravel().tolist(), "shape": list(row.shape)}} for row in rows]
+    path.write_text(json.dumps({"data": reported}))
     return path
 
 
@@ -123,11 +123,11 @@ def perf_analyzer(
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     said = (answer.stdout + answer.stderr).strip().splitlines()
     rows = list(csv.DictReader(table.open())) if table.exists() else []
-    asked = " ".join(word if word != str(folder / "data.json") else "data.json" for word in more)
+    requested = " ".join(word if word != str(folder / "data.json") else "data.json" for word in more)
     detail = f"{len(rows)} rows" if answer.returncode == 0 else " ".join(said[-6:])
     return {
         "client": "perf_analyzer",
-        "check": f"{protocol} {asked}",
+        "check": f"{protocol} {requested}",
         "passed": answer.returncode == 0 and bool(rows),
         "detail": detail,
         "rows": rows,
@@ -172,20 +172,20 @@ def main() -> None:
     parser.add_argument("--perf-analyzer", help="the program; left out, it is not run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    bundle = Bundle.open(asked.path)
+    requested = parser.parse_args()
+    bundle = Bundle.open(requested.path)
     versions = "import importlib.metadata as m; print(*[f'{p} {m.version(p)}' for p in ('tritonclient', 'grpcio', 'protobuf')])"
-    clients = [version_of([asked.client_python, "-c", versions])]
+    clients = [version_of([requested.client_python, "-c", versions])]
     with tempfile.TemporaryDirectory() as folder:
-        results = triton_clients(asked.client_python, bundle, Path(folder), asked.threads)
+        results = triton_clients(requested.client_python, bundle, Path(folder), requested.threads)
         for one in results:
             print(one["passed"], one["client"], one["check"], one["detail"], flush=True)
-        if asked.perf_analyzer:
-            clients.append(version_of([asked.perf_analyzer, "--version"]))
-            results += measured(asked.perf_analyzer, bundle, Path(folder), asked.threads)
+        if requested.perf_analyzer:
+            clients.append(version_of([requested.perf_analyzer, "--version"]))
+            results += measured(requested.perf_analyzer, bundle, Path(folder), requested.threads)
     failed = [one for one in results if not one["passed"]]
     result = {
-        "environment": describe(asked.threads),
+        "environment": describe(requested.threads),
         "server": {name: version(name) for name in ("grpcio", "protobuf", "uvicorn", "httptools")},
         "clients": clients,
         "model": bundle.name,
@@ -193,8 +193,8 @@ def main() -> None:
         "of": len(results),
         "checks": results,
     }
-    if asked.out:
-        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+    if requested.out:
+        requested.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{len(results) - len(failed)} of {len(results)} passed")
     sys.exit(bool(failed))
 

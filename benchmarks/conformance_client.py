@@ -44,11 +44,11 @@ TYPES = {
 class Told:
     """What the server was started with, and one client of it. binary: how tensors travel over HTTP; gRPC has no JSON."""
 
-    def __init__(self, told: dict[str, Any], protocol: str, binary: bool = True) -> None:
-        self.model, self.types, self.protocol, self.binary = told["model"], told["types"], protocol, binary
+    def __init__(self, reported: dict[str, Any], protocol: str, binary: bool = True) -> None:
+        self.model, self.types, self.protocol, self.binary = reported["model"], reported["types"], protocol, binary
         self.module = {"http": tritonclient.http, "grpc": tritonclient.grpc}[protocol]
-        self.address = f"127.0.0.1:{told[protocol]}"
-        arrays = np.load(told["arrays"])
+        self.address = f"127.0.0.1:{reported[protocol]}"
+        arrays = np.load(reported["arrays"])
         self.x, self.alone, self.together = arrays["x"], arrays["alone"], arrays["together"]
         more = {"concurrency": 4} if protocol == "http" else {}
         self.client = self.module.InferenceServerClient(self.address, **more)
@@ -61,11 +61,11 @@ class Told:
         tensor.set_data_from_numpy(array, **self._binary())
         return tensor
 
-    def wanted(self, name: str = "", **more: Any) -> Any:
+    def required(self, name: str = "", **more: Any) -> Any:
         return self.module.InferRequestedOutput(name or self.output, **self._binary(), **more)
 
     def infer(self, array: np.ndarray, **more: Any) -> Any:
-        more.setdefault("outputs", [self.wanted()])
+        more.setdefault("outputs", [self.required()])
         return self.client.infer(self.model, [self.tensor(array)], **more)
 
     def _binary(self) -> dict[str, bool]:
@@ -76,190 +76,192 @@ def refused(call: Callable[[], Any], *words: str) -> str:
     try:
         call()
     except InferenceServerException as error:
-        told = f"{error.status()}: {error.message()}"
-        assert all(word in told for word in words), told
-        return told
+        reported = f"{error.status()}: {error.message()}"
+        assert all(word in reported for word in words), reported
+        return reported
     raise AssertionError("it was not refused")
 
 
-def health(told: Told) -> None:
-    client = told.client
+def health(reported: Told) -> None:
+    client = reported.client
     assert client.is_server_live()
     assert client.is_server_ready()
-    assert client.is_model_ready(told.model)
-    assert client.is_model_ready(told.model, "1")
-    assert not client.is_model_ready(told.model, "2")
+    assert client.is_model_ready(reported.model)
+    assert client.is_model_ready(reported.model, "1")
+    assert not client.is_model_ready(reported.model, "2")
     assert not client.is_model_ready("nosuch")
 
 
-def metadata(told: Told) -> str:
-    server = told.client.get_server_metadata(**told.as_json)
+def metadata(reported: Told) -> str:
+    server = reported.client.get_server_metadata(**reported.as_json)
     assert {"statistics", "model_configuration", "model_repository"} <= set(server["extensions"])
-    model = told.client.get_model_metadata(told.model, "1", **told.as_json)
-    assert [int(size) for size in model["inputs"][0]["shape"]] == [-1, *told.x.shape[1:]]
+    model = reported.client.get_model_metadata(reported.model, "1", **reported.as_json)
+    assert [int(size) for size in model["inputs"][0]["shape"]] == [-1, *reported.x.shape[1:]]
     assert model["inputs"][0]["datatype"] == "FP32"
     return f"{server['name']} {server['version']}, {model['platform']}"
 
 
-def configuration(told: Told) -> None:
-    config = told.client.get_model_config(told.model, **told.as_json)
+def configuration(reported: Told) -> None:
+    config = reported.client.get_model_config(reported.model, **reported.as_json)
     config = config.get("config", config)
-    assert config["max_batch_size"] >= len(told.x)
+    assert config["max_batch_size"] >= len(reported.x)
     assert config["input"][0]["data_type"] == "TYPE_FP32"
-    assert [int(size) for size in config["input"][0]["dims"]] == list(told.x.shape[1:])
+    assert [int(size) for size in config["input"][0]["dims"]] == list(reported.x.shape[1:])
 
 
-def statistics(told: Told) -> None:
+def statistics(reported: Told) -> None:
     def counted() -> tuple[int, int]:
-        (one,) = told.client.get_inference_statistics(told.model, **told.as_json)["model_stats"]
+        (one,) = reported.client.get_inference_statistics(reported.model, **reported.as_json)["model_stats"]
         return int(one.get("inference_count", 0)), int(one["inference_stats"]["queue"].get("count", 0))
 
     before = counted()
-    told.infer(told.x)
+    reported.infer(reported.x)
     after = counted()
-    assert after == (before[0] + len(told.x), before[1] + 1), (before, after)
-    every = told.client.get_inference_statistics(**told.as_json)["model_stats"]
-    assert {told.model, *told.types.values()} == {one["name"] for one in every}
+    assert after == (before[0] + len(reported.x), before[1] + 1), (before, after)
+    every = reported.client.get_inference_statistics(**reported.as_json)["model_stats"]
+    assert {reported.model, *reported.types.values()} == {one["name"] for one in every}
 
 
-def repository(told: Told) -> None:
+def repository(reported: Told) -> None:
     def states() -> dict[str, str]:
-        index = told.client.get_model_repository_index(**told.as_json)
+        index = reported.client.get_model_repository_index(**reported.as_json)
         return {one["name"]: one["state"] for one in (index if isinstance(index, list) else index["models"])}
 
-    name = told.types["INT8"]
+    name = reported.types["INT8"]
     assert set(states().values()) == {"READY"}
-    told.client.unload_model(name)
-    assert not told.client.is_model_ready(name)
+    reported.client.unload_model(name)
+    assert not reported.client.is_model_ready(name)
     assert states()[name] == "UNAVAILABLE"
-    refused(lambda: told.client.infer(name, [told.tensor(TYPES["INT8"], "x")]), "is not loaded")
-    told.client.load_model(name)
-    assert told.client.is_model_ready(name)
-    refused(lambda: told.client.load_model(name, config="{}"), "leave the parameters out")
-    refused(lambda: told.client.load_model("nosuch"), "no model called 'nosuch'")
+    refused(lambda: reported.client.infer(name, [reported.tensor(TYPES["INT8"], "x")]), "is not loaded")
+    reported.client.load_model(name)
+    assert reported.client.is_model_ready(name)
+    refused(lambda: reported.client.load_model(name, config="{}"), "leave the parameters out")
+    refused(lambda: reported.client.load_model("nosuch"), "no model called 'nosuch'")
 
 
-def answers_alone(told: Told) -> None:
-    for index, expected in enumerate(told.alone):
-        answer = told.infer(told.x[index : index + 1]).as_numpy(told.output)
+def answers_alone(reported: Told) -> None:
+    for index, expected in enumerate(reported.alone):
+        answer = reported.infer(reported.x[index : index + 1]).as_numpy(reported.output)
         assert answer.tobytes() == expected.tobytes(), f"row {index}"
 
 
-def answers_together(told: Told) -> None:
-    assert told.infer(told.x).as_numpy(told.output).tobytes() == told.together.tobytes()
+def answers_together(reported: Told) -> None:
+    assert reported.infer(reported.x).as_numpy(reported.output).tobytes() == reported.together.tobytes()
 
 
-def no_outputs_named(told: Told) -> None:
-    assert told.infer(told.x, outputs=None).as_numpy(told.output).tobytes() == told.together.tobytes()
+def no_outputs_named(reported: Told) -> None:
+    assert reported.infer(reported.x, outputs=None).as_numpy(reported.output).tobytes() == reported.together.tobytes()
 
 
-def identity(told: Told) -> None:
-    response = told.infer(told.x[:1], request_id="seven").get_response(**told.as_json)
+def identity(reported: Told) -> None:
+    response = reported.infer(reported.x[:1], request_id="seven").get_response(**reported.as_json)
     assert response["id"] == "seven"
-    assert response["model_name"] == told.model
+    assert response["model_name"] == reported.model
     assert response["outputs"][0]["datatype"] == "FP32"
 
 
-def parameters(told: Told) -> None:
-    told.infer(told.x[:1], priority=1, timeout=5_000_000, model_version="1", headers={"x-trace": "a"})
-    told.infer(told.x[:1], parameters={"mine": "value", "number": 3, "yes": True})
+def parameters(reported: Told) -> None:
+    reported.infer(reported.x[:1], priority=1, timeout=5_000_000, model_version="1", headers={"x-trace": "a"})
+    reported.infer(reported.x[:1], parameters={"mine": "value", "number": 3, "yes": True})
 
 
-def types(told: Told) -> str:
-    named = [one for one in TYPES if told.binary or one != "FP16"]
+def types(reported: Told) -> str:
+    named = [one for one in TYPES if reported.binary or one != "FP16"]
     for datatype in named:
-        array, model = TYPES[datatype], told.types[datatype]
-        answer = told.client.infer(model, [told.tensor(array, "x")], outputs=[told.wanted("y")]).as_numpy("y")
+        array, model = TYPES[datatype], reported.types[datatype]
+        answer = reported.client.infer(model, [reported.tensor(array, "x")], outputs=[reported.required("y")]).as_numpy("y")
         if datatype == "BYTES":
             answer = np.array([one.decode() if isinstance(one, bytes) else one for one in answer.ravel()]).reshape(answer.shape)
         assert (answer == array).all(), datatype
     return " ".join(named)
 
 
-def asynchronous(told: Told) -> None:
-    rows = [told.x[index : index + 1] for index in range(len(told.x))] * 4
-    expected = [*told.alone] * 4
-    if told.protocol == "http":
-        waiting = [told.client.async_infer(told.model, [told.tensor(row)], outputs=[told.wanted()]) for row in rows]
-        found = {index: each.get_result().as_numpy(told.output) for index, each in enumerate(waiting)}
+def asynchronous(reported: Told) -> None:
+    rows = [reported.x[index : index + 1] for index in range(len(reported.x))] * 4
+    expected = [*reported.alone] * 4
+    if reported.protocol == "http":
+        waiting = [
+            reported.client.async_infer(reported.model, [reported.tensor(row)], outputs=[reported.required()]) for row in rows
+        ]
+        found = {index: each.get_result().as_numpy(reported.output) for index, each in enumerate(waiting)}
     else:
         done: queue.Queue[Any] = queue.Queue()
         for index, row in enumerate(rows):
-            told.client.async_infer(
-                told.model, [told.tensor(row)], lambda result, error, index=index: done.put((index, result, error))
+            reported.client.async_infer(
+                reported.model, [reported.tensor(row)], lambda result, error, index=index: done.put((index, result, error))
             )
         answers = [done.get(timeout=30) for _ in rows]
         assert not [error for _, _, error in answers if error is not None], answers
-        found = {index: result.as_numpy(told.output) for index, result, _ in answers}
+        found = {index: result.as_numpy(reported.output) for index, result, _ in answers}
     # Which rows were run together is the server's own affair, and moves the last bits.
     for index, row in enumerate(expected):
         np.testing.assert_allclose(found[index], row, rtol=1e-5, atol=1e-5)
 
 
-def asyncio_client(told: Told) -> None:
-    module = {"http": tritonclient.http.aio, "grpc": tritonclient.grpc.aio}[told.protocol]
+def asyncio_client(reported: Told) -> None:
+    module = {"http": tritonclient.http.aio, "grpc": tritonclient.grpc.aio}[reported.protocol]
 
     async def all_rows() -> list[Any]:
-        client = module.InferenceServerClient(told.address)
+        client = module.InferenceServerClient(reported.address)
         try:
-            assert await client.is_model_ready(told.model)
-            rows = [told.x[index : index + 1] for index in range(len(told.x))]
-            return await asyncio.gather(*[client.infer(told.model, [told.tensor(row, "", module)]) for row in rows])
+            assert await client.is_model_ready(reported.model)
+            rows = [reported.x[index : index + 1] for index in range(len(reported.x))]
+            return await asyncio.gather(*[client.infer(reported.model, [reported.tensor(row, "", module)]) for row in rows])
         finally:
             await client.close()
 
-    for answer, expected in zip(asyncio.run(all_rows()), told.alone, strict=True):
-        np.testing.assert_allclose(answer.as_numpy(told.output), expected, rtol=1e-5, atol=1e-5)
+    for answer, expected in zip(asyncio.run(all_rows()), reported.alone, strict=True):
+        np.testing.assert_allclose(answer.as_numpy(reported.output), expected, rtol=1e-5, atol=1e-5)
 
 
-def compressed(told: Told) -> None:
+def compressed(reported: Told) -> None:
     for kind in ("gzip", "deflate"):
-        if told.protocol == "http":
-            answer = told.infer(told.x, request_compression_algorithm=kind, response_compression_algorithm=kind)
+        if reported.protocol == "http":
+            answer = reported.infer(reported.x, request_compression_algorithm=kind, response_compression_algorithm=kind)
         else:
-            answer = told.infer(told.x, compression_algorithm=kind)
-        assert answer.as_numpy(told.output).tobytes() == told.together.tobytes()
+            answer = reported.infer(reported.x, compression_algorithm=kind)
+        assert answer.as_numpy(reported.output).tobytes() == reported.together.tobytes()
 
 
-def late(told: Told) -> str:
-    if told.protocol == "grpc":
-        refused(lambda: told.infer(told.x, client_timeout=1e-6), "DEADLINE_EXCEEDED")
-    return refused(lambda: told.infer(told.x, timeout=1), "the deadline passed")
+def late(reported: Told) -> str:
+    if reported.protocol == "grpc":
+        refused(lambda: reported.infer(reported.x, client_timeout=1e-6), "DEADLINE_EXCEEDED")
+    return refused(lambda: reported.infer(reported.x, timeout=1), "the deadline passed")
 
 
-def unknown(told: Told) -> str:
-    tensors = [told.tensor(told.x[:1])]
-    refused(lambda: told.client.infer(told.model, tensors, model_version="2"), "has no version '2'")
-    refused(lambda: told.client.get_model_config("nosuch"), "no model called 'nosuch'")
-    refused(lambda: told.client.get_inference_statistics("nosuch"), "no model called 'nosuch'")
-    return refused(lambda: told.client.infer("nosuch", tensors), "no model called 'nosuch'")
+def unknown(reported: Told) -> str:
+    tensors = [reported.tensor(reported.x[:1])]
+    refused(lambda: reported.client.infer(reported.model, tensors, model_version="2"), "has no version '2'")
+    refused(lambda: reported.client.get_model_config("nosuch"), "no model called 'nosuch'")
+    refused(lambda: reported.client.get_inference_statistics("nosuch"), "no model called 'nosuch'")
+    return refused(lambda: reported.client.infer("nosuch", tensors), "no model called 'nosuch'")
 
 
-def mistakes(told: Told) -> str:
+def mistakes(reported: Told) -> str:
     def ask(array: np.ndarray, name: str = "", **more: Any) -> Callable[[], Any]:
-        return lambda: told.client.infer(told.model, [told.tensor(array, name)], **more)
+        return lambda: reported.client.infer(reported.model, [reported.tensor(array, name)], **more)
 
-    row = told.x[:1]
+    row = reported.x[:1]
     refused(ask(row.astype(np.float64)), "has datatype FP64, and the model takes FP32")
     refused(ask(row[0]), "has shape")
     refused(ask(row, "nosuch"), "there is no input 'nosuch'")
-    refused(ask(row, outputs=[told.wanted("nosuch")]), "there is no output 'nosuch'")
+    refused(ask(row, outputs=[reported.required("nosuch")]), "there is no output 'nosuch'")
     refused(ask(np.repeat(row, 1000, 0)), "a batch of 1000 is more than")
-    if told.binary:
+    if reported.binary:
         refused(ask(np.full_like(row, np.nan)), "holds NaN")
-    return refused(lambda: told.client.infer(told.model, []), "there is no tensor for input")
+    return refused(lambda: reported.client.infer(reported.model, []), "there is no tensor for input")
 
 
-def classes(told: Told) -> str:
-    return refused(lambda: told.infer(told.x, outputs=[told.wanted(class_count=3)]), "by classification")
+def classes(reported: Told) -> str:
+    return refused(lambda: reported.infer(reported.x, outputs=[reported.required(class_count=3)]), "by classification")
 
 
-def other_extensions(told: Told) -> str:
+def other_extensions(reported: Told) -> str:
     """Shared memory, traces and logs are not offered, and say so."""
-    refused(told.client.get_trace_settings)
-    refused(told.client.get_log_settings)
-    refused(told.client.get_cuda_shared_memory_status)
-    return refused(told.client.get_system_shared_memory_status)
+    refused(reported.client.get_trace_settings)
+    refused(reported.client.get_log_settings)
+    refused(reported.client.get_cuda_shared_memory_status)
+    return refused(reported.client.get_system_shared_memory_status)
 
 
 CHECKS: dict[str, Callable[[Told], Any]] = {
@@ -285,9 +287,9 @@ CHECKS: dict[str, Callable[[Told], Any]] = {
 }
 
 
-def same_wire_format(told: dict[str, Any]) -> str:
+def same_wire_format(reported: dict[str, Any]) -> str:
     """Hold every message and number of our .proto file against tritonclient's own."""
-    (ours,) = descriptor_pb2.FileDescriptorSet.FromString(Path(told["proto"]).read_bytes()).file
+    (ours,) = descriptor_pb2.FileDescriptorSet.FromString(Path(reported["proto"]).read_bytes()).file
     theirs = [
         descriptor_pb2.FileDescriptorProto.FromString(one.DESCRIPTOR.serialized_pb) for one in (service_pb2, model_config_pb2)
     ]
@@ -328,12 +330,12 @@ def checked(client: str, check: str, call: Callable[[], Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    told = json.loads(Path(sys.argv[1]).read_text())
+    reported = json.loads(Path(sys.argv[1]).read_text())
     results = [
-        checked("tritonclient.grpc", "the .proto file has tritonclient's names and numbers", lambda: same_wire_format(told))
+        checked("tritonclient.grpc", "the .proto file has tritonclient's names and numbers", lambda: same_wire_format(reported))
     ]
     for protocol, binary in (("http", True), ("http", False), ("grpc", True)):
-        one = Told(told, protocol, binary)
+        one = Told(reported, protocol, binary)
         name = f"tritonclient.{protocol}" + ("" if protocol == "grpc" else ", binary" if binary else ", JSON")
         results += [checked(name, check, lambda call=call, one=one: call(one)) for check, call in CHECKS.items()]
         one.client.close()

@@ -145,13 +145,13 @@ def compared(baseline, known: np.ndarray, clean: tuple, others: dict[str, tuple]
 def false_alarms(baseline, rates: list[np.ndarray], order: np.ndarray) -> dict:
     """Return how often clean data raise the alarm: single samples, and windows that share no sample."""
     scores = baseline.log_distances(rates).mean(axis=1)[order]
-    told = {"samples": len(scores), "unusual_at_1%": float((p_value(scores, baseline.scores) <= 0.01).mean())}
+    reported = {"samples": len(scores), "unusual_at_1%": float((p_value(scores, baseline.scores) <= 0.01).mean())}
     for size in WINDOWS:
         windows = np.array([rank_sum(part, baseline.scores) for part in scores[: len(scores) // size * size].reshape(-1, size)])
-        told[f"windows_{size}"] = len(windows)
+        reported[f"windows_{size}"] = len(windows)
         for rate in (0.05, 0.01, 0.001):
-            told[f"alarms_{size}_at_{rate:g}"] = float((windows > threshold_of(rate)).mean())
-    return told
+            reported[f"alarms_{size}_at_{rate:g}"] = float((windows > threshold_of(rate)).mean())
+    return reported
 
 
 def summed(rows: list[dict]) -> dict:
@@ -248,11 +248,11 @@ def main() -> None:
     for name in arguments.only.split(","):
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            told = MODELS[name](arguments, Path(folder))
-        result["models"][name] = told | {"seconds": round(time.perf_counter() - started, 1)}
-        print(f"{name}: false alarms", json.dumps(told["clean"]))
+            reported = MODELS[name](arguments, Path(folder))
+        result["models"][name] = reported | {"seconds": round(time.perf_counter() - started, 1)}
+        print(f"{name}: false alarms", json.dumps(reported["clean"]))
         columns = ("auroc_sample", "auroc_16", "auroc_64", "softmax_auroc_sample", "softmax_auroc_16", "softmax_auroc_64")
-        for what, row in told["sets"].items():
+        for what, row in reported["sets"].items():
             print(f"{what:24}", *(f"{row[column][0]:7.4f}" for column in (*columns, "unusual_at_1%", "alarms_16", "alarms_64")))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -91,11 +91,11 @@ def _machine(task: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
         ("time", f"{report['started']}, {report.get('seconds', 0):.0f} s in all" if report else ""),
     ]
     rates = limits.get("tera_operations_per_s", {})
-    wanted = ("float32", "tf32", "float16", "bfloat16", "int8", "float8")
+    expected = ("float32", "tf32", "float16", "bfloat16", "int8", "float8")
     why = limits.get("missing", {})
     rows += [
         (f"matrix rate, {name}", f"{rates[name]:,.1f}·10¹²/s" if name in rates else why.get(name) or NOT_MEASURED)
-        for name in wanted
+        for name in expected
     ]
     rows.append(
         ("copy, read plus written", f"{limits['copy_gb_per_s']:,.0f} GB/s" if "copy_gb_per_s" in limits else NOT_MEASURED)

@@ -202,7 +202,7 @@ def engines_for(backend: str, bundle: Bundle, precision: str, variants: list[str
     profiles = ((1, 1, 8), (1, min(64, largest), max(largest, LARGEST)))
     try:
         engine_for(
-            backend, graph, BuildOptions(profiles, tf32=precision == "tf32"), tell=lambda line: print(line, file=sys.stderr)
+            backend, graph, BuildOptions(profiles, tf32=precision == "tf32"), warn=lambda line: print(line, file=sys.stderr)
         )
     except ReluDeployError as error:
         return error.message

@@ -39,12 +39,12 @@ def request_for(bundle: Bundle, rows: np.ndarray) -> bytes:
     """Return an inference request with the tensor in binary and the answer asked for in binary."""
     spec = bundle.inputs[0]
     tensor = {"name": spec.name, "shape": list(rows.shape), "datatype": "FP32", "parameters": {"binary_data_size": rows.nbytes}}
-    told = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    reported = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     head = (
         f"POST /v2/models/{bundle.name}/infer HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n"
-        f"inference-header-content-length: {len(told)}\r\ncontent-length: {len(told) + rows.nbytes}\r\n\r\n"
+        f"inference-header-content-length: {len(reported)}\r\ncontent-length: {len(reported) + rows.nbytes}\r\n\r\n"
     )
-    return head.encode() + told + rows.tobytes()
+    return head.encode() + reported + rows.tobytes()
 
 
 async def client(port: int, requests: list[bytes], until: float) -> list[float]:

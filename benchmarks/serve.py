@@ -86,7 +86,7 @@ async def closed(port: int, sent: bytes, clients: int, seconds: float) -> dict:
 
     started = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(clients)))
-    return told(latencies, statuses, time.perf_counter() - started)
+    return reported(latencies, statuses, time.perf_counter() - started)
 
 
 async def opened(port: int, sent: bytes, rate: float, seconds: float, seed: int) -> dict:
@@ -112,10 +112,10 @@ async def opened(port: int, sent: bytes, rate: float, seconds: float, seed: int)
     await asyncio.gather(*(one() for _ in range(CONNECTIONS)))
     took = time.perf_counter() - started
     late = {"client_behind_p99_ms": round(float(np.percentile(behind, 99)) * 1e3, 2)}
-    return {**told(latencies, statuses, took), "offered_per_second": round(sum(statuses.values()) / took, 1), **late}
+    return {**reported(latencies, statuses, took), "offered_per_second": round(sum(statuses.values()) / took, 1), **late}
 
 
-def told(latencies: list[float], statuses: Counter, seconds: float) -> dict:
+def reported(latencies: list[float], statuses: Counter, seconds: float) -> dict:
     ms = np.array(latencies or [np.nan]) * 1e3
     return {
         "answered_per_second": round(len(latencies) / seconds, 2),
@@ -168,7 +168,7 @@ def in_process(session, feeds, seconds: float) -> dict:
     while (start := time.perf_counter()) < end:
         session.run(feeds)
         latencies.append(time.perf_counter() - start)
-    return told(latencies, Counter({200: len(latencies)}), seconds)
+    return reported(latencies, Counter({200: len(latencies)}), seconds)
 
 
 def middle(rows: list[dict]) -> dict:

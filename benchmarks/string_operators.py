@@ -108,11 +108,11 @@ def measured(model: onnx.ModelProto, feed: Any, seconds: float) -> dict[str, Any
     options.intra_op_num_threads = 1
     started = time.perf_counter()
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    told: dict[str, Any] = {"nodes": len(model.graph.node), "load_s": round(time.perf_counter() - started, 3)}
-    wanted = [list(map(ord, text)) for text in TEXTS]
+    reported: dict[str, Any] = {"nodes": len(model.graph.node), "load_s": round(time.perf_counter() - started, 3)}
+    expected = [list(map(ord, text)) for text in TEXTS]
     got = session.run(None, {"x": feed(TEXTS)})[0]
-    told["right"] = all(
-        row[: len(codes)].tolist() == codes and not row[len(codes) :].any() for row, codes in zip(got, wanted, strict=True)
+    reported["right"] = all(
+        row[: len(codes)].tolist() == codes and not row[len(codes) :].any() for row, codes in zip(got, expected, strict=True)
     )
     for name, texts in (("ms_of_1", TEXTS[1:2]), (f"ms_of_{len(TEXTS)}", TEXTS)):
         fed, times, end = feed(texts), [], time.perf_counter() + seconds
@@ -120,9 +120,9 @@ def measured(model: onnx.ModelProto, feed: Any, seconds: float) -> dict[str, Any
             before = time.perf_counter()
             session.run(None, {"x": fed})
             times.append((time.perf_counter() - before) * 1e3)
-        told[name] = round(float(np.median(times)), 4)
-    told["tensorrt_rtx_parser"] = parser_says(model)
-    return told
+        reported[name] = round(float(np.median(times)), 4)
+    reported["tensorrt_rtx_parser"] = parser_says(model)
+    return reported
 
 
 def main() -> None:

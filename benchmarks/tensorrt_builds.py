@@ -58,14 +58,14 @@ def main() -> None:
                 path = Path(folder) / f"{precision}.onnx"
                 save_model(recipe.build(), path)
                 row = {"model": name, "precision": precision, "float32_nodes": len(recipe.float_nodes())}
-                wanted = ("SM89", "SM120") if precision == "fp8" else ("SM86", "SM89", "SM120")
-                options, cache = BuildOptions(((1, 1, 8),), wanted), f"{folder}/engines/"
+                expected = ("SM89", "SM120") if precision == "fp8" else ("SM86", "SM89", "SM120")
+                options, cache = BuildOptions(((1, 1, 8),), expected), f"{folder}/engines/"
                 try:
                     built, again = (compile_engine(path, "tensorrt-rtx", out=cache, options=options) for _ in range(2))
-                    told = {
+                    reported = {
                         key: built.to_json()[key] for key in ("backend", "library", "device", "bytes", "layers", "build_seconds")
                     }
-                    row |= {**told, "warnings": built.to_json()["warnings"], "built": not built.cache_hit}
+                    row |= {**reported, "warnings": built.to_json()["warnings"], "built": not built.cache_hit}
                     row |= {"again_is_cache_hit": again.cache_hit, "again_seconds": round(again.seconds, 3)}
                 except ReluDeployError as error:
                     row |= {"built": False, "message": error.message}

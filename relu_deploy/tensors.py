@@ -111,10 +111,14 @@ def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: st
         if not array.dtype.isnative:
             # Another byte order is the same numbers.
             array = array.astype(array.dtype.newbyteorder("="))
+        if spec.dtype == "object" and array.dtype.kind == "U":
+            # Runtimes take texts as objects, NumPy keeps them in rows of one width.
+            array = array.astype(object)
         if array.dtype.name != spec.dtype:
+            texts = spec.dtype == "object"
             raise InputError(
-                f"{model}: input {name!r} must be {spec.dtype}, got {array.dtype.name}",
-                f"convert it, for instance array.astype({spec.dtype!r})",
+                f"{model}: input {name!r} must be {'texts' if texts else spec.dtype}, got {array.dtype.name}",
+                f"convert it, for instance array.astype({'str' if texts else repr(spec.dtype)})",
             )
         sizes_agree = len(array.shape) == len(spec.shape) and all(
             size == dim if isinstance(dim, int) else bound.setdefault(dim, size) == size
@@ -137,7 +141,7 @@ def random_feeds(
     fill: Mapping[str, int] | None = None,
     ranges: Mapping[str, tuple[int, int]] | None = None,
 ) -> Feeds:
-    """Return reproducible arrays: standard normal floats, uint8 from 0 to 255, other integers from 0 to 7.
+    """Return reproducible arrays: standard normal floats, uint8 from 0 to 255, other integers and the digits of texts from 0 to 7.
 
     Args:
         specs: The model's inputs.
@@ -168,6 +172,8 @@ def random_feeds(
         low, high = (ranges or {}).get(spec.name, (0, 255 if spec.dtype == "uint8" else 7))
         if spec.dtype == "bool":
             feeds[spec.name] = generator.integers(0, 2, shape).astype(bool)
+        elif spec.dtype == "object":
+            feeds[spec.name] = np.asarray(generator.integers(0, 8, shape).astype(str), object)
         elif spec.dtype == "uint8":
             feeds[spec.name] = generator.integers(low, high + 1, shape, np.uint8)
         elif np.issubdtype(np.dtype(spec.dtype), np.integer):

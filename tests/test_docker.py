@@ -143,9 +143,9 @@ def test_installed_packages_ask_for_nothing_that_the_pins_deny():
             continue
         for text in found.requires or ():
             requirement = Requirement(text)
-            wanted = canonicalize_name(requirement.name)
-            if wanted in pins and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
-                assert requirement.specifier.contains(pins[wanted]), f"{name} {pinned} needs {requirement}"
+            expected = canonicalize_name(requirement.name)
+            if expected in pins and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+                assert requirement.specifier.contains(pins[expected]), f"{name} {pinned} needs {requirement}"
                 checked += 1
     assert checked > 10
 
@@ -320,14 +320,14 @@ def engine(tmp_path):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_build_names_the_image_as_compose_does_and_passes_options_on(engine, target):
-    asked = engine(target, "--no-cache", BASE="mine:1", EXTRAS="cuda rtx torch").stdout.splitlines()
-    assert asked[0] == "build"
-    assert asked[-2:] == ["--no-cache", "."]
-    assert asked[asked.index("--tag") + 1] == f"relu-deploy:{target}"
-    assert asked[asked.index("--target") + 1] == target
-    assert (ROOT / asked[asked.index("--file") + 1]).is_file()
-    assert {"BASE=mine:1", "EXTRAS=cuda rtx torch"} <= set(asked)
-    assert asked[asked.index("--format") + 1] == "docker", "an OCI image would lose its health check"
+    requested = engine(target, "--no-cache", BASE="mine:1", EXTRAS="cuda rtx torch").stdout.splitlines()
+    assert requested[0] == "build"
+    assert requested[-2:] == ["--no-cache", "."]
+    assert requested[requested.index("--tag") + 1] == f"relu-deploy:{target}"
+    assert requested[requested.index("--target") + 1] == target
+    assert (ROOT / requested[requested.index("--file") + 1]).is_file()
+    assert {"BASE=mine:1", "EXTRAS=cuda rtx torch"} <= set(requested)
+    assert requested[requested.index("--format") + 1] == "docker", "an OCI image would lose its health check"
     assert "image: relu-deploy:${TARGET:-rtx}" in (DOCKER / "compose.yaml").read_text()
 
 

@@ -140,14 +140,14 @@ def test_nothing_on_the_port_is_not_healthy(server):
 
 def answers(**output):
     sound = {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [0.5, -1.0], **output}
-    told = {
+    reported = {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}],
     }
     return {
         "/v2/health/ready": (200, {}),
         "/v2/repository/index": (200, [{"name": "m"}]),
-        "/v2/models/m": (200, told),
+        "/v2/models/m": (200, reported),
         "/v2/models/m/infer": (200, {"outputs": [sound]}),
     }
 
@@ -159,7 +159,7 @@ def test_the_check_is_content_with_a_sound_answer(server):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "reported"),
     [
         ({"shape": [1, 3], "data": [1, 2, 3]}, "has sizes"),
         ({"data": [0.5]}, "has 1 numbers"),
@@ -168,11 +168,11 @@ def test_the_check_is_content_with_a_sound_answer(server):
         ({"name": "z"}, "other outputs"),
     ],
 )
-def test_the_check_says_what_is_wrong_with_an_answer(server, wrong, told):
+def test_the_check_says_what_is_wrong_with_an_answer(server, wrong, reported):
     server.answers = answers(**wrong)
     answer = run("check_serving.py", server.server_port)
     assert answer.returncode == 1
-    assert told in answer.stderr
+    assert reported in answer.stderr
 
 
 def test_the_check_gives_up_on_a_server_that_does_not_become_ready(server):
@@ -186,10 +186,10 @@ def test_the_check_is_content_with_this_server(digits_bundle):
     words = [python(), "-m", "relu_deploy", "serve", str(digits_bundle.path), "--http-port", "0", "--grpc-port", "-1"]
     process = subprocess.Popen([*words, "--metrics-port", "-1", "--json", "-"], stdout=subprocess.PIPE, text=True)
     try:
-        told = ""
-        while not told.endswith("}\n") or told.count("{") != told.count("}"):
-            told += process.stdout.readline()
-        answer = run("check_serving.py", json.loads(told)["http"])
+        reported = ""
+        while not reported.endswith("}\n") or reported.count("{") != reported.count("}"):
+            reported += process.stdout.readline()
+        answer = run("check_serving.py", json.loads(reported)["http"])
     finally:
         process.terminate()
         process.wait(30)
@@ -219,12 +219,12 @@ def build(tmp_path):
 
 
 def test_build_passes_its_options_and_arguments_on_and_names_the_image_as_compose_does(build, compose):
-    asked = build("--no-cache", BASE="mine:1", EXTRAS="cpu").stdout.splitlines()
-    assert asked[0] == "build"
-    assert asked[asked.index("--tag") + 1] == compose["services"]["serve"]["image"] == "relu-deploy:cpu"
-    assert (ROOT / asked[asked.index("--file") + 1]).is_file()
-    assert {"BASE=mine:1", "EXTRAS=cpu", "--no-cache"} <= set(asked)
-    assert asked[asked.index("--format") + 1] == "docker", "an OCI image would lose its health check"
+    requested = build("--no-cache", BASE="mine:1", EXTRAS="cpu").stdout.splitlines()
+    assert requested[0] == "build"
+    assert requested[requested.index("--tag") + 1] == compose["services"]["serve"]["image"] == "relu-deploy:cpu"
+    assert (ROOT / requested[requested.index("--file") + 1]).is_file()
+    assert {"BASE=mine:1", "EXTRAS=cpu", "--no-cache"} <= set(requested)
+    assert requested[requested.index("--format") + 1] == "docker", "an OCI image would lose its health check"
 
 
 def test_build_refuses_a_bundle_that_is_not_there_before_it_builds(build):
@@ -275,8 +275,8 @@ def test_every_file_that_compose_mounts_is_there_and_every_volume_is_declared(co
 
 
 def test_prometheus_asks_the_service_on_the_port_of_its_metrics(compose):
-    told = yaml.safe_load((DOCKER / "monitoring/prometheus.yaml").read_text())
-    (job,) = told["scrape_configs"]
+    reported = yaml.safe_load((DOCKER / "monitoring/prometheus.yaml").read_text())
+    (job,) = reported["scrape_configs"]
     ((name, port),) = [target.split(":") for target in job["static_configs"][0]["targets"]]
     assert name in compose["services"]
     assert int(port) == create_parser().parse_args(compose["services"][name]["command"]).metrics_port

@@ -155,7 +155,7 @@ def test_the_answer_of_serve_is_valid(digits_bundle):
     from running import Running
 
     with Running(digits_bundle.path) as server:
-        check(server.told)
+        check(server.reported)
 
 
 @pytest.mark.parametrize("name", ["digit_detector", "digit_segmenter"])

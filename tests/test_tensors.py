@@ -50,3 +50,18 @@ def test_random_feeds_fit_their_specs_and_follow_from_the_seed():
 def test_a_varying_dimension_that_is_not_the_batch_needs_arrays():
     with pytest.raises(InputError, match="no fixed size in dimension 1"):
         random_feeds([TensorSpec("x", "float32", ("batch", "time"))])
+
+
+def test_texts_of_one_width_become_the_objects_that_runtimes_take():
+    spec = TensorSpec("words", "object", ("n",))
+    words = check_feeds({"words": np.array(["a", "bcd"])}, [spec], "m")["words"]
+    assert words.dtype == object
+    assert words.tolist() == ["a", "bcd"]
+    with pytest.raises(InputError, match="input 'words' must be texts, got float32"):
+        check_feeds({"words": np.zeros(2, np.float32)}, [spec], "m")
+
+
+def test_random_texts_are_digits():
+    words = random_feeds([TensorSpec("words", "object", ("n", 3))], batch=2)["words"]
+    assert words.shape == (2, 3)
+    assert all(isinstance(word, str) and word.isdigit() for word in words.flat)

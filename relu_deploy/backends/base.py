@@ -1,4 +1,4 @@
-"""What every backend looks like from outside."""
+"""Types that all backends share: probes, capabilities, options and the protocols of sessions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from relu_deploy.backends.threads import default_threads
 from relu_deploy.graph.relus import Relu
+from relu_deploy.records import JsonRecord
 from relu_deploy.tensors import Array, Feeds, TensorSpec
 
 __all__ = [
@@ -30,8 +31,17 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Whether a backend is usable here. reason and fix are set when it is not; device says what it would run on."""
+class Probe(JsonRecord):
+    """Whether a backend is usable on this machine.
+
+    Attributes:
+        name: Name of the backend.
+        usable: Whether sessions can run.
+        version: Version of the runtime, "" if it is not installed.
+        device: Device that sessions run on, "" if there is none.
+        reason: Why the backend is not usable, "" if it is.
+        fix: What to do about it, "" if it is usable.
+    """
 
     name: str
     usable: bool
@@ -40,34 +50,24 @@ class Probe:
     reason: str = ""
     fix: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "usable": self.usable,
-            "version": self.version,
-            "device": self.device,
-            "reason": self.reason,
-            "fix": self.fix,
-        }
-
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend does, known without loading its runtime or a model.
+    """What a backend supports, known without loading its runtime or a model.
 
-    Code outside `relu_deploy.backends` asks for a capability, never for a backend's name.
+    Code outside `relu_deploy.backends` checks capabilities, never the name of a backend.
 
     Attributes:
         on_gpu: It computes on a GPU; `Options.device` chooses which.
         evaluates_float64: Its sessions are `TruthSession`s.
         shows_tensors: Its sessions return the tensors that `Options.taps` names.
-        shows_engine_layers: It runs an engine whose layers can be read, and is audited instead of tapped.
+        shows_engine_layers: It runs an engine whose layers can be listed; `verify` audits the engine instead of tapping Relus.
         runs_program: It runs the PyTorch program in the bundle (`Bundle.source`), not the ONNX graph.
         compiles_ahead: `relu_deploy.compile` builds engines for it.
-        compiles_in_place: It compiles kernels for each input shape in the process that runs them.
+        compiles_in_place: It compiles kernels for each input shape while it runs.
         autocasts: It accepts `Options.autocast`.
         compared_by_default: `relu_deploy.bench` measures it where no backends are named.
-        targets: The targets of `relu_deploy.optimize` whose variants it runs as they are meant to be run.
+        targets: The targets of `relu_deploy.optimize` whose variants are made for it.
         platform: The name of its model format in the Open Inference Protocol, "" for the backend's own name.
     """
 
@@ -84,9 +84,9 @@ class Capabilities:
     platform: str = ""
 
 
-#: modes of torch.compile; max-autotune tries kernels out and replays CUDA graphs, which takes minutes to compile
+#: modes of torch.compile; max-autotune times kernels and replays CUDA graphs, and takes minutes to compile
 TORCH_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-#: ONNX Runtime's levels of graph rewriting, from none to layout changes
+#: ONNX Runtime's levels of graph optimization, from none to layout changes
 OPTIMIZATIONS = ("none", "basic", "extended", "all")
 
 
@@ -94,14 +94,17 @@ OPTIMIZATIONS = ("none", "basic", "extended", "all")
 class Options:
     """How to load a model.
 
-    threads: CPU threads inside one operator; 0 takes `threads.default_threads()`. device: index of the GPU.
-    taps: Relus whose outputs `run` returns beside the model's own, under their tensors' names.
-    optimization: how far the runtime may rewrite the graph, one of `OPTIMIZATIONS`, where it has such a switch.
-    profile: let `Session.executed` say which kernels ran. spin: let CPU threads that wait for work spin, where the runtime
-    has such a switch: fastest alone, and a waste of processors that others need too, as in a server.
-    tf32: let a GPU multiply float32 with 10 bits of mantissa; off by default.
-    autocast: "float16" or "bfloat16" lets PyTorch on a GPU choose where to compute in that precision.
-    torch_mode: how far torch.compile goes, one of `TORCH_MODES`.
+    Attributes:
+        threads: CPU threads inside one operator; 0 uses `threads.default_threads()`.
+        device: Index of the GPU.
+        taps: Relus whose outputs `run` returns beside the model's own, under the names of their tensors.
+        optimization: Level of graph optimization, one of `OPTIMIZATIONS`, for runtimes that have such an option.
+        profile: Record the kernels that run, for `Session.executed`.
+        spin: Let idle CPU threads spin, for runtimes that have such an option. Lowest latency for a single session, but it
+            takes processor time from other sessions and processes.
+        tf32: Let a GPU multiply float32 matrices in TF32, with 10 bits of mantissa.
+        autocast: "float16" or "bfloat16" lets the runtime choose which nodes are computed in that precision.
+        torch_mode: Mode of torch.compile, one of `TORCH_MODES`.
     """
 
     threads: int = 0
@@ -116,17 +119,18 @@ class Options:
 
     @property
     def thread_count(self) -> int:
+        """The number of CPU threads: `threads`, or the default if that is 0."""
         return self.threads or default_threads()
 
 
 #: unit roundoff of rounding to nearest, by precision; float8 is E4M3's
 ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float8": 2.0**-4}
-#: operators whose operands are what int8 graphs quantize, and the one that does it
+#: operators whose operands int8 graphs quantize, and QuantizeLinear itself
 QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "QuantizeLinear")
 
 
 class Rounding:
-    """What storing numbers in a precision does to a float64 evaluation, at random (Monte Carlo arithmetic, Parker 1997).
+    """Random rounding errors of a precision, applied to a float64 evaluation (Monte Carlo arithmetic, Parker 1997).
 
     Floating-point precisions: every weight, operand and result is multiplied by 1 + d, d uniform in ±roundoff.
     int8: float32's rounding everywhere, and on the operands of `QUANTIZED` operators noise uniform in ±step / 2, with
@@ -134,12 +138,18 @@ class Rounding:
     """
 
     def __init__(self, precision: str = "float32", seed: int = 0) -> None:
+        """Create a generator of rounding errors.
+
+        Args:
+            precision: A key of `ROUNDOFF`, or "int8".
+            seed: Seed of the random numbers.
+        """
         self.precision = precision
         self._generator = np.random.default_rng(seed)
         self._roundoff = ROUNDOFF.get(precision, ROUNDOFF["float32"])
 
     def result(self, value: Any) -> Any:
-        """Return `value` rounded as a weight or result; anything but a float64 array is passed on."""
+        """Return `value` rounded as a weight or result; anything but a float64 array is returned unchanged."""
         if not isinstance(value, np.ndarray) or value.dtype != np.float64:
             return value
         factors = np.asarray(self._generator.random(value.shape))
@@ -149,7 +159,13 @@ class Rounding:
         return factors
 
     def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
-        """Return the operands of one node as the precision stores them. weights: which of them are constants of the graph."""
+        """Return the operands of one node as the precision stores them.
+
+        Args:
+            operator: ONNX operator type of the node.
+            values: The operands.
+            weights: For each operand, whether it is a constant of the graph.
+        """
         if self.precision != "int8" or operator not in QUANTIZED:
             return list(values)
         # A mask of -1e9 or -inf is added in float: half its step would exceed every number of the other operand.
@@ -178,7 +194,14 @@ def _is_mask(a: Any, b: Any) -> bool:
 
 @dataclass(frozen=True)
 class Executed:
-    """One kernel that a runtime ran, as it says itself. precision: of its result, "" for integers."""
+    """One kernel that a runtime reports to have run.
+
+    Attributes:
+        node: Name of the node.
+        operator: Type of the kernel.
+        provider: Execution provider or device that ran it.
+        precision: Precision of its result, "" for integers.
+    """
 
     node: str
     operator: str
@@ -187,9 +210,12 @@ class Executed:
 
 
 class Session(Protocol):
-    """A model that is loaded and ready.
+    """A loaded model.
 
-    facts: what the runtime really does, read back from it: device, execution providers, precision, threads.
+    Attributes:
+        inputs: Specifications of the model's inputs.
+        outputs: Specifications of the model's outputs.
+        facts: Settings read back from the runtime: device, execution providers, precision, threads.
     """
 
     @property
@@ -202,41 +228,62 @@ class Session(Protocol):
     def facts(self) -> Mapping[str, Any]: ...
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
-        """Return every output (and tap) for `feeds`. Raises InputError when the feeds do not fit `inputs`."""
+        """Return every output and tap for `feeds`, by name.
+
+        Args:
+            feeds: Arrays by input name.
+
+        Raises:
+            InputError: If the feeds do not fit `inputs`.
+            Unsupported: If the runtime fails on them.
+        """
         ...
 
     def executed(self) -> Sequence[Executed]:
-        """Return the kernels of the runs so far, once, where the runtime reports them and `Options.profile` is set; else nothing."""
+        """Return the kernels that have run so far; empty if the runtime reports none or `Options.profile` is not set.
+
+        The list is returned once: later calls return an empty sequence.
+        """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the model. The session must not be used afterwards."""
+        ...
 
 
-#: called with the name and value of every tensor as it is computed; what it returns is what the next nodes get
+#: called with the name and value of every tensor as it is computed; the value that it returns is passed to the next nodes
 Seen = Callable[[str, Any], Any]
 
 
 class TruthSession(Session, Protocol):
-    """A session that can evaluate its model in float64 and show every tensor: `reference` and `torch` have it."""
+    """A session that can evaluate its model in float64 and expose every tensor: those of `reference` and `torch`."""
 
     def evaluate(
         self, feeds: Mapping[str, Any], *, wide: bool = True, rounding: Rounding | None = None, seen: Seen | None = None
     ) -> Feeds:
-        """Return every output (and tap) for `feeds`.
+        """Return every output and tap for `feeds`, by name.
 
-        wide: in float64, every weight, constant and cast widened; else as `run`. rounding: with `wide`, what a precision
-        does to each number. seen: see `Seen`; names are the graph's tensors (`reference`) or the program's nodes (`torch`).
+        Args:
+            feeds: Arrays by input name.
+            wide: Compute in float64, with every weight, constant and cast widened; otherwise as `run` does.
+            rounding: With `wide`, rounding errors that are added to each number.
+            seen: Callback for each tensor, see `Seen`. Names are the graph's tensors (`reference`) or the program's nodes
+                (`torch`).
         """
         ...
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A tensor that an engine showed while it ran.
+    """A tensor captured while an engine ran. A name that was written several times has one record for each, in order.
 
-    data: the buffer as it was, as bytes or an array of any shape. dtype: float32, float16, bfloat16, float8, int8, uint8,
-    int32, int64 or bool. format: how `shape` lies in `data`, in the inspector's words ("Row major linear FP16"); ""
-    where it is what the inspector says of this tensor. The same name twice: in the order in which they were written.
+    Attributes:
+        name: Name of the tensor.
+        data: The raw buffer, as bytes or an array of any shape.
+        dtype: float32, float16, bfloat16, float8, int8, uint8, int32, int64 or bool.
+        shape: Logical shape of the tensor.
+        format: Memory layout of `data` in the inspector's terms ("Row major linear FP16"); "" if it is the one that the
+            inspector reports for this tensor.
     """
 
     name: str
@@ -247,32 +294,41 @@ class Captured:
 
 
 class IoBinding(Protocol):
-    """Inputs and outputs of one session at one set of shapes, resident on its GPU.
+    """Buffers on the GPU for the inputs and outputs of one session at one set of shapes.
 
-    Everything is enqueued on `stream` (a cudaStream_t as int) in the order of the calls; only `download` waits.
+    Copies and runs are enqueued on `stream` (a cudaStream_t as int) in the order of the calls; only `download` waits.
     """
 
     @property
     def stream(self) -> int: ...
 
     def upload(self, feeds: Mapping[str, Any]) -> None:
-        """Copy `feeds` to the GPU: NumPy arrays through pinned buffers, arrays already there (`__dlpack__`) within it."""
+        """Copy `feeds` into the input buffers: NumPy arrays through pinned memory, arrays on the GPU (`__dlpack__`) directly."""
         ...
 
     def run(self) -> None:
-        """Enqueue one run on what was uploaded last."""
+        """Enqueue one run on the inputs that were uploaded last."""
         ...
 
     def download(self) -> Feeds:
-        """Return every output of the last run as NumPy arrays."""
+        """Return every output of the last run as NumPy arrays, by name."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the buffers."""
+        ...
 
 
 class DeviceSession(Session, Protocol):
-    """A session that can keep its data on the GPU: device time and copies can be measured separately."""
+    """A session that can keep inputs and outputs on the GPU, so that device time and copies can be measured separately."""
 
     def bind(self, feeds: Mapping[str, Any]) -> IoBinding:
-        """Return buffers on the GPU for inputs of the shapes in `feeds`. Raises InputError when they do not fit `inputs`."""
+        """Return buffers on the GPU for inputs of the shapes in `feeds`.
+
+        Args:
+            feeds: Arrays by input name; only their shapes and dtypes are used.
+
+        Raises:
+            InputError: If they do not fit `inputs`.
+        """
         ...

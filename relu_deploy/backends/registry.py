@@ -1,10 +1,10 @@
-"""Which backends exist, and how one is found, probed and loaded.
+"""Registry of backends: lists, probes and loads them.
 
 A backend of this package is a folder with two modules, and one line in `BACKENDS`:
 
-    probe.py    probe(name) -> Probe                        whether it is usable here; if not, why and what to do
-                capabilities(name) -> Capabilities          what it does (optional: the defaults of `Capabilities`)
-    load.py     load(name, bundle, options) -> Session      a session that runs all of the model, or an error
+    probe.py    probe(name) -> Probe                        whether it is usable here; if not, the reason and a fix
+                capabilities(name) -> Capabilities          what it supports (optional: the defaults of `Capabilities`)
+    load.py     load(name, bundle, options) -> Session      a session that runs the whole model, or an error
 
 A backend of another package is one module with these functions, registered as an entry point: in the group
 `relu_deploy.backends`, under the name of the backend.
@@ -51,22 +51,22 @@ _registered: dict[str, Any] = {}
 
 
 def register(name: str, module: Any) -> None:
-    """Add a backend to this process, as an entry point adds it to every process.
+    """Register a backend in this process. An entry point registers one in every process.
 
     Args:
-        name: What it is called. A name in `BACKENDS` keeps its meaning.
-        module: A module, or any object, with `probe` and `load`, and `capabilities` if it has any that are not the default.
+        name: Name of the backend. Names in `BACKENDS` cannot be replaced.
+        module: A module or object with the functions `probe` and `load`, and optionally `capabilities`.
     """
     _registered[name] = module
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all backends, usable or not, in a fixed order: this package's, then those of others."""
+    """Return the names of all backends, usable or not, in a fixed order: built-in ones first."""
     return tuple(dict.fromkeys((*BACKENDS, *_registered, *sorted(_entry_points()))))
 
 
 def capabilities(name: str) -> Capabilities:
-    """Return what the backend called `name` does; of another package that cannot be imported, the defaults.
+    """Return what the backend called `name` supports; the defaults if its package cannot be imported.
 
     Raises:
         UsageError: If there is no such backend.
@@ -80,7 +80,7 @@ def capabilities(name: str) -> Capabilities:
 
 
 def probe(name: str) -> Probe:
-    """Return whether the backend called `name` is usable here, and if not, why and what to do.
+    """Return whether the backend called `name` is usable here, and if not, the reason and a fix.
 
     Raises:
         UsageError: If there is no such backend.
@@ -98,14 +98,19 @@ def probe_all() -> list[Probe]:
 
 
 def require(name: str) -> None:
-    """Raise BackendUnavailable, with the reason and the fix, when the backend called `name` is not usable here."""
+    """Check that the backend called `name` is usable here.
+
+    Raises:
+        BackendUnavailable: If it is not; the message has the probe's reason, the hint its fix.
+        UsageError: If there is no such backend.
+    """
     found = probe(name)
     if not found.usable:
         raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
 
 
 def usable(candidates: Iterable[str] | None = None) -> list[str]:
-    """Return those of `candidates`, by default of all backends, that are usable here."""
+    """Return the names among `candidates`, by default all backends, that are usable here, in the same order."""
     return [name for name in (names() if candidates is None else candidates) if probe(name).usable]
 
 
@@ -114,11 +119,11 @@ def load(bundle: Bundle | str | os.PathLike[str], name: str, **options: Any) -> 
 
     Args:
         bundle: A bundle, or the path of one, of a variant in one, or of an ONNX file.
-        name: The backend. No other one takes its place.
+        name: The backend. There is no fallback to another one.
         options: The fields of `Options`.
 
     Raises:
-        BackendUnavailable: If it is not usable here; the message is the probe's reason, the hint its fix.
+        BackendUnavailable: If it is not usable here; the message has the probe's reason, the hint its fix.
         Unsupported: If the backend cannot run this model.
         UsageError: If there is no such backend.
     """
@@ -139,12 +144,12 @@ def _module(name: str, part: str) -> Any:
     package = point.dist.name if point.dist else point.value
     try:
         module = point.load()
-    except Exception as error:  # a package of others may raise anything while it is imported
-        reason = f"{package}, which adds it, cannot be imported: {type(error).__name__}: {error}"
+    except Exception as error:  # importing a third-party package may raise anything
+        reason = f"{package}, which provides it, cannot be imported: {type(error).__name__}: {error}"
         raise BackendUnavailable(reason, f"pip install --force-reinstall {package}") from error
     if missing := [each for each in ("probe", "load") if not callable(getattr(module, each, None))]:
         raise BackendUnavailable(
-            f"{package}, which adds it, has no function {missing[0]!r} in {point.value}", "update that package"
+            f"{package}, which provides it, has no function {missing[0]!r} in {point.value}", "update that package"
         )
     return module
 

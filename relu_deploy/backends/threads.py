@@ -1,8 +1,8 @@
-"""How many CPU threads a session gets by default: what a container's quota, the affinity and the processor allow.
+"""Default number of CPU threads of a session, from the container's quota, the CPU affinity and the processor.
 
-In this order: `ORT_INTRA_OP_NUM_THREADS` or `OMP_NUM_THREADS` where one is set; else the smallest of the control group's quota
-(`docker run --cpus 2`), the CPUs that this process may run on, and their physical cores. Two threads on one core share its
-vector units, and threads beyond a quota are stopped for the rest of each period.
+It is `ORT_INTRA_OP_NUM_THREADS` or `OMP_NUM_THREADS` if one is set, otherwise the smallest of the control group's quota
+(`docker run --cpus 2`), the number of CPUs that this process may run on, and the number of their physical cores. Two threads on
+one core share its vector units, and threads beyond a quota are throttled for the rest of each period.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from relu_deploy.records import JsonRecord
 
 __all__ = ["VARIABLES", "ThreadCount", "allowed_cpus", "cpu_quota", "default_threads", "find_threads"]
 
-#: the user's own choice for every runtime of a process, first one first
+#: environment variables that set the number of threads of every runtime in a process, in order of precedence
 VARIABLES = ("ORT_INTRA_OP_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class ThreadCount(JsonRecord):
-    """How many threads, and what that number comes from."""
+    """A number of threads and its origin, such as "set by OMP_NUM_THREADS"."""
 
     count: int
     source: str
@@ -32,20 +32,20 @@ class ThreadCount(JsonRecord):
 
 
 def default_threads() -> int:
-    """Return how many CPU threads a session gets when no number is given."""
+    """Return the number of CPU threads that a session gets if none is given."""
     return find_threads().count
 
 
 def find_threads(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> ThreadCount:
-    """Return how many CPU threads a session gets when no number is given, and why.
+    """Return the number of CPU threads that a session gets if none is given, and its origin.
 
     Args:
-        root: Where the file system begins.
+        root: Root of the file system.
         environment: The environment variables, by default those of this process.
     """
     environment = os.environ if environment is None else environment
     for name in VARIABLES:
-        # OpenMP takes a list, a number for each level of nesting.
+        # OpenMP accepts a list with one number for each level of nesting.
         first = environment.get(name, "").partition(",")[0].strip()
         if first.isdecimal() and int(first) > 0:
             return ThreadCount(int(first), f"set by {name}")
@@ -54,29 +54,32 @@ def find_threads(root: Path = Path("/"), environment: Mapping[str, str] | None =
     if cores := _cores(root, cpus):
         found.append(ThreadCount(cores, "the physical cores that this process may run on"))
     if (quota := cpu_quota(root)) is not None:
-        # A part of a CPU is left out: a thread more would be stopped for most of each period.
+        # Rounded down: one more thread would be throttled for most of each period.
         found.append(ThreadCount(max(1, int(quota)), f"the CPU quota of the container, {quota:g}"))
     return min(found, key=lambda each: each.count)
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return how many CPUs' time the control groups of this process allow it, None without a limit.
+    """Return the CPU quota of this process in CPUs, such as 1.5; None if there is no limit.
 
-    Read are `cpu.max` (control groups v2) and `cpu.cfs_quota_us` (v1) of the group and of every group around it.
+    Reads `cpu.max` (control groups v2) and `cpu.cfs_quota_us` (v1) of the process's group and of all its ancestors.
+
+    Args:
+        root: Root of the file system.
     """
     limits = [limit for folder in _group_folders(root) if (limit := _limit(folder)) is not None]
     return min(limits, default=None)
 
 
 def allowed_cpus() -> list[int]:
-    """Return the CPUs that this process may run on, by number."""
+    """Return the indices of the CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def _cores(root: Path, cpus: list[int]) -> int:
-    """Return how many physical cores `cpus` are on, 0 where the system does not say."""
+    """Return the number of physical cores that `cpus` belong to, 0 if the system does not report them."""
     cores = set()
     for cpu in cpus:
         siblings = _text(root / "sys" / "devices" / "system" / "cpu" / f"cpu{cpu}" / "topology" / "thread_siblings_list")
@@ -87,7 +90,7 @@ def _cores(root: Path, cpus: list[int]) -> int:
 
 
 def _group_folders(root: Path) -> Iterator[Path]:
-    """Yield the folders of the groups that limit this process's CPU time, from its own to the outermost that is visible."""
+    """Yield the folders of the control groups that limit this process's CPU time, innermost first."""
     top = root / "sys" / "fs" / "cgroup"
     for line in _text(root / "proc" / "self" / "cgroup").splitlines():
         _, _, rest = line.partition(":")
@@ -97,7 +100,7 @@ def _group_folders(root: Path) -> Iterator[Path]:
         mounts = [top] if not controllers else [top / controllers, top / "cpu"]
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for mount in mounts:
-            # In a container the path may be the host's, of which only the last folder is visible, as the mount itself.
+            # In a container the path may be that of the host; then only its last folder is visible, as the mount itself.
             for depth in range(len(parts), -1, -1):
                 yield mount.joinpath(*parts[:depth])
 

@@ -93,8 +93,8 @@ class Ratios:
             "backend": self.backend,
             "variant": self.variant,
             "against": self.against,
-            **_told(self.ratio, "speedup", "ci95"),
-            **_told(self.device, "device_speedup", "device_ci95"),
+            **_ratio_fields(self.ratio, "speedup", "ci95"),
+            **_ratio_fields(self.device, "device_speedup", "device_ci95"),
         }
 
 
@@ -122,7 +122,7 @@ class BenchReport:
         }
 
 
-def _told(ratio: Ratio | None, name: str, interval: str) -> dict[str, Any]:
+def _ratio_fields(ratio: Ratio | None, name: str, interval: str) -> dict[str, Any]:
     if ratio is None:
         return {name: None, interval: None}
     return {name: round(ratio.value, 4), interval: None if ratio.ci95 is None else [round(bound, 4) for bound in ratio.ci95]}

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             rebuild=options.rebuild,
             force=options.force,
             progress=progress,
-            tell=lambda line: print(f"warning: {printable(line)}", file=sys.stderr),
+            warn=lambda line: print(f"warning: {printable(line)}", file=sys.stderr),
         )
     if not report.cache_hit:
         # The cache is the folder engines/ of the bundle.

@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation of engines."""
+"""Compiles models to engines ahead of time."""

@@ -1,7 +1,7 @@
-"""How much engines of one and the same build differ: N builds, each run, timed and verified, and the best of them kept.
+"""Builds an engine several times, times and verifies each build, and keeps the fastest one that verifies.
 
-TensorRT chooses kernels by timing them while it builds, so identical commands give engines of different speed and of
-different rounding. What one build gave says little; the spread of several says what to expect.
+TensorRT chooses kernels by timing them during the build, so identical commands give engines of different speed and different
+rounding. The variation over several builds shows what to expect of one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.backends import Session, require
-from relu_deploy.backends.tensorrt.engine_cache import Engine, Tell, engine_for, folder_for, keep
+from relu_deploy.backends.tensorrt.engine_cache import Engine, Warn, engine_for, folder_for, keep
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.data.datasets import sample_feeds
@@ -29,7 +29,7 @@ from relu_deploy.verification.truth import Truth, choose_against, find_truth, op
 
 __all__ = ["BuildTrial", "BuildVariance", "best_of"]
 
-#: timed turns of each engine; the engines take turns, so that a clock that drifts hits all alike
+#: timed rounds of each engine and runs in each; the engines alternate, so that clock drift affects all of them equally
 ROUNDS, RUNS = 10, 20
 WARM_UP = 10
 
@@ -39,7 +39,16 @@ Open = Callable[[Engine], Session]
 
 @dataclass(frozen=True)
 class BuildTrial:
-    """One build: how fast it answered end to end, and how its error compares with what its precision explains."""
+    """One build.
+
+    Attributes:
+        build_seconds: Duration of the build.
+        bytes: Size of the engine.
+        sha256: Hash of the engine.
+        latency: Time of a run from NumPy arrays to NumPy arrays.
+        error_ratio: Largest error of an output, relative to the error that the precision explains.
+        verified: Whether all outputs are within tolerance.
+    """
 
     build_seconds: float
     bytes: int
@@ -49,6 +58,7 @@ class BuildTrial:
     verified: bool
 
     def to_json(self) -> dict[str, Any]:
+        """Return an entry of `builds`."""
         return {
             "build_seconds": self.build_seconds,
             "bytes": self.bytes,
@@ -61,12 +71,18 @@ class BuildTrial:
 
 @dataclass(frozen=True)
 class BuildVariance:
-    """All builds, and which of them is kept: of those that verify the one with the lowest median."""
+    """The results of several builds.
+
+    Attributes:
+        trials: All builds.
+        best: Index of the one that is kept: the lowest median latency of those that verify.
+    """
 
     trials: Sequence[BuildTrial]
     best: int
 
     def to_json(self) -> dict[str, Any]:
+        """Return the field `spread` of what `compile --json` writes."""
         medians = [trial.latency.p50 for trial in self.trials]
         return {
             "builds": [trial.to_json() for trial in self.trials],
@@ -87,13 +103,30 @@ def best_of(
     folder: Path | None = None,
     batch: int = 1,
     progress: Callable[[int, int], None] | None = None,
-    tell: Tell = lambda _: None,
+    warn: Warn = lambda _: None,
     opened: Open | None = None,
 ) -> tuple[Engine, BuildVariance]:
-    """Return the best of `times` builds, which is then the one that is kept, and how they differ.
+    """Build an engine several times and keep the best build.
 
-    batch: rows of the input that they are timed and verified on. opened: how an engine is run, by default on the GPU.
-    Raises BackendUnavailable where engines cannot be run, AccuracyTooLow when none verifies: what was kept before stays.
+    Args:
+        name: Name of the backend.
+        bundle: The model.
+        options: Build options.
+        times: Number of builds, at least 2.
+        device: Index of the GPU.
+        folder: Folder of the cache, by default that of the bundle.
+        batch: Rows of the input that the builds are timed and verified on.
+        progress: Called with (done, total) over all builds.
+        warn: See `engine_for`.
+        opened: Function that returns a session of an engine, by default on the GPU.
+
+    Returns:
+        The best engine, and the results of all builds.
+
+    Raises:
+        AccuracyTooLow: If no build verifies; the cache is not changed.
+        BackendUnavailable: If engines cannot run here.
+        UsageError: If `times` is below 2.
     """
     if times < 2:
         raise UsageError(f"a spread takes at least two builds, not {times}", "for instance --repeat 5")
@@ -115,7 +148,7 @@ def best_of(
                     folder=Path(places) / str(number),
                     rebuild=True,
                     progress=part,
-                    tell=tell,
+                    warn=warn,
                 )
             )
         trials = _tried(engines, opened, feeds, truth)
@@ -127,8 +160,8 @@ def best_of(
                 "relu-deploy verify says where it differs",
             )
         best = min(sound, key=lambda number: trials[number].latency.p50)
-        kept = keep(engines[best], folder or folder_for(bundle), tell)
-        # With its timings a later build, such as the audit's twin, chooses the same kernels.
+        kept = keep(engines[best], folder or folder_for(bundle), warn)
+        # With the same timings a later build, such as that of an observable engine, chooses the same kernels.
         for timing in engines[best].file.parent.glob("*.timing"):
             write_atomically(kept.file.parent / timing.name, timing.read_bytes())
     return kept, BuildVariance(trials, best)

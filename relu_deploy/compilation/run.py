@@ -1,4 +1,4 @@
-"""From a graph to an engine, ahead of time: built once, kept by content, and copied to where it is needed."""
+"""The verb `compile`: builds an engine ahead of time or takes it from the cache, and copies it to the output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends import capabilities, names
-from relu_deploy.backends.tensorrt.engine_cache import Engine, Tell, engine_for, find_engine
+from relu_deploy.backends.tensorrt.engine_cache import Engine, Warn, engine_for, find_engine
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import MANIFEST, Bundle, create_bundle, seal, write_atomically
 from relu_deploy.compilation.build_variance import BuildVariance, best_of
@@ -21,7 +21,14 @@ __all__ = ["CompileReport", "compile"]
 
 @dataclass(frozen=True)
 class CompileReport:
-    """The engine that was compiled or found. seconds: until it was there, a cache hit or a build and all."""
+    """The result of `compile`.
+
+    Attributes:
+        engine: Path of the engine.
+        kept: The engine in the cache.
+        seconds: Duration of the call.
+        build_variance: Results of all builds if there were several.
+    """
 
     engine: Path
     kept: Engine
@@ -30,9 +37,11 @@ class CompileReport:
 
     @property
     def cache_hit(self) -> bool:
+        """Whether the engine was cached."""
         return self.kept.cache_hit
 
     def to_json(self) -> dict[str, Any]:
+        """Return what `compile --json` writes."""
         facts: Mapping[str, Any] = self.kept.facts
         return {
             "engine": str(self.engine),
@@ -67,16 +76,27 @@ def compile(  # named for the verb  # noqa: A001  # named for the verb
     rebuild: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    tell: Tell = lambda _: None,
+    warn: Warn = lambda _: None,
 ) -> CompileReport:
-    """Return the engine of `model`, or of its `variant`, for `backend`: the one that is kept, or else built now.
+    """Compile a model to an engine, or take it from the cache.
 
-    out: where else to put it: a file; a folder (a name that ends with a slash, or a folder that is there), which then
-    keeps the engines in the place of the bundle; or a bundle (`.rdb`), a copy of `model` with the engine in it. repeat:
-    build that often, run them all, and keep the best that verifies. rebuild: build even if one is kept. force: replace a
-    file at `out` that is another engine, or a bundle of another model.
-    progress, tell: see `engine_for`.
-    Raises UsageError for a backend that compiles nothing, InputError for a file that exists already, and what `engine_for` raises.
+    Args:
+        model: A bundle, or the path of one, of a variant in one, or of an ONNX file.
+        backend: Name of the backend.
+        variant: Name of the variant to compile, "" for the model itself.
+        out: Where to put the engine: a file; a folder (an existing one, or a name that ends with a slash), which is then used as
+            the cache; or a bundle (`.rdb`), a copy of `model` with the engine in it. By default it stays in the cache.
+        options: Build options.
+        device: Index of the GPU.
+        repeat: Number of builds; with 2 or more all are run, and the best one that verifies is kept.
+        rebuild: Build even if an engine is cached.
+        force: Replace a file at `out` that is another engine, or a bundle of another model.
+        progress: See `engine_for`.
+        warn: See `engine_for`.
+
+    Raises:
+        InputError: If `out` exists and is not this engine.
+        UsageError: If the backend does not compile ahead of time. The errors of `engine_for` are passed on.
     """
     started = time.perf_counter()
     _require_compiler(backend)
@@ -93,10 +113,10 @@ def compile(  # named for the verb  # noqa: A001  # named for the verb
     build_variance = None
     if repeat > 1:
         engine, build_variance = best_of(
-            backend, bundle, options, repeat, device=device, folder=folder, progress=progress, tell=tell
+            backend, bundle, options, repeat, device=device, folder=folder, progress=progress, warn=warn
         )
     else:
-        engine = engine_for(backend, bundle, options, device=device, folder=folder, rebuild=rebuild, progress=progress, tell=tell)
+        engine = engine_for(backend, bundle, options, device=device, folder=folder, rebuild=rebuild, progress=progress, warn=warn)
     placed = engine.file
     if target is not None and folder is None and not _is_bundle(target):
         placed = target
@@ -119,14 +139,14 @@ def _is_bundle(target: Path) -> bool:
 
 
 def _refuse_another(target: Path, kept: Engine | None) -> None:
-    """Raise InputError unless the file `target` is the very engine that is kept."""
+    """Raise InputError unless the file `target` is the cached engine."""
     if target.is_file() and kept is not None and target.read_bytes() == kept.read():
         return
     raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
 
 
 def _copied(bundle: Bundle, target: Path, force: bool) -> Bundle:
-    """Return the bundle at `target`: a copy of `bundle` that is made now, or the one that is there if it is of the same graph."""
+    """Copy `bundle` to `target`, or return the bundle at `target` if it has the same graph."""
     if not bundle.is_folder:
         raise UsageError(
             f"{bundle.path} is a plain ONNX file, not a bundle", "name the engine's file with -o, or export it first"

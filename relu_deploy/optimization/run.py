@@ -193,8 +193,10 @@ class _VariantBuilder:
         recipe = self._recipe(precision, on_step)
         max_drop = self.evaluator.max_drop if options.max_drop is None else options.max_drop
         if precision in ("int8", "fp8") and not recipe.segments and not self.prepared.is_quantized:
+            inside = any(path for _, path in iterate_nodes(self.prepared.model))
             raise InputError(
-                f"{self.bundle.name} has no node that {precision} could be used for",
+                f"{self.bundle.name} has no node that {precision} could be used for"
+                + (": those inside bodies of If, Loop and Scan stay float32" if inside else ""),
                 "use --precision fp16, or fp32 to leave it as it is",
             )
 

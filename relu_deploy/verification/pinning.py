@@ -9,6 +9,7 @@ returned for it: the nodes around it are verified, it is not, and the report nam
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.graph import Relu, load_model, save_model
+from relu_deploy.graph.shape_inference import infer_shapes
 from relu_deploy.tensors import Array, Feeds
 
 if TYPE_CHECKING:
@@ -150,6 +152,12 @@ def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
             removed |= {str(value.name) for value in node.outputs if value.name}
     given = removed | pinned.values.keys()
     outputs = [value for value in graph.outputs if value.name not in given]
+    outputs += _last_evaluated(model, removed, given | {str(value.name) for value in outputs})
+    if not outputs:
+        raise InputError(
+            "nothing can be verified: no output is computed by operators that the reference evaluator has",
+            "verify against another ONNX file",
+        )
     graph.outputs.clear()
     graph.outputs.extend(outputs)
     for node in list(graph):
@@ -164,6 +172,24 @@ def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
     kept = {id(value) for value in graph.outputs}
     while unread := [n for n in graph if not any(value.uses() or id(value) in kept for value in n.outputs)]:
         graph.remove(unread, safe=False)
+
+
+def _last_evaluated(model: ir.Model, removed: AbstractSet[str], known: AbstractSet[str]) -> list[ir.Value]:
+    """Return the tensors that only removed nodes read: as outputs they, and the Relus before them, stay in the graph."""
+    import onnx_ir as ir
+
+    last: dict[str, ir.Value] = {}
+    for node in model.graph:
+        if not any(value.name in removed for value in node.outputs):
+            continue
+        for value in node.inputs:
+            if value is None or value.producer() is None or value.name in known or value.name in removed:
+                continue
+            if all(any(output.name in removed for output in use.node.outputs) for use in value.uses()):
+                last[str(value.name)] = value
+    if any(value.type is None for value in last.values()):
+        infer_shapes(model)
+    return [value for value in last.values() if isinstance(value.type, ir.TensorType)]
 
 
 def _multiply(graph: ir.Graph, dropout: ir.Node, factors: Array) -> None:

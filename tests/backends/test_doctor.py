@@ -30,7 +30,7 @@ def machine(monkeypatch, tmp_path):
     return Installation(monkeypatch, tmp_path)
 
 
-def told(name):
+def reported(name):
     found = probe(name)
     assert not found.usable
     return found.reason, found.fix
@@ -108,7 +108,7 @@ def test_a_driver_or_gpu_that_is_not_there_is_explained(machine, host, driver, r
         *("onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"),
         *("torch-cuda", "torch-compile-cuda"),
     ):
-        assert told(name) == (reason, fix)
+        assert reported(name) == (reason, fix)
 
 
 def test_gpus_are_told_apart_and_one_that_is_not_there_is_an_error(machine):
@@ -174,26 +174,26 @@ def test_a_complete_installation_is_usable(machine):
 
 
 def test_nothing_is_installed(machine):
-    assert told("onnxruntime-cpu") == ("onnxruntime is not installed", "pip install 'relu-deploy[cpu]'")
+    assert reported("onnxruntime-cpu") == ("onnxruntime is not installed", "pip install 'relu-deploy[cpu]'")
     machine.gpu()
-    assert told("onnxruntime-cuda") == ("onnxruntime-gpu is not installed", "pip install 'relu-deploy[cuda]'")
-    assert told("onnxruntime-tensorrt-rtx") == ("onnxruntime is not installed", "pip install 'relu-deploy[cpu,rtx]'")
-    assert told("torch") == told("torch-cuda") == ("torch is not installed", "pip install 'relu-deploy[torch]'")
+    assert reported("onnxruntime-cuda") == ("onnxruntime-gpu is not installed", "pip install 'relu-deploy[cuda]'")
+    assert reported("onnxruntime-tensorrt-rtx") == ("onnxruntime is not installed", "pip install 'relu-deploy[cpu,rtx]'")
+    assert reported("torch") == reported("torch-cuda") == ("torch is not installed", "pip install 'relu-deploy[torch]'")
 
 
-def test_both_flavours_are_a_broken_installation_for_every_provider(machine):
+def test_both_flavors_are_a_broken_installation_for_every_provider(machine):
     machine.gpu().onnxruntime().package("onnxruntime", "1.32.0").libraries(*COMPLETE)
     for name, extra in (("onnxruntime-cpu", "cpu"), ("onnxruntime-cuda", "cuda"), ("onnxruntime-tensorrt", "cuda")):
-        assert told(name) == (
+        assert reported(name) == (
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
             f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'relu-deploy[{extra}]'",
         )
 
 
-def test_the_cpu_flavour_has_no_cuda(machine):
+def test_the_cpu_flavor_has_no_cuda(machine):
     machine.gpu().onnxruntime("onnxruntime", "1.32.0", cuda="", providers=("CPUExecutionProvider",))
-    assert told("onnxruntime-cuda") == (
-        "onnxruntime 1.32.0 is the CPU flavour, which has no CUDAExecutionProvider",
+    assert reported("onnxruntime-cuda") == (
+        "onnxruntime 1.32.0 is the CPU flavor, which has no CUDAExecutionProvider",
         "pip uninstall -y onnxruntime && pip install 'relu-deploy[cuda]'",
     )
     assert probe("onnxruntime-cpu").usable
@@ -201,7 +201,7 @@ def test_the_cpu_flavour_has_no_cuda(machine):
 
 def test_a_package_that_cannot_be_imported_says_why(machine):
     machine.package("onnxruntime", "1.32.0")
-    reason, fix = told("onnxruntime-cpu")
+    reason, fix = reported("onnxruntime-cpu")
     assert reason.startswith("onnxruntime is installed but cannot be imported: ")
     assert fix == "pip install --force-reinstall --no-deps onnxruntime"
 
@@ -211,14 +211,14 @@ def test_a_driver_that_is_older_than_the_packages_is_named_with_the_one_that_is_
     machine.package("tensorrt-cu13", "11.4.0").plugin()
     driver = "NVIDIA's driver 535.183.01 (CUDA 12.2) is too old for"
     fix = "update NVIDIA's driver to 580 or later, or install a build of the package for CUDA 12"
-    assert told("onnxruntime-cuda") == (f"{driver} onnxruntime-gpu 1.31.1, which was built with CUDA 13", fix)
-    assert told("onnxruntime-tensorrt") == told("onnxruntime-cuda")
-    assert told("torch-cuda") == (f"{driver} torch 2.13.0, which was built with CUDA 13", fix)
+    assert reported("onnxruntime-cuda") == (f"{driver} onnxruntime-gpu 1.31.1, which was built with CUDA 13", fix)
+    assert reported("onnxruntime-tensorrt") == reported("onnxruntime-cuda")
+    assert reported("torch-cuda") == (f"{driver} torch 2.13.0, which was built with CUDA 13", fix)
     plugin = "onnxruntime-ep-nv-tensorrt-rtx-cu13 0.5.0"
-    assert told("onnxruntime-tensorrt-rtx") == (f"{driver} {plugin}, which was built with CUDA 13", fix)
+    assert reported("onnxruntime-tensorrt-rtx") == (f"{driver} {plugin}, which was built with CUDA 13", fix)
     # In a container it is the host that has to be updated.
     machine.machine(other(container=True, kernel_driver="535.183.01"))
-    assert told("torch-cuda")[1].startswith("update NVIDIA's driver of the container's host to 580 or later")
+    assert reported("torch-cuda")[1].startswith("update NVIDIA's driver of the container's host to 580 or later")
 
 
 def test_a_newer_driver_runs_older_packages(machine):
@@ -229,12 +229,12 @@ def test_a_newer_driver_runs_older_packages(machine):
 def test_a_gpu_older_than_the_packages_know_is_named(machine):
     machine.gpu("Tesla V100-SXM2-16GB", (7, 0)).onnxruntime().libraries(*COMPLETE).torch()
     v100 = "Tesla V100-SXM2-16GB (compute capability 7.0)"
-    assert told("onnxruntime-cuda") == (
+    assert reported("onnxruntime-cuda") == (
         f"onnxruntime-gpu 1.31.1 (CUDA 13) needs compute capability 7.5 or newer, and this is {v100}",
         "use a newer GPU",
     )
-    assert told("onnxruntime-tensorrt")[0] == f"TensorRT needs compute capability 7.5 or newer, and this is {v100}"
-    assert told("torch-cuda")[0] == f"torch 2.13.0 has no kernels for {v100}: it has sm_80, sm_90, compute_120"
+    assert reported("onnxruntime-tensorrt")[0] == f"TensorRT needs compute capability 7.5 or newer, and this is {v100}"
+    assert reported("torch-cuda")[0] == f"torch 2.13.0 has no kernels for {v100}: it has sm_80, sm_90, compute_120"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_gpu_older_than_the_packages_know_is_named(machine):
 )
 def test_libraries_that_are_missing_are_named_with_the_extras_that_bring_them(machine, there, missing):
     machine.gpu().onnxruntime().libraries(*there)
-    assert told("onnxruntime-cuda") == (
+    assert reported("onnxruntime-cuda") == (
         f"onnxruntime-gpu 1.31.1 needs {missing}",
         "pip install 'onnxruntime-gpu[cuda,cudnn]==1.31.1'",
     )
@@ -268,10 +268,10 @@ def test_tensorrt_of_another_major_version_does_not_serve_the_provider(machine):
     machine.gpu().onnxruntime().libraries(*COMPLETE)
     linked = "onnxruntime-gpu 1.31.1 is linked to TensorRT 10 (libnvinfer.so.10), which is not found"
     install = "pip install 'tensorrt-cu13==10.*'"
-    assert told("onnxruntime-tensorrt") == (linked, f"{install}, where NVIDIA's own package index can be reached")
+    assert reported("onnxruntime-tensorrt") == (linked, f"{install}, where NVIDIA's own package index can be reached")
     machine.libraries({"tensorrt_libs": ("libnvinfer.so.11", "libnvonnxparser.so.11")})
-    assert told("onnxruntime-tensorrt") == (
-        f"{linked}; TensorRT 11, which is installed, does not stand in for it",
+    assert reported("onnxruntime-tensorrt") == (
+        f"{linked}; TensorRT 11, which is installed, is not compatible with it",
         f"use --backend tensorrt, which runs TensorRT 11; or in another environment: {install}",
     )
     assert probe("onnxruntime-cuda").usable
@@ -280,27 +280,27 @@ def test_tensorrt_of_another_major_version_does_not_serve_the_provider(machine):
 # ---------------------------------------------------------------- TensorRT-RTX's plug-in
 
 
-def test_the_plug_in_goes_with_either_flavour(machine):
-    cpu_flavour = {"flavour": "onnxruntime", "version": "1.32.0", "cuda": "", "providers": ("CPUExecutionProvider",)}
-    machine.gpu().onnxruntime(**cpu_flavour)
-    assert told("onnxruntime-tensorrt-rtx") == (
+def test_the_plug_in_goes_with_either_flavor(machine):
+    cpu_flavor = {"flavor": "onnxruntime", "version": "1.32.0", "cuda": "", "providers": ("CPUExecutionProvider",)}
+    machine.gpu().onnxruntime(**cpu_flavor)
+    assert reported("onnxruntime-tensorrt-rtx") == (
         "onnxruntime-ep-nv-tensorrt-rtx is not installed",
         "pip install 'relu-deploy[rtx]'",
     )
     machine.plugin()
-    assert told("onnxruntime-tensorrt-rtx") == (
+    assert reported("onnxruntime-tensorrt-rtx") == (
         "onnxruntime-ep-nv-tensorrt-rtx-cu13 0.5.0 needs libnvidia-ml.so.1 of NVIDIA's driver, which is not found",
         "start the container with -e NVIDIA_DRIVER_CAPABILITIES=compute,utility, or install the whole driver",
     )
     machine.libraries({"nvidia/driver/lib": ("libcuda.so.1", "libnvidia-ml.so.1")})
-    assert told("onnxruntime-tensorrt-rtx") == (
+    assert reported("onnxruntime-tensorrt-rtx") == (
         "onnxruntime-ep-nv-tensorrt-rtx-cu13 0.5.0 needs libcudart.so.13, which is not found",
         "pip install 'nvidia-cuda-runtime==13.*'",
     )
     machine.libraries(CUDA)
     assert probe("onnxruntime-tensorrt-rtx").usable
     machine.package("onnxruntime-ep-nv-tensorrt-rtx-cu12", "0.5.0")
-    assert "both installed" in told("onnxruntime-tensorrt-rtx")[0]
+    assert "both installed" in reported("onnxruntime-tensorrt-rtx")[0]
 
 
 @pytest.mark.parametrize(
@@ -324,8 +324,8 @@ def test_the_plug_in_runs_on_rtx_alone(machine, name, capability, runs):
 def test_a_runtime_that_takes_no_plug_ins_is_too_old(machine):
     machine.gpu().onnxruntime(version="1.20.0").plugin()
     del sys.modules["onnxruntime"].register_execution_provider_library
-    assert told("onnxruntime-tensorrt-rtx") == (
-        "onnxruntime-gpu 1.20.0 takes no providers as plug-ins",
+    assert reported("onnxruntime-tensorrt-rtx") == (
+        "onnxruntime-gpu 1.20.0 does not support plug-in providers",
         "pip install --upgrade 'onnxruntime-gpu>=1.24'",
     )
 
@@ -335,16 +335,16 @@ def test_a_runtime_that_takes_no_plug_ins_is_too_old(machine):
 
 def test_a_cpu_build_of_torch_is_told_from_one_that_finds_no_gpu(machine, tmp_path):
     machine.gpu().torch("2.13.0+cpu", cuda="")
-    assert told("torch-cuda") == (
+    assert reported("torch-cuda") == (
         "torch 2.13.0+cpu is a CPU build",
-        "replace it by a CUDA build: https://pytorch.org/get-started/locally has the command",
+        "replace it with a CUDA build: https://pytorch.org/get-started/locally has the command",
     )
     assert probe("torch").usable
 
 
 def test_torch_that_finds_no_gpu_is_not_usable_whatever_the_driver_says(machine):
     machine.gpu().torch(available=False)
-    assert told("torch-cuda")[0] == "torch 2.13.0 finds no GPU, though NVIDIA's driver does"
+    assert reported("torch-cuda")[0] == "torch 2.13.0 finds no GPU, though NVIDIA's driver does"
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_kernels_run_on_later_gpus_of_their_generation_and_intermediate_code_on_
 def test_without_a_gpu_torch_is_not_even_imported(machine, monkeypatch):
     machine.torch()
     monkeypatch.setitem(sys.modules, "torch", None)  # an import would raise
-    assert told("torch-cuda")[0] == "no NVIDIA driver is installed"
+    assert reported("torch-cuda")[0] == "no NVIDIA driver is installed"
 
 
 # ---------------------------------------------------------------- libraries

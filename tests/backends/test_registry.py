@@ -56,9 +56,9 @@ def test_a_backend_without_capabilities_has_the_default_ones(installed):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("import no_such_module_anywhere", "other_backend, which adds it, cannot be imported: ModuleNotFoundError"),
+        ("import no_such_module_anywhere", "other_backend, which provides it, cannot be imported: ModuleNotFoundError"),
         ("raise RuntimeError('its driver is missing')", "RuntimeError: its driver is missing"),
-        ("def probe(name): ...", "other_backend, which adds it, has no function 'load' in other_backend"),
+        ("def probe(name): ...", "other_backend, which provides it, has no function 'load' in other_backend"),
     ],
 )
 def test_a_broken_package_is_a_backend_that_is_not_usable_and_says_why(installed, digits_bundle, text, reason):

@@ -63,7 +63,7 @@ def test_several_samples_are_those_of_their_seeds_and_the_data_are_read_once(dig
     monkeypatch.setattr(data, "load_dataset", lambda *given: read.append(given) or load(*given))
     together = data.several_feeds(digits_bundle, 3, (5, 6))
     assert len(read) == 1
-    for (feeds, told), (wanted, described) in zip(together, alone, strict=True):
-        assert told == described
-        np.testing.assert_array_equal(feeds["x"], wanted["x"])
+    for (feeds, reported), (expected, described) in zip(together, alone, strict=True):
+        assert reported == described
+        np.testing.assert_array_equal(feeds["x"], expected["x"])
     assert not np.array_equal(together[0][0]["x"], together[1][0]["x"])

@@ -121,13 +121,13 @@ def test_what_cannot_be_read_is_null_with_the_reason():
 
 
 def test_a_gpu_is_read_while_it_is_looked_at_and_never_set():
-    asked = []
+    requested = []
 
     class Library:
         NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
 
         def __getattr__(self, name):
-            asked.append(name)
+            requested.append(name)
             return lambda *_: 1000
 
     seen = GpuWatch("x", library=Library())
@@ -136,7 +136,7 @@ def test_a_gpu_is_read_while_it_is_looked_at_and_never_set():
         while not seen.samples and time.perf_counter() < deadline:
             pass
     assert seen.samples[0] == Sample(1000, 1000, 1.0, 1000, 1000)
-    assert not [name for name in asked if "Set" in name or "Reset" in name]
+    assert not [name for name in requested if "Set" in name or "Reset" in name]
 
 
 def test_energy_needs_a_counter_that_moved():
@@ -220,8 +220,8 @@ def test_a_queue_that_runs_dry_is_said_to_measure_launching(meter):
 def test_on_a_cpu_there_is_no_device_and_without_buffers_the_reason():
     plan = BenchmarkPlan([], 1.0, 1, 0)
     assert _device(None, 1, plan, {}, {"can_bind": False}) == {"device": None}
-    told = _device(None, 1, plan, {}, {"can_bind": True, "error": "cudaMalloc failed"})
-    assert told == {"device": {"not_measured": "cudaMalloc failed"}, "error": ""}
+    reported = _device(None, 1, plan, {}, {"can_bind": True, "error": "cudaMalloc failed"})
+    assert reported == {"device": {"not_measured": "cudaMalloc failed"}, "error": ""}
     assert Run("m", "onnxruntime-cpu", 1).to_json()["device"] is None
 
 
@@ -229,9 +229,9 @@ def testratios_of_are_of_calls_and_of_the_gpus_time_where_both_have_it(tmp_path)
     fast, slow, cpu = Key("tensorrt", ""), Key("torch-cuda", ""), Key("onnxruntime-cpu", "")
     calls = {fast: [[2.0]], slow: [[4.0]], cpu: [[8.0]]}
     found = ratios_of(bundle_of(tmp_path), 1, Timings(calls, {fast: [[1.0]], slow: [[4.0]]}), "torch-cuda")
-    told = {one.backend: one.to_json() for one in found}
-    assert (told["tensorrt"]["speedup"], told["tensorrt"]["device_speedup"]) == (2.0, 4.0)
-    assert (told["onnxruntime-cpu"]["speedup"], told["onnxruntime-cpu"]["device_speedup"]) == (0.5, None)
+    reported = {one.backend: one.to_json() for one in found}
+    assert (reported["tensorrt"]["speedup"], reported["tensorrt"]["device_speedup"]) == (2.0, 4.0)
+    assert (reported["onnxruntime-cpu"]["speedup"], reported["onnxruntime-cpu"]["device_speedup"]) == (0.5, None)
     assert Ratios("m", 1, "a", "b", Ratio(1.0, None)).to_json()["device_ci95"] is None
 
 
@@ -267,14 +267,19 @@ def test_a_reading_that_the_gpu_does_not_have_takes_no_other_with_it():
     seen = GpuWatch("x", library=Library("PowerUsage", "Temperature"))
     assert seen.look() == Sample(1000, 1000, None, None, 1000)
     seen.samples = [sample(1980, watts=None, celsius=None), sample(1980, watts=None, celsius=None)]
-    told = summary(seen)
-    assert (told["clocks"]["max"], told["power_w"], told["temperature_c"], told["clocks_not_seen"]) == (1980, None, None, "")
+    reported = summary(seen)
+    assert (reported["clocks"]["max"], reported["power_w"], reported["temperature_c"], reported["clocks_not_seen"]) == (
+        1980,
+        None,
+        None,
+        "",
+    )
     without_clocks = GpuWatch("x", library=Library("ClockInfo"))
     assert without_clocks.look() == Sample(None, None, 1.0, 1000, 1000)
     without_clocks.samples = [Sample(None, None, 250.0, 60, 0)]
-    told = summary(without_clocks)
-    assert (told["clocks"], told["power_w"]["mean"], told["temperature_c"]["max"]) == (None, 250.0, 60)
-    assert told["clocks_not_seen"] == "this GPU does not report its clocks"
+    reported = summary(without_clocks)
+    assert (reported["clocks"], reported["power_w"]["mean"], reported["temperature_c"]["max"]) == (None, 250.0, 60)
+    assert reported["clocks_not_seen"] == "this GPU does not report its clocks"
     with pytest.raises(NotSupported):
         GpuWatch("x", library=Library("nvmlDevice")).look()
 

@@ -52,9 +52,9 @@ def opened(digits_bundle, monkeypatch):
 
 
 def test_the_fastest_engine_that_verifies_is_kept(digits_copy, opened):
-    told = []
+    reported = []
     runs = opened((0.02, 1.0), (0.0, 1.1), (0.005, 1.0))
-    engine, found = best_of(RTX, digits_copy, ONE, 3, opened=runs, progress=lambda done, total: told.append((done, total)))
+    engine, found = best_of(RTX, digits_copy, ONE, 3, opened=runs, progress=lambda done, total: reported.append((done, total)))
     assert found.best == 2
     assert [trial.verified for trial in found.trials] == [True, False, True]
     assert found.trials[1].latency.p50 < found.trials[2].latency.p50 < found.trials[0].latency.p50
@@ -62,8 +62,8 @@ def test_the_fastest_engine_that_verifies_is_kept(digits_copy, opened):
     assert engine.facts["sha256"] == found.trials[2].sha256
     assert engine.file.parent == digits_copy.path / "engines"
     assert find_engine(RTX, digits_copy, ONE).read() == engine.read()
-    assert told == sorted(set(told))
-    assert told[-1] == (3000, 3000)
+    assert reported == sorted(set(reported))
+    assert reported[-1] == (3000, 3000)
     assert all(one.closed for one in runs.made)
 
 

@@ -19,10 +19,10 @@ def first_missing(shown: list[str] | tuple[str, ...], real: str) -> int | None:
     lines = [_plain(line) for line in real.splitlines()]
     at = 0
     for index, line in enumerate(shown):
-        wanted = _plain(line)
-        if not wanted or wanted == "…":
+        expected = _plain(line)
+        if not expected or expected == "…":
             continue
-        pattern = _pattern(wanted)
+        pattern = _pattern(expected)
         while at < len(lines) and not pattern.fullmatch(lines[at]):
             at += 1
         if at == len(lines):
@@ -36,14 +36,14 @@ def _plain(line: str) -> str:
     return re.sub(r"([─━═╌-])\1+", r"\1", " ".join(line.split()))
 
 
-def _pattern(wanted: str) -> re.Pattern[str]:
+def _pattern(expected: str) -> re.Pattern[str]:
     parts, at, groups = [], 0, 0
-    for piece in PIECE.finditer(wanted):
-        parts.append(re.escape(wanted[at : piece.start()]))
+    for piece in PIECE.finditer(expected):
+        parts.append(re.escape(expected[at : piece.start()]))
         if piece["all"]:
             groups += 1
             parts.append(rf"({NUMERAL}) of \{groups}")
         else:
             parts.append(".*" if piece["any"] else NUMERAL)
         at = piece.end()
-    return re.compile("".join([*parts, re.escape(wanted[at:])]))
+    return re.compile("".join([*parts, re.escape(expected[at:])]))

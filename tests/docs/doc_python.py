@@ -18,13 +18,13 @@ def main() -> None:
         sys.path[0] = ""
         namespace = {"__name__": "__main__"}
         for line in questions:
-            asked = json.loads(line)
+            requested = json.loads(line)
             printed.truncate(0)
             os.lseek(printed.fileno(), 0, os.SEEK_SET)
             error = ""
             try:
                 # Blank lines in front give an error the line number that it has in the page.
-                exec(compile("\n" * (asked["line"] - 1) + asked["text"], asked["file"], "exec"), namespace)
+                exec(compile("\n" * (requested["line"] - 1) + requested["text"], requested["file"], "exec"), namespace)
             except BaseException:
                 error = traceback.format_exc()
             sys.stdout.flush()

@@ -64,9 +64,9 @@ def feeds_for(bundle, rows, seed=0):
 @pytest.mark.parametrize("name", ["digits", "fixed", "pixels", "detector"])
 def test_every_package_loads_warms_up_and_tells_the_models_own_inputs_and_outputs(triton, bundles, name):
     assert triton.status(f"/v2/models/{name}/ready") == 200
-    told = triton.json(f"/v2/models/{name}")
+    reported = triton.json(f"/v2/models/{name}")
     for kind, specs in (("inputs", bundles[name].inputs), ("outputs", bundles[name].outputs)):
-        shapes = {one["name"]: one["shape"] for one in told[kind]}
+        shapes = {one["name"]: one["shape"] for one in reported[kind]}
         assert shapes == {spec.name: [size if isinstance(size, int) else -1 for size in spec.shape] for spec in specs}
 
 
@@ -102,8 +102,8 @@ def test_requests_of_many_clients_are_run_together_and_each_gets_its_own_rows(tr
 
 
 def test_a_batch_above_the_limit_is_refused_with_the_limit(triton, bundles):
-    told = {"name": "x", "shape": [9, 1, 28, 28], "datatype": "FP32", "data": [0.0] * (9 * 784)}
-    status, text, _ = triton.ask("POST", "/v2/models/digits/infer", json.dumps({"inputs": [told]}))
+    reported = {"name": "x", "shape": [9, 1, 28, 28], "datatype": "FP32", "data": [0.0] * (9 * 784)}
+    status, text, _ = triton.ask("POST", "/v2/models/digits/infer", json.dumps({"inputs": [reported]}))
     assert status == 400
     assert b"8" in text
 
@@ -111,11 +111,11 @@ def test_a_batch_above_the_limit_is_refused_with_the_limit(triton, bundles):
 def test_the_classification_extension_answers_with_the_models_labels(triton, bundles):
     feeds = feeds_for(bundles["digits"], 1)
     expected = bundles["digits"].session("onnxruntime-cpu", threads=1).run(feeds)["y"][0]
-    wanted = {
+    required = {
         "inputs": [{"name": "x", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": feeds["x"].ravel().tolist()}],
         "outputs": [{"name": "y", "parameters": {"classification": 1}}],
     }
-    answer = triton.json("/v2/models/digits/infer", "POST", json.dumps(wanted))
+    answer = triton.json("/v2/models/digits/infer", "POST", json.dumps(required))
     value, index, label = answer["outputs"][0]["data"][0].split(":")
     assert int(index) == expected.argmax()
     assert label == bundles["digits"].manifest["labels"][int(index)]

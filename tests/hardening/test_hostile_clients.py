@@ -205,7 +205,7 @@ def test_a_server_answers_hostile_requests_without_an_error_of_its_own(digits_bu
         for _ in range(COUNT):
             sent = request_of(generator, pictures)
             assert 500 not in answer_to(server.port, sent), sent[:500]
-        with grpc.insecure_channel(f"127.0.0.1:{server.told['grpc']}") as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{server.reported['grpc']}") as channel:
             for _ in range(COUNT // 2):
                 call = generator.choice(("ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex"))
                 garbled = flipped(message[:60], generator, 5) + message[60:]

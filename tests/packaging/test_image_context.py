@@ -74,12 +74,12 @@ def test_what_serving_needs_is_pinned_to_what_is_installed_here(context):
         for one in ours
         if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", "cpu", "serve"))
     }
-    wanted = [Requirement(line) for line in (context / "requirements.txt").read_text().splitlines()]
-    assert {canonicalize_name(one.name) for one in wanted} == direct
+    expected = [Requirement(line) for line in (context / "requirements.txt").read_text().splitlines()]
+    assert {canonicalize_name(one.name) for one in expected} == direct
     pinned = dict(line.split("==") for line in (context / "constraints.txt").read_text().splitlines())
     for name, version in pinned.items():
         assert importlib.metadata.version(name).split("+")[0] == version
-    for one in wanted:
+    for one in expected:
         if one.name in pinned:
             assert pinned[canonicalize_name(one.name)] in one.specifier
     assert "numpy" in pinned

@@ -89,7 +89,7 @@ def test_a_write_that_fails_leaves_nothing_and_the_old_package_as_it_was(monkeyp
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["--for", "nomad"], "there is no target 'nomad'"),
         (["--for", "triton", "--flavor", "caffe"], "triton has no flavor 'caffe'"),
@@ -107,10 +107,10 @@ def test_a_write_that_fails_leaves_nothing_and_the_old_package_as_it_was(monkeyp
         (["--for", "kserve", "--storage-uri", "models"], "not a URI that KServe supports"),
     ],
 )
-def test_what_makes_no_sense_is_one_line_and_a_hint_and_leaves_nothing(command, digits_bundle, tmp_path, arguments, told):
+def test_what_makes_no_sense_is_one_line_and_a_hint_and_leaves_nothing(command, digits_bundle, tmp_path, arguments, reported):
     made = command("package", digits_bundle.path, *arguments, "-o", "out")
     assert made.code == 2
-    assert told in made.stderr
+    assert reported in made.stderr
     assert "\nhint: " in made.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -74,28 +74,31 @@ def test_a_batch_that_varies_is_left_out_of_the_sizes(command, digits_bundle):
     assert made.json["schema"] == "relu-deploy/package/1"
     assert {"repository/digits/config.pbtxt", "repository/digits/1/model.onnx"} <= set(made.json["files"])
     assert all(Path(file).is_file() for file in made.json["files"])
-    told = config("repository")
-    assert (told.name, told.backend, told.max_batch_size) == ("digits", "onnxruntime", 8)
-    assert [(one.name, list(one.dims)) for one in told.input] == [("x", [1, 28, 28])]
-    assert [(one.name, list(one.dims)) for one in told.output] == [("y", [10])]
+    reported = config("repository")
+    assert (reported.name, reported.backend, reported.max_batch_size) == ("digits", "onnxruntime", 8)
+    assert [(one.name, list(one.dims)) for one in reported.input] == [("x", [1, 28, 28])]
+    assert [(one.name, list(one.dims)) for one in reported.output] == [("y", [10])]
     assert sha256(Path("repository/digits/1/model.onnx")) == sha256(digits_bundle.onnx)
-    assert [(one.batch_size, list(one.inputs[0].value.dims)) for one in told.model_warmup] == [(1, [1, 28, 28]), (8, [1, 28, 28])]
+    assert [(one.batch_size, list(one.inputs[0].value.dims)) for one in reported.model_warmup] == [
+        (1, [1, 28, 28]),
+        (8, [1, 28, 28]),
+    ]
 
 
 def test_labels_of_a_classifier_stand_one_a_line_beside_the_output_they_name(tmp_path, digits_bundle):
     package(digits_bundle, "triton", tmp_path / "repository")
-    told = config(tmp_path / "repository")
-    assert told.output[0].label_filename == "labels.txt"
+    reported = config(tmp_path / "repository")
+    assert reported.output[0].label_filename == "labels.txt"
     assert (tmp_path / "repository/digits/labels.txt").read_text().splitlines() == list(digits_bundle.manifest["labels"])
 
 
 def test_a_fixed_batch_is_part_of_the_sizes_and_nothing_is_run_together(tmp_path):
     file = onnx_file(tmp_path / "fixed.onnx", {"x": (TensorProto.FLOAT, [4, 3])}, {"y": (TensorProto.FLOAT, [4, 3])})
     package(file, "triton", tmp_path / "repository")
-    told = config(tmp_path / "repository")
-    assert told.max_batch_size == 0
-    assert list(told.input[0].dims) == [4, 3]
-    assert not told.HasField("dynamic_batching")
+    reported = config(tmp_path / "repository")
+    assert reported.max_batch_size == 0
+    assert list(reported.input[0].dims) == [4, 3]
+    assert not reported.HasField("dynamic_batching")
     with pytest.raises(UsageError, match="no variable batch size"):
         package(file, "triton", tmp_path / "other", max_batch=4)
 
@@ -108,16 +111,16 @@ def test_pictures_of_bytes_stay_bytes_and_channels_last(tmp_path):
         [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)],
     )
     package(file, "triton", tmp_path / "repository")
-    told = config(tmp_path / "repository")
+    reported = config(tmp_path / "repository")
     assert (
-        told.DESCRIPTOR.fields_by_name["input"]
+        reported.DESCRIPTOR.fields_by_name["input"]
         .message_type.fields_by_name["data_type"]
-        .enum_type.values[told.input[0].data_type]
+        .enum_type.values[reported.input[0].data_type]
         .name
         == "TYPE_UINT8"
     )
-    assert list(told.input[0].dims) == [28, 28, 3]
-    assert told.max_batch_size == 8
+    assert list(reported.input[0].dims) == [28, 28, 3]
+    assert reported.max_batch_size == 8
 
 
 def test_detections_whose_number_varies_have_no_batch_and_so_has_the_picture(tmp_path):
@@ -128,20 +131,20 @@ def test_detections_whose_number_varies_have_no_batch_and_so_has_the_picture(tmp
         [helper.make_node("NonZero", ["x"], ["at"]), helper.make_node("Transpose", ["at"], ["boxes"])],
     )
     package(file, "triton", tmp_path / "repository")
-    told = config(tmp_path / "repository")
-    assert told.max_batch_size == 0
-    assert list(told.input[0].dims) == [-1, 1, 8, 8]
-    assert list(told.output[0].dims) == [-1, 4]
-    assert [list(one.inputs[0].value.dims) for one in told.model_warmup] == [[1, 1, 8, 8]]
+    reported = config(tmp_path / "repository")
+    assert reported.max_batch_size == 0
+    assert list(reported.input[0].dims) == [-1, 1, 8, 8]
+    assert list(reported.output[0].dims) == [-1, 4]
+    assert [list(one.inputs[0].value.dims) for one in reported.model_warmup] == [[1, 1, 8, 8]]
 
 
 def test_one_number_a_row_is_a_vector_of_one_that_is_reshaped_to_nothing(tmp_path):
     file = onnx_file(tmp_path / "scalar.onnx", {"x": (TensorProto.FLOAT, ["n"])}, {"y": (TensorProto.FLOAT, ["n"])})
     package(file, "triton", tmp_path / "repository")
-    told = config(tmp_path / "repository")
-    assert list(told.input[0].dims) == [1]
-    assert told.input[0].HasField("reshape")
-    assert list(told.input[0].reshape.shape) == []
+    reported = config(tmp_path / "repository")
+    assert list(reported.input[0].dims) == [1]
+    assert reported.input[0].HasField("reshape")
+    assert list(reported.input[0].reshape.shape) == []
 
 
 def test_sizes_that_vary_are_minus_one_and_warm_up_guesses_none(tmp_path):
@@ -149,9 +152,9 @@ def test_sizes_that_vary_are_minus_one_and_warm_up_guesses_none(tmp_path):
         tmp_path / "free.onnx", {"x": (TensorProto.FLOAT, ["n", 3, "h", "w"])}, {"y": (TensorProto.FLOAT, ["n", 3, "h", "w"])}
     )
     package(file, "triton", tmp_path / "repository")
-    told = config(tmp_path / "repository")
-    assert list(told.input[0].dims) == [3, -1, -1]
-    assert len(told.model_warmup) == 0
+    reported = config(tmp_path / "repository")
+    assert list(reported.input[0].dims) == [3, -1, -1]
+    assert len(reported.model_warmup) == 0
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -181,10 +184,10 @@ def test_a_type_without_a_name_is_refused_and_bfloat16_cannot_pass_through_numpy
 def test_the_batch_with_the_most_rows_a_second_is_preferred_and_the_file_says_why(tmp_path, digits_copy):
     bundle = with_bench(digits_copy, (1, 1000.0, 1.0), (16, 9000.0, 1.8), (64, 8000.0, 8.0))
     package(bundle, "triton", tmp_path / "repository")
-    told = config(tmp_path / "repository")
-    assert told.max_batch_size == 64
-    assert list(told.dynamic_batching.preferred_batch_size) == [16]
-    assert told.dynamic_batching.max_queue_delay_microseconds == 500
+    reported = config(tmp_path / "repository")
+    assert reported.max_batch_size == 64
+    assert list(reported.dynamic_batching.preferred_batch_size) == [16]
+    assert reported.dynamic_batching.max_queue_delay_microseconds == 500
     text = (tmp_path / "repository/digits/config.pbtxt").read_text()
     assert "# Measured with onnxruntime-cpu on Some CPU, 2026-11-26: rows a second 1000 at batch 1, 9000 at batch 16" in text
 
@@ -204,17 +207,17 @@ def test_what_bench_itself_wrote_is_understood(command, digits_copy, forked_work
 def test_what_was_asked_for_goes_before_what_was_measured(tmp_path, digits_copy):
     bundle = with_bench(digits_copy, (1, 1000.0, 1.0), (16, 9000.0, 1.8), (64, 8000.0, 8.0))
     package(bundle, "triton", tmp_path / "repository", max_batch=8, max_delay=2.5, instances=3)
-    told = config(tmp_path / "repository")
-    assert (told.max_batch_size, told.instance_group[0].count) == (8, 3)
-    assert list(told.dynamic_batching.preferred_batch_size) == []
-    assert told.dynamic_batching.max_queue_delay_microseconds == 2500
+    reported = config(tmp_path / "repository")
+    assert (reported.max_batch_size, reported.instance_group[0].count) == (8, 3)
+    assert list(reported.dynamic_batching.preferred_batch_size) == []
+    assert reported.dynamic_batching.max_queue_delay_microseconds == 2500
 
 
 def test_nothing_is_waited_for_where_one_row_at_a_time_was_fastest(tmp_path, digits_copy):
     package(with_bench(digits_copy, (1, 1000.0, 1.0), (8, 900.0, 8.0)), "triton", tmp_path / "repository")
-    told = config(tmp_path / "repository")
-    assert told.dynamic_batching.max_queue_delay_microseconds == 0
-    assert list(told.dynamic_batching.preferred_batch_size) == []
+    reported = config(tmp_path / "repository")
+    assert reported.dynamic_batching.max_queue_delay_microseconds == 0
+    assert list(reported.dynamic_batching.preferred_batch_size) == []
 
 
 @pytest.mark.parametrize(
@@ -251,9 +254,9 @@ def as_variant(bundle, name, precision, target):
 def test_tensorrt_under_onnx_runtime_gets_the_variants_precision_and_one_profile_for_all_batches(tmp_path, digits_copy):
     variant = as_variant(digits_copy, "int8-tensorrt", "int8", "tensorrt")
     made = package(variant, "triton", tmp_path / "repository", accelerator="tensorrt", max_batch=32)
-    told = config(tmp_path / "repository")
-    assert told.name == made.model.name == "digits-int8-tensorrt"
-    (accelerator,) = told.optimization.execution_accelerators.gpu_execution_accelerator
+    reported = config(tmp_path / "repository")
+    assert reported.name == made.model.name == "digits-int8-tensorrt"
+    (accelerator,) = reported.optimization.execution_accelerators.gpu_execution_accelerator
     values = {entry.key: entry.value for entry in accelerator.parameters}
     assert accelerator.name == "tensorrt"
     assert values["precision_mode"] == "INT8"
@@ -262,7 +265,7 @@ def test_tensorrt_under_onnx_runtime_gets_the_variants_precision_and_one_profile
         "x:32x1x28x28",
         "x:32x1x28x28",
     ]
-    assert told.instance_group[0].kind == 1, "KIND_GPU"
+    assert reported.instance_group[0].kind == 1, "KIND_GPU"
 
 
 def test_a_precision_that_tritons_accelerator_has_not_is_unsupported(tmp_path, digits_copy):
@@ -307,9 +310,9 @@ def test_an_engine_of_tensorrt_becomes_a_tensorrt_plan_with_its_profiles_limits(
     engine = keep_engine(digits_copy, "tensorrt", profiles=((1, 1, 1), (1, 8, 24)))
     assert kept_engines(digits_copy, "tensorrt")[0].file == engine
     made = package(digits_copy, "triton", tmp_path / "repository", flavor="tensorrt")
-    told = config(tmp_path / "repository")
-    assert (told.platform, told.backend, told.max_batch_size) == ("tensorrt_plan", "", 24)
-    assert list(told.instance_group[0].profile) == ["0", "1"]
+    reported = config(tmp_path / "repository")
+    assert (reported.platform, reported.backend, reported.max_batch_size) == ("tensorrt_plan", "", 24)
+    assert list(reported.instance_group[0].profile) == ["0", "1"]
     assert (tmp_path / "repository/digits/1/model.plan").read_bytes() == engine.read_bytes()
     assert not (tmp_path / "repository/digits/1/model.onnx").exists()
     assert "TensorRT 11.4.0.106 and the GPU NVIDIA H100" in made.model.notes[0]

@@ -66,14 +66,14 @@ def row(batch, **fields):
 def device(**fields):
     kinds = {f"{kind}_ms": LATENCY for kind in ("run", "single", "enqueue", "upload", "download")}
     clocks = {"min": 1700, "max": 1980, "steady": False, "throttled": ["power limit"]}
-    told = {
+    reported = {
         "throughput": 500.0,
         "launch_bound": False,
         "clocks": clocks,
         "clocks_not_seen": "",
         "power_w": {"mean": 650.2, "max": 700.0},
     }
-    return kinds | told | {"energy_mj_per_image": 1.25, "memory_bytes": 10**9} | fields
+    return kinds | reported | {"energy_mj_per_image": 1.25, "memory_bytes": 10**9} | fields
 
 
 def test_a_gpu_that_was_slowed_down_is_said_in_its_row():

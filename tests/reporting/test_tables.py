@@ -51,9 +51,9 @@ def test_the_load_is_one_number_and_absent_where_the_system_has_none(capsys, ave
 
 def test_relus_that_differ_are_counted_not_those_that_agree():
     checked = {"relus": 35, "relus_passed": 34, "largest_ratio": 1.99, "first_divergence": "a/Clip", "reason": "swallows NaN"}
-    told = verification_of({"verified": {**checked, "passed": False}})
-    assert told.startswith("1 of 35 Relus differ")
-    assert told.endswith("first at a/Clip: swallows NaN")
+    reported = verification_of({"verified": {**checked, "passed": False}})
+    assert reported.startswith("1 of 35 Relus differ")
+    assert reported.endswith("first at a/Clip: swallows NaN")
     whole = {**checked, "relus_passed": 35, "first_divergence": None, "passed": True}
     assert verification_of({"verified": whole}).startswith("35 of 35 Relus agree")
 
@@ -74,6 +74,6 @@ def test_a_row_that_is_not_verified_says_by_how_much_and_whether_it_saw_real_dat
     run |= {"latency_ms": {"p50": 1, "p90": 1, "p99": 1, "mean": 1, "ci95": None}, "roofline": None, "throughput": 1}
     run |= {"peak_bytes": 1, "load_seconds": 1, "first_run_seconds": 1, "accuracy": None, "verified": False, "error_ratio": 157.0}
     print_bench({"environment": environment, "runs": [run], "ratios": [], "left_out": {}})
-    told = capsys.readouterr().out
-    assert "not verified: m onnxruntime-cpu int8-cpu: error ratio 157" in told
-    assert ("--data D feeds real rows" in told) is hinted
+    reported = capsys.readouterr().out
+    assert "not verified: m onnxruntime-cpu int8-cpu: error ratio 157" in reported
+    assert ("--data D feeds real rows" in reported) is hinted

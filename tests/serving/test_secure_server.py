@@ -62,7 +62,7 @@ def fetch(port, path, key=None, context=None, body=None):
 def test_keys_are_required_on_every_port_and_their_roles_hold(digits_bundle, keys):
     arguments = ("--api-key-file", keys, "--allow-admin", "--grpc-port", "0", "--metrics-port", "0", "--threads", "1")
     with Running(digits_bundle.path, *arguments) as server:
-        http, metrics = server.told["http"], server.told["metrics"]
+        http, metrics = server.reported["http"], server.reported["metrics"]
         assert fetch(http, "/v2/health/ready")[0] == 200
         assert [fetch(http, "/v2/models/digits", key)[0] for key in (None, "x" * 20, METRICS, KEY)] == [401, 401, 403, 200]
         load = "/v2/repository/models/digits/load"
@@ -72,7 +72,7 @@ def test_keys_are_required_on_every_port_and_their_roles_hold(digits_bundle, key
             statuses.append(server.ask("POST", load, "{}", **connection_headers)[0])
         assert statuses == [401, 403, 200]
         assert [fetch(metrics, "/metrics", key)[0] for key in (None, KEY, METRICS)] == [401, 403, 200]
-        with grpc.insecure_channel(f"127.0.0.1:{server.told['grpc']}") as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{server.reported['grpc']}") as channel:
             stub, request = stub_of(channel), messages().ModelMetadataRequest(name="digits")
             assert stub.ServerReady(messages().ServerReadyRequest()).ready
             for metadata, code in (((), "UNAUTHENTICATED"), ((("authorization", f"Bearer {METRICS}"),), "PERMISSION_DENIED")):
@@ -91,11 +91,11 @@ def test_all_ports_speak_tls_and_ask_for_a_client_certificate_where_configured(d
     if mutual:
         arguments += ["--tls-client-ca", pki / "ca.pem"]
     with Running(digits_bundle.path, *arguments, "--threads", "1") as server:
-        assert server.told["scheme"] == "https"
+        assert server.reported["scheme"] == "https"
         anonymous = ssl.create_default_context(cafile=pki / "ca.pem")
         known = ssl.create_default_context(cafile=pki / "ca.pem")
         known.load_cert_chain(pki / "client.pem", pki / "client.key")
-        for port, path in ((server.told["http"], "/v2/health/ready"), (server.told["metrics"], "/metrics")):
+        for port, path in ((server.reported["http"], "/v2/health/ready"), (server.reported["metrics"], "/metrics")):
             assert fetch(port, path, context=known)[0] == 200
             if mutual:
                 with pytest.raises(OSError, match=r"(?i)ssl|certificate|reset|closed"):
@@ -106,9 +106,9 @@ def test_all_ports_speak_tls_and_ask_for_a_client_certificate_where_configured(d
                 fetch(port, path, context=ssl.create_default_context())
         authority, key, chain = ((pki / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem"))
         credentials = grpc.ssl_channel_credentials(authority, *((key, chain) if mutual else ()))
-        with grpc.secure_channel(f"localhost:{server.told['grpc']}", credentials) as channel:
+        with grpc.secure_channel(f"localhost:{server.reported['grpc']}", credentials) as channel:
             assert stub_of(channel).ServerReady(messages().ServerReadyRequest(), timeout=10).ready
-        with grpc.insecure_channel(f"localhost:{server.told['grpc']}") as channel, pytest.raises(grpc.RpcError):
+        with grpc.insecure_channel(f"localhost:{server.reported['grpc']}") as channel, pytest.raises(grpc.RpcError):
             stub_of(channel).ServerReady(messages().ServerReadyRequest(), timeout=2)
         assert server.stop() == 0
 
@@ -134,7 +134,7 @@ def test_options_that_cannot_be_used_are_refused_in_words(command, digits_bundle
 def test_the_health_protocol_names_the_server_and_each_model(digits_bundle):
     health = messages("health")
     with Running(digits_bundle.path, "--grpc-port", "0", "--allow-admin", "--threads", "1") as server:
-        with grpc.insecure_channel(f"127.0.0.1:{server.told['grpc']}") as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{server.reported['grpc']}") as channel:
             check = channel.unary_unary(
                 "/grpc.health.v1.Health/Check",
                 request_serializer=health.HealthCheckRequest.SerializeToString,
@@ -155,4 +155,4 @@ def test_the_health_protocol_names_the_server_and_each_model(digits_bundle):
             assert server.ask("POST", "/v2/repository/models/digits/unload", "{}")[0] == 200
             assert next(watching).status == 2
             watching.cancel()
-        assert json.dumps(server.told)
+        assert json.dumps(server.reported)

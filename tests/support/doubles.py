@@ -254,8 +254,10 @@ class Context:
                 return False
             # Called while the work is merely enqueued; whoever reads has to wait for the stream.
             kind = Named(KINDS[dtype])
-            for name, told in (("y", kind), ("half of it", Named("FP4"))):
-                if not self.listener.process_debug_tensor(self.addresses["y"], Named("DEVICE"), told, self.shape, name, stream):
+            for name, reported in (("y", kind), ("half of it", Named("FP4"))):
+                if not self.listener.process_debug_tensor(
+                    self.addresses["y"], Named("DEVICE"), reported, self.shape, name, stream
+                ):
                     return False
         if not self.allocators:
             return True

@@ -45,15 +45,15 @@ def stub_of(channel):
 @contextlib.contextmanager
 def serving(folder, *arguments):
     """Yield a running server: .stub, .channel, .grpc and .http ports, .process. It has to end well on SIGTERM."""
-    told = folder / f"told-{time.monotonic_ns()}.json"
+    reported = folder / f"told-{time.monotonic_ns()}.json"
     ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "-1")
-    command = [python(), "-m", "relu_deploy", "serve", *ports, "--threads", "1", "--json", str(told), *map(str, arguments)]
+    command = [python(), "-m", "relu_deploy", "serve", *ports, "--threads", "1", "--json", str(reported), *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        while not told.exists():
+        while not reported.exists():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.02)
-        where = json.loads(told.read_text())
+        where = json.loads(reported.read_text())
         with grpc.insecure_channel(f"127.0.0.1:{where['grpc']}") as channel:
             yield SimpleNamespace(stub=stub_of(channel), channel=channel, process=process, grpc=where["grpc"], http=where["http"])
         process.terminate()

@@ -99,9 +99,9 @@ class Installation:
                 (self.site / folder / name).write_bytes(elf(()))
         return self
 
-    def onnxruntime(self, flavour="onnxruntime-gpu", version="1.31.1", cuda="13.0", providers=ALL):
-        """Install a flavour of ONNX Runtime. Like the real one, it lists providers whether they can run or not."""
-        self.package(flavour, version)
+    def onnxruntime(self, flavor="onnxruntime-gpu", version="1.31.1", cuda="13.0", providers=ALL):
+        """Install a flavor of ONNX Runtime. Like the real one, it lists providers whether they can run or not."""
+        self.package(flavor, version)
         capi = self.site / "onnxruntime" / "capi"
         capi.mkdir(parents=True, exist_ok=True)
         for name, linked in LINKED.items() if "CUDAExecutionProvider" in providers else ():
@@ -125,9 +125,9 @@ class Installation:
         folder = self.site / "torch"
         folder.mkdir()
         (folder / "__init__.py").write_text("")
-        told = repr(cuda or None)
+        reported = repr(cuda or None)
         (folder / "version.py").write_text(
-            f"__version__ = '{version}'\ndebug = False\ncuda: Optional[str] = {told}\nhip = None\n"
+            f"__version__ = '{version}'\ndebug = False\ncuda: Optional[str] = {reported}\nhip = None\n"
         )
         spec = ModuleSpec("torch", None, origin=str(folder / "__init__.py"))
         self.patch.setattr(pytorch, "find_spec", lambda name: spec)

@@ -32,8 +32,8 @@ class Running:
         if not lines:
             self.errors.seek(0)
             raise AssertionError(f"the server did not start: {self.errors.read()}")
-        self.told = json.loads("".join(lines))
-        self.port = self.told["http"]
+        self.reported = json.loads("".join(lines))
+        self.port = self.reported["http"]
 
     def connect(self, timeout=30):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -94,12 +94,12 @@ def hammer(server, path, sent, done, lost):
         with contextlib.closing(connection):
             while True:
                 try:
-                    status, _, told = answer_on(connection, "POST", path, sent[0], **sent[1])
+                    status, _, reported = answer_on(connection, "POST", path, sent[0], **sent[1])
                 except (OSError, http.client.HTTPException) as error:
                     lost.append(repr(error))
                     return
                 done.append(status)
-                if told.get("connection") == "close":
+                if reported.get("connection") == "close":
                     break
 
 

@@ -213,14 +213,14 @@ class StandIn:
         bare, short = TYPES.get(self.dtypes[name], ("Int32", "Int32"))
         layout = self.formats.get(name, "") if not copy else ""
         words = layout or (bare if self.names == "myelin" else f"Row major linear {short}")
-        told = {"Format/Datatype": words}
+        reported = {"Format/Datatype": words}
         if self.version >= 11:
-            told = {"DataType": bare, **({} if words == bare else {"Format": layout or f"{words} format (kLINEAR)"})}
+            reported = {"DataType": bare, **({} if words == bare else {"Format": layout or f"{words} format (kLINEAR)"})}
         return {
             "Name": self.called(name) if not copy else name if name in self.outputs else f"Reformatted {name}",
             "Location": "Device",
             "Dimensions": list(self.shapes[name]),
-            **told,
+            **reported,
         }
 
 

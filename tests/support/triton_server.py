@@ -77,11 +77,11 @@ class Triton:
         inputs, behind = [], b""
         for name, array in feeds.items():
             data = np.ascontiguousarray(array).tobytes()
-            told = {"name": name, "shape": list(array.shape), "datatype": NAMES[array.dtype.name]}
-            inputs.append({**told, "parameters": {"binary_data_size": len(data)}})
+            reported = {"name": name, "shape": list(array.shape), "datatype": NAMES[array.dtype.name]}
+            inputs.append({**reported, "parameters": {"binary_data_size": len(data)}})
             behind += data
-        wanted = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
-        head = json.dumps({"inputs": inputs, "outputs": wanted}).encode()
+        expected = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+        head = json.dumps({"inputs": inputs, "outputs": expected}).encode()
         status, body, headers = self.ask(
             "POST", f"/v2/models/{model}/infer", head + behind, Inference_Header_Content_Length=str(len(head))
         )

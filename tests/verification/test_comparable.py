@@ -104,6 +104,31 @@ def test_a_fault_before_an_unknown_operator_is_found(tmp_path):
     assert verify(wrong, against=str(right), samples=4).first_divergence == "fc"
 
 
+def classifier(path, factor=1.0, more_outputs=()):
+    """A ReLU network whose scores leave it as a map, as scikit-learn's converter writes them."""
+    weights = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    weights[:, 1] *= factor
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="fc"),
+        helper.make_node("Relu", ["m"], ["r"], name="relu"),
+        helper.make_node("ZipMap", ["r"], ["y"], name="map", domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3]),
+    ]
+    scores = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, []))
+    outputs = [helper.make_value_info("y", helper.make_sequence_type_proto(scores)), *more_outputs]
+    return saved(path, nodes, [info("x", ["n", 8])], outputs, {"w": weights})
+
+
+@pytest.mark.parametrize("more_outputs", [(), (info("m", ["n", 4]),)], ids=["alone", "beside a tensor"])
+def test_a_map_is_not_compared_and_the_relu_before_it_is(tmp_path, more_outputs):
+    right = classifier(tmp_path / "right.onnx", more_outputs=more_outputs)
+    report = verify(right, samples=4)
+    assert report.passed
+    assert [(relu.relu.node, relu.passed) for relu in report.backends[0].relus] == [("relu", True)]
+    assert report.to_json()["unknown_nodes"] == [{"node": "map", "operator": "ai.onnx.ml.ZipMap"}]
+    wrong = classifier(tmp_path / "wrong.onnx", 1.5, more_outputs)
+    assert verify(wrong, against=str(right), samples=4).first_divergence == "fc"
+
+
 def body(name, weights, operator):
     nodes = [
         helper.make_node("MatMul", ["x", f"{name}_w"], [f"{name}_m"], name=f"{name}_product"),

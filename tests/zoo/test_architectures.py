@@ -115,8 +115,8 @@ def test_segmenters_give_torchvisions_logits_of_every_pixel_with_its_weights(nam
 def test_a_segmenter_without_its_auxiliary_classifier_takes_torchvisions_weights_without_it():
     with torch.device("meta"):
         module = architecture("fcn_resnet50")(aux_loss=False)
-    wanted = [key for key in FACTS["fcn_resnet50"]["state_dict"] if not key.startswith("aux_classifier.")]
-    assert list(module.state_dict()) == wanted
+    required = [key for key in FACTS["fcn_resnet50"]["state_dict"] if not key.startswith("aux_classifier.")]
+    assert list(module.state_dict()) == required
     with pytest.raises(ValueError, match="aux_loss=False"):
         module.with_auxiliary(None)
 

@@ -39,8 +39,8 @@ def rows_of(texts, length):
 
 def check(texts, length):
     for codes, raw in zip(characters_of(rows_of(texts, length)).tolist(), texts, strict=True):
-        wanted = decoded(raw)
-        assert codes == wanted + [0] * (length - len(wanted)), raw
+        expected = decoded(raw)
+        assert codes == expected + [0] * (length - len(expected)), raw
 
 
 def test_every_character_there_is_comes_out_as_its_code_point():

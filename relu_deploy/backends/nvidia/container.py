@@ -1,4 +1,4 @@
-"""What this process can see of the machine under it: whether it is in a container, and which NVIDIA driver the kernel runs."""
+"""Detects whether this process runs in a container, and which NVIDIA driver and GPUs are visible to it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from pathlib import Path
 
 __all__ = ["Host"]
 
-#: how container engines call the groups that they put processes in
+#: names of the control groups that container engines create
 ENGINES = re.compile(r"docker|containerd|kubepods|libpod|crio|lxc|garden")
 
 
 @dataclass(frozen=True)
 class Host:
-    """The machine, as files and environment variables tell.
+    """The machine, as described by files and environment variables.
 
-    container: this process runs in one. kernel_driver: version of NVIDIA's kernel module, "" when none is loaded; a
-    container shows its host's. devices: /dev holds files of GPUs. visible: CUDA_VISIBLE_DEVICES, None when it is not set.
+    Attributes:
+        container: Whether this process runs in a container.
+        kernel_driver: Version of NVIDIA's kernel module, "" if none is loaded. A container sees that of its host.
+        devices: Whether /dev has device files of GPUs.
+        visible: Value of CUDA_VISIBLE_DEVICES, None if it is not set.
+        platform: `sys.platform`.
     """
 
     container: bool
@@ -31,19 +35,24 @@ class Host:
 
     @classmethod
     def here(cls, root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> Host:
-        """Return what holds for this process. root: where the file system begins."""
+        """Return the machine that this process runs on.
+
+        Args:
+            root: Root of the file system.
+            environment: The environment variables, by default those of this process.
+        """
         environment = os.environ if environment is None else environment
         return cls(
             container=_is_container(root, environment),
             kernel_driver=_kernel_driver(root),
-            # /dev/dxg is how Windows lends its GPU to Linux.
+            # /dev/dxg is the GPU of Windows in the Windows Subsystem for Linux.
             devices=any((root / "dev").glob("nvidia[0-9]*")) or (root / "dev" / "dxg").exists(),
             visible=environment.get("CUDA_VISIBLE_DEVICES"),
         )
 
     @property
     def hides_gpus(self) -> bool:
-        """Return whether CUDA_VISIBLE_DEVICES hides every GPU: it is set and names none, or begins with what is none."""
+        """Whether CUDA_VISIBLE_DEVICES hides every GPU: it is empty or its first entry is not a GPU."""
         return self.visible is not None and self.visible.split(",")[0].strip() in ("", "-1", "none", "void", "NoDevFiles")
 
 

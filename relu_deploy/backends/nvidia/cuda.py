@@ -1,4 +1,4 @@
-"""What a backend needs of the CUDA runtime: streams, events, memory on both sides, copies and graphs; every call checked.
+"""Checked bindings of the CUDA runtime: streams, events, device and pinned memory, copies and graphs.
 
     gpu = Device(0)
     with gpu.stream() as stream, gpu.buffer(4 * n) as there, gpu.pinned((n,), np.float32) as here:
@@ -6,8 +6,8 @@
         gpu.copy(there.pointer, here.pointer, here.array.nbytes, stream)
         stream.synchronize()
 
-Whatever is made is freed once: by `close`, at the end of its `with`, or when nothing refers to it any more. The package
-is cuda-bindings, of CUDA 12 or 13 alike.
+Each object is freed once: by `close`, at the end of its `with` block, or by the garbage collector. The package is
+cuda-bindings, for CUDA 12 or 13.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from relu_deploy.tensors import Array
 
 __all__ = ["Buffer", "CudaError", "Device", "Event", "Graph", "Pinned", "Stream", "load_runtime"]
 
-_RESTART = "the GPU gave up on this process: start it again; compute-sanitizer finds the kernel at fault"
-#: what to do about the errors that a person can do something about, by CUDA's name of the error
+_RESTART = "the CUDA context of this process is lost: restart it; compute-sanitizer finds the kernel at fault"
+#: hints by CUDA's name of the error, for errors that a user can fix
 HINTS: Mapping[str, str] = MappingProxyType(
     {
         "cudaErrorMemoryAllocation": "use a smaller batch, or free the GPU's memory: nvidia-smi shows who holds it",
         "cudaErrorInsufficientDriver": "install NVIDIA's driver, or a newer one; a container needs --gpus all",
         "cudaErrorNoDevice": "run it on a machine with an NVIDIA GPU; a container needs --gpus all",
         "cudaErrorInvalidDevice": "nvidia-smi -L lists the GPUs; --device counts from 0 among those in CUDA_VISIBLE_DEVICES",
-        "cudaErrorDevicesUnavailable": "another process has the GPU for itself: nvidia-smi shows its compute mode",
+        "cudaErrorDevicesUnavailable": "another process uses the GPU exclusively: nvidia-smi shows its compute mode",
         "cudaErrorNoKernelImageForDevice": "this library has no kernels for this GPU: install a build that supports it",
         "cudaErrorECCUncorrectable": "the GPU's memory is faulty: nvidia-smi -q -d ECC",
         "cudaErrorIllegalAddress": _RESTART,
@@ -47,7 +47,11 @@ HINTS: Mapping[str, str] = MappingProxyType(
 
 
 class CudaError(Unsupported):
-    """A call of the CUDA runtime that failed. name: CUDA's own name of the error, such as cudaErrorMemoryAllocation."""
+    """A call of the CUDA runtime failed.
+
+    Attributes:
+        name: CUDA's name of the error, such as cudaErrorMemoryAllocation.
+    """
 
     def __init__(self, function: str, name: str, description: str) -> None:
         super().__init__(f"{function} failed: {name} ({description})", HINTS.get(name, "relu-deploy doctor says what is usable"))
@@ -55,7 +59,11 @@ class CudaError(Unsupported):
 
 
 def load_runtime() -> Any:
-    """Return the module cuda.bindings.runtime. Raises BackendUnavailable when it is not installed."""
+    """Return the module cuda.bindings.runtime.
+
+    Raises:
+        BackendUnavailable: If it is not installed.
+    """
     try:
         return import_module("cuda.bindings.runtime")
     except ImportError:
@@ -63,83 +71,105 @@ def load_runtime() -> Any:
 
 
 class Device:
-    """One GPU, and the calls of the CUDA runtime to it."""
+    """One GPU, with the functions of the CUDA runtime for it."""
 
     def __init__(self, index: int = 0, runtime: Any = None) -> None:
-        """runtime: the module to call, by default cuda.bindings.runtime. Raises CudaError when the GPU cannot be used."""
+        """Make the GPU current in this thread.
+
+        Args:
+            index: Index of the GPU.
+            runtime: The module to call, by default cuda.bindings.runtime.
+
+        Raises:
+            BackendUnavailable: If cuda-bindings is not installed.
+            CudaError: If the GPU cannot be used.
+        """
         self.index = index
         self.runtime = runtime or load_runtime()
         self.make_current()
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Return what the runtime's `function` returns beside its error code. Raises CudaError when that is not success."""
+        """Call `function` of the runtime and return its results without the error code.
+
+        Raises:
+            CudaError: If the error code is not success.
+        """
         code, *values = getattr(self.runtime, function)(*arguments)
         if int(code) != 0:
             raise self._error(function, code)
         return values[0] if len(values) == 1 else tuple(values)
 
     def _error(self, function: str, code: Any) -> CudaError:
-        # What is not taken back here would be found by the next library that looks for errors of its own.
+        # Clears the error, which another library could otherwise report as its own.
         self.runtime.cudaGetLastError()
         _, description = self.runtime.cudaGetErrorString(code)
         text = description.decode() if isinstance(description, bytes) else str(description)
         return CudaError(function, str(getattr(code, "name", code)), text)
 
     def release(self, function: str, handle: Any) -> None:
-        """Give `handle` back, from any thread. An error is not raised: it is that of earlier work, already reported where it was waited for."""
-        # A thread that has not used this GPU, such as that of the garbage collector, has another one current.
+        """Free `handle`, from any thread.
+
+        Errors are not raised: they come from earlier work and were already reported where it was waited for.
+        """
+        # In a thread that has not used this GPU, such as that of the garbage collector, another one may be current.
         self.runtime.cudaSetDevice(self.index)
         getattr(self.runtime, function)(handle)
 
     def make_current(self) -> None:
-        """Direct the calls of this thread to this GPU. Every thread starts with the first one."""
+        """Make this GPU current in this thread. GPU 0 is current in a new thread."""
         self.call("cudaSetDevice", self.index)
 
     def attribute(self, name: str) -> int:
-        """Return an attribute of the GPU by the end of its name in cudaDeviceAttr, such as L2CacheSize."""
+        """Return an attribute of the GPU by its name in cudaDeviceAttr without the prefix, such as L2CacheSize."""
         return int(self.call("cudaDeviceGetAttribute", getattr(self.runtime.cudaDeviceAttr, f"cudaDevAttr{name}"), self.index))
 
     def bus_id(self) -> str:
-        """Return the GPU's address on the PCI bus, by which every one of NVIDIA's libraries finds the same GPU."""
+        """Return the GPU's address on the PCI bus, which identifies it in all of NVIDIA's libraries."""
         found = self.call("cudaDeviceGetPCIBusId", 32, self.index)
         return bytes(found).split(b"\0")[0].decode()
 
     def free_bytes(self) -> int:
-        """Return how much of the GPU's memory is free."""
+        """Return the free memory of the GPU in bytes."""
         return int(self.call("cudaMemGetInfo")[0])
 
     def stream(self) -> Stream:
+        """Return a new stream."""
         return Stream(self)
 
     def event(self) -> Event:
+        """Return a new event."""
         return Event(self)
 
     def buffer(self, nbytes: int) -> Buffer:
-        """Return `nbytes` of the GPU's memory, not cleared, aligned to at least 256 bytes."""
+        """Return `nbytes` bytes of the GPU's memory, uninitialized, aligned to at least 256 bytes."""
         return Buffer(self, nbytes)
 
     def pinned(self, shape: Sequence[int], dtype: Any) -> Pinned:
-        """Return an array in page-locked memory, which the GPU reads and writes while the CPU does something else."""
+        """Return an uninitialized array in page-locked memory, which the GPU can read and write asynchronously."""
         return Pinned(self, shape, dtype)
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream | int) -> None:
-        """Enqueue a copy between any two addresses, each on the GPU or in page-locked memory."""
+        """Enqueue a copy of `nbytes` bytes between two addresses, each on the GPU or in page-locked memory."""
         if nbytes:
             kind = self.runtime.cudaMemcpyKind.cudaMemcpyDefault
             self.call("cudaMemcpyAsync", target, source, nbytes, kind, int(stream))
 
     def synchronize(self, stream: Stream | int) -> None:
-        """Wait for everything that was enqueued on `stream`."""
+        """Wait for all work that was enqueued on `stream`."""
         self.call("cudaStreamSynchronize", int(stream))
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
-        """Return what `work` enqueues on `stream` as a graph; it does not run yet. Raises what `work` raises, and CudaError."""
+        """Return a graph of the operations that `work` enqueues on `stream`, without running them.
+
+        Raises:
+            CudaError: If the operations cannot be captured. Exceptions of `work` are passed on.
+        """
         mode = self.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call("cudaStreamBeginCapture", int(stream), mode)
         try:
             work()
         except BaseException:
-            # The stream has to leave the capture, whose remains are of no use.
+            # Ends the capture mode of the stream; the incomplete graph is discarded.
             code, graph = self.runtime.cudaStreamEndCapture(int(stream))
             if int(code) == 0 and graph is not None:
                 self.release("cudaGraphDestroy", graph)
@@ -153,7 +183,7 @@ class Device:
 
 
 class _Owned:
-    """Something of a GPU that is given back exactly once."""
+    """A resource of a GPU that is freed exactly once."""
 
     def __init__(self, device: Device, destroy: str, handle: Any) -> None:
         self.device, self.handle = device, handle
@@ -161,9 +191,11 @@ class _Owned:
 
     @property
     def is_open(self) -> bool:
+        """Whether the resource has not been freed."""
         return self._finalizer.alive
 
     def close(self) -> None:
+        """Free the resource. Calling it again has no effect."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -173,37 +205,39 @@ class _Owned:
         self.close()
 
     def __int__(self) -> int:
-        """Return the handle or the address as a number, as other libraries take it."""
+        """Return the handle or address as an integer, the form that other libraries accept."""
         return int(self.handle)
 
 
 class Stream(_Owned):
-    """A queue of work. It does not wait for the default stream, nor that one for it."""
+    """A CUDA stream that does not synchronize with the default stream."""
 
     def __init__(self, device: Device) -> None:
         flags = device.runtime.cudaStreamNonBlocking
         super().__init__(device, "cudaStreamDestroy", device.call("cudaStreamCreateWithFlags", flags))
 
     def synchronize(self) -> None:
+        """Wait for all work that was enqueued."""
         self.device.synchronize(self)
 
 
 class Event(_Owned):
-    """A mark in a stream, with the time at which the GPU came past it."""
+    """A CUDA event: a marker in a stream that records the time at which the GPU reached it."""
 
     def __init__(self, device: Device) -> None:
         flags = device.runtime.cudaEventDefault
         super().__init__(device, "cudaEventDestroy", device.call("cudaEventCreateWithFlags", flags))
 
     def record(self, stream: Stream | int) -> None:
+        """Enqueue the event on `stream`."""
         self.device.call("cudaEventRecord", int(self), int(stream))
 
     def synchronize(self) -> None:
-        """Wait until the GPU has come past it; returns at once when it was never recorded."""
+        """Wait until the GPU has reached the event; returns immediately if it was never recorded."""
         self.device.call("cudaEventSynchronize", int(self))
 
     def is_past(self) -> bool:
-        """Return whether the GPU has come past it."""
+        """Return whether the GPU has reached the event."""
         (code,) = self.device.runtime.cudaEventQuery(int(self))
         if getattr(code, "name", "") == "cudaErrorNotReady":
             return False
@@ -212,25 +246,30 @@ class Event(_Owned):
         return True
 
     def milliseconds_since(self, start: Event) -> float:
-        """Return the GPU's time between `start` and this event, in milliseconds to about half a microsecond."""
+        """Return the time on the GPU between `start` and this event in milliseconds; the resolution is about 0.5 µs."""
         return float(self.device.call("cudaEventElapsedTime", int(start), int(self)))
 
 
 class Buffer(_Owned):
-    """Memory of the GPU. pointer: its address."""
+    """Memory of the GPU."""
 
     def __init__(self, device: Device, nbytes: int) -> None:
-        # A tensor without elements has an address too.
+        # Empty tensors need an address too.
         super().__init__(device, "cudaFree", device.call("cudaMalloc", max(1, nbytes)))
         self.nbytes = nbytes
 
     @property
     def pointer(self) -> int:
+        """The address."""
         return int(self)
 
 
 class Pinned(_Owned):
-    """Page-locked memory. array: it as a NumPy array, which must not be used once this is closed."""
+    """Page-locked memory.
+
+    Attributes:
+        array: A NumPy array of the memory. It must not be used after `close`.
+    """
 
     def __init__(self, device: Device, shape: Sequence[int], dtype: Any) -> None:
         kind = np.dtype(dtype)
@@ -241,14 +280,16 @@ class Pinned(_Owned):
 
     @property
     def pointer(self) -> int:
+        """The address."""
         return int(self)
 
 
 class Graph(_Owned):
-    """Recorded work that one call enqueues as a whole."""
+    """A CUDA graph: recorded operations that one call enqueues together."""
 
     def __init__(self, device: Device, handle: Any) -> None:
         super().__init__(device, "cudaGraphExecDestroy", handle)
 
     def launch(self, stream: Stream | int) -> None:
+        """Enqueue the graph on `stream`."""
         self.device.call("cudaGraphLaunch", self.handle, int(stream))

@@ -1,4 +1,4 @@
-"""Arrays of other libraries that lie on the GPU already: their address, shape and dtype, by DLPack's exchange format.
+"""Reads the address, shape and dtype of other libraries' GPU arrays through the DLPack protocol.
 
 https://dmlc.github.io/dlpack/latest/python_spec.html; the structures are those of dlpack.h, version 0.
 """
@@ -59,7 +59,15 @@ class _Tensor(ctypes.Structure):
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """A contiguous array at `pointer`. device: index of its GPU. owner: keeps the memory alive for as long as it is held."""
+    """A contiguous array on a GPU.
+
+    Attributes:
+        pointer: Address of the first element.
+        shape: Its shape.
+        dtype: NumPy's name of its dtype.
+        device: Index of its GPU.
+        owner: An object that keeps the memory alive.
+    """
 
     pointer: int
     shape: tuple[int, ...]
@@ -69,25 +77,32 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
     def outline(self) -> Array:
-        """Return an array of the same shape and dtype that takes no memory, for checks that look at nothing else."""
+        """Return an array of zeros of the same shape and dtype that takes no memory, for checks of shape and dtype."""
         return np.broadcast_to(np.zeros((), np.dtype(self.dtype)), self.shape)
 
 
 def is_on_gpu(array: Any) -> bool:
-    """Return whether `array` says that it lies on an NVIDIA GPU."""
+    """Return whether `array` supports DLPack and is on an NVIDIA GPU."""
     place = getattr(array, "__dlpack_device__", None)
     return place is not None and int(place()[0]) == CUDA
 
 
 def from_dlpack(array: Any, stream: int, name: str = "array") -> DeviceArray:
-    """Return where `array` lies. Its library makes `stream` wait for what still writes it.
+    """Return the location of `array`. Its library makes `stream` wait for pending writes to it.
 
-    name: what to call it in an error. Raises InputError for an array that is not contiguous or of a dtype without a name.
+    Args:
+        array: An array with `__dlpack__` and `__dlpack_device__`.
+        stream: The CUDA stream that will read it.
+        name: Name of the input, for errors.
+
+    Raises:
+        InputError: If the array is not contiguous, has a dtype that NumPy and ml_dtypes do not have, or is on another GPU.
     """
-    import ml_dtypes  # noqa: F401  # teaches NumPy the names bfloat16 and float8_e4m3fn
+    import ml_dtypes  # noqa: F401  # registers the dtypes bfloat16 and float8_e4m3fn with NumPy
 
     try:
         return describe(array.__dlpack__(stream=stream), name)
@@ -101,10 +116,19 @@ def from_dlpack(array: Any, stream: int, name: str = "array") -> DeviceArray:
 def check_feeds_anywhere(
     feeds: Mapping[str, Any], session: Any, stream: int, shapes: Mapping[str, tuple[int, ...]] | None
 ) -> tuple[Feeds, dict[str, DeviceArray]]:
-    """Return the feeds as arrays, of those on the GPU only the outline, and where those lie.
+    """Check feeds of which some may be on the GPU.
 
-    session: its `inputs` are what they have to be, its `title` what to call it. shapes: those that were bound, if any.
-    Raises InputError when they do not fit.
+    Args:
+        feeds: Arrays by input name, NumPy's or with `__dlpack__`.
+        session: The session; its `inputs` are the specifications, its `title` is used in errors.
+        stream: The CUDA stream that will read the arrays on the GPU.
+        shapes: The shapes that buffers were bound for, None if there are none yet.
+
+    Returns:
+        All feeds as NumPy arrays, with `DeviceArray.outline` for those on the GPU, and the locations of the latter.
+
+    Raises:
+        InputError: If the feeds do not fit the inputs or the bound shapes.
     """
     resident = {name: from_dlpack(array, stream, name) for name, array in feeds.items() if is_on_gpu(array)}
     outlines = {name: found.outline() for name, found in resident.items()}
@@ -119,7 +143,11 @@ def check_feeds_anywhere(
 
 
 def describe(capsule: Any, name: str) -> DeviceArray:
-    """Return what DLPack's `capsule` holds."""
+    """Return the location of the tensor in a DLPack capsule.
+
+    Raises:
+        InputError: If the tensor is not contiguous or has an unknown dtype.
+    """
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     # DLManagedTensor begins with its DLTensor.
@@ -127,9 +155,11 @@ def describe(capsule: Any, name: str) -> DeviceArray:
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
     kind = DTYPES.get((tensor.type.code, tensor.type.bits)) if tensor.type.lanes == 1 else None
     if kind is None:
-        raise InputError(f"input {name!r} has a dtype that no model takes", "convert it first")
+        raise InputError(f"input {name!r} has a dtype that no model accepts", "convert it first")
     if tensor.strides and not _is_contiguous(shape, [tensor.strides[axis] for axis in range(tensor.ndim)]):
-        raise InputError(f"input {name!r} on the GPU is not contiguous", "make it so, for instance tensor.contiguous()")
+        raise InputError(
+            f"input {name!r} on the GPU is not contiguous", "make it contiguous, for instance with tensor.contiguous()"
+        )
     return DeviceArray((tensor.data or 0) + tensor.byte_offset, shape, kind, tensor.place.index, capsule)
 
 

@@ -1,6 +1,6 @@
-"""NVIDIA's driver, called directly: it is there before any Python package is, and reports errors more precisely.
+"""Finds GPUs through the CUDA driver API, called with ctypes, so that no CUDA Python package is needed.
 
-Of NVIDIA's software nothing but the driver's own library is loaded for this. No context is created, no memory taken.
+Only the driver's library is loaded. No CUDA context is created and no GPU memory is allocated.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from relu_deploy.backends.nvidia.container import Host
 
 __all__ = ["Driver", "Gpu", "Missing", "choose_gpu", "find_driver", "find_gpu", "too_old"]
 
-#: numbers of the driver's interface (cuda.h, CUdevice_attribute)
+#: values of CUdevice_attribute (cuda.h)
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
-#: the first branch of the driver that runs programs of a CUDA major version
+#: the first driver branch that runs programs of each CUDA major version
 #: (docs.nvidia.com/deploy/cuda-compatibility, "minor version compatibility")
 FIRST_DRIVER: Mapping[int, str] = MappingProxyType({11: "450", 12: "525", 13: "580"})
 
@@ -25,13 +25,13 @@ _RUN_WITH_GPUS = (
     "start the container with docker run --gpus all (Kubernetes: request nvidia.com/gpu), "
     "on a host with NVIDIA's driver and its Container Toolkit"
 )
-#: what cuInit's errors mean (cuda.h, CUresult), and what to do
+#: meaning and fix of cuInit's errors (cuda.h, CUresult)
 ERRORS: Mapping[int, tuple[str, str]] = MappingProxyType(
     {
         2: ("out of memory", "free memory on the GPU: nvidia-smi shows who holds it"),
-        3: ("not initialized: its kernel module does not answer", "run nvidia-smi, which loads the module; else reboot"),
-        34: ("the library is a stub for compiling", "take the folder with stubs/libcuda.so out of LD_LIBRARY_PATH"),
-        46: ("the GPU is in use by another process alone", "end that process: nvidia-smi shows it and the compute mode"),
+        3: ("not initialized: its kernel module does not respond", "run nvidia-smi, which loads the module; else reboot"),
+        34: ("the library is a stub for linking", "remove the folder with stubs/libcuda.so from LD_LIBRARY_PATH"),
+        46: ("the GPU is used exclusively by another process", "end that process: nvidia-smi shows it and the compute mode"),
         100: ("no device", "run it on a machine with an NVIDIA GPU: nvidia-smi -L lists what there is"),
         101: ("no such device", "correct CUDA_VISIBLE_DEVICES: nvidia-smi -L lists what there is"),
         802: ("the system is not ready yet", "start NVIDIA's fabric manager: systemctl start nvidia-fabricmanager"),
@@ -41,7 +41,7 @@ ERRORS: Mapping[int, tuple[str, str]] = MappingProxyType(
         ),
         804: (
             "forward compatibility is for data center GPUs only",
-            "take the cuda-compat folder out of LD_LIBRARY_PATH, or update the driver",
+            "remove the cuda-compat folder from LD_LIBRARY_PATH, or update the driver",
         ),
         999: ("unknown: often its module nvidia_uvm is not loaded", "run as root: nvidia-modprobe -u -c=0; else reboot"),
     }
@@ -50,7 +50,14 @@ ERRORS: Mapping[int, tuple[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. capability: its compute capability, (9, 0) for a Hopper. memory_bytes: 0 when the driver does not tell."""
+    """One GPU.
+
+    Attributes:
+        index: Its index among those that this process may use.
+        name: Its product name.
+        capability: Its compute capability, such as (9, 0) for a Hopper GPU.
+        memory_bytes: Its memory, 0 if the driver does not report it.
+    """
 
     index: int
     name: str
@@ -71,7 +78,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Missing:
-    """Why no GPU can be used here, and the one thing to do."""
+    """Why a GPU or library cannot be used here, and how to fix it."""
 
     reason: str
     fix: str
@@ -79,7 +86,13 @@ class Missing:
 
 @dataclass(frozen=True)
 class Driver:
-    """A driver that works. version: "" where no file tells. cuda: the newest CUDA version that it runs, (12, 4) for 12.4."""
+    """A working NVIDIA driver.
+
+    Attributes:
+        version: Its version, "" if it is not known.
+        cuda: The newest CUDA version that it supports, such as (12, 4).
+        gpus: The GPUs that this process may use, at least one.
+    """
 
     version: str
     cuda: tuple[int, int]
@@ -93,7 +106,11 @@ class Driver:
 
 
 def find_driver(host: Host | None = None) -> Driver | Missing:
-    """Return the driver with at least one GPU that this process may use, or why there is none."""
+    """Return the driver and the GPUs that this process may use, or why there is none.
+
+    Args:
+        host: The machine, by default this one.
+    """
     host = host or Host.here()
     try:
         cuda: Any = ctypes.CDLL("nvcuda.dll" if host.platform == "win32" else "libcuda.so.1")
@@ -116,7 +133,7 @@ def find_driver(host: Host | None = None) -> Driver | Missing:
 
 
 def find_gpu(index: int = 0) -> Gpu | Missing:
-    """Return the GPU with that index among those that this process may use, or why there is none."""
+    """Return the GPU with that index among those that this process may use, or why it is unavailable."""
     driver = find_driver()
     if isinstance(driver, Missing):
         return driver
@@ -124,7 +141,7 @@ def find_gpu(index: int = 0) -> Gpu | Missing:
 
 
 def choose_gpu(driver: Driver, index: int, host: Host | None = None) -> Gpu | Missing:
-    """Return the GPU of `driver` with that index, or which ones there are."""
+    """Return the GPU of `driver` with that index, or a reason that lists the ones that exist."""
     if 0 <= index < len(driver.gpus):
         return driver.gpus[index]
     host = host or Host.here()
@@ -134,7 +151,7 @@ def choose_gpu(driver: Driver, index: int, host: Host | None = None) -> Gpu | Mi
 
 
 def too_old(driver: Driver, major: int, package: str) -> Missing | None:
-    """Return why `driver` cannot run `package`, which was built with CUDA `major`, None when it can."""
+    """Return why `driver` cannot run `package`, which was built for CUDA `major`; None if it can."""
     if driver.cuda[0] >= major:
         return None
     first = FIRST_DRIVER.get(major)

@@ -1,4 +1,4 @@
-"""What a GPU can do at best: matrix products in each precision by PyTorch's libraries, and copies, measured on the spot."""
+"""Measures the peak rates of a GPU: matrix products in each precision, run by PyTorch, and copies within its memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,26 @@ from relu_deploy.backends.nvidia.cuda import Device
 
 __all__ = ["measure_rates"]
 
-#: sides of the matrices: large enough for full use of any GPU, 8192 cubed takes some milliseconds on a large one
+#: sides of the matrices: large enough to use all of any GPU; 8192 takes some milliseconds on a large one
 SIDE, SMALL_SIDE = 8192, 4096
 COPY_BYTES = 2**29
 NO_TORCH = "not measured: PyTorch with CUDA is not installed"
 
 
 def measure_rates(index: int = 0, seconds: float = 2.0) -> dict[str, Any]:
-    """Return the GPU's name, operations a second by precision, bytes a second of a copy (read plus written) and L2 bytes.
+    """Measure the rates of a GPU.
 
-    A precision without a rate has the reason in `missing`. seconds: in all.
-    Raises CudaError when there is no GPU, BackendUnavailable without cuda-bindings.
+    Args:
+        index: Index of the GPU.
+        seconds: Time for all measurements.
+
+    Returns:
+        `operations_per_second` by precision, `bytes_per_second` of a copy (read plus written), `l2_bytes`, and `missing`: the
+        reason for each precision without a rate.
+
+    Raises:
+        BackendUnavailable: If cuda-bindings is not installed.
+        CudaError: If there is no such GPU.
     """
     gpu = Device(index)
     rates: dict[str, float] = {}
@@ -63,7 +72,7 @@ def _products(torch: Any, index: int) -> dict[str, Callable[[float], float] | st
         left, right = (torch.randn(side, side, generator=generator, device=device) for _ in range(2))
         if dtype == torch.int8:
             left, right = ((one * 40).clamp(-127, 127) for one in (left, right))
-        # 8-bit kernels want the second matrix by columns, which suits the others as well.
+        # 8-bit kernels need the second matrix in column-major order; the others support it.
         return left.to(dtype), right.to(dtype).t()
 
     def product(work: Callable[[Any, Any], Any], dtype: Any, side: int = SIDE, tf32: bool = False) -> Callable[[float], float]:
@@ -96,7 +105,7 @@ def _products(torch: Any, index: int) -> dict[str, Callable[[float], float] | st
 
 
 def _best(torch: Any, work: Callable[[], Any], seconds: float) -> float:
-    """Return the shortest time that `work` took, in seconds: a limit is what the GPU can do undisturbed."""
+    """Return the shortest time of `work` in seconds; the minimum is least affected by other load."""
     for _ in range(3):
         work()
     torch.cuda.synchronize()
@@ -113,7 +122,7 @@ def _best(torch: Any, work: Callable[[], Any], seconds: float) -> float:
 
 
 def _copy(gpu: Device, seconds: float) -> float:
-    """Return bytes a second, read plus written, of a copy within the GPU's memory that no cache holds."""
+    """Return bytes per second, read plus written, of a copy within the GPU's memory that is larger than its caches."""
     size = min(COPY_BYTES, gpu.free_bytes() // 4)
     spent, best = 0.0, float("inf")
     with gpu.stream() as stream, gpu.buffer(size) as source, gpu.buffer(size) as target, gpu.event() as start, gpu.event() as end:

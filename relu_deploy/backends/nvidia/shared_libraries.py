@@ -1,6 +1,6 @@
-"""Shared libraries, read but not loaded: what a file is linked to, and whether this process would find it.
+"""Reads which shared libraries a file is linked to and finds them, without loading any.
 
-A library that is missing or of another version then has a name, before anything is loaded that could end the process.
+A missing library can so be named before a load that could terminate the process.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 
 __all__ = ["SharedLibraries", "linked_to"]
 
-#: folders of Python packages that hold NVIDIA's libraries, as they are below site-packages
+#: folders below site-packages with NVIDIA's libraries
 PACKAGES = ("nvidia/*/lib", "nvidia/*/bin", "tensorrt_libs", "tensorrt_rtx_libs", "onnxruntime_ep_nv_tensorrt_rtx")
-#: numbers of the ELF format (elf.h)
+#: constants of the ELF format (elf.h)
 _LOAD, _DYNAMIC, _NEEDED, _STRINGS = 1, 2, 1, 5
 
 
 def linked_to(file: Path) -> tuple[str, ...]:
-    """Return the names of the libraries that `file` cannot be loaded without; none for what is no 64-bit ELF file.
+    """Return the names of the libraries that `file` is linked to; empty if it is not a 64-bit ELF file.
 
-    These are its DT_NEEDED entries, which the dynamic loader of Linux follows (System V ABI, chapter 5).
+    These are its DT_NEEDED entries, which the dynamic loader of Linux resolves (System V ABI, chapter 5).
     """
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -55,27 +55,32 @@ def _needed(data: mmap.mmap) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SharedLibraries:
-    """Where libraries are looked for. folders: in this order, before `known`: libraries by name that the system finds."""
+    """The search path for shared libraries.
+
+    Attributes:
+        folders: Folders that are searched first, in this order.
+        known: Libraries by file name that the system's loader finds.
+    """
 
     folders: tuple[Path, ...]
     known: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def here(cls) -> SharedLibraries:
-        """Return the places of this process: packages, LD_LIBRARY_PATH, what is loaded already, and the system's."""
+        """Return the search path of this process: Python packages, LD_LIBRARY_PATH, loaded libraries and the system's."""
         variable = "PATH" if sys.platform == "win32" else "LD_LIBRARY_PATH"
         named = [Path(part) for part in os.environ.get(variable, "").split(os.pathsep) if part]
         return cls((*_package_folders(sys.path), *named), {**_system(), **_loaded()})
 
     def find(self, name: str) -> Path | None:
-        """Return the file called `name`."""
+        """Return the path of the library called `name`, None if it is not found."""
         for folder in self.folders:
             if (folder / name).is_file():
                 return folder / name
         return self.known.get(name)
 
     def like(self, stem: str) -> list[Path]:
-        """Return the files of one library in every version that is found: libnvinfer.so.10 and .11 for "nvinfer"."""
+        """Return the files of all versions of a library: libnvinfer.so.10 and libnvinfer.so.11 for "nvinfer"."""
         pattern = re.compile(rf"lib{re.escape(stem)}\.so\.\d+$")
         found = dict(self.known)
         for folder in reversed(self.folders):
@@ -83,7 +88,7 @@ class SharedLibraries:
         return [path for name, path in sorted(found.items()) if pattern.match(name)]
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Return those of `names` that are not found."""
+        """Return the names among `names` that are not found."""
         return [name for name in names if self.find(name) is None]
 
 
@@ -93,7 +98,7 @@ def _package_folders(paths: Sequence[str]) -> list[Path]:
 
 
 def _system() -> dict[str, Path]:
-    """Return what the dynamic loader of Linux has in its cache."""
+    """Return the libraries in the cache of Linux's dynamic loader, by name."""
     if not sys.platform.startswith("linux"):
         return {}
     for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
@@ -107,7 +112,7 @@ def _system() -> dict[str, Path]:
 
 
 def _loaded() -> dict[str, Path]:
-    """Return the libraries that this process has loaded: a library that needs one of them takes it, wherever it lies."""
+    """Return the libraries that this process has loaded, by name: the loader reuses them for other libraries."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

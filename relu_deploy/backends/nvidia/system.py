@@ -1,4 +1,4 @@
-"""What a machine has for running models: CPU threads, NVIDIA's driver and GPUs, CUDA libraries, the flavour of ONNX Runtime."""
+"""Describes the machine for `doctor`: CPU threads, NVIDIA's driver and GPUs, CUDA libraries, ONNX Runtime packages."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from typing import Any
 from relu_deploy.backends.nvidia.container import Host
 from relu_deploy.backends.nvidia.driver import Driver, Missing, find_driver
 from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries
-from relu_deploy.backends.onnxruntime.probe import installed_flavours
+from relu_deploy.backends.onnxruntime.probe import installed_flavors
 from relu_deploy.backends.threads import ThreadCount, find_threads
 
 __all__ = ["System", "examine"]
 
-#: the libraries that GPU backends are linked to, by the stem of their files
+#: stems of the file names of the libraries that GPU backends are linked to
 LIBRARIES = ("cudart", "cublas", "cudnn", "nvinfer", "tensorrt_rtx")
 
 
 @dataclass(frozen=True)
 class System:
-    """What was found. driver: or why it cannot be used. libraries: file of each version that is found, by its name."""
+    """The machine that this process runs on.
+
+    Attributes:
+        host: Container and device files.
+        driver: NVIDIA's driver, or why it cannot be used.
+        libraries: Paths of CUDA libraries by file name, in every version that was found.
+        onnxruntime: Versions of the installed packages that provide the module onnxruntime, by name.
+        threads: Default number of CPU threads.
+    """
 
     host: Host
     driver: Driver | Missing
@@ -45,7 +53,7 @@ class System:
 
 
 def examine() -> System:
-    """Return what this process finds. Libraries are looked for and not loaded, but for the driver's own."""
+    """Return a description of the machine. No library other than the driver's is loaded."""
     places = SharedLibraries.here()
     libraries = {file.name: file for stem in LIBRARIES for file in places.like(stem)}
-    return System(Host.here(), find_driver(), libraries, installed_flavours(), find_threads())
+    return System(Host.here(), find_driver(), libraries, installed_flavors(), find_threads())

@@ -1,7 +1,7 @@
-"""ONNX Runtime, on the CPU or an NVIDIA GPU.
+"""Backends that run ONNX Runtime, on the CPU or a GPU.
 
-Its telemetry is switched off here, before any module of this package can import it, unless the user has decided otherwise:
-since 1.32 it queues events with a device identifier in the user's cache, and looks up its maker's collector.
+Its telemetry is disabled before a module of this package can import it, unless the environment variable is set already: since
+version 1.32 it stores events with a device identifier in the user's cache and contacts its vendor's collector.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What ONNX Runtime raises, as errors for people: its exception types share no base class and quote its source files."""
+"""Converts exceptions of ONNX Runtime, which share no base class and quote its source files, to errors of this package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ __all__ = ["explained", "in_words", "stopped"]
 
 
 def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsupported:
-    """Return what ONNX Runtime raised as an error for people."""
+    """Return the error for an exception that was raised while a graph was loaded.
+
+    Args:
+        error: The exception of ONNX Runtime.
+        name: Name of the backend.
+        bundle: The model.
+    """
     if type(error).__name__ in ("InvalidGraph", "InvalidProtobuf"):
         return InputError(f"{bundle.onnx}: {in_words(error)}", "check the graph with: relu-deploy inspect")
     return Unsupported(
@@ -21,7 +27,14 @@ def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsup
 
 
 def stopped(error: Exception, name: str, title: str, arrays: Feeds) -> Unsupported:
-    """Return why a run failed, with the node where ONNX Runtime names it and the shapes that it was given."""
+    """Return the error for an exception that was raised by a run, with the shapes of the inputs and the node if it is known.
+
+    Args:
+        error: The exception of ONNX Runtime.
+        name: Name of the backend.
+        title: The model, for the message.
+        arrays: The inputs of the run.
+    """
     shapes = ", ".join(f"{key} {'x'.join(map(str, array.shape)) or 'scalar'}" for key, array in arrays.items())
     found = re.search(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", str(error), re.DOTALL)
     words = in_words(RuntimeError(found[3])) if found else in_words(error)
@@ -33,7 +46,7 @@ def stopped(error: Exception, name: str, title: str, arrays: Feeds) -> Unsupport
 
 
 def in_words(error: Exception) -> str:
-    """Return the first line of what ONNX Runtime raised, without the place in its source and its own codes."""
+    """Return the first line of the message of `error`, without source locations and status codes."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     line = re.sub(r"^/\S+\.(cc|h):\d+ .*?\)( const)? (?=[A-Z\[])", "", line)
     return re.sub(r"^.*?\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", line)

@@ -1,4 +1,4 @@
-"""A session of ONNX Runtime on an NVIDIA GPU, whose inputs and outputs can stay in the GPU's memory."""
+"""A session of ONNX Runtime on an NVIDIA GPU, whose inputs and outputs can be bound to buffers on the GPU."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = ["OnnxRuntimeGpuSession"]
 class OnnxRuntimeGpuSession(OnnxRuntimeSession):
     """A loaded onnxruntime.InferenceSession on one GPU. See `base.DeviceSession`.
 
-    Runs take turns: two threads that enqueue on one stream would mix up what belongs together.
+    Runs are serialized with a lock, because operations of two threads would interleave on the stream.
     """
 
-    #: what ONNX Runtime calls the memory that bound buffers lie in
+    #: ONNX Runtime's name of the memory that holds bound buffers
     place = "cuda"
 
     def __init__(
@@ -55,7 +55,7 @@ class OnnxRuntimeGpuSession(OnnxRuntimeSession):
             "device": str(gpu),
             "stream": "ONNX Runtime's" if stream is None else "shared",
             "tf32": _tf32(name, reported),
-            # TensorRT 10 may compute float32 nodes in a narrower precision, once the graph makes it allow one.
+            # TensorRT 10 may compute float32 nodes in a lower precision if the graph has any that needs it enabled.
             "weakly_typed": name == "onnxruntime-tensorrt",
             "provider_options": {key: value for key, value in reported.items() if key not in private},
             **({"profile": {key: [list(shape) for shape in shapes] for key, shapes in profile.items()}} if profile else {}),
@@ -77,7 +77,7 @@ class OnnxRuntimeGpuSession(OnnxRuntimeSession):
         return bound
 
     def close(self) -> None:
-        # Whatever runs on the stream ends before it does.
+        # The bindings wait for work on the stream, so they are closed before it.
         for bound in list(self._lent):
             bound.close()
         super().close()
@@ -86,7 +86,7 @@ class OnnxRuntimeGpuSession(OnnxRuntimeSession):
 
 
 def _tf32(name: str, reported: Mapping[str, str]) -> bool | None:
-    """Return whether float32 may be multiplied in TF32; None where the provider does not tell."""
+    """Return whether float32 may be multiplied in TF32; None if the provider does not report it."""
     if name == "onnxruntime-cuda":
         return reported.get("use_tf32") != "0"
     if name == "onnxruntime-tensorrt":

@@ -1,7 +1,7 @@
-"""Inputs and outputs of an ONNX Runtime session on the GPU, bound once and run many times (ONNX Runtime's IO binding).
+"""Binds the inputs and outputs of an ONNX Runtime session to buffers on the GPU (ONNX Runtime's IO binding).
 
-Outputs whose shapes follow from the inputs' lie in buffers of ours. Others, such as the boxes that non-maximum suppression
-keeps, are allocated by ONNX Runtime in each run, which then waits for the GPU to know how many there are.
+Outputs whose shapes follow from those of the inputs are bound to preallocated buffers. Others, such as the boxes that
+non-maximum suppression keeps, are allocated by ONNX Runtime in each run, which then waits for the GPU to know their sizes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from relu_deploy.tensors import Array, Feeds, TensorSpec
 
 __all__ = ["OnnxRuntimeIoBinding"]
 
-#: numbers of TensorProto.DataType, by NumPy's name: bfloat16 and float8 have no type of NumPy's own to bind by
+#: TensorProto.DataType by NumPy's name; io_binding needs the number, because NumPy itself has no bfloat16 and float8
 ELEMENTS = {
     "float32": 1,
     "uint8": 2,
@@ -41,18 +41,20 @@ ELEMENTS = {
 
 
 class RuntimeSession(Protocol):
-    """What is bound: a session, and the onnxruntime.InferenceSession in it."""
+    """The part of a session that a binding needs."""
 
     title: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     @property
-    def runtime(self) -> Any: ...
+    def runtime(self) -> Any:
+        """The onnxruntime.InferenceSession."""
+        ...
 
 
 class _Resident:
-    """One tensor of known shape: on the GPU, and in page-locked memory through which it is copied."""
+    """A tensor of known shape: a buffer on the GPU and page-locked memory for copies."""
 
     def __init__(self, stream: Stream, shape: tuple[int, ...], dtype: str) -> None:
         self.shape, self.dtype = shape, dtype
@@ -80,9 +82,18 @@ class OnnxRuntimeIoBinding:
         profile: Profile | None = None,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
-        """place: what ONNX Runtime calls the memory that the buffers lie in. profile: the shapes that the session takes.
+        """Allocate and bind the buffers.
 
-        lock: held while a run is enqueued.
+        Args:
+            session: The session to bind.
+            stream: The stream that the session runs on.
+            feeds: Arrays by input name with the shapes to bind.
+            place: ONNX Runtime's name of the memory that holds the buffers.
+            profile: The shapes that the engine was compiled for, None if it accepts any.
+            lock: Held while a run is enqueued.
+
+        Raises:
+            InputError: If the feeds do not fit the session's inputs or the profile.
         """
         import onnxruntime
 
@@ -98,11 +109,11 @@ class OnnxRuntimeIoBinding:
         self._staging: dict[str, Pinned] = {}
         self._held: list[tuple[Event, list[DeviceArray]]] = []
         self._uploaded = self._gpu.event()
-        # The caller orders and waits on the stream; ONNX Runtime's own wait at the end of a run would hide that.
+        # The caller synchronizes the stream; without this ONNX Runtime would wait at the end of each run.
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._binding: Any = self._runtime.io_binding()
-        #: outputs in the order in which they were bound: that of `get_outputs`, which is not the session's
+        #: outputs in the order in which they were bound, which is that of `get_outputs`, not that of the session
         self._bound_order: list[str] = []
         self._ran = False
         try:
@@ -118,7 +129,7 @@ class OnnxRuntimeIoBinding:
     def upload(self, feeds: Mapping[str, Any]) -> None:
         self._gpu.make_current()
         arrays, resident = self._checked(feeds)
-        # The page-locked memory must not change while an earlier copy still reads it.
+        # An earlier copy may still read the page-locked memory.
         self._uploaded.synchronize()
         self._held = [(event, owners) for event, owners in self._held if not event.is_past()]
         for name, tensor in self._inputs.items():
@@ -137,7 +148,7 @@ class OnnxRuntimeIoBinding:
         self._gpu.make_current()
         for name, output in self._outputs.items():
             if output is None:
-                # What was allocated for the last run has the last run's size.
+                # The allocation of the last run has the size of the last run.
                 self._bind_output(name, self._place, self._gpu.index)
         try:
             with self._lock:
@@ -151,7 +162,7 @@ class OnnxRuntimeIoBinding:
 
     def download(self) -> Feeds:
         if not self._ran:
-            raise Unsupported(f"{self._session.title} has no outputs yet", "run it before its outputs are read")
+            raise Unsupported(f"{self._session.title} has no outputs yet", "call run before download")
         self._gpu.make_current()
         allocated = self._allocated()
         for name, output in self._outputs.items():
@@ -169,7 +180,7 @@ class OnnxRuntimeIoBinding:
         if self._binding is None:
             return
         self._stream.synchronize()
-        # The binding knows the addresses of what is freed after it.
+        # The binding holds addresses of the buffers, so it is released before them.
         self._binding = self._runtime = None
         for owned in (*self._inputs.values(), *self._outputs.values(), *self._staging.values(), self._uploaded):
             if owned is not None:
@@ -190,7 +201,7 @@ class OnnxRuntimeIoBinding:
             self._binding.bind_input(spec.name, *self._where(tensor))
         known = {spec.name: spec for spec in self._session.outputs}
         for value in self._runtime.get_outputs():
-            # What is tapped is an output of this session and not of the model.
+            # Tapped tensors are outputs of the session, but not of the model.
             found = _shape_of(known[value.name], sizes) if value.name in known else None
             if found is None:
                 self._outputs[value.name] = None
@@ -200,7 +211,7 @@ class OnnxRuntimeIoBinding:
             self._bind_output(value.name, *self._where(tensor))
 
     def _bind_output(self, name: str, *where: Any) -> None:
-        # Bound again, an output keeps its place.
+        # An output that is bound again keeps its position.
         if name not in self._bound_order:
             self._bound_order.append(name)
         self._binding.bind_output(name, *where)
@@ -236,7 +247,7 @@ class OnnxRuntimeIoBinding:
 
 
 def _shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
-    """Return the shape of an output when its varying dimensions are some of the inputs', else None."""
+    """Return the shape of an output whose varying dimensions are all dimensions of inputs, else None."""
     if any(isinstance(size, str) and size not in sizes for size in spec.shape):
         return None
     return tuple(size if isinstance(size, int) else sizes[size] for size in spec.shape)

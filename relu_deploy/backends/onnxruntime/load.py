@@ -1,4 +1,4 @@
-"""Loads a graph into ONNX Runtime, on the CPU or through one of its GPU providers."""
+"""Loads a graph into ONNX Runtime with one execution provider."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ __all__ = ["load"]
 
 
 def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
+    """Return a session that runs all of the graph of `bundle` on the execution provider of backend `name`.
+
+    Raises:
+        BackendUnavailable: If the provider cannot start or has no such device.
+        InputError: If the file is not a valid graph.
+        Unsupported: If the provider cannot run the graph or a node of it.
+    """
     model: str | bytes = str(bundle.onnx)
     if options.taps:
         model = to_bytes(with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
@@ -43,7 +50,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
 
 
 def _device(onnxruntime: Any, name: str, bundle: Bundle, options: Options) -> tuple[list[Any], dict[str, str]]:
-    """Return the plug-in's device and the options to add it with. Raises BackendUnavailable when it offers none."""
+    """Return the plug-in's device and its provider options. Raises BackendUnavailable if it has no such device."""
     plugin = PLUGINS[name]
     if (missing := register(onnxruntime, plugin)) is not None:
         raise BackendUnavailable(f"backend {name!r} is not usable here: {missing.reason}", missing.fix)

@@ -1,7 +1,7 @@
-"""Loads a graph into one of ONNX Runtime's GPU providers: CUDA, TensorRT, or TensorRT-RTX's, which is a plug-in.
+"""Loads a graph into one of ONNX Runtime's GPU providers: CUDA, TensorRT, or TensorRT-RTX, which is a plug-in.
 
-A session runs on a CUDA stream of ours where cuda-bindings is installed, so that copies, runs and events of others can
-be put in order with it. Without that package it runs on a stream of its own and cannot be bound to buffers on the GPU.
+If cuda-bindings is installed, the session runs on a CUDA stream that is created here, so that copies and events can be ordered
+with its runs. Without that package it runs on its own stream and cannot be bound to buffers on the GPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,19 @@ __all__ = ["load_on_gpu"]
 
 
 def load_on_gpu(name: str, bundle: Bundle, options: Options, model: str | bytes) -> OnnxRuntimeGpuSession:
-    """Return a session of `model`, a file or its bytes, that runs all of it on one provider of GPU `options.device`."""
+    """Return a session that runs all of a graph on one GPU provider.
+
+    Args:
+        name: Name of the backend.
+        bundle: The model.
+        options: Options of the session.
+        model: Path of the graph, or its serialized form.
+
+    Raises:
+        BackendUnavailable: If the provider cannot run on GPU `options.device`.
+        InputError: If `model` is not a valid graph.
+        Unsupported: If the provider cannot run the graph or a node of it.
+    """
     gpu = gpu_of(name, options.device)
     if isinstance(gpu, Missing):
         raise BackendUnavailable(f"backend {name!r} is not usable here: {gpu.reason}", gpu.fix)
@@ -88,13 +100,13 @@ def _session(
         session = onnxruntime.InferenceSession(model, settings, **named)
     except Exception as error:  # the runtime's exception types share no base class
         raise explained(error, name, bundle) from error
-    # Nodes of shape arithmetic belong on the CPU, so the fall-back is not switched off: the placement is read back.
+    # Nodes of shape arithmetic belong on the CPU, so the fallback stays enabled and the placement is checked afterwards.
     require_provider(name, provider, session, bundle)
     return session
 
 
 def _stream(device: int) -> Stream | None:
-    """Return a stream on GPU `device`, None where cuda-bindings is not installed."""
+    """Return a stream on GPU `device`, None if cuda-bindings is not installed."""
     try:
         return Device(device).stream()
     except BackendUnavailable:
@@ -102,7 +114,7 @@ def _stream(device: int) -> Stream | None:
 
 
 def _open_libraries(name: str, onnxruntime: Any, tf32: bool) -> None:
-    """Load what the provider is linked to from the packages that bring it: the system's loader does not look there."""
+    """Load the libraries that the provider is linked to from Python packages, which the system's loader does not search."""
     with contextlib.redirect_stdout(sys.stderr):
         onnxruntime.preload_dlls()
     if name != "onnxruntime-tensorrt":
@@ -112,23 +124,23 @@ def _open_libraries(name: str, onnxruntime: Any, tf32: bool) -> None:
     places = SharedLibraries.here()
     linked = linked_to(Path(str(onnxruntime.__file__)).parent / "capi" / FILES[name])
     tensorrt = [each for each in linked if each.startswith(("libnvinfer", "libnvonnxparser"))]
-    # The plugins are opened by name once the provider runs.
+    # The provider opens the plug-in library by name when it starts.
     plugins = [each.replace("libnvinfer.", "libnvinfer_plugin.") for each in tensorrt if each.startswith("libnvinfer.")]
     for library in (*tensorrt, *plugins):
         if (file := places.find(library)) is not None:
-            with contextlib.suppress(OSError):  # the provider's own error says it better
+            with contextlib.suppress(OSError):  # the provider reports the error in more detail
                 ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
 
 
 def _plugin_device(onnxruntime: Any, name: str, gpu: Device | None, index: int) -> Any:
-    """Return the plug-in's device that is GPU `index` of CUDA's order. Raises BackendUnavailable when there is none."""
+    """Return the plug-in's device that is GPU `index` in CUDA's order. Raises BackendUnavailable if there is none."""
     plugin = PLUGINS[name]
     if (missing := register(onnxruntime, plugin)) is not None:
         raise BackendUnavailable(missing.reason, missing.fix)
     devices = devices_of(onnxruntime, plugin)
     if not devices:
         raise BackendUnavailable(f"{plugin.provider} finds no device: it needs {plugin.needs}", "relu-deploy doctor")
-    # The plug-in lists GPUs in the order of their addresses, CUDA the fastest first.
+    # The plug-in orders GPUs by PCI address, CUDA by speed.
     addresses = [_address(device.device.metadata.get("pci_bus_id", "")) for device in devices]
     if gpu is not None and any(addresses):
         mine = _address(gpu.bus_id())
@@ -143,14 +155,14 @@ def _plugin_device(onnxruntime: Any, name: str, gpu: Device | None, index: int) 
 
 
 def _address(text: str) -> str:
-    """Return a PCI address in one spelling: CUDA writes domains with four digits, others with eight, in either case."""
+    """Return a normalized PCI address: CUDA writes domains with four digits, other libraries with eight, in either case."""
     domain, _, rest = str(text).strip().lower().partition(":")
     return f"{int(domain, 16):04x}:{rest}" if rest and all(digit in "0123456789abcdef" for digit in domain) else ""
 
 
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path | None) -> Iterator[None]:
-    """Hold the lock of a folder of compiled engines: two processes that write one file would spoil it."""
+    """Hold the lock of a folder of compiled engines, so that two processes do not write the same file."""
     if folder is None:
         yield
         return

@@ -1,7 +1,7 @@
-"""Which execution provider each node of a session was placed on, and whether that is all that was requested.
+"""Checks that the nodes of a session were placed on the requested execution provider.
 
-ONNX Runtime places nodes that compute shapes on the CPU, also where the provider has kernels for them (`GetCpuPreferredNodes`
-in its source): they read and write a few integers, which the CPU needs anyway to allocate tensors. They are no fall-back.
+ONNX Runtime places nodes that compute shapes on the CPU even if the provider has kernels for them (`GetCpuPreferredNodes` in
+its source): they read and write a few integers, which the CPU needs to allocate tensors. They do not count as a fallback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from relu_deploy.errors import BackendUnavailable, Unsupported
 
 __all__ = ["nodes_by_provider", "nodes_elsewhere", "require_provider"]
 
-#: operators of shape arithmetic: on integers that are sizes, indices and axes they compute nothing of the model's numbers
+#: operators of shape arithmetic, which compute sizes, indices and axes when their operands are integers
 SHAPE_OPERATORS = frozenset(
     (
         *("Shape", "Size", "Gather", "Slice", "Concat", "Split", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Range", "Expand"),
@@ -23,13 +23,13 @@ SHAPE_OPERATORS = frozenset(
         *("ReduceMax", "ScatterND", "Tile", "Transpose", "Constant"),
     )
 )
-#: nodes that ONNX Runtime adds to move tensors between providers
+#: nodes that ONNX Runtime inserts to copy tensors between providers
 COPIES = frozenset(("MemcpyToHost", "MemcpyFromHost"))
 INTEGERS = frozenset(("INT32", "INT64", "BOOL"))
 
 
 def nodes_by_provider(session: Any) -> dict[str, int]:
-    """Return how many nodes each execution provider has."""
+    """Return the number of nodes on each execution provider."""
     placement: Counter[str] = Counter()
     for part in session.get_provider_graph_assignment_info():
         placement[part.ep_name] += len(part.get_nodes())
@@ -37,7 +37,7 @@ def nodes_by_provider(session: Any) -> dict[str, int]:
 
 
 def nodes_elsewhere(session: Any, provider: str, bundle: Bundle) -> list[tuple[str, Any]]:
-    """Return the nodes that another provider than `provider` has, each with its provider's name, but those of shape arithmetic."""
+    """Return (provider, node) for each node on another provider than `provider`, except shape arithmetic."""
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != provider]
     nodes = [(part.ep_name, node) for part in parts for node in part.get_nodes()]
     if not nodes:
@@ -47,35 +47,35 @@ def nodes_elsewhere(session: Any, provider: str, bundle: Bundle) -> list[tuple[s
 
 
 def require_provider(name: str, provider: str, session: Any, bundle: Bundle) -> None:
-    """Raise unless `provider` started and has all nodes but those of shape arithmetic.
+    """Check that `provider` started and runs all nodes except shape arithmetic.
 
     Raises:
         BackendUnavailable: If ONNX Runtime could not start the provider.
-        Unsupported: If the provider does not have nodes, which are named.
+        Unsupported: If nodes are on another provider; the message names them.
     """
     if provider not in session.get_providers():
         raise BackendUnavailable(
             f"backend {name!r} is not usable here: ONNX Runtime could not start {provider}",
-            "it says why on stderr; relu-deploy doctor looks for the usual reasons",
+            "its message on stderr has the reason; relu-deploy doctor checks the usual ones",
         )
     left = [f"{node.op_type} {node.name!r}" for _, node in nodes_elsewhere(session, provider, bundle)]
     if left:
         shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
         raise Unsupported(
             f"{name} has no kernel for {len(left)} nodes of {bundle.name}: {shown}",
-            "leave them out of the graph, or use onnxruntime-cpu, which runs all of it",
+            "remove them from the graph, or use onnxruntime-cpu, which runs all of it",
         )
 
 
 def _is_shape_arithmetic(node: Any, integers: dict[str, bool]) -> bool:
     if node.op_type in COPIES:
         return True
-    # A node that ONNX Runtime made has a name of its own, and is judged by what it does.
+    # Nodes that ONNX Runtime inserted are not in the graph; they are classified by their operator.
     return node.op_type in SHAPE_OPERATORS and integers.get(node.name, node.op_type in ("Shape", "Size"))
 
 
 def _integer_nodes(bundle: Bundle) -> dict[str, bool]:
-    """Return for each node of the graph whether it writes nothing but integers and truth values."""
+    """Return for each node of the graph whether all its outputs are integers or booleans."""
     from onnx_ir.passes.common import ShapeInferencePass
 
     from relu_deploy.graph.model import load_model

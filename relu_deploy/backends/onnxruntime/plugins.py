@@ -1,6 +1,6 @@
-"""Execution providers that other packages bring as libraries: ONNX Runtime loads them, and one row here describes each.
+"""Execution providers that are installed as plug-in libraries by other packages; `PLUGINS` describes each.
 
-What a plug-in needs of the machine is its own to find out: it is registered, and offers devices or none.
+A plug-in checks the requirements of its devices itself: after it is registered, it lists the devices that it supports.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["PLUGINS", "Plugin", "devices_of", "installed", "open_plugin_librarie
 
 CUDA_LIBRARIES = re.compile(r"lib(cublas|cudnn|cudart|cufft|curand|nvrtc|nvJitLink)")
 
-#: of a float32 model, and an int8 one, whose floating-point nodes are float32
+#: OpenVINO's precision hints by precision; others, such as int8 with its float32 nodes, use f32
 HINTS = {"float16": "f16", "bfloat16": "bf16"}
 
 
@@ -36,11 +36,11 @@ def _no_options(_: Options, __: str) -> dict[str, str]:
 
 
 def _openvino(options: Options, precision: str) -> dict[str, str]:
-    # Its default precision depends on the processor: bfloat16 with AVX512-BF16, also for float32 models.
+    # The default precision depends on the processor: bfloat16 with AVX512-BF16, even for float32 models.
     settings = {
         "INFERENCE_PRECISION_HINT": HINTS.get(precision, "f32"),
         "EXECUTION_MODE_HINT": "ACCURACY",
-        # With one thread it does not report shapes that do not fit; see `openvino.load`.
+        # With one thread OpenVINO does not report shape mismatches; see `openvino.load`.
         "INFERENCE_NUM_THREADS": str(max(2, options.thread_count)),
         "NUM_STREAMS": "1",
     }
@@ -54,11 +54,11 @@ class Plugin:
     Attributes:
         provider: Its name in a session.
         module: The Python package with `get_library_path`.
-        distributions: What to install it as → the major version of CUDA that it was built with, 0 for none.
-        install: What to give to `pip install`.
-        kind: The type of device it runs on, as ONNX Runtime calls it: "CPU" or "GPU".
-        needs: What its devices need, for when it offers none.
-        options: Provider options for the session's options and the precision that the graph is written in.
+        distributions: Names of its distributions, each with the major version of CUDA that it was built for, 0 for none.
+        install: Argument of `pip install`.
+        kind: ONNX Runtime's type of its devices: "CPU" or "GPU".
+        needs: Hardware that it requires, for hints.
+        options: Function that returns provider options for the session's options and the precision of the graph.
     """
 
     provider: str
@@ -70,7 +70,7 @@ class Plugin:
     options: Callable[[Options, str], dict[str, str]] = field(default=_no_options)
 
     def linked_to(self) -> tuple[str, ...]:
-        """Return the names of the libraries that those in the plug-in's package cannot be loaded without."""
+        """Return the names of the libraries that the plug-in's own libraries are linked to."""
         spec = find_spec(self.module)
         if spec is None or not spec.submodule_search_locations:
             return ()
@@ -113,7 +113,7 @@ PLUGINS: Mapping[str, Plugin] = MappingProxyType(
 
 
 def installed(plugin: Plugin) -> dict[str, str]:
-    """Return the versions of the plug-in's distributions that are installed, by name."""
+    """Return the versions of the plug-in's installed distributions, by name."""
     found = {}
     for distribution in plugin.distributions:
         try:
@@ -124,15 +124,21 @@ def installed(plugin: Plugin) -> dict[str, str]:
 
 
 def unavailable(onnxruntime: Any, flavor: str, plugin: Plugin) -> Missing | None:
-    """Return why the package of a plug-in cannot be loaded, None when it can; nothing is loaded for it."""
+    """Return why the package of a plug-in cannot be loaded, None if it can. Nothing is loaded.
+
+    Args:
+        onnxruntime: The module.
+        flavor: Name and version of the package that provides the module.
+        plugin: The plug-in.
+    """
     if not hasattr(onnxruntime, "register_execution_provider_library"):
         package = flavor.partition(" ")[0]
-        return Missing(f"{flavor} takes no providers as plug-ins", f"pip install --upgrade '{package}>=1.24'")
+        return Missing(f"{flavor} does not support plug-in providers", f"pip install --upgrade '{package}>=1.24'")
     builds = installed(plugin)
     spec = find_spec(plugin.module)
     if not builds or spec is None or not spec.submodule_search_locations:
         name = next(iter(plugin.distributions))
-        # A package for each version of CUDA: what to install is the one that chooses among them.
+        # There is a package for each version of CUDA; the message names the one without the suffix.
         name = name.rpartition("-cu")[0] if len(plugin.distributions) > 1 else name
         return Missing(f"{name} is not installed", f"pip install {plugin.install}")
     if len(builds) > 1:
@@ -144,7 +150,7 @@ def unavailable(onnxruntime: Any, flavor: str, plugin: Plugin) -> Missing | None
 
 
 def register(onnxruntime: Any, plugin: Plugin) -> Missing | None:
-    """Let ONNX Runtime load the plug-in's library; return why it does not, None when it is loaded."""
+    """Register the plug-in's library with ONNX Runtime. Return why it cannot be loaded, None if it is loaded."""
     module = import_module(plugin.module)
     try:
         onnxruntime.register_execution_provider_library(plugin.provider, module.get_library_path())
@@ -159,17 +165,17 @@ def register(onnxruntime: Any, plugin: Plugin) -> Missing | None:
 
 
 def open_plugin_libraries(plugin: Plugin) -> None:
-    """Load the CUDA libraries that a plug-in is linked to from the packages that bring them: the system's loader does not look there."""
+    """Load the CUDA libraries that a plug-in is linked to from Python packages, which the system's loader does not search."""
     places = SharedLibraries.here()
     for library in plugin.linked_to():
         file = places.find(library) if CUDA_LIBRARIES.match(library) else None
         if file is not None:
-            with contextlib.suppress(OSError):  # the plug-in's own error says it better
+            with contextlib.suppress(OSError):  # the plug-in reports the error in more detail
                 ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
 
 
 def devices_of(onnxruntime: Any, plugin: Plugin) -> list[Any]:
-    """Return the devices that a registered plug-in offers, in its own order."""
+    """Return the devices of a registered plug-in, in its order."""
     return [
         device
         for device in onnxruntime.get_ep_devices()

@@ -1,7 +1,7 @@
-"""How ONNX Runtime's GPU providers are set up: each option that is not its default, and why.
+"""Options of ONNX Runtime's GPU providers that differ from the defaults, with the reasons.
 
-Compiled engines are kept beside the bundle's other engines, in a folder that is named after the content of the graph:
-the TensorRT provider itself tells graphs apart by their nodes alone, so that two sets of weights would share an engine.
+Compiled engines are cached beside the bundle's other engines, in a folder that is named by a hash of the graph: the TensorRT
+provider's own key depends on the nodes but not on the weights, so that models with different weights would share an engine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from relu_deploy.tensors import TensorSpec
 
 __all__ = ["Profile", "cache_folder", "default_profile", "forbid_tf32", "options_for", "require_in_profile"]
 
-#: per input its smallest, usual and largest shape
+#: (smallest, usual, largest) shape by input name
 Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
@@ -34,10 +34,17 @@ def options_for(
 ) -> dict[str, str]:
     """Return the options of the provider behind backend `name` on GPU `device`.
 
-    stream: the CUDA stream to run on, None for one of the provider's own. tf32: multiply float32 with 10 bits of mantissa,
-    where the provider has a switch for it. precisions: those that the graph is written in. profile: the shapes to compile
-    for, None lets the provider follow the shapes that come. cache: where compiled engines are kept.
-    Raises Unsupported for a precision that the provider has no option for.
+    Args:
+        name: Name of the backend.
+        device: Index of the GPU.
+        stream: The CUDA stream to run on, None for the provider's own.
+        tf32: Multiply float32 in TF32, if the provider has an option for it.
+        precisions: Precisions of the graph's nodes.
+        profile: Shapes to compile for; with None the provider compiles for the shapes of the inputs that it receives.
+        cache: Folder for compiled engines.
+
+    Raises:
+        Unsupported: If the provider has no option for one of the precisions.
     """
     options = {"device_id": str(device)}
     if stream is not None:
@@ -53,25 +60,24 @@ def options_for(
 
 def _cuda(tf32: bool) -> dict[str, str]:
     return {
-        # ONNX Runtime's default is on, which computes a float32 model in less than float32.
+        # The default is 1, which computes float32 models in TF32.
         "use_tf32": str(int(tf32)),
-        # ONNX Runtime's default, EXHAUSTIVE, times cuDNN's algorithms on the first run of each shape and may take another
-        # one the next time, so that two sessions of one model differ in their last bits. HEURISTIC takes the same one
-        # always, which lets tapped and untapped sessions be compared bit by bit, and starts without minutes of trials.
-        # What it costs in speed is not measured.
+        # The default, EXHAUSTIVE, times cuDNN's algorithms on the first run of each shape and may choose another one in the
+        # next session, so that results of two sessions differ in their last bits. HEURISTIC always chooses the same one, so
+        # that tapped and untapped sessions agree bit by bit, and starts faster. Its effect on latency is not measured.
         "cudnn_conv_algo_search": "HEURISTIC",
     }
 
 
 def _tensorrt(precisions: frozenset[str], profile: Profile | None, cache: Path | None) -> dict[str, str]:
-    """Return the options of the provider that is linked to TensorRT 10 and builds weakly typed networks.
+    """Return the options of the TensorRT provider, which is linked to TensorRT 10 and builds weakly typed networks.
 
-    There a precision has to be allowed as well as written in the graph: int8 for QuantizeLinear and DequantizeLinear,
-    float16 and bfloat16 for casts and weights. TensorRT may then use float16 for float32 nodes too where that is faster.
+    In such networks each precision of the graph also has to be enabled: int8 for QuantizeLinear and DequantizeLinear, float16
+    and bfloat16 for casts and weights. TensorRT may then use float16 for float32 nodes as well if that is faster.
     """
     if "float8" in precisions:
         raise Unsupported(
-            "onnxruntime-tensorrt has no switch for float8, which its TensorRT 10 would need",
+            "onnxruntime-tensorrt has no option to enable float8, which TensorRT 10 requires",
             "use --backend tensorrt, which takes precisions from the graph",
         )
     switches = {"float16": "trt_fp16_enable", "bfloat16": "trt_bf16_enable", "int8": "trt_int8_enable"}
@@ -98,9 +104,9 @@ def _shapes(prefix: str, profile: Profile | None) -> dict[str, str]:
 
 
 def default_profile(inputs: tuple[TensorSpec, ...]) -> Profile | None:
-    """Return the shapes to compile for where inputs vary in their batch alone: batches of `DEFAULT_BATCH`.
+    """Return the shapes to compile for if inputs vary only in their batch: batches of `DEFAULT_BATCH`.
 
-    None where nothing varies, and where something else does or a row is a single number: no sizes are usual then.
+    None if no dimension varies, if other dimensions vary, or if a varying input is one-dimensional: there are no usual sizes.
     """
     varying = [spec for spec in inputs if any(isinstance(size, str) for size in spec.shape)]
     beyond = any(len(spec.shape) == 1 or any(isinstance(size, str) for size in spec.shape[1:]) for spec in varying)
@@ -113,20 +119,35 @@ def default_profile(inputs: tuple[TensorSpec, ...]) -> Profile | None:
 
 
 def require_in_profile(profile: Profile | None, shapes: Mapping[str, tuple[int, ...]], model: str) -> None:
-    """Raise InputError for shapes that the engine was not compiled for."""
+    """Check that the engine was compiled for the given input shapes.
+
+    Args:
+        profile: The shapes that it was compiled for, None if it accepts any.
+        shapes: Shapes by input name.
+        model: Title of the model, for errors.
+
+    Raises:
+        InputError: If a shape is outside the profile.
+    """
     for name, (low, _, high) in (profile or {}).items():
         if not all(least <= size <= most for least, size, most in zip(low, shapes[name], high, strict=True)):
             raise InputError(
-                f"{model}: input {name!r} of shape {shapes[name]} is beyond what the engine is compiled for, {low} to {high}",
+                f"{model}: input {name!r} of shape {shapes[name]} is outside the range that the engine was compiled for, {low} to {high}",
                 f"split the batch into parts of at most {high[0]}",
             )
 
 
 def cache_folder(name: str, bundle: Bundle, content: bytes | None, version: str) -> Path:
-    """Return the folder for what provider `name` compiles of a graph, made if need be.
+    """Return the folder for the engines that a provider compiles from a graph. It is created if it does not exist.
 
-    content: the serialized graph, None for the bundle's own file. version: of ONNX Runtime, whose next version may
-    compile otherwise. Raises InputError when the folder cannot be made.
+    Args:
+        name: Name of the backend.
+        bundle: The model.
+        content: The serialized graph, None for the bundle's own file.
+        version: Version of ONNX Runtime, which is part of the key.
+
+    Raises:
+        InputError: If the folder cannot be created.
     """
     digest = hashlib.sha256(version.encode())
     digest.update(content if content is not None else graph_hash(bundle.onnx).encode())
@@ -141,8 +162,9 @@ def cache_folder(name: str, bundle: Bundle, content: bytes | None, version: str)
 
 
 def forbid_tf32() -> None:
-    """Keep TensorRT from multiplying float32 in TF32, which its provider has no option for.
+    """Disable TF32 in TensorRT, for which its provider has no option.
 
-    NVIDIA's libraries read this variable when they start, all of this process; a value that the user has set stays.
+    This sets NVIDIA_TF32_OVERRIDE, which all of NVIDIA's libraries in this process read when they start. A value that is set
+    already is not changed.
     """
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")

@@ -1,7 +1,7 @@
-"""ONNX Runtime, on the CPU or an NVIDIA GPU: three providers of its own, and TensorRT-RTX as a plug-in.
+"""A session of ONNX Runtime that runs all nodes on one execution provider.
 
-A node that the requested execution provider does not take goes to the CPU without an error. So the session's own report of the
-placement is read back, and a node elsewhere is refused, except shape arithmetic, which belongs on the CPU.
+ONNX Runtime silently assigns nodes that the requested provider does not support to the CPU. The placement is therefore read
+back from the session, and nodes on another provider are an error, except shape arithmetic, which belongs on the CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["OnnxRuntimeSession", "settings_for"]
 
 
 def settings_for(options: Options) -> Any:
-    """Return the onnxruntime.SessionOptions that every provider starts from."""
+    """Return the onnxruntime.SessionOptions for `options`, without providers."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -43,7 +43,7 @@ def settings_for(options: Options) -> Any:
 
 
 class OnnxRuntimeSession:
-    """A loaded onnxruntime.InferenceSession."""
+    """A loaded onnxruntime.InferenceSession. See `base.Session`."""
 
     def __init__(self, name: str, bundle: Bundle, session: Any, options: Options) -> None:
         self.name, self._bundle, self._session = name, bundle, session
@@ -103,7 +103,7 @@ class OnnxRuntimeSession:
 
 
 def _precision(arguments: Mapping[str, Any]) -> str:
-    """Return the precision of a kernel's first result, from the types that the profile names."""
+    """Return the precision of a kernel's first output, from the types in its profile event."""
     types = [name for shapes in arguments.get("output_type_shape", ()) for name in shapes]
     known = {
         "float": "float32",

@@ -1,1 +1,1 @@
-"""OpenVINO, on the CPU."""
+"""Backend that runs OpenVINO on the CPU."""

@@ -1,4 +1,4 @@
-"""What OpenVINO raises, as errors for people: its messages begin with several lines of places in its source."""
+"""Converts exceptions of OpenVINO, whose messages begin with source locations, to errors of this package."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from relu_deploy.errors import InputError, Unsupported
 
 __all__ = ["explained", "in_words"]
 
-#: lines that say where in OpenVINO's source an error was raised, and repeat that it was
+#: lines of a message with source locations only
 _PLACES = re.compile(r"^(Exception from |Check '.*' failed at |Check '.*' failed$|While validating |\s*$|FrontEnd API failed)")
 _OPERATORS = re.compile(r"not.*support|No conversion|unsupported|not registered|No creator", re.IGNORECASE)
 
 
 def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsupported:
-    """Return why a graph could not be loaded: `InputError` for a damaged file, else `Unsupported`."""
+    """Return the error for an exception that was raised while a graph was loaded.
+
+    It is an `InputError` for a damaged file, otherwise `Unsupported`.
+    """
     words = in_words(error)
     if "Unable to read the model" in words:
         return InputError(f"{bundle.onnx}: {words}", "check the graph with: relu-deploy inspect")
@@ -23,10 +26,10 @@ def explained(error: Exception, name: str, bundle: Bundle) -> InputError | Unsup
 
 
 def in_words(error: Exception) -> str:
-    """Return the lines of what OpenVINO raised that say what is wrong, at most three, on one line."""
+    """Return up to three lines of the message of `error` with the cause, joined to one line."""
     text = re.sub(r"Check '.*?' failed at \S+?:\d+:", "", str(error))
     lines = [line.strip(" -:") for line in text.splitlines()]
-    said = [line for line in lines if not _PLACES.match(line)]
-    # What an operator lacks is said last.
-    named = [line for line in said if _OPERATORS.search(line)]
-    return "; ".join(dict.fromkeys((named or said)[:3])) or type(error).__name__
+    details = [line for line in lines if not _PLACES.match(line)]
+    # OpenVINO names the operator that it does not support last.
+    named = [line for line in details if _OPERATORS.search(line)]
+    return "; ".join(dict.fromkeys((named or details)[:3])) or type(error).__name__

@@ -1,7 +1,7 @@
-"""Loads a graph into OpenVINO and compiles it for the CPU, in the precision that was requested and no other.
+"""Loads a graph into OpenVINO and compiles it for the CPU in exactly the requested precision.
 
-OpenVINO's default precision depends on the processor: with AVX512-BF16 or AMX it computes float32 graphs in bfloat16. So the
-precision is always given, and read back from the compiled model.
+OpenVINO's default precision depends on the processor: with AVX512-BF16 or AMX it computes float32 graphs in bfloat16. The
+precision is therefore always set, and read back from the compiled model.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAST_THREADS", "load"]
 
-#: of a graph whose shapes vary
+#: smallest number of threads for a graph whose shapes vary
 LEAST_THREADS = 2
 
-#: precisions that OpenVINO computes floating-point nodes in → its name of each, and the processor's capability
+#: precision of floating-point nodes → OpenVINO's precision hint, and the name of the processor capability
 HINTS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 
 
 def load(name: str, bundle: Bundle, options: Options) -> OpenVinoSession:
-    """Return a session that runs all of `bundle`'s graph on the CPU.
+    """Return a session that runs all of the graph of `bundle` on the CPU.
 
     Raises:
-        Unsupported: If OpenVINO has no kernel for a node, or the processor none for the requested precision.
-        UsageError: If `options.autocast` names no precision.
+        InputError: If the file is not a valid graph.
+        Unsupported: If OpenVINO has no kernel for a node, or the processor does not support the precision.
+        UsageError: If `options.autocast` is not a supported precision.
     """
     import openvino
 
@@ -54,7 +55,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OpenVinoSession:
 
 
 def _precision(name: str, core: Any, requested: str, graph: ir.Model) -> str:
-    """Return the precision of floating-point nodes: as requested, else the one that the graph is written in."""
+    """Return the precision of floating-point nodes: the requested one, otherwise that of the graph."""
     wide = [node for node, each in node_precisions(graph).items() if each == "float64"]
     if wide:
         raise Unsupported(
@@ -80,14 +81,14 @@ def _settings(options: Options, hint: str, is_dynamic: bool) -> dict[str, Any]:
     threads = options.thread_count
     return {
         "INFERENCE_PRECISION_HINT": hint,
-        # In the mode PERFORMANCE OpenVINO may quantize activations as it runs.
+        # In the mode PERFORMANCE OpenVINO may quantize activations at run time.
         "EXECUTION_MODE_HINT": "ACCURACY",
         "PERFORMANCE_HINT": "LATENCY",
-        # With one thread OpenVINO 2026.4 does not raise when the shapes of a run do not fit inside a dynamic graph: it returns
-        # the outputs of the run before, or ends the process. With two it raises.
+        # With one thread OpenVINO 2026.4 does not raise on a shape mismatch inside a dynamic graph: it returns the outputs of
+        # the previous run, or terminates the process. With two threads it raises.
         "INFERENCE_NUM_THREADS": max(threads, LEAST_THREADS) if is_dynamic else threads,
         "NUM_STREAMS": 1,
-        # Threads tied to cores are fastest alone; sessions of one server would all be tied to the same cores.
+        # Pinned threads are fastest for a single session; several sessions would all be pinned to the same cores.
         "ENABLE_CPU_PINNING": options.spin,
         "PERF_COUNT": options.profile,
     }

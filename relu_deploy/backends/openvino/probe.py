@@ -1,4 +1,4 @@
-"""Whether OpenVINO can run models here: the package, its libraries, and its plug-in for the CPU."""
+"""Probes OpenVINO: the package, its libraries, and its plug-in for the CPU."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ DEVICE = "CPU"
 
 
 def capabilities(_: str) -> Capabilities:
+    """Return what the backend supports."""
     return Capabilities(autocasts=True, targets=("cpu",))
 
 
 def probe(name: str) -> Probe:
-    """Return whether models can run here, the processor's name included."""
+    """Return whether OpenVINO is usable here."""
     if find_spec("openvino") is None:
         return Probe(name, False, reason="openvino is not installed", fix="pip install 'relu-deploy[openvino]'")
     try:

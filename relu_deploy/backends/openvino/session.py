@@ -1,4 +1,4 @@
-"""A graph compiled by OpenVINO. What ran, and in which precision, is read back from the compiled model."""
+"""A session of OpenVINO. Its precision and executed layers are read back from the compiled model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenVinoSession"]
 
-#: OpenVINO's element types → names of this package; integers that are no quantized numbers have none
+#: OpenVINO's element types → precisions; types of index and shape integers have none
 PRECISIONS = {
     "f64": "float64",
     "f32": "float32",
@@ -31,14 +31,14 @@ PRECISIONS = {
     "i8": "int8",
     "u8": "int8",
 }
-#: the largest integer up to which float32 has every integer
+#: float32 represents all integers up to this one exactly
 EXACT_INTEGERS = 2**24
-#: layers of a compiled model that compute nothing
+#: types of layers that compute nothing
 PASSIVE = ("Input", "Const", "Output")
 
 
 class OpenVinoSession:
-    """A compiled model with one inference request. Runs take turns: a request holds one run."""
+    """A compiled model with one inference request, which runs are serialized on. See `base.Session`."""
 
     def __init__(self, name: str, bundle: Bundle, graph: ir.Model, compiled: Any, precision: str, options: Options) -> None:
         self.name, self.title, self._profiled = name, bundle.title, options.profile
@@ -46,7 +46,7 @@ class OpenVinoSession:
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self._compiled, self._request = compiled, compiled.create_infer_request()
         self._lock = threading.Lock()
-        #: name of a tensor → name of the node that writes it: OpenVINO calls a node that makes an output by the output
+        #: name of a tensor → name of the node that writes it: OpenVINO names the producer of an output after the output
         self._makers = {str(value.name): str(node.name) for node in graph.graph for value in node.outputs}
         self._names = [self._name_of(port) for port in compiled.outputs]
         self.facts: Mapping[str, Any] = {
@@ -76,26 +76,26 @@ class OpenVinoSession:
             return {name: _array(results[port], port) for name, port in zip(self._names, self._compiled.outputs, strict=True)}
 
     def executed(self) -> Sequence[Executed]:
-        """Return the layers of the compiled model with the precision that each computes in."""
+        """Return the layers of the compiled model with the precision of each; empty on later calls."""
         if not self._profiled:
             return ()
         self._profiled = False
         layers = []
         for layer in self._compiled.get_runtime_model().get_ordered_ops():
-            said = {key: _text(value) for key, value in layer.get_rt_info().items()}
-            if said.get("layerType") in PASSIVE:
+            info = {key: _text(value) for key, value in layer.get_rt_info().items()}
+            if info.get("layerType") in PASSIVE:
                 continue
-            names = [part for part in said.get("originalLayersNames", "").split(",") if part]
+            names = [part for part in info.get("originalLayersNames", "").split(",") if part]
             node = self._makers.get(names[0], names[0]) if names else layer.get_friendly_name()
-            precision = PRECISIONS.get(said.get("runtimePrecision", ""), "")
-            layers.append(Executed(node, said.get("layerType", ""), DEVICE, precision))
+            precision = PRECISIONS.get(info.get("runtimePrecision", ""), "")
+            layers.append(Executed(node, info.get("layerType", ""), DEVICE, precision))
         return layers
 
     def close(self) -> None:
         self._request = self._compiled = None
 
     def _check_integers(self, arrays: Feeds) -> None:
-        """Raise InputError for integers that OpenVINO may change: some of its integer kernels compute in float32."""
+        """Raise InputError for integers that OpenVINO may round: some of its integer kernels compute in float32."""
         for name, array in arrays.items():
             if array.dtype.kind in "iu" and array.size and max(int(array.max()), -int(array.min())) > EXACT_INTEGERS:
                 raise InputError(
@@ -104,7 +104,7 @@ class OpenVinoSession:
                 )
 
     def _with_nodes(self, words: str) -> str:
-        """Return `words` with the graph's names of nodes in the place of OpenVINO's."""
+        """Return `words` with OpenVINO's names of nodes replaced by the graph's."""
         return re.sub(r"(?<=node with name )'([^']*)'", lambda found: repr(self._makers.get(found[1], found[1])), words)
 
     def _name_of(self, port: Any) -> str:
@@ -113,7 +113,7 @@ class OpenVinoSession:
 
 
 def _tensor(array: Array) -> Any:
-    """Return `array` as OpenVINO takes it, its memory shared. NumPy's bfloat16 and float8 are passed by their bits."""
+    """Return `array` as an OpenVINO tensor that shares its memory; bfloat16 is reinterpreted bit by bit."""
     import openvino
 
     array = array if array.flags.c_contiguous else np.ascontiguousarray(array)

@@ -1,7 +1,7 @@
-"""One execution context of an engine with its buffers on both sides: the inputs and outputs of one set of shapes.
+"""An execution context of an engine with the buffers of its inputs and outputs at one set of shapes.
 
-Outputs whose shapes depend on the data, such as the boxes that non-maximum suppression keeps, are allocated while the
-engine runs and only grow. Such a run cannot become a CUDA graph; any other one does, after a first run without.
+Outputs whose shapes depend on the data, such as the boxes that non-maximum suppression keeps, are allocated while the engine
+runs; their buffers only grow. Such runs cannot be captured in a CUDA graph; others are captured after their first run.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from relu_deploy.tensors import Array, Feeds, TensorSpec
 
 __all__ = ["GrowingOutput", "TensorRtIoBinding", "allocator"]
 
-#: where the bytes stand among the arguments of an allocator: name, address so far, bytes, alignment, stream
+#: index of the size among the arguments of an allocator: name, current address, bytes, alignment, stream
 SIZE = 2
 
 
 class EngineSession(Protocol):
-    """What an execution context belongs to: an engine, deserialized on one GPU."""
+    """The part of a session that its bindings use. See `session.TensorRtSession`."""
 
     trt: Any
     name: str
@@ -46,7 +46,7 @@ class EngineSession(Protocol):
 
     def is_on_host(self, name: str) -> bool: ...
 
-    def heard(self) -> str: ...
+    def last_messages(self) -> str: ...
 
     def note(self, line: str) -> None: ...
 
@@ -56,10 +56,14 @@ class EngineSession(Protocol):
 
 
 class GrowingOutput:
-    """Memory of an output whose size only the run tells.
+    """Memory of an output whose size is known only after a run.
 
-    TensorRT asks for it in the middle of a run (IOutputAllocator), where nothing may be raised: a failure is kept in
-    `error`. shape: what the last run wrote, None before the first run.
+    TensorRT requests it during a run (IOutputAllocator), where exceptions must not be raised.
+
+    Attributes:
+        buffer: The memory, None before the first run.
+        shape: Shape of the output of the last run, None before the first run.
+        error: Error of the last failed allocation.
     """
 
     def __init__(self, gpu: Device, dtype: str) -> None:
@@ -70,10 +74,10 @@ class GrowingOutput:
         self.error: ReluDeployError | None = None
 
     def reserve(self, size: int) -> int:
-        """Return the address of at least `size` bytes, 0 when there are none to be had."""
+        """Return the address of at least `size` bytes, 0 if they cannot be allocated."""
         try:
             if self.buffer is None or self.buffer.nbytes < size:
-                # Freeing waits for whatever still reads the old one.
+                # Freeing waits for pending reads of the old buffer.
                 self.close()
                 self.buffer = self._gpu.buffer(max(size, 1))
         except ReluDeployError as error:
@@ -83,10 +87,11 @@ class GrowingOutput:
 
     @property
     def nbytes(self) -> int:
+        """Size of the output of the last run in bytes."""
         return prod(self.shape or ()) * self.dtype.itemsize if self.shape is not None else 0
 
     def staging(self) -> Pinned:
-        """Return page-locked memory for the whole of the buffer."""
+        """Return page-locked memory that is large enough for the output of the last run."""
         assert self.buffer is not None
         if self._pinned is None or self._pinned.array.nbytes < self.nbytes:
             if self._pinned is not None:
@@ -95,6 +100,7 @@ class GrowingOutput:
         return self._pinned
 
     def close(self) -> None:
+        """Free the memory."""
         for owned in (self.buffer, self._pinned):
             if owned is not None:
                 owned.close()
@@ -102,13 +108,13 @@ class GrowingOutput:
 
 
 def allocator(trt: Any, output: GrowingOutput) -> Any:
-    """Return TensorRT's view of `output`."""
+    """Return a TensorRT IOutputAllocator for `output`."""
 
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
 
-        # Which of the two is called depends on the version.
+        # The version of TensorRT determines which of the two is called.
         def reallocate_output(self, *arguments: Any) -> int:
             return output.reserve(int(arguments[SIZE]))
 
@@ -122,7 +128,7 @@ def allocator(trt: Any, output: GrowingOutput) -> Any:
 
 
 class _Fixed:
-    """An input or output of known shape: in page-locked memory, and on the GPU unless the engine wants it on the CPU."""
+    """An input or output of known shape: page-locked memory, and a buffer on the GPU unless the engine uses host memory."""
 
     def __init__(self, gpu: Device, shape: tuple[int, ...], dtype: str, on_host: bool = False) -> None:
         self.pinned = gpu.pinned(shape, dtype)
@@ -142,6 +148,16 @@ class TensorRtIoBinding:
     """One execution context with its inputs and outputs, at one set of shapes; see `base.IoBinding`."""
 
     def __init__(self, session: EngineSession, feeds: Mapping[str, Any]) -> None:
+        """Create an execution context and allocate its buffers.
+
+        Args:
+            session: The session of the engine.
+            feeds: Arrays by input name with the shapes to bind.
+
+        Raises:
+            InputError: If the feeds do not fit the engine.
+            Unsupported: If the context cannot be created.
+        """
         self._session, self._gpu = session, session.gpu
         self._gpu.make_current()
         arrays, _ = self._checked(feeds)
@@ -166,13 +182,13 @@ class TensorRtIoBinding:
 
     @property
     def context(self) -> Any:
-        """Return TensorRT's execution context, for whoever looks into a run."""
+        """TensorRT's execution context."""
         return self._context
 
     def upload(self, feeds: Mapping[str, Any]) -> None:
         self._gpu.make_current()
         arrays, resident = self._checked(feeds)
-        # The page-locked memory must not change while an earlier copy still reads it.
+        # An earlier copy may still read the page-locked memory.
         self._uploaded.synchronize()
         self._held = [(event, owners) for event, owners in self._held if not event.is_past()]
         for name, fixed in self._inputs.items():
@@ -214,7 +230,7 @@ class TensorRtIoBinding:
         self._session.stream.synchronize()
         if self._graph is not None:
             self._graph.close()
-        # The context knows the addresses of what is freed after it.
+        # The context holds addresses of the buffers, so it is released before them.
         self._graph = self._context = None
         for owned in (*self._inputs.values(), *self._outputs.values(), self._uploaded):
             owned.close()
@@ -255,17 +271,19 @@ class TensorRtIoBinding:
                 self._require(context.set_tensor_address(spec.name, fixed.pointer), f"the address of {spec.name}")
 
     def _called(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what a call of the bindings returns; False where it raises, as some do instead of returning False."""
+        """Return the result of a call of the bindings, False if it raises: some functions raise instead of returning False."""
         try:
             return function(*arguments)
         except (RuntimeError, ValueError, TypeError) as error:
             self._session.note(str(error))
             return False
 
-    def _require(self, taken: bool, what: str) -> None:
-        if not taken:
+    def _require(self, accepted: bool, value: str) -> None:
+        if not accepted:
             session = self._session
-            raise Unsupported(f"{session.name} does not take {what} for {session.title}: {session.heard()}", "compile it again")
+            raise Unsupported(
+                f"{session.name} does not accept {value} for {session.title}: {session.last_messages()}", "compile it again"
+            )
 
     def _enqueue(self) -> None:
         if self._context.execute_async_v3(self.stream):
@@ -274,7 +292,9 @@ class TensorRtIoBinding:
             if isinstance(output, GrowingOutput) and output.error is not None:
                 raise output.error
         session = self._session
-        raise Unsupported(f"{session.name} stopped while running {session.title}: {session.heard()}", "relu-deploy doctor")
+        raise Unsupported(
+            f"{session.name} stopped while running {session.title}: {session.last_messages()}", "relu-deploy doctor"
+        )
 
     def _capture(self) -> None:
         session = self._session
@@ -292,14 +312,14 @@ class TensorRtIoBinding:
             session.no_cuda_graph(error.message)
 
     def _fetch(self, output: _Fixed | GrowingOutput) -> Callable[[], Array]:
-        """Enqueue the copy of one output, and return what gives it once the stream has been waited for."""
+        """Enqueue the copy of one output, and return a function that returns it after the stream has been synchronized."""
         if isinstance(output, _Fixed):
             if output.buffer is not None:
                 self._gpu.copy(output.pinned.pointer, output.buffer.pointer, output.buffer.nbytes, self.stream)
             return output.pinned.array.copy
         shape, dtype, nbytes = output.shape, output.dtype, output.nbytes
         if shape is None or output.buffer is None:
-            raise Unsupported(f"{self._session.name} has not said what it wrote", "run before the outputs are read")
+            raise Unsupported(f"{self._session.title} has no outputs yet", "call run before download")
         staging = output.staging()
         self._gpu.copy(staging.pointer, output.buffer.pointer, nbytes, self.stream)
         return lambda: staging.array[:nbytes].copy().view(dtype).reshape(shape)

@@ -1,9 +1,8 @@
-"""Building engines with TensorRT or TensorRT-RTX. One file for both; the module is the only difference.
+"""Builds engines with TensorRT or TensorRT-RTX, whose Python modules have the same interface.
 
-TensorRT times its kernels while it builds and so needs the very GPU that it builds for. TensorRT-RTX compiles ahead of
-time on any machine, for named compute capabilities, and finishes the work on the GPU that loads the engine. Precision
-stands in the graph, for both: networks are strongly typed. What the graph calls float32 stays float32, so TF32 is off
-unless it is requested.
+TensorRT times kernels during the build and needs the GPU that it builds for. TensorRT-RTX compiles ahead of time on any machine
+for named compute capabilities, and completes the compilation on the GPU that loads the engine. Networks are strongly typed: the
+precision of each node is that of the graph. TF32 is off unless it is requested.
 """
 
 from __future__ import annotations
@@ -24,27 +23,36 @@ from typing import Any
 
 from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.nvidia.driver import Missing
-from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions, Shapes, shapes_of, spelt
+from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions, Shapes, capability_name, shapes_of
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 from relu_deploy.graph.model import load_model
 
 __all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities", "logger_of"]
 
+#: total that `Progress` counts to
 PARTS = 1000
-#: without a driver each complaint drags along that there is none, which is not what is wrong
+#: marks lines about the missing driver, which accompany every error message on a machine without one
 NO_DRIVER = "catchCudaError"
 
-#: called with (done, total) as a build goes on, from the thread that builds; must not print to stdout
+#: called with (done, total) in the thread that builds; must not print to stdout
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Built:
-    """An engine and how it came about.
+    """A built engine.
 
-    plan: the serialized engine. layers: of the network, before the builder fuses them. profiles: see `Shapes`.
-    warnings: what the library warned of, each once. timing_cache: how long kernels took, for later builds; TensorRT only.
+    Attributes:
+        backend: Name of the backend.
+        version: Version of the library.
+        plan: The serialized engine.
+        seconds: Duration of the build.
+        layers: Number of layers of the network before the builder fuses them.
+        compute_capabilities: Target GPUs, empty for the default.
+        profiles: Optimization profiles.
+        warnings: Distinct warnings of the library.
+        timing_cache: Kernel timings for later builds; TensorRT only.
     """
 
     backend: str
@@ -74,7 +82,13 @@ class Built:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One node that the parser does not take, and why in its own words; node and operator are "" when it names none."""
+    """An error of the parser.
+
+    Attributes:
+        node: Name of the node, "" if the error names none.
+        operator: Its operator, "" if the error names none.
+        reason: The parser's message.
+    """
 
     node: str
     operator: str
@@ -85,7 +99,11 @@ class Refusal:
 
 
 class Refused(Unsupported):
-    """The parser does not take the graph; `refusals` holds every node that it named."""
+    """The parser does not support the graph.
+
+    Attributes:
+        refusals: The errors of the parser.
+    """
 
     def __init__(self, message: str, hint: str, refusals: Sequence[Refusal]) -> None:
         super().__init__(message, hint)
@@ -101,13 +119,24 @@ def build_engine(
     progress: Progress | None = None,
     device: int = 0,
 ) -> Built:
-    """Return the engine that TensorRT builds from the graph in `onnx_path`, whose external weights are read from beside it.
+    """Build an engine.
 
-    device: index of the GPU that TensorRT times its kernels on; TensorRT-RTX needs none.
-    timing_cache: what an earlier build left in `Built.timing_cache`; TensorRT-RTX times nothing and has none.
-    An interrupt cancels the build at its next step, and so does whatever `progress` raises; both then go on up.
-    Raises BackendUnavailable where it cannot build, InputError when the file is no graph, UsageError for options that
-    do not fit it, Refused for nodes that the parser does not take, Unsupported when the build fails.
+    A KeyboardInterrupt or an exception of `progress` cancels the build at its next step and is then raised.
+
+    Args:
+        name: Name of the backend.
+        onnx_path: The graph; external weights are read from its folder.
+        options: Build options.
+        timing_cache: `Built.timing_cache` of an earlier build; not used by TensorRT-RTX, which does not time kernels.
+        progress: Called as the build proceeds.
+        device: Index of the GPU that TensorRT times kernels on; not used by TensorRT-RTX.
+
+    Raises:
+        BackendUnavailable: If engines cannot be built here.
+        InputError: If the file is not a valid graph.
+        Refused: If the parser does not support nodes of the graph.
+        Unsupported: If the build fails.
+        UsageError: If options do not fit the graph or the library.
     """
     found = can_build(name)
     if not found.usable:
@@ -124,15 +153,15 @@ def build_engine(
     def work() -> Built:
         logger = logger_of(trt)
         if device and not compiles_ahead(trt):
-            # The builder takes the GPU that is current in its thread, which starts with the first one.
+            # The builder uses the current GPU of its thread, which is GPU 0 by default.
             Device(device)
-        # One build at a time: what the library says would mix, and the GPU's time too.
+        # One build at a time: concurrent ones would mix their log messages and disturb each other's timings.
         with logger.one_at_a_time, _stdout_kept_clean() as printed:
             started = time.perf_counter()
             messages: list[tuple[str, str]] = []
-            logger.heard = messages
+            logger.messages = messages
             builder = _builder(trt, name, logger)
-            # The parser owns the weights that the network points to, so it has to outlive the build.
+            # The parser owns the weights of the network, so it must not be freed before the build ends.
             network, parser = _parsed(trt, name, builder, onnx_path)
             if options.observable:
                 _make_observable(trt, name, network)
@@ -142,7 +171,7 @@ def build_engine(
             if not compiles_ahead(trt):
                 times = config.create_timing_cache(timing_cache)
                 if not config.set_timing_cache(times, ignore_mismatch=False):
-                    # Timings of another GPU or version: the build measures anew.
+                    # The cache is of another GPU or version.
                     times = config.create_timing_cache(b"")
                     config.set_timing_cache(times, ignore_mismatch=False)
             config.progress_monitor = monitor
@@ -153,7 +182,7 @@ def build_engine(
             raise monitor.raised
         if plan is None:
             lines = [text for severity, text in messages if severity != "WARNING" and NO_DRIVER not in text]
-            reason = "; ".join(lines[-3:]) or "its builder does not say why"
+            reason = "; ".join(lines[-3:]) or "the builder gives no reason"
             raise Unsupported(f"{name} {found.version} cannot build {onnx_path}: {reason}", _way_out(trt, options))
         if progress is not None:
             progress(PARTS, PARTS)
@@ -170,7 +199,7 @@ def build_engine(
             b"" if times is None else bytes(times.serialize()),
         )
 
-    # Ctrl-C reaches Python code of the main thread only, which must therefore not be inside the builder.
+    # KeyboardInterrupt is raised only in Python code of the main thread, so the builder runs in another thread.
     with ThreadPoolExecutor(max_workers=1) as pool:
         try:
             return pool.submit(work).result()
@@ -182,41 +211,41 @@ def build_engine(
 def _builder(trt: Any, name: str, logger: Any) -> Any:
     try:
         return trt.Builder(logger)
-    except TypeError as error:  # how the bindings say that the library gave them nothing
-        reason = "; ".join(text for _, text in logger.heard) or str(error)
+    except TypeError as error:  # the bindings raise it if the library returns a null pointer
+        reason = "; ".join(text for _, text in logger.messages) or str(error)
         raise BackendUnavailable(
             f"{name} {trt.__version__} cannot start: {reason}", "check the driver's version: nvidia-smi"
         ) from None
 
 
 def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
-    """Return the network of the graph in `path` and the parser that made it."""
-    # TensorRT 10 still knows weakly typed networks; there precision would be the builder's choice.
+    """Return the network of the graph in `path` and the parser that owns its weights."""
+    # The default of TensorRT 10 is a weakly typed network, in which the builder chooses precisions.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger_of(trt))
-    # Read from the file, not from bytes: only so are weights beyond 2 GiB, which lie beside it, found.
+    # External weights are found only if the parser is given the path.
     taken = parser.parse_from_file(str(path))
     if taken and network.num_outputs:
         return network, parser
-    load_model(path)  # raises what is wrong with a file that is no graph; the parser takes noise for an empty one
+    load_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph
     refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
-    listed = "; ".join(str(refusal) for refusal in refusals) or "its parser does not say why"
+    listed = "; ".join(str(refusal) for refusal in refusals) or "the parser gives no reason"
     raise Refused(f"{name} does not take {path}: {listed}", _other_graph(name, refusals), refusals)
 
 
 def _other_graph(name: str, refusals: Sequence[Refusal]) -> str:
-    """Return what to do about a graph that the parser does not take."""
-    # It takes Q/DQ with zero points of 0 and float biases only; the int8 graphs that are fast on CPUs have neither.
+    """Return the hint for a graph that the parser does not support."""
+    # The parser requires zero points of 0 and float biases, which int8 graphs for CPUs do not have.
     if any(refusal.operator in ("QuantizeLinear", "DequantizeLinear") for refusal in refusals):
         return (
             f"this int8 graph was made for another runtime: make {name}'s own form from the float32 model with "
             f"relu-deploy optimize FLOAT32_MODEL --for {name} --precision int8 --calibration D"
         )
-    return "leave these nodes out of what is quantized or cast, or use another backend"
+    return "exclude these nodes from quantization or casting, or use another backend"
 
 
 def _make_observable(trt: Any, name: str, network: Any) -> None:
-    """Let a listener see what the engine writes. Unlike an output or a debug tensor that is marked by name, this bars no fusion."""
+    """Let a debug listener receive the tensors that the engine writes. Unlike marked outputs, this prevents no fusion."""
     mark = getattr(network, "mark_unfused_tensors_as_debug_tensors", None)
     if mark is None:
         raise Unsupported(
@@ -236,25 +265,36 @@ def _refusal(error: Any) -> Refusal:
 
 
 def check_capabilities(trt: Any, name: str, requested: Sequence[str]) -> tuple[str, ...]:
-    """Return `requested` as the library spells them. Raises UsageError for one that it cannot build for."""
+    """Return compute capabilities in the library's spelling, without duplicates.
+
+    Args:
+        trt: The library's module.
+        name: Name of the backend.
+        requested: Compute capabilities, such as 8.6 or SM86.
+
+    Raises:
+        UsageError: If the library cannot build for one of them.
+    """
     if requested and not compiles_ahead(trt):
-        raise UsageError(f"{name} builds for the GPU at hand, not for named compute capabilities", "name them for tensorrt-rtx")
+        raise UsageError(
+            f"{name} builds for the GPU of this machine, not for named compute capabilities", "name them for tensorrt-rtx"
+        )
     known = [each for each in trt.ComputeCapability.__members__ if each.startswith("SM")] if requested else []
-    named = {spelt(each): each for each in requested}
+    named = {capability_name(each): each for each in requested}
     if strange := [given for each, given in named.items() if each not in known]:
         raise UsageError(f"{name} cannot build for compute capability {strange[0]}", f"it builds for {', '.join(known)}")
     return tuple(named)
 
 
 def _configured(trt: Any, builder: Any, options: BuildOptions, capabilities: Sequence[str]) -> Any:
-    """Return the build's configuration, all but its profiles."""
+    """Return the configuration of the build without its profiles."""
     config = builder.create_builder_config()
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
     for index, each in enumerate(capabilities):
         if not config.set_compute_capability(getattr(trt.ComputeCapability, each), index):
             raise Unsupported(f"the builder does not take {each}", "leave it out")
-    # So that the engine that ships can be inspected layer by layer.
+    # Lets the inspector list the layers of the engine.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
@@ -275,7 +315,7 @@ def _configured(trt: Any, builder: Any, options: BuildOptions, capabilities: Seq
 
 
 def _with_profiles(builder: Any, network: Any, config: Any, requested: Sequence[Batch]) -> tuple[Shapes, ...]:
-    """Return the optimization profiles that were added to `config`, none for a network whose shapes are all fixed."""
+    """Add optimization profiles to `config` and return them; empty if all shapes of the network are fixed."""
     inputs = {network.get_input(index).name: tuple(network.get_input(index).shape) for index in range(network.num_inputs)}
     varying = {name: shape for name, shape in inputs.items() if -1 in shape}
     for batch in requested:
@@ -283,7 +323,7 @@ def _with_profiles(builder: Any, network: Any, config: Any, requested: Sequence[
             raise UsageError(f"the graph has no input {unknown[0]!r} that varies", f"these vary: {', '.join(varying) or 'none'}")
     if not varying:
         if requested:
-            raise UsageError("no input of the graph varies, so it takes no optimization profile", "leave the sizes out")
+            raise UsageError("no input of the graph varies, so it has no optimization profile", "omit the sizes")
         return ()
     profiles = tuple({name: shapes_of(name, shape, batch) for name, shape in varying.items()} for batch in requested or (None,))
     for profile in profiles:
@@ -296,37 +336,40 @@ def _with_profiles(builder: Any, network: Any, config: Any, requested: Sequence[
 
 
 def _way_out(trt: Any, options: BuildOptions) -> str:
-    """Return what to do about a build that failed: the first option that may be why."""
+    """Return the hint for a failed build: it names the first option that may be the cause."""
     if options.refit and isinstance(gpu_for(trt), Missing):
-        return "an engine that can be refitted is built on a machine with a GPU only: build it there, or without --refit"
+        return "a refittable engine can only be built on a machine with a GPU: build it there, or without --refit"
     given = [name for name in ("version_compatible", "refit", "weight_streaming") if getattr(options, name)]
     return f"build it without --{given[0].replace('_', '-')}" if given else "try another precision or target"
 
 
 @cache
 def logger_of(trt: Any) -> Any:
-    """Return the one logger of the library: it keeps the first it is given for as long as any of its objects lives."""
+    """Return the logger of the library, which keeps its first logger as long as any of its objects exists.
+
+    Attributes of the logger: `messages`, (severity, text) of each warning and error; `one_at_a_time`, a lock for its users.
+    """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.heard: list[tuple[str, str]] = []
+            self.messages: list[tuple[str, str]] = []
             self.one_at_a_time = threading.Lock()
 
         def log(self, severity: Any, msg: str) -> None:
             if severity.name not in ("INFO", "VERBOSE"):
-                self.heard.append((severity.name, msg.strip()))
+                self.messages.append((severity.name, msg.strip()))
 
     logger = Logger()
     if (register := getattr(trt, "init_libnvinfer_plugins", None)) is not None:
-        # The standard plug-ins, such as EfficientNMS_TRT, are known to parsers and runtimes only after this.
+        # Registers the standard plug-ins, such as EfficientNMS_TRT.
         register(logger, "")
     return logger
 
 
 @contextmanager
 def _stdout_kept_clean() -> Iterator[list[str]]:
-    """Yield the lines, once the block is left, that were printed inside: the compiler's own, past every logger."""
+    """Redirect file descriptor 1, which the compiler prints to, and add the lines to the yielded list after the block."""
     lines: list[str] = []
     sys.stdout.flush()
     stdout = os.dup(1)
@@ -342,7 +385,7 @@ def _stdout_kept_clean() -> Iterator[list[str]]:
 
 
 def _monitor(trt: Any, progress: Progress | None) -> Any:
-    """Return what the builder reports its steps to. It stops the build once `cancelled` is set or `progress` has `raised`."""
+    """Return a progress monitor for the builder. It stops the build if `cancelled` is set or `progress` raises."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -351,7 +394,7 @@ def _monitor(trt: Any, progress: Progress | None) -> Any:
             self.raised: BaseException | None = None
             self._lock = threading.Lock()
             self._running: dict[str, tuple[str | None, int, int]] = {}
-            self._told = 0
+            self._reported = 0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with self._lock:
@@ -362,13 +405,13 @@ def _monitor(trt: Any, progress: Progress | None) -> Any:
                 self._running.pop(phase_name, None)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            # An exception must not travel through the builder.
+            # An exception must not propagate into the builder.
             try:
                 with self._lock:
                     if phase_name in self._running:
                         self._running[phase_name] = (*self._running[phase_name][:2], step + 1)
                     done = int(PARTS * self._share(None))
-                    further, self._told = done > self._told, max(done, self._told)
+                    further, self._reported = done > self._reported, max(done, self._reported)
                 if progress and further:
                     progress(done, PARTS)
             except BaseException as error:
@@ -376,7 +419,7 @@ def _monitor(trt: Any, progress: Progress | None) -> Any:
             return self.raised is None and not self.cancelled.is_set()
 
         def _share(self, phase: str | None) -> float:
-            """Return how much of `phase` is done: its steps, and of the step under way the phases inside it."""
+            """Return the completed share of `phase`, including the phases nested in its current step."""
             inside = [(name, done, steps) for name, (parent, steps, done) in self._running.items() if parent == phase]
             return min(1.0, sum(min(1.0, (done + self._share(name)) / max(steps, 1)) for name, done, steps in inside))
 

@@ -1,7 +1,7 @@
-"""What an engine shows of itself: its layers, as the inspector lists them, and the tensors that it writes between them.
+"""Captures the tensors that an engine writes while it runs, for the audit of engines.
 
-Only an engine that was built to be observed (`BuildOptions.observable`) shows its tensors. The library calls a listener as
-each is written; what stands at the address is valid no longer than the call, so it is copied at once.
+The engine must be built with `BuildOptions.observable`. The library calls a listener when a tensor has been written; the memory
+is valid only during the call, so it is copied immediately.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from relu_deploy.tensors import Feeds
 
 __all__ = ["ObservedSession", "observed_twin"]
 
-#: TensorRT's DataType → what `Captured` calls it, and its bytes; types of less than a byte are not among them
+#: TensorRT's DataType → dtype of `Captured` and size in bytes; types of less than a byte are not supported
 TYPES = {
     "FLOAT": ("float32", 4),
     "HALF": ("float16", 2),
@@ -41,9 +41,15 @@ TYPES = {
 
 
 def observed_twin(name: str, bundle: Bundle, shipping: TensorRtSession) -> ObservedSession:
-    """Return a session of the engine that is built as `shipping`'s was, but shows what it writes.
+    """Return a session of an observable engine with the same build options as that of `shipping`.
 
-    Raises Unsupported when this version of the library cannot build one.
+    Args:
+        name: Name of the backend.
+        bundle: The model.
+        shipping: A session of the engine to audit.
+
+    Raises:
+        Unsupported: If this version of the library cannot build one.
     """
     options = replace(BuildOptions.from_json(shipping.kept.facts["options"]), observable=True)
     engine = engine_for(name, bundle, options, device=shipping.gpu.index)
@@ -51,19 +57,26 @@ def observed_twin(name: str, bundle: Bundle, shipping: TensorRtSession) -> Obser
 
 
 class ObservedSession:
-    """A session whose runs can be looked into; see `verify.engine.ObservedEngine`."""
+    """A session of an observable engine. See `verification.engine`."""
 
     def __init__(self, session: TensorRtSession) -> None:
         self._session = session
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
+        """Return the outputs for `feeds`; see `base.Session`."""
         return self._session.run(feeds)
 
     def inspect(self) -> str:
+        """Return the inspector's JSON; see `TensorRtSession.inspect`."""
         return self._session.inspect()
 
     def capture(self, feeds: Mapping[str, Any]) -> list[Captured]:
-        """Return every tensor that one run on `feeds` showed, in the order in which it did. Raises Unsupported when it shows none."""
+        """Return the tensors that one run on `feeds` writes, in that order.
+
+        Raises:
+            InputError: If the feeds do not fit the engine.
+            Unsupported: If the engine is not observable or a tensor cannot be copied.
+        """
         session = self._session
         bound = session.bind(feeds)
         try:
@@ -80,7 +93,8 @@ def _captured(session: TensorRtSession, bound: TensorRtIoBinding, feeds: Mapping
     context = bound.context
     if not context.set_debug_listener(listener):
         raise Unsupported(
-            f"{session.name} takes no listener for what {session.title} writes: {session.heard()}", "use another version"
+            f"{session.name} does not accept a debug listener for {session.title}: {session.last_messages()}",
+            "use another version",
         )
     context.unfused_tensors_debug_state = True
     bound.upload(feeds)
@@ -92,7 +106,7 @@ def _captured(session: TensorRtSession, bound: TensorRtIoBinding, feeds: Mapping
 
 
 def _listener(trt: Any, gpu: Device) -> Any:
-    """Return what the library tells of each tensor. `seen`: the copies. error: why one could not be made."""
+    """Return a debug listener. Its `seen` has copies of the tensors, its `error` the first exception."""
 
     class Listener(trt.IDebugListener):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -101,7 +115,7 @@ def _listener(trt: Any, gpu: Device) -> Any:
             self.error: BaseException | None = None
 
         def process_debug_tensor(self, addr: Any, location: Any, type: Any, shape: Any, name: str, stream: Any) -> bool:  # noqa: A002  # called by these names
-            # An exception must not travel through the library.
+            # An exception must not propagate into the library.
             try:
                 if type.name in TYPES:
                     self.seen.append(_copied(gpu, addr, location.name == "HOST", type.name, tuple(shape), name, int(stream)))
@@ -125,7 +139,7 @@ def _copied(gpu: Device, address: Any, on_host: bool, kind: str, shape: tuple[in
 
 
 def _pointer(address: Any) -> int:
-    """Return the address in a capsule, whatever it is called, or the number itself."""
+    """Return the address as an integer, from a capsule of any name or an integer."""
     if isinstance(address, int):
         return address
     api = ctypes.pythonapi

@@ -1,13 +1,13 @@
-"""Engines, kept: one file each beside a note of what it is, found again by content and built once.
+"""A cache of engines on disk, keyed by everything that an engine depends on.
 
-    engines/digits-int8-tensorrt-tensorrt-rtx-5f0c….engine    what TensorRT serialized
-    engines/digits-int8-tensorrt-tensorrt-rtx-5f0c….json      what it was built from, for and with, and its sha256
-    engines/digits-int8-tensorrt-tensorrt-rtx-5f0c….runtime   what TensorRT-RTX compiled on the GPU that ran it
-    engines/tensorrt-11.4.0-3a1f….timing                      how long TensorRT's kernels took, for the next build
+    engines/digits-int8-tensorrt-tensorrt-rtx-5f0c….engine    the serialized engine
+    engines/digits-int8-tensorrt-tensorrt-rtx-5f0c….json      its metadata: graph, options, library, GPU and sha256
+    engines/digits-int8-tensorrt-tensorrt-rtx-5f0c….runtime   kernels that TensorRT-RTX compiled on the GPU that ran it
+    engines/tensorrt-11.4.0-3a1f….timing                      TensorRT's kernel timings, for the next build
 
-The name's last part is a hash of everything that an engine depends on: the graph and its weights, the library's version,
-the options and profiles, and the GPU or compute capabilities it is for. An engine is taken only if its note says exactly
-that and its bytes are the noted ones. The note is written last, so that a build that is killed leaves nothing to be taken.
+The last part of the name is a hash of the graph and its weights, the library's version, the options and profiles, and the GPU or
+compute capabilities. An engine is used only if its metadata matches the key and its sha256 is correct. The metadata is written
+last, so that an interrupted build leaves no usable entry.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 from relu_deploy.backends.nvidia.driver import Gpu
 from relu_deploy.backends.tensorrt.build import Progress, build_engine, check_capabilities
-from relu_deploy.backends.tensorrt.options import BuildOptions, spelt
+from relu_deploy.backends.tensorrt.options import BuildOptions, capability_name
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.bundle import Bundle, sha256, write_atomically
 from relu_deploy.bundle_files import external_locations
@@ -38,7 +38,7 @@ from relu_deploy.graph import load_model, precision_of
 __all__ = [
     "DEFAULT_BATCH",
     "Engine",
-    "Tell",
+    "Warn",
     "engine_for",
     "find_engine",
     "folder_for",
@@ -49,18 +49,24 @@ __all__ = [
 
 SCHEMA = "relu-deploy/engine/1"
 ENGINES = "engines"
-#: smallest, usual and largest batch of an engine that is built without given sizes
+#: smallest, usual and largest batch of an engine if no sizes are given
 DEFAULT_BATCH = (1, 8, 32)
-#: what has to be equal for one engine to stand in another's place
+#: fields that are equal in two engines of which the newer replaces the older
 SUBJECT = ("subject", "backend", "options", "device", "platform")
 
-#: called with one line about what a person should know
-Tell = Callable[[str], None]
+#: called with a warning of one line
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A serialized engine on the disk. facts: its note. cache_hit: it was not built for this call."""
+    """A serialized engine on disk.
+
+    Attributes:
+        file: The engine.
+        facts: Its metadata.
+        cache_hit: Whether it existed before the call.
+    """
 
     file: Path
     facts: Mapping[str, Any]
@@ -68,15 +74,20 @@ class Engine:
 
     @property
     def key(self) -> str:
+        """The hash of everything that the engine depends on."""
         return str(self.facts["key"])
 
     @property
     def runtime_cache(self) -> Path:
-        """Return where TensorRT-RTX keeps what it compiled for the GPU that runs this engine; it may not be there yet."""
+        """The file for the kernels that TensorRT-RTX compiles on the GPU that runs this engine; it may not exist."""
         return self.file.with_suffix(".runtime")
 
     def read(self) -> bytes:
-        """Return the serialized engine. Raises InputError when it is not the one that was noted."""
+        """Return the serialized engine.
+
+        Raises:
+            InputError: If its sha256 is not that of the metadata.
+        """
         plan = self.file.read_bytes()
         if hashlib.sha256(plan).hexdigest() != self.facts["sha256"]:
             raise InputError(f"{self.file} changed while it was being loaded", "load the model again")
@@ -92,14 +103,22 @@ def engine_for(
     folder: Path | None = None,
     rebuild: bool = False,
     progress: Progress | None = None,
-    tell: Tell = lambda line: warnings.warn(line, stacklevel=3),
+    warn: Warn = lambda line: warnings.warn(line, stacklevel=3),
 ) -> Engine:
-    """Return the engine of `bundle` for backend `name`: the one that is kept, or else one that is built now and kept.
+    """Return the engine of `bundle` for a backend: the cached one, or one that is built now and cached.
 
-    requested: None takes the engine that was built last for this graph, library and GPU, whatever its options. folder: see
-    `folder_for`. rebuild: build even if there is one. tell: hears of an engine that is there but cannot be used, and of
-    waiting for another process that builds the same one.
-    Raises what `build_engine` raises, and InputError when nothing can be written to `folder`.
+    Args:
+        name: Name of the backend.
+        bundle: The model.
+        requested: Build options; None for the engine that was built last for this graph, library and GPU with any options.
+        device: Index of the GPU.
+        folder: Folder of the cache, by default `folder_for(bundle)`.
+        rebuild: Build even if an engine is cached.
+        progress: Called as the build proceeds.
+        warn: Called if a cached engine cannot be used, or another process is building the same one.
+
+    Raises:
+        InputError: If the folder cannot be written to. The errors of `build_engine` are passed on.
     """
     folder = folder or folder_for(bundle)
     options = _with_sizes(bundle, requested or BuildOptions())
@@ -108,20 +127,23 @@ def engine_for(
     if kept is not None:
         return kept
     file = _file(folder, bundle, identity)
-    with _one_at_a_time(file, tell):
+    with _one_at_a_time(file, warn):
         entry = None if rebuild else _entry(file, identity)
         if isinstance(entry, Engine):
             return entry
         why = entry or (None if rebuild else _outdated(folder, identity))
         if why:
-            tell(f"{why}: building a new one")
+            warn(f"{why}: building a new one")
         return _build(name, bundle, options, identity, file, progress, device)
 
 
 def find_engine(
     name: str, bundle: Bundle, requested: BuildOptions | None = None, *, device: int = 0, folder: Path | None = None
 ) -> Engine | None:
-    """Return the engine that `engine_for` would not have to build, None when it would. Raises as it does."""
+    """Return the cached engine that `engine_for` would return, None if it would build one.
+
+    Args and errors are those of `engine_for`.
+    """
     folder = folder or folder_for(bundle)
     identity = _identity(name, bundle, _with_sizes(bundle, requested or BuildOptions()), device)
     return _kept(bundle, requested, identity, device, folder)
@@ -136,19 +158,25 @@ def _kept(
     return entry if isinstance(entry, Engine) else None
 
 
-def keep(engine: Engine, folder: Path, tell: Tell = lambda _: None) -> Engine:
-    """Return a copy of `engine` in `folder`, in the place of one of the same key."""
+def keep(engine: Engine, folder: Path, warn: Warn = lambda _: None) -> Engine:
+    """Copy `engine` to `folder`, where it replaces one with the same key.
+
+    Args:
+        engine: The engine.
+        folder: Folder of the cache.
+        warn: Called if another process is building the same engine.
+    """
     file = folder / engine.file.name
     plan = engine.read()
-    with _one_at_a_time(file, tell):
+    with _one_at_a_time(file, warn):
         _put(file, plan, engine.facts)
     return Engine(file, engine.facts, cache_hit=False)
 
 
 def kept_engines(bundle: Bundle, name: str) -> list[Engine]:
-    """Return the whole engines of this very graph for backend `name` that lie with `bundle`, whatever they are for; the last one built first.
+    """Return the undamaged engines of the graph of `bundle` for backend `name`, for any GPU; the newest first.
 
-    Asks neither the library nor the GPU: whether an engine runs is for the machine to say that it is taken to.
+    Neither the library nor a GPU is needed, so the engines may not run on this machine.
     """
     graph = graph_hash(bundle.onnx)
     folders = {folder_for(bundle), bundle.path / ENGINES} if bundle.is_folder else {folder_for(bundle)}
@@ -164,9 +192,9 @@ def kept_engines(bundle: Bundle, name: str) -> list[Engine]:
 
 
 def folder_for(bundle: Bundle) -> Path:
-    """Return where the engines of `bundle` are kept: in it, or for a plain ONNX file and a bundle that is read-only in the user's cache.
+    """Return the folder for the engines of `bundle`: in the bundle, or in the user's cache for an ONNX file or a read-only bundle.
 
-    The environment variable RELU_DEPLOY_CACHE names another place for the latter.
+    The environment variable RELU_DEPLOY_CACHE sets the location of the cache.
     """
     if bundle.is_folder and os.access(bundle.path, os.W_OK):
         return bundle.path / ENGINES
@@ -175,12 +203,12 @@ def folder_for(bundle: Bundle) -> Path:
 
 
 def _with_sizes(bundle: Bundle, requested: BuildOptions) -> BuildOptions:
-    """Return `requested` with the default profile where the batch varies and no sizes were given."""
+    """Return `requested` with the default profile if the batch varies and no sizes were given."""
     varies = [spec for spec in bundle.inputs if any(isinstance(size, str) for size in spec.shape)]
     if not varies and requested.profiles:
         sizes = ", ".join(map(str, bundle.inputs))
         raise UsageError(
-            f"{bundle.title} has inputs of one size only ({sizes})", "leave the sizes out, or export it with --batch dynamic"
+            f"{bundle.title} has inputs of one size only ({sizes})", "omit the sizes, or export it with --batch dynamic"
         )
     if not varies or requested.profiles:
         return requested
@@ -194,7 +222,7 @@ def _with_sizes(bundle: Bundle, requested: BuildOptions) -> BuildOptions:
 
 
 def _identity(name: str, bundle: Bundle, requested: BuildOptions, device: int) -> dict[str, Any]:
-    """Return all that an engine depends on. Raises BackendUnavailable where none can be built."""
+    """Return everything that an engine depends on. Raises BackendUnavailable if engines cannot be built here."""
     found = can_build(name)
     if not found.usable:
         raise BackendUnavailable(f"{name} cannot build engines here: {found.reason}", found.fix)
@@ -219,13 +247,13 @@ def _identity(name: str, bundle: Bundle, requested: BuildOptions, device: int) -
 
 
 def graph_hash(file: Path) -> str:
-    """Return a hash of the graph's file and of the files beside it that hold its weights."""
+    """Return a hash of an ONNX file and its external weights."""
     parts = [sha256(file), *(sha256(file.parent / location) for location in external_locations(file))]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _key(identity: Mapping[str, Any]) -> str:
-    # Where the graph comes from does not change the engine that is built of it.
+    # The location of the graph does not affect the engine.
     subject_free = {name: value for name, value in identity.items() if name != "subject"}
     return hashlib.sha256(json.dumps(subject_free, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -240,7 +268,7 @@ def _note(file: Path) -> Path:
 
 
 def _facts(note: Path) -> dict[str, Any] | None:
-    """Return what a note says, None when there is none or it is not one."""
+    """Return the metadata in the file `note`, None if there is none or it is invalid."""
     try:
         facts = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -249,26 +277,26 @@ def _facts(note: Path) -> dict[str, Any] | None:
 
 
 def _entry(file: Path, identity: Mapping[str, Any]) -> Engine | str | None:
-    """Return the engine in `file`; why what is there cannot be used; None when nothing is there."""
+    """Return the engine in `file`, the reason why it cannot be used, or None if there is none."""
     if not file.exists():
-        return f"{file} is gone, though its note is there" if _note(file).exists() else None
+        return f"{file} is missing, but its metadata exists" if _note(file).exists() else None
     facts = _facts(_note(file))
     if facts is None:
-        return f"{file} has no note that says what it is, as after a build that was killed"
+        return f"{file} has no metadata, as after an interrupted build"
     if any(facts.get(name) != value for name, value in identity.items() if name != "subject"):
-        return f"{file} is an engine of something else than its name says"
+        return f"{file} was built from another graph or with other options than its name says"
     try:
         if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
-            return f"{file} is cut short or changed: its sha256 is not the one noted when it was built"
+            return f"{file} is truncated or changed: its sha256 is not that of its metadata"
     except (OSError, KeyError) as error:
         return f"{file} cannot be used ({type(error).__name__}: {error})"
     return Engine(file, facts, cache_hit=True)
 
 
 def _latest(folder: Path, identity: Mapping[str, Any], device: int) -> Engine | None:
-    """Return the engine that was built last for this graph, backend, library and machine, whatever its options.
+    """Return the engine that was built last for this graph, backend, library and machine with any options.
 
-    But not one that was built to be observed: that is for an audit, and never what somebody deploys.
+    Observable engines are excluded: they are for audits, not for deployment.
     """
     same = ("graph", "backend", "library", "platform")
     notes = [(facts, note) for note in folder.glob("*.json") if (facts := _facts(note)) is not None]
@@ -293,25 +321,25 @@ def _runs_here(facts: Mapping[str, Any], identity: Mapping[str, Any], device: in
     gpu = gpu_for(trt, device)
     if not compiles_ahead(trt) or not isinstance(gpu, Gpu):
         return False
-    return spelt("{}{}".format(*gpu.capability)) in str(facts.get("device")).split()
+    return capability_name("{}{}".format(*gpu.capability)) in str(facts.get("device")).split()
 
 
 def _outdated(folder: Path, identity: Mapping[str, Any]) -> str | None:
-    """Return why an engine that was built before for the same purpose is of no use now, None when there is none."""
+    """Return why an earlier engine of the same model and options is outdated, None if there is none."""
     for note in sorted(folder.glob("*.json")):
         facts = _facts(note)
         if facts is None or any(facts.get(name) != identity[name] for name in SUBJECT):
             continue
         if facts.get("graph") != identity["graph"]:
-            return f"{note.with_suffix('.engine')} was built of another graph of {identity['subject']}"
+            return f"{note.with_suffix('.engine')} was built from another graph of {identity['subject']}"
         if facts.get("library") != identity["library"]:
             return f"{note.with_suffix('.engine')} was built by {identity['backend']} {facts.get('library')}, and this is {identity['library']}"
     return None
 
 
 @contextmanager
-def _one_at_a_time(file: Path, tell: Tell) -> Iterator[None]:
-    """Hold the lock of this engine, which the system takes back from a process that dies."""
+def _one_at_a_time(file: Path, warn: Warn) -> Iterator[None]:
+    """Hold the lock file of this engine, which the system releases if the process dies."""
     from filelock import FileLock, Timeout
 
     try:
@@ -320,11 +348,11 @@ def _one_at_a_time(file: Path, tell: Tell) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            tell("another process is building this very engine: waiting for it")
+            warn("another process is building the same engine: waiting for it")
             lock.acquire()
     except OSError as error:
         raise InputError(
-            f"cannot write to {file.parent}: {error.strerror}", "choose another place with -o, or set RELU_DEPLOY_CACHE"
+            f"cannot write to {file.parent}: {error.strerror}", "choose another folder with -o, or set RELU_DEPLOY_CACHE"
         ) from error
     try:
         yield
@@ -341,7 +369,7 @@ def _build(
     progress: Progress | None,
     device: int,
 ) -> Engine:
-    # Under the lock nobody else writes these: what is left of them is of builds that were killed.
+    # Under the lock no other process writes temporary files: those that exist are of interrupted builds.
     for leftover in (*file.parent.glob(f".{file.name}.*"), *file.parent.glob(f".{_note(file).name}.*")):
         leftover.unlink(missing_ok=True)
     timing = file.parent / f"{name}-{identity['library']}-{hashlib.sha256(identity['device'].encode()).hexdigest()[:8]}.timing"
@@ -369,8 +397,8 @@ def _build(
 
 
 def _put(file: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
-    """Write an engine and then its note. For whoever holds the lock."""
-    # From here on the engine that was kept is gone; until here a build that fails or is killed leaves it as it was.
+    """Write an engine and then its metadata. The caller holds the lock."""
+    # The old engine is replaced only now, so that a failed build leaves it unchanged.
     for old in (_note(file), file.with_suffix(".runtime")):
         old.unlink(missing_ok=True)
     write_atomically(file, plan)
@@ -378,7 +406,7 @@ def _put(file: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
 
 
 def _clear(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Remove the engines that this bundle's graph had before it was exported or optimized anew: nothing can use them now."""
+    """Remove the engines of earlier versions of this bundle's graph, which can no longer be used."""
     for note in folder.glob("*.json"):
         facts = _facts(note)
         if facts and all(facts.get(name) == identity[name] for name in SUBJECT) and facts.get("graph") != identity["graph"]:

@@ -1,7 +1,7 @@
-"""Why TensorRT refuses an engine, in plain words: its own are internal tags, assertions and "deserialization failed".
+"""Explains why TensorRT rejects an engine, from its header, the log messages and the validity diagnostics.
 
-A serialized engine says in its first 28 bytes what it is: a tag of the library at 0 (`ftrt` or `vtrt`) and the four parts of
-the version that wrote it at 24 (the layout that NVIDIA's trtexec --getPlanVersionOnly reads, and that TensorRT-RTX writes).
+The first 28 bytes of a serialized engine contain the tag of the library at offset 0 (`ftrt` or `vtrt`) and the four parts of
+its version at offset 24 (the layout that NVIDIA's trtexec --getPlanVersionOnly reads, and that TensorRT-RTX writes).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Reason", "plan_version", "why_refused"]
+__all__ = ["Reason", "plan_version", "refusal_reason"]
 
 HEADER_BYTES = 28
 LIBRARIES = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
-#: bits of TensorRT-RTX's EngineInvalidityDiagnostics, by name → in words, and what to do
+#: name of a bit of TensorRT-RTX's EngineInvalidityDiagnostics → reason and fix
 DIAGNOSES = {
     "VERSION_MISMATCH": ("another version of TensorRT-RTX built it", "compile it again with this version"),
     "UNSUPPORTED_CC": ("it was not built for this GPU's compute capability", "compile it again for this GPU"),
@@ -27,33 +27,40 @@ DIAGNOSES = {
 
 
 class Reason(NamedTuple):
-    """What is wrong, as the rest of "this engine cannot be used: …", and what to do."""
+    """The reason why an engine cannot be used, and a fix."""
 
     text: str
     fix: str = "compile it again on this machine: relu-deploy compile"
 
 
 def plan_version(plan: bytes) -> tuple[str, str] | None:
-    """Return the library and the version that wrote `plan`, None when it does not begin as an engine does."""
+    """Return the library and version that wrote `plan`, None if it does not have the header of an engine."""
     library = LIBRARIES.get(plan[:4])
     if library is None or len(plan) < HEADER_BYTES:
         return None
     return library, ".".join(str(part) for part in plan[24:HEADER_BYTES])
 
 
-def why_refused(library: str, version: str, plan: bytes, said: Sequence[str], diagnoses: int = 0, members: Any = None) -> Reason:
-    """Return why `plan` was refused.
+def refusal_reason(
+    library: str, version: str, plan: bytes, log_lines: Sequence[str], diagnoses: int = 0, members: Any = None
+) -> Reason:
+    """Return why `plan` was rejected.
 
-    library, version: what is installed, such as TensorRT and 11.4.0.106. said: what it logged. diagnoses, members:
-    TensorRT-RTX's bit mask of diagnostics and the enumeration of its bits.
+    Args:
+        library: The installed library, "TensorRT" or "TensorRT-RTX".
+        version: Its version, such as 11.4.0.106.
+        plan: The serialized engine.
+        log_lines: Messages that the library logged while it deserialized the engine.
+        diagnoses: Bit mask of TensorRT-RTX's diagnostics, 0 for none.
+        members: The enumeration of its bits.
     """
-    text = " ".join(said)
+    text = " ".join(log_lines)
     return (
         _by_header(library, plan)
         or _by_message(library, version, plan, text)
         or _by_diagnosis(diagnoses, members)
         or _by_version(library, version, plan)
-        or Reason(_last(said) or "the library does not say why")
+        or Reason(_last(log_lines) or "the library does not say why")
     )
 
 
@@ -62,12 +69,10 @@ def _by_header(library: str, plan: bytes) -> Reason | None:
         return Reason("the file is empty")
     wrote = plan_version(plan)
     if wrote is None:
-        # Ultralytics writes the length of a JSON text and the text before the engine.
+        # Ultralytics writes a JSON text, with its length before it, in front of the engine.
         length = int.from_bytes(plan[:4], "little")
         if plan[4:5] == b"{" and plan[4 + length : 8 + length] in LIBRARIES:
-            return Reason(
-                f"{4 + length} bytes of another tool's notes stand before the engine", "cut them off, or compile it again"
-            )
+            return Reason(f"{4 + length} bytes of another tool's metadata precede the engine", "remove them, or compile it again")
         return Reason("it does not begin as an engine does: it is another kind of file, or damaged")
     if wrote[0] != library:
         other = "tensorrt-rtx" if wrote[0] == "TensorRT-RTX" else "tensorrt"
@@ -99,10 +104,10 @@ def _by_diagnosis(diagnoses: int, members: Any) -> Reason | None:
     return None
 
 
-Told = Callable[[re.Match[str], str, str], Reason]
+Explain = Callable[[re.Match[str], str, str], Reason]
 
-#: a pattern in what the library logs → what that means, given the match, what built the engine, and what is installed
-MESSAGES: tuple[tuple[str, Told], ...] = (
+#: pattern of a log message → function that returns the reason, given the match and the building and installed version
+MESSAGES: tuple[tuple[str, Explain], ...] = (
     (
         r"incompatible device, expecting compute ([\d.]+) got compute ([\d.]+)",
         lambda found, *_: Reason(
@@ -150,7 +155,7 @@ MESSAGES: tuple[tuple[str, Told], ...] = (
     (
         r"Serialization assertion|checksum",
         lambda _, built, installed: Reason(
-            "its bytes do not fit together: it is cut short or damaged"
+            "it is truncated or damaged"
             if built == installed
             else f"{built} built it, and {installed} is installed"
         ),
@@ -158,5 +163,5 @@ MESSAGES: tuple[tuple[str, Told], ...] = (
 )
 
 
-def _last(said: Sequence[str]) -> str:
-    return "; ".join(dict.fromkeys(said[-3:]))
+def _last(log_lines: Sequence[str]) -> str:
+    return "; ".join(dict.fromkeys(log_lines[-3:]))

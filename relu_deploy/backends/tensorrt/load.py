@@ -1,4 +1,4 @@
-"""Loads an engine of TensorRT or TensorRT-RTX: the one kept for the bundle, or else one that is built now."""
+"""Loads an engine of TensorRT or TensorRT-RTX: the cached one of the bundle, or one that is built now."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ __all__ = ["load", "load_session"]
 
 
 def load(name: str, bundle: Bundle, options: Options) -> TensorRtSession:
-    """Return a session of the engine that is kept for `bundle`, or else of one that is built now."""
+    """Return a session of the cached engine of `bundle`, or of one that is built now.
+
+    Raises:
+        BackendUnavailable: If the library cannot run on GPU `options.device`.
+        Unsupported: If Relus are tapped, or the engine cannot be built or used.
+    """
     found = probe(name)
     if not found.usable:
         raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
@@ -28,13 +33,14 @@ def load(name: str, bundle: Bundle, options: Options) -> TensorRtSession:
 
 
 def load_session(name: str, bundle: Bundle, options: Options) -> TensorRtSession:
-    """Return a session of the engine for `bundle`, which is built if none is kept.
+    """Return a session of the engine for `bundle`, without checking that the library can run here.
 
-    Raises Unsupported with the reason in plain words when the engine is refused.
+    Raises:
+        Unsupported: If Relus are tapped, or the engine cannot be built or used.
     """
     if options.taps:
         raise Unsupported(
-            f"{name} cannot show the Relus inside {bundle.title}: an engine has only its outputs left",
+            f"{name} cannot show the Relus inside {bundle.title}: an engine exposes only its outputs",
             "verify its outputs, or the same graph with --backend onnxruntime-cuda",
         )
     engine = engine_for(name, bundle, device=options.device)

@@ -1,4 +1,4 @@
-"""The options of a TensorRT engine: its optimization profiles, the GPUs it is for, and how it is built."""
+"""Build options of a TensorRT engine and its optimization profiles."""
 
 from __future__ import annotations
 
@@ -11,24 +11,32 @@ from relu_deploy.errors import UsageError
 __all__ = ["Batch", "BuildOptions", "Shapes", "shapes_of"]
 
 Shape = Sequence[int]
-#: (min, opt, max) of every leading dimension that varies, or for each input that varies its (min, opt, max) shapes
+#: (min, opt, max) of the batch of every input that varies, or (min, opt, max) shapes by name of each input that varies
 Batch = tuple[int, int, int] | Mapping[str, tuple[Shape, Shape, Shape]]
-#: per input that varies its (min, opt, max) shapes: one optimization profile, worked out
+#: an optimization profile: (min, opt, max) shapes by name of each input that varies
 Shapes = dict[str, tuple[tuple[int, ...], ...]]
 
-#: how far an engine of TensorRT may travel, by the name of its HardwareCompatibilityLevel
+#: option value → name of TensorRT's HardwareCompatibilityLevel
 HARDWARE = {"": "NONE", "ampere-plus": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """All that a build depends on besides the graph, the library and the GPU. Two builds with equal options make the same engine.
+    """Options of a build. With the graph, the library and the GPU they determine the cache key of an engine.
 
-    profiles: one `Batch` for each optimization profile; needed when an input varies. compute_capabilities: such as SM86
-    or 8.6, for TensorRT-RTX only; none takes its default set, which leaves out Turing. optimization_level: 0 to 5, the
-    library's own default is 3. hardware_compatible: a key of `HARDWARE`, for TensorRT only. version_compatible: runs on
-    later minor versions too. weight_streaming: weights may stay in host memory. refit: weights can be replaced later.
-    observable: a listener sees every tensor that the engine writes, without one fusion less; for the audit of an engine.
+    Attributes:
+        profiles: One `Batch` for each optimization profile; required if an input varies.
+        compute_capabilities: Target GPUs, such as SM86 or 8.6, for TensorRT-RTX only; empty for its default set, which does not
+            include Turing.
+        optimization_level: 0 to 5, None for the library's default of 3.
+        workspace_bytes: Limit of the builder's workspace, None for the library's default.
+        tf32: Allow TF32 in float32 matrix products.
+        version_compatible: The engine also runs on later minor versions of the library.
+        hardware_compatible: A key of `HARDWARE`, for TensorRT only.
+        weight_streaming: Weights may stay in host memory.
+        refit: Weights can be replaced later.
+        observable: A debug listener receives every tensor that the engine writes, without preventing any fusion; used to audit
+            an engine.
     """
 
     profiles: tuple[Batch, ...] = ()
@@ -43,7 +51,11 @@ class BuildOptions:
     observable: bool = False
 
     def check(self) -> None:
-        """Raise UsageError for what no library offers."""
+        """Check the options that do not depend on the library.
+
+        Raises:
+            UsageError: If an option has an unknown value.
+        """
         if self.optimization_level is not None and self.optimization_level not in range(6):
             raise UsageError(f"there is no optimization level {self.optimization_level}", "levels go from 0 to 5")
         if self.hardware_compatible not in HARDWARE:
@@ -52,7 +64,7 @@ class BuildOptions:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> BuildOptions:
-        """Return the options that `to_json` wrote."""
+        """Return the options from the result of `to_json`."""
         profiles = tuple(
             {name: tuple(map(tuple, shapes)) for name, shapes in each.items()} if isinstance(each, Mapping) else tuple(each)
             for each in fields["profiles"]
@@ -62,7 +74,7 @@ class BuildOptions:
     def to_json(self) -> dict[str, Any]:
         return {
             "profiles": [_plain(profile) for profile in self.profiles],
-            "compute_capabilities": sorted(spelt(each) for each in self.compute_capabilities),
+            "compute_capabilities": sorted(capability_name(each) for each in self.compute_capabilities),
             "optimization_level": self.optimization_level,
             "workspace_bytes": self.workspace_bytes,
             "tf32": self.tf32,
@@ -74,23 +86,31 @@ class BuildOptions:
         }
 
 
-def spelt(capability: str) -> str:
-    """Return a compute capability as the library spells it: SM86 for 8.6, sm_86 and 86 alike."""
+def capability_name(capability: str) -> str:
+    """Return a compute capability in the library's spelling: SM86 for 8.6, sm_86 or 86."""
     return "SM" + capability.upper().removeprefix("SM").replace(".", "").replace("_", "")
 
 
 def shapes_of(name: str, shape: tuple[int, ...], batch: Batch | None) -> tuple[tuple[int, ...], ...]:
-    """Return the (min, opt, max) shapes of one input in one profile. shape: as the parser has it, -1 where it varies.
+    """Return the (min, opt, max) shapes of one input in one profile.
 
-    Raises UsageError when there are none or they do not fit.
+    Args:
+        name: Name of the input.
+        shape: Its shape in the network, -1 where it varies.
+        batch: The sizes, None if none were given.
+
+    Raises:
+        UsageError: If there are no sizes for the input or they do not fit its shape.
     """
-    what = f"input {name!r} of shape {'x'.join('?' if size < 0 else str(size) for size in shape)}"
+    subject = f"input {name!r} of shape {'x'.join('?' if size < 0 else str(size) for size in shape)}"
     if batch is None or (isinstance(batch, Mapping) and name not in batch):
-        raise UsageError(f"{what} varies, and no sizes were given for it", "give batch=(min, opt, max)")
+        raise UsageError(f"{subject} varies, and no sizes were given for it", "give batch=(min, opt, max)")
     if isinstance(batch, Mapping):
         shapes = tuple(tuple(given) for given in batch[name])
     elif -1 in shape[1:]:
-        raise UsageError(f"{what} varies in more than its batch", f"give batch={{{name!r}: (min shape, opt shape, max shape)}}")
+        raise UsageError(
+            f"{subject} varies in more than its batch", f"give batch={{{name!r}: (min shape, opt shape, max shape)}}"
+        )
     else:
         shapes = tuple((size, *shape[1:]) for size in batch)
     fits = len(shapes) == 3 and all(
@@ -98,7 +118,7 @@ def shapes_of(name: str, shape: tuple[int, ...], batch: Batch | None) -> tuple[t
         for given in shapes
     )
     if not fits or not all(1 <= low <= usual <= high for low, usual, high in zip(*shapes, strict=True)):
-        raise UsageError(f"{what} cannot be built for {shapes}", "give (min, opt, max), positive and none below the last")
+        raise UsageError(f"{subject} cannot be built for {shapes}", "give (min, opt, max), positive and none below the last")
     return shapes
 
 

@@ -1,4 +1,4 @@
-"""NVIDIA TensorRT and TensorRT-RTX: what is installed, and what it can do here. One file for both; the module is the only difference."""
+"""Probes TensorRT and TensorRT-RTX: whether engines can be built and run here."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from relu_deploy.backends.nvidia.driver import Gpu, Missing, choose_gpu, find_dr
 __all__ = ["can_build", "capabilities", "probe"]
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-#: major versions whose interface this package speaks
+#: supported major versions
 MAJORS = {"tensorrt": ("10", "11"), "tensorrt-rtx": ("1",)}
-#: the oldest compute capability that TensorRT 10 and 11 and TensorRT-RTX have code for
+#: the oldest compute capability that TensorRT 10 and 11 and TensorRT-RTX support
 OLDEST = (7, 5)
 INSTALL = {
     "tensorrt": "pip install 'relu-deploy[gpu]', where NVIDIA's own package index can be reached: the public package only fetches from there",
@@ -24,17 +24,18 @@ INSTALL = {
 
 
 def capabilities(name: str) -> Capabilities:
+    """Return what the backend called `name` supports."""
     return Capabilities(on_gpu=True, shows_tensors=False, shows_engine_layers=True, compiles_ahead=True, targets=(name,))
 
 
 def probe(name: str) -> Probe:
-    """Return whether sessions can run here. Engines can be built on more machines: see `can_build`."""
+    """Return whether the backend called `name` is usable here. `can_build` checks whether engines can be built."""
     trt, missing = _library(name)
     if missing is not None:
         return missing
     gpu = gpu_for(trt)
     if isinstance(gpu, Missing):
-        fix = f"{gpu.fix}; engines can be built here without" if compiles_ahead(trt) else gpu.fix
+        fix = f"{gpu.fix}; engines can be built here without a GPU" if compiles_ahead(trt) else gpu.fix
         return Probe(name, False, version=trt.__version__, reason=gpu.reason, fix=fix)
     if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
         return Probe(
@@ -42,14 +43,14 @@ def probe(name: str) -> Probe:
             False,
             version=trt.__version__,
             device=str(gpu),
-            reason="cuda-bindings, by which buffers on the GPU are made, is not installed",
+            reason="cuda-bindings, which allocates buffers on the GPU, is not installed",
             fix="pip install cuda-bindings",
         )
     return Probe(name, True, version=trt.__version__, device=str(gpu))
 
 
 def can_build(name: str) -> Probe:
-    """Return whether engines can be built here: TensorRT needs a GPU for it, TensorRT-RTX does not."""
+    """Return whether engines can be built here. TensorRT needs a GPU, TensorRT-RTX does not."""
     trt, missing = _library(name)
     if missing is not None:
         return missing
@@ -57,14 +58,14 @@ def can_build(name: str) -> Probe:
         return Probe(name, True, version=trt.__version__, device="ahead of time, without a GPU")
     gpu = gpu_for(trt)
     if isinstance(gpu, Missing):
-        fix = f"{gpu.fix}, or build for tensorrt-rtx, which needs none"
-        reason = f"it builds on the GPU it builds for, and {gpu.reason}"
+        fix = f"{gpu.fix}, or build for tensorrt-rtx, which needs no GPU"
+        reason = f"it builds on the GPU that the engine is for, and {gpu.reason}"
         return Probe(name, False, version=trt.__version__, reason=reason, fix=fix)
     return Probe(name, True, version=trt.__version__, device=str(gpu))
 
 
 def gpu_for(trt: Any, index: int = 0) -> Gpu | Missing:
-    """Return the GPU with that index if the library behind `trt` runs on it, else why not."""
+    """Return the GPU with that index if the library with the module `trt` runs on it, else why it does not."""
     driver = find_driver()
     if isinstance(driver, Missing):
         return driver
@@ -82,7 +83,7 @@ def gpu_for(trt: Any, index: int = 0) -> Gpu | Missing:
 
 
 def _built_with(trt: Any) -> int:
-    """Return the major version of CUDA that the installed library was built with, 0 where its packages do not tell."""
+    """Return the major version of CUDA that the installed library was built for, 0 if its packages do not name it."""
     stem = MODULES["tensorrt-rtx" if compiles_ahead(trt) else "tensorrt"].replace("_", "-")
     for major in (13, 12, 11):
         for package in (f"{stem}-cu{major}-libs", f"{stem}-cu{major}"):
@@ -95,7 +96,7 @@ def _built_with(trt: Any) -> int:
 
 
 def _library(name: str) -> tuple[Any, Probe | None]:
-    """Return the module behind `name`, or the probe that says why it cannot be used."""
+    """Return the module of the backend called `name`, or a probe with the reason why it cannot be used."""
     try:
         trt = import_module(MODULES[name])
     except ModuleNotFoundError:
@@ -111,4 +112,5 @@ def _library(name: str) -> tuple[Any, Probe | None]:
 
 
 def compiles_ahead(trt: Any) -> bool:
+    """Return whether the library compiles ahead of time for named compute capabilities, as TensorRT-RTX does."""
     return hasattr(trt, "ComputeCapability")

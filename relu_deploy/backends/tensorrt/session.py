@@ -1,7 +1,7 @@
-"""Engines of TensorRT and TensorRT-RTX, run. The library's module is the only difference, and what RTX alone offers.
+"""A session that runs an engine of TensorRT or TensorRT-RTX.
 
-A session has one stream, not the default one, which TensorRT would synchronize around. For each set of input shapes it
-keeps an execution context with its buffers (`tensorrt_bound.py`).
+A session has its own stream, because TensorRT adds synchronization on the default stream. For each set of input shapes it keeps
+an execution context with its buffers (`buffers.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from relu_deploy.backends.nvidia.driver import find_gpu
 from relu_deploy.backends.tensorrt.buffers import TensorRtIoBinding
 from relu_deploy.backends.tensorrt.build import logger_of
 from relu_deploy.backends.tensorrt.engine_cache import Engine
-from relu_deploy.backends.tensorrt.errors import why_refused
+from relu_deploy.backends.tensorrt.errors import refusal_reason
 from relu_deploy.backends.tensorrt.probe import MODULES, compiles_ahead
 from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.errors import InputError, Unsupported
@@ -31,7 +31,7 @@ from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
 __all__ = ["Profile", "TensorRtSession", "choose_profile"]
 
-#: contexts kept by `run`; each holds the memory of one set of input shapes
+#: execution contexts that `run` keeps; each has the memory for one set of input shapes
 CONTEXTS = 4
 LIBRARY = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 #: TensorRT's DataType → NumPy's name; it has no nptype for bfloat16 and float8
@@ -52,19 +52,25 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Profile:
-    """One optimization profile: per input the smallest, usual and largest shape that the engine was tuned for."""
+    """One optimization profile.
+
+    Attributes:
+        index: Its index in the engine.
+        ranges: Smallest, usual and largest shape by input name.
+    """
 
     index: int
     ranges: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
     def takes(self, shapes: Shapes) -> bool:
+        """Return whether all `shapes` are in the profile's ranges."""
         return all(
             len(shape) == len(low) and all(least <= size <= most for least, size, most in zip(low, shape, high, strict=True))
             for shape, (low, _, high) in ((shapes[name], self.ranges[name]) for name in self.ranges)
         )
 
     def distance(self, shapes: Shapes) -> float:
-        """Return how far `shapes` are from the usual ones: half a size is as far as twice it."""
+        """Return the distance of `shapes` from the usual ones: the sum of the absolute logarithms of the ratios of sizes."""
         sizes = [pair for name, (_, usual, _) in self.ranges.items() for pair in zip(shapes[name], usual, strict=True)]
         return sum(abs(log(max(1, size) / max(1, usual))) for size, usual in sizes)
 
@@ -79,9 +85,15 @@ class Profile:
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Shapes, model: str) -> Profile:
-    """Return the profile whose usual shapes are nearest to `shapes`, of those that take them.
+    """Return the profile that accepts `shapes` and whose usual shapes are nearest to them.
 
-    Raises InputError that lists what the engine takes when none does.
+    Args:
+        profiles: The profiles of the engine.
+        shapes: Shapes by input name.
+        model: Title of the model, for errors.
+
+    Raises:
+        InputError: If no profile accepts them; the message lists the accepted shapes.
     """
     fitting = [profile for profile in profiles if profile.takes(shapes)]
     if not fitting:
@@ -94,19 +106,31 @@ def choose_profile(profiles: Sequence[Profile], shapes: Shapes, model: str) -> P
 
 
 class TensorRtSession:
-    """An engine, deserialized on one GPU."""
+    """An engine, deserialized on one GPU. See `base.DeviceSession`."""
 
     def __init__(self, name: str, bundle: Bundle, engine: Engine, gpu: Device, trt: Any = None) -> None:
-        """trt: the library's module, by default the one that `name` stands for."""
+        """Deserialize an engine.
+
+        Args:
+            name: Name of the backend.
+            bundle: The model.
+            engine: The engine from the cache.
+            gpu: The GPU to run on.
+            trt: The library's module, by default that of the backend.
+
+        Raises:
+            InputError: If the engine's inputs and outputs are not those of the bundle.
+            Unsupported: If the library rejects the engine.
+        """
         self.trt: Any = trt or import_module(MODULES[name])
         self.name, self.title, self.gpu = name, bundle.title, gpu
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self.kept, self._logger = engine, logger_of(self.trt)
-        #: an engine that is looked into runs kernel by kernel: nobody is called back from inside a CUDA graph
+        #: observable engines run without CUDA graphs, in which a debug listener is not called
         self.observable = bool(engine.facts.get("options", {}).get("observable"))
         self._runtime, self.engine = self._deserialized(bundle)
-        #: how many bytes of the weights stay on the GPU, None where all of them do
+        #: bytes of the weights that stay on the GPU if weights are streamed, else None
         self.weight_budget = self._stream_weights()
         self.dtypes: Mapping[str, str] = self._dtypes()
         self.profiles = self._profiles()
@@ -143,24 +167,24 @@ class TensorRtSession:
             return bound.download()
 
     def bind(self, feeds: Mapping[str, Any]) -> TensorRtIoBinding:
-        """Return buffers of their own for inputs of the shapes in `feeds`; see `DeviceSession`."""
+        """Return buffers on the GPU for inputs of the shapes in `feeds`; see `base.DeviceSession`."""
         bound = TensorRtIoBinding(self, feeds)
         self._lent.add(bound)
         return bound
 
     def inspect(self) -> str:
-        """Return what the engine's inspector says of its layers, as JSON, at the shapes of the last `run`."""
+        """Return the engine inspector's JSON description of the layers, at the shapes of the last `run`."""
         inspector = self.engine.create_engine_inspector()
         if self._bounds:
             inspector.execution_context = next(reversed(self._bounds.values())).context
         return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
 
     def executed(self) -> Sequence[Executed]:
-        # Engines are strongly typed: what runs has the types that the graph says, and no kernel keeps its node's name.
+        # Fused kernels do not have names of nodes, and their precisions are those of the strongly typed graph.
         return ()
 
     def close(self) -> None:
-        """Free everything; what TensorRT-RTX compiled for this GPU is kept beside the engine for the next time."""
+        """Free the engine. The kernels that TensorRT-RTX compiled for this GPU are saved beside the engine."""
         with self._lock:
             if self.engine is None:
                 return
@@ -169,62 +193,63 @@ class TensorRtSession:
                 bound.close()
             self._bounds.clear()
             self.stream.synchronize()
-            # In this order: each needs the one after it.
+            # In this order, because each depends on the next one.
             self._cache = self._config = self.engine = self._runtime = None
             self.stream.close()
 
     # ------------------------------------------------------------ for the buffers
 
     def new_context(self) -> Any:
-        """Return an execution context. Raises Unsupported when there is none to be had, for want of memory as a rule."""
-        with self.listening() as heard:
+        """Return an execution context. Raises Unsupported if it cannot be created, usually for lack of memory."""
+        with self.collect_messages() as messages:
             arguments = () if self._config is None else (self._config,)
             context = self.engine.create_execution_context(*arguments)
         if context is None:
             raise Unsupported(
-                f"{self.name} cannot prepare to run {self.title}: {last_messages(heard)}",
+                f"{self.name} cannot prepare to run {self.title}: {joined_messages(messages)}",
                 "use smaller sizes, or free the GPU's memory: nvidia-smi shows who holds it",
             )
-        # Engines are built with detailed names, and each uncaptured enqueue would announce every one of them to a profiler.
+        # Engines have detailed names, which each enqueue without a CUDA graph would pass to NVTX.
         context.nvtx_verbosity = self.trt.ProfilingVerbosity.NONE
         return context
 
     def choose_profile(self, shapes: Shapes) -> Profile:
+        """Return the profile for `shapes`; see the function `choose_profile`."""
         return choose_profile(self.profiles, shapes, self.title)
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[deque[tuple[str, str]]]:
-        """Yield the lines that the library logs from now on, oldest first; later ones go on to the same, latest hundred."""
-        heard: deque[tuple[str, str]] = deque(maxlen=100)
-        self._logger.heard = heard
-        yield heard
+    def collect_messages(self) -> Iterator[deque[tuple[str, str]]]:
+        """Yield a deque with the library's log messages from now on, also after the block; it keeps the last hundred."""
+        messages: deque[tuple[str, str]] = deque(maxlen=100)
+        self._logger.messages = messages
+        yield messages
 
-    def heard(self) -> str:
-        """Return what the library logged last."""
-        return last_messages(self._logger.heard)
+    def last_messages(self) -> str:
+        """Return the last messages that the library logged, on one line."""
+        return joined_messages(self._logger.messages)
 
     def note(self, line: str) -> None:
-        """Keep `line`, of an exception of the bindings, beside what the library logged."""
-        self._logger.heard.append(("ERROR", " ".join(line.split())))
+        """Add `line`, the text of an exception of the bindings, to the log messages."""
+        self._logger.messages.append(("ERROR", " ".join(line.split())))
 
     @property
     def captures_itself(self) -> bool:
-        """Return whether the library makes CUDA graphs on its own."""
+        """Whether the library captures CUDA graphs itself."""
         return self._config is not None
 
     def no_cuda_graph(self, reason: str) -> None:
-        """Note that runs are enqueued kernel by kernel, and why."""
+        """Record in `facts` that runs are not captured in a CUDA graph, and why."""
         self._cuda_graph = f"none: {reason}"
 
     def keep_runtime_cache(self) -> None:
-        """Write what TensorRT-RTX has compiled beside the engine, if there is more of it than was there."""
+        """Save the kernels that TensorRT-RTX has compiled beside the engine, if the size of the cache has changed."""
         if self._cache is None:
             return
         content = bytes(self._cache.serialize())
         place = self.kept.runtime_cache
         if place.exists() and place.stat().st_size == len(content):
             return
-        # A folder that cannot be written costs the next load some seconds, and this one nothing.
+        # Without the cache the next load only takes some seconds longer.
         with contextlib.suppress(InputError):
             write_atomically(place, content)
 
@@ -233,7 +258,7 @@ class TensorRtSession:
     def _deserialized(self, bundle: Bundle) -> tuple[Any, Any]:
         plan = self.kept.read()
         diagnoses = 0
-        with self._logger.one_at_a_time, self.listening() as heard:
+        with self._logger.one_at_a_time, self.collect_messages() as messages:
             runtime = self.trt.Runtime(self._logger)
             if self.kept.facts.get("options", {}).get("version_compatible"):
                 runtime.engine_host_code_allowed = True
@@ -242,16 +267,16 @@ class TensorRtSession:
                 diagnoses = int(runtime.get_engine_validity(plan)[1])
         if engine is None:
             members = getattr(self.trt, "EngineInvalidityDiagnostics", None)
-            said = [text for _, text in heard]
-            reason = why_refused(LIBRARY[self.name], self.trt.__version__, plan, said, diagnoses, members)
+            log_lines = [text for _, text in messages]
+            reason = refusal_reason(LIBRARY[self.name], self.trt.__version__, plan, log_lines, diagnoses, members)
             raise Unsupported(f"{self.kept.file}, the engine of {bundle.title}, cannot be used: {reason.text}", reason.fix)
         return runtime, engine
 
     def _stream_weights(self) -> int | None:
-        """Let weights stay in host memory, where the engine was built for it; before any context is made."""
+        """Set the weight streaming budget if the engine was built for it; must be called before a context is created."""
         if not self.kept.facts.get("options", {}).get("weight_streaming"):
             return None
-        # The default budget is all of the weights, with which nothing is streamed.
+        # The default budget keeps all weights on the GPU.
         budget = int(self.engine.get_weight_streaming_automatic_budget())
         self.engine.weight_streaming_budget_v2 = budget
         return budget
@@ -261,7 +286,7 @@ class TensorRtSession:
         return [name for name in names if self.engine.get_tensor_mode(name).name == mode]
 
     def _dtypes(self) -> dict[str, str]:
-        """Return the NumPy dtype of each input and output. Raises InputError where engine and bundle do not belong together."""
+        """Return the NumPy dtype of each input and output. Raises InputError if the engine does not match the bundle."""
         dtypes = {}
         for specs, mode in ((self.inputs, "INPUT"), (self.outputs, "OUTPUT")):
             there = self._tensors(mode)
@@ -280,13 +305,13 @@ class TensorRtSession:
                 dtypes[spec.name] = spec.dtype
                 if mode == "INPUT" and self.is_on_host(spec.name):
                     raise Unsupported(
-                        f"{self.name} cannot run {self.title}: the values of input {spec.name!r} decide shapes inside it",
+                        f"{self.name} cannot run {self.title}: the values of input {spec.name!r} determine shapes inside it",
                         "export it with sizes instead, or use --backend onnxruntime-cuda",
                     )
         return dtypes
 
     def is_on_host(self, name: str) -> bool:
-        """Return whether the engine reads or writes that tensor in the CPU's memory, as it does with shapes."""
+        """Return whether the engine reads or writes that tensor in host memory, as it does for shape tensors."""
         return bool(self.engine.get_tensor_location(name).name == "HOST")
 
     def _profiles(self) -> tuple[Profile, ...]:
@@ -303,13 +328,13 @@ class TensorRtSession:
         return tuple(profiles)
 
     def _runtime_config(self) -> tuple[Any, Any, str]:
-        """Return TensorRT-RTX's settings for its contexts, its cache of compiled kernels, and what became of the kept one."""
+        """Return TensorRT-RTX's runtime configuration, its cache of compiled kernels, and the state of the saved cache."""
         if not compiles_ahead(self.trt):
             return None, None, ""
         config = self.engine.create_runtime_config()
         if not self.observable:
             config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        # Lazily compiled kernels take the place of slower ones at some later run: neither bits nor times would repeat.
+        # With lazy specialization kernels are replaced during later runs, so that results and times would not repeat.
         config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
         cache = config.create_runtime_cache()
         state = "empty"
@@ -330,9 +355,9 @@ class TensorRtSession:
         return self._bounds[key]
 
 
-def last_messages(heard: Sequence[tuple[str, str]] | deque[tuple[str, str]]) -> str:
-    """Return the last complaints in `heard` on one line."""
-    lines = [text for severity, text in heard if severity != "WARNING"] or [text for _, text in heard]
+def joined_messages(messages: Sequence[tuple[str, str]] | deque[tuple[str, str]]) -> str:
+    """Return the last three distinct messages on one line, errors if there are any, else warnings."""
+    lines = [text for severity, text in messages if severity != "WARNING"] or [text for _, text in messages]
     return "; ".join(dict.fromkeys(lines[-3:])) or "the library does not say why"
 
 

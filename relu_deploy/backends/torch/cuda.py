@@ -1,8 +1,8 @@
-"""PyTorch on an NVIDIA GPU: its arithmetic pinned down, and runs whose data stay on the GPU.
+"""A session of PyTorch on an NVIDIA GPU, with explicit TF32 settings and buffers on the GPU.
 
-PyTorch computes float32 convolutions in TF32 by default, with 10 bits of mantissa instead of 23. Here it
-is set. Eagerly each kernel is launched from Python; torch.compile in the modes reduce-overhead and max-autotune replays
-CUDA graphs.
+PyTorch computes float32 convolutions in TF32 by default, with 10 bits of mantissa instead of 23; here TF32 is off unless it is
+requested. In eager mode each kernel is launched from Python; torch.compile replays CUDA graphs in the modes reduce-overhead and
+max-autotune.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchCudaSession", "TorchIoBinding", "float32_arithmetic"]
 
+#: modes of torch.compile that replay CUDA graphs
 GRAPHS = ("reduce-overhead", "max-autotune")
 
 
-#: PyTorch's switches of TF32 are the whole process's: a thread that sets them would change another one's arithmetic
+#: PyTorch's TF32 settings apply to the whole process, so only one thread at a time may change them
 _switches = threading.RLock()
 
 
 @contextmanager
 def float32_arithmetic(tf32: bool) -> Iterator[None]:
-    """Let float32 products be TF32 or not, in convolutions and matrix products alike, until the block is left.
+    """Enable or disable TF32 in convolutions and matrix products inside the block.
 
-    One thread at a time is inside: kernels are chosen while they are enqueued, which is all that the lock is held for.
+    A lock admits one thread at a time. Kernels are chosen when they are enqueued, so the block need not wait for the GPU.
     """
     import torch
 
@@ -49,7 +50,7 @@ def float32_arithmetic(tf32: bool) -> Iterator[None]:
 
 
 class TorchCudaSession(TorchSession):
-    """An exported PyTorch program on a GPU."""
+    """An exported PyTorch program on a GPU. See `base.DeviceSession`."""
 
     def __init__(
         self, bundle: Bundle, module: torch.fx.GraphModule, device: torch.device, compiled: bool, options: Options
@@ -67,7 +68,7 @@ class TorchCudaSession(TorchSession):
         self.stream = torch.cuda.Stream(device)
 
     def bind(self, feeds: Mapping[str, Any]) -> TorchIoBinding:
-        """Return buffers of their own for inputs of the shapes in `feeds`; see `DeviceSession`."""
+        """Return buffers on the GPU for inputs of the shapes in `feeds`; see `base.DeviceSession`."""
         return TorchIoBinding(self, feeds)
 
     def call(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -77,13 +78,14 @@ class TorchCudaSession(TorchSession):
 
         with torch.inference_mode(), self._arithmetic():
             if self.replays_graphs:
-                # The outputs of the run before lie in the graph's own memory, which this one takes back.
+                # The outputs of the previous run are in the graph's memory, which this run reuses.
                 torch.compiler.cudagraph_mark_step_begin()
             arguments, keywords = as_called(self._in_spec, tensors)
             results = self._module(*arguments, **keywords)
         return [value for value in tree_leaves(results) if value is not None]
 
     def title(self) -> str:
+        """Return the title of the model, for errors."""
         return self._bundle.title
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
@@ -98,7 +100,7 @@ class TorchCudaSession(TorchSession):
 
 
 def _tensor_of(array: Any) -> torch.Tensor:
-    """Return an array on a GPU as a tensor. A tensor may be on another GPU, which its own exchange by DLPack refuses."""
+    """Return an array on a GPU as a tensor. Tensors are returned as they are: DLPack refuses those of another GPU."""
     import torch
 
     return array if isinstance(array, torch.Tensor) else torch.from_dlpack(array)
@@ -128,13 +130,13 @@ class TorchIoBinding:
         import torch
 
         arrays = self._checked(feeds)
-        # The page-locked memory must not change while an earlier copy still reads it.
+        # An earlier copy may still read the page-locked memory.
         self._uploaded.synchronize()
         self._held = [(event, tensors) for event, tensors in self._held if not event.query()]
         resident = []
         sources = {name: _tensor_of(array) for name, array in feeds.items() if is_on_gpu(array)}
         for source in sources.values():
-            # What still writes a tensor on a GPU was enqueued on the caller's stream of that GPU.
+            # Pending writes to the tensor were enqueued on the caller's current stream of that GPU.
             self._session.stream.wait_stream(torch.cuda.current_stream(source.device))
         with torch.cuda.stream(self._session.stream):
             for name, there in self._there.items():
@@ -175,7 +177,7 @@ class TorchIoBinding:
         self._there, self._pinned = {}, {}
 
     def _checked(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """Return the feeds as arrays, of those on the GPU only the outline."""
+        """Return the feeds as arrays, with arrays of zeros of the same shape and dtype for those on the GPU."""
         import numpy as np
 
         outlines = {}

@@ -1,4 +1,4 @@
-"""A PyTorch program interpreted node by node: in float64, with rounding errors added, or as it is, its tensors shown."""
+"""Interprets a PyTorch program node by node, to tap tensors, compute in float64 or add rounding errors."""
 
 from __future__ import annotations
 
@@ -19,19 +19,26 @@ __all__ = ["Evaluation", "interpreter"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How the program is interpreted: see `TruthSession.evaluate`."""
+    """Options of the interpreter. See `TruthSession.evaluate`."""
 
     wide: bool = False
     rounding: Rounding | None = None
     seen: Seen | None = None
 
 
-#: aten operators whose operands int8 graphs quantize, by the name of the ONNX operator that they become
+#: aten operators whose operands int8 graphs quantize → the corresponding ONNX operator
 _ONNX_NAME = {"conv": "Conv", "linear": "Gemm", "addmm": "Gemm", "matmul": "MatMul", "mm": "MatMul", "add": "Add"}
 
 
 def interpreter(module: torch.fx.GraphModule, taps: Mapping[str, str], way: Evaluation, tapped: dict[str, Any]) -> Any:
-    """Return an interpreter that runs `module` node by node, copying the value of each tapped node into `tapped`."""
+    """Return a torch.fx.Interpreter of `module`.
+
+    Args:
+        module: The program.
+        taps: Names of nodes to tap → names of their tensors.
+        way: Options of the interpreter.
+        tapped: Receives a copy of each tapped value, by the name of its tensor.
+    """
     import torch
     from torch.utils._pytree import tree_map
 

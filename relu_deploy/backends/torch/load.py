@@ -1,4 +1,4 @@
-"""Loads the PyTorch program in a bundle (source.pt2) for the CPU or a GPU, eager or compiled."""
+"""Loads the PyTorch program in a bundle (source.pt2) for the CPU or a GPU, eager or compiled with torch.compile."""
 
 from __future__ import annotations
 
@@ -17,16 +17,25 @@ __all__ = ["load", "program_module"]
 
 
 def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
+    """Return a session that runs the PyTorch program of `bundle`.
+
+    Raises:
+        InputError: If the program cannot be loaded.
+        Unsupported: If the bundle has no program, there is no such GPU, or the Relus cannot be tapped.
+        UsageError: If an option has an unknown value.
+    """
     import torch
 
     if bundle.source is None:
         raise Unsupported(
-            f"{bundle.name} carries no PyTorch program, so {name} cannot run it",
+            f"{bundle.name} has no PyTorch program, so {name} cannot run it",
             "export it from PyTorch with relu-deploy export, or use --backend reference",
         )
     compiled = name.startswith("torch-compile")
     if compiled and options.taps:
-        raise Unsupported(f"{name} cannot show the Relus inside a fused kernel", "verify --backend torch, or only the outputs")
+        raise Unsupported(
+            f"{name} cannot show the Relus inside a fused kernel", "use verify --backend torch, or verify only the outputs"
+        )
     if name.endswith("-cuda") and options.device >= torch.cuda.device_count():
         raise Unsupported(f"there is no CUDA device {options.device}", f"devices 0 to {torch.cuda.device_count() - 1} exist")
     cuda = name.endswith("-cuda")
@@ -35,7 +44,7 @@ def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
     if options.autocast not in ("", "float16", "bfloat16"):
         raise UsageError(f"PyTorch cannot cast to {options.autocast!r} on its own", "it is float16 or bfloat16")
     if options.autocast and options.taps:
-        raise Unsupported(f"{name} casts inside its operators: its Relus are not the graph's", "leave the taps or autocast out")
+        raise Unsupported(f"{name} casts inside its operators: its Relus are not the graph's", "omit the taps or autocast")
     if blind := [relu.node for relu in options.taps if not relu.torch_node]:
         raise Unsupported(f"{name} does not know which PyTorch node {blind[0]} came from", "verify --against reference")
     torch.set_num_threads(options.thread_count)
@@ -48,12 +57,20 @@ def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
 
 
 def program_module(bundle: Bundle, device: torch.device | None = None) -> torch.fx.GraphModule:
-    """Return the program as a module on `device`. Its weights move, and so do the tensors that it makes while it runs."""
+    """Return the program of `bundle` as a module.
+
+    Args:
+        bundle: A bundle with a PyTorch program.
+        device: Device for its weights and the tensors that it creates, None for the CPU.
+
+    Raises:
+        InputError: If the program cannot be loaded.
+    """
     from torch.export.passes import move_to_device_pass
 
     assert bundle.source is not None
     program = load_program(bundle.source, trust=bundle.trusted)
     if device is not None:
         program = move_to_device_pass(program, str(device))
-    # The guards repeat, slowly, the check that `run` makes of every feed.
+    # The guards would repeat the checks that `run` makes of each feed.
     return program.module(check_guards=False)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Whether PyTorch can run programs here: the package, its CUDA build, NVIDIA's driver and GPU, and torch.compile's compilers."""
+"""Probes PyTorch: the package, its CUDA build, NVIDIA's driver and GPU, and the compilers that torch.compile needs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = ["capabilities", "compiles", "on_gpu", "probe"]
 
 
 def capabilities(name: str) -> Capabilities:
+    """Return what the backend called `name` supports."""
     compiled = compiles(name)
     return Capabilities(
         on_gpu=on_gpu(name),
@@ -24,7 +25,7 @@ def capabilities(name: str) -> Capabilities:
         runs_program=True,
         compiles_in_place=compiled,
         autocasts=on_gpu(name),
-        # It compiles for a minute and more before its first answer.
+        # The first run takes a minute or more to compile.
         compared_by_default=not compiled,
     )
 
@@ -40,7 +41,7 @@ def compiles(name: str) -> bool:
 
 
 def probe(name: str) -> Probe:
-    """Return whether programs can run here. What can be found without importing torch, which takes seconds, is checked first."""
+    """Return whether the backend called `name` is usable here. Checks that do not import torch, which takes seconds, come first."""
     version, cuda = _installed_build()
     gpu = find_gpu() if name.endswith("-cuda") else None
     if isinstance(gpu, Missing):
@@ -57,7 +58,7 @@ def probe(name: str) -> Probe:
 
 
 def _installed_build() -> tuple[str, str]:
-    """Return the version of the installed torch, and of the CUDA that it was built with; "" for neither."""
+    """Return the version of the installed torch and of the CUDA that it was built for, each "" if there is none."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return "", ""
@@ -77,7 +78,7 @@ def _torch_obstacle(version: str, cuda: str, gpu: Gpu | None) -> Missing | None:
     if not cuda:
         return Missing(
             f"torch {version} is a CPU build",
-            "replace it by a CUDA build: https://pytorch.org/get-started/locally has the command",
+            "replace it with a CUDA build: https://pytorch.org/get-started/locally has the command",
         )
     driver = find_driver()
     return driver if isinstance(driver, Missing) else too_old(driver, int(cuda.partition(".")[0]), f"torch {version}")
@@ -109,7 +110,7 @@ def _runs(architecture: str, capability: tuple[int, int]) -> bool:
     kind, _, digits = architecture.partition("_")
     digits = digits.rstrip("af")
     major, minor = int(digits[:-1]), int(digits[-1])
-    # Machine code runs on later GPUs of its own generation, intermediate code on all later ones.
+    # Machine code (sm) runs on later GPUs of the same generation, intermediate code (compute) on all later GPUs.
     return (major, minor) <= capability and (kind == "compute" or major == capability[0])
 
 

@@ -1,4 +1,4 @@
-"""Loading an exported PyTorch program (`.pt2`) without running code that somebody put into the file.
+"""Loads an exported PyTorch program (`.pt2`) after checking that the file cannot run code.
 
 `torch.export.load` unpickles sample inputs, weights marked `use_pickle` and custom objects, evaluates the expressions of
 varying sizes, and imports modules that a tree of arguments names. So each member of the archive is checked before torch
@@ -33,7 +33,7 @@ MEMBER = re.compile(
     r"|data/constants/(model_constants_config\.json|tensor_\d+)|archive_format|archive_version|byteorder|version"
     r"|\.data/(version|serialization_id)|\.format_version|\.storage_alignment|extra/[\w.-]+"
 )
-#: Operators that only compute. `from_file` maps a file of the user's choice into memory.
+#: Operators that only compute. `from_file` is excluded because it maps an arbitrary file into memory.
 TARGET = re.compile(
     r"torch\.ops\.(aten|prims|relu_deploy|torchvision|quantized_decomposed|higher_order)\.(?!from_file)\w+(\.\w+)?"
     r"|torch\.sym_\w+|torch\._check\w*|math\.\w+"
@@ -59,10 +59,10 @@ def load_program(file: Path, *, trust: bool = False) -> torch.export.ExportedPro
 
     Args:
         file: A `.pt2` file.
-        trust: Load a file that fails `check_program_file` too; it can then run any code.
+        trust: Skip `check_program_file`; the file can then run any code.
 
     Raises:
-        InputError: If the file is no program, is of another version of torch, or fails the check.
+        InputError: If the file is not a program, was saved by an incompatible version of torch, or fails the check.
     """
     import torch
 
@@ -75,7 +75,7 @@ def load_program(file: Path, *, trust: bool = False) -> torch.export.ExportedPro
         with warnings.catch_warnings(), without_collecting():
             warnings.simplefilter("ignore")
             return torch.export.load(str(file))
-    except Exception as error:  # torch.export raises whatever a broken archive or one of another version leads to
+    except Exception as error:  # torch.export raises any exception for a damaged archive or one of another version
         line = str(error).strip().splitlines()[:1]
         raise InputError(
             f"{file} is not an exported PyTorch program that torch {torch.__version__} can load: {''.join(line)[:200]}",
@@ -89,7 +89,7 @@ def check_program_file(file: Path) -> None:
     """Check that loading `file` only reads data.
 
     Raises:
-        InputError: If the file is no archive, or names the member that could run code.
+        InputError: If the file is not an archive or can run code; the message names the member.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -99,7 +99,7 @@ def check_program_file(file: Path) -> None:
         raise
     except RecursionError:
         raise InputError(f"{file} is nested too deeply", TRUST) from None
-    except Exception as error:  # zip and JSON raise a dozen types for bytes that are something else
+    except Exception as error:  # zipfile and json raise many types of exceptions for other content
         raise InputError(f"{file} is not an exported PyTorch program: {error}", "save it with torch.export.save") from error
 
 
@@ -140,12 +140,12 @@ def _pickle_danger(content: bytes) -> Iterator[str]:
         return
     try:
         torch.load(io.BytesIO(content), weights_only=True)
-    except Exception:  # torch would load it again without the allow-list
+    except Exception:  # torch.export.load would load it again without the allow-list
         yield f"{SAMPLES} is a pickle of more than tensors"
 
 
 def _graph_dangers(model: Any) -> Iterator[str]:
-    """Yield what in the program's JSON names code: operators, expressions and containers."""
+    """Yield a reason for each operator, expression and container in the program's JSON that is not allowed."""
     pending = [model]
     while pending:
         value = pending.pop()

@@ -1,7 +1,7 @@
-"""PyTorch, eager or compiled, on the CPU or an NVIDIA GPU: runs the very program that was exported (source.pt2).
+"""A session that runs an exported PyTorch program (source.pt2), eager or compiled.
 
-Relus are tapped by interpreting that program node by node, which runs the same eager kernels. In float64 the program is
-interpreted with every float32 weight, constant and cast widened: this is the truth that `verify --against torch` uses.
+Relus are tapped by interpreting the program node by node, which runs the same eager kernels. For float64 the program is
+interpreted with every float32 weight, constant and cast widened; `verify --against torch` uses this as the truth.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["TorchSession", "as_called", "to_numpy", "to_torch"]
 
 
 class TorchSession:
-    """An exported PyTorch program, loaded."""
+    """A loaded PyTorch program. See `base.TruthSession`."""
 
     def __init__(
         self, bundle: Bundle, module: torch.fx.GraphModule, device: torch.device, compiled: bool, options: Options
@@ -57,7 +57,7 @@ class TorchSession:
     def evaluate(
         self, feeds: Mapping[str, Any], *, wide: bool = True, rounding: Rounding | None = None, seen: Seen | None = None
     ) -> Feeds:
-        """Return every output and tap; see `TruthSession`."""
+        """Return every output and tap for `feeds`; see `base.TruthSession`."""
         return self._run(feeds, Evaluation(wide, rounding, seen))
 
     def _run(self, feeds: Mapping[str, Any], way: Evaluation | None) -> Feeds:
@@ -70,7 +70,7 @@ class TorchSession:
         with torch.inference_mode(), self._arithmetic():
             whole = way is None and not self._taps
             run = self._module if whole else interpreter(self._module, self._taps, way or Evaluation(), tapped).run
-            # The interpreter takes the flattened arguments; the module is called as the program was exported.
+            # The interpreter takes flattened arguments; the module takes those of the exported program.
             arguments, keywords = as_called(self._in_spec, tensors) if whole else (tensors, {})
             results = run(*arguments, **keywords)
         results = [value for value in tree_leaves(results) if value is not None]
@@ -78,7 +78,7 @@ class TorchSession:
         return {name: to_numpy(value) for name, value in (*named, *tapped.items())}
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
-        """Return what holds while the program runs, for a device where there is a choice."""
+        """Return a context manager for runs of the program; subclasses set the arithmetic of their device."""
         return nullcontext()
 
     def executed(self) -> Sequence[Executed]:
@@ -96,19 +96,19 @@ def as_called(in_spec: Any, tensors: list[torch.Tensor]) -> tuple[Any, Any]:
 
 
 def to_torch(array: Any) -> torch.Tensor:
-    """Return `array` as a tensor on the CPU, of the same dtype; bfloat16 included."""
+    """Return `array` as a tensor on the CPU with the same dtype, including bfloat16."""
     import torch
 
-    # torch shares the array's memory and warns about one that it must not write to; the program never writes to inputs.
+    # torch warns about read-only arrays, because the tensor shares their memory.
     array = array if array.flags.writeable and array.flags.c_contiguous else np.array(array)
-    # torch does not know NumPy's bfloat16; the bits are the same.
+    # torch does not accept NumPy's bfloat16, which has the same bits.
     return (
         torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if array.dtype.name == "bfloat16" else torch.from_numpy(array)
     )
 
 
 def to_numpy(tensor: torch.Tensor) -> Any:
-    """Return `tensor` as a NumPy array of the same dtype; bfloat16 included."""
+    """Return `tensor` as a NumPy array with the same dtype, including bfloat16."""
     import ml_dtypes
     import torch
 

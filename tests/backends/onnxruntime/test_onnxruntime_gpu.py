@@ -1,7 +1,7 @@
 """ONNX Runtime's GPU providers without a GPU: their options, the refusal to fall back, and buffers that are bound once.
 
 The session is always the real ONNX Runtime's. Buffers are bound on its CPU provider, to a double of the CUDA runtime whose
-memory is this process's; the provider that takes no node is the Azure one, which the CPU flavour has.
+memory is this process's; the provider that takes no node is the Azure one, which the CPU flavor has.
 """
 
 import ctypes
@@ -196,7 +196,7 @@ def test_buffers_that_do_not_fit_the_gpu_leave_nothing_behind(tmp_path):
 def test_a_batch_that_the_engine_is_not_compiled_for_is_refused_before_it_is_bound(bind):
     profile = {"x": ((1, 3), (2, 3), (4, 3))}
     assert bind({"x": numbers(4)}, profile=profile).shapes == {"x": (4, 3)}
-    with pytest.raises(InputError, match=r"beyond what the engine is compiled for, \(1, 3\) to \(4, 3\)") as refused:
+    with pytest.raises(InputError, match=r"outside the range that the engine was compiled for, \(1, 3\) to \(4, 3\)") as refused:
         bind({"x": numbers(5)}, profile=profile)
     assert refused.value.hint == "split the batch into parts of at most 4"
 
@@ -255,7 +255,7 @@ def test_a_session_says_what_it_runs_on_and_what_it_is_compiled_for(session):
     assert session.facts["device"] == str(L4)
     assert session.facts["stream"] == "shared"
     assert session.facts["profile"] == {"x": [[1, 3], [8, 3], [32, 3]]}
-    with pytest.raises(InputError, match="beyond what the engine is compiled for"):
+    with pytest.raises(InputError, match="outside the range that the engine was compiled for"):
         session.run({"x": numbers(33)})
     with pytest.raises(InputError, match="no array for input"):
         session.run({})
@@ -305,7 +305,7 @@ def test_tensorrt_is_allowed_the_precisions_of_the_graph_and_no_others(precision
 
 
 def test_float8_has_no_switch_in_that_provider():
-    with pytest.raises(Unsupported, match="no switch for float8"):
+    with pytest.raises(Unsupported, match="no option to enable float8"):
         options_for("onnxruntime-tensorrt", 0, precisions=frozenset({"float8"}))
     # TensorRT-RTX takes every precision from the graph.
     assert options_for("onnxruntime-tensorrt-rtx", 0, precisions=frozenset({"float8"})) == {}
@@ -412,7 +412,7 @@ def test_loading_on_a_gpu_that_is_not_there_says_which_are(monkeypatch, tmp_path
 
 
 def test_errors_are_told_without_the_runtimes_source_lines():
-    for told, expected in (
+    for reported, expected in (
         (
             "/onnxruntime_src/onnxruntime/python/state.cc:729 void onnxruntime::python::Register(Options&, const Other&) "
             "Please install TensorRT libraries.\n",
@@ -425,7 +425,7 @@ def test_errors_are_told_without_the_runtimes_source_lines():
         ("plain words", "plain words"),
         ("", "RuntimeError"),
     ):
-        assert in_words(RuntimeError(told)) == expected
+        assert in_words(RuntimeError(reported)) == expected
 
 
 # ---------------------------------------------------------------- where there is a GPU

@@ -54,7 +54,7 @@ def test_a_plug_in_that_is_not_installed_says_what_to_install(name, monkeypatch)
 
 def test_a_runtime_that_takes_no_plug_ins_is_to_be_upgraded():
     found = plugins.unavailable(SimpleNamespace(), "onnxruntime 1.22.0", OPENVINO)
-    assert found == Missing("onnxruntime 1.22.0 takes no providers as plug-ins", "pip install --upgrade 'onnxruntime>=1.24'")
+    assert found == Missing("onnxruntime 1.22.0 does not support plug-in providers", "pip install --upgrade 'onnxruntime>=1.24'")
 
 
 def test_a_plug_in_of_another_interface_version_says_so(packaged):

@@ -20,23 +20,23 @@ ONE = BuildOptions(((1, 1, 8),))
 
 
 @pytest.fixture
-def told():
+def reported():
     return []
 
 
 @pytest.fixture
-def ask(digits_copy, told):
+def ask(digits_copy, reported):
     """Ask for the engine of a bundle of the test's own; `told` gets the warning lines."""
-    return lambda options=ONE, bundle=digits_copy, **more: engine_for(RTX, bundle, options, tell=told.append, **more)
+    return lambda options=ONE, bundle=digits_copy, **more: engine_for(RTX, bundle, options, warn=reported.append, **more)
 
 
-def test_the_second_time_the_engine_that_was_built_is_taken(ask, told, digits_copy):
+def test_the_second_time_the_engine_that_was_built_is_taken(ask, reported, digits_copy):
     first, second = ask(), ask()
     assert (first.cache_hit, second.cache_hit) == (False, True)
     assert first.file == second.file
     assert first.file.parent == digits_copy.path / "engines"
     assert first.read() == second.read()
-    assert told == []
+    assert reported == []
     assert find_engine(RTX, digits_copy, ONE).file == first.file
 
 
@@ -59,9 +59,9 @@ def test_the_bundle_stays_whole_with_engines_in_it(ask, digits_copy):
     ],
     ids=str,
 )
-def test_whatever_an_engine_depends_on_makes_it_another(ask, told, other):
+def test_whatever_an_engine_depends_on_makes_it_another(ask, reported, other):
     assert ask().file != ask(other).file
-    assert not told
+    assert not reported
 
 
 def test_the_same_wish_written_otherwise_is_the_same_engine(ask):
@@ -108,20 +108,20 @@ def emptied(engine):
 @pytest.mark.parametrize(
     "harm", [truncate, flip, lose_note, cut_note, lose_engine, foreign, emptied], ids=lambda each: each.__name__
 )
-def test_an_entry_that_is_not_what_was_built_is_rebuilt_with_one_line(ask, told, digits_copy, harm):
+def test_an_entry_that_is_not_what_was_built_is_rebuilt_with_one_line(ask, reported, digits_copy, harm):
     engine = ask()
     harm(engine)
     assert find_engine(RTX, digits_copy, ONE) is None
     again = ask()
     assert not again.cache_hit
-    assert len(told) == 1
-    assert "building a new one" in told[0]
+    assert len(reported) == 1
+    assert "building a new one" in reported[0]
     assert again.read()
     assert ask().cache_hit
-    assert len(told) == 1
+    assert len(reported) == 1
 
 
-def test_an_engine_of_another_graph_or_version_is_outdated_and_said_so(ask, told, digits_copy, digits_bundle, monkeypatch):
+def test_an_engine_of_another_graph_or_version_is_outdated_and_said_so(ask, reported, digits_copy, digits_bundle, monkeypatch):
     old = ask()
     path = digits_copy.path / "model.onnx"
     import onnx
@@ -131,7 +131,7 @@ def test_an_engine_of_another_graph_or_version_is_outdated_and_said_so(ask, told
     changed = digits_copy.add("model.onnx", proto.SerializeToString())
     new = ask(bundle=changed)
     assert not new.cache_hit
-    assert "another graph" in told.pop()
+    assert "another graph" in reported.pop()
     # No graph of this bundle can use the old one any more.
     assert not old.file.exists()
     note = new.file.with_suffix(".json")
@@ -139,7 +139,7 @@ def test_an_engine_of_another_graph_or_version_is_outdated_and_said_so(ask, told
     new.file.rename(new.file.with_name("older.engine"))
     note.rename(note.with_name("older.json")).write_text(json.dumps({**facts, "library": "1.6.0.1"}))
     assert not ask(bundle=changed).cache_hit
-    assert "built by tensorrt-rtx 1.6.0.1" in told.pop()
+    assert "built by tensorrt-rtx 1.6.0.1" in reported.pop()
     # Another container may still run that version.
     assert new.file.with_name("older.engine").exists()
 
@@ -156,7 +156,7 @@ def test_without_a_wish_the_engine_built_last_is_taken(ask, digits_copy):
     assert [shape[0] for shape in ask(None).facts["profiles"][0]["x"]] == list(engines.DEFAULT_BATCH)
 
 
-def test_a_plain_file_keeps_its_engines_in_the_users_cache(ask, told, digits_copy, tmp_path, monkeypatch):
+def test_a_plain_file_keeps_its_engines_in_the_users_cache(ask, reported, digits_copy, tmp_path, monkeypatch):
     monkeypatch.setenv("RELU_DEPLOY_CACHE", str(tmp_path / "cache"))
     plain = Bundle.open(shutil.copy(digits_copy.onnx, tmp_path / "m.onnx"))
     assert folder_for(plain) == tmp_path / "cache" / "engines"
@@ -166,7 +166,7 @@ def test_a_plain_file_keeps_its_engines_in_the_users_cache(ask, told, digits_cop
     moved = tmp_path / "elsewhere" / "m.onnx"
     moved.parent.mkdir()
     assert ask(bundle=Bundle.open(shutil.copy(digits_copy.onnx, moved))).cache_hit
-    assert told == []
+    assert reported == []
 
 
 def test_weights_beside_the_graph_count_as_its_content(tmp_path, digits_copy, ask, monkeypatch):
@@ -183,7 +183,7 @@ def test_weights_beside_the_graph_count_as_its_content(tmp_path, digits_copy, as
     assert second.key != first.key
 
 
-def test_an_interrupted_build_leaves_nothing_and_the_next_one_works(ask, told, digits_copy):
+def test_an_interrupted_build_leaves_nothing_and_the_next_one_works(ask, reported, digits_copy):
     def interrupt(done, total):
         raise KeyboardInterrupt
 
@@ -191,7 +191,7 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_works(ask, told, d
         ask(progress=interrupt)
     assert [file for file in (digits_copy.path / "engines").iterdir() if file.suffix != ".lock"] == []
     assert not ask().cache_hit
-    assert told == []
+    assert reported == []
 
 
 def test_what_killed_builds_leave_behind_is_cleared_away(ask, digits_copy):
@@ -231,7 +231,7 @@ def test_a_place_that_cannot_be_written_is_named(ask, tmp_path):
 
 def _build_one(path, results):
     lines = []
-    engine = engine_for(RTX, Bundle.open(path), ONE, tell=lines.append)
+    engine = engine_for(RTX, Bundle.open(path), ONE, warn=lines.append)
     results.put((engine.cache_hit, str(engine.file), engine.facts["sha256"], lines))
 
 

@@ -194,17 +194,17 @@ def test_with_a_gpu_sessions_can_run_where_the_cuda_bindings_are(driver, monkeyp
 
 def test_an_engine_is_built_without_a_gpu_and_without_a_word(tmp_path, capfd):
     path = network(tmp_path / "m.onnx")
-    told = []
+    reported = []
     built = build(
-        "tensorrt-rtx", path, compute_capabilities=["8.6", "sm89"], progress=lambda done, total: told.append((done, total))
+        "tensorrt-rtx", path, compute_capabilities=["8.6", "sm89"], progress=lambda done, total: reported.append((done, total))
     )
     assert built.compute_capabilities == ("SM86", "SM89")
     assert len(built.plan) > 8 * 3 * 3 * 3 * 4
     assert built.layers >= 5
     assert built.warnings == ()
     assert built.to_json()["bytes"] == len(built.plan)
-    assert told == sorted(set(told))
-    assert told[-1] == (1000, 1000)
+    assert reported == sorted(set(reported))
+    assert reported[-1] == (1000, 1000)
     assert capfd.readouterr() == ("", "")
 
 
@@ -302,7 +302,7 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path, driver, native):
         build("tensorrt-rtx", path, optimization_level=6)
     native()
     driver(Driver("NVIDIA L4", 8, 9))
-    with pytest.raises(UsageError, match="GPU at hand"):
+    with pytest.raises(UsageError, match="GPU of this machine"):
         build("tensorrt", path, compute_capabilities=["8.9"])
 
 
@@ -399,11 +399,11 @@ def interruptible():
 
 def test_an_interrupt_cancels_the_build_and_the_next_one_works(tmp_path, interruptible):
     path = network(tmp_path / "m.onnx")
-    told = []
+    reported = []
 
     def interrupt(done, total):
-        told.append(done)
-        if len(told) == 3:
+        reported.append(done)
+        if len(reported) == 3:
             time.sleep(0.1)  # the main thread may still be starting this one
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             time.sleep(1.0)  # and has to wake up to notice, on a busy machine too
@@ -411,21 +411,21 @@ def test_an_interrupt_cancels_the_build_and_the_next_one_works(tmp_path, interru
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         build("tensorrt-rtx", path, progress=interrupt)
-    assert 1000 not in told
+    assert 1000 not in reported
     assert threading.active_count() == before
     assert build("tensorrt-rtx", path).plan
 
 
 def test_what_progress_raises_cancels_the_build_and_goes_on_up(tmp_path):
-    told = []
+    reported = []
 
     def fail(done, total):
-        told.append(done)
+        reported.append(done)
         raise BrokenPipeError("nobody reads")
 
     with pytest.raises(BrokenPipeError, match="nobody reads"):
         build("tensorrt-rtx", network(tmp_path / "m.onnx"), progress=fail)
-    assert len(told) == 1
+    assert len(reported) == 1
 
 
 def test_builds_of_several_threads_wait_for_each_other(tmp_path):

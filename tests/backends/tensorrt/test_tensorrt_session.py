@@ -12,7 +12,7 @@ from doubles import FLOAT8, Runtime, bundle_of, engine_in, plan_of, tensorrt
 from relu_deploy.backends import Options
 from relu_deploy.backends.nvidia.cuda import CudaError, Device
 from relu_deploy.backends.tensorrt.buffers import GrowingOutput, allocator
-from relu_deploy.backends.tensorrt.errors import plan_version, why_refused
+from relu_deploy.backends.tensorrt.errors import plan_version, refusal_reason
 from relu_deploy.backends.tensorrt.load import load_session
 from relu_deploy.backends.tensorrt.session import Profile, TensorRtSession, choose_profile
 from relu_deploy.errors import InputError, Unsupported
@@ -184,7 +184,7 @@ def test_relus_inside_an_engine_are_refused_with_the_reason(digits_bundle):
     from relu_deploy.graph import find_relus, load_model
 
     relus = tuple(find_relus(load_model(digits_bundle.onnx)))
-    with pytest.raises(Unsupported, match="only its outputs left"):
+    with pytest.raises(Unsupported, match="exposes only its outputs"):
         load_session("tensorrt", digits_bundle, Options(taps=relus))
 
 
@@ -268,14 +268,14 @@ def test_the_allocator_is_what_the_library_expects():
     ],
 )
 def test_a_refusal_is_explained_in_words(said, expected):
-    reason = why_refused("TensorRT", "11.4.0.106", plan_of("10.3.0.26"), [said, "Engine deserialization failed."])
+    reason = refusal_reason("TensorRT", "11.4.0.106", plan_of("10.3.0.26"), [said, "Engine deserialization failed."])
     assert expected in reason.text
     assert reason.fix
 
 
 def test_files_that_are_no_engines_are_told_apart():
     def why(plan):
-        return why_refused("TensorRT", "11.4.0.106", plan, ["magicTag"])
+        return refusal_reason("TensorRT", "11.4.0.106", plan, ["magicTag"])
 
     assert why(b"").text == "the file is empty"
     assert "another kind of file" in why(b"\x08\x0a\x12\x07pytorch" * 9).text
@@ -283,14 +283,14 @@ def test_files_that_are_no_engines_are_told_apart():
     assert "TensorRT-RTX 1.7.1.116 built it, and this is TensorRT" in rtx.text
     assert "tensorrt-rtx" in rtx.fix
     notes = b'{"names": ["cat"]}'
-    assert "22 bytes of another tool's notes" in why(len(notes).to_bytes(4, "little") + notes + plan_of()).text
-    cut = why_refused("TensorRT", "11.4.0.106", plan_of(), ["Serialization assertion failed"])
-    assert cut.text == "its bytes do not fit together: it is cut short or damaged"
+    assert "22 bytes of another tool's metadata" in why(len(notes).to_bytes(4, "little") + notes + plan_of()).text
+    cut = refusal_reason("TensorRT", "11.4.0.106", plan_of(), ["Serialization assertion failed"])
+    assert cut.text == "it is truncated or damaged"
 
 
 def test_what_is_in_no_list_is_said_as_the_library_said_it():
-    assert why_refused("TensorRT", "11.4.0.106", plan_of(), ["first", "last"]).text == "first; last"
-    assert "does not say why" in why_refused("TensorRT", "11.4.0.106", plan_of(), []).text
+    assert refusal_reason("TensorRT", "11.4.0.106", plan_of(), ["first", "last"]).text == "first; last"
+    assert "does not say why" in refusal_reason("TensorRT", "11.4.0.106", plan_of(), []).text
 
 
 def test_a_session_names_the_file_and_the_reason(start, tmp_path):
@@ -312,7 +312,7 @@ def test_the_real_librarys_plans_say_which_version_wrote_them(tmp_path):
     runtime = trt.Runtime(logger_of(trt))
     validity, diagnoses = runtime.get_engine_validity(b"no engine at all " * 9)
     assert validity == trt.EngineValidity.INVALID
-    reason = why_refused("TensorRT-RTX", trt.__version__, plan, [], diagnoses, trt.EngineInvalidityDiagnostics)
+    reason = refusal_reason("TensorRT-RTX", trt.__version__, plan, [], diagnoses, trt.EngineInvalidityDiagnostics)
     assert reason.text == "the file is no engine, or is damaged"
 
 

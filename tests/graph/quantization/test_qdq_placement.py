@@ -74,10 +74,10 @@ def test_of_two_convs_at_an_add_the_one_on_the_skip_branch_is_quantized():
 )
 def test_layers_that_8_bits_make_slower_stay_float_on_tensorrt_with_the_reason(shape, groups, int8, float8):
     model = conv_net(shape, groups)
-    for precision, wanted in (("int8", int8), ("float8", float8)):
+    for precision, expected in (("int8", int8), ("float8", float8)):
         placed = place_qdq(model, "tensorrt", precision)
-        assert ("conv" in placed.nodes) == wanted
-        assert ("conv" in placed.refused) != wanted
+        assert ("conv" in placed.nodes) == expected
+        assert ("conv" in placed.refused) != expected
 
 
 def test_a_segment_that_is_switched_off_is_not_quantized_and_its_neighbors_are():

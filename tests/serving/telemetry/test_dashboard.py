@@ -15,7 +15,7 @@ BOARD = json.loads((Path(__file__).parents[3] / "docker/monitoring/dashboards/re
 def metrics(digits_bundle):
     """What the metrics port of a server says."""
     with Running(digits_bundle.path, "--metrics-port", "0") as server:
-        port = server.told["metrics"]
+        port = server.reported["metrics"]
         server.ask("GET", "/v2/models/digits")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             return answer.read().decode()
