@@ -155,9 +155,7 @@ MESSAGES: tuple[tuple[str, Explain], ...] = (
     (
         r"Serialization assertion|checksum",
         lambda _, built, installed: Reason(
-            "it is truncated or damaged"
-            if built == installed
-            else f"{built} built it, and {installed} is installed"
+            "it is truncated or damaged" if built == installed else f"{built} built it, and {installed} is installed"
         ),
     ),
 )
