@@ -168,6 +168,9 @@ class Rounding:
         """
         if self.precision != "int8" or operator not in QUANTIZED:
             return list(values)
+        # A mask of -1e9 or -inf is added in float: half its step would exceed every number of the other operand.
+        if operator == "Add" and _is_mask(*values):
+            return list(values)
         # Biases and scales are not quantized.
         count = 1 if operator == "QuantizeLinear" else 2
         pairs = zip(values[:count], weights, strict=False)
@@ -177,8 +180,16 @@ class Rounding:
         if not isinstance(value, np.ndarray) or value.dtype != np.float64 or not value.size:
             return value
         axes = tuple(range(1, value.ndim)) if weight and value.ndim > 2 else None
-        step = np.max(np.abs(value), axis=axes, keepdims=True) / 127
+        step = np.max(np.abs(value), axis=axes, keepdims=True, where=np.isfinite(value), initial=0) / 127
         return value + step * self._generator.uniform(-0.5, 0.5, value.shape)
+
+
+def _is_mask(a: Any, b: Any) -> bool:
+    """Return whether one operand of a sum reaches so far that 8 bits over its range keep nothing of the other one."""
+    if not all(isinstance(value, np.ndarray) and value.dtype == np.float64 and value.size for value in (a, b)):
+        return False
+    less, more = sorted(float(np.max(np.abs(value))) for value in (a, b))
+    return 0 < 2 * 127 * less < more
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def bench(
         )
     thread_count = ThreadCount(threads, "given") if threads else find_threads()
     threads = thread_count.count
-    chosen, left_out = _choose(backends)
+    chosen, left_out = _choose(backends, models)
     if against is not None and against not in chosen:
         raise UsageError(f"--against {against} is not among the backends that run: {', '.join(chosen)}", "add it with --backend")
     progress("measuring the machine's limits")
@@ -140,11 +140,15 @@ def ratios_of(bundle: Bundle, batch: int, timings: Timings, against: str | None)
     return found
 
 
-def _choose(backends: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+def _choose(backends: Sequence[str] | None, models: Sequence[Bundle]) -> tuple[list[str], dict[str, str]]:
     """Return the backends to run, and for the default choice the reason why each of the others is left out."""
     if backends is None:
         probes = [probe(name) for name in names() if capabilities(name).compared_by_default]
-        return [each.name for each in probes if each.usable], {each.name: each.reason for each in probes if not each.usable}
+        left_out = {each.name: each.reason for each in probes if not each.usable}
+        if all(bundle.source is None for bundle in models):
+            without = f"{', '.join(bundle.title for bundle in models)}: no PyTorch program to run"
+            left_out |= {each.name: without for each in probes if each.usable and capabilities(each.name).runs_program}
+        return [each.name for each in probes if each.name not in left_out], left_out
     for name in backends:
         require(name)
     return list(dict.fromkeys(backends)), {}

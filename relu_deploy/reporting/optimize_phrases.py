@@ -46,6 +46,8 @@ def verification_of(result: Result) -> str:
         return "its Relus were not compared: it missed the accuracy gate"
     ratio = "" if verified["largest_ratio"] is None else f" (largest error ratio {verified['largest_ratio']:.2f})"
     total, passed = verified["relus"], verified["relus_passed"]
+    if verified["passed"] and not total:
+        return "it has no Relus; its outputs agree with the float32 graph within the precision's own noise"
     if verified["passed"]:
         return (
             f"{passed} of {count_of(total, 'Relu')} {'agrees' if total == 1 else 'agree'} with the float32 graph "

@@ -56,6 +56,8 @@ def test_relus_that_differ_are_counted_not_those_that_agree():
     assert reported.endswith("first at a/Clip: swallows NaN")
     whole = {**checked, "relus_passed": 35, "first_divergence": None, "passed": True}
     assert verification_of({"verified": whole}).startswith("35 of 35 Relus agree")
+    none = {**whole, "relus": 0, "relus_passed": 0, "largest_ratio": None}
+    assert verification_of({"verified": none}).startswith("it has no Relus; its outputs agree")
 
 
 @pytest.mark.parametrize(
