@@ -25,6 +25,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing",
     "benchmarks/README.md": "benchmarks",
     "docker/README.md": "containers",
+    "SECURITY.md": "security",
 }
 
 
