@@ -143,7 +143,7 @@ def test_inputs_of_the_wrong_kind_are_refused(command, digits_bundle, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["verify", "bench"])
-@pytest.mark.parametrize("backend", ["tensorrt", "openvino"])
+@pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime-cuda"])
 def test_a_backend_asked_for_by_name_that_is_not_here_is_exit_3(command, digits_bundle, verb, backend):
     refused(command(verb, digits_bundle.path, "--backend", backend), f"'{backend}' is not usable here", code=3)
 

@@ -406,7 +406,7 @@ def test_an_interrupt_cancels_the_build_and_the_next_one_works(tmp_path, interru
         if len(reported) == 3:
             time.sleep(0.1)  # the main thread may still be starting this one
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            time.sleep(1.0)  # and has to wake up to notice, on a busy machine too
+            time.sleep(5.0)  # and has to wake up to notice, on a busy machine too
 
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
