@@ -408,11 +408,12 @@ def test_an_interrupt_cancels_the_build_and_the_next_one_works(tmp_path, interru
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             time.sleep(5.0)  # and has to wake up to notice, on a busy machine too
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         build("tensorrt-rtx", path, progress=interrupt)
     assert 1000 not in reported
-    assert threading.active_count() == before
+    # A thread of another test may end meanwhile; none may be left of the build.
+    assert set(threading.enumerate()) <= before
     assert build("tensorrt-rtx", path).plan
 
 
