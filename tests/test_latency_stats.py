@@ -59,11 +59,11 @@ def test_share_of_the_limit_is_the_time_the_machine_would_need_over_the_time_it_
 def test_a_worker_answers_errors_as_text_and_its_death_as_an_error(tmp_path):
     process = Process(1)
     try:
-        answer = process.ask(
+        answer = process.request(
             "load", bundle=str(tmp_path / "no.rdb"), backend="reference", threads=1, batch=1, seed=0, settings={}
         )
         assert "does not exist" in answer["error"]
         process._process.kill()
-        assert "its process ended" in process.ask("measure", seconds=0.1)["error"]
+        assert "its process ended" in process.request("measure", seconds=0.1)["error"]
     finally:
         process.close()

@@ -119,7 +119,7 @@ def test_the_processes_that_a_forked_one_starts_are_forked_too_unless_they_need_
 def test_a_copy_of_the_package_in_the_folder_is_the_one_that_runs(tmp_path):
     shutil.copytree(ROOT / "relu_deploy", tmp_path / "relu_deploy", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "models").symlink_to(ROOT / "models")
-    version = tmp_path / "relu_deploy" / "__init__.py"
+    version = tmp_path / "relu_deploy" / "version.py"
     version.write_text(version.read_text().replace(f'__version__ = "{relu_deploy.__version__}"', '__version__ = "0.copy"'))
     assert run(python(), "-m", "relu_deploy", "--version", cwd=tmp_path).stdout == "relu-deploy 0.copy\n"
     assert run(command_folder() / "relu-deploy", "--version", cwd=tmp_path).stdout == f"relu-deploy {relu_deploy.__version__}\n"

@@ -183,7 +183,7 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
 def _torch_source(bundle: Bundle, relus: Sequence[Relu], threads: int) -> Source:
     if bundle.source is None:
         raise UsageError(
-            f"{bundle.path} carries no PyTorch program to compare with",
+            f"{bundle.path} has no PyTorch program to compare with",
             "verify --against reference, or export it from PyTorch",
         )
     session = load(bundle, "torch", taps=tuple(relu for relu in relus if relu.torch_node), threads=threads)

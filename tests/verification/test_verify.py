@@ -101,7 +101,7 @@ def test_what_cannot_be_compared_with_is_said_so(digits_bundle, tmp_path):
         verify(digits_bundle, feeds={"x": np.zeros((1, 3, 28, 28), np.float32)})
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "openvino"])
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda"])
 def test_a_backend_asked_for_by_name_that_is_not_usable_is_an_error(digits_bundle, name):
     with pytest.raises(BackendUnavailable, match=f"'{name}' is not usable here"):
         verify(digits_bundle, [name])
@@ -114,5 +114,5 @@ def test_an_unknown_backend_is_a_usage_error_with_the_nearest_name(digits_bundle
 
 
 def test_torch_cannot_run_a_file_that_carries_no_program(digits_bundle):
-    with pytest.raises(Unsupported, match="carries no PyTorch program"):
+    with pytest.raises(Unsupported, match="has no PyTorch program"):
         verify(digits_bundle.onnx, ["torch"])
