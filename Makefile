@@ -31,7 +31,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m relu_deploy bench --json $(OUT)/bench.json --html $(OUT)/bench.html --force
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --max-worker-restart=0
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
