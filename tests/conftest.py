@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import sys
 from types import SimpleNamespace
 
@@ -73,11 +72,10 @@ def digits_bundle():
 
 
 @pytest.fixture
-def digits_copy(digits_bundle, tmp_path):
-    from relu_deploy.bundle import Bundle
+def digits_copy(tmp_path):
+    from bundles import copied
 
-    shutil.copytree(digits_bundle.path, tmp_path / "digits.rdb")
-    return Bundle.open(tmp_path / "digits.rdb")
+    return copied("digits", tmp_path / "digits.rdb")
 
 
 @pytest.fixture

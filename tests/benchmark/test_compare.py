@@ -115,8 +115,8 @@ def test_the_limit_is_a_percentage(command, digits_bundle, text, accepted):
     assert ("missing.json" in made.stderr) is accepted
 
 
-def test_bench_fails_for_a_row_that_was_much_faster_before(command, digits_bundle, forked_workers):
-    arguments = ("bench", digits_bundle.path, "--backend", "onnxruntime-cpu", "--seconds", "0.1", "--quiet")
+def test_bench_fails_for_a_row_that_was_much_faster_before(command, digits_copy, forked_workers):
+    arguments = ("bench", digits_copy.path, "--backend", "onnxruntime-cpu", "--seconds", "0.1", "--quiet")
     assert command(*arguments, "--json", "old.json").code == 0
     old = json.loads(Path("old.json").read_text())
     same = command(*arguments, "--compare", "old.json", "--max-slower", "100000%", "--json", "-")

@@ -190,9 +190,9 @@ def test_verify_writes_all_of_them_for_a_model_that_differs(command, digits_bund
     assert "j.xml already exists" in again.stderr
 
 
-def test_a_passing_verification_prints_no_error_line(command, digits_bundle, monkeypatch):
+def test_a_passing_verification_prints_no_error_line(command, digits_copy, monkeypatch):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    made = command("verify", digits_bundle.path, "--against", "reference", "--junit", "j.xml", "--quiet")
+    made = command("verify", digits_copy.path, "--against", "reference", "--junit", "j.xml", "--quiet")
     assert made.code == 0
     assert "::error" not in made.stderr + made.stdout
     tree = ElementTree.parse(io.BytesIO(Path("j.xml").read_bytes()))

@@ -26,8 +26,8 @@ def exported(source: str, **options: Any) -> Bundle:
 
 
 def copied(source: str, path: Path, **options: Any) -> Bundle:
-    """Return a copy of `exported(source, **options)` at `path`, for tests that change it."""
-    shutil.copytree(exported(source, **options).path, path)
+    """Return a copy of the bundle of `source` as it was exported, at `path`, for tests that change it."""
+    shutil.copytree(exported(source, **options).path.with_name("as-exported"), path)
     return Bundle.open(path)
 
 
@@ -43,4 +43,6 @@ def _exported(source: str, options: str) -> Bundle:
                 [python(), "-c", EXPORT, source, str(path), options], capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stderr
+            # A verb that a test runs on the shared bundle may add a report to it.
+            shutil.copytree(path, folder / "as-exported")
     return Bundle.open(path)
