@@ -19,8 +19,9 @@ def note(name):
         file.write(json.dumps(line) + "\\n")
 """
 FILES = {
-    "test_one.py": "from note import note\nimport pytest\n"
-    "def test_a(): note('one.a')\ndef test_b(): note('one.b')\n"
+    # Two workers reach this file and the slow one at about the same time.
+    "test_one.py": "from note import note\nimport time\nimport pytest\n"
+    "def test_a(): time.sleep(1); note('one.a')\ndef test_b(): note('one.b')\n"
     "def test_no(): assert 1 == 2\n@pytest.mark.skip(reason='why not')\ndef test_skipped(): pass\n",
     "test_slow.py": "from note import note\nimport pytest\n@pytest.mark.slow\ndef test_a(): note('slow.a')\n",
     "docs/test_pages.py": "from note import note\nimport time\nimport pytest\n"
