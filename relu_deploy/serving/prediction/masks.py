@@ -1,16 +1,6 @@
-"""A segmenter's answer for one picture: the classes found, their share, and the mask in the picture's own pixels.
-
-The mask is a PNG with a palette: a pixel's number is its class, and viewers show a color for it. The manifest's background
-class, and pixels outside the model's input (255), are transparent, so that the file can be laid over the picture.
-"""
+"""The class of each pixel of a request's picture, with the errors of the server. The rest is in `prediction.masks`."""
 
 from __future__ import annotations
-
-import base64
-import colorsys
-import io
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +9,7 @@ from relu_deploy.serving.errors import InternalError
 from relu_deploy.tasks.segmentation import VOID, classes_of_pixels
 from relu_deploy.tensors import Array
 
-__all__ = ["background_of", "classes_found", "color_of", "mask_json", "mask_of", "png_of"]
+__all__ = ["mask_of"]
 
 
 def mask_of(output: Array, placement: ImagePlacement) -> Array:
@@ -42,54 +32,3 @@ def mask_of(output: Array, placement: ImagePlacement) -> Array:
     if found.size and not 0 <= found.min() <= found.max() < VOID:
         raise InternalError(f"the model found class {found.max()}, and a mask holds classes 0 to {VOID - 1}", "use /infer")
     return placement.plane_to_picture(found.astype(np.uint8), VOID)
-
-
-def classes_found(mask: Array, labels: Sequence[str] | None, background: int | None) -> list[dict[str, Any]]:
-    """Return the classes in `mask`, largest first, with their number of pixels and `share` of the pixels in the model's input."""
-    counts = np.bincount(mask.ravel(), minlength=VOID + 1)[:VOID]
-    seen = max(int(counts.sum()), 1)
-    return [
-        {
-            "label": labels[index] if labels and index < len(labels) else str(index),
-            "index": index,
-            "share": int(counts[index]) / seen,
-            "pixels": int(counts[index]),
-            "color": "#{:02x}{:02x}{:02x}".format(*color_of(index, background)),
-            "background": index == background,
-        }
-        for index in np.argsort(-counts, kind="stable").tolist()
-        if counts[index]
-    ]
-
-
-def png_of(mask: Array, background: int | None) -> bytes:
-    """Return `mask`, uint8 (height, width), as a PNG file with a palette."""
-    from PIL import Image
-
-    picture = Image.fromarray(mask)
-    picture.putpalette([level for index in range(256) for level in color_of(index, background)])
-    clear = bytes(0 if index in (background, VOID) else 255 for index in range(256))
-    file = io.BytesIO()
-    picture.save(file, "PNG", transparency=clear)
-    return file.getvalue()
-
-
-def mask_json(png: bytes, mask: Array) -> dict[str, Any]:
-    """Return the answer's JSON of the mask: the PNG file in base64, and the class of pixels outside the model's input."""
-    height, width = mask.shape
-    return {"format": "PNG", "width": width, "height": height, "void": VOID, "data": base64.b64encode(png).decode()}
-
-
-def color_of(index: int, background: int | None) -> tuple[int, int, int]:
-    """Return the red, green and blue of a class: hues a golden angle apart, black for the background."""
-    if index in (background, VOID):
-        return 0, 0, 0
-    hue = (index * 137.50776 + 205) % 360 / 360
-    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.58, 0.85))
-    return red, green, blue
-
-
-def background_of(manifest: Mapping[str, Any]) -> int | None:
-    """Return the background class of the manifest's `postprocess`, None without one."""
-    background = (manifest.get("postprocess") or {}).get("background")
-    return background if isinstance(background, int) else None

@@ -23,11 +23,12 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import to_input
 from relu_deploy.data.images import ImagePlacement, place, plane_of
 from relu_deploy.data.texts import takes_texts
+from relu_deploy.prediction.masks import background_of, classes_found, mask_json, png_of
 from relu_deploy.serving.bounded_executor import BoundedExecutor
 from relu_deploy.serving.errors import InternalError, InvalidArgument, TooLarge
 from relu_deploy.serving.models import VERSION, Model, Models
 from relu_deploy.serving.prediction.images import PictureLimits, decode_picture, file_of
-from relu_deploy.serving.prediction.masks import background_of, classes_found, mask_json, mask_of, png_of
+from relu_deploy.serving.prediction.masks import mask_of
 from relu_deploy.serving.prediction.texts import PreparedText, prepare_text, unsupported_text_reason
 from relu_deploy.serving.protocol.http import Request, Response, json_response
 from relu_deploy.serving.protocol.tensors import InferRequest
