@@ -32,6 +32,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="none|basic|extended|all",
         help="how far the runtime may rewrite the graph, where it has such a switch (default all, as deployed)",
     )
+    parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="FINDING",
+        help="report this finding without failing; nan-not-propagated: Relus that return a number for NaN (OpenVINO's do)",
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
     parser.add_argument(
         "--junit", type=Path, metavar="FILE", help="write JUnit XML: a suite a backend, a case a Relu, output or check"
@@ -74,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
             threads=options.threads,
             device=options.device,
             optimization=options.optimization,
+            accept=options.accept,
             progress=step,
         )
     result = report.to_json()
