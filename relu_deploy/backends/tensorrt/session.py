@@ -193,7 +193,8 @@ class TensorRtSession:
             for bound in (*self._bounds.values(), *self._lent):
                 bound.close()
             self._bounds.clear()
-            self.stream.synchronize()
+            # Makes the GPU current too, on which the library frees the engine: this may be a thread that has not used it.
+            self.stream.drain()
             # In this order, because each depends on the next one.
             self._cache = self._config = self.engine = self._runtime = None
             self.stream.close()

@@ -4,7 +4,7 @@ import ctypes
 
 import numpy as np
 import pytest
-from doubles import Runtime, bundle_of, cudaError, engine_in, plan_of, tensorrt
+from doubles import CudaDriver, CUresult, bundle_of, engine_in, plan_of, tensorrt
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from relu_deploy.backends.tensorrt.session import TensorRtSession
 @pytest.fixture
 def observed(tmp_path):
     """A session of an engine that was built to be observed, on doubles."""
-    runtime = Runtime()
+    runtime = CudaDriver()
     trt, engine = tensorrt(runtime, [((1, 3), (4, 3), (8, 3))])
     kept = engine_in(tmp_path, plan_of(), **BuildOptions(observable=True).to_json())
     session = TensorRtSession("tensorrt", bundle_of(tmp_path), kept, Device(0, runtime), trt)
@@ -45,7 +45,7 @@ def test_an_engine_that_is_looked_into_makes_no_cuda_graph(observed):
 def test_a_copy_that_fails_is_told_and_does_not_travel_through_the_library(observed, monkeypatch):
     session = observed._session
     bound = session.bind({"x": np.ones((2, 3), np.float32)})
-    monkeypatch.setattr(session.runtime_double, "cudaMallocHost", lambda size: (cudaError.cudaErrorMemoryAllocation, None))
+    monkeypatch.setattr(session.runtime_double, "cuMemHostAlloc", lambda size, flags: (CUresult.CUDA_ERROR_OUT_OF_MEMORY, None))
     listener = _listener(session.trt, session.gpu)
     context = session.engine_double.contexts[-1]
     context.set_debug_listener(listener)

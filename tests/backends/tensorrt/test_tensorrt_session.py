@@ -7,7 +7,7 @@ import doubles
 import ml_dtypes
 import numpy as np
 import pytest
-from doubles import FLOAT8, Runtime, bundle_of, engine_in, plan_of, tensorrt
+from doubles import FLOAT8, CudaDriver, bundle_of, engine_in, plan_of, tensorrt
 
 from relu_deploy.backends import Options
 from relu_deploy.backends.nvidia.cuda import CudaError, Device
@@ -26,7 +26,7 @@ def start(tmp_path):
     """Start a session on test doubles: start(ranges, dtype=, outputs=) -> session."""
 
     def begin(ranges=ONE, memory=1 << 30, **options):
-        runtime = Runtime(memory=memory)
+        runtime = CudaDriver(memory=memory)
         trt, engine = tensorrt(runtime, ranges, **options)
         shared = {name: options[name] for name in ("dtype", "outputs") if name in options}
         bundle = bundle_of(tmp_path, **shared)
@@ -214,7 +214,7 @@ def test_memory_that_is_not_there_in_the_middle_of_a_run_is_said_after_it(start)
     bound = session.bind({"x": np.ones((8, 3), np.float32)})
     bound.upload({"x": np.ones((8, 3), np.float32)})
     session.runtime_double.left = 10
-    with pytest.raises(CudaError, match="cudaErrorMemoryAllocation"):
+    with pytest.raises(CudaError, match="CUDA_ERROR_OUT_OF_MEMORY"):
         bound.run()
 
 
@@ -222,20 +222,20 @@ def test_the_allocator_is_what_the_library_expects():
     trt = pytest.importorskip(
         "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'relu-deploy[rtx-build]')", exc_type=ImportError
     )
-    gpu = Device(0, Runtime())
+    gpu = Device(0, CudaDriver())
     output = GrowingOutput(gpu, "float32")
     made = allocator(trt, output)
     assert isinstance(made, trt.IOutputAllocator)
     first = made.reallocate_output("y", 0, 100, 256)
     assert made.reallocate_output_async("y", first, 60, 256, 0) == first
     made.reallocate_output_async("y", first, 101, 256, 0)
-    assert len(gpu.runtime.freed) == 1
+    assert len(gpu.driver.freed) == 1
     made.notify_shape("y", trt.Dims([5, 4]))
     assert output.shape == (5, 4)
     assert output.nbytes == 80
-    gpu.runtime.left = 0
+    gpu.driver.left = 0
     assert made.reallocate_output("y", 0, 10**6, 256) == 0
-    assert "cudaErrorMemoryAllocation" in str(output.error)
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in str(output.error)
 
 
 # ---------------------------------------------------------------- refusals
@@ -336,7 +336,7 @@ def test_contexts_announce_nothing_to_profilers(start):
 
 
 def test_weights_are_streamed_within_the_automatic_budget_and_without_a_cuda_graph(tmp_path):
-    runtime = Runtime()
+    runtime = CudaDriver()
     trt, engine = tensorrt(runtime, ONE)
     engine.get_weight_streaming_automatic_budget = lambda: 4096
     kept = engine_in(tmp_path, plan_of(), weight_streaming=True)
@@ -373,7 +373,7 @@ def test_an_engine_is_built_on_the_gpu_that_was_named(tmp_path, monkeypatch):
     def make_current(index):
         raise Reached(index)
 
-    runtime = Runtime()
+    runtime = CudaDriver()
     trt, _ = tensorrt(runtime, ONE)
     trt.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda self: None})
     monkeypatch.setattr(build, "can_build", lambda name: Probe(name, True, version="11.4"))
