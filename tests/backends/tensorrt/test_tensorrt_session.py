@@ -165,6 +165,60 @@ def test_old_shapes_make_room_and_closing_frees_all_of_it(start):
     assert not runtime.queues
 
 
+def test_batches_of_any_size_share_the_contexts_of_a_few(start):
+    session = start()
+    for _ in range(2):
+        for batch in (3, 1, 8, 5, 2, 7, 4, 6):
+            x = numbers(batch, seed=batch)
+            assert np.array_equal(session.run({"x": x})["y"], np.maximum(x, 0))
+    # 1, 2, 4 and 8 rows: each context is captured once and never made again.
+    assert len(session.engine_double.contexts) == 4
+    assert session.runtime_double.calls.count("instantiate") == 4
+    assert session.facts["batch_sizes"] == [1, 2, 4, 8]
+
+
+def test_every_size_of_the_profiles_keeps_its_context(start):
+    session = start(TWO)
+    # Powers of two within the profiles; the usual and largest batches are among them.
+    assert session.facts["batch_sizes"] == [1, 2, 4, 8, 16, 32, 64, 128]
+    for batch in (*range(1, 9), 16, 32, 64, 128, *range(1, 9)):
+        session.run({"x": numbers(batch)})
+    assert len(session.engine_double.contexts) == 8
+
+
+def test_batches_are_not_padded_where_an_output_has_no_rows(start):
+    session = start(outputs=("y", "kept"))
+    x = numbers(3)
+    assert np.array_equal(session.run({"x": x})["kept"], x[x > 0])
+    assert "batch_sizes" not in session.facts
+
+
+def test_contexts_share_one_block_of_memory_for_activations(start):
+    session = start(TWO)
+    session.engine_double.device_memory_size_v2 = 4096
+    for batch in (1, 2, 100):
+        session.run({"x": numbers(batch)})
+    bound = session.bind({"x": numbers(3)})
+    contexts = session.engine_double.contexts
+    assert {context.strategy for context in contexts} == {"USER_MANAGED"}
+    assert len(contexts) == 4
+    assert len({context.memory for context in contexts}) == 1
+    assert contexts[0].memory[1] == 4096
+    bound.close()
+    session.close()
+    assert not session.runtime_double.alive
+
+
+def test_the_real_library_takes_memory_of_the_callers():
+    trt = pytest.importorskip(
+        "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'relu-deploy[rtx-build]')", exc_type=ImportError
+    )
+    assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED")
+    assert hasattr(trt.IRuntimeConfig, "set_execution_context_allocation_strategy")
+    assert hasattr(trt.ICudaEngine, "device_memory_size_v2")
+    assert "256-byte aligned device memory" in trt.IExecutionContext.set_device_memory.__doc__
+
+
 def test_facts_say_what_runs_where(start):
     session = start(TWO)
     facts = session.facts
