@@ -152,10 +152,9 @@ def run(words: list[str], limit: float, folder: Path) -> tuple[int, float, str]:
 
 
 def _summary(stdout: str) -> str:
-    interesting = [
-        line.strip() for line in stdout.splitlines() if any(word in line for word in ("passed", "differs", "drop", "agree"))
-    ]
-    return (interesting or [""])[0][:160]
+    """Return the line with the verdict of a verb, "" where it has none."""
+    verdicts = (": passed", ": differs", "drop", "agree with")
+    return next((line.strip()[:160] for line in stdout.splitlines() if any(word in line for word in verdicts)), "")
 
 
 def served(bundle: Path, limit: float, folder: Path) -> tuple[int, float, str]:

@@ -203,9 +203,12 @@ def _infer_checked(model: ir.Model, where: str) -> None:
     # Both see the graph without its large weights, so that one above protobuf's 2 GiB is checked like any other.
     try:
         proto = to_proto_without_weights(model)
-        # Maps lost their type on loading; the checker requires one.
+        # Maps lost their type on loading, and the checker requires one; it requires a shape as well, which runtimes do not.
         typed = [value for value in proto.graph.output if value.type.WhichOneof("value")]
         if typed:
+            for value in typed:
+                if value.type.WhichOneof("value") == "tensor_type":
+                    value.type.tensor_type.shape.SetInParent()
             if len(typed) < len(proto.graph.output):
                 kept = [type(value).FromString(value.SerializeToString()) for value in typed]
                 del proto.graph.output[:]
