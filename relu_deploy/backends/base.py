@@ -178,7 +178,11 @@ class Rounding:
         # Biases and scales are not quantized.
         count = 1 if operator == "QuantizeLinear" else 2
         pairs = zip(values[:count], weights, strict=False)
-        return [self._quantized(value, weight) for value, weight in pairs] + list(values[count:])
+        rounded = [self._quantized(value, weight) for value, weight in pairs]
+        if operator == "Add" and all(isinstance(value, np.ndarray) and value.min(initial=0) >= 0 for value in values):
+            # Eight bits keep the sign, and a sum of squares that fell below 0 would have no root.
+            rounded = [np.maximum(value, 0) for value in rounded]
+        return rounded + list(values[count:])
 
     def _quantized(self, value: Any, weight: bool) -> Any:
         if not isinstance(value, np.ndarray) or value.dtype != np.float64 or not value.size:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options, add_summary_option
-from relu_deploy.cli.output import finish, keep_reports
+from relu_deploy.cli.output import finish, keep_reports, open_bundle
 from relu_deploy.cli.types import numbers, share
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
@@ -48,7 +48,6 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.benchmark.compare import compare_with, load_report
     from relu_deploy.benchmark.prepare_models import QUICK, bundles_for
     from relu_deploy.benchmark.run import bench
-    from relu_deploy.bundle import Bundle
     from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.reporting.ci.github import check_summary, write_summary
     from relu_deploy.reporting.ci.summary import bench_summary
@@ -72,8 +71,9 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--quick measures {QUICK}, and a model was given too", "leave one of the two out")
     seconds = options.seconds if options.seconds is not None else 0.5 if options.quick else 2.0
     with steps(options.quiet) as step, bundles_for([QUICK] if options.quick else options.paths, step) as paths:
+        models = [open_bundle(path) for path in paths]
         report = bench(
-            paths,
+            models,
             options.backend or None,
             batch=batches,
             seconds=seconds,
@@ -87,9 +87,9 @@ def run(options: argparse.Namespace) -> int:
             progress=step,
         )
         result = report.to_json()
-        for path in paths:
-            report_of_model = {**result, "runs": [run for run in result["runs"] if run["model"] == Bundle.open(path).name]}
-            keep_reports(Bundle.open(path), {"reports/bench.json": report_of_model})
+        for bundle in models:
+            report_of_model = {**result, "runs": [run for run in result["runs"] if run["model"] == bundle.name]}
+            keep_reports(bundle, {"reports/bench.json": report_of_model})
     comparison = compare_with(options.compare, result, max_slower) if options.compare else None
     if comparison is not None:
         result["comparison"] = comparison.to_json()

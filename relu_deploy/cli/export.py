@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish
+from relu_deploy.cli.output import finish, print_notes
 from relu_deploy.cli.types import argument, batch_axis, floats, input_shape, label_names, number, pixels
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -90,5 +90,6 @@ def run(options: argparse.Namespace) -> int:
         print(
             f"warning: {printable(made.bundle.name)} has random weights; give trained ones with --weights FILE", file=sys.stderr
         )
+    print_notes(Path(str(options.source)), made.notes)
     result = {"schema": "relu-deploy/export/1", **made.to_json()}
     return finish(options, result, lambda: print_export(result))

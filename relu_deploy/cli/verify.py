@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options, add_summary_option
-from relu_deploy.cli.output import finish, keep_reports
+from relu_deploy.cli.output import finish, keep_reports, open_bundle
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, EXIT_UNUSABLE
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -52,7 +52,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    from relu_deploy.bundle import Bundle
     from relu_deploy.data.datasets import load_npz
     from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.reporting.ci.github import check_summary, verify_error, write_summary
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
             refuse_existing_file(file, options.force)
     if options.summary:
         check_summary(options.summary, options.force)
-    bundle = Bundle.open(options.path).with_shapes(dict(options.shape)).with_trust(options.trust_source)
+    bundle = open_bundle(options.path).with_shapes(dict(options.shape)).with_trust(options.trust_source)
     with steps(options.quiet) as step:
         report = verify(
             bundle,

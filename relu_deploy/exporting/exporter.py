@@ -52,6 +52,7 @@ class Exported:
         relus: Number of Relus among them.
         seconds: Time it took.
         untrained: Whether the weights are random.
+        notes: What was repaired in an `.onnx` source, one sentence each.
     """
 
     bundle: Bundle
@@ -60,6 +61,7 @@ class Exported:
     relus: int
     seconds: float
     untrained: bool
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of `relu-deploy export --json`."""
@@ -135,6 +137,7 @@ def export_source(source: nn.Module | str | os.PathLike[str], out: str | os.Path
         len(find_relus(model)),
         time.perf_counter() - started,
         loaded.recipe is not None and loaded.weights is None,
+        tuple(model.meta.get("notes", ())) if loaded.module is None else (),
     )
 
 

@@ -20,6 +20,10 @@ from relu_deploy.verification.verdict import LIMITS, SINGLE, Comparison, compare
 __all__ = ["compare_outputs", "judge"]
 
 
+#: Relus that a note names
+NAMED = 3
+
+
 @dataclass(frozen=True)
 class _ReluVerdicts:
     """The verdicts on the Relus of a backend; the fields are those of `BackendReport`."""
@@ -87,7 +91,9 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
     if idle:
         notes.append(f"{_relus(idle, reports)} not run on this input: in a branch that was not taken")
     if hidden:
-        notes.append(f"{_relus(hidden, reports)} not been observed: inside a body that cannot show its tensors")
+        names = [report.relu.node for report in reports if not report.relu.observable]
+        listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        notes.append(f"{_relus(hidden, reports)} not been observed: inside a body that cannot show its tensors ({listed})")
     if tapped.sessions > 1:
         notes.append(f"tapping all Relus at once changed the outputs: they were spread over {tapped.sessions} sessions")
     return _ReluVerdicts(reports, len(tapped.as_deployed) == len(tapped.values), "; ".join(notes))
