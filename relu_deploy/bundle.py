@@ -168,6 +168,21 @@ class Bundle:
         return self.path / SOURCE if SOURCE in self.manifest.get("files", {}) and not self.variant else None
 
     @property
+    def program_verdict(self) -> Mapping[str, Any] | None:
+        """Return the verdict of `export` on the graph against its PyTorch program, both in float64.
+
+        None if there is none, or if it is about other files than those of this bundle: it lists their hashes.
+        """
+        verdict, files = self.manifest.get("program_verdict"), self.manifest.get("files", {})
+        if verdict is None or self.variant or MODEL not in verdict["files"]:
+            return None
+        # A bundle without the program has the same graph as the one that had it.
+        compared = {name: digest for name, digest in verdict["files"].items() if name != SOURCE or SOURCE in files}
+        if any(name not in files or files[name]["sha256"] != digest for name, digest in compared.items()):
+            return None
+        return dict(verdict)
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Return the model's inputs."""
         specs = (TensorSpec.from_json(fields) for fields in self.manifest["inputs"])

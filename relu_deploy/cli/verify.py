@@ -19,7 +19,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `verify` to `parser`."""
     parser.add_argument("path", metavar="PATH")
     parser.add_argument(
-        "--against", metavar="torch|reference|OTHER.onnx", help="the truth (default: torch where its program travels along)"
+        "--against",
+        metavar="torch|reference|OTHER.onnx",
+        help="the truth (default: the graph itself in float64, where export has compared it with PyTorch)",
     )
     parser.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays named after the model's inputs")
     parser.add_argument(

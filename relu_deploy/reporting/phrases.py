@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["count_of", "shapes_of"]
+__all__ = ["count_of", "program_verdict", "shapes_of"]
 
 
 def count_of(count: int, noun: str, plural: str = "") -> str:
@@ -26,3 +26,15 @@ def shapes_of(inputs: Mapping[str, Any]) -> str:
         inputs: The field `inputs` of what `verify --json` writes.
     """
     return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs["shapes"].items())
+
+
+def program_verdict(verdict: Mapping[str, Any]) -> str:
+    """Return in words what `export` found when it compared a graph with its PyTorch program."""
+    compared = f"{count_of(verdict['relus'], 'Relu')} and {count_of(verdict['outputs'], 'output')}"
+    if not verdict["passed"]:
+        return f"the graph differs from its PyTorch program: at {verdict['first_divergence']}, of {compared}"
+    made_by = verdict["made_by"]
+    return (
+        f"the graph agrees with its PyTorch program: {compared}, error ratio {verdict['error_ratio'] or 0:.3g} at most "
+        f"(compared by export, with torch {made_by.get('torch', 'unknown')})"
+    )
