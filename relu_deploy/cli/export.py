@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
 from relu_deploy.cli.output import finish
 from relu_deploy.cli.types import argument, batch_axis, floats, input_shape, label_names, number, pixels
 
@@ -59,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--no-compare", action="store_true", help="do not compare the graph with the PyTorch program; verify does it instead"
     )
     add_shared_options(parser, "shape", "seed", "force")
+    add_timeout_option(parser, "source")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options, add_summary_option
+from relu_deploy.cli.options import add_shared_options, add_summary_option, add_timeout_option
 from relu_deploy.cli.output import finish, keep_reports
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, EXIT_UNUSABLE
 
@@ -43,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_summary_option(parser)
     add_shared_options(parser, "shape", "backend", "seed", "threads", "device", "force")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:

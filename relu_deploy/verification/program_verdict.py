@@ -43,8 +43,8 @@ class ProgramVerdict(JsonRecord):
         passed: Whether every tensor agrees.
         relus: How many Relus were compared.
         outputs: How many outputs were compared.
-        error_ratio: The largest RMS error in units of the error of correct arithmetic; None where a tensor has another shape,
-            NaN or infinities.
+        error_ratio: The largest RMS error in units of the rounding of the result or, if one is above the limit, of the error of
+            correct arithmetic; None where a tensor has another shape, NaN or infinities.
         first_divergence: The first tensor that differs, None if all agree.
         inputs: Where the inputs came from, their seed and their shapes.
         files: The sha256 of the graph, its external weights and the program, by name.
