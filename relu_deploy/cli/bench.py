@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options, add_summary_option
+from relu_deploy.cli.options import add_shared_options, add_summary_option, add_timeout_option
 from relu_deploy.cli.output import finish, keep_reports, open_bundle
 from relu_deploy.cli.types import numbers, share
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
@@ -40,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_summary_option(parser)
     add_shared_options(parser, "shape", "backend", "seed", "threads", "force")
+    add_timeout_option(parser, "paths")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -177,6 +177,8 @@ class VerifyReport:
         inputs: Where the inputs came from, and their shapes.
         random: The nodes that draw random numbers: each was replaced by one draw, everywhere the same.
         unknown: The nodes that the truth does not know, with their operators: their results were taken from a runtime.
+        program_verdict: What `export` found when it compared the model's graph with its PyTorch program, if the bundle has
+            that verdict on its files; see `ProgramVerdict`.
     """
 
     model: str
@@ -187,6 +189,7 @@ class VerifyReport:
     seconds: float
     random: Sequence[str] = ()
     unknown: Sequence[tuple[str, str]] = ()
+    program_verdict: Mapping[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -208,6 +211,7 @@ class VerifyReport:
             "schema": "relu-deploy/verify/1",
             "model": self.model,
             "against": self.against,
+            "program_verdict": None if self.program_verdict is None else dict(self.program_verdict),
             "precision": self.precision,
             "limit": LIMITS[self.precision],
             "passed": self.passed,

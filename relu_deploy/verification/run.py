@@ -59,7 +59,8 @@ def verify(
         feeds: Arrays for the model's inputs; by default `samples` rows of `data` (see `load_dataset`), without that of the
             model's own data set, or random ones from `seed`.
         data: A data set.
-        against: "torch", "reference", another ONNX file or bundle; by default the PyTorch program in the bundle, if any.
+        against: "torch" (the PyTorch program in the bundle), "reference" (the graph itself), another ONNX file or bundle; see
+            `choose_against` for the default.
         samples: Rows to run.
         seed: Of random inputs.
         threads: CPU threads; 0 takes every CPU this process may use.
@@ -117,6 +118,7 @@ def verify(
         seconds=time.perf_counter() - started,
         random=plan.random,
         unknown=plan.unknown,
+        program_verdict=bundle.program_verdict,
     )
 
 

@@ -6,11 +6,13 @@ back from the session, and nodes on another provider are an error, except shape 
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from relu_deploy.backends.onnxruntime.placement import nodes_by_provider, nodes_
 from relu_deploy.backends.onnxruntime.probe import PROVIDERS
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported
+from relu_deploy.folders import temporary_folder
 from relu_deploy.graph.model import load_model
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
@@ -48,8 +51,19 @@ def settings_for(options: Options) -> Any:
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}")
     if options.profile:
         settings.enable_profiling = True
-        settings.profile_file_prefix = str(Path(tempfile.mkdtemp(prefix="relu-deploy-profile-")) / "run")
+        settings.profile_file_prefix = str(_profiles() / f"{next(_numbers)}-run")
     return settings
+
+
+_numbers = itertools.count()
+
+
+@cache
+def _profiles() -> Path:
+    """Return this process's folder for profiles; it is removed when the process ends, or by a later one if it is killed."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temporary_folder("profiles"))
 
 
 class OnnxRuntimeSession:
@@ -119,7 +133,7 @@ class OnnxRuntimeSession:
         self._profiled = False
         file = Path(self._session.end_profiling())
         events = json.loads(file.read_text(encoding="utf-8"))
-        shutil.rmtree(file.parent)
+        file.unlink()
         return [event for event in events if event.get("cat") == "Node" and event["name"].endswith(EVENT)]
 
     def close(self) -> None:

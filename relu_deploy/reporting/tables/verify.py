@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from relu_deploy.reporting.phrases import count_of, shapes_of
+from relu_deploy.reporting.phrases import count_of, program_verdict, shapes_of
 from relu_deploy.reporting.terminal import DIM, GOOD, markup, new_table, number, show
 
 __all__ = ["print_verify"]
@@ -22,6 +22,8 @@ def print_verify(result: Result) -> None:
         f"[bold]{markup(result['model'])}[/] against {markup(result['against'])} in float64, "
         f"on {markup(inputs['source'])} input {markup(shapes_of(inputs))}"
     )
+    if result["against"] != "torch" and (verdict := result.get("program_verdict")):
+        show(f"[dim]{markup(program_verdict(verdict))}[/]")
     table = new_table("backend", "tensor", "scope", ">max abs", ">max ulp", ">error ratio", "passed")
     for backend in result["backends"]:
         for row in _rows(backend):
