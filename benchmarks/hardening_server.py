@@ -16,7 +16,7 @@ import grpc
 from cross_origin import attempts, violation
 from hostile_clients import ATTACKS, attack_beside_a_client
 from pictures import encoded, gradient
-from request_cases import grpc_request, http_request
+from request_cases import GRPC_ALLOWED, grpc_request, http_request
 from running import Running
 from serve_kills import stop_under_load
 
@@ -28,16 +28,6 @@ __all__ = ["origins", "requests", "stops", "waits"]
 BLOCK, WARM_UP = 1000, 2000
 #: status codes of HTTP that mean an error of the server
 SERVER_ERRORS = (500, 501, 502)
-GRPC_ALLOWED = (
-    "OK",
-    "INVALID_ARGUMENT",
-    "NOT_FOUND",
-    "PERMISSION_DENIED",
-    "UNIMPLEMENTED",
-    "RESOURCE_EXHAUSTED",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-)
 
 
 def _memory_mib(server: Running) -> float:

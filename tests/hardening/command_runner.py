@@ -113,7 +113,7 @@ class CommandRunner:
             code: int | None = worker.wait(1)
         except subprocess.TimeoutExpired:
             code = None
-        output = self._output.read_bytes()[-4000:].decode(errors="replace")
+        output = self._output.read_bytes()[-4000:].decode(errors="replace") if self._output.exists() else ""
         self._end()
         return ["hang" if code is None else "crash"], code, {"output": output}
 

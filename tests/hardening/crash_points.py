@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from processes import python
 from seed_models import convolutions, mlp
 
@@ -33,12 +34,13 @@ HERE = Path(__file__).parent
 ERRORS = ("ENOSPC", "EIO", "EACCES")
 SILENT = ("--quiet", "--json", "result.json")
 TRITON = ("--for", "triton", "--device", "cpu", "--max-batch", "4", "--max-delay", "0")
-#: what is interrupted: the words of each command in a folder with m.onnx, other.onnx and the bundle old.rdb
+INT8 = ("--precision", "int8", "--calibration", "../x.npz", "--samples", "16", "--max-drop", "1")
+#: what is interrupted: the words of each command in a folder beside m.onnx, other.onnx and x.npz
 COMMANDS: dict[str, tuple[str, ...]] = {
     "export": ("export", "../m.onnx", "-o", "m.rdb"),
     "export over": ("export", "../other.onnx", "-o", "m.rdb", "--force"),
     "verify": ("verify", "m.rdb", "--threads", "1"),
-    "optimize": ("optimize", "m.rdb", "--precision", "fp16", "--threads", "1"),
+    "optimize": ("optimize", "m.rdb", *INT8, "--threads", "1"),
     "compile": ("compile", "m.rdb", "--backend", "tensorrt-rtx", "--compute-capability", "8.9"),
     "package": ("package", "m.rdb", *TRITON, "-o", "repository"),
     "package over": ("package", "m.rdb", *TRITON, "-o", "repository", "--force"),
@@ -73,10 +75,10 @@ class CrashTrials:
         self._name, self._words, self._root = command, COMMANDS[command], folder
         self._place = folder / "place"
         self._report = folder / "report.json"
-        if not (folder / "m.onnx").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "m.onnx").write_bytes(mlp().SerializeToString())
-            (folder / "other.onnx").write_bytes(convolutions().SerializeToString())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "m.onnx").write_bytes(mlp().SerializeToString())
+        (folder / "other.onnx").write_bytes(convolutions().SerializeToString())
+        np.savez(folder / "x.npz", x=np.random.default_rng(0).standard_normal((32, 4)).astype(np.float32))
         self._prepare_original()
         self._fresh()
         self._before = self._state()
@@ -169,7 +171,7 @@ class CrashTrials:
             listed = [bundle / name for name in Bundle.open(bundle).manifest["files"]] + [bundle / "manifest.json"]
             known |= {place for file in listed for place in (file, *file.parents)}
             # The engines are a cache: an engine, its description and the lock that builders of it share.
-            known |= {bundle / "engines", *(bundle / "engines").glob("[!.]*")}
+            known |= {bundle / "engines", *(bundle / "engines").glob("[!.]*"), *(bundle / "engines").glob(".*.lock")}
         known |= set((self._place / "repository").rglob("*"))
         return sorted(place.relative_to(self._place).as_posix() for place in self._place.rglob("*") if place not in known)
 
@@ -220,7 +222,7 @@ class CrashTrials:
         except ReluDeployError as error:
             faults.append("refused")
             details.append(str(error))
-        forced = [] if "--force" in self._words or self._words[0] not in ("export", "package") else ["--force"]
+        forced = ["--force"] if self._words[0] in ("export", "optimize", "package") and "--force" not in self._words else []
         again = self._run([python(), "-m", "relu_deploy", *self._words, *forced, *SILENT])
         if again.returncode != 0:
             faults.append("next run")

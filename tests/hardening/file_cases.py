@@ -136,9 +136,11 @@ def _pictures(draw: random.Random, _: int, folder: Path, originals: Originals) -
 
 def _texts(draw: random.Random, _: int, folder: Path, originals: Originals) -> Made:
     label, file = hostile_texts(folder, draw)
-    predict = ["predict", originals.texts, file]
-    verify = ["verify", originals.texts, "--data", file, "--threads", "1", "--against", "reference"]
-    return label, [predict if draw.random() < 0.7 else verify]
+    if draw.random() < 0.7:
+        return label, [["predict", originals.texts, file]]
+    bundle = folder / "m.rdb"
+    shutil.copytree(originals.texts, bundle)
+    return label, [["verify", bundle, "--data", file, "--threads", "1", "--against", "reference"]]
 
 
 def _labels(draw: random.Random, _: int, folder: Path, originals: Originals) -> Made:

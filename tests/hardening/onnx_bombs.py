@@ -66,18 +66,33 @@ def many_outputs(draw: random.Random) -> bytes:
 
 
 def deep_branches(draw: random.Random) -> bytes:
-    inner = h.make_graph([h.make_node("Relu", ["x"], ["t"])], "g", [], [value("t")])
-    for _ in range(draw.choice((20, 60, 90))):
-        node = h.make_node(
-            "If",
-            ["go"],
-            ["t"],
-            then_branch=inner,
-            else_branch=h.make_graph([h.make_node("Neg", ["x"], ["t"])], "e", [], [value("t")]),
-        )
-        inner = h.make_graph([node], "g", [], [value("t")])
-    top = h.make_node("If", ["go"], ["y"], then_branch=inner, else_branch=inner)
-    return model_of([top], [value("x")], [value("y")], [constant("go", np.bool_(True))]).SerializeToString()
+    """If nodes in each other's branches, deeper than protobuf's own classes can build a message."""
+    inner = _graph([_field(1, b"x") + _field(2, b"t") + _field(4, b"Relu")], "t")
+    for _ in range(draw.choice((20, 31, 33, 90, 1000))):
+        inner = _graph([_if("t", inner)], "t")
+    start = model_of([], [value("x")], [value("y")], [constant("go", np.bool_(True))]).SerializeToString()
+    # Fields of a message that is given twice are merged: this adds a node to the graph, field 7 of the model.
+    return start + _field(7, _field(1, _if("y", inner)))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Return a length-delimited field of a message."""
+    length, rest = b"", len(content)
+    while rest > 127:
+        length, rest = length + bytes([rest & 127 | 128]), rest >> 7
+    return bytes([number << 3 | 2]) + length + bytes([rest]) + content
+
+
+def _if(output: str, branch: bytes) -> bytes:
+    graph_kind = b"\xa0\x01\x05"  # field 20, the attribute's type: a graph
+    branches = [_field(5, _field(1, name) + _field(6, branch) + graph_kind) for name in (b"then_branch", b"else_branch")]
+    if len(branch) > 10_000:  # twice as long with each level otherwise
+        branches[1] = _field(5, _field(1, b"else_branch") + _field(6, _graph([], "x")) + graph_kind)
+    return _field(1, b"go") + _field(2, output.encode()) + _field(4, b"If") + b"".join(branches)
+
+
+def _graph(nodes: list[bytes], output: str) -> bytes:
+    return b"".join(_field(1, node) for node in nodes) + _field(2, b"g") + _field(12, _field(1, output.encode()))
 
 
 def filled_shape(draw: random.Random) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 from media_mutations import png_of
 
-__all__ = ["GRPC_CALLS", "flipped", "grpc_request", "http_request", "mutate"]
+__all__ = ["GRPC_ALLOWED", "GRPC_CALLS", "flipped", "grpc_request", "http_request", "mutate"]
 
 FIELDS = (
     "name",
@@ -140,6 +140,18 @@ GRPC_CALLS = (
     "RepositoryModelLoad",
     "RepositoryModelUnload",
     "Nosuch",
+)
+
+#: status codes of gRPC that say what is wrong with a request, or that there is too much to do
+GRPC_ALLOWED = (
+    "OK",
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "PERMISSION_DENIED",
+    "UNIMPLEMENTED",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
 )
 
 
