@@ -6,8 +6,10 @@ import io
 import json
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import internal_errors
 import processes
 import pytest
 import workers
@@ -39,6 +41,15 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True, scope="session")
 def brief_timings():
     measure_briefly()
+
+
+@pytest.fixture(autouse=True)
+def no_internal_error(request):
+    """Fail a test that runs a command which exits with 70, unless it is marked as one that expects this."""
+    yield
+    notes = internal_errors.taken()
+    if notes and request.node.get_closest_marker("internal_error") is None:
+        pytest.fail(f"exit code 70, a bug in relu-deploy: {'; '.join(notes)}", pytrace=False)
 
 
 @pytest.fixture
@@ -102,6 +113,12 @@ def command(tmp_path, monkeypatch):
                 code = main(words)
             except SystemExit as left:
                 code = left.code
+        if code == internal_errors.EXIT_INTERNAL:
+            internal_errors.note(
+                Path(os.environ["RELU_DEPLOY_TEST_FOLDER"]),
+                os.environ.get(internal_errors.WORKER, ""),
+                f"{' '.join(words)}: {stderr.getvalue()}",
+            )
         printed = json.loads(stdout.getvalue()) if "-" in words and stdout.getvalue() else None
         return SimpleNamespace(code=code, stdout=stdout.getvalue(), stderr=stderr.getvalue(), json=printed)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from relu_deploy.backends import OPTIMIZATIONS, capabilities, require
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import ReluDeployError, UsageError
+from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.graph import load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.comparable import comparable
@@ -133,7 +133,10 @@ def _inputs(
         from relu_deploy.data.datasets import sample_feeds
 
         feeds, described = sample_feeds(bundle, samples, seed, None if data is None else str(data))
-    feeds = check_feeds(feeds, bundle.inputs, bundle.name)
+    given = feeds
+    feeds = check_feeds(given, bundle.inputs, bundle.name)
+    if empty := [spec.name for spec in bundle.inputs if 0 not in spec.shape and not feeds[spec.name].size]:
+        raise InputError(f"{bundle.name}: input {empty[0]!r} has no rows: there is nothing to compare", "give at least one row")
     return feeds, {**described, "shapes": {name: list(array.shape) for name, array in feeds.items()}}
 
 
