@@ -205,7 +205,7 @@ class _VariantBuilder:
         if search.passed:
             on_step("verifying every Relu")
             verified = self._verify(search.model)
-            if target.measurable and verified.passed and not self.prepared.is_quantized:
+            if options.measure_speed and target.measurable and verified.passed and not self.prepared.is_quantized:
                 on_step("measuring the speed")
                 speed = self._speed(search.model)
         return OptimizeReport(
