@@ -171,6 +171,21 @@ class Bundle:
         return self.path / SOURCE if SOURCE in self.manifest.get("files", {}) and not self.variant else None
 
     @property
+    def program_verdict(self) -> Mapping[str, Any] | None:
+        """Return the verdict of `export` on the graph against its PyTorch program, both in float64.
+
+        None if there is none, or if it is about other files than those of this bundle: it lists their hashes.
+        """
+        verdict, files = self.manifest.get("program_verdict"), self.manifest.get("files", {})
+        if verdict is None or self.variant or MODEL not in verdict["files"]:
+            return None
+        # A bundle without the program has the same graph as the one that had it.
+        compared = {name: digest for name, digest in verdict["files"].items() if name != SOURCE or SOURCE in files}
+        if any(name not in files or files[name]["sha256"] != digest for name, digest in compared.items()):
+            return None
+        return dict(verdict)
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Return the model's inputs."""
         specs = (TensorSpec.from_json(fields) for fields in self.manifest["inputs"])
@@ -216,11 +231,24 @@ class Bundle:
         except OSError as error:
             raise InputError(f"cannot read {self.onnx}: {reason(error)}", "check the path and its permissions") from error
 
-    def copy_files(self, folder: Path, without: Collection[str] = ()) -> None:
-        """Copy the files of the manifest into `folder`, except those in `without`; engines and caches are not copied."""
-        for name in self.manifest["files"].keys() - set(without):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.path / name, folder / name)
+    def copy_files(self, folder: Path, without: Collection[str] = ()) -> dict[str, Any]:
+        """Copy the files of the bundle into `folder`, except those in `without`; engines and caches are not copied.
+
+        Returns:
+            The manifest of the files that were copied, which may be newer than that of this object.
+
+        Raises:
+            InputError: If another process has replaced the model, or holds the bundle for long.
+        """
+        with locked_folder(self.path):
+            manifest = read_manifest(self.path / MANIFEST)
+            complete_interrupted(self.path, manifest)
+            self._require_same_model(manifest)
+            for name in manifest["files"].keys() - set(without):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.path / name, folder / name)
+        manifest.pop("engines", None)
+        return manifest
 
     def add(self, name: str, content: bytes | str, **fields: Any) -> Bundle:
         """Return this bundle with one more file, or a new version of it. See `update`."""
@@ -231,11 +259,12 @@ class Bundle:
 
         Args:
             files: Content by the file's path inside the bundle, with forward slashes.
-            **fields: Top-level fields of the manifest to replace.
+            **fields: Top-level fields of the manifest to replace. `variants` is merged: entries that another process has
+                added since this bundle was opened stay.
 
         Raises:
             InputError: If this is a plain ONNX file, a name is not one of a file inside the bundle, another process holds
-                the bundle for long, or the bundle cannot be written.
+                the bundle for long or has replaced the model that variants are of, or the bundle cannot be written.
         """
         if not self.is_folder:
             raise InputError(f"{self.path} is a plain ONNX file: nothing can be added to it", "export it to a bundle first")
@@ -243,8 +272,15 @@ class Bundle:
         with locked_folder(self.path):
             manifest = read_manifest(self.path / MANIFEST)
             complete_interrupted(self.path, manifest)
+            if "variants" in fields:
+                self._require_same_model(manifest)
+                fields["variants"] = {**manifest["variants"], **fields["variants"]}
             manifest = replace_files(self.path, manifest | fields, contents)
         return replace(self, manifest=manifest)
+
+    def _require_same_model(self, manifest: Mapping[str, Any]) -> None:
+        if manifest["files"].get(MODEL) != self.manifest["files"].get(MODEL):
+            raise InputError(f"{self.path} was replaced by another model while this command ran", "run the command again")
 
     def session(self, backend: str = "onnxruntime-cpu", variant: str = "", **options: Any) -> Session:
         """Return a session that runs this model on `backend`: `.run({"x": array}) -> {"y": array}`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options, add_summary_option
+from relu_deploy.cli.options import add_shared_options, add_summary_option, add_timeout_option
 from relu_deploy.cli.output import finish, keep_reports, open_bundle
 from relu_deploy.cli.types import numbers, share
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
@@ -22,6 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="D", help="what is fed and scored (default: the model's own data set, else random)")
     parser.add_argument("--seconds", type=float, metavar="S", help="of timed runs per row (default 2, with --quick 0.5)")
     parser.add_argument("--quick", action="store_true", help="one small model, half a second a row: a first look")
+    parser.add_argument(
+        "--layers", action="store_true", help="also time each layer of the runtime, by Relu segment, beside the roofline"
+    )
     parser.add_argument("--against", metavar="BACKEND", help="take ratios against this backend (default: the first)")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
     parser.add_argument("--tf32", action="store_true", help="let GPUs multiply float32 with 10 bits of mantissa")
@@ -37,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_summary_option(parser)
     add_shared_options(parser, "shape", "backend", "seed", "threads", "force")
+    add_timeout_option(parser, "paths")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -80,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
             settings=settings,
             data=options.data,
             shapes=dict(options.shape),
+            layers=options.layers,
             progress=step,
         )
         result = report.to_json()

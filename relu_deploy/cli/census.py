@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
 from relu_deploy.cli.output import finish, keep_reports, open_bundle
 from relu_deploy.cli.types import floats
 from relu_deploy.errors import UsageError
@@ -27,6 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--range", type=floats, metavar="LOW,HIGH", help="of the input, as --range=-1,1 (default: what pixels become)"
     )
     add_shared_options(parser, "shape", "threads", "device")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:

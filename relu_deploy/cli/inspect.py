@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
 from relu_deploy.cli.output import finish, open_bundle
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -17,6 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH")
     add_shared_options(parser, "shape")
     parser.add_argument("--batch", type=int, default=1, help="size of varying dimensions in the cost (default 1)")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
 from relu_deploy.cli.output import finish, open_bundle
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
@@ -63,6 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-observed", action="store_true", help="with --compact: and channels that never fired on the data")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
     add_shared_options(parser, "shape", "seed", "threads", "force")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from relu_deploy.verification.contract import check_contract
+from relu_deploy.verification.contract import NAN_NOT_PROPAGATED, check_contract
 from relu_deploy.verification.engine.audit import AuditReport
 from relu_deploy.verification.invariants import check_invariance
 from relu_deploy.verification.locating.fault import Fault
@@ -77,6 +77,7 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
         noise = truth.noise_floor.get(relu.output, 0.0)
         single = truth.single.get(relu.output, SINGLE * noise)
         contract = check_contract(relu, got, true, single, truth.precision, nan_kept.get(relu.output))
+        contract = replace(contract, accepts_lost_nan=NAN_NOT_PROPAGATED in plan.accepted)
         comparison = (
             None if true is None else compare(got, true, noise, LIMITS[truth.precision], truth.undecided.get(relu.output))
         )
