@@ -63,6 +63,7 @@ class Bundle:
         variant: Name of the variant in use, "" for the model itself.
         trusted: Whether its PyTorch program may be loaded although loading it could run code in it.
         shapes: Sizes given for inputs whose dimensions may vary, by input name; see `with_shapes`.
+        notes: What was repaired in a plain `.onnx` file when it was read, one sentence each.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Bundle:
     variant: str = ""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     trusted: bool = False
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Bundle) -> Bundle:
@@ -89,7 +91,8 @@ class Bundle:
                 folder = path.resolve().parent.parent
                 if path.resolve().parent.name == VARIANTS and (folder / MANIFEST).is_file():
                     return cls.open(folder).with_variant(path.stem)
-                return cls(path, _manifest_of_file(path))
+                manifest, notes = _manifest_of_file(path)
+                return cls(path, manifest, notes=notes)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {str(path)[:200]}: {reason(error)}", "check the path and its permissions") from None
         bundle = cls(path, read_manifest(path / MANIFEST))
@@ -330,14 +333,17 @@ def refuse_existing(target: Path, force: bool) -> None:
         raise InputError(f"cannot write {str(target)[:200]}: {reason(error)}", "choose another place with -o") from None
 
 
-def _manifest_of_file(file: Path) -> dict[str, Any]:
+def _manifest_of_file(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what a manifest would say of a plain `.onnx` file, and the notes about its repairs."""
     from relu_deploy.graph.batching import batch_axes
     from relu_deploy.graph.model import io_specs, load_model
+    from relu_deploy.graph.repairs import stale_shapes_of
 
     model = load_model(file)
+    notes = (*model.meta["notes"], *stale_shapes_of(model))
     axes = batch_axes(model)
     inputs, outputs = (tuple(replace(spec, batch_axis=axes[spec.name]) for spec in specs) for specs in io_specs(model))
-    return {
+    manifest = {
         "schema": SCHEMA,
         "name": file.stem,
         "source": {"kind": "onnx", "spec": file.name},
@@ -347,3 +353,4 @@ def _manifest_of_file(file: Path) -> dict[str, Any]:
         "files": {},
         "variants": {},
     }
+    return manifest, notes

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options, add_timeout_option
-from relu_deploy.cli.output import finish
+from relu_deploy.cli.output import finish, print_notes
 from relu_deploy.cli.types import argument, batch_axis, floats, input_shape, label_names, number, pixels
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -95,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
         print(
             f"warning: {printable(made.bundle.name)} has random weights; give trained ones with --weights FILE", file=sys.stderr
         )
+    print_notes(Path(str(options.source)), made.notes)
     if made.verdict is not None and not made.verdict.passed and not options.quiet:
         print(
             f"warning: the graph of {printable(made.bundle.name)} differs from the PyTorch program at "

@@ -57,6 +57,7 @@ class Exported:
         relus: Number of Relus among them.
         seconds: Time it took.
         untrained: Whether the weights are random.
+        notes: What was repaired in an `.onnx` source, one sentence each.
         verdict: On the graph against the PyTorch program; None if they were not compared.
         not_compared: Why they were not compared, "" if they were.
     """
@@ -67,6 +68,7 @@ class Exported:
     relus: int
     seconds: float
     untrained: bool
+    notes: tuple[str, ...] = ()
     verdict: ProgramVerdict | None = None
     not_compared: str = ""
 
@@ -151,6 +153,7 @@ def export_source(source: nn.Module | str | os.PathLike[str], out: str | os.Path
         len(find_relus(model)),
         time.perf_counter() - started,
         loaded.recipe is not None and loaded.weights is None,
+        tuple(model.meta.get("notes", ())) if loaded.module is None else (),
         verdict,
         not_compared,
     )

@@ -90,6 +90,14 @@ def _verdict(backend: Result) -> Iterator[str]:
         place = "in the graph" if fault["where"] == "graph" else f"on {markup(fault['where'])}"
         scope = f" ({markup(fault['scope'])})" if fault["scope"] else ""
         yield f"  [bold red]at {markup(fault['node'])}[/]{scope}, {place}: {markup(fault['kind'])}: {markup(fault['detail'])}"
+    for finding in backend.get("findings", ()):
+        if finding["accepted"]:
+            yield f"  [yellow]accepted[/]: {markup(finding['detail'])}"
+        else:
+            yield (
+                f"  [bold red]{markup(finding['detail'])}[/], where IEEE 754's maximum, PyTorch and ONNX Runtime return NaN; "
+                f"to accept it: --accept {finding['kind']}"
+            )
     for check in backend["checks"]:
         if check["passed"] is False:
             yield f"  [bold red]{markup(check['name'])}[/]: {markup(check['detail'])}"
