@@ -1,6 +1,7 @@
 """Shared by all tests: one export of each shipped model, and the command line as a user calls it."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -18,6 +19,8 @@ from timing import measure_briefly
 
 # Before anything imports NumPy or torch.
 workers.take_share_of_processors()
+# Imports and collection make millions of objects that live until the end: looking through them takes seconds.
+gc.disable()
 
 from relu_deploy.cli.main import main  # noqa: E402
 
@@ -72,6 +75,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     workers.put_slow_first(items)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
