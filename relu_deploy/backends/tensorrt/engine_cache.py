@@ -6,9 +6,9 @@
     engines/tensorrt-11.4.0-3a1f….timing                      TensorRT's kernel timings, for the next build
 
 The last part of the name is a hash of the graph and its weights, the library's version, the options and profiles, and the GPU or
-compute capabilities. An engine is used only if its metadata matches the key and its sha256 is correct. One that was built to be
-compatible with other versions or GPUs is also used there (`compatibility.py`). The metadata is written last, so that an
-interrupted build leaves no usable entry.
+compute capabilities. An engine is used only if its metadata matches the key, its sha256 is correct and, in a bundle, the manifest
+lists both files. One that was built to be compatible with other versions or GPUs is also used there (`compatibility.py`). The
+metadata is written last, so that an interrupted build leaves no usable entry.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from relu_deploy.backends.tensorrt.options import BuildOptions, capability_name
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.bundle import Bundle, sha256, write_atomically
 from relu_deploy.bundle_files import external_locations
+from relu_deploy.engine_files import is_trusted, trust
 from relu_deploy.errors import BackendUnavailable, InputError, UsageError
 from relu_deploy.graph import load_model, precision_of
+from relu_deploy.manifest import ENGINES
 
 __all__ = [
     "DEFAULT_BATCH",
@@ -50,7 +52,6 @@ __all__ = [
 ]
 
 SCHEMA = "relu-deploy/engine/1"
-ENGINES = "engines"
 #: smallest, usual and largest batch of an engine if no sizes are given
 DEFAULT_BATCH = (1, 8, 32)
 #: fields that are equal in two engines of which the newer replaces the older
@@ -297,6 +298,8 @@ def _entry(file: Path, identity: Mapping[str, Any]) -> Engine | str | None:
             return f"{file} is truncated or changed: its sha256 is not that of its metadata"
     except (OSError, KeyError) as error:
         return f"{file} cannot be used ({type(error).__name__}: {error})"
+    if not (is_trusted(file) and is_trusted(_note(file))):
+        return f"{file} is not listed in the manifest of its bundle"
     return Engine(file, facts, cache_hit=True)
 
 
@@ -394,12 +397,13 @@ def _build(
         name,
         bundle.onnx,
         requested,
-        timing_cache=timing.read_bytes() if timing.exists() else b"",
+        timing_cache=timing.read_bytes() if timing.exists() and is_trusted(timing) else b"",
         progress=progress,
         device=device,
     )
     if built.timing_cache:
         write_atomically(timing, built.timing_cache)
+        trust([timing])
     facts = {
         **identity,
         "key": _key(identity),
@@ -420,6 +424,7 @@ def _put(file: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
         old.unlink(missing_ok=True)
     write_atomically(file, plan)
     write_atomically(_note(file), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    trust([file, _note(file)])
 
 
 def _clear(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from relu_deploy.backends.tensorrt.engine_cache import Engine
 from relu_deploy.backends.tensorrt.errors import refusal_reason
 from relu_deploy.backends.tensorrt.probe import MODULES, compiles_ahead
 from relu_deploy.bundle import Bundle, write_atomically
+from relu_deploy.engine_files import is_trusted, trust
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph import load_model, precision_of
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
@@ -270,6 +271,7 @@ class TensorRtSession:
         # Without the cache the next load only takes some seconds longer.
         with contextlib.suppress(InputError):
             write_atomically(place, content)
+            trust([place])
 
     # ------------------------------------------------------------ loading
 
@@ -366,7 +368,7 @@ class TensorRtSession:
         config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
         cache = config.create_runtime_cache()
         state = "empty"
-        if self.kept.runtime_cache.exists():
+        if self.kept.runtime_cache.exists() and is_trusted(self.kept.runtime_cache):
             loaded = cache.deserialize(self.kept.runtime_cache.read_bytes())
             state = "loaded" if loaded else "refused: it is of another GPU, driver or version"
         if not config.set_runtime_cache(cache):
