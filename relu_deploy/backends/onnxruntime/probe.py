@@ -256,7 +256,7 @@ def _check_rtx(name: str, flavors: Mapping[str, str], driver: Driver, gpu: Gpu) 
             f"{package} {release} needs {', '.join(missing_here)} of NVIDIA's driver, which {_is_are(missing_here)} not found",
             "start the container with -e NVIDIA_DRIVER_CAPABILITIES=compute,utility, or install the whole driver",
         )
-    if missing_here := places.missing([each for each in linked if _CUDA.match(each)]):
+    if missing_here := [each for each in linked if _CUDA.match(each) and plugin.find(each, places) is None]:
         return Missing(
             f"{package} {release} needs {', '.join(missing_here)}, which {_is_are(missing_here)} not found",
             f"pip install 'nvidia-cuda-runtime=={plugin.distributions[package]}.*'",

@@ -101,16 +101,20 @@ def test_without_addresses_the_place_in_the_list_counts(packaged):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or shutil.which("cc") is None, reason="needs Linux and a C compiler, cc")
-def test_a_plug_in_finds_the_cuda_runtime_of_a_python_package(tmp_path):
-    # Real libraries: the plug-in is linked to a CUDA runtime that lies where the system's loader does not look.
-    site, runtime = tmp_path / "site", tmp_path / "site/nvidia/cu13/lib"
+@pytest.mark.parametrize(
+    "place", ["nvidia/cu13/lib/libcudart-made-up.so.13", "onnxruntime_ep_nv_tensorrt_rtx/libcudart-made-up.so.13.4.36"]
+)
+def test_a_plug_in_finds_the_cuda_runtime_of_a_python_package(tmp_path, place):
+    # Real libraries: the plug-in is linked to a CUDA runtime that lies where the system's loader does not look, in the package
+    # of NVIDIA's, or in its own under the name of its full version.
+    site = tmp_path / "site"
     package = site / "onnxruntime_ep_nv_tensorrt_rtx"
-    runtime.mkdir(parents=True)
-    package.mkdir()
+    (site / place).parent.mkdir(parents=True)
+    package.mkdir(exist_ok=True)
     (package / "__init__.py").touch()
     (tmp_path / "cudart.c").write_text("int cudaFake(void) { return 7; }")
     (tmp_path / "plugin.c").write_text("int cudaFake(void); int answer(void) { return cudaFake(); }")
-    cudart, plugin = runtime / "libcudart-made-up.so.13", package / "libonnxruntime_providers_nv_tensorrt_rtx.so"
+    cudart, plugin = site / place, package / "libonnxruntime_providers_nv_tensorrt_rtx.so"
     build = ["cc", "-shared", "-fPIC", "-o"]
     subprocess.run([*build, cudart, tmp_path / "cudart.c", "-Wl,-soname,libcudart-made-up.so.13"], check=True)
     subprocess.run([*build, plugin, tmp_path / "plugin.c", cudart], check=True)
