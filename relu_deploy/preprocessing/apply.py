@@ -107,14 +107,22 @@ def _resize(picture: Image.Image, size: tuple[int, int], resize: Resize) -> Arra
     """Return the resized pixels (H, W, C)."""
     from PIL import Image
 
-    filters = {("bilinear", -0.5): Image.Resampling.BILINEAR, ("bicubic", -0.5): Image.Resampling.BICUBIC}
-    coefficient = resize.cubic_coefficient if resize.interpolation == "bicubic" else -0.5
-    kernel = filters.get((resize.interpolation, coefficient))
-    if resize.antialias and resize.rounding == "per_axis" and kernel is not None:
-        pixels = np.asarray(picture if picture.size == size else picture.resize(size, kernel))
+    if kernel := _pillow_filter(resize):
+        pixels = np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling[kernel]))
         return pixels.reshape(*pixels.shape[:2], -1)
     pixels = np.asarray(picture)
     return resample(pixels.reshape(*pixels.shape[:2], -1), size[::-1], resize)
+
+
+def _pillow_filter(resize: Resize) -> str:
+    """Return the name of the filter with which Pillow itself resizes so, "" where it cannot."""
+    if resize.rounding != "per_axis" or resize.coordinates != "half_pixel":
+        return ""
+    if resize.interpolation == "nearest":
+        return "NEAREST"
+    if not resize.antialias or (resize.interpolation == "bicubic" and resize.cubic_coefficient != -0.5):
+        return ""
+    return {"bilinear": "BILINEAR", "bicubic": "BICUBIC"}.get(resize.interpolation, "")
 
 
 def _window(

@@ -80,8 +80,7 @@ class Resize:
             fields["coordinates"] = self.coordinates
         if self.interpolation == "bicubic":
             fields["cubic_coefficient"] = self.cubic_coefficient
-        if self.interpolation != "nearest":
-            fields["rounding"] = self.rounding
+        fields["rounding"] = self.rounding
         if self.mode != "stretch":
             fields["length_rounding"] = self.length_rounding
         if self.mode == "letterbox":
@@ -150,17 +149,18 @@ class Preprocess:
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any], where: str = "preprocess") -> Preprocess:
+    def from_json(cls, fields: Mapping[str, Any], where: str = "preprocess", *, strict: bool = False) -> Preprocess:
         """Return the description in `fields`, of this version or older.
 
         Args:
             fields: The object; what it leaves out has the defaults of the attributes.
             where: Name of the object in errors.
+            strict: Refuse unknown fields.
 
         Raises:
-            InputError: If a field is unknown, or its value is not valid.
+            InputError: If a value is not valid, or a field unknown.
         """
-        return _Reader(where).preprocess(fields)
+        return _Reader(where, strict).preprocess(fields)
 
     def fitted(self, spec: TensorSpec) -> Preprocess:
         """Return the description with the sizes that follow from an input, and its number of channels and dtype."""
@@ -204,8 +204,8 @@ def plane_of(spec: TensorSpec, steps: Mapping[str, Any]) -> tuple[Dim, Dim, Dim]
 class _Reader:
     """Reads a description from JSON; `where` names the object in errors."""
 
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self, where: str, strict: bool) -> None:
+        self._where, self._strict = where, strict
 
     def preprocess(self, fields: Mapping[str, Any]) -> Preprocess:
         readers: dict[str, Callable[[str, Any], Any]] = {
@@ -229,7 +229,7 @@ class _Reader:
         return Preprocess(resize=resize, crop=crop, **made)
 
     def _geometry(self, resize: Any, crop: Any) -> tuple[Resize, Crop | None]:
-        if not isinstance(resize, Mapping) and not isinstance(crop, Mapping):
+        if not isinstance(resize, Mapping) and not isinstance(crop, Mapping | list | tuple):
             return self._old_geometry(resize, crop)
         made = self._resize(resize if isinstance(resize, Mapping) else {} if resize is None else {"size": resize})
         return made, None if crop is None else self._crop(crop)
@@ -268,7 +268,7 @@ class _Reader:
         return Crop(size, self._choice("offset", value.get("offset", "round")))
 
     def _refuse_unknown(self, fields: Mapping[str, Any], known: set[str], prefix: str) -> None:
-        if unknown := next((name for name in fields if name not in known), None):
+        if self._strict and (unknown := next((name for name in fields if name not in known), None)):
             raise self._error(f"{prefix}{unknown}", "is not a field of a preprocessing", nearest(str(unknown), known))
 
     def _choice(self, name: str, value: Any) -> str:

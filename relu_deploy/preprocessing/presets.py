@@ -23,11 +23,13 @@ from relu_deploy.preprocessing.description import Crop, Preprocess, Resize
 __all__ = ["PRESETS", "load_preprocess"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: presets of libraries whose nearest neighbor is the pixel at i * factor
+ASYMMETRIC_NEAREST = ("torchvision-tensor", "opencv", "ultralytics", "caffe")
 #: largest FILE.json, in bytes
 MAX_FILE = 2**20
 
 _PILLOW = Resize("shortest_side")
-_OPENCV = Resize("stretch", antialias=False, cubic_coefficient=-0.75, rounding="fixed_point", coordinates="half_pixel")
+_OPENCV = Resize("stretch", antialias=False, cubic_coefficient=-0.75, rounding="fixed_point")
 _TENSOR = Resize("shortest_side", antialias=False, cubic_coefficient=-0.75, rounding="per_axis")
 _LETTERBOX = Resize(
     "letterbox",
@@ -87,15 +89,19 @@ def _from_fields(fields: Mapping[str, Any], where: str) -> Preprocess:
     """Return the description in `fields`, on top of the preset that they name."""
     name = fields.get("preset")
     if name is None:
-        return Preprocess.from_json(fields, where)
+        return Preprocess.from_json(fields, where, strict=True)
     if name not in PRESETS:
         raise InputError(f"{where}: there is no preset {str(name)[:40]!r}", nearest(str(name), PRESETS))
     base = PRESETS[name].to_json()
     merged = {**base, **fields}
     for part in ("resize", "crop"):
-        if isinstance(fields.get(part), Mapping) and isinstance(base.get(part), Mapping):
-            merged[part] = {**_all_fields(PRESETS[name], part), **fields[part]}
-    return Preprocess.from_json({key: value for key, value in merged.items() if value is not None}, where)
+        changes = {"size": fields[part]} if isinstance(fields.get(part), int | list) else fields.get(part)
+        if isinstance(changes, Mapping) and isinstance(base.get(part), Mapping):
+            merged[part] = {**_all_fields(PRESETS[name], part), **changes}
+    resize = merged["resize"]
+    if isinstance(resize, Mapping) and resize.get("interpolation") == "nearest" and name in ASYMMETRIC_NEAREST:
+        merged["resize"] = {**resize, "coordinates": (fields.get("resize") or {}).get("coordinates", "asymmetric")}
+    return Preprocess.from_json({key: value for key, value in merged.items() if value is not None}, where, strict=True)
 
 
 def _all_fields(preset: Preprocess, part: str) -> dict[str, Any]:

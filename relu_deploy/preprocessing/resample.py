@@ -18,8 +18,8 @@ from relu_deploy.tensors import Array
 
 __all__ = ["resample"]
 
-#: bits of the weights of "per_axis" with a filter that covers few and many pixels, and of "fixed_point"
-PILLOW_BITS, FIXED_BITS = 22, 11
+#: bits of the weights in Pillow, in OpenCV, and of a whole weight in PyTorch's kernels for uint8, whose sign takes one of 16
+PILLOW_BITS, OPENCV_BITS, PYTORCH_BITS = 22, 11, 15
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,15 @@ class Taps:
         """Return the indices that occur, in order, and the taps as places in these."""
         used, places = np.unique(self.indices, return_inverse=True)
         return used, Taps(places.reshape(self.indices.shape), self.weights)
+
+    def merged(self) -> Taps:
+        """Return the taps with the weights of an edge pixel that is repeated added up in one of them."""
+        weights = self.weights.copy()
+        for tap in range(1, weights.shape[1]):
+            same = self.indices[:, tap] == self.indices[:, tap - 1]
+            weights[same, tap] += weights[same, tap - 1]
+            weights[same, tap - 1] = 0
+        return Taps(self.indices, weights)
 
 
 def resample(pixels: Array, size: tuple[int, int], resize: Resize) -> Array:
@@ -65,12 +74,13 @@ def resample(pixels: Array, size: tuple[int, int], resize: Resize) -> Array:
     if resize.rounding == "fixed_point" and not is_area:
         return _in_fixed_point(pixels, down, across)
     if resize.rounding == "per_axis" and not is_area:
-        return _per_axis(_per_axis(pixels, across, 1), down, 0)
+        return _per_axis(_per_axis(pixels, across, 1, resize.antialias), down, 0, resize.antialias)
     result = _weighted(_weighted(pixels.astype(np.float32), across, 1), down, 0)
     return result if resize.rounding == "none" else np.rint(result).clip(0, 255).astype(np.uint8)
 
 
 def _nearest(old: int, new: int, coordinates: str) -> Array:
+    # In OpenCV's order of operations, which decides where the product is whole.
     factor = 1.0 / (new / old)
     places = np.arange(new) + (0.5 if coordinates == "half_pixel" else 0.0)
     return np.floor(places * factor).astype(np.intp).clip(0, old - 1)
@@ -79,13 +89,15 @@ def _nearest(old: int, new: int, coordinates: str) -> Array:
 def _taps(old: int, new: int, resize: Resize, shrinks: bool) -> Taps:
     factor = old / new
     if resize.interpolation == "area":
-        return _area_taps(old, new, factor) if shrinks else _linear_taps(old, *_area_centers(new, factor))
+        return _area_taps(old, new, factor) if shrinks else _linear_taps(old, *_area_centers(old, new))
     cubic = resize.interpolation == "bicubic"
     if resize.antialias:
         return _antialiased_taps(old, new, factor, resize)
     places = np.arange(new)
     centers = (places + 0.5) * factor - 0.5 if resize.coordinates == "half_pixel" else places * factor
-    centers = centers.astype(np.float32)
+    if resize.rounding in ("fixed_point", "none"):
+        # OpenCV and TensorFlow compute the positions in float32.
+        centers = centers.astype(np.float32)
     first = np.floor(centers)
     fractions = (centers - first).astype(np.float64)
     starts = first.astype(np.int64)
@@ -138,12 +150,12 @@ def _area_taps(old: int, new: int, factor: float) -> Taps:
     return Taps(indices.clip(0, old - 1), weights / weights.sum(1, keepdims=True))
 
 
-def _area_centers(new: int, factor: float) -> tuple[Array, Array]:
-    """Return the pixels and fractions of OpenCV's INTER_AREA where a picture grows."""
-    places = np.arange(new)
-    starts = np.floor(places * factor).astype(np.int64)
-    fractions = (places + 1) - (starts + 1) / factor
-    return starts, np.where(fractions <= 0, 0.0, fractions - np.floor(fractions))
+def _area_centers(old: int, new: int) -> tuple[Array, Array]:
+    """Return the pixels and fractions of OpenCV's INTER_AREA where a picture grows, in OpenCV's order of operations."""
+    places, growth = np.arange(new), new / old
+    starts = np.floor(places * (1.0 / growth)).astype(np.int64)
+    fractions = ((places + 1) - (starts + 1) * growth).astype(np.float32)
+    return starts, np.where(fractions <= 0, 0.0, fractions - np.floor(fractions)).astype(np.float64)
 
 
 def _weighted(pixels: Array, taps: Taps, axis: int) -> Array:
@@ -166,21 +178,32 @@ def _integer_sums(pixels: Array, taps: Taps, axis: int, bits: int) -> Array:
     return np.asarray(total)
 
 
-def _per_axis(pixels: Array, taps: Taps, axis: int) -> Array:
-    """Return the weighted sums along an axis, rounded to uint8 as Pillow rounds them."""
-    sums = _integer_sums(pixels, taps, axis, PILLOW_BITS) + (1 << (PILLOW_BITS - 1))
-    return (sums >> PILLOW_BITS).clip(0, 255).astype(np.uint8)
+def _per_axis(pixels: Array, taps: Taps, axis: int, antialias: bool) -> Array:
+    """Return the weighted sums along an axis, rounded to uint8 as Pillow does, and PyTorch where it does not antialias."""
+    if not antialias:
+        taps = taps.merged()
+    bits = PILLOW_BITS if antialias else _pytorch_bits(float(taps.weights.max()))
+    sums = _integer_sums(pixels, taps, axis, bits) + (1 << (bits - 1))
+    return (sums >> bits).clip(0, 255).astype(np.uint8)
+
+
+def _pytorch_bits(largest: float) -> int:
+    """Return the bits of the weights in PyTorch's kernels for uint8: as many as 16-bit numbers hold (`UpSampleKernelAVXAntialias.h`)."""
+    bits = 0
+    while bits < PILLOW_BITS and int(0.5 + largest * (1 << (bits + 1))) < 1 << PYTORCH_BITS:
+        bits += 1
+    return bits
 
 
 def _in_fixed_point(pixels: Array, down: Taps, across: Taps) -> Array:
     """Return pixels resized with OpenCV's weights of 11 bits (`resize.cpp`: HResizeLinear, VResizeLinear, VResizeCubic)."""
-    sums = _integer_sums(pixels, across, 1, FIXED_BITS)
-    weights = np.rint(down.weights * (1 << FIXED_BITS)).astype(np.int32)
+    sums = _integer_sums(pixels, across, 1, OPENCV_BITS)
+    weights = np.rint(down.weights * (1 << OPENCV_BITS)).astype(np.int32)
     if down.indices.shape[1] == 2:
         # OpenCV drops low bits so that 16 bits suffice for the products.
         parts = [((sums[down.indices[:, tap]] >> 4) * weights[:, tap, None, None]) >> 16 for tap in range(2)]
         return ((parts[0] + parts[1] + 2) >> 2).clip(0, 255).astype(np.uint8)
-    total = np.int64(1 << (2 * FIXED_BITS - 1))
+    total = np.int64(1 << (2 * OPENCV_BITS - 1))
     for tap in range(down.indices.shape[1]):
         total = total + sums[down.indices[:, tap]].astype(np.int64) * weights[:, tap, None, None]
-    return (total >> (2 * FIXED_BITS)).clip(0, 255).astype(np.uint8)
+    return (total >> (2 * OPENCV_BITS)).clip(0, 255).astype(np.uint8)
