@@ -11,6 +11,7 @@ from relu_deploy.verification.contract import Contract
 from relu_deploy.verification.execution import ExecutionReport
 from relu_deploy.verification.invariants import Check
 from relu_deploy.verification.locating.fault import Fault
+from relu_deploy.verification.preprocess.report import PreprocessReport
 from relu_deploy.verification.verdict import LIMITS, Comparison
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class VerifyReport:
         inputs: Where the inputs came from, and their shapes.
         random: The nodes that draw random numbers: each was replaced by one draw, everywhere the same.
         unknown: The nodes that the truth does not know, with their operators: their results were taken from a runtime.
+        preprocess: The comparison of the preprocessing with arrays, None without arrays.
     """
 
     model: str
@@ -147,11 +149,12 @@ class VerifyReport:
     seconds: float
     random: Sequence[str] = ()
     unknown: Sequence[tuple[str, str]] = ()
+    preprocess: PreprocessReport | None = None
 
     @property
     def passed(self) -> bool:
-        """Return whether every backend passed."""
-        return all(report.passed for report in self.backends)
+        """Return whether every backend passed, and the preprocessing agrees with the arrays that it was compared with."""
+        return all(report.passed for report in self.backends) and (self.preprocess is None or self.preprocess.passed)
 
     @property
     def as_requested(self) -> bool:
@@ -177,5 +180,6 @@ class VerifyReport:
             "random_nodes": list(self.random),
             "unknown_nodes": [{"node": node, "operator": operator} for node, operator in self.unknown],
             "backends": [report.to_json() for report in self.backends],
+            **({} if self.preprocess is None else {"preprocess": self.preprocess.to_json()}),
             "seconds": round(self.seconds, 3),
         }
