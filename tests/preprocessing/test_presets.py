@@ -55,6 +55,21 @@ def test_torchvision_tensor_is_its_second_version_without_antialiasing(pictures)
     assert largest("torchvision-tensor", benchmark.torchvision_on_tensors, pictures, 224) <= 1.001
 
 
+def test_the_first_version_of_torchvision_rounds_tensors_once(pictures):
+    torchvision_import.torchvision()
+    import torch
+    from torchvision.transforms import functional
+
+    once = load_preprocess({"preset": "torchvision-tensor", "resize": {"rounding": "once"}}).resize
+    for picture in pictures:
+        tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        expected = functional.resize(tensor, [150, 130], antialias=False).permute(1, 2, 0).numpy()
+        apart = np.abs(resample(np.asarray(picture), (150, 130), once).astype(int) - expected)
+        assert apart.max() <= 1
+        # The other rounding differs in a quarter of the pixels.
+        assert (apart > 0).mean() < 5e-3
+
+
 def test_bicubic_torchvision_is_that_of_pillow(pictures):
     torchvision_import.torchvision()
     from torchvision.transforms import InterpolationMode
