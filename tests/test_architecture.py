@@ -27,7 +27,7 @@ FLOORS = (
         "gc_pause",
         "latency_stats",
     ),
-    ("graph", "bundle", "bundle_files", "preprocessing", "data", "tasks"),
+    ("graph", "bundle", "bundle_files", "engine_files", "preprocessing", "data", "tasks"),
     ("backends", "zoo"),
     ("activations", "compilation", "exporting", "optimization", "verification"),
     ("benchmark", "packaging", "prediction", "reporting", "serving", "signing", "cli", "__main__"),

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish
+from relu_deploy.cli.output import finish, open_bundle
 
 __all__ = ["SUMMARY", "add_options", "run"]
 
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.reporting.tables.package import print_package
 
     report = package(
-        options.path,
+        open_bundle(options.path),
         options.target,
         options.out,
         flavor=options.flavor,

@@ -47,6 +47,7 @@ class ExportOptions:
         force: Replace an existing bundle.
         name: The model's name in the manifest; taken from the source by default.
         trust_source: Load a `.pt2` file that can run code when it is loaded.
+        compare: Compare the graph with the PyTorch program, both in float64, and store the verdict in the bundle.
     """
 
     inputs: Mapping[str, InputShape] | None = None
@@ -65,6 +66,7 @@ class ExportOptions:
     force: bool = False
     name: str | None = None
     trust_source: bool = False
+    compare: bool = True
 
     def __post_init__(self) -> None:
         if self.batch != "dynamic" and not (isinstance(self.batch, int) and self.batch >= 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +24,26 @@ if TYPE_CHECKING:
 
     from relu_deploy.zoo.model_recipe import ModelRecipe
 
-__all__ = ["export_pytorch"]
+__all__ = ["ExportedProgram", "export_pytorch"]
 
 
-def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> tuple[ir.Model, dict[str, int | None]]:
-    """Write the program of a loaded source into `folder`.
+@dataclass(frozen=True)
+class ExportedProgram:
+    """A program that was exported.
 
-    Returns:
-        Its checked graph, and the batch axis of each input that was traced with a fixed batch: the graph does not tell.
+    Attributes:
+        program: The program, as it was written to the folder.
+        model: Its checked graph.
+        batch_axes: The batch axis of each input that was traced with a fixed batch: the graph does not tell.
+    """
+
+    program: torch.export.ExportedProgram
+    model: ir.Model
+    batch_axes: dict[str, int | None]
+
+
+def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> ExportedProgram:
+    """Write the program of a loaded source into `folder`, and return it with its graph.
 
     Raises:
         InputError: If torch cannot trace or write the model.
@@ -39,7 +52,8 @@ def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> tupl
     program, inputs, axes = _program(loaded, options)
     save_program(program, folder / SOURCE)
     names = Names(inputs, _output_names(loaded.recipe, options.decode), only_batch_varies=loaded.program is None)
-    return program_to_onnx(program, names, options.opset), {} if options.batch == "dynamic" else axes
+    model = program_to_onnx(program, names, options.opset)
+    return ExportedProgram(program, model, {} if options.batch == "dynamic" else axes)
 
 
 def _program(

@@ -11,6 +11,7 @@ from relu_deploy.graph.bodies import iterate_nodes, name_bodies
 from relu_deploy.graph.dimensions import normalize_dimensions
 from relu_deploy.graph.external_data import check_external_data
 from relu_deploy.graph.inline import inline_functions
+from relu_deploy.graph.repairs import irregularities_of
 from relu_deploy.graph.resources import check_resources, memory_limit
 from relu_deploy.graph.shape_inference import infer_shapes
 from relu_deploy.graph.sparse import expand_sparse_initializers
@@ -64,18 +65,19 @@ def load_model(path: Path) -> ir.Model:
     check_structure(proto, where)
     check_external_data(proto, path)
     _check_resources_once(proto, path)
+    notes = irregularities_of(proto)
     inline_functions(proto, where)
     expand_sparse_initializers(proto.graph)
     normalize_dimensions(proto.graph)
     # The checker requires a name, runtimes do not.
     proto.graph.name = proto.graph.name or "graph"
-    untyped = forget_unsupported_types(proto.graph)
+    notes += forget_unsupported_types(proto.graph)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises a dozen types for contents that it does not support
         raise InputError(f"{path} cannot be read: {_first_line(error)}", NOT_WHOLE) from error
     _map_external_weights(model, path.resolve().parent)
-    model.meta["notes"] = untyped
+    model.meta["notes"] = notes
     try:
         # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
         model.graph.sort()
@@ -201,9 +203,12 @@ def _infer_checked(model: ir.Model, where: str) -> None:
     # Both see the graph without its large weights, so that one above protobuf's 2 GiB is checked like any other.
     try:
         proto = to_proto_without_weights(model)
-        # Maps lost their type on loading; the checker requires one.
+        # Maps lost their type on loading, and the checker requires one; it requires a shape as well, which runtimes do not.
         typed = [value for value in proto.graph.output if value.type.WhichOneof("value")]
         if typed:
+            for value in typed:
+                if value.type.WhichOneof("value") == "tensor_type":
+                    value.type.tensor_type.shape.SetInParent()
             if len(typed) < len(proto.graph.output):
                 kept = [type(value).FromString(value.SerializeToString()) for value in typed]
                 del proto.graph.output[:]

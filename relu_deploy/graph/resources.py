@@ -14,12 +14,12 @@ from relu_deploy.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check_resources", "memory_limit", "set_memory_limit"]
+__all__ = ["check_resources", "memory_limit", "memory_size", "set_memory_limit"]
 
 #: a tensor is held in float32 and, more than once, in float64: the share of the memory that one may take by default
 DEFAULT_SHARE = 1 / 16
 #: where the size of the memory is unknown
-DEFAULT_LIMIT = 2**31
+DEFAULT_MEMORY = 2**35
 #: operators whose result may be much larger than what they read
 GROWING = frozenset(
     [
@@ -44,12 +44,15 @@ _limit: list[int] = []
 
 def memory_limit() -> int:
     """Return the most bytes that one tensor of a graph may have."""
-    if _limit:
-        return _limit[0]
+    return _limit[0] if _limit else int(memory_size() * DEFAULT_SHARE)
+
+
+def memory_size() -> int:
+    """Return the bytes of this machine's memory, a guess where the system does not say."""
     try:
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * DEFAULT_SHARE)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
-        return DEFAULT_LIMIT
+        return DEFAULT_MEMORY
 
 
 def set_memory_limit(limit: int | None) -> None:

@@ -76,6 +76,8 @@ def load_warm(bundle: Bundle, options: ModelOptions) -> Loaded:
     unnamed = [spec for spec in (*bundle.inputs, *bundle.outputs) if spec.dtype not in DATATYPES]
     if unnamed:
         raise InputError(f"{bundle.path}: {unnamed[0]} has a type that the protocol does not have", "serve a model without it")
+    for note in bundle.notes:
+        log.warning("%s: %s", bundle.path, note)
     session = load(bundle, options.backend, threads=options.threads, device=options.device, spin=False)
     try:
         ranges = integer_ranges(load_model(bundle.onnx))

@@ -139,6 +139,17 @@ def test_a_recorded_shape_that_contradicts_the_graph_is_inferred_anew(tmp_path):
     assert "contradict" in model.meta["notes"][0]
 
 
+def test_an_output_whose_rank_is_not_known_is_accepted_again_after_it_was_saved(tmp_path):
+    # The number of axes that are squeezed depends on the data, and the recorded shape is another one.
+    nodes = [node("Relu", ["x"], ["r"]), node("Reshape", ["r", "to"], ["y"])]
+    inputs = [value("x", FLOAT, ["n", 4]), value("to", TensorProto.INT64, ["k"])]
+    proto = model_of(nodes, inputs, [helper.make_tensor_value_info("y", FLOAT, None)])
+    path, again = tmp_path / "m.onnx", tmp_path / "again.onnx"
+    path.write_bytes(proto.SerializeToString())
+    save_model(load_normalized_model(path), again)
+    assert load_normalized_model(again).graph.outputs[0].shape is None
+
+
 def test_unused_initializers_and_operator_sets_and_repeated_metadata_are_accepted(tmp_path):
     proto = linear()
     proto.graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.float32), "unused"))

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from relu_deploy.backends.tensorrt.engine_cache import kept_engines
 from relu_deploy.bundle import Bundle, sha256
+from relu_deploy.engine_files import trust
 from relu_deploy.errors import InputError, Unsupported, UsageError
 from relu_deploy.packaging.run import package
 
@@ -302,6 +303,7 @@ def keep_engine(bundle, backend, plan=b"what TensorRT serialized", profiles=((1,
         "bytes": len(plan), "sha256": sha256(file), **more,
     }  # fmt: skip
     file.with_suffix(".json").write_text(json.dumps(facts))
+    trust([file, file.with_suffix(".json")])
     return file
 
 

@@ -47,7 +47,7 @@ def measure_rates(index: int = 0, seconds: float = 2.0) -> dict[str, Any]:
     return {
         "operations_per_second": rates,
         "bytes_per_second": _copy(gpu, share),
-        "l2_bytes": gpu.attribute("L2CacheSize"),
+        "l2_bytes": gpu.attribute("L2_CACHE_SIZE"),
         "missing": missing,
     }
 

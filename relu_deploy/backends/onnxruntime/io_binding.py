@@ -179,7 +179,7 @@ class OnnxRuntimeIoBinding:
     def close(self) -> None:
         if self._binding is None:
             return
-        self._stream.synchronize()
+        self._stream.drain()
         # The binding holds addresses of the buffers, so it is released before them.
         self._binding = self._runtime = None
         for owned in (*self._inputs.values(), *self._outputs.values(), *self._staging.values(), self._uploaded):

@@ -30,6 +30,7 @@ from relu_deploy.backends.onnxruntime.providers import (
 )
 from relu_deploy.backends.onnxruntime.session import settings_for
 from relu_deploy.bundle import Bundle
+from relu_deploy.engine_files import remove_untrusted
 from relu_deploy.errors import BackendUnavailable
 from relu_deploy.graph import load_model, node_precisions
 
@@ -72,8 +73,12 @@ def load_on_gpu(name: str, bundle: Bundle, options: Options, model: str | bytes)
         cache=cache,
     )
     with _one_at_a_time(cache):
+        if cache is not None:
+            remove_untrusted(cache)
         session = _session(name, bundle, options, model, settings, provider_options, stream)
-    return OnnxRuntimeGpuSession(name, bundle, session, options, gpu, stream, profile)
+    made = OnnxRuntimeGpuSession(name, bundle, session, options, gpu, stream, profile)
+    made.trust_engines(cache)
+    return made
 
 
 def _session(

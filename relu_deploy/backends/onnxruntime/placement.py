@@ -76,11 +76,11 @@ def _is_shape_arithmetic(node: Any, integers: dict[str, bool]) -> bool:
 
 def _integer_nodes(bundle: Bundle) -> dict[str, bool]:
     """Return for each node of the graph whether all its outputs are integers or booleans."""
-    from onnx_ir.passes.common import ShapeInferencePass
-
     from relu_deploy.graph.model import load_model
+    from relu_deploy.graph.shape_inference import infer_shapes
 
-    model = ShapeInferencePass()(load_model(bundle.onnx)).model
+    model = load_model(bundle.onnx)
+    infer_shapes(model)
     return {
         str(node.name): all(value.dtype is not None and value.dtype.name in INTEGERS for value in node.outputs)
         for node in model.graph

@@ -54,6 +54,8 @@ def capabilities(name: str) -> Capabilities:
     targets = {"onnxruntime-cpu": ("cpu",), "onnxruntime-openvino": ("cpu",), "onnxruntime-cuda": ("cuda",)}.get(name, ())
     return Capabilities(
         on_gpu=on_gpu,
+        # On a GPU the profile has the times of the launches, and a plug-in runs the graph as one node.
+        times_layers=name == "onnxruntime-cpu",
         platform="onnxruntime_onnx",
         targets=targets,
         # The backend openvino is compared instead.

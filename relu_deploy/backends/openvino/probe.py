@@ -15,7 +15,7 @@ DEVICE = "CPU"
 
 def capabilities(_: str) -> Capabilities:
     """Return what the backend supports."""
-    return Capabilities(autocasts=True, targets=("cpu",))
+    return Capabilities(autocasts=True, times_layers=True, targets=("cpu",))
 
 
 def probe(name: str) -> Probe:

@@ -24,6 +24,7 @@ from typing import Any
 from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.nvidia.driver import Missing
 from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions, Shapes, capability_name, shapes_of
+from relu_deploy.backends.tensorrt.parsable_graph import parsable
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 from relu_deploy.graph.model import load_model
@@ -224,8 +225,9 @@ def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
     # The default of TensorRT 10 is a weakly typed network, in which the builder chooses precisions.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger_of(trt))
-    # External weights are found only if the parser is given the path.
-    parsed = parser.parse_from_file(str(path))
+    with parsable(path) as file:
+        # External weights are found only if the parser is given the path.
+        parsed = parser.parse_from_file(str(file))
     if parsed and network.num_outputs:
         return network, parser
     load_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph

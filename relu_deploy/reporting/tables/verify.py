@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from relu_deploy.reporting.phrases import count_of, shapes_of
+from relu_deploy.reporting.phrases import count_of, program_verdict, shapes_of
 from relu_deploy.reporting.terminal import DIM, GOOD, markup, new_table, number, show
 
 __all__ = ["print_verify"]
@@ -22,6 +22,8 @@ def print_verify(result: Result) -> None:
         f"[bold]{markup(result['model'])}[/] against {markup(result['against'])} in float64, "
         f"on {markup(inputs['source'])} input {markup(shapes_of(inputs))}"
     )
+    if result["against"] != "torch" and (verdict := result.get("program_verdict")):
+        show(f"[dim]{markup(program_verdict(verdict))}[/]")
     table = new_table("backend", "tensor", "scope", ">max abs", ">max ulp", ">error ratio", "passed")
     for backend in result["backends"]:
         for row in _rows(backend):
@@ -121,6 +123,14 @@ def _verdict(backend: Result) -> Iterator[str]:
         place = "in the graph" if fault["where"] == "graph" else f"on {markup(fault['where'])}"
         scope = f" ({markup(fault['scope'])})" if fault["scope"] else ""
         yield f"  [bold red]at {markup(fault['node'])}[/]{scope}, {place}: {markup(fault['kind'])}: {markup(fault['detail'])}"
+    for finding in backend.get("findings", ()):
+        if finding["accepted"]:
+            yield f"  [yellow]accepted[/]: {markup(finding['detail'])}"
+        else:
+            yield (
+                f"  [bold red]{markup(finding['detail'])}[/], where IEEE 754's maximum, PyTorch and ONNX Runtime return NaN; "
+                f"to accept it: --accept {finding['kind']}"
+            )
     for check in backend["checks"]:
         if check["passed"] is False:
             yield f"  [bold red]{markup(check['name'])}[/]: {markup(check['detail'])}"
