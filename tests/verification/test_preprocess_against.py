@@ -7,14 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-import bundles
 import jsonschema
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.paths import models_folder, schema_file
+from relu_deploy.paths import schema_file
 from relu_deploy.preprocessing.description import Preprocess
 from relu_deploy.preprocessing.presets import load_preprocess
 from relu_deploy.tensors import TensorSpec
@@ -201,29 +202,30 @@ def test_an_array_of_nan_never_agrees(folder, tmp_path):
     assert [one.passed for one in compared(folder, tmp_path, made).pictures] == [True, False, True]
 
 
-def test_the_verb_fails_beyond_a_gray_level_and_reports_it_everywhere(command, tmp_path):
-    bundle = bundles.copied("digits", tmp_path / "digits.rdb")
-    shipped = np.load(models_folder() / "digits" / "test.npz")["x"][:2, ..., 0]
-    Path("photos").mkdir()
-    for number, one in enumerate(shipped):
-        Image.fromarray(one).save(f"photos/{number}.png")
-    right = ((shipped / np.float32(255) - np.float32(0.1307)) / np.float32(0.3081))[:, None].astype(np.float32)
-    np.savez("right.npz", x=right)
-    np.savez("wrong.npz", x=(shipped / np.float32(255))[:, None].astype(np.float32))
-    words = ("verify", bundle.path, "--data", "photos", "--quiet", "--preprocess-against")
+def test_the_verb_fails_beyond_a_gray_level_and_reports_it_everywhere(command, folder):
+    weights = numpy_helper.from_array(np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32), "w")
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), helper.make_node("Relu", ["c"], ["y"], name="relu")]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 3, SIDE, SIDE))]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 2, SIDE - 2, SIDE - 2))]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [weights])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), "m.onnx")
+    assert command("export", "m.onnx", "-o", "m.rdb", "--preprocess", "torchvision", "--quiet").code == 0
+    np.savez("right.npz", x=np.stack([normalized(torchvision_pixels(one)) for one in pictures_of(folder)]))
+    np.savez("wrong.npz", x=np.stack([not_normalized(one) for one in pictures_of(folder)]))
+    words = ("verify", "m.rdb", "--data", folder, "--quiet", "--preprocess-against")
     fine = command(*words, "right.npz", "--json", "-")
     assert fine.code == 0, fine.stderr
     assert fine.json["preprocess"]["passed"]
     made = command(*words, "wrong.npz", "--json", "wrong.json", "--junit", "wrong.xml")
     assert made.code == 1
-    assert "mean: 0.1307 in the manifest, 0 in the arrays" in made.stdout
+    assert "mean: 0.485, 0.456, 0.406 in the manifest, 0, 0, 0 in the arrays" in made.stdout
     result = json.loads(Path("wrong.json").read_text())
     jsonschema.validate(result, json.loads(schema_file("verify").read_text()))
     assert [one["step"] for one in result["preprocess"]["steps"]] == ["mean", "std"]
     assert not result["passed"]
     assert all(backend["passed"] for backend in result["backends"])
     suite = ElementTree.parse("wrong.xml").getroot().find("testsuite[@name='preprocess']")
-    assert suite.get("failures") == "2"
-    refused = command("verify", bundle.path, "--preprocess-against", "right.npz")
+    assert suite.get("failures") == "3"
+    refused = command("verify", "m.rdb", "--preprocess-against", "right.npz")
     assert refused.code == 2
     assert "--data" in refused.stderr
