@@ -27,7 +27,7 @@ FLOORS = (
         "gc_pause",
         "latency_stats",
     ),
-    ("graph", "bundle", "bundle_files", "engine_files", "data", "tasks"),
+    ("graph", "bundle", "bundle_files", "engine_files", "preprocessing", "data", "tasks"),
     ("backends", "zoo"),
     ("activations", "compilation", "exporting", "optimization", "verification"),
     ("benchmark", "packaging", "prediction", "reporting", "serving", "signing", "cli", "__main__"),
@@ -133,7 +133,7 @@ def test_the_search_for_circles_finds_them():
 
 @pytest.mark.parametrize(
     "room",
-    ["graph", "bundle", "definition", "errors", "tensors", "data", "tasks", "reporting"],
+    ["graph", "bundle", "definition", "errors", "tensors", "preprocessing", "data", "tasks", "reporting"],
 )
 def test_pure_rooms_import_no_runtime(room):
     guilty = [

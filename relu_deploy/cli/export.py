@@ -44,6 +44,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default="dynamic", metavar="N|dynamic", help="fix the batch, or let it vary (default)")
     parser.add_argument("--opset", type=int, default=20, help="ONNX operator set (default 20)")
     parser.add_argument("--embed-preprocess", action="store_true", help="take uint8 NHWC pictures; normalize inside the graph")
+    parser.add_argument(
+        "--preprocess",
+        metavar="NAME|FILE.json",
+        help="how pictures become the input: torchvision, torchvision-tensor, opencv, ultralytics, keras, tensorflow, caffe, or a file",
+    )
     parser.add_argument("--mean", type=floats, metavar="M[,M,M]", help="normalization of pixels scaled to 0..1")
     parser.add_argument("--std", type=floats, metavar="S[,S,S]", help="normalization of pixels scaled to 0..1")
     parser.add_argument(
@@ -83,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
             weights=options.weights,
             arguments=dict(options.arg),
             embed_preprocess=options.embed_preprocess,
+            preprocess=options.preprocess,
             pixels=pixels(options),
             decode=options.decode,
             labels=options.labels,

@@ -10,9 +10,11 @@ from typing import Any
 from relu_deploy.errors import UsageError
 from relu_deploy.tensors import TensorSpec
 
-__all__ = ["DEFAULT_OPSET", "DTYPES", "ExportOptions", "InputShape"]
+__all__ = ["DEFAULT_OPSET", "DTYPES", "NORMALIZATION", "ExportOptions", "InputShape"]
 
 DEFAULT_OPSET = 20
+#: Hint where the normalization of pixels is needed and not known.
+NORMALIZATION = "give it with --preprocess, or with --mean and --std, for instance --mean 0.5 --std 0.25"
 DECODES = ("none", "boxes", "nms")
 #: Element types that a PyTorch input may have.
 DTYPES = ("float32", "float16", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
@@ -37,7 +39,8 @@ class ExportOptions:
         weights: File to load into a zoo model or callable.
         arguments: For the zoo architecture or the callable.
         embed_preprocess: Take uint8 NHWC pictures and normalize them in the graph.
-        pixels: How pixels are normalized (scale, mean, std); known for zoo models.
+        preprocess: How pictures become the input: the name of a preset, a JSON file or its content; known for zoo models.
+        pixels: How pixels are normalized (scale, mean, std), in place of what `preprocess` has.
         decode: For detectors: "none" gives raw head maps, "boxes" decoded boxes and scores, "nms" final detections.
         labels: Names of the classes.
         seed: Of random weights.
@@ -55,6 +58,7 @@ class ExportOptions:
     weights: str | os.PathLike[str] | None = None
     arguments: Mapping[str, Any] | None = None
     embed_preprocess: bool = False
+    preprocess: str | os.PathLike[str] | Mapping[str, Any] | None = None
     pixels: Mapping[str, Any] | None = None
     decode: str | None = None
     labels: Sequence[str] | None = None
@@ -74,7 +78,6 @@ class ExportOptions:
     def for_pytorch_only(self) -> Mapping[str, object]:
         """Return the options that a finished ONNX graph cannot have, by their names on the command line."""
         return {
-            "--embed-preprocess": self.embed_preprocess,
             "--weights": self.weights,
             "--input": self.inputs,
             "--decode": self.decode,
