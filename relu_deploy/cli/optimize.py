@@ -39,6 +39,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--max-drop", type=float, metavar="X", help="accuracy that may be lost (default 0.005 with labels, 0.05 without)"
     )
     parser.add_argument(
+        "--max-confidence-shift",
+        type=float,
+        metavar="X",
+        help="shift of the mean confidence, up or down, that is accepted (default: any; it is reported always)",
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="detectors: the score at which you cut; confidence and an AP are measured there (default 0.5)",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="NODE|GLOB",
+        help="keep these nodes in float32, for instance 'head.*'; repeatable",
+    )
+    parser.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="list of the errors of all segments: read if it exists, else measured and written (JSON)",
+    )
+    parser.add_argument(
         "--method",
         default="mse",
         metavar="mse|minmax|percentile|entropy|auto",
@@ -87,6 +113,10 @@ def run(options: argparse.Namespace) -> int:
         samples=options.samples,
         eval_samples=options.eval_samples,
         max_drop=options.max_drop,
+        max_confidence_shift=options.max_confidence_shift,
+        score_threshold=options.score_threshold,
+        exclude=tuple(options.exclude),
+        sensitivity=options.sensitivity,
         method=options.method,
         per_channel=options.weights == "per-channel",
         equalize=options.equalize,
