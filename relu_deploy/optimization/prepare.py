@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relu_deploy.backends import load
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import declared_range
 from relu_deploy.errors import ReluDeployError, UsageError
-from relu_deploy.graph import count_cost, find_relus, load_model, normalize_model, precision_of
+from relu_deploy.folders import temporary_folder
+from relu_deploy.graph import count_cost, find_relus, load_model, normalize_model, precision_of, save_model
 from relu_deploy.graph.opset import raise_opset
 from relu_deploy.graph.pruning.prune import PruningReport, prune_model
 from relu_deploy.graph.quantization.cast_precision import range_reasons
@@ -73,7 +75,7 @@ class Prepared:
     @property
     def is_another(self) -> bool:
         """Return whether tensors inside are not the original's: then a variant is held against this graph."""
-        return self.pruning is not None or self.equalization is not None
+        return self.pruning is not None or self.equalization is not None or self.is_quantized
 
     @property
     def segments(self) -> dict[str, str]:
@@ -110,7 +112,7 @@ def prepare(
                 f"{bundle.onnx} is in {precision} already",
                 f"--precision {trained} takes the quantized graph as it is; for others optimize the float32 model it was made from",
             )
-        return _retargeted(original, target, options)
+        return _retargeted(original, target, options, data)
     if precision != "float32":
         raise UsageError(f"{bundle.onnx} is in {precision} already", "optimize the float32 model that it was made from")
     model = pool_spatial_means(fold_batch_norms(raise_opset(original, max(OPSETS.get(name, 0) for name in precisions))))
@@ -142,13 +144,33 @@ def trained_precision(model: ir.Model) -> str:
     return {"int8": "int8", "float8": "fp8"}.get(precision_of(model), "") if has_qdq(model) else ""
 
 
-def _retargeted(original: ir.Model, target: Target, options: OptimizeOptions) -> Prepared:
+def _retargeted(original: ir.Model, target: Target, options: OptimizeOptions, data: EvaluationData) -> Prepared:
     """Return a quantized graph with its Q/DQ pairs as `target` reads them."""
     check_patterns([original], options.exclude)
-    moved = retarget_qdq(original, target.placement, excluded_nodes(original, original, options.exclude))
+    excluded = excluded_nodes(original, original, options.exclude)
+    moved = retarget_qdq(original, target.placement, excluded)
+    if moved.changed and moved.report.keeps_numbers:
+        _check_same_outputs(original, moved.model, data)
     before, after = count_cost(original), count_cost(moved.model)
     cost = {"flops_before": before.flops, "flops_after": after.flops}
     return Prepared(original, moved.model, {}, cost=cost, retargeting=moved.report)
+
+
+def _check_same_outputs(original: ir.Model, moved: ir.Model, data: EvaluationData) -> None:
+    """Raise ReluDeployError if two graphs that are to give the same numbers do not, node by node, on one row of the data."""
+    results = []
+    for model in (original, moved):
+        with temporary_folder("retarget") as folder:
+            path = Path(folder) / "graph.onnx"
+            save_model(model, path)
+            session = load(Bundle.open(path), "onnxruntime-cpu", threads=1, optimization="none")
+            results.append(session.run(data.one_row))
+            session.close()
+    for name, array in results[0].items():
+        if isinstance(array, np.ndarray) and not np.array_equal(array, results[1][name], equal_nan=array.dtype.kind == "f"):
+            raise ReluDeployError(
+                f"moving the Q/DQ pairs changed {name}", "this is a bug in relu_deploy; please report it with the graph"
+            )
 
 
 def _calibrated(

@@ -137,7 +137,7 @@ def optimize_bundle(
         data = load_evaluation_data(bundle, options, data_needed=needed)
         prepared = prepare(bundle, goal, precisions, options, data, progress)
         prepared = replace(prepared, path=folder / "prepared.onnx")
-        save_model(prepared.original if prepared.is_quantized else prepared.model, prepared.path)
+        save_model(prepared.model, prepared.path)
         with TARGETS["cpu"].session(prepared.original, threads=options.threads) as session:
             evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch, options.score_threshold)
         _check_confidence(evaluator, options)

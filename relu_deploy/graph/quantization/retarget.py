@@ -43,6 +43,8 @@ __all__ = ["RetargetReport", "has_qdq", "retarget_qdq"]
 
 #: operators that keep the order of numbers, so that quantizing before and behind them is the same
 MONOTONIC = (*MOVING, "Clip", "Relu")
+#: the one change after which numbers differ
+REMOVED = "pairs removed"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class RetargetReport(JsonRecord):
     pairs: int
     changes: Mapping[str, int]
     float_nodes: Mapping[str, str]
+
+    @property
+    def keeps_numbers(self) -> bool:
+        """Whether the graph gives the same numbers as before: nothing was removed."""
+        return REMOVED not in self.changes
 
 
 def has_qdq(model: ir.Model) -> bool:
@@ -99,6 +106,9 @@ class _Retargeting:
             self._for_cpu()
         else:
             self._for_tensorrt()
+        for name, value in list(self.model.graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                del self.model.graph.initializers[name]
 
     def quantizers(self) -> list[ir.Node]:
         """Return the QuantizeLinear nodes of activations."""
@@ -187,16 +197,31 @@ class _Retargeting:
         for node in self._weighted():
             if str(node.name) in self.reasons:
                 continue
+            self._check_bias(node)
             if reason := self._missing_pairs(node) or self._unquantized_result(node):
                 self._reason_of(node, reason)
+
+    def _check_bias(self, node: ir.Node) -> None:
+        """Store an int32 bias as float32 unless its scale is the product of the input's and the weights'; kernels add no other."""
+        makers = [value.producer() if value is not None else None for value in node.inputs]
+        if len(makers) < 3 or any(maker is None or maker.op_type != "DequantizeLinear" for maker in makers):
+            return
+        source, weights, bias = (scale_of(maker) for maker in makers)  # type: ignore[arg-type]
+        if source is None or weights is None or bias is None or source.size != 1:
+            return
+        product = np.float64(source.reshape(())) * weights.reshape(-1).astype(np.float64)
+        if bias.size not in (1, product.size) or not np.allclose(bias.reshape(-1), product, rtol=1e-5, atol=0):
+            self._count("biases stored in float32", int(dequantize_constant(self.model, makers[2])))  # type: ignore[arg-type]
 
     def _unquantized_result(self, node: ir.Node) -> str:
         """Return why the kernel of `node` cannot give 8 bits, "" where it can, after putting a pair behind it where need be."""
         value = node.outputs[0]
         if node.op_type == "ConvTranspose":
             return "ONNX Runtime has no 8-bit ConvTranspose"
-        if node.op_type == "MatMul" and value.is_graph_output() and not readers_of(value):
-            return ""
+        if node.op_type in ("Gemm", "MatMul") and value.is_graph_output() and not readers_of(value):
+            bias = node.inputs[2].producer() if len(node.inputs) > 2 and node.inputs[2] is not None else None
+            stored = len(node.inputs) < 3 or (bias is not None and bias.op_type == "DequantizeLinear")
+            return "" if stored else "a Gemm that gives float32 has 8-bit kernels for an int32 bias only, and its bias is float32"
         quantizers, reason = _quantizers_behind(value)
         if reason:
             return reason
@@ -227,12 +252,12 @@ class _Retargeting:
                 source = quantizer.inputs[0]
                 for load in readers_of(quantizer.outputs[0]):
                     if load.op_type == "DequantizeLinear" and not load.outputs[0].is_graph_output():
-                        removed |= {str(reader.name): reason for reader in readers_of(load.outputs[0])}
+                        removed |= dict.fromkeys(_readers_behind(load.outputs[0]), reason)
                         load.outputs[0].replace_all_uses_with(source)  # type: ignore[arg-type]
                         self.model.graph.remove(load, safe=True)
                 if not readers_of(quantizer.outputs[0]) and not quantizer.outputs[0].is_graph_output():
                     self.model.graph.remove(quantizer, safe=True)
-                self._count("pairs removed")
+                self._count(REMOVED)
         for node in self._weighted():
             self._for_tensorrt_node(node, removed)
 
@@ -312,6 +337,14 @@ def _quantizers_behind(value: ir.Value) -> tuple[list[ir.Node], str]:
             else:
                 return [], f"its result is read in float32 by {reader.name} ({reader.op_type}): the graph has no scale for it"
     return found, "" if found else "nothing reads its result in 8 bits"
+
+
+def _readers_behind(value: ir.Value) -> set[str]:
+    """Return the names of the nodes that read `value`, directly or behind operators that only move numbers."""
+    found: set[str] = set()
+    for reader in readers_of(value):
+        found |= _readers_behind(reader.outputs[0]) if reader.op_type in MOVING else {str(reader.name)}
+    return found
 
 
 def _keeps_order(node: ir.Node) -> bool:
