@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish
+from relu_deploy.cli.output import finish, note_stale_signature
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -142,4 +142,6 @@ def run(options: argparse.Namespace) -> int:
     if options.html:
         write_atomically(options.html, optimize_page(result))
     finish(options, result, lambda: print_optimize(result))
+    if report.bundle is not None:
+        note_stale_signature(report.bundle.path)
     return EXIT_FINE if report.bundle is not None else EXIT_CHECK_FAILED

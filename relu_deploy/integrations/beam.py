@@ -45,7 +45,10 @@ class BundleModelHandler(ModelHandler[list[str], PredictionResult, Predictor]):
         return self._predictor
 
     def run_inference(
-        self, batch: Sequence[list[str]], model: Predictor, inference_args: Mapping[str, Any] | None = None,  # noqa: ARG002
+        self,
+        batch: Sequence[list[str]],
+        model: Predictor,
+        inference_args: Mapping[str, Any] | None = None,  # noqa: ARG002
     ) -> Iterator[PredictionResult]:
         """Yield the rows of each element as lines of JSON, as `predict -o OUT.jsonl` writes them."""
         yield from (PredictionResult(files, score_files(model, files), model.model_id) for files in batch)
