@@ -30,7 +30,7 @@ FLOORS = (
     ("graph", "bundle", "bundle_files", "engine_files", "preprocessing", "data", "tasks"),
     ("backends", "zoo"),
     ("activations", "compilation", "exporting", "optimization", "verification"),
-    ("benchmark", "packaging", "prediction", "reporting", "serving", "signing", "cli", "__main__"),
+    ("benchmark", "packaging", "prediction", "reporting", "serving", "signing", "integrations", "cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: `bundle.session(...)` asks the registry: the import stands inside that method. Its return type is a protocol of `backends.base`.
