@@ -23,6 +23,7 @@ from typing import Any
 
 from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.nvidia.driver import Missing
+from relu_deploy.backends.nvidia.tf32 import require_tf32
 from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions, Shapes, capability_name, shapes_of
 from relu_deploy.backends.tensorrt.parsable_graph import parsable
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
@@ -143,7 +144,7 @@ def build_engine(
         Unsupported: If the build fails.
         UsageError: If options do not fit the graph or the library.
     """
-    found = can_build(name)
+    found = can_build(name, device)
     if not found.usable:
         raise BackendUnavailable(f"{name} cannot build engines here: {found.reason}", found.fix)
     trt = import_module(MODULES[name])
@@ -151,6 +152,8 @@ def build_engine(
         raise InputError(f"{onnx_path} does not exist", "give the path of an ONNX file")
     options.check()
     capabilities = check_capabilities(trt, name, options.compute_capabilities)
+    if options.tf32 and not compiles_ahead(trt):
+        require_tf32(name)
     if options.hardware_compatible and compiles_ahead(trt):
         raise UsageError(f"{name} has no hardware compatibility levels", "name compute capabilities instead")
     monitor = _monitor(trt, progress)
@@ -174,11 +177,7 @@ def build_engine(
             profiles = _with_profiles(builder, network, config, options.profiles)
             times = None
             if not compiles_ahead(trt):
-                times = config.create_timing_cache(timing_cache)
-                if not config.set_timing_cache(times, ignore_mismatch=False):
-                    # The cache is of another GPU or version.
-                    times = config.create_timing_cache(b"")
-                    config.set_timing_cache(times, ignore_mismatch=False)
+                times = _timing_cache(config, timing_cache)
             config.progress_monitor = monitor
             plan = builder.build_serialized_network(network, config)
             layers = network.num_layers
@@ -211,6 +210,16 @@ def build_engine(
         except BaseException:
             monitor.cancelled.set()
             raise
+
+
+def _timing_cache(config: Any, earlier: bytes) -> Any:
+    """Return the cache that the build uses: with the timings of `earlier`, or an empty one if those are of another GPU or version."""
+    times = config.create_timing_cache(earlier)
+    if not config.set_timing_cache(times, ignore_mismatch=False):
+        times = config.create_timing_cache(b"")
+        if not config.set_timing_cache(times, ignore_mismatch=False):
+            return None
+    return times
 
 
 def _builder(trt: Any, name: str, logger: Any) -> Any:

@@ -182,6 +182,14 @@ def test_a_gpu_that_tensorrt_rtx_has_no_code_for_is_named(driver, native):
     assert probe("tensorrt-rtx").device.startswith("NVIDIA L4")
 
 
+def test_a_gpu_that_is_not_the_first_is_probed_itself(driver, native):
+    # TensorRT-RTX has code for the second alone.
+    driver(Driver(gpus=[("NVIDIA H100", (9, 0), 80 << 30), ("NVIDIA L4", (8, 9), 24 << 30)]))
+    assert "does not run on NVIDIA H100" in probe("tensorrt-rtx").reason
+    assert "NVIDIA H100" not in probe("tensorrt-rtx", 1).reason
+    assert probe("tensorrt-rtx", 1).device.startswith("NVIDIA L4")
+
+
 def test_with_a_gpu_sessions_can_run_where_the_cuda_bindings_are(driver, monkeypatch, digits_bundle):
     driver(Driver("NVIDIA L4", 8, 9))
     monkeypatch.setattr(backend, "find_spec", lambda name: None)
