@@ -33,6 +33,7 @@ class OptimizeReport:
         speed: How many times faster than the float32 model it is; None where the target's hardware is not available.
         tried: One summary for each precision that `auto` tried.
         method: The calibration method, "" for a precision without calibration.
+        confidence: As `confidence_to_json` returns it.
     """
 
     model: str
@@ -52,6 +53,7 @@ class OptimizeReport:
     bundle: Bundle | None = None
     tried: Sequence[dict[str, Any]] = ()
     method: str = ""
+    confidence: dict[str, Any] | None = None
 
     @property
     def variant(self) -> str:
@@ -72,6 +74,8 @@ class OptimizeReport:
         if self.passed:
             return ""
         wider = "--precision fp16" if "fp16" in self.target.precisions and self.precision != "fp16" else "--precision fp32"
+        if not self.search.passed and self.drop <= self.max_drop:
+            return f"allow more with --max-confidence-shift, keep nodes in float32 with --exclude, or use {wider}"
         if not self.search.passed:
             return f"allow more with --max-drop, try --method auto, calibrate on more rows with --samples, or use {wider}"
         checked = self.verified.backends[0] if self.verified else None
@@ -101,6 +105,7 @@ class OptimizeReport:
                 "samples": self.before.samples,
                 "simulated": not self.target.measurable,
             },
+            "confidence": self.confidence,
             "speedup": None if self.speed is None else round(self.speed.value, 4),
             "speedup_ci95": None if self.speed is None or self.speed.ci95 is None else [round(x, 4) for x in self.speed.ci95],
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},

@@ -18,19 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle import Bundle, refuse_existing
-from relu_deploy.errors import AccuracyTooLow, InputError, Unsupported, UsageError
+from relu_deploy.errors import AccuracyTooLow, InputError, ReluDeployError, Unsupported, UsageError
 from relu_deploy.folders import temporary_folder
-from relu_deploy.graph import save_model
+from relu_deploy.graph import load_model, save_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.latency_stats import Ratio
 from relu_deploy.optimization.calibration import AUTO_METHODS
+from relu_deploy.optimization.confidence import confidence_to_json
 from relu_deploy.optimization.evaluation_data import EvaluationData, load_evaluation_data
 from relu_deploy.optimization.gate import AccuracyEvaluator
 from relu_deploy.optimization.options import OptimizeOptions
-from relu_deploy.optimization.prepare import Prepared, prepare
+from relu_deploy.optimization.prepare import Prepared, prepare, trained_precision
 from relu_deploy.optimization.recipes import Casts, PrecisionRecipe, Quantized, Unchanged
 from relu_deploy.optimization.report import OptimizeReport
-from relu_deploy.optimization.search import CandidateRunner, best_method, find_passing
+from relu_deploy.optimization.search import CandidateRunner, SearchResult, best_method, find_passing, segment_costs
+from relu_deploy.optimization.sensitivity import SensitivityList
 from relu_deploy.optimization.speed import speedup
 from relu_deploy.optimization.store import store
 from relu_deploy.optimization.targets import PRECISIONS, TARGETS, Target, find_target
@@ -87,6 +89,9 @@ def optimize(
 def _why_not(report: OptimizeReport) -> str:
     if report.search.passed:
         return "its Relus differ from the float32 graph's by more than the precision explains"
+    shift = report.confidence and report.confidence["shift"]
+    if report.drop <= report.max_drop and shift is not None:
+        return f"its mean confidence shifts by {shift:+.4g}, {report.confidence['max_shift']:g} is allowed"  # type: ignore[index]
     loses = f"it loses {report.drop:.4g} {report.before.name} on {report.before.samples} rows"
     return f"{loses}, {report.max_drop:g} is allowed"
 
@@ -119,20 +124,24 @@ def optimize_bundle(
     options = options or OptimizeOptions()
     options.check()
     goal = find_target(target)
-    precisions = _precisions(goal, precision)
     bundle = Bundle.open(bundle)
+    trained = _trained_precision(bundle)
+    precisions = _precisions(goal, trained if trained and precision == "auto" else precision)
+    _check_names(options, precision)
     _check_output(bundle, [f"{name}-{goal.name}" for name in precisions], out, force)
     started = time.perf_counter()
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_folder("optimize"))
         progress("preparing the float32 graph")
-        data = load_evaluation_data(bundle, options, data_needed=any(name in ("int8", "fp8") for name in precisions))
+        needed = not trained and any(name in ("int8", "fp8") for name in precisions)
+        data = load_evaluation_data(bundle, options, data_needed=needed)
         prepared = prepare(bundle, goal, precisions, options, data, progress)
         prepared = replace(prepared, path=folder / "prepared.onnx")
         save_model(prepared.model, prepared.path)
         with TARGETS["cpu"].session(prepared.original, threads=options.threads) as session:
-            evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch)
-        builder = _VariantBuilder(bundle, goal, options, data, prepared, evaluator)
+            evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch, options.score_threshold)
+        _check_confidence(evaluator, options)
+        builder = _VariantBuilder(bundle, goal, options, data, prepared, evaluator, force)
         reports = [builder.build(name, progress) for name in precisions]
         best = _fastest(reports)
         best = replace(best, seconds=time.perf_counter() - started, tried=[report.summary() for report in reports])
@@ -173,6 +182,38 @@ def _precisions(target: Target, precision: str) -> list[str]:
     return [precision]
 
 
+def _trained_precision(bundle: Bundle) -> str:
+    try:
+        return trained_precision(load_model(bundle.onnx))
+    except ReluDeployError:
+        return ""  # the graph is checked, with a better message, when it is prepared
+
+
+def _check_names(options: OptimizeOptions, precision: str) -> None:
+    if options.exclude and precision == "fp32":
+        raise UsageError("--exclude keeps nodes in float32, and --precision fp32 keeps all", "choose another --precision")
+    if options.sensitivity is not None and precision in ("auto", "fp32"):
+        raise UsageError(
+            f"--sensitivity is the list of one precision, not of --precision {precision}",
+            "name one, for instance --precision int8",
+        )
+
+
+def _check_confidence(evaluator: AccuracyEvaluator, options: OptimizeOptions) -> None:
+    if options.max_confidence_shift is None or (evaluator.meter is not None and evaluator.meter.before is not None):
+        return
+    task = evaluator.manifest.get("task")
+    if task == "detection":
+        raise InputError(
+            f"--max-confidence-shift: the float32 model finds nothing with a score of {options.score_threshold:g} on these data",
+            "lower --score-threshold, or give other data with --data",
+        )
+    raise UsageError(
+        "--max-confidence-shift: the outputs of this model have no confidence",
+        "it is measured for classifications, detections (--decode boxes) and segmentations",
+    )
+
+
 @dataclass(frozen=True)
 class _VariantBuilder:
     """Builds and measures one variant for each precision, all from the same prepared graph and data."""
@@ -183,6 +224,7 @@ class _VariantBuilder:
     data: EvaluationData
     prepared: Prepared
     evaluator: AccuracyEvaluator
+    force: bool = False
 
     def build(self, precision: str, progress: Progress) -> OptimizeReport:
         """Return the report on one precision, not stored yet."""
@@ -201,7 +243,7 @@ class _VariantBuilder:
                 "use --precision fp16, or fp32 to leave it as it is",
             )
 
-        search = find_passing(recipe, self._runner(on_step), max_drop)
+        search = self._search(recipe, precision, max_drop, on_step)
         verified, speed = None, None
         if search.passed:
             on_step("verifying every Relu")
@@ -216,6 +258,12 @@ class _VariantBuilder:
             search=search,
             before=self.evaluator.before,
             max_drop=max_drop,
+            confidence=confidence_to_json(
+                None if self.evaluator.meter is None else self.evaluator.meter.before,
+                search.confidence,
+                options.score_threshold,
+                options.max_confidence_shift,
+            ),
             data=self.data,
             prepared=self.prepared,
             fallbacks=self._fallbacks(recipe, search.off),
@@ -227,12 +275,22 @@ class _VariantBuilder:
             method=recipe.method if isinstance(recipe, Quantized) else "",
         )
 
+    def _search(self, recipe: PrecisionRecipe, precision: str, max_drop: float, on_step: Progress) -> SearchResult:
+        """Return the result of the search, which starts from the sensitivity list where there is one."""
+        runner, options = self._runner(on_step), self.options
+        if options.sensitivity is None:
+            return find_passing(recipe, runner, max_drop, options.max_confidence_shift)
+        sensitivity = SensitivityList(Path(options.sensitivity), self.bundle, self.target.name, precision)
+        if self.force or not sensitivity.path.exists():
+            sensitivity.write(sorted(segment_costs(recipe, runner), key=lambda each: -each[1]), self.data.measured_on.name)
+        return find_passing(recipe, runner, max_drop, options.max_confidence_shift, sensitivity.read(recipe.segments))
+
     def _recipe(self, precision: str, progress: Progress) -> PrecisionRecipe:
         prepared, options = self.prepared, self.options
         if precision == "fp32":
             return Unchanged(prepared.model)
         if precision in ("fp16", "bf16"):
-            return Casts(prepared.model, precision, prepared.keep(PRECISIONS[precision]))
+            return Casts(prepared.model, precision, {**prepared.keep(PRECISIONS[precision]), **prepared.excluded})
         if prepared.is_quantized:
             return Unchanged(prepared.model)
         recipe = Quantized(
@@ -244,6 +302,7 @@ class _VariantBuilder:
             options.per_channel,
             options.correct_biases,
             options.weight_bits or self.data.weight_bits if self.target.adds_pairs else 8,
+            prepared.excluded,
         )
         # The range of a float8 tensor is the whole one with every method.
         if options.method != "auto" or precision == "fp8" or not recipe.segments:
@@ -257,6 +316,18 @@ class _VariantBuilder:
         """Return the nodes that stay float32, each with its operator, reason and segment."""
         nodes = {str(node.name): node.op_type for node, _ in iterate_nodes(self.prepared.model)}
         segments = self.prepared.segments
+        if self.prepared.retargeting is not None:
+            reasons = dict(self.prepared.retargeting.float_nodes)
+            return [
+                {
+                    "node": name,
+                    "operator": nodes[name],
+                    "precision": "float32",
+                    "reason": why,
+                    "segment": segments.get(name, name),
+                }
+                for name, why in reasons.items()
+            ]
         reasons = {name: "accuracy" for name, segment in segments.items() if segment in off} | recipe.float_nodes(off)
         return [
             {"node": name, "operator": nodes[name], "precision": "float32", "reason": why, "segment": segments.get(name, name)}

@@ -28,6 +28,7 @@ from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.locating.graph_faults import faults_of_graph
 from relu_deploy.verification.measurement import Measurement, measure
 from relu_deploy.verification.plan import VerifyPlan
+from relu_deploy.verification.preprocess.comparison import compare_preprocess
 from relu_deploy.verification.report import BackendReport, VerifyReport
 from relu_deploy.verification.truth import Source, Truth, find_truth, open_source, relus_to_compare
 
@@ -42,6 +43,7 @@ def verify(
     *,
     feeds: Feeds | None = None,
     data: str | os.PathLike[str] | None = None,
+    preprocess_against: str | os.PathLike[str] | None = None,
     against: str | None = None,
     samples: int = 1,
     seed: int = 0,
@@ -59,6 +61,8 @@ def verify(
         feeds: Arrays for the model's inputs; by default `samples` rows of `data` (see `load_dataset`), without that of the
             model's own data set, or random ones from `seed`.
         data: A data set.
+        preprocess_against: An `.npz` file with the arrays that training code fed for the pictures in the folder `data`: they are
+            compared with what the bundle's preprocessing makes of these.
         against: "torch" (the PyTorch program in the bundle), "reference" (the graph itself), another ONNX file or bundle; see
             `choose_against` for the default.
         samples: Rows to run.
@@ -84,6 +88,11 @@ def verify(
     for name in backends:
         require(name)
     bundle = Bundle.open(bundle)
+    preprocess = None
+    if preprocess_against is not None:
+        if data is None:
+            raise UsageError("--preprocess-against needs the pictures", "give their folder with --data")
+        preprocess = compare_preprocess(bundle, preprocess_against, data, progress)
     arrays, described = _inputs(bundle, feeds, data, samples, seed)
     options = {"threads": threads, "device": device, "optimization": optimization}
     with ExitStack() as stack:
@@ -118,6 +127,7 @@ def verify(
         seconds=time.perf_counter() - started,
         random=plan.random,
         unknown=plan.unknown,
+        preprocess=preprocess,
         program_verdict=bundle.program_verdict,
     )
 

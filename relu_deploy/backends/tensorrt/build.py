@@ -29,6 +29,7 @@ from relu_deploy.backends.tensorrt.parsable_graph import parsable
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 from relu_deploy.graph.model import load_model
+from relu_deploy.graph.precision import precision_of
 
 __all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities", "logger_of"]
 
@@ -98,7 +99,9 @@ class Refusal:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.operator} {self.node!r}: {self.reason}" if self.node else self.reason
+        if not self.operator:
+            return self.reason
+        return f"{self.operator} {self.node!r}: {self.reason}" if self.node else f"{self.operator}: {self.reason}"
 
 
 class Refused(Unsupported):
@@ -239,13 +242,13 @@ def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
         parsed = parser.parse_from_file(str(file))
     if parsed and network.num_outputs:
         return network, parser
-    load_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph
+    model = load_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph
     refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
     listed = "; ".join(str(refusal) for refusal in refusals) or "the parser gives no reason"
-    raise Refused(f"{name} does not take {path}: {listed}", _other_graph(name, refusals), refusals)
+    raise Refused(f"{name} does not take {path}: {listed}", _other_graph(name, refusals, precision_of(model)), refusals)
 
 
-def _other_graph(name: str, refusals: Sequence[Refusal]) -> str:
+def _other_graph(name: str, refusals: Sequence[Refusal], precision: str) -> str:
     """Return the hint for a graph that the parser does not support."""
     # The parser requires zero points of 0 and float biases, which int8 graphs for CPUs do not have.
     if any(refusal.operator in ("QuantizeLinear", "DequantizeLinear") for refusal in refusals):
@@ -253,6 +256,8 @@ def _other_graph(name: str, refusals: Sequence[Refusal]) -> str:
             f"this int8 graph was made for another runtime: make {name}'s own form from the float32 model with "
             f"relu-deploy optimize FLOAT32_MODEL --for {name} --precision int8 --calibration D"
         )
+    if precision == "float32":
+        return "end the graph before these nodes, or use another backend, such as onnxruntime-cpu"
     return "exclude these nodes from quantization or casting, or use another backend"
 
 
@@ -273,7 +278,11 @@ def _make_observable(trt: Any, name: str, network: Any) -> None:
 def _refusal(error: Any) -> Refusal:
     lines = error.desc().splitlines()
     reason = " ".join(line for line in lines if NO_DRIVER not in line and not line.startswith("Invalid Node"))
-    return Refusal(error.node_name(), error.node_operator(), error.code().name if reason in ("", "false") else reason)
+    reason = error.code().name if reason in ("", "false") else reason
+    # The parser takes an operator that it does not know for a plugin.
+    if reason == "UNSUPPORTED_NODE" or "was not found in plugin registry" in reason:
+        reason = "this operator is not supported"
+    return Refusal(error.node_name(), error.node_operator(), reason)
 
 
 def check_capabilities(trt: Any, name: str, requested: Sequence[str]) -> tuple[str, ...]:

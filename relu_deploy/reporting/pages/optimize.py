@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from relu_deploy.reporting.optimize_phrases import accuracy_of, preparation_of, size_of, speed_of, verification_of
+from relu_deploy.reporting.optimize_phrases import accuracy_of, confidence_of, preparation_of, size_of, speed_of, verification_of
 from relu_deploy.reporting.pages.html import page
 from relu_deploy.reporting.pages.svg import Bar, Point, bars, curve
 from relu_deploy.reporting.phrases import count_of
@@ -31,7 +31,7 @@ def optimize_page(result: Result) -> str:
         f'<p class="soft">calibrated on {_rows(evidence["calibrated_on"])}, measured on {_rows(evidence["measured_on"])}'
         f"{'' if evidence['held_out'] else ', which overlap'}; {result['seconds']:.1f} s</p>",
         f"<p>{verdict} {escape(accuracy_of(result))}.</p>",
-        f"<dl><dt>size</dt><dd>{escape(size_of(result))}</dd><dt>speed</dt><dd>{escape(speed_of(result))}</dd>"
+        f"<dl><dt>confidence</dt><dd>{escape(confidence_of(result))}</dd><dt>size</dt><dd>{escape(size_of(result))}</dd><dt>speed</dt><dd>{escape(speed_of(result))}</dd>"
         f"<dt>verified</dt><dd>{escape(verification_of(result))}</dd></dl>",
     ]
     body += [f"<p>{escape(line)}</p>" for line in preparation_of(result)]

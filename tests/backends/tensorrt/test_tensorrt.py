@@ -366,6 +366,23 @@ def test_every_node_that_the_parser_refuses_is_named(tmp_path):
     assert "int8" not in refused.value.hint
 
 
+def test_a_clip_of_integers_builds_although_the_parser_clips_floats_only(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Clip", ["i", "zero", "six"], ["c"], "clip"),
+        helper.make_node("Cast", ["c"], ["y"], to=TensorProto.FLOAT),
+    ]
+    bounds = {"zero": np.array(0), "six": np.array(6)}
+    build("tensorrt-rtx", save(tmp_path / "m.onnx", nodes, bounds, {"x": [2, 4]}))
+
+
+def test_an_operator_that_the_parser_does_not_know_is_named_without_talk_of_quantization(tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Det", ["r"], ["y"])]
+    with pytest.raises(Refused, match="Det: this operator is not supported") as refused:
+        build("tensorrt-rtx", save(tmp_path / "m.onnx", nodes, {}, {"x": [2, 4, 4]}))
+    assert "quantization" not in refused.value.hint
+
+
 def test_symmetric_int8_with_a_float_bias_builds(tmp_path):
     built = build("tensorrt-rtx", quantized(tmp_path / "m.onnx"), compute_capabilities=["SM86", "SM89"])
     assert built.warnings == ()
