@@ -169,6 +169,7 @@ def _check_output(bundle: Bundle, variants: Sequence[str], out: str | os.PathLik
 
 def _precisions(target: Target, precision: str) -> list[str]:
     if precision == "auto":
+        target.require_measurable()
         if not target.measurable:
             raise Unsupported(
                 f"the fastest precision for {target.name} can only be measured on its own hardware; this version measures on cpu only",
