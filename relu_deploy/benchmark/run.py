@@ -105,6 +105,7 @@ def bench(
         variants,
         progress,
         None if data is None else str(data),
+        thread_count.source == "given",
     )
     runs: list[Run] = []
     ratios: list[Ratios] = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.latency_stats import Ratio
+from relu_deploy.optimization.auto.report import AutoReport
 from relu_deploy.optimization.evaluation_data import EvaluationData
 from relu_deploy.optimization.prepare import Prepared
 from relu_deploy.optimization.search import SearchResult
@@ -33,6 +34,9 @@ class OptimizeReport:
         speed: How many times faster than the float32 model it is; None where the target's hardware is not available.
         tried: One summary for each precision that `auto` tried.
         method: The calibration method, "" for a precision without calibration.
+        backend: The backend that `auto` found to be the fastest, "" where it was not searched for.
+        settings: Its fields of `backends.Options` that differ from the defaults.
+        auto: All candidates of `auto`, None without such a search.
     """
 
     model: str
@@ -52,6 +56,9 @@ class OptimizeReport:
     bundle: Bundle | None = None
     tried: Sequence[dict[str, Any]] = ()
     method: str = ""
+    backend: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    auto: AutoReport | None = None
 
     @property
     def variant(self) -> str:
@@ -123,6 +130,9 @@ class OptimizeReport:
             "prepared": self.prepared.to_json(),
             "tried": list(self.tried),
             "method": self.method,
+            "backend": self.backend,
+            "settings": dict(self.settings),
+            "auto": None if self.auto is None else self.auto.to_json(),
             "slower": self.is_slower,
             "remedy": self.remedy,
             "seconds": round(self.seconds, 3),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from relu_deploy.backends import capabilities
 from relu_deploy.backends.tensorrt.engine_cache import Engine, kept_engines
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported, UsageError
@@ -27,6 +28,8 @@ __all__ = ["FLAVORS", "OPTIONS", "write"]
 
 FLAVORS = ("onnxruntime", "tensorrt", "python")
 OPTIONS = ("flavor", "device", "max_batch", "max_delay", "instances", "threads", "accelerator")
+#: platform of backends that run ONNX Runtime
+ONNX_RUNTIME = "onnxruntime_onnx"
 #: backends by device whose measurements decide the batching; the first one that was measured counts
 MEASURED_ON = {
     "cpu": ("onnxruntime-cpu",),
@@ -66,6 +69,11 @@ def write(bundle: Bundle, options: PackageOptions, folder: Path) -> DeployedMode
 
 def _plan(bundle: Bundle, options: PackageOptions) -> TritonPlan:
     flavor = options.flavor or FLAVORS[0]
+    if cast := bundle.runtime[1].get("autocast"):
+        raise Unsupported(
+            f"{bundle.title} computes in {cast} on {bundle.runtime[0]}, and Triton's ONNX Runtime would compute it in float32",
+            "package the model itself or its int8 variant, or take --for docker",
+        )
     if options.accelerator and flavor != "onnxruntime":
         raise UsageError(f"--accelerator is for flavor onnxruntime, not {flavor}", "leave one of the two out")
     _check_types(bundle, flavor)
@@ -157,6 +165,9 @@ def _notes(plan: TritonPlan) -> list[str]:
     if plan.engine is not None:
         facts = plan.engine.facts
         notes.append(f"the engine needs TensorRT {facts['library']} and the GPU {facts['device']} in Triton")
+    optimized_for = plan.bundle.runtime[0]
+    if optimized_for and capabilities(optimized_for).platform != ONNX_RUNTIME:
+        notes.append(f"the variant was fastest on {optimized_for}; Triton runs it on ONNX Runtime, whose speed may be another")
     if plan.flavor == "python":
         notes.append("Triton's Python backend needs onnxruntime" + ("-gpu" if plan.device == "gpu" else "") + " and NumPy")
     if plan.flavor == "onnxruntime" and not plan.options.accelerator and target_of(plan.bundle).startswith("tensorrt"):

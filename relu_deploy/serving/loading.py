@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from relu_deploy.backends import Session, load
+from relu_deploy.backends import Session, backend_for, load
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, Unsupported
 from relu_deploy.graph import load_model
@@ -33,7 +33,7 @@ class ModelOptions:
     """How every model of a server is run.
 
     Attributes:
-        backend: Its name.
+        backend: Its name, "" for the one that each model was optimized for, see `backend_of`.
         threads: Of one session, 0 for the backend's default.
         device: Index of the GPU.
         limits: Of each model's queue.
@@ -41,12 +41,16 @@ class ModelOptions:
         allow_nan: Accept NaN and infinities among the inputs.
     """
 
-    backend: str = "onnxruntime-cpu"
+    backend: str = ""
     threads: int = 0
     device: int = 0
     limits: Limits = field(default_factory=Limits)
     deadline: float | None = None
     allow_nan: bool = False
+
+    def backend_of(self, bundle: Bundle) -> str:
+        """Return the name of the backend of one model."""
+        return self.backend or backend_for(bundle)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def load_warm(bundle: Bundle, options: ModelOptions) -> Loaded:
         if isinstance(error, ReluDeployError):
             raise
         raise Unsupported(
-            f"{options.backend} loads {bundle.path}, but cannot run it: {' '.join(str(error).split())[:300]}",
+            f"{options.backend_of(bundle)} loads {bundle.path}, but cannot run it: {' '.join(str(error).split())[:300]}",
             "relu-deploy verify --backend reference runs any graph",
         ) from error
     if reason:

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from relu_deploy.backends.base import Capabilities, Probe
+from relu_deploy.backends.threads import alternative_counts
 
 __all__ = ["DEVICE", "capabilities", "probe"]
 
@@ -15,7 +16,8 @@ DEVICE = "CPU"
 
 def capabilities(_: str) -> Capabilities:
     """Return what the backend supports."""
-    return Capabilities(autocasts=True, targets=("cpu",))
+    tunables = (*({"threads": count} for count in alternative_counts()), {"spin": False})
+    return Capabilities(autocasts=True, targets=("cpu",), tunables=tunables, extra="openvino")
 
 
 def probe(name: str) -> Probe:
