@@ -68,6 +68,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="what auto compares: the time of a run with 1 row (default), or rows per second with 8",
     )
     parser.add_argument("--batch", type=int, default=0, metavar="N", help="rows in a run that auto times, instead of 1 or 8")
+    parser.add_argument(
+        "--ignore-nan", action="store_true", help="accept Relus that turn NaN into a number, as OpenVINO's and all 8-bit ones do"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
     add_shared_options(parser, "shape", "seed", "threads", "force")
 
@@ -102,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
         compact=options.compact,
         allow_observed=options.allow_observed,
         threads=options.threads,
+        check_nan=not options.ignore_nan,
         minimize=options.minimize,
         batch=options.batch,
         seed=options.seed,

@@ -161,6 +161,7 @@ class VariantBuilder:
                 feeds=self.data.one_row,
                 against=str(self.prepared.path),
                 threads=self.options.threads,
+                check_nan=self.options.check_nan,
                 **runtime_options,
             )
 

@@ -37,6 +37,7 @@ class OptimizeOptions:
         minimize: What `auto` compares candidates by: "latency", with 1 row in a run, or "throughput", with 8, unless `batch` is
             given. Of two candidates the one that takes less time for a run is better in both.
         batch: Rows in a run that `auto` times; 0 for the default.
+        check_nan: Whether a NaN has to pass through every Relu of a variant; 8-bit Relus cannot hold one.
         seed: Seed of the random inputs that are used where there is no data.
     """
 
@@ -55,6 +56,7 @@ class OptimizeOptions:
     threads: int = 0
     minimize: str = "latency"
     batch: int = 0
+    check_nan: bool = True
     seed: int = 0
 
     def check(self) -> None:

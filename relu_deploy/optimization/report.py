@@ -78,6 +78,8 @@ class OptimizeReport:
         """Return what to do about a variant that does not pass, "" for one that does."""
         if self.passed:
             return ""
+        if self.auto is not None:
+            return "each candidate has its reason: allow more with --max-drop, or NaN to be lost with --ignore-nan"
         wider = "--precision fp16" if "fp16" in self.target.precisions and self.precision != "fp16" else "--precision fp32"
         if not self.search.passed:
             return f"allow more with --max-drop, try --method auto, calibrate on more rows with --samples, or use {wider}"

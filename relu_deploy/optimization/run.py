@@ -78,6 +78,9 @@ def optimize(
 
 
 def _why_not(report: OptimizeReport) -> str:
+    if report.auto is not None:
+        reasons = [f"{one.backend} {one.precision}".strip() + f": {one.reason}" for one in report.auto.candidates]
+        return f"no candidate passes: {'; '.join(reasons)}"
     if report.search.passed:
         return "its Relus differ from the float32 graph's by more than the precision explains"
     loses = f"it loses {report.drop:.4g} {report.before.name} on {report.before.samples} rows"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
 from relu_deploy.backends import backend_for, capabilities
@@ -124,11 +124,16 @@ def _pinned_requirements(extras: tuple[str, ...]) -> tuple[list[str], list[str]]
     A requirement that is not installed keeps its range.
     """
     try:
+        known = metadata("relu-deploy").get_all("Provides-Extra") or ()
         direct = _requirements_of("relu-deploy", extras)
     except PackageNotFoundError as error:
         raise InputError(
             "relu_deploy was not installed by pip, so its requirements are unknown", "pip install 'relu-deploy[cpu,serve]'"
         ) from error
+    if missing := [extra for extra in extras if extra not in known]:
+        raise InputError(
+            f"the installed metadata of relu_deploy has no extra {missing[0]!r}", "install this version again: pip install -e ."
+        )
     requirements = [
         f"{name}{extras}=={_installed(name)}" if _installed(name) else f"{name}{extras}{versions}"
         for name, extras, versions in direct

@@ -30,6 +30,7 @@ class VerifyPlan:
         random: The nodes that were replaced by one draw of their random numbers.
         unknown: The nodes that cannot be evaluated, and their operators.
         autocast: The precision in which the runtime may compute float32 nodes, "" for none.
+        check_nan: Whether a NaN has to pass through every Relu.
     """
 
     bundle: Bundle
@@ -43,3 +44,4 @@ class VerifyPlan:
     random: Sequence[str] = ()
     unknown: Sequence[tuple[str, str]] = ()
     autocast: str = ""
+    check_nan: bool = True

@@ -48,6 +48,7 @@ def verify(
     device: int = 0,
     optimization: str = "all",
     settings: Mapping[str, Any] | None = None,
+    check_nan: bool = True,
     progress: Progress = lambda _: None,
 ) -> VerifyReport:
     """Return the comparison of every Relu and every output on `backends` with the truth.
@@ -65,6 +66,7 @@ def verify(
         device: Index of the GPU, for backends on one.
         optimization: How far the runtime may rewrite the graph ("none", "basic", "extended", "all"), where it has such a switch.
         settings: Further fields of `backends.Options` for every session, such as spin or autocast.
+        check_nan: Whether a NaN has to pass through every Relu.
         progress: Called with the name of each step before it starts.
 
     Raises:
@@ -92,6 +94,7 @@ def verify(
             model=model,
             precision=cast or precision_of(model),
             autocast=cast,
+            check_nan=check_nan,
             relus=relus_to_compare(model, compared.against),
             feeds=arrays,
             options=options,

@@ -42,6 +42,10 @@ def settings_for(options: Options) -> Any:
     return settings
 
 
+#: kernels that only change a precision or a memory layout
+CONVERTING = ("Cast", "DequantizeLinear", "QuantizeLinear", "ReorderInput", "ReorderOutput")
+
+
 class OnnxRuntimeSession:
     """A loaded onnxruntime.InferenceSession. See `base.Session`."""
 
@@ -94,6 +98,7 @@ class OnnxRuntimeSession:
                 event["args"]["op_name"],
                 event["args"]["provider"],
                 _precision(event["args"]),
+                event["args"]["op_name"] in CONVERTING,
             )
             for name, event in kernels.items()
         ]

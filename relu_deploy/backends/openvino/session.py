@@ -37,6 +37,8 @@ EXACT_INTEGERS = 2**24
 REMEMBERED_SHAPES = 1024
 #: types of layers that compute nothing
 PASSIVE = ("Input", "Const", "Output")
+#: types of layers that only change a precision or a memory layout
+CONVERTING = ("Convert", "FakeQuantize", "Reorder")
 
 
 class OpenVinoSession:
@@ -97,7 +99,8 @@ class OpenVinoSession:
             names = [part for part in info.get("originalLayersNames", "").split(",") if part]
             node = self._makers.get(names[0], names[0]) if names else layer.get_friendly_name()
             precision = PRECISIONS.get(info.get("runtimePrecision", ""), "")
-            layers.append(Executed(node, info.get("layerType", ""), DEVICE, precision))
+            kind = info.get("layerType", "")
+            layers.append(Executed(node, kind, DEVICE, precision, kind in CONVERTING))
         return layers
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from relu_deploy.optimization.auto.report import Check, Kernels
 from relu_deploy.optimization.build import VariantBuilder
 from relu_deploy.optimization.gate import answers_of, distance
 from relu_deploy.tensors import Array
+from relu_deploy.verification.report import BackendReport
 from relu_deploy.verification.run import verify
 
 __all__ = ["Checker"]
@@ -63,10 +64,10 @@ class Checker:
             feeds=builder.data.one_row,
             against=str(builder.prepared.path),
             settings=settings,
+            check_nan=builder.options.check_nan,
         )
         report = verified.backends[0]
-        reason = "" if verified.passed else f"it differs from the float32 graph at {report.first_divergence or 'its outputs'}"
-        return Check(metric, error, verified, kernels, reason)
+        return Check(metric, error, verified, kernels, "" if verified.passed else _fault(report))
 
     def _answers(self, candidate: Candidate) -> Mapping[str, Array]:
         with closing(self._session(candidate)) as session:
@@ -82,3 +83,14 @@ class Checker:
     def _session(self, candidate: Candidate, **options: Any) -> Any:
         settings = {**self._fixed, **candidate.settings, **options}
         return load(Bundle.open(self._graphs[candidate.graph]), candidate.backend, **settings)
+
+
+def _fault(report: BackendReport) -> str:
+    """Return the first fault that the comparison of every Relu found."""
+    node = report.first_divergence or "its outputs"
+    failing = next((fields for each in report.relus if (fields := each.to_json())["passed"] is False), None)
+    if failing is None:
+        return f"it differs from the float32 graph at {node}"
+    contract = failing.get("contract") or {}
+    hint = "; --ignore-nan accepts that" if contract.get("nan_kept") is False else ""
+    return f"{failing['node']}: {failing['reason']}{hint}"

@@ -27,6 +27,8 @@ SHORTEST, LONGEST = 0.03, 0.4
 class Sessions(Protocol):
     """Loads and times candidates; see `sessions.CandidateSessions`."""
 
+    def start(self, candidates: Sequence[Candidate]) -> None: ...
+
     def load(self, candidate: Candidate) -> float: ...
 
     def measure(self, candidate: Candidate, seconds: float) -> list[float]: ...
@@ -63,6 +65,7 @@ class Race:
 
     def add(self, candidates: Sequence[Candidate]) -> None:
         """Load candidates. Those that fail are added to `failures`."""
+        self.sessions.start(candidates)
         for candidate in candidates:
             self.progress(f"loading {candidate}")
             try:

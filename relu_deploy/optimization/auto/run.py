@@ -152,12 +152,17 @@ class _Search:
     progress: Progress
     checks: dict[Candidate, Check] = field(default_factory=dict)
     failures: dict[Candidate, str] = field(default_factory=dict)
+    _checked: set[Candidate] = field(default_factory=set)
 
     def check_finalists(self) -> None:
         """Check every finalist, and if none can be chosen the others in the order of their speed until one can."""
         finalists = self._eligible(self.race.ranked())
         for candidate in finalists:
             self._check(candidate)
+        # Another candidate's verdict may have been taken over.
+        while (chosen := self.chosen()) is not None and chosen not in self._checked:
+            self._checked.add(chosen)
+            self.checks[chosen] = self.checker.check(chosen)
         eliminated = sorted(
             set(self.race.rounds) - set(finalists), key=lambda one: (-self.race.last_level[one], self.race.milliseconds(one))
         )
@@ -191,11 +196,22 @@ class _Search:
         return [one for one in candidates if one.precision != ORIGINAL]
 
     def _check(self, candidate: Candidate) -> None:
+        twin = next((one for one in self._checked if _same_kernels(one, candidate)), None)
+        if twin is not None:
+            self.checks[candidate] = self.checks[twin]
+            return
         self.progress(f"checking {candidate}")
         try:
             self.checks[candidate] = self.checker.check(candidate)
+            self._checked.add(candidate)
         except ReluDeployError as error:
             self.failures[candidate] = error.message
+
+
+def _same_kernels(one: Candidate, other: Candidate) -> bool:
+    """Return whether two candidates differ in nothing but their threads, which run the same kernels."""
+    kernels = [(each.base, [item for item in each.tuning if item[0] not in ("spin", "threads")]) for each in (one, other)]
+    return kernels[0] == kernels[1]
 
 
 def _report(
@@ -215,7 +231,10 @@ def _report(
         failed = next((variant for _, variant in unbuilt.values() if variant is not None), None) or found["fp32"]
         return replace(builder.report(replace(failed, search=replace(failed.search, passed=False)), None, None), auto=whole)
     check, variant = search.checks[shown], found[shown.graph]
-    searched = replace(variant.search, passed=check.passed or check.verified is not None, metric=check.metric)
+    # A candidate that passes, and is slower than float32, is not stored either.
+    searched = replace(
+        variant.search, passed=chosen is not None or (not check.passed and check.verified is not None), metric=check.metric
+    )
     report = builder.report(replace(variant, precision=shown.precision, search=searched), check.verified, race.speedup(shown))
     return replace(
         report,

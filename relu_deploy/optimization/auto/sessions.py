@@ -30,6 +30,15 @@ class CandidateSessions:
         self._graphs, self._feeds, self._threads, self._fixed = graphs, [str(file) for file in feeds], threads, fixed
         self._processes: dict[Candidate, WorkerProcess] = {}
         self._loaded: dict[Candidate, set[Candidate]] = {}
+        self._preparing: set[Candidate] = set()
+
+    def start(self, candidates: Sequence[Candidate]) -> None:
+        """Start the processes of candidates, which import their runtimes concurrently."""
+        for base in dict.fromkeys(candidate.base for candidate in candidates):
+            if base not in self._processes:
+                self._processes[base], self._loaded[base] = WorkerProcess(MODULE, self._threads), set()
+                self._processes[base].send("prepare", backend=base.backend)
+                self._preparing.add(base)
 
     def load(self, candidate: Candidate) -> float:
         """Load a candidate and warm it up. Return the milliseconds of a run.
@@ -38,8 +47,7 @@ class CandidateSessions:
             Unsupported: If it cannot be loaded or run; the message has the reason.
         """
         base = candidate.base
-        if base not in self._processes:
-            self._processes[base], self._loaded[base] = WorkerProcess(MODULE, self._threads), set()
+        self.start([candidate])
         settings = {"threads": self._threads, **self._fixed, **candidate.settings}
         model = str(self._graphs[candidate.graph])
         reply = self._request(candidate, "load", model=model, backend=candidate.backend, settings=settings, feeds=self._feeds)
@@ -71,7 +79,11 @@ class CandidateSessions:
     def _request(self, candidate: Candidate, command: str, **arguments: Any) -> dict[str, Any]:
         process = self._processes.get(candidate.base)
         if process is None:
-            raise Unsupported(f"{candidate} has no process any more")
+            raise Unsupported("its process ended while another candidate ran")
+        if candidate.base in self._preparing:
+            self._preparing.remove(candidate.base)
+            # A runtime that cannot be imported is reported when the model is loaded.
+            process.receive("prepare")
         reply = process.request(command, key=str(candidate), **arguments)
         if "error" in reply:
             raise Unsupported(reply["error"], reply["hint"])

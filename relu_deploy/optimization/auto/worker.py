@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.backends import Session, load
+from relu_deploy.backends import Session, load, probe
 from relu_deploy.bundle import Bundle
 from relu_deploy.tensors import Feeds
 from relu_deploy.worker_process import serve
@@ -24,6 +24,11 @@ class Worker:
         self._sessions: dict[str, Session] = {}
         self._feeds: list[Feeds] = []
 
+    def prepare(self, backend: str) -> dict[str, Any]:
+        """Import the backend's runtime. Several workers do this concurrently."""
+        probe(backend)
+        return {}
+
     def load(self, key: str, model: str, backend: str, settings: Mapping[str, Any], feeds: Sequence[str]) -> dict[str, Any]:
         """Load a model and run it until it is warm. Return the milliseconds of a run.
 
@@ -37,7 +42,11 @@ class Worker:
         if not self._feeds:
             for file in feeds:
                 with np.load(file) as archive:
-                    self._feeds.append({name: archive[name] for name in archive.files})
+                    arrays = {name: archive[name] for name in archive.files}
+                # Arrays of Python strings are stored as arrays of fixed length.
+                self._feeds.append(
+                    {name: array.astype(object) if array.dtype.kind == "U" else array for name, array in arrays.items()}
+                )
         session = self._sessions[key] = load(Bundle.open(model), backend, **settings)
         timings: list[float] = []
         for run in range(WARM_RUNS):
