@@ -55,6 +55,10 @@ class Worker:
             timings.append((time.perf_counter() - start) * 1e3)
         return {"milliseconds": min(timings)}
 
+    def session(self, key: str) -> Session:
+        """Return the session with that key."""
+        return self._sessions[key]
+
     def measure(self, key: str, seconds: float) -> dict[str, Any]:
         """Return the times of runs for `seconds` in milliseconds, without the first run after a pause."""
         run, timings = self._sessions[key].run, []
