@@ -62,7 +62,7 @@ def _chart(auto: Result, timed: Sequence[Result]) -> str:
 
 
 def _table(candidates: Sequence[Result]) -> str:
-    heads = ("candidate", "outcome", "speed", "accuracy", "relative error", "kernels", "reason")
+    heads = ("candidate", "outcome", "speed", "accuracy", "kernels", "RMS error", "reason")
     rows = []
     for one in candidates:
         interval = one["speedup_ci95"]
@@ -76,8 +76,8 @@ def _table(candidates: Sequence[Result]) -> str:
             one["outcome"],
             speed,
             "" if one["accuracy"] is None else f"{one['accuracy']:.4f}",
-            "" if one["relative_error"] is None else f"{one['relative_error']:.2g}",
             kernels_of(one),
+            "" if one["relative_error"] is None else f"{one['relative_error']:.2g}",
             one["reason"],
         )
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
