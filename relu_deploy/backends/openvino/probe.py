@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import Any
 
 from relu_deploy.backends.base import Capabilities, Probe
 from relu_deploy.backends.threads import alternative_counts
@@ -16,7 +18,7 @@ DEVICE = "CPU"
 
 def capabilities(_: str) -> Capabilities:
     """Return what the backend supports."""
-    tunables = (*({"threads": count} for count in alternative_counts()), {"spin": False})
+    tunables: tuple[Mapping[str, Any], ...] = (*({"threads": count} for count in alternative_counts()), {"spin": False})
     return Capabilities(autocasts=True, targets=("cpu",), tunables=tunables, extra="openvino")
 
 

@@ -35,8 +35,8 @@ PRECISIONS = {
 EXACT_INTEGERS = 2**24
 #: sets of input shapes that are known to be valid
 REMEMBERED_SHAPES = 1024
-#: types of layers that compute nothing
-PASSIVE = ("Input", "Const", "Output")
+#: types of layers that compute nothing; a Reshape, such as each bias has one, is another view of the same numbers
+PASSIVE = ("Input", "Const", "Output", "Reshape")
 #: types of layers that only change a precision or a memory layout
 CONVERTING = ("Convert", "FakeQuantize", "Reorder")
 
