@@ -4,7 +4,7 @@
 
 Contestants: torch, torch-compile, onnxruntime-cpu in float32 and int8, openvino in float32, bfloat16 and int8, NNCF's post-training
 int8 of the same model on the same pictures (pip install nncf), and what `optimize --precision auto` chooses for that batch size,
-with and without the condition that NaN passes through every Relu. Each has a process of its own; they take turns in rounds, and every
+with and without accepting Relus that return a number for NaN. Each has a process of its own; they take turns in rounds, and every
 ratio is to onnxruntime-cpu in float32 in the same rounds. A contestant that cannot run here has a row with the reason. Agreement
 and error are measured on rows that were not calibrated on.
 
@@ -50,6 +50,7 @@ from relu_deploy.optimization.gate import AccuracyEvaluator, answers_of, distanc
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.prepare import prepare
 from relu_deploy.optimization.targets import TARGETS
+from relu_deploy.verification.contract import NAN_NOT_PROPAGATED
 from relu_deploy.worker_process import WorkerProcess
 
 REFERENCE = "onnxruntime-cpu float32"
@@ -147,15 +148,15 @@ def contestants_for(builder: VariantBuilder, batch: int, folder: Path, skipped: 
         nncf_contestant(builder, folder),
         Contestant("torch", "torch", float32),
         Contestant("torch-compile", "torch-compile", float32),
-        *(auto_contestant(builder, batch, folder, int8, check_nan) for check_nan in (True, False)),
+        *(auto_contestant(builder, batch, folder, int8, accept) for accept in ((), (NAN_NOT_PROPAGATED,))),
     ]
     return [one for one in found if one.name not in skipped and bundle is not None]
 
 
-def auto_contestant(builder: VariantBuilder, batch: int, folder: Path, int8: Path, check_nan: bool) -> Contestant:
+def auto_contestant(builder: VariantBuilder, batch: int, folder: Path, int8: Path, accept: Sequence[str]) -> Contestant:
     """Return what `optimize --precision auto` chooses for a batch size."""
-    name = "auto" if check_nan else "auto, NaN ignored"
-    options = replace(builder.options, batch=batch, check_nan=check_nan)
+    name = "auto, nan-not-propagated accepted" if accept else "auto"
+    options = replace(builder.options, batch=batch, accept=accept)
     started = time.perf_counter()
     report = find_fastest(replace(builder, options=options), [*reversed(builder.target.precisions), *AUTOCAST], say)
     seconds = time.perf_counter() - started

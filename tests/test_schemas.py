@@ -42,7 +42,7 @@ def check(answer):
 
 
 def test_every_verb_has_a_schema_that_is_one():
-    assert set(schema_names()) == {*VERBS, "bundle"}
+    assert set(schema_names()) == {*VERBS, "bundle", "sensitivity"}
     for name in schema_names():
         jsonschema.Draft202012Validator.check_schema(schema_of(name))
     for name in VERBS:
@@ -123,7 +123,7 @@ def test_the_answer_of_verify_about_a_fault_is_valid(ready):
 def test_the_answer_of_bench_is_valid_with_a_comparison_and_a_row_that_failed(ready, forked_workers):
     arguments = ("bench", "digits.rdb", "--backend", "onnxruntime-cpu", "--seconds", "0.1", "--quiet")
     assert ready(*arguments, "--json", "old.json").code == 0
-    made = ready(*arguments, "--compare", "old.json", "--max-slower", "100000%", "--json", "-")
+    made = ready(*arguments, "--compare", "old.json", "--max-slower", "100000%", "--layers", "--json", "-")
     check(json.loads(Path("old.json").read_text()))
     check(made.json)
 

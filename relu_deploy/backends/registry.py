@@ -2,7 +2,8 @@
 
 A backend of this package is a folder with two modules, and one line in `BACKENDS`:
 
-    probe.py    probe(name) -> Probe                        whether it is usable here; if not, the reason and a fix
+    probe.py    probe(name, device=0) -> Probe              whether it is usable here; if not, the reason and a fix
+                                                            (`device`, the index of the GPU, is optional)
                 capabilities(name) -> Capabilities          what it supports (optional: the defaults of `Capabilities`)
     load.py     load(name, bundle, options) -> Session      a session that runs the whole model, or an error
 
@@ -18,6 +19,7 @@ from dataclasses import MISSING, fields
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 from typing import Any
 
 from relu_deploy.backends.base import Capabilities, Options, Probe, Session
@@ -97,14 +99,19 @@ def capabilities(name: str) -> Capabilities:
     return found
 
 
-def probe(name: str) -> Probe:
+def probe(name: str, device: int = 0) -> Probe:
     """Return whether the backend called `name` is usable here, and if not, the reason and a fix.
+
+    Args:
+        name: The backend.
+        device: Index of the GPU, for backends on one.
 
     Raises:
         UsageError: If there is no such backend.
     """
     try:
-        found: Probe = _module(name, "probe").probe(name)
+        function = _module(name, "probe").probe
+        found: Probe = function(name, device=device) if "device" in signature(function).parameters else function(name)
     except BackendUnavailable as error:
         return Probe(name, usable=False, reason=error.message, fix=error.hint)
     return found
@@ -115,14 +122,18 @@ def probe_all() -> list[Probe]:
     return [probe(name) for name in names()]
 
 
-def require(name: str) -> None:
+def require(name: str, device: int = 0) -> None:
     """Check that the backend called `name` is usable here.
+
+    Args:
+        name: The backend.
+        device: Index of the GPU, for backends on one.
 
     Raises:
         BackendUnavailable: If it is not; the message has the probe's reason, the hint its fix.
         UsageError: If there is no such backend.
     """
-    found = probe(name)
+    found = probe(name, device)
     if not found.usable:
         raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
 
@@ -171,7 +182,7 @@ def load(bundle: Bundle | str | os.PathLike[str], name: str = "", **options: Any
     """
     bundle = Bundle.open(bundle)
     if name:
-        require(name)
+        require(name, int(options.get("device", 0)))
     else:
         name = _require_own(bundle)
     given = {field: value for field, value in options.items() if field not in _DEFAULTS or value != _DEFAULTS[field]}

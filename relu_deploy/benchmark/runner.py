@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from relu_deploy.backends import capabilities, stored_settings
+from relu_deploy.backends.layer_times import LayerTime, LayerTimes
 from relu_deploy.benchmark.gpu_limits import GpuLimits, share_of_gpu_limit
+from relu_deploy.benchmark.layers import profile_by_segment
 from relu_deploy.benchmark.process import Process
 from relu_deploy.benchmark.result import Run
 from relu_deploy.benchmark.roofline import Machine, share_of_limit
@@ -50,6 +52,7 @@ class BenchmarkPlan:
         progress: Called with a line about the next step.
         data: Data set, None for that of each model.
         threads_named: Whether `threads` was given and not found by default.
+        layers: Measure the time of each layer too.
         scores: Cached accuracy of each row, which does not depend on the batch size.
     """
 
@@ -65,6 +68,7 @@ class BenchmarkPlan:
     progress: Callable[[str], None] = lambda _: None
     data: str | None = None
     threads_named: bool = False
+    layers: bool = False
     scores: dict[tuple[str, Key], dict[str, Any]] = field(default_factory=dict)
 
 
@@ -128,6 +132,9 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
             if "error" not in score:
                 plan.scores[bundle.title, key] = score
             facts |= score
+            if plan.layers:
+                plan.progress(f"{label}: timing the layers of {key}")
+                facts["layers"] = _layers(processes[key], bundle, graphs[key], key.backend, batch, plan)
             rows[key] = _row(graphs[key], key.backend, batch, timings.calls[key], facts, costs[key.variant], plan)
     finally:
         for process in processes.values():
@@ -233,6 +240,20 @@ def _device(
     }
 
 
+def _layers(process: Process, bundle: Bundle, graph: Bundle, backend: str, batch: int, plan: BenchmarkPlan) -> dict[str, Any]:
+    """Return the row's `layers`: the times by segment, or the reason why there are none."""
+    if not capabilities(backend).times_layers:
+        return {"not_measured": f"{backend} does not report the times of its layers"}
+    reply = process.request("layers", seconds=plan.seconds)
+    if "error" in reply:
+        return {"not_measured": reply["error"]}
+    layers = [LayerTime(**{**layer, "nodes": tuple(layer["nodes"])}) for layer in reply["layers"]]
+    # The CPU's rate is that of float32.
+    floating = precision_of(load_model(graph.onnx)) == "float32" and not plan.settings.get("autocast")
+    times = LayerTimes(layers, reply["runs"], reply["call_milliseconds"])
+    return profile_by_segment(bundle, graph, times, batch, plan.machine if floating else None).to_json()
+
+
 def _cast(bundle: Bundle, key: Key, plan: BenchmarkPlan) -> str:
     """Return the autocast precision of a row, "" if there is none. bundle: the graph of the row."""
     if not capabilities(key.backend).autocasts:
@@ -295,6 +316,7 @@ def _row(
         error_ratio=facts["error_ratio"],
         facts=reported,
         device=device,
+        layers=facts.get("layers"),
         checked_rows=facts["checked_rows"],
         error=facts.get("error", ""),
     )

@@ -23,7 +23,7 @@ from relu_deploy.tensors import Feeds
 from relu_deploy.worker_process import serve
 
 if TYPE_CHECKING:
-    from relu_deploy.backends.base import DeviceSession
+    from relu_deploy.backends.base import DeviceSession, ProfilingSession
 
 #: number of different inputs that runs rotate through, so that caches do not hold the input of a run
 ROTATION = 4
@@ -55,8 +55,9 @@ class Worker:
         self.bundle, self.batch, self.gpu = Bundle.open(bundle).with_shapes(shapes or {}), batch, int(settings.get("device", 0))
         self.data = data or self.bundle.manifest.get("dataset")
         self.feeds = [feeds for feeds, _ in several_feeds(self.bundle, batch, range(seed, seed + ROTATION), data)]
+        self.backend, self.options = backend, {"threads": threads, **settings}
         ready = time.perf_counter()
-        self.session = load(self.bundle, backend, threads=threads, **settings)
+        self.session = load(self.bundle, backend, **self.options)
         loaded = time.perf_counter()
         self.session.run(self.feeds[0])
         first = time.perf_counter()
@@ -100,6 +101,17 @@ class Worker:
     def measure(self, seconds: float) -> dict[str, Any]:
         """Return the times of runs for `seconds` in milliseconds."""
         return {"milliseconds": self._timed(seconds)}
+
+    def layers(self, seconds: float) -> dict[str, Any]:
+        """Return the times of the layers in runs for `seconds`, of another session that is profiled. The session ends."""
+        self.session.close()
+        self.session = load(self.bundle, self.backend, profile=True, **self.options)
+        times = cast("ProfilingSession", self.session).time_layers(self.feeds, seconds)
+        return {
+            "layers": [layer.to_json() for layer in times.layers],
+            "runs": times.runs,
+            "call_milliseconds": times.call_milliseconds,
+        }
 
     def _timed(self, seconds: float) -> list[float]:
         timings: list[float] = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
+from relu_deploy.cli.output import finish, note_stale_signature, open_bundle
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -39,6 +39,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--max-drop", type=float, metavar="X", help="accuracy that may be lost (default 0.005 with labels, 0.05 without)"
     )
     parser.add_argument(
+        "--max-confidence-shift",
+        type=float,
+        metavar="X",
+        help="shift of the mean confidence, up or down, that is accepted (default: any; it is reported always)",
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="detectors: the score at which you cut; confidence and an AP are measured there (default 0.5)",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="NODE|GLOB",
+        help="keep these nodes in float32, for instance 'head.*'; repeatable",
+    )
+    parser.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="list of the errors of all segments: read if it exists, else measured and written (JSON)",
+    )
+    parser.add_argument(
         "--method",
         default="mse",
         metavar="mse|minmax|percentile|entropy|auto",
@@ -69,15 +95,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, default=0, metavar="N", help="rows in a run that auto times, instead of 1 or 8")
     parser.add_argument(
-        "--ignore-nan", action="store_true", help="accept Relus that turn NaN into a number, as OpenVINO's and all 8-bit ones do"
+        "--accept",
+        action="append",
+        default=[],
+        metavar="FINDING",
+        help="do not fail a variant for this finding; nan-not-propagated: Relus that return a number for NaN (OpenVINO's do)",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
     add_shared_options(parser, "shape", "seed", "threads", "force")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    from relu_deploy.bundle import Bundle
     from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.optimization.options import OptimizeOptions
     from relu_deploy.optimization.run import optimize_bundle
@@ -97,6 +127,10 @@ def run(options: argparse.Namespace) -> int:
         samples=options.samples,
         eval_samples=options.eval_samples,
         max_drop=options.max_drop,
+        max_confidence_shift=options.max_confidence_shift,
+        score_threshold=options.score_threshold,
+        exclude=tuple(options.exclude),
+        sensitivity=options.sensitivity,
         method=options.method,
         per_channel=options.weights == "per-channel",
         equalize=options.equalize,
@@ -105,14 +139,14 @@ def run(options: argparse.Namespace) -> int:
         compact=options.compact,
         allow_observed=options.allow_observed,
         threads=options.threads,
-        check_nan=not options.ignore_nan,
+        accept=options.accept,
         minimize=options.minimize,
         batch=options.batch,
         seed=options.seed,
     )
     with steps(options.quiet) as step:
         report = optimize_bundle(
-            Bundle.open(options.path).with_shapes(dict(options.shape)),
+            open_bundle(options.path).with_shapes(dict(options.shape)),
             options.target,
             options.precision,
             out=options.out,
@@ -125,4 +159,6 @@ def run(options: argparse.Namespace) -> int:
     if options.html:
         write_atomically(options.html, optimize_page(result))
     finish(options, result, lambda: print_optimize(result))
+    if report.bundle is not None:
+        note_stale_signature(report.bundle.path)
     return EXIT_FINE if report.bundle is not None else EXIT_CHECK_FAILED

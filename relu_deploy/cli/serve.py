@@ -94,6 +94,12 @@ def _add_access_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="require one of these keys; ROLE[,ROLE] KEY a line: infer, admin, metrics",
     )
+    parser.add_argument(
+        "--require-signature",
+        type=Path,
+        metavar="PUBLIC.pem",
+        help="refuse bundles that this key did not sign, or that were changed since, also when they are reloaded",
+    )
     parser.add_argument("--allow-admin", action="store_true", help="let requests load and unload models (default: refuse them)")
     parser.add_argument(
         "--allowed-host",

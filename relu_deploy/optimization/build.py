@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relu_deploy.bundle import Bundle
@@ -11,13 +12,15 @@ from relu_deploy.errors import InputError
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.latency_stats import Ratio
 from relu_deploy.optimization.calibration import AUTO_METHODS
+from relu_deploy.optimization.confidence import confidence_to_json
 from relu_deploy.optimization.evaluation_data import EvaluationData
 from relu_deploy.optimization.gate import AccuracyEvaluator
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.prepare import Prepared
 from relu_deploy.optimization.recipes import Casts, PrecisionRecipe, Quantized, Unchanged
 from relu_deploy.optimization.report import OptimizeReport
-from relu_deploy.optimization.search import CandidateRunner, SearchResult, best_method, find_passing
+from relu_deploy.optimization.search import CandidateRunner, SearchResult, best_method, find_passing, segment_costs
+from relu_deploy.optimization.sensitivity import SensitivityList
 from relu_deploy.optimization.speed import speedup
 from relu_deploy.optimization.targets import PRECISIONS, Target
 from relu_deploy.verification.run import VerifyReport, verify
@@ -55,6 +58,7 @@ class VariantBuilder:
     data: EvaluationData
     prepared: Prepared
     evaluator: AccuracyEvaluator
+    force: bool = False
 
     @property
     def max_drop(self) -> float:
@@ -91,7 +95,8 @@ class VariantBuilder:
                 + (": those inside bodies of If, Loop and Scan stay float32" if inside else ""),
                 "use --precision fp16, or fp32 to leave it as it is",
             )
-        return FoundVariant(precision, recipe, find_passing(recipe, self.runner(on_step), self.max_drop))
+
+        return FoundVariant(precision, recipe, self._search(recipe, precision, on_step))
 
     def report(self, found: FoundVariant, verified: VerifyReport | None, speed: Ratio | None) -> OptimizeReport:
         """Return the report on a variant, not stored yet."""
@@ -103,6 +108,12 @@ class VariantBuilder:
             search=search,
             before=self.evaluator.before,
             max_drop=self.max_drop,
+            confidence=confidence_to_json(
+                None if self.evaluator.meter is None else self.evaluator.meter.before,
+                search.confidence,
+                self.options.score_threshold,
+                self.options.max_confidence_shift,
+            ),
             data=self.data,
             prepared=self.prepared,
             fallbacks=self._fallbacks(found.recipe, search.off),
@@ -114,12 +125,22 @@ class VariantBuilder:
             method=found.recipe.method if isinstance(found.recipe, Quantized) else "",
         )
 
+    def _search(self, recipe: PrecisionRecipe, precision: str, on_step: Progress) -> SearchResult:
+        """Return the result of the search, which starts from the sensitivity list where there is one."""
+        runner, options = self.runner(on_step), self.options
+        if options.sensitivity is None:
+            return find_passing(recipe, runner, self.max_drop, options.max_confidence_shift)
+        sensitivity = SensitivityList(Path(options.sensitivity), self.bundle, self.target.name, precision)
+        if self.force or not sensitivity.path.exists():
+            sensitivity.write(sorted(segment_costs(recipe, runner), key=lambda each: -each[1]), self.data.measured_on.name)
+        return find_passing(recipe, runner, self.max_drop, options.max_confidence_shift, sensitivity.read(recipe.segments))
+
     def _recipe(self, precision: str, progress: Progress) -> PrecisionRecipe:
         prepared, options = self.prepared, self.options
         if precision == "fp32":
             return Unchanged(prepared.model)
         if precision in ("fp16", "bf16"):
-            return Casts(prepared.model, precision, prepared.keep(PRECISIONS[precision]))
+            return Casts(prepared.model, precision, {**prepared.keep(PRECISIONS[precision]), **prepared.excluded})
         if prepared.is_quantized:
             return Unchanged(prepared.model)
         recipe = Quantized(
@@ -131,6 +152,7 @@ class VariantBuilder:
             options.per_channel,
             options.correct_biases,
             options.weight_bits or self.data.weight_bits if self.target.adds_pairs else 8,
+            prepared.excluded,
         )
         # The range of a float8 tensor is the whole one with every method.
         if options.method != "auto" or precision == "fp8" or not recipe.segments:
@@ -145,6 +167,18 @@ class VariantBuilder:
         """Return the nodes that stay float32, each with its operator, reason and segment."""
         nodes = {str(node.name): node.op_type for node, _ in iterate_nodes(self.prepared.model)}
         segments = self.prepared.segments
+        if self.prepared.retargeting is not None:
+            reasons = dict(self.prepared.retargeting.float_nodes)
+            return [
+                {
+                    "node": name,
+                    "operator": nodes[name],
+                    "precision": "float32",
+                    "reason": why,
+                    "segment": segments.get(name, name),
+                }
+                for name, why in reasons.items()
+            ]
         reasons = {name: "accuracy" for name, segment in segments.items() if segment in off} | recipe.float_nodes(off)
         return [
             {"node": name, "operator": nodes[name], "precision": "float32", "reason": why, "segment": segments.get(name, name)}
@@ -161,7 +195,7 @@ class VariantBuilder:
                 feeds=self.data.one_row,
                 against=str(self.prepared.path),
                 threads=self.options.threads,
-                check_nan=self.options.check_nan,
+                accept=self.options.accept,
                 **runtime_options,
             )
 

@@ -37,6 +37,7 @@ class OptimizeReport:
         backend: The backend that `auto` found to be the fastest, "" where it was not searched for.
         settings: Its fields of `backends.Options` that differ from the defaults.
         auto: All candidates of `auto`, None without such a search.
+        confidence: As `confidence_to_json` returns it.
     """
 
     model: str
@@ -59,6 +60,7 @@ class OptimizeReport:
     backend: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     auto: AutoReport | None = None
+    confidence: dict[str, Any] | None = None
 
     @property
     def variant(self) -> str:
@@ -79,8 +81,10 @@ class OptimizeReport:
         if self.passed:
             return ""
         if self.auto is not None:
-            return "each candidate has its reason: allow more with --max-drop, or NaN to be lost with --ignore-nan"
+            return "each candidate has its reason: allow more with --max-drop, or accept a finding with --accept"
         wider = "--precision fp16" if "fp16" in self.target.precisions and self.precision != "fp16" else "--precision fp32"
+        if not self.search.passed and self.drop <= self.max_drop:
+            return f"allow more with --max-confidence-shift, keep nodes in float32 with --exclude, or use {wider}"
         if not self.search.passed:
             return f"allow more with --max-drop, try --method auto, calibrate on more rows with --samples, or use {wider}"
         checked = self.verified.backends[0] if self.verified else None
@@ -110,6 +114,7 @@ class OptimizeReport:
                 "samples": self.before.samples,
                 "simulated": not self.target.measurable,
             },
+            "confidence": self.confidence,
             "speedup": None if self.speed is None else round(self.speed.value, 4),
             "speedup_ci95": None if self.speed is None or self.speed.ci95 is None else [round(x, 4) for x in self.speed.ci95],
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},

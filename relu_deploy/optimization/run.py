@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.bundle import Bundle, refuse_existing
-from relu_deploy.errors import AccuracyTooLow, InputError, Unsupported, UsageError
+from relu_deploy.errors import AccuracyTooLow, InputError, ReluDeployError, Unsupported, UsageError
 from relu_deploy.folders import temporary_folder
-from relu_deploy.graph import save_model
+from relu_deploy.graph import load_model, save_model
 from relu_deploy.optimization.auto.candidates import AUTOCAST
 from relu_deploy.optimization.auto.run import find_fastest
 from relu_deploy.optimization.build import VariantBuilder
 from relu_deploy.optimization.evaluation_data import load_evaluation_data
 from relu_deploy.optimization.gate import AccuracyEvaluator
 from relu_deploy.optimization.options import OptimizeOptions
-from relu_deploy.optimization.prepare import prepare
+from relu_deploy.optimization.prepare import prepare, trained_precision
 from relu_deploy.optimization.report import OptimizeReport
 from relu_deploy.optimization.store import store
 from relu_deploy.optimization.targets import PRECISIONS, TARGETS, Target, find_target
@@ -83,6 +83,9 @@ def _why_not(report: OptimizeReport) -> str:
         return f"no candidate passes: {'; '.join(reasons)}"
     if report.search.passed:
         return "its Relus differ from the float32 graph's by more than the precision explains"
+    shift = report.confidence and report.confidence["shift"]
+    if report.drop <= report.max_drop and shift is not None:
+        return f"its mean confidence shifts by {shift:+.4g}, {report.confidence['max_shift']:g} is allowed"  # type: ignore[index]
     loses = f"it loses {report.drop:.4g} {report.before.name} on {report.before.samples} rows"
     return f"{loses}, {report.max_drop:g} is allowed"
 
@@ -115,24 +118,28 @@ def optimize_bundle(
     options = options or OptimizeOptions()
     options.check()
     goal = find_target(target)
-    precisions = _precisions(goal, precision)
-    if precision != "auto" and (options.batch or options.minimize != "latency"):
-        raise UsageError("--minimize and --batch go with --precision auto", "leave them out, or leave out --precision")
     bundle = Bundle.open(bundle)
+    trained = _trained_precision(bundle)
+    precisions = _precisions(goal, trained if trained and precision == "auto" else precision)
+    # A model that was trained in 8 bits is taken as it is.
+    searched = precision == "auto" and not trained
+    _check_names(options, precision)
     _check_output(bundle, [f"{name}-{goal.name}" for name in precisions], out, force)
     started = time.perf_counter()
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_folder("optimize"))
         progress("preparing the float32 graph")
-        data = load_evaluation_data(bundle, options, data_needed=any(name in ("int8", "fp8") for name in precisions))
+        needed = not trained and any(name in ("int8", "fp8") for name in precisions)
+        data = load_evaluation_data(bundle, options, data_needed=needed)
         # A runtime that casts a float32 graph needs no other graph.
         prepared = prepare(bundle, goal, [name for name in precisions if name in goal.precisions], options, data, progress)
         prepared = replace(prepared, path=folder / "prepared.onnx")
         save_model(prepared.model, prepared.path)
         with TARGETS["cpu"].session(prepared.original, threads=options.threads) as session:
-            evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch)
-        builder = VariantBuilder(bundle, goal, options, data, prepared, evaluator)
-        if precision == "auto":
+            evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch, options.score_threshold)
+        _check_confidence(evaluator, options)
+        builder = VariantBuilder(bundle, goal, options, data, prepared, evaluator, force)
+        if searched:
             best = find_fastest(builder, precisions, progress)
         else:
             reports = [builder.build(name, progress) for name in precisions]
@@ -173,6 +180,40 @@ def _precisions(target: Target, precision: str) -> list[str]:
         raise UsageError(f"there is no precision {precision!r}", f"one of: auto, {', '.join(PRECISIONS)}")
     target.require(precision)
     return [precision]
+
+
+def _trained_precision(bundle: Bundle) -> str:
+    try:
+        return trained_precision(load_model(bundle.onnx))
+    except ReluDeployError:
+        return ""  # the graph is checked, with a better message, when it is prepared
+
+
+def _check_names(options: OptimizeOptions, precision: str) -> None:
+    if precision != "auto" and (options.batch or options.minimize != "latency"):
+        raise UsageError("--minimize and --batch go with --precision auto", "leave them out, or leave out --precision")
+    if options.exclude and precision == "fp32":
+        raise UsageError("--exclude keeps nodes in float32, and --precision fp32 keeps all", "choose another --precision")
+    if options.sensitivity is not None and precision in ("auto", "fp32"):
+        raise UsageError(
+            f"--sensitivity is the list of one precision, not of --precision {precision}",
+            "name one, for instance --precision int8",
+        )
+
+
+def _check_confidence(evaluator: AccuracyEvaluator, options: OptimizeOptions) -> None:
+    if options.max_confidence_shift is None or (evaluator.meter is not None and evaluator.meter.before is not None):
+        return
+    task = evaluator.manifest.get("task")
+    if task == "detection":
+        raise InputError(
+            f"--max-confidence-shift: the float32 model finds nothing with a score of {options.score_threshold:g} on these data",
+            "lower --score-threshold, or give other data with --data",
+        )
+    raise UsageError(
+        "--max-confidence-shift: the outputs of this model have no confidence",
+        "it is measured for classifications, detections (--decode boxes) and segmentations",
+    )
 
 
 def _fastest(reports: Sequence[OptimizeReport]) -> OptimizeReport:

@@ -5,16 +5,19 @@
     M/1/model.onnx      flavor onnxruntime: Triton's ONNX Runtime backend, with TensorRT as its accelerator on request
     M/1/model.plan      flavor tensorrt: an engine that was compiled for the backend of that name
     M/1/model.py        flavor python: ONNX Runtime in Triton's Python backend, for a Triton without its ONNX Runtime backend
+    M/1/shape_nodes.json  with it: the nodes that ONNX Runtime may run on the CPU of a GPU's instance
 
 Terms and defaults: Triton's model_config.proto and the README of its ONNX Runtime backend.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from relu_deploy.backends import capabilities
+from relu_deploy.backends.onnxruntime.placement import shape_nodes
 from relu_deploy.backends.tensorrt.engine_cache import Engine, kept_engines
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported, UsageError
@@ -26,6 +29,8 @@ from relu_deploy.serving.protocol.tensors import DATATYPES
 
 __all__ = ["FLAVORS", "OPTIONS", "write"]
 
+#: the file that model.py reads
+SHAPE_NODES = "shape_nodes.json"
 FLAVORS = ("onnxruntime", "tensorrt", "python")
 OPTIONS = ("flavor", "device", "max_batch", "max_delay", "instances", "threads", "accelerator")
 #: platform of backends that run ONNX Runtime
@@ -64,6 +69,7 @@ def write(bundle: Bundle, options: PackageOptions, folder: Path) -> DeployedMode
         copy_graph(bundle.onnx, root / "1" / "model.onnx")
     if plan.flavor == "python":
         shutil.copyfile(Path(__file__).with_name("triton_model.py"), root / "1" / "model.py")
+        write_text(root / "1" / SHAPE_NODES, json.dumps(sorted(shape_nodes(bundle))) + "\n")
     return DeployedModel(name, plan.flavor, tuple(_notes(plan)))
 
 
@@ -168,6 +174,11 @@ def _notes(plan: TritonPlan) -> list[str]:
     optimized_for = plan.bundle.runtime[0]
     if optimized_for and capabilities(optimized_for).platform != ONNX_RUNTIME:
         notes.append(f"the variant was fastest on {optimized_for}; Triton runs it on ONNX Runtime, whose speed may be another")
+        if facts.get("options", {}).get("version_compatible"):
+            notes.append(
+                "it is version-compatible, which Triton loads, with this or a later TensorRT, only if it is started with "
+                "--backend-config=tensorrt,version-compatible=true"
+            )
     if plan.flavor == "python":
         notes.append("Triton's Python backend needs onnxruntime" + ("-gpu" if plan.device == "gpu" else "") + " and NumPy")
     if plan.flavor == "onnxruntime" and not plan.options.accelerator and target_of(plan.bundle).startswith("tensorrt"):

@@ -16,6 +16,7 @@ from relu_deploy.graph import load_model
 from relu_deploy.graph.input_ranges import integer_ranges
 from relu_deploy.serving.batcher import Limits
 from relu_deploy.serving.protocol.tensors import DATATYPES
+from relu_deploy.signing.run import require_signature
 from relu_deploy.tensors import Array, Feeds, random_feeds
 
 __all__ = ["Loaded", "ModelOptions", "load_warm", "stamp_of"]
@@ -39,6 +40,7 @@ class ModelOptions:
         limits: Of each model's queue.
         deadline: Seconds that a request may wait in the queue, None for no limit.
         allow_nan: Accept NaN and infinities among the inputs.
+        signature_key: Public key; models that are not signed by it are refused. None accepts all.
     """
 
     backend: str = ""
@@ -47,6 +49,7 @@ class ModelOptions:
     limits: Limits = field(default_factory=Limits)
     deadline: float | None = None
     allow_nan: bool = False
+    signature_key: Path | None = None
 
     def backend_of(self, bundle: Bundle) -> str:
         """Return the name of the backend of one model."""
@@ -74,12 +77,17 @@ def load_warm(bundle: Bundle, options: ModelOptions) -> Loaded:
     """Load a model and run it once with one row and once with the largest batch.
 
     Raises:
-        InputError: If a tensor has a type that the protocol does not have.
+        InputError: If the signature that is required is missing or not valid, or a tensor has a type that the protocol does not
+            have.
         Unsupported: If the backend cannot run the model.
     """
+    if options.signature_key is not None:
+        require_signature(bundle, options.signature_key)
     unnamed = [spec for spec in (*bundle.inputs, *bundle.outputs) if spec.dtype not in DATATYPES]
     if unnamed:
         raise InputError(f"{bundle.path}: {unnamed[0]} has a type that the protocol does not have", "serve a model without it")
+    for note in bundle.notes:
+        log.warning("%s: %s", bundle.path, note)
     session = load(bundle, options.backend, threads=options.threads, device=options.device, spin=False)
     try:
         ranges = integer_ranges(load_model(bundle.onnx))

@@ -67,7 +67,7 @@ def measure(plan: VerifyPlan, name: str) -> Measurement:
         return Measurement(name, outputs, facts, execution, invariance, audit=audit, note=note)
     relus = [relu for relu in plan.relus if relu.observable and (not backend.runs_program or relu.torch_node)]
     # Integers cannot hold a NaN, so a quantized graph has no policy for it.
-    nans = feeds_of_nan(plan.feeds) if plan.check_nan and plan.precision != "int8" else {}
+    nans = feeds_of_nan(plan.feeds) if plan.precision != "int8" else {}
     tapped = tap_relus(plan, name, relus, outputs, nans)
     kept = nan_is_kept(plan.model, relus, nans, tapped.for_nan)
     return Measurement(name, outputs, facts, execution, invariance, tapped, kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,10 @@ class VerifyPlan:
         relus: The Relus to compare.
         options: As for `load`: threads, device, optimization and others.
         seed: Of the rows that the checks without a reference add to `feeds`.
+        accepted: Findings that do not fail a backend.
         random: The nodes that were replaced by one draw of their random numbers.
         unknown: The nodes that cannot be evaluated, and their operators.
         autocast: The precision in which the runtime may compute float32 nodes, "" for none.
-        check_nan: Whether a NaN has to pass through every Relu.
     """
 
     bundle: Bundle
@@ -41,7 +41,7 @@ class VerifyPlan:
     feeds: Feeds
     options: Mapping[str, Any]
     seed: int
+    accepted: Collection[str] = ()
     random: Sequence[str] = ()
     unknown: Sequence[tuple[str, str]] = ()
     autocast: str = ""
-    check_nan: bool = True

@@ -25,7 +25,7 @@ from relu_deploy.verification.verdict import LIMITS, SINGLE, estimate_noise_floo
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Source", "Truth", "choose_against", "find_truth", "open_source", "relus_to_compare"]
+__all__ = ["Source", "Truth", "choose_against", "find_truth", "open_source", "program_source", "relus_to_compare"]
 
 CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 
@@ -95,14 +95,16 @@ class Source:
 def choose_against(bundle: Bundle, against: str | None) -> str:
     """Return what to compare `bundle` with.
 
-    That is `against` if it is given, for a variant the float32 graph that it was made of, for a bundle with a PyTorch program
-    that program, else the graph itself.
+    That is `against` if it is given, and for a variant the float32 graph that it was made of. A model is compared with its own
+    graph in float64. Only where that graph has not passed the comparison of `export` with its PyTorch program is the program
+    itself the truth, if there is one and torch is installed.
     """
     if against is not None:
         return against
     if bundle.variant:
         return str(bundle.file(bundle.manifest["variants"][bundle.variant]["checked_against"]))
-    if bundle.source is None:
+    verdict = bundle.program_verdict
+    if bundle.source is None or (verdict is not None and verdict["passed"]):
         return "reference"
     return "torch" if find_spec("torch") else "reference"
 
@@ -187,10 +189,14 @@ def _torch_source(bundle: Bundle, relus: Sequence[Relu], threads: int) -> Source
             "verify --against reference, or export it from PyTorch",
         )
     session = load(bundle, "torch", taps=tuple(relu for relu in relus if relu.torch_node), threads=threads)
-    model = load_model(bundle.onnx)
+    return program_source(cast(TruthSession, session), load_model(bundle.onnx))
+
+
+def program_source(session: TruthSession, model: ir.Model) -> Source:
+    """Return the source of the truth for a session that runs the PyTorch program of the graph `model`."""
     nodes = [node for node in model.graph if TORCH_NODE_KEY in node.metadata_props]
     inner = {node.metadata_props[TORCH_NODE_KEY]: str(node.outputs[0].name) for node in nodes}
-    return Source("torch", cast(TruthSession, session), model, {}, inner)
+    return Source("torch", session, model, {}, inner)
 
 
 def _existing(relus: Sequence[Relu], bundle: Bundle) -> tuple[Relu, ...]:

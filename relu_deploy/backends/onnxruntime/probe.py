@@ -55,6 +55,8 @@ def capabilities(name: str) -> Capabilities:
     targets = {"onnxruntime-cpu": ("cpu",), "onnxruntime-openvino": ("cpu",), "onnxruntime-cuda": ("cuda",)}.get(name, ())
     return Capabilities(
         on_gpu=on_gpu,
+        # On a GPU the profile has the times of the launches, and a plug-in runs the graph as one node.
+        times_layers=name == "onnxruntime-cpu",
         platform="onnxruntime_onnx",
         targets=targets,
         tunables=_tunables() if name == "onnxruntime-cpu" else (),
@@ -74,8 +76,8 @@ def needs_nvidia(name: str) -> bool:
     return name in ("onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
 
 
-def probe(name: str) -> Probe:
-    """Return whether the backend called `name` is usable here."""
+def probe(name: str, device: int = 0) -> Probe:
+    """Return whether the backend called `name` is usable on GPU `device`, or on the CPU."""
     flavors = installed_flavors()
     shown = " and ".join(flavors.values())
     if len(flavors) == 2:
@@ -89,12 +91,12 @@ def probe(name: str) -> Probe:
         return Probe(name, True, version=shown, device="CPU")
     if name in PLUGINS and not needs_nvidia(name):
         return _probe_plugin(name, flavors)
-    found = gpu_of(name)
+    found = gpu_of(name, device)
     if isinstance(found, Gpu):
         return Probe(name, True, version=shown, device=str(found))
-    first = find_gpu()
-    device = str(first) if isinstance(first, Gpu) else ""
-    return Probe(name, False, version=shown, device=device, reason=found.reason, fix=found.fix)
+    there = find_gpu(device)
+    described = str(there) if isinstance(there, Gpu) else ""
+    return Probe(name, False, version=shown, device=described, reason=found.reason, fix=found.fix)
 
 
 def gpu_of(name: str, index: int = 0) -> Gpu | Missing:
@@ -262,7 +264,7 @@ def _check_rtx(name: str, flavors: Mapping[str, str], driver: Driver, gpu: Gpu) 
             f"{package} {release} needs {', '.join(missing_here)} of NVIDIA's driver, which {_is_are(missing_here)} not found",
             "start the container with -e NVIDIA_DRIVER_CAPABILITIES=compute,utility, or install the whole driver",
         )
-    if missing_here := places.missing([each for each in linked if _CUDA.match(each)]):
+    if missing_here := [each for each in linked if _CUDA.match(each) and plugin.find(each, places) is None]:
         return Missing(
             f"{package} {release} needs {', '.join(missing_here)}, which {_is_are(missing_here)} not found",
             f"pip install 'nvidia-cuda-runtime=={plugin.distributions[package]}.*'",

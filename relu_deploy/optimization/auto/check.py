@@ -16,6 +16,7 @@ from relu_deploy.optimization.auto.report import Check, Kernels
 from relu_deploy.optimization.build import VariantBuilder
 from relu_deploy.optimization.gate import answers_of, distance
 from relu_deploy.tensors import Array
+from relu_deploy.verification.contract import NAN_NOT_PROPAGATED
 from relu_deploy.verification.report import BackendReport
 from relu_deploy.verification.run import verify
 
@@ -50,24 +51,28 @@ class Checker:
         builder, evaluator = self._builder, self._builder.evaluator
         bundle, settings = Bundle.open(self._graphs[candidate.graph]), {**self._fixed, **candidate.settings}
         with closing(load(bundle, candidate.backend, **settings)) as session:
-            metric = evaluator.score(session.run)
+            metric, confidence = evaluator.measure(session.run)
         error = distance(self._answers(candidate), self._true)
         kernels = self._kernels(candidate)
         drop = evaluator.before.value - metric.value
         # Not `drop > max_drop`: a NaN misses the gate.
         if not drop <= builder.max_drop:
             reason = f"it loses {drop:.4g} {metric.name} on {metric.samples} rows, {builder.max_drop:g} is allowed"
-            return Check(metric, error, None, kernels, reason)
+            return Check(metric, error, None, kernels, reason, confidence)
+        shift, most = evaluator.shift(confidence), builder.options.max_confidence_shift
+        if most is not None and not (shift is not None and abs(shift) <= most):
+            moved = "has no confidence" if shift is None else f"shifts its mean confidence by {shift:+.4g}"
+            return Check(metric, error, None, kernels, f"it {moved}, {most:g} is allowed", confidence)
         verified = verify(
             bundle,
             [candidate.backend],
             feeds=builder.data.one_row,
             against=str(builder.prepared.path),
             settings=settings,
-            check_nan=builder.options.check_nan,
+            accept=builder.options.accept,
         )
         report = verified.backends[0]
-        return Check(metric, error, verified, kernels, "" if verified.passed else _fault(report))
+        return Check(metric, error, verified, kernels, "" if verified.passed else _fault(report), confidence)
 
     def _answers(self, candidate: Candidate) -> Mapping[str, Array]:
         with closing(self._session(candidate)) as session:
@@ -92,5 +97,5 @@ def _fault(report: BackendReport) -> str:
     if failing is None:
         return f"it differs from the float32 graph at {node}"
     contract = failing.get("contract") or {}
-    hint = "; --ignore-nan accepts that" if contract.get("nan_kept") is False else ""
+    hint = f"; --accept {NAN_NOT_PROPAGATED} accepts that" if contract.get("nan_kept") is False else ""
     return f"{failing['node']}: {failing['reason']}{hint}"

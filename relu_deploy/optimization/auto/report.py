@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relu_deploy.latency_stats import Latency, Ratio
+from relu_deploy.optimization.confidence import Confidence
 from relu_deploy.records import JsonRecord
 from relu_deploy.tasks.metrics import Metric
 from relu_deploy.verification.run import VerifyReport
@@ -46,6 +47,7 @@ class Check:
         verified: The comparison of every Relu, None if it missed the accuracy gate.
         kernels: The kernels that ran.
         reason: Why it does not pass, "" if it does.
+        confidence: Its confidence, None where it has none.
     """
 
     metric: Metric
@@ -53,6 +55,7 @@ class Check:
     verified: VerifyReport | None
     kernels: Kernels
     reason: str
+    confidence: Confidence | None = None
 
     @property
     def passed(self) -> bool:

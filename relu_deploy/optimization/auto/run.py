@@ -233,7 +233,10 @@ def _report(
     check, variant = search.checks[shown], found[shown.graph]
     # A candidate that passes, and is slower than float32, is not stored either.
     searched = replace(
-        variant.search, passed=chosen is not None or (not check.passed and check.verified is not None), metric=check.metric
+        variant.search,
+        passed=chosen is not None or (not check.passed and check.verified is not None),
+        metric=check.metric,
+        confidence=check.confidence,
     )
     report = builder.report(replace(variant, precision=shown.precision, search=searched), check.verified, race.speedup(shown))
     return replace(

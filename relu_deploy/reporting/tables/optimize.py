@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from relu_deploy.reporting.optimize_phrases import accuracy_of, preparation_of, runtime_of, size_of, speed_of, verification_of
+from relu_deploy.reporting.optimize_phrases import (
+    accuracy_of,
+    confidence_of,
+    preparation_of,
+    runtime_of,
+    size_of,
+    speed_of,
+    verification_of,
+)
 from relu_deploy.reporting.tables.candidates import print_candidates
 from relu_deploy.reporting.terminal import markup, show
 
@@ -26,6 +34,8 @@ def print_optimize(result: Result) -> None:
         f"{result['seconds']:.1f} s{slower}"
     )
     show(f"  {markup(accuracy_of(result))}")
+    if result.get("confidence") is not None:
+        show(f"  {markup(confidence_of(result))}")
     show(f"  {markup(f'{size_of(result)}; {speed_of(result)}')}")
     show(f"  {markup(verification_of(result))}")
     if result.get("backend") and result["passed"]:
