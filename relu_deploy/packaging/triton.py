@@ -171,14 +171,14 @@ def _notes(plan: TritonPlan) -> list[str]:
     if plan.engine is not None:
         facts = plan.engine.facts
         notes.append(f"the engine needs TensorRT {facts['library']} and the GPU {facts['device']} in Triton")
-    optimized_for = plan.bundle.runtime[0]
-    if optimized_for and capabilities(optimized_for).platform != ONNX_RUNTIME:
-        notes.append(f"the variant was fastest on {optimized_for}; Triton runs it on ONNX Runtime, whose speed may be another")
         if facts.get("options", {}).get("version_compatible"):
             notes.append(
                 "it is version-compatible, which Triton loads, with this or a later TensorRT, only if it is started with "
                 "--backend-config=tensorrt,version-compatible=true"
             )
+    optimized_for = plan.bundle.runtime[0]
+    if optimized_for and capabilities(optimized_for).platform != ONNX_RUNTIME:
+        notes.append(f"the variant was fastest on {optimized_for}; Triton runs it on ONNX Runtime, whose speed may be another")
     if plan.flavor == "python":
         notes.append("Triton's Python backend needs onnxruntime" + ("-gpu" if plan.device == "gpu" else "") + " and NumPy")
     if plan.flavor == "onnxruntime" and not plan.options.accelerator and target_of(plan.bundle).startswith("tensorrt"):
