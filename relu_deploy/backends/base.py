@@ -71,6 +71,8 @@ class Capabilities:
         times_layers: Its sessions are `ProfilingSession`s if `Options.profile` is set.
         compared_by_default: `relu_deploy.bench` measures it where no backends are named.
         targets: The targets of `relu_deploy.optimize` whose variants are made for it.
+        tunables: Sets of fields of `Options` that may make it faster than its defaults do, for `relu_deploy.optimize` to measure.
+        extra: The extra of this distribution that installs its runtime, "" if there is none.
         platform: The name of its model format in the Open Inference Protocol, "" for the backend's own name.
     """
 
@@ -85,6 +87,8 @@ class Capabilities:
     times_layers: bool = False
     compared_by_default: bool = True
     targets: tuple[str, ...] = ()
+    tunables: tuple[Mapping[str, Any], ...] = ()
+    extra: str = ""
     platform: str = ""
 
 
@@ -209,12 +213,14 @@ class Executed:
         operator: Type of the kernel.
         provider: Execution provider or device that ran it.
         precision: Precision of its result, "" for integers.
+        converts: It computes nothing: it changes the precision or the memory layout of a tensor.
     """
 
     node: str
     operator: str
     provider: str
     precision: str
+    converts: bool = False
 
 
 class Session(Protocol):
