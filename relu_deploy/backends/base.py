@@ -19,6 +19,7 @@ __all__ = [
     "TORCH_MODES",
     "Capabilities",
     "Captured",
+    "Consume",
     "DeviceSession",
     "Executed",
     "IoBinding",
@@ -282,11 +283,21 @@ class ProfilingSession(Session, Protocol):
 Seen = Callable[[str, Any], Any]
 
 
+#: called with the name and value of every output and tap as soon as it is computed
+Consume = Callable[[str, Any], None]
+
+
 class TruthSession(Session, Protocol):
     """A session that can evaluate its model in float64 and expose every tensor: those of `reference` and `torch`."""
 
     def evaluate(
-        self, feeds: Mapping[str, Any], *, wide: bool = True, rounding: Rounding | None = None, seen: Seen | None = None
+        self,
+        feeds: Mapping[str, Any],
+        *,
+        wide: bool = True,
+        rounding: Rounding | None = None,
+        seen: Seen | None = None,
+        consume: Consume | None = None,
     ) -> Feeds:
         """Return every output and tap for `feeds`, by name.
 
@@ -296,6 +307,7 @@ class TruthSession(Session, Protocol):
             rounding: With `wide`, rounding errors that are added to each number.
             seen: Callback for each tensor, see `Seen`. Names are the graph's tensors (`reference`) or the program's nodes
                 (`torch`).
+            consume: Receives the outputs and taps, which are then not returned.
         """
         ...
 
