@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from relu_deploy.backends.base import Capabilities, Probe
+from relu_deploy.backends.wheels import install_command
 
 __all__ = ["DEVICE", "capabilities", "probe"]
 
@@ -21,7 +22,7 @@ def capabilities(_: str) -> Capabilities:
 def probe(name: str) -> Probe:
     """Return whether OpenVINO is usable here."""
     if find_spec("openvino") is None:
-        return Probe(name, False, reason="openvino is not installed", fix="pip install 'relu-deploy[openvino]'")
+        return Probe(name, False, reason="openvino is not installed", fix=install_command("openvino"))
     try:
         release = version("openvino")
     except PackageNotFoundError:
