@@ -111,6 +111,7 @@ def bench(
         variants,
         progress,
         None if data is None else str(data),
+        thread_count.source == "given",
         layers,
         row_done,
     )
