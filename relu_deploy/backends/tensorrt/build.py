@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,19 +27,15 @@ from relu_deploy.backends.nvidia.tf32 import require_tf32
 from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions, Shapes, capability_name, shapes_of
 from relu_deploy.backends.tensorrt.parsable_graph import parsable
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
+from relu_deploy.backends.tensorrt.progress_monitor import PARTS, Progress, monitor_for
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 from relu_deploy.graph.model import load_model
 from relu_deploy.graph.precision import precision_of
 
 __all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities", "logger_of"]
 
-#: total that `Progress` counts to
-PARTS = 1000
 #: marks lines about the missing driver, which accompany every error message on a machine without one
 NO_DRIVER = "catchCudaError"
-
-#: called with (done, total) in the thread that builds; must not print to stdout
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -156,7 +152,7 @@ def build_engine(
         require_tf32(name)
     if options.hardware_compatible and compiles_ahead(trt):
         raise UsageError(f"{name} has no hardware compatibility levels", "name compute capabilities instead")
-    monitor = _monitor(trt, progress)
+    monitor = monitor_for(trt, progress)
 
     def work() -> Built:
         logger = logger_of(trt)
@@ -403,45 +399,3 @@ def _stdout_kept_clean() -> Iterator[list[str]]:
             os.close(stdout)
             caught.seek(0)
             lines += caught.read().decode(errors="replace").splitlines()
-
-
-def _monitor(trt: Any, progress: Progress | None) -> Any:
-    """Return a progress monitor for the builder. It stops the build if `cancelled` is set or `progress` raises."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.cancelled = threading.Event()
-            self.raised: BaseException | None = None
-            self._lock = threading.Lock()
-            self._running: dict[str, tuple[str | None, int, int]] = {}
-            self._reported = 0
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self._lock:
-                self._running[phase_name] = (parent_phase, num_steps, 0)
-
-        def phase_finish(self, phase_name: str) -> None:
-            with self._lock:
-                self._running.pop(phase_name, None)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            # An exception must not propagate into the builder.
-            try:
-                with self._lock:
-                    if phase_name in self._running:
-                        self._running[phase_name] = (*self._running[phase_name][:2], step + 1)
-                    done = int(PARTS * self._share(None))
-                    further, self._reported = done > self._reported, max(done, self._reported)
-                if progress and further:
-                    progress(done, PARTS)
-            except BaseException as error:
-                self.raised = error
-            return self.raised is None and not self.cancelled.is_set()
-
-        def _share(self, phase: str | None) -> float:
-            """Return the completed share of `phase`, including the phases nested in its current step."""
-            inside = [(name, done, steps) for name, (parent, steps, done) in self._running.items() if parent == phase]
-            return min(1.0, sum(min(1.0, (done + self._share(name)) / max(steps, 1)) for name, done, steps in inside))
-
-    return Monitor()
