@@ -7,16 +7,10 @@ precision of each node is that of the graph. TF32 is off unless it is requested.
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,15 +18,16 @@ from typing import Any
 from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.nvidia.driver import Missing
 from relu_deploy.backends.nvidia.tf32 import require_tf32
+from relu_deploy.backends.tensorrt.build_progress import PARTS, Progress, progress_monitor
+from relu_deploy.backends.tensorrt.logger import captured_stdout, logger_of
 from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions, Shapes, capability_name, shapes_of
 from relu_deploy.backends.tensorrt.parsable_graph import parsable
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
-from relu_deploy.backends.tensorrt.progress_monitor import PARTS, Progress, monitor_for
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 from relu_deploy.graph.model import load_model
 from relu_deploy.graph.precision import precision_of
 
-__all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities", "logger_of"]
+__all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities"]
 
 #: marks lines about the missing driver, which accompany every error message on a machine without one
 NO_DRIVER = "catchCudaError"
@@ -152,7 +147,7 @@ def build_engine(
         require_tf32(name)
     if options.hardware_compatible and compiles_ahead(trt):
         raise UsageError(f"{name} has no hardware compatibility levels", "name compute capabilities instead")
-    monitor = monitor_for(trt, progress)
+    monitor = progress_monitor(trt, progress)
 
     def work() -> Built:
         logger = logger_of(trt)
@@ -160,7 +155,7 @@ def build_engine(
             # The builder uses the current GPU of its thread, which is GPU 0 by default.
             Device(device)
         # One build at a time: concurrent ones would mix their log messages and disturb each other's timings.
-        with logger.one_at_a_time, _stdout_kept_clean() as printed:
+        with logger.one_at_a_time, captured_stdout() as printed:
             started = time.perf_counter()
             messages: list[tuple[str, str]] = []
             logger.messages = messages
@@ -358,44 +353,3 @@ def _way_out(trt: Any, options: BuildOptions) -> str:
         return "a refittable engine can only be built on a machine with a GPU: build it there, or without --refit"
     given = [name for name in ("version_compatible", "refit", "weight_streaming") if getattr(options, name)]
     return f"build it without --{given[0].replace('_', '-')}" if given else "try another precision or target"
-
-
-@cache
-def logger_of(trt: Any) -> Any:
-    """Return the logger of the library, which keeps its first logger as long as any of its objects exists.
-
-    Attributes of the logger: `messages`, (severity, text) of each warning and error; `one_at_a_time`, a lock for its users.
-    """
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[tuple[str, str]] = []
-            self.one_at_a_time = threading.Lock()
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity.name not in ("INFO", "VERBOSE"):
-                self.messages.append((severity.name, msg.strip()))
-
-    logger = Logger()
-    if (register := getattr(trt, "init_libnvinfer_plugins", None)) is not None:
-        # Registers the standard plug-ins, such as EfficientNMS_TRT.
-        register(logger, "")
-    return logger
-
-
-@contextmanager
-def _stdout_kept_clean() -> Iterator[list[str]]:
-    """Redirect file descriptor 1, which the compiler prints to, and add the lines to the yielded list after the block."""
-    lines: list[str] = []
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 1)
-        try:
-            yield lines
-        finally:
-            os.dup2(stdout, 1)
-            os.close(stdout)
-            caught.seek(0)
-            lines += caught.read().decode(errors="replace").splitlines()

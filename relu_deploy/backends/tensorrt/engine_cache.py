@@ -29,10 +29,10 @@ from typing import Any
 
 from relu_deploy.backends.nvidia.driver import Gpu
 from relu_deploy.backends.tensorrt.build import build_engine, check_capabilities
+from relu_deploy.backends.tensorrt.build_progress import Progress
 from relu_deploy.backends.tensorrt.compatibility import runs_on, runs_version
 from relu_deploy.backends.tensorrt.options import BuildOptions, capability_name
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
-from relu_deploy.backends.tensorrt.progress_monitor import Progress
 from relu_deploy.bundle import Bundle, sha256, write_atomically
 from relu_deploy.bundle_files import external_locations
 from relu_deploy.engine_files import is_trusted, trust

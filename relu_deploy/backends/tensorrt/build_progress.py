@@ -1,4 +1,4 @@
-"""Reports the progress of a build, and cancels it."""
+"""The progress of a TensorRT build, and its cancellation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["PARTS", "Progress", "monitor_for"]
+__all__ = ["PARTS", "Progress", "progress_monitor"]
 
 #: total that `Progress` counts to
 PARTS = 1000
@@ -15,7 +15,7 @@ PARTS = 1000
 Progress = Callable[[int, int], None]
 
 
-def monitor_for(trt: Any, progress: Progress | None) -> Any:
+def progress_monitor(trt: Any, progress: Progress | None) -> Any:
     """Return a progress monitor for the builder. It stops the build if `cancelled` is set or `progress` raises."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
