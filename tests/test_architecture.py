@@ -26,6 +26,7 @@ FLOORS = (
         "graph_signature",
         "gc_pause",
         "latency_stats",
+        "worker_process",
     ),
     ("graph", "bundle", "bundle_files", "engine_files", "preprocessing", "data", "tasks"),
     ("backends", "zoo"),

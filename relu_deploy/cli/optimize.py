@@ -87,6 +87,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compact", action="store_true", help="remove channels and Relus that provably never act")
     parser.add_argument("--allow-observed", action="store_true", help="with --compact: and channels that never fired on the data")
+    parser.add_argument(
+        "--minimize",
+        default="latency",
+        metavar="latency|throughput",
+        help="what auto compares: the time of a run with 1 row (default), or rows per second with 8",
+    )
+    parser.add_argument("--batch", type=int, default=0, metavar="N", help="rows in a run that auto times, instead of 1 or 8")
+    parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="FINDING",
+        help="do not fail a variant for this finding; nan-not-propagated: Relus that return a number for NaN (OpenVINO's do)",
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
     add_shared_options(parser, "shape", "seed", "threads", "force")
     add_timeout_option(parser, "path")
@@ -125,6 +139,9 @@ def run(options: argparse.Namespace) -> int:
         compact=options.compact,
         allow_observed=options.allow_observed,
         threads=options.threads,
+        accept=options.accept,
+        minimize=options.minimize,
+        batch=options.batch,
         seed=options.seed,
     )
     with steps(options.quiet) as step:

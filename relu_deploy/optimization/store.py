@@ -93,5 +93,7 @@ def _contents(
         "evidence": fields["evidence"],
         "float32_nodes": len(report.fallbacks),
     }
+    if report.backend:
+        entry |= {"backend": report.backend, "settings": dict(report.settings)}
     summary = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return {**models, **(pages or {}), f"reports/optimize-{name}.json": summary}, {name: entry}

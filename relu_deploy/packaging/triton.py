@@ -16,6 +16,7 @@ import json
 import shutil
 from pathlib import Path
 
+from relu_deploy.backends import capabilities
 from relu_deploy.backends.onnxruntime.placement import shape_nodes
 from relu_deploy.backends.tensorrt.engine_cache import Engine, kept_engines
 from relu_deploy.bundle import Bundle
@@ -32,6 +33,8 @@ __all__ = ["FLAVORS", "OPTIONS", "write"]
 SHAPE_NODES = "shape_nodes.json"
 FLAVORS = ("onnxruntime", "tensorrt", "python")
 OPTIONS = ("flavor", "device", "max_batch", "max_delay", "instances", "threads", "accelerator")
+#: platform of backends that run ONNX Runtime
+ONNX_RUNTIME = "onnxruntime_onnx"
 #: backends by device whose measurements decide the batching; the first one that was measured counts
 MEASURED_ON = {
     "cpu": ("onnxruntime-cpu",),
@@ -72,6 +75,11 @@ def write(bundle: Bundle, options: PackageOptions, folder: Path) -> DeployedMode
 
 def _plan(bundle: Bundle, options: PackageOptions) -> TritonPlan:
     flavor = options.flavor or FLAVORS[0]
+    if cast := bundle.runtime[1].get("autocast"):
+        raise Unsupported(
+            f"{bundle.title} computes in {cast} on {bundle.runtime[0]}, and Triton's ONNX Runtime would compute it in float32",
+            "package the model itself or its int8 variant, or take --for docker",
+        )
     if options.accelerator and flavor != "onnxruntime":
         raise UsageError(f"--accelerator is for flavor onnxruntime, not {flavor}", "leave one of the two out")
     _check_types(bundle, flavor)
@@ -168,6 +176,9 @@ def _notes(plan: TritonPlan) -> list[str]:
                 "it is version-compatible, which Triton loads, with this or a later TensorRT, only if it is started with "
                 "--backend-config=tensorrt,version-compatible=true"
             )
+    optimized_for = plan.bundle.runtime[0]
+    if optimized_for and capabilities(optimized_for).platform != ONNX_RUNTIME:
+        notes.append(f"the variant was fastest on {optimized_for}; Triton runs it on ONNX Runtime, whose speed may be another")
     if plan.flavor == "python":
         notes.append("Triton's Python backend needs onnxruntime" + ("-gpu" if plan.device == "gpu" else "") + " and NumPy")
     if plan.flavor == "onnxruntime" and not plan.options.accelerator and target_of(plan.bundle).startswith("tensorrt"):

@@ -107,5 +107,8 @@ def serve_error(error: ReluDeployError) -> ServeError:
     """Return the error that a request is answered with whose handling raised `error`."""
     if isinstance(error, ServeError):
         return error
-    kind = {PictureTooLarge: TooLarge, InvalidOutput: InternalError}.get(type(error), InvalidArgument)
-    return kind(error.message, error.hint)
+    if isinstance(error, PictureTooLarge):
+        return TooLarge(error.message, error.hint)
+    if isinstance(error, InvalidOutput):
+        return InternalError(error.message, error.hint)
+    return InvalidArgument(error.message, error.hint)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import packages_distributions
 from types import ModuleType, SimpleNamespace
 
 import ml_dtypes
@@ -180,6 +181,13 @@ def test_a_gpu_that_tensorrt_rtx_has_no_code_for_is_named(driver, native):
     assert can_build("tensorrt").usable
     driver(Driver("NVIDIA L4", 8, 9))
     assert probe("tensorrt-rtx").device.startswith("NVIDIA L4")
+
+
+def test_the_cuda_that_the_library_was_built_for_is_that_of_its_distribution():
+    from relu_deploy.backends.tensorrt.probe import _built_with
+
+    names = {name for name in packages_distributions()["tensorrt_rtx"] if "-cu" in name.replace("_", "-")}
+    assert {f"cu{_built_with(rtx)}"} == {part for name in names for part in name.replace("_", "-").split("-") if part[:2] == "cu"}
 
 
 def test_a_gpu_that_is_not_the_first_is_probed_itself(driver, native):

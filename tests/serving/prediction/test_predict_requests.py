@@ -32,7 +32,7 @@ from relu_deploy.prediction.preparation import unsupported_reason
 from relu_deploy.preprocessing.apply import place
 from relu_deploy.preprocessing.errors import PictureTooLarge
 from relu_deploy.preprocessing.placement import ImagePlacement
-from relu_deploy.serving.errors import InvalidArgument
+from relu_deploy.serving.errors import InvalidArgument, serve_error
 from relu_deploy.serving.prediction.images import PictureLimits
 from relu_deploy.serving.prediction.predict import PredictOptions, prepare
 from relu_deploy.serving.prediction.relu_view import channels_of
@@ -471,6 +471,17 @@ def like(**manifest):
 def test_what_a_model_lacks_to_take_pictures_is_named(bundle, message):
     assert message in unsupported_reason(bundle)[0]
     assert unsupported_reason(like()) is None
+
+
+def test_errors_of_a_picture_have_the_status_of_their_kind():
+    kinds = {
+        PictureTooLarge("large"): 413,
+        InvalidOutput("NaN"): 500,
+        InputError("damaged"): 400,
+        InvalidArgument("no form"): 400,
+    }
+    assert {error: serve_error(error).http for error in kinds} == kinds
+    assert serve_error(PictureTooLarge("large", "crop it")).text == "large; crop it"
 
 
 def test_a_model_of_any_size_is_not_fed_what_would_exhaust_the_memory():
