@@ -166,7 +166,8 @@ class Preprocess:
         """Return the description with the sizes that follow from an input, and its number of channels and dtype."""
         channels, *sides = plane_of(spec, {"layout": self.layout, "embedded": self.embedded})
         count = channels if isinstance(channels, int) and channels else len(self.mean) or (1 if self.color == "L" else 3)
-        own = (sides[0], sides[1]) if isinstance(sides[0], int) and isinstance(sides[1], int) and min(sides) > 0 else None
+        height, width = sides
+        own = (height, width) if isinstance(height, int) and isinstance(width, int) and height * width > 0 else None
         crop, resize = self.crop, self.resize
         if crop is not None and crop.size is None:
             crop = replace(crop, size=own or (DEFAULT_CROP, DEFAULT_CROP))
