@@ -60,7 +60,8 @@ def _crashes(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, An
 
 
 def _server(folder: Path) -> Path:
-    return export_source("digits", folder / "digits.rdb").bundle.path
+    bundle = folder / "digits.rdb"
+    return bundle if bundle.exists() else export_source("digits", bundle).bundle.path
 
 
 def _requests(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each attack, or of fuzz")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which a portion ends")
     parser.add_argument("--only", action="append", help="a command of crashes or an attack of waits; repeatable")
+    parser.add_argument("--folder", type=Path, help="where valid files are kept for the next portion (default: a temporary one)")
     parser.add_argument("--out", type=Path, help="file of results; new ones are added")
     options = parser.parse_args()
     if options.part == "table":
@@ -116,7 +118,9 @@ def _run(part: str, options: argparse.Namespace) -> bool:
     """Run a portion of `part`, add it to the results, print the faults, and return whether there are any."""
     began, results = time.monotonic(), []
     with TemporaryDirectory() as name:
-        for result in PARTS[part](Path(name), options):
+        folder = options.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for result in PARTS[part](folder, options):
             results.append(result)
             if result.get("faults"):
                 print(json.dumps(result), flush=True)

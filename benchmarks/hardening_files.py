@@ -22,8 +22,9 @@ REAL_SECONDS = 120
 
 
 def originals(folder: Path) -> Originals:
-    (folder / "originals").mkdir()
-    return make_originals(folder / "originals")
+    place = folder / "originals"
+    place.mkdir(exist_ok=True)
+    return make_originals(place)
 
 
 def run(valid: Originals, folder: Path, seed: int, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
@@ -32,6 +33,7 @@ def run(valid: Originals, folder: Path, seed: int, numbers: Iterable[int]) -> It
         for number in numbers:
             kind = random.Random(f"{seed} {number}").choices(list(KINDS), KINDS.values())[0]
             place = folder / "case"
+            shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
             case = make_case(kind, seed * 10**6 + number, place, valid)
             result: dict[str, Any] = {"number": number, "kind": kind, "label": case.label[:200], "commands": [], "faults": []}
@@ -41,6 +43,7 @@ def run(valid: Originals, folder: Path, seed: int, numbers: Iterable[int]) -> It
                 result["commands"].append([words[0], outcome.code, None if seconds is None else round(seconds, 2)])
                 result["faults"] += [f"{words[0]}: {fault}" for fault in outcome.faults]
                 if outcome.faults:
+                    result["trace"] = runner.trace(outcome) if "exit code" in outcome.faults else ""
                     result["output"] = outcome.reply.get("output", "")[-800:] + outcome.reply.get("escaped", "")
             if number % REAL_SHARE == 0 and not result["faults"]:
                 _through_script(case, valid, result)

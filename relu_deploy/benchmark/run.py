@@ -109,6 +109,7 @@ def bench(
         variants,
         progress,
         None if data is None else str(data),
+        thread_count.source == "given",
         layers,
     )
     runs: list[Run] = []

@@ -7,8 +7,6 @@ stderr.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +18,9 @@ import numpy as np
 from relu_deploy.backends import load, probe
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import load_dataset, several_feeds
-from relu_deploy.errors import ReluDeployError
 from relu_deploy.tasks.metrics import score
 from relu_deploy.tensors import Feeds
+from relu_deploy.worker_process import serve
 
 if TYPE_CHECKING:
     from relu_deploy.backends.base import DeviceSession, ProfilingSession
@@ -161,33 +159,5 @@ class Worker:
         return {"accuracy": metric.to_json() if metric else None}
 
 
-def answer(worker: Worker, command: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the reply to one command. An exception becomes a reply with `error`, `hint` and `kind`.
-
-    Args:
-        worker: The worker.
-        command: `do`, the name of a method, and its arguments.
-    """
-    arguments = {name: value for name, value in command.items() if name != "do"}
-    try:
-        reply: dict[str, Any] = getattr(worker, command["do"])(**arguments)
-    except ReluDeployError as error:
-        return {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
-    except Exception as error:  # a runtime may raise anything, and the other rows should still be measured
-        lines = str(error).strip().splitlines()
-        return {"error": f"{type(error).__name__}: {lines[0] if lines else ''}", "hint": "", "kind": "Unsupported"}
-    return reply
-
-
-def main() -> None:
-    """Read commands from stdin and write replies to stdout until stdin is closed."""
-    # Replies use a copy of the descriptor, so that output of the runtime, redirected to stderr, does not mix with them.
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    worker = Worker()
-    for line in sys.stdin:
-        replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    serve(Worker())

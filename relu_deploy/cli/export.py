@@ -21,7 +21,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", required=True, type=Path, metavar="OUT", help="the bundle to make, for instance digits.rdb"
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or .pth state dict")
+    parser.add_argument(
+        "--weights", metavar="FILE|published", help=".safetensors or .pth state dict, or torchvision's weights for a zoo model"
+    )
+    parser.add_argument("--weights-url", metavar="URL", help="where published weights are downloaded from instead")
     parser.add_argument(
         "--input",
         action="append",
@@ -86,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
             batch_axes=dict(options.batch_axis),
             opset=options.opset,
             weights=options.weights,
+            weights_url=options.weights_url,
             arguments=dict(options.arg),
             embed_preprocess=options.embed_preprocess,
             preprocess=options.preprocess,
@@ -99,7 +103,8 @@ def run(options: argparse.Namespace) -> int:
         )
     if made.untrained and not options.quiet:
         print(
-            f"warning: {printable(made.bundle.name)} has random weights; give trained ones with --weights FILE", file=sys.stderr
+            f"warning: {printable(made.bundle.name)} has random weights; give trained ones with --weights FILE|published",
+            file=sys.stderr,
         )
     print_notes(Path(str(options.source)), made.notes)
     if made.verdict is not None and not made.verdict.passed and not options.quiet:

@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     with steps(options.quiet) as step:
         report = verify(
             bundle,
-            options.backend or ["onnxruntime-cpu"],
+            options.backend or (),
             feeds=load_npz(options.inputs) if options.inputs else None,
             against=options.against,
             data=options.data,

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.propagation import infer_with_values
 
 if TYPE_CHECKING:
     import onnx
@@ -65,11 +66,9 @@ def check_resources(proto: onnx.ModelProto, where: str) -> None:
     _check_values([*proto.graph.input, *proto.graph.value_info, *proto.graph.output], where)
     if not any(node.op_type in GROWING for node in proto.graph.node):
         return
-    import onnx
-
     light = _without_weights(proto)
     try:
-        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        inferred = infer_with_values(light)
     except Exception:  # a graph that inference does not accept is refused elsewhere, with its reason
         return
     _check_values([*inferred.graph.value_info, *inferred.graph.output], where)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from relu_deploy.errors import UsageError, missing_package, nearest
 from relu_deploy.paths import models_folder
 from relu_deploy.zoo.model_recipe import ModelRecipe
+from relu_deploy.zoo.published import published_url, published_weights
 from relu_deploy.zoo.weights_sources import weights_file
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ TEXTS = (
 @cache
 def recipes() -> dict[str, ModelRecipe]:
     """Return all recipes by name: the architectures and the trained models of `models/`."""
-    known = {entry.name: entry for entry in (*ARCHITECTURES, *TEXTS)}
+    known = {entry.name: replace(entry, published=published_url(entry.name)) for entry in (*ARCHITECTURES, *TEXTS)}
     for file in sorted(models_folder().glob("*/recipe.json")):
         shipped = _read_recipe(file, known)
         known[shipped.name] = shipped
@@ -107,6 +108,7 @@ def _read_recipe(file: Path, known: Mapping[str, ModelRecipe]) -> ModelRecipe:
     return replace(
         base,
         name=fields["name"],
+        published=None,
         shape=tuple(fields["input"]["shape"]),
         input_name=fields["input"]["name"],
         preprocess=fields["preprocess"],
@@ -127,7 +129,8 @@ def build(name: str, weights: str | os.PathLike[str] | None = None, *, seed: int
 
     Args:
         name: Name of a recipe.
-        weights: None for random weights, "default" for those of the zoo, or a `.safetensors` or `.pth` file.
+        weights: None for random weights, "default" for those of the zoo, "published" for those of torchvision, or a
+            `.safetensors` or `.pth` file.
         seed: Seed of random weights; the caller's random state is not changed.
         **arguments: Arguments of the architecture's function.
 
@@ -154,6 +157,7 @@ def build(name: str, weights: str | os.PathLike[str] | None = None, *, seed: int
             torch.manual_seed(seed)
         module: nn.Module = make(**arguments)
     if weights is not None:
-        file = weights_file(known) if weights == "default" else Path(weights)
+        named = {"default": lambda: weights_file(known), "published": lambda: published_weights(name)}
+        file = named[weights]() if isinstance(weights, str) and weights in named else Path(weights)
         load_weights(module, file, name)
     return module

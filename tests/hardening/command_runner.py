@@ -97,6 +97,11 @@ class CommandRunner:
             faults.append("code run")
         return Outcome(command, code, tuple(faults), reply)
 
+    def trace(self, outcome: Outcome) -> str:
+        """Return the traceback of a command that exited with 70, by running it again."""
+        again = self.run([*outcome.words, "--debug"])
+        return str(again.reply.get("escaped", ""))
+
     def _faults_of(self, reply: dict[str, Any], held: float) -> list[str]:
         faults = []
         if reply["escaped"] or "Traceback (most recent call last)" in reply["output"]:

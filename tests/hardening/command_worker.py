@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 #: most of what a command printed that is returned, in characters
@@ -36,7 +37,7 @@ def main() -> None:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException as error:
-            code, escaped = 1, f"{type(error).__name__}: {error}"
+            code, escaped = 1, f"{type(error).__name__}: {error}\n{traceback.format_exc()[-2500:]}"
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
@@ -44,7 +45,7 @@ def main() -> None:
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
         reply = {
             "code": code,
-            "escaped": escaped[:1000],
+            "escaped": escaped[:4000],
             "seconds": time.perf_counter() - began,
             "cpu_seconds": time.process_time() - used,
             "peak_mib": _memory("VmHWM"),

@@ -82,7 +82,7 @@ def attempts(host: str) -> Iterator[Attempt]:
 
 def violation(attempt: Attempt, answer: bytes) -> str:
     """Return what the answer lets the page do, "" for nothing."""
-    head, _, body = answer.partition(b"\r\n\r\n")
+    head, _, body = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
     status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.1 ") else 0
     fields = [line.lower() for line in head.split(b"\r\n")[1:]]
     if any(line.startswith(b"access-control-allow-origin") for line in fields):

@@ -231,7 +231,7 @@ def _with_sizes(bundle: Bundle, requested: BuildOptions) -> BuildOptions:
 
 def _identity(name: str, bundle: Bundle, requested: BuildOptions, device: int) -> dict[str, Any]:
     """Return everything that an engine depends on. Raises BackendUnavailable if engines cannot be built here."""
-    found = can_build(name)
+    found = can_build(name, device)
     if not found.usable:
         raise BackendUnavailable(f"{name} cannot build engines here: {found.reason}", found.fix)
     trt = import_module(MODULES[name])

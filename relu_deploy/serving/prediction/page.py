@@ -92,7 +92,7 @@ def _description(model: Model) -> dict[str, Any]:
     description = {
         "name": model.name,
         "task": manifest.get("task"),
-        "backend": model.settings.backend,
+        "backend": model.backend,
         "watched": model.monitor is not None,
         "reason": "" if unsupported is None else f"{unsupported[0]}; {unsupported[1]}",
     }

@@ -430,8 +430,31 @@ def test_an_engine_is_built_on_the_gpu_that_was_named(tmp_path, monkeypatch):
     runtime = CudaDriver()
     trt, _ = tensorrt(runtime, ONE)
     trt.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda self: None})
-    monkeypatch.setattr(build, "can_build", lambda name: Probe(name, True, version="11.4"))
+    monkeypatch.setattr(build, "can_build", lambda name, device: Probe(name, True, version="11.4"))
     monkeypatch.setattr(build, "import_module", lambda name: trt)
     monkeypatch.setattr(build, "Device", make_current)
     with pytest.raises(Reached, match="3"):
         build.build_engine("tensorrt", bundle_of(tmp_path).onnx, build.BuildOptions(), device=3)
+
+
+class Timings:
+    """A build configuration that takes the timing caches of this GPU only, or none at all."""
+
+    def __init__(self, takes):
+        self.takes = takes
+
+    def create_timing_cache(self, content):
+        return content
+
+    def set_timing_cache(self, times, ignore_mismatch):
+        assert not ignore_mismatch
+        return times in self.takes
+
+
+@pytest.mark.parametrize(
+    ("takes", "used"), [((b"mine", b""), b"mine"), ((b"",), b""), ((), None)], ids=["taken", "of another GPU", "never taken"]
+)
+def test_a_timing_cache_that_the_builder_refuses_is_not_kept(takes, used):
+    from relu_deploy.backends.tensorrt.build import _timing_cache
+
+    assert _timing_cache(Timings(takes), b"mine") == used
