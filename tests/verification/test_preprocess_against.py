@@ -216,7 +216,7 @@ def test_the_verb_fails_beyond_a_gray_level_and_reports_it_everywhere(command, f
     fine = command(*words, "right.npz", "--json", "-")
     assert fine.code == 0, fine.stderr
     assert fine.json["preprocess"]["passed"]
-    made = command(*words, "wrong.npz", "--json", "wrong.json", "--junit", "wrong.xml")
+    made = command(*words, "wrong.npz", "--json", "wrong.json", "--junit", "wrong.xml", "--html", "w.html", "--summary", "w.md")
     assert made.code == 1
     assert "mean: 0.485, 0.456, 0.406 in the manifest, 0, 0, 0 in the arrays" in made.stdout
     result = json.loads(Path("wrong.json").read_text())
@@ -226,6 +226,8 @@ def test_the_verb_fails_beyond_a_gray_level_and_reports_it_everywhere(command, f
     assert all(backend["passed"] for backend in result["backends"])
     suite = ElementTree.parse("wrong.xml").getroot().find("testsuite[@name='preprocess']")
     assert suite.get("failures") == "3"
+    assert "<li>mean: 0.485, 0.456, 0.406 in the manifest, 0, 0, 0 in the arrays</li>" in Path("w.html").read_text()
+    assert "| preprocessing | **failed** |" in Path("w.md").read_text()
     refused = command("verify", "m.rdb", "--preprocess-against", "right.npz")
     assert refused.code == 2
     assert "--data" in refused.stderr
