@@ -86,6 +86,10 @@ def bicubic(one):
     return normalized(torchvision_pixels(one, Image.Resampling.BICUBIC))
 
 
+def nearest_of_pillow(one):
+    return normalized(torchvision_pixels(one, Image.Resampling.NEAREST))
+
+
 def stretched(one):
     return normalized(np.asarray(one.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32))
 
@@ -116,6 +120,7 @@ def letterboxed(one):
         (swapped, ["color"]),
         (swapped_but_not_the_mean, ["color"]),
         (bicubic, ["interpolation"]),
+        (nearest_of_pillow, ["interpolation"]),
         (stretched, ["resize"]),
         (letterboxed, ["resize"]),
         (not_normalized, ["mean", "std"]),
@@ -194,6 +199,20 @@ def test_arrays_find_their_pictures_by_name_and_by_an_array_of_names(folder, tmp
         compare_preprocess(model(), tmp_path / "d.npz", folder)
     with pytest.raises(UsageError, match="of a folder"):
         compare_preprocess(model(), tmp_path / "a.npz", tmp_path / "nowhere")
+
+
+def test_gray_levels_for_a_model_of_normalized_pixels_do_not_agree_and_do_for_one_that_normalizes_itself(folder, tmp_path):
+    pixels = [torchvision_pixels(one).astype(np.uint8) for one in pictures_of(folder)]
+    report = compared(folder, tmp_path, [one.transpose(2, 0, 1) for one in pixels])
+    assert [one.name for one in report.steps] == ["scale", "mean", "std"]
+    spec = TensorSpec("x", "uint8", ("batch", SIDE, SIDE, 3))
+    itself = SimpleNamespace(
+        name="m", inputs=(spec,), manifest={"preprocess": model(embedded=True, layout="NHWC").manifest["preprocess"]}
+    )
+    assert compared(folder, tmp_path, pixels, itself).passed
+    # Training code normalized what the deployed graph normalizes itself.
+    assert compared(folder, tmp_path, [normalized(torchvision_pixels(one)) for one in pictures_of(folder)], itself).passed
+    assert not compared(folder, tmp_path, [one[..., ::-1] for one in pixels], itself).passed
 
 
 def test_an_array_of_nan_never_agrees(folder, tmp_path):
