@@ -20,6 +20,7 @@ from relu_deploy.backends.nvidia.driver import Driver, Gpu, Missing, choose_gpu,
 from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries, linked_to
 from relu_deploy.backends.onnxruntime.plugins import CUDA_LIBRARIES, PLUGINS, devices_of, installed, register, unavailable
 from relu_deploy.backends.threads import alternative_counts
+from relu_deploy.backends.wheels import install_command
 
 __all__ = ["FLAVORS", "PROVIDERS", "capabilities", "gpu_of", "installed_flavors", "needs_nvidia", "probe", "runs_on_rtx"]
 
@@ -153,7 +154,7 @@ def _import(flavors: Mapping[str, str]) -> Any | Missing:
 
 def _check_built_in(name: str, flavors: Mapping[str, str], driver: Driver, gpu: Gpu) -> Missing | None:
     if not flavors:
-        return Missing("onnxruntime-gpu is not installed", f"pip install 'relu-deploy[{_extra(name)}]'")
+        return Missing("onnxruntime-gpu is not installed", install_command(_extra(name)))
     onnxruntime = _import(flavors)
     if isinstance(onnxruntime, Missing):
         return onnxruntime
@@ -247,7 +248,7 @@ def _check_rtx(name: str, flavors: Mapping[str, str], driver: Driver, gpu: Gpu) 
             "use --backend tensorrt or onnxruntime-cuda on this GPU",
         )
     if not flavors:
-        return Missing("onnxruntime is not installed", "pip install 'relu-deploy[cpu,rtx]'")
+        return Missing("onnxruntime is not installed", install_command("cpu,rtx"))
     onnxruntime = _import(flavors)
     if isinstance(onnxruntime, Missing):
         return onnxruntime

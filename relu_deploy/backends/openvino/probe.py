@@ -9,6 +9,7 @@ from typing import Any
 
 from relu_deploy.backends.base import Capabilities, Probe
 from relu_deploy.backends.threads import alternative_counts
+from relu_deploy.backends.wheels import install_command
 
 __all__ = ["DEVICE", "capabilities", "probe"]
 
@@ -25,7 +26,7 @@ def capabilities(_: str) -> Capabilities:
 def probe(name: str) -> Probe:
     """Return whether OpenVINO is usable here."""
     if find_spec("openvino") is None:
-        return Probe(name, False, reason="openvino is not installed", fix="pip install 'relu-deploy[openvino]'")
+        return Probe(name, False, reason="openvino is not installed", fix=install_command("openvino"))
     try:
         release = version("openvino")
     except PackageNotFoundError:

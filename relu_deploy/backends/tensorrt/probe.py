@@ -9,6 +9,7 @@ from typing import Any
 
 from relu_deploy.backends.base import Capabilities, Probe
 from relu_deploy.backends.nvidia.driver import Gpu, Missing, choose_gpu, find_driver, too_old
+from relu_deploy.backends.wheels import has_packages, install_command
 
 __all__ = ["can_build", "capabilities", "probe"]
 
@@ -18,8 +19,13 @@ MAJORS = {"tensorrt": ("10", "11"), "tensorrt-rtx": ("1",)}
 #: the oldest compute capability that TensorRT 10 and 11 and TensorRT-RTX support
 OLDEST = (7, 5)
 INSTALL = {
-    "tensorrt": "pip install 'relu-deploy[gpu]', where NVIDIA's own package index can be reached: the public package only fetches from there",
-    "tensorrt-rtx": "pip install 'relu-deploy[rtx]'",
+    "tensorrt": install_command("gpu")
+    + (
+        ", where NVIDIA's own package index can be reached: the public package only fetches from there"
+        if has_packages("gpu")
+        else ""
+    ),
+    "tensorrt-rtx": install_command("rtx"),
 }
 
 

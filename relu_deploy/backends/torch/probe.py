@@ -10,6 +10,7 @@ from pathlib import Path
 
 from relu_deploy.backends.base import Capabilities, Probe
 from relu_deploy.backends.nvidia.driver import Gpu, Missing, find_driver, find_gpu, too_old
+from relu_deploy.backends.wheels import install_command
 from relu_deploy.gc_pause import without_collecting
 
 __all__ = ["capabilities", "compiles", "on_gpu", "probe"]
@@ -75,7 +76,7 @@ def _installed_build() -> tuple[str, str]:
 
 def _check_torch(version: str, cuda: str, gpu: Gpu | None) -> Missing | None:
     if not version:
-        return Missing("torch is not installed", "pip install 'relu-deploy[torch]'")
+        return Missing("torch is not installed", install_command("torch"))
     if gpu is None:
         return None
     if not cuda:
