@@ -16,8 +16,8 @@ from PIL import Image
 
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.paths import schema_file
-from relu_deploy.preprocessing.description import Preprocess
 from relu_deploy.preprocessing.presets import load_preprocess
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import TensorSpec
 from relu_deploy.verification.preprocess.comparison import compare_preprocess
 
@@ -140,7 +140,7 @@ def test_the_step_that_differs_is_named_and_explains_the_difference(folder, tmp_
     assert report.remaining <= 1.001
     # The suggestion is a whole description, and with it the arrays agree.
     suggested = model()
-    suggested.manifest["preprocess"] = Preprocess.from_json(report.suggestion, strict=True).to_json()
+    suggested.manifest["preprocess"] = read_preprocess(report.suggestion, strict=True).to_json()
     assert compare_preprocess(suggested, tmp_path / "arrays.npz", folder).passed
 
 

@@ -18,6 +18,7 @@ from relu_deploy.files import read_regular
 from relu_deploy.preprocessing.apply import normalize, place
 from relu_deploy.preprocessing.decoding import decode_picture
 from relu_deploy.preprocessing.description import Preprocess
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import Array, TensorSpec
 from relu_deploy.verification.preprocess.pairs import pair_arrays
 from relu_deploy.verification.preprocess.report import MAX_LEVELS, PictureDifference, PreprocessReport, Step
@@ -56,7 +57,7 @@ def compare_preprocess(
         )
     pairs = pair_arrays(Path(file), Path(folder), spec.name)
     progress(f"the preprocessing of {len(pairs)} pictures")
-    own = Preprocess.from_json(fields).fitted(spec)
+    own = read_preprocess(fields).fitted(spec)
     files = [_File(picture, array, spec, own) for picture, array in pairs]
     differences = [one.difference(Setting(own)) for one in files]
     pictures = [
