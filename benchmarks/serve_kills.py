@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,33 @@ class Client(threading.Thread):
         return [status for status in self.done if status != 200]
 
 
+def stop_under_load(bundle: Path, number: signal.Signals, *, clients: int, draw: random.Random, port: int = 0) -> dict[str, Any]:
+    """Start a server, put load on it, end it with a signal at a random moment, and return what became of the requests."""
+    started = time.perf_counter()
+    with Running(bundle, "--http-port", port) as server:
+        ready = time.perf_counter() - started
+        running = [Client(server) for _ in range(clients)]
+        for client in running:
+            client.start()
+        until(lambda: sum(client.answered for client in running) > 20)
+        time.sleep(draw.uniform(0, 0.3))
+        stopped = time.perf_counter()
+        code = server.stop(number, 90)
+        took = time.perf_counter() - stopped
+        for client in running:
+            client.join(30)
+    return {
+        "signal": number.name,
+        "port": server.port,
+        "ready_seconds": round(ready, 3),
+        "stop_seconds": round(took, 3),
+        "exit_code": code,
+        "answered": sum(client.answered for client in running),
+        "other": [status for client in running for status in client.other],
+        "lost": [error for client in running for error in client.lost],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--terms", type=int, default=200)
@@ -68,32 +96,10 @@ def main() -> None:
         port = 0
         for number, times in ((signal.SIGTERM, arguments.terms), (signal.SIGKILL, arguments.kills)):
             for _ in range(times):
-                started = time.perf_counter()
                 # After a kill the next one takes the same port, as a supervisor would have it.
-                with Running(bundle, "--http-port", port) as server:
-                    ready = time.perf_counter() - started
-                    port = server.port if number == signal.SIGKILL else 0
-                    clients = [Client(server) for _ in range(arguments.clients)]
-                    for client in clients:
-                        client.start()
-                    until(lambda clients=clients: sum(client.answered for client in clients) > 20)
-                    time.sleep(draw.uniform(0, 0.3))
-                    stopped = time.perf_counter()
-                    code = server.stop(number)
-                    took = time.perf_counter() - stopped
-                    for client in clients:
-                        client.join(30)
-                    rows.append(
-                        {
-                            "signal": number.name,
-                            "ready_seconds": round(ready, 3),
-                            "stop_seconds": round(took, 3),
-                            "exit_code": code,
-                            "answered": sum(client.answered for client in clients),
-                            "other": [status for client in clients for status in client.other],
-                            "lost": [error for client in clients for error in client.lost],
-                        }
-                    )
+                rows.append(stop_under_load(bundle, number, clients=arguments.clients, draw=draw, port=port))
+                used = rows[-1].pop("port")
+                port = used if number == signal.SIGKILL else 0
                 if len(rows) % 10 == 0:
                     print(len(rows), rows[-1], flush=True)
     terms = [row for row in rows if row["signal"] == "SIGTERM"]

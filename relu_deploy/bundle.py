@@ -63,6 +63,7 @@ class Bundle:
         variant: Name of the variant in use, "" for the model itself.
         trusted: Whether its PyTorch program may be loaded although loading it could run code in it.
         shapes: Sizes given for inputs whose dimensions may vary, by input name; see `with_shapes`.
+        notes: What was repaired in a plain `.onnx` file when it was read, one sentence each.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Bundle:
     variant: str = ""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     trusted: bool = False
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Bundle) -> Bundle:
@@ -89,7 +91,8 @@ class Bundle:
                 folder = path.resolve().parent.parent
                 if path.resolve().parent.name == VARIANTS and (folder / MANIFEST).is_file():
                     return cls.open(folder).with_variant(path.stem)
-                return cls(path, _manifest_of_file(path))
+                manifest, notes = _manifest_of_file(path)
+                return cls(path, manifest, notes=notes)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {str(path)[:200]}: {reason(error)}", "check the path and its permissions") from None
         bundle = cls(path, read_manifest(path / MANIFEST))
@@ -163,9 +166,30 @@ class Bundle:
         return replace(self, shapes={**self.shapes, **{name: tuple(shape) for name, shape in shapes.items()}})
 
     @property
+    def runtime(self) -> tuple[str, Mapping[str, Any]]:
+        """Return the backend that the variant in use was optimized for, and the options for it; ("", {}) if none is recorded."""
+        entry = self.manifest.get("variants", {}).get(self.variant, {})
+        return entry.get("backend", ""), entry.get("settings", {})
+
+    @property
     def source(self) -> Path | None:
         """Return the path of the PyTorch program that was exported; None if there is none or a variant is in use."""
         return self.path / SOURCE if SOURCE in self.manifest.get("files", {}) and not self.variant else None
+
+    @property
+    def program_verdict(self) -> Mapping[str, Any] | None:
+        """Return the verdict of `export` on the graph against its PyTorch program, both in float64.
+
+        None if there is none, or if it is about other files than those of this bundle: it lists their hashes.
+        """
+        verdict, files = self.manifest.get("program_verdict"), self.manifest.get("files", {})
+        if verdict is None or self.variant or MODEL not in verdict["files"]:
+            return None
+        # A bundle without the program has the same graph as the one that had it.
+        compared = {name: digest for name, digest in verdict["files"].items() if name != SOURCE or SOURCE in files}
+        if any(name not in files or files[name]["sha256"] != digest for name, digest in compared.items()):
+            return None
+        return dict(verdict)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -213,11 +237,24 @@ class Bundle:
         except OSError as error:
             raise InputError(f"cannot read {self.onnx}: {reason(error)}", "check the path and its permissions") from error
 
-    def copy_files(self, folder: Path, without: Collection[str] = ()) -> None:
-        """Copy the files of the manifest into `folder`, except those in `without`; engines and caches are not copied."""
-        for name in self.manifest["files"].keys() - set(without):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.path / name, folder / name)
+    def copy_files(self, folder: Path, without: Collection[str] = ()) -> dict[str, Any]:
+        """Copy the files of the bundle into `folder`, except those in `without`; engines and caches are not copied.
+
+        Returns:
+            The manifest of the files that were copied, which may be newer than that of this object.
+
+        Raises:
+            InputError: If another process has replaced the model, or holds the bundle for long.
+        """
+        with locked_folder(self.path):
+            manifest = read_manifest(self.path / MANIFEST)
+            complete_interrupted(self.path, manifest)
+            self._require_same_model(manifest)
+            for name in manifest["files"].keys() - set(without):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.path / name, folder / name)
+        manifest.pop("engines", None)
+        return manifest
 
     def add(self, name: str, content: bytes | str, **fields: Any) -> Bundle:
         """Return this bundle with one more file, or a new version of it. See `update`."""
@@ -228,11 +265,12 @@ class Bundle:
 
         Args:
             files: Content by the file's path inside the bundle, with forward slashes.
-            **fields: Top-level fields of the manifest to replace.
+            **fields: Top-level fields of the manifest to replace. `variants` is merged: entries that another process has
+                added since this bundle was opened stay.
 
         Raises:
             InputError: If this is a plain ONNX file, a name is not one of a file inside the bundle, another process holds
-                the bundle for long, or the bundle cannot be written.
+                the bundle for long or has replaced the model that variants are of, or the bundle cannot be written.
         """
         if not self.is_folder:
             raise InputError(f"{self.path} is a plain ONNX file: nothing can be added to it", "export it to a bundle first")
@@ -240,14 +278,22 @@ class Bundle:
         with locked_folder(self.path):
             manifest = read_manifest(self.path / MANIFEST)
             complete_interrupted(self.path, manifest)
+            if "variants" in fields:
+                self._require_same_model(manifest)
+                fields["variants"] = {**manifest["variants"], **fields["variants"]}
             manifest = replace_files(self.path, manifest | fields, contents)
         return replace(self, manifest=manifest)
 
-    def session(self, backend: str = "onnxruntime-cpu", variant: str = "", **options: Any) -> Session:
+    def _require_same_model(self, manifest: Mapping[str, Any]) -> None:
+        if manifest["files"].get(MODEL) != self.manifest["files"].get(MODEL):
+            raise InputError(f"{self.path} was replaced by another model while this command ran", "run the command again")
+
+    def session(self, backend: str = "", variant: str = "", **options: Any) -> Session:
         """Return a session that runs this model on `backend`: `.run({"x": array}) -> {"y": array}`.
 
         Args:
-            backend: Its name; `relu-deploy doctor` lists them.
+            backend: Its name; `relu-deploy doctor` lists them. By default the one that the variant was optimized for, with the
+                settings that are stored in it, otherwise onnxruntime-cpu.
             variant: For instance "int8-cpu"; the float32 model by default.
             **options: As for `relu_deploy.backends.load` (threads, device, taps, …).
 
@@ -294,14 +340,17 @@ def refuse_existing(target: Path, force: bool) -> None:
         raise InputError(f"cannot write {str(target)[:200]}: {reason(error)}", "choose another place with -o") from None
 
 
-def _manifest_of_file(file: Path) -> dict[str, Any]:
+def _manifest_of_file(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what a manifest would say of a plain `.onnx` file, and the notes about its repairs."""
     from relu_deploy.graph.batching import batch_axes
     from relu_deploy.graph.model import io_specs, load_model
+    from relu_deploy.graph.repairs import stale_shapes_of
 
     model = load_model(file)
+    notes = (*model.meta["notes"], *stale_shapes_of(model))
     axes = batch_axes(model)
     inputs, outputs = (tuple(replace(spec, batch_axis=axes[spec.name]) for spec in specs) for specs in io_specs(model))
-    return {
+    manifest = {
         "schema": SCHEMA,
         "name": file.stem,
         "source": {"kind": "onnx", "spec": file.name},
@@ -311,3 +360,4 @@ def _manifest_of_file(file: Path) -> dict[str, Any]:
         "files": {},
         "variants": {},
     }
+    return manifest, notes

@@ -12,7 +12,7 @@ from pathlib import Path
 from relu_deploy.errors import InputError
 from relu_deploy.files import CHOOSE, fsync_folder, locked_folder, reason, sweep, temporary_prefix, try_lock
 
-__all__ = ["temporary_folder", "whole_folder"]
+__all__ = ["sweep_temporary_folders", "temporary_folder", "whole_folder"]
 
 
 @contextlib.contextmanager
@@ -89,11 +89,9 @@ def temporary_folder(purpose: str = "work") -> Iterator[Path]:
     Raises:
         InputError: If there is no usable temporary folder.
     """
-    prefix = temporary_prefix(f"temporary {os.getuid() if hasattr(os, 'getuid') else ''}")
     try:
-        parent = Path(tempfile.gettempdir())
-        sweep(parent, prefix)
-        folder, lock = _locked_temporary(parent, prefix)
+        sweep_temporary_folders()
+        folder, lock = _locked_temporary(Path(tempfile.gettempdir()), _temporary_prefix())
     except OSError as error:
         raise InputError(
             f"cannot make a temporary folder: {reason(error)}", "set TMPDIR to a folder that you may write to"
@@ -105,6 +103,15 @@ def temporary_folder(purpose: str = "work") -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def sweep_temporary_folders() -> None:
+    """Remove the folders that killed processes of this user left in the system's temporary folder."""
+    sweep(Path(tempfile.gettempdir()), _temporary_prefix())
+
+
+def _temporary_prefix() -> str:
+    return temporary_prefix(f"temporary {os.getuid() if hasattr(os, 'getuid') else ''}")
 
 
 def _fsync_tree(folder: Path) -> None:

@@ -15,6 +15,7 @@ from relu_deploy.errors import InputError
 from relu_deploy.files import is_temporary_name, read_regular, reason, sha256, write_atomically
 
 __all__ = [
+    "ENGINES",
     "MANIFEST",
     "MODEL",
     "SCHEMA",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 SCHEMA = "relu-deploy/bundle/1"
-MANIFEST, MODEL, SOURCE, VARIANTS = "manifest.json", "model.onnx", "source.pt2", "variants"
+MANIFEST, MODEL, SOURCE, VARIANTS, ENGINES = "manifest.json", "model.onnx", "source.pt2", "variants", "engines"
 
 #: Largest manifest that is read, in bytes.
 MAX_MANIFEST = 64 * 2**20
@@ -86,7 +87,7 @@ def validate(manifest: Any, file: Path) -> None:
         raise InputError(f"{file}: preprocess: a model of texts takes uint8 in rows of one length", "export the model again")
     if "text" not in steps and steps and len(steps["mean"]) != len(steps["std"]):
         raise InputError(f"{file}: preprocess: mean and std have different lengths", "export the model again")
-    for name in manifest["files"]:
+    for name in (*manifest["files"], *manifest.get("engines", ())):
         check_file_name(name, file)
     for name in manifest["variants"]:
         check_variant_name(name, file)

@@ -1,12 +1,15 @@
 """Shared by all tests: one export of each shipped model, and the command line as a user calls it."""
 
 import contextlib
+import gc
 import io
 import json
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import internal_errors
 import processes
 import pytest
 import workers
@@ -16,6 +19,8 @@ from timing import measure_briefly
 
 # Before anything imports NumPy or torch.
 workers.take_share_of_processors()
+# Imports and collection make millions of objects that live until the end: looking through them takes seconds.
+gc.disable()
 
 from relu_deploy.cli.main import main  # noqa: E402
 
@@ -36,6 +41,15 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True, scope="session")
 def brief_timings():
     measure_briefly()
+
+
+@pytest.fixture(autouse=True)
+def no_internal_error(request):
+    """Fail a test that runs a command which exits with 70, unless it is marked as one that expects this."""
+    yield
+    notes = internal_errors.taken()
+    if notes and request.node.get_closest_marker("internal_error") is None:
+        pytest.fail(f"exit code 70, a bug in relu-deploy: {'; '.join(notes)}", pytrace=False)
 
 
 @pytest.fixture
@@ -61,6 +75,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     workers.put_slow_first(items)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +113,12 @@ def command(tmp_path, monkeypatch):
                 code = main(words)
             except SystemExit as left:
                 code = left.code
+        if code == internal_errors.EXIT_INTERNAL:
+            internal_errors.note(
+                Path(os.environ["RELU_DEPLOY_TEST_FOLDER"]),
+                os.environ.get(internal_errors.WORKER, ""),
+                f"{' '.join(words)}: {stderr.getvalue()}",
+            )
         printed = json.loads(stdout.getvalue()) if "-" in words and stdout.getvalue() else None
         return SimpleNamespace(code=code, stdout=stdout.getvalue(), stderr=stderr.getvalue(), json=printed)
 

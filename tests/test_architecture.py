@@ -26,8 +26,9 @@ FLOORS = (
         "graph_signature",
         "gc_pause",
         "latency_stats",
+        "worker_process",
     ),
-    ("graph", "bundle", "bundle_files", "data", "tasks"),
+    ("graph", "bundle", "bundle_files", "engine_files", "preprocessing", "data", "tasks"),
     ("backends", "zoo"),
     ("activations", "compilation", "exporting", "optimization", "verification"),
     ("benchmark", "packaging", "prediction", "reporting", "serving", "signing", "integrations", "cli", "__main__"),
@@ -133,7 +134,7 @@ def test_the_search_for_circles_finds_them():
 
 @pytest.mark.parametrize(
     "room",
-    ["graph", "bundle", "definition", "errors", "tensors", "data", "tasks", "reporting"],
+    ["graph", "bundle", "definition", "errors", "tensors", "preprocessing", "data", "tasks", "reporting"],
 )
 def test_pure_rooms_import_no_runtime(room):
     guilty = [

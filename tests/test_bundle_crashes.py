@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from relu_deploy.bundle import SCHEMA, Bundle, create_bundle, seal
+from relu_deploy.errors import InputError
 
 TENSOR = {"name": "x", "dtype": "float32", "shape": ["batch", 4]}
 FIELDS = {"schema": SCHEMA, "name": "tiny", "source": {"kind": "module", "spec": "Tiny"}, "opset": 20}
@@ -158,3 +159,35 @@ def test_two_writers_of_one_bundle_wait_for_each_other(tmp_path):
     bundle = Bundle.open(tmp_path / "tiny.rdb")
     assert (bundle.file("reports/a.txt").read_text(), bundle.file("reports/b.txt").read_text()) == ("19", "19")
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork, such as Linux")
+def test_variants_that_two_processes_add_at_once_are_both_kept(tmp_path):
+    path = tmp_path / "tiny.rdb"
+    export(path, b"graph")
+    code = (
+        "import sys; from relu_deploy.bundle import Bundle\n"
+        "bundle = Bundle.open(sys.argv[1]); print('opened', flush=True); sys.stdin.readline()\n"
+        "entry = {'precision': 'int8', 'target': sys.argv[2], 'checked_against': 'model.onnx'}\n"
+        "name = 'int8-' + sys.argv[2]\n"
+        "bundle.update({f'variants/{name}.onnx': b'small'}, variants={name: entry})"
+    )
+    words = [sys.executable, "-c", code, str(path)]
+    pipe = subprocess.PIPE
+    writers = [subprocess.Popen([*words, target], stdin=pipe, stdout=pipe, text=True) for target in ("cpu", "cuda")]
+    # Both have read the manifest before either writes.
+    assert [writer.stdout.readline() for writer in writers] == ["opened\n", "opened\n"]
+    for writer in writers:
+        writer.communicate("go\n", timeout=60)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert sorted(Bundle.open(path).manifest["variants"]) == ["int8-cpu", "int8-cuda"]
+
+
+def test_a_variant_of_a_model_that_was_replaced_meanwhile_is_refused(tmp_path):
+    path = tmp_path / "tiny.rdb"
+    export(path, b"graph")
+    opened = Bundle.open(path)
+    export(path, b"another graph")
+    with pytest.raises(InputError, match="replaced by another model"):
+        opened.update({"variants/int8-cpu.onnx": b"small"}, variants=VARIANT)
+    assert Bundle.open(path).manifest["variants"] == {}

@@ -48,7 +48,10 @@ def test_a_forked_process_sees_what_a_real_one_sees(way, tmp_path):
     given = {"cwd": tmp_path, "env": {**os.environ, "ÜNI": "kódé", "PYTHONPATH": str(ROOT)}, "input": "words\n"}
     real, forked = (run(one, *words, "--option", "ärgument", **given) for one in (sys.executable, python()))
     assert (real.returncode, real.stderr, forked.stderr) == (0, "", "")
-    assert json.loads(forked.stdout) == json.loads(real.stdout)
+    expected = json.loads(real.stdout)
+    # Set by the package, which the forked process has imported.
+    expected["variables"].setdefault("ORT_DISABLE_TELEMETRY", "1")
+    assert json.loads(forked.stdout) == expected
 
 
 @needs_fork
@@ -153,3 +156,45 @@ def test_the_installed_console_script_works(tmp_path):
     answer = run(script, "inspect", "nosuch.rdb", cwd=tmp_path)
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: nosuch.rdb does not exist\nhint: ")
+
+
+BROKEN = (
+    "import sys; import relu_deploy.cli.zoo as verb; verb.run = lambda options: 1 // 0; from relu_deploy.cli.main import main; "
+)
+
+
+@pytest.mark.internal_error
+def test_a_command_that_exits_with_70_is_noted_wherever_it_runs(command, monkeypatch):
+    import internal_errors
+
+    import relu_deploy.cli.zoo
+
+    monkeypatch.setattr(relu_deploy.cli.zoo, "run", lambda options: 1 // 0)
+    assert command("zoo").code == 70
+    (here,) = internal_errors.taken()
+    assert here.startswith("zoo: error: unexpected ZeroDivisionError")
+    if can_fork():
+        assert run(python(), "-c", BROKEN + "sys.exit(main(['zoo']))").returncode == 70
+        (forked,) = internal_errors.taken()
+        assert "1 // 0" in forked
+    assert internal_errors.taken() == []
+
+
+def test_a_test_whose_command_exits_with_70_fails_whatever_it_asserts(tmp_path):
+    (tmp_path / "test_broken.py").write_text(
+        "import relu_deploy.cli.zoo\n"
+        "def test_broken(command, monkeypatch):\n"
+        "    monkeypatch.setattr(relu_deploy.cli.zoo, 'run', lambda options: 1 // 0)\n"
+        "    assert command('zoo').code == 70\n"
+        "def test_sound(command):\n"
+        "    assert command('zoo').code == 0\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "RELU_DEPLOY_TEST"))}
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "-p", "conftest")
+    paths = os.pathsep.join(str(ROOT / "tests" / folder) for folder in ("", "support"))
+    answer = run(sys.executable, *words, tmp_path / "test_broken.py", env={**environment, "PYTHONPATH": paths}, cwd=tmp_path)
+    assert answer.returncode == 1, answer.stdout
+    assert "exit code 70, a bug in relu-deploy: zoo" in answer.stdout
+    assert [line.partition(" - ")[0].partition("::")[2] for line in answer.stdout.splitlines() if line.startswith("ERROR ")] == [
+        "test_broken"
+    ]

@@ -123,7 +123,7 @@ def test_the_answer_of_verify_about_a_fault_is_valid(ready):
 def test_the_answer_of_bench_is_valid_with_a_comparison_and_a_row_that_failed(ready, forked_workers):
     arguments = ("bench", "digits.rdb", "--backend", "onnxruntime-cpu", "--seconds", "0.1", "--quiet")
     assert ready(*arguments, "--json", "old.json").code == 0
-    made = ready(*arguments, "--compare", "old.json", "--max-slower", "100000%", "--json", "-")
+    made = ready(*arguments, "--compare", "old.json", "--max-slower", "100000%", "--layers", "--json", "-")
     check(json.loads(Path("old.json").read_text()))
     check(made.json)
 

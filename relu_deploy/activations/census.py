@@ -133,6 +133,7 @@ class CensusReport:
         batch: Rows in one run.
         seconds: Duration of the census.
         baseline: Statistics that `serve` compares requests with, None if there were too few rows.
+        hidden: Names of the Relus that are not counted, because they are inside a body that cannot show its tensors.
     """
 
     model: str
@@ -145,6 +146,7 @@ class CensusReport:
     batch: int
     seconds: float
     baseline: Baseline | None = None
+    hidden: Sequence[str] = ()
 
     @property
     def totals(self) -> dict[str, Any]:
@@ -174,6 +176,7 @@ class CensusReport:
             "input_range": None if self.input_range is None else self.input_range.to_json(),
             "totals": self.totals,
             "relus": [relu.to_json() for relu in self.relus],
+            **({"hidden": list(self.hidden)} if self.hidden else {}),
             "baseline": None if self.baseline is None else self.baseline.to_json(),
             "seconds": round(self.seconds, 3),
         }
@@ -215,7 +218,9 @@ def census(
     require(backend)
     bundle = Bundle.open(bundle)
     model = load_model(bundle.onnx) if bundle.is_folder else load_normalized_model(bundle.onnx)
-    relus = [relu for relu in find_relus(model) if relu.observable]
+    found_relus = find_relus(model)
+    relus = [relu for relu in found_relus if relu.observable]
+    hidden = [relu.node for relu in found_relus if not relu.observable]
     declared = declared_range(bundle, input_range)
     dataset = load_dataset(bundle, data)
     dataset = dataset if samples is None else dataset.picked(spread_evenly(len(dataset), samples))
@@ -249,7 +254,7 @@ def census(
         sha256(bundle.onnx),
     )
     seconds = time.perf_counter() - started
-    return CensusReport(bundle.name, os.fspath(data), backend, declared, found, done, left_over, rows, seconds, baseline)
+    return CensusReport(bundle.name, os.fspath(data), backend, declared, found, done, left_over, rows, seconds, baseline, hidden)
 
 
 class _Count:

@@ -261,7 +261,8 @@ def rates_of(values: Array) -> Array:
     Args:
         values: Outputs of a Relu, (N, C, ...).
     """
-    planes = np.ascontiguousarray(values).reshape(values.shape[0] * values.shape[1], -1)
+    # Not -1 for the last size: it cannot be inferred when a batch of the census has no row that was picked.
+    planes = np.ascontiguousarray(values).reshape(values.shape[0] * values.shape[1], math.prod(values.shape[2:]))
     # Summing bytes as uint32 is several times faster than NumPy's count_nonzero along an axis.
     fired = (planes > 0).view(np.uint8).sum(axis=1, dtype=np.uint32)
     return (fired / np.float32(planes.shape[1])).astype(np.float32).reshape(values.shape[:2])

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from relu_deploy.backends.layer_times import LayerTimes
 from relu_deploy.backends.threads import default_threads
 from relu_deploy.graph.relus import Relu
 from relu_deploy.records import JsonRecord
@@ -18,11 +19,13 @@ __all__ = [
     "TORCH_MODES",
     "Capabilities",
     "Captured",
+    "Consume",
     "DeviceSession",
     "Executed",
     "IoBinding",
     "Options",
     "Probe",
+    "ProfilingSession",
     "Rounding",
     "Seen",
     "Session",
@@ -66,8 +69,11 @@ class Capabilities:
         compiles_ahead: `relu_deploy.compile` builds engines for it.
         compiles_in_place: It compiles kernels for each input shape while it runs.
         autocasts: It accepts `Options.autocast`.
+        times_layers: Its sessions are `ProfilingSession`s if `Options.profile` is set.
         compared_by_default: `relu_deploy.bench` measures it where no backends are named.
         targets: The targets of `relu_deploy.optimize` whose variants are made for it.
+        tunables: Sets of fields of `Options` that may make it faster than its defaults do, for `relu_deploy.optimize` to measure.
+        extra: The extra of this distribution that installs its runtime, "" if there is none.
         platform: The name of its model format in the Open Inference Protocol, "" for the backend's own name.
     """
 
@@ -79,8 +85,11 @@ class Capabilities:
     compiles_ahead: bool = False
     compiles_in_place: bool = False
     autocasts: bool = False
+    times_layers: bool = False
     compared_by_default: bool = True
     targets: tuple[str, ...] = ()
+    tunables: tuple[Mapping[str, Any], ...] = ()
+    extra: str = ""
     platform: str = ""
 
 
@@ -99,7 +108,7 @@ class Options:
         device: Index of the GPU.
         taps: Relus whose outputs `run` returns beside the model's own, under the names of their tensors.
         optimization: Level of graph optimization, one of `OPTIMIZATIONS`, for runtimes that have such an option.
-        profile: Record the kernels that run, for `Session.executed`.
+        profile: Record the kernels that run, for `Session.executed` and `ProfilingSession.time_layers`.
         spin: Let idle CPU threads spin, for runtimes that have such an option. Lowest latency for a single session, but it
             takes processor time from other sessions and processes.
         tf32: Let a GPU multiply float32 matrices in TF32, with 10 bits of mantissa.
@@ -174,7 +183,11 @@ class Rounding:
         # Biases and scales are not quantized.
         count = 1 if operator == "QuantizeLinear" else 2
         pairs = zip(values[:count], weights, strict=False)
-        return [self._quantized(value, weight) for value, weight in pairs] + list(values[count:])
+        rounded = [self._quantized(value, weight) for value, weight in pairs]
+        if operator == "Add" and all(isinstance(value, np.ndarray) and value.min(initial=0) >= 0 for value in values):
+            # Eight bits keep the sign, and a sum of squares that fell below 0 would have no root.
+            rounded = [np.maximum(value, 0) for value in rounded]
+        return rounded + list(values[count:])
 
     def _quantized(self, value: Any, weight: bool) -> Any:
         if not isinstance(value, np.ndarray) or value.dtype != np.float64 or not value.size:
@@ -201,12 +214,14 @@ class Executed:
         operator: Type of the kernel.
         provider: Execution provider or device that ran it.
         precision: Precision of its result, "" for integers.
+        converts: It computes nothing: it changes the precision or the memory layout of a tensor.
     """
 
     node: str
     operator: str
     provider: str
     precision: str
+    converts: bool = False
 
 
 class Session(Protocol):
@@ -251,15 +266,38 @@ class Session(Protocol):
         ...
 
 
+class ProfilingSession(Session, Protocol):
+    """A session whose runtime reports how long each layer takes."""
+
+    def time_layers(self, feeds: Sequence[Feeds], seconds: float) -> LayerTimes:
+        """Return the times of the layers in runs for about `seconds`. It can be called once, instead of `executed`.
+
+        Args:
+            feeds: Inputs of the runs, in turn.
+            seconds: Time of the runs.
+        """
+        ...
+
+
 #: called with the name and value of every tensor as it is computed; the value that it returns is passed to the next nodes
 Seen = Callable[[str, Any], Any]
+
+
+#: called with the name and value of every output and tap as soon as it is computed
+Consume = Callable[[str, Any], None]
 
 
 class TruthSession(Session, Protocol):
     """A session that can evaluate its model in float64 and expose every tensor: those of `reference` and `torch`."""
 
     def evaluate(
-        self, feeds: Mapping[str, Any], *, wide: bool = True, rounding: Rounding | None = None, seen: Seen | None = None
+        self,
+        feeds: Mapping[str, Any],
+        *,
+        wide: bool = True,
+        rounding: Rounding | None = None,
+        seen: Seen | None = None,
+        consume: Consume | None = None,
     ) -> Feeds:
         """Return every output and tap for `feeds`, by name.
 
@@ -269,6 +307,7 @@ class TruthSession(Session, Protocol):
             rounding: With `wide`, rounding errors that are added to each number.
             seen: Callback for each tensor, see `Seen`. Names are the graph's tensors (`reference`) or the program's nodes
                 (`torch`).
+            consume: Receives the outputs and taps, which are then not returned.
         """
         ...
 

@@ -34,6 +34,7 @@ class Run:
         error_ratio: Largest error of an output, relative to the error that the precision explains.
         facts: Settings read back from the runtime.
         device: Measurements on the GPU (`device.DeviceMeter`), None on a CPU.
+        layers: Times of the runtime's layers (`layers.LayerReport`) or why there are none, None if they were not requested.
         checked_rows: Rows of the batch that were compared with the truth.
         error: Why the row was not measured, "" if it was.
     """
@@ -55,6 +56,7 @@ class Run:
     error_ratio: float | None = None
     facts: Mapping[str, Any] | None = None
     device: Mapping[str, Any] | None = None
+    layers: Mapping[str, Any] | None = None
     checked_rows: int = 0
     error: str = ""
 
@@ -87,6 +89,7 @@ class Run:
             "checked_rows": self.checked_rows,
             "facts": dict(self.facts or {}),
             "device": None if self.device is None else dict(self.device),
+            "layers": None if self.layers is None else dict(self.layers),
             "error": self.error,
         }
 

@@ -20,7 +20,7 @@ from relu_deploy.benchmark.result import BenchReport, Ratios, Run
 from relu_deploy.benchmark.roofline import calibrate
 from relu_deploy.benchmark.runner import BenchmarkPlan, Key, Timings, measure_rows
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError, UsageError
+from relu_deploy.errors import InputError, Unsupported, UsageError
 from relu_deploy.latency_stats import ratio_of
 
 __all__ = ["BenchReport", "Ratios", "Run", "bench", "ratios_of"]
@@ -39,6 +39,7 @@ def bench(
     variants: Sequence[str] | None = None,
     data: str | os.PathLike[str] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    layers: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
     """Measure each model on each backend at each batch size.
@@ -57,12 +58,13 @@ def bench(
         variants: Names of the variants to measure, instead of the model on their backends; None for the model and all variants.
         data: Data set for inputs and scores, by default that of each model.
         shapes: Shapes by input name, for inputs whose dimensions vary, as for `Bundle.with_shapes`.
+        layers: Measure the time of each layer of the runtime too, by Relu segment.
         progress: Called with a line about the next step.
 
     Raises:
         BackendUnavailable: If a named backend is not usable here.
         InputError: If a model or the data cannot be used.
-        Unsupported: If a named backend cannot run a model.
+        Unsupported: If a named backend cannot run a model, or cannot report the times of its layers.
         UsageError: If an argument is invalid.
     """
     models = [
@@ -79,6 +81,8 @@ def bench(
     chosen, left_out = _choose(backends, models)
     if against is not None and against not in chosen:
         raise UsageError(f"--against {against} is not among the backends that run: {', '.join(chosen)}", "add it with --backend")
+    if layers and backends is not None:
+        _require_layer_times(chosen)
     progress("measuring the machine's limits")
     machine = calibrate(threads)
     settings = dict(settings or {})
@@ -105,6 +109,8 @@ def bench(
         variants,
         progress,
         None if data is None else str(data),
+        thread_count.source == "given",
+        layers,
     )
     runs: list[Run] = []
     ratios: list[Ratios] = []
@@ -152,6 +158,14 @@ def _choose(backends: Sequence[str] | None, models: Sequence[Bundle]) -> tuple[l
     for name in backends:
         require(name)
     return list(dict.fromkeys(backends)), {}
+
+
+def _require_layer_times(backends: Sequence[str]) -> None:
+    """Raise Unsupported if a backend cannot report the times of its layers."""
+    for name in backends:
+        if not capabilities(name).times_layers:
+            able = ", ".join(other for other in names() if capabilities(other).times_layers)
+            raise Unsupported(f"{name} does not report the times of its layers", f"use --layers with --backend: {able}")
 
 
 def _batches_of(bundle: Bundle, sizes: Sequence[int]) -> list[int]:

@@ -7,8 +7,6 @@ stderr.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +18,12 @@ import numpy as np
 from relu_deploy.backends import load, probe
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import load_dataset, several_feeds
-from relu_deploy.errors import ReluDeployError
 from relu_deploy.tasks.metrics import score
 from relu_deploy.tensors import Feeds
+from relu_deploy.worker_process import serve
 
 if TYPE_CHECKING:
-    from relu_deploy.backends.base import DeviceSession
+    from relu_deploy.backends.base import DeviceSession, ProfilingSession
 
 #: number of different inputs that runs rotate through, so that caches do not hold the input of a run
 ROTATION = 4
@@ -57,8 +55,9 @@ class Worker:
         self.bundle, self.batch, self.gpu = Bundle.open(bundle).with_shapes(shapes or {}), batch, int(settings.get("device", 0))
         self.data = data or self.bundle.manifest.get("dataset")
         self.feeds = [feeds for feeds, _ in several_feeds(self.bundle, batch, range(seed, seed + ROTATION), data)]
+        self.backend, self.options = backend, {"threads": threads, **settings}
         ready = time.perf_counter()
-        self.session = load(self.bundle, backend, threads=threads, **settings)
+        self.session = load(self.bundle, backend, **self.options)
         loaded = time.perf_counter()
         self.session.run(self.feeds[0])
         first = time.perf_counter()
@@ -102,6 +101,17 @@ class Worker:
     def measure(self, seconds: float) -> dict[str, Any]:
         """Return the times of runs for `seconds` in milliseconds."""
         return {"milliseconds": self._timed(seconds)}
+
+    def layers(self, seconds: float) -> dict[str, Any]:
+        """Return the times of the layers in runs for `seconds`, of another session that is profiled. The session ends."""
+        self.session.close()
+        self.session = load(self.bundle, self.backend, profile=True, **self.options)
+        times = cast("ProfilingSession", self.session).time_layers(self.feeds, seconds)
+        return {
+            "layers": [layer.to_json() for layer in times.layers],
+            "runs": times.runs,
+            "call_milliseconds": times.call_milliseconds,
+        }
 
     def _timed(self, seconds: float) -> list[float]:
         timings: list[float] = []
@@ -149,33 +159,5 @@ class Worker:
         return {"accuracy": metric.to_json() if metric else None}
 
 
-def answer(worker: Worker, command: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the reply to one command. An exception becomes a reply with `error`, `hint` and `kind`.
-
-    Args:
-        worker: The worker.
-        command: `do`, the name of a method, and its arguments.
-    """
-    arguments = {name: value for name, value in command.items() if name != "do"}
-    try:
-        reply: dict[str, Any] = getattr(worker, command["do"])(**arguments)
-    except ReluDeployError as error:
-        return {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
-    except Exception as error:  # a runtime may raise anything, and the other rows should still be measured
-        lines = str(error).strip().splitlines()
-        return {"error": f"{type(error).__name__}: {lines[0] if lines else ''}", "hint": "", "kind": "Unsupported"}
-    return reply
-
-
-def main() -> None:
-    """Read commands from stdin and write replies to stdout until stdin is closed."""
-    # Replies use a copy of the descriptor, so that output of the runtime, redirected to stderr, does not mix with them.
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    worker = Worker()
-    for line in sys.stdin:
-        replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    serve(Worker())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options, add_summary_option
-from relu_deploy.cli.output import finish, keep_reports
+from relu_deploy.cli.options import add_shared_options, add_summary_option, add_timeout_option
+from relu_deploy.cli.output import finish, keep_reports, open_bundle
 from relu_deploy.cli.types import numbers, share
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
@@ -22,6 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="D", help="what is fed and scored (default: the model's own data set, else random)")
     parser.add_argument("--seconds", type=float, metavar="S", help="of timed runs per row (default 2, with --quick 0.5)")
     parser.add_argument("--quick", action="store_true", help="one small model, half a second a row: a first look")
+    parser.add_argument(
+        "--layers", action="store_true", help="also time each layer of the runtime, by Relu segment, beside the roofline"
+    )
     parser.add_argument("--against", metavar="BACKEND", help="take ratios against this backend (default: the first)")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
     parser.add_argument("--tf32", action="store_true", help="let GPUs multiply float32 with 10 bits of mantissa")
@@ -37,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_summary_option(parser)
     add_shared_options(parser, "shape", "backend", "seed", "threads", "force")
+    add_timeout_option(parser, "paths")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,7 +49,6 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.benchmark.compare import compare_with, load_report
     from relu_deploy.benchmark.prepare_models import QUICK, bundles_for
     from relu_deploy.benchmark.run import bench
-    from relu_deploy.bundle import Bundle
     from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.reporting.ci.github import check_summary, write_summary
     from relu_deploy.reporting.ci.summary import bench_summary
@@ -69,8 +72,9 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--quick measures {QUICK}, and a model was given too", "leave one of the two out")
     seconds = options.seconds if options.seconds is not None else 0.5 if options.quick else 2.0
     with steps(options.quiet) as step, bundles_for([QUICK] if options.quick else options.paths, step) as paths:
+        models = [open_bundle(path) for path in paths]
         report = bench(
-            paths,
+            models,
             options.backend or None,
             batch=batches,
             seconds=seconds,
@@ -80,12 +84,13 @@ def run(options: argparse.Namespace) -> int:
             settings=settings,
             data=options.data,
             shapes=dict(options.shape),
+            layers=options.layers,
             progress=step,
         )
         result = report.to_json()
-        for path in paths:
-            report_of_model = {**result, "runs": [run for run in result["runs"] if run["model"] == Bundle.open(path).name]}
-            keep_reports(Bundle.open(path), {"reports/bench.json": report_of_model})
+        for bundle in models:
+            report_of_model = {**result, "runs": [run for run in result["runs"] if run["model"] == bundle.name]}
+            keep_reports(bundle, {"reports/bench.json": report_of_model})
     comparison = compare_with(options.compare, result, max_slower) if options.compare else None
     if comparison is not None:
         result["comparison"] = comparison.to_json()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish, keep_reports
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
+from relu_deploy.cli.output import finish, keep_reports, open_bundle
 from relu_deploy.cli.types import floats
 from relu_deploy.errors import UsageError
 
@@ -27,18 +27,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--range", type=floats, metavar="LOW,HIGH", help="of the input, as --range=-1,1 (default: what pixels become)"
     )
     add_shared_options(parser, "shape", "threads", "device")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.activations.census import census
-    from relu_deploy.bundle import Bundle
     from relu_deploy.reporting.progress import bar
     from relu_deploy.reporting.tables.census import print_census
 
     if options.range is not None and len(options.range) != 2:
         raise UsageError(f"--range takes two numbers, not {len(options.range)}", "for instance --range 0,1 or --range=-1,1")
-    bundle = Bundle.open(options.path).with_shapes(dict(options.shape))
+    bundle = open_bundle(options.path).with_shapes(dict(options.shape))
     with bar(options.quiet, f"census on {options.backend}") as progress:
         report = census(
             bundle,

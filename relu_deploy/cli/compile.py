@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish, note_stale_signature
+from relu_deploy.cli.output import finish, note_stale_signature, open_bundle
 from relu_deploy.cli.types import build_options
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
     with bar(options.quiet, f"building for {options.backend}") as progress:
         report = compile_engine(
-            options.path,
+            open_bundle(options.path),
             options.backend,
             variant=options.variant,
             out=options.out,

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
+from relu_deploy.cli.output import finish, print_notes
 from relu_deploy.cli.types import argument, batch_axis, floats, input_shape, label_names, number, pixels
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -47,6 +47,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default="dynamic", metavar="N|dynamic", help="fix the batch, or let it vary (default)")
     parser.add_argument("--opset", type=int, default=20, help="ONNX operator set (default 20)")
     parser.add_argument("--embed-preprocess", action="store_true", help="take uint8 NHWC pictures; normalize inside the graph")
+    parser.add_argument(
+        "--preprocess",
+        metavar="NAME|FILE.json",
+        help="how pictures become the input: torchvision, torchvision-tensor, opencv, ultralytics, keras, tensorflow, caffe, or a file",
+    )
     parser.add_argument("--mean", type=floats, metavar="M[,M,M]", help="normalization of pixels scaled to 0..1")
     parser.add_argument("--std", type=floats, metavar="S[,S,S]", help="normalization of pixels scaled to 0..1")
     parser.add_argument(
@@ -58,7 +63,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-source", action="store_true", help="load a .pt2 file even if loading it could run code that it contains"
     )
+    parser.add_argument(
+        "--no-compare", action="store_true", help="do not compare the graph with the PyTorch program; verify does it instead"
+    )
     add_shared_options(parser, "shape", "seed", "force")
+    add_timeout_option(parser, "source")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,16 +92,25 @@ def run(options: argparse.Namespace) -> int:
             weights_url=options.weights_url,
             arguments=dict(options.arg),
             embed_preprocess=options.embed_preprocess,
+            preprocess=options.preprocess,
             pixels=pixels(options),
             decode=options.decode,
             labels=options.labels,
             seed=options.seed,
             force=options.force,
             trust_source=options.trust_source,
+            compare=not options.no_compare,
         )
     if made.untrained and not options.quiet:
         print(
             f"warning: {printable(made.bundle.name)} has random weights; give trained ones with --weights FILE|published",
+            file=sys.stderr,
+        )
+    print_notes(Path(str(options.source)), made.notes)
+    if made.verdict is not None and not made.verdict.passed and not options.quiet:
+        print(
+            f"warning: the graph of {printable(made.bundle.name)} differs from the PyTorch program at "
+            f"{printable(str(made.verdict.first_divergence))}; locate the fault with relu-deploy verify {printable(options.out)}",
             file=sys.stderr,
         )
     result = {"schema": "relu-deploy/export/1", **made.to_json()}

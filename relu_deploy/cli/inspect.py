@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
+from relu_deploy.cli.output import finish, open_bundle
 
 __all__ = ["SUMMARY", "add_options", "run"]
 
@@ -17,15 +17,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH")
     add_shared_options(parser, "shape")
     parser.add_argument("--batch", type=int, default=1, help="size of varying dimensions in the cost (default 1)")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    from relu_deploy.bundle import Bundle
     from relu_deploy.graph import count_cost, find_relus, load_model, opset_of, set_input_shapes
     from relu_deploy.reporting.tables.inspect import print_inspect
 
-    bundle = Bundle.open(options.path)
+    bundle = open_bundle(options.path)
     model = load_model(bundle.onnx)
     if options.shape:
         model = set_input_shapes(model, dict(options.shape))

@@ -78,16 +78,17 @@ def create_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, isolated: bool = False) -> int:
     """Run a command and return its exit code.
 
     Args:
         arguments: The command without the program's name; those of this process by default.
+        isolated: Run a verb that runs models in a process of its own; see `isolation`.
     """
     _replace_unencodable()
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
-        return _run(arguments)
+        return _run(arguments, isolated)
     except BrokenPipeError:
         # The reader of our output (head, a pager) has exited; Python would print an error when it flushes at exit.
         sys.stdout = None  # type: ignore[assignment]
@@ -103,9 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return shown.exit_code
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str] | None, isolated: bool) -> int:
     try:
         options = create_parser().parse_args(arguments)
+        if isolated and "models" in options:
+            from relu_deploy.cli.isolation import run_isolated
+
+            if (ended := run_isolated(options)) is not None:
+                return ended
         _escape_library_output()
         _limit_memory(options)
         code: int = options.run(options)

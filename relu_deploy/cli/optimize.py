@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish, note_stale_signature
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
+from relu_deploy.cli.output import finish, note_stale_signature, open_bundle
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -87,13 +87,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compact", action="store_true", help="remove channels and Relus that provably never act")
     parser.add_argument("--allow-observed", action="store_true", help="with --compact: and channels that never fired on the data")
+    parser.add_argument(
+        "--minimize",
+        default="latency",
+        metavar="latency|throughput",
+        help="what auto compares: the time of a run with 1 row (default), or rows per second with 8",
+    )
+    parser.add_argument("--batch", type=int, default=0, metavar="N", help="rows in a run that auto times, instead of 1 or 8")
+    parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="FINDING",
+        help="do not fail a variant for this finding; nan-not-propagated: Relus that return a number for NaN (OpenVINO's do)",
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
     add_shared_options(parser, "shape", "seed", "threads", "force")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    from relu_deploy.bundle import Bundle
     from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.optimization.options import OptimizeOptions
     from relu_deploy.optimization.run import optimize_bundle
@@ -125,11 +139,14 @@ def run(options: argparse.Namespace) -> int:
         compact=options.compact,
         allow_observed=options.allow_observed,
         threads=options.threads,
+        accept=options.accept,
+        minimize=options.minimize,
+        batch=options.batch,
         seed=options.seed,
     )
     with steps(options.quiet) as step:
         report = optimize_bundle(
-            Bundle.open(options.path).with_shapes(dict(options.shape)),
+            open_bundle(options.path).with_shapes(dict(options.shape)),
             options.target,
             options.precision,
             out=options.out,

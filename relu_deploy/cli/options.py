@@ -7,7 +7,7 @@ from typing import Any
 
 from relu_deploy.cli.types import tensor_shape
 
-__all__ = ["add_output_options", "add_shared_options", "add_summary_option"]
+__all__ = ["add_output_options", "add_shared_options", "add_summary_option", "add_timeout_option"]
 
 SHARED: dict[str, dict[str, Any]] = {
     "backend": {"action": "append", "metavar": "NAME", "help": "backend to run on; repeatable (relu-deploy doctor lists them)"},
@@ -29,6 +29,17 @@ def add_shared_options(parser: argparse.ArgumentParser, *names: str) -> None:
     """Add the options called `names`, keys of `SHARED`, to `parser`."""
     for name in names:
         parser.add_argument(f"--{name}", **SHARED[name])
+
+
+def add_timeout_option(parser: argparse.ArgumentParser, models: str) -> None:
+    """Add the option of verbs that run models; they run in a process of their own, see `isolation`.
+
+    Args:
+        parser: The parser of the verb.
+        models: The name of the option or argument that takes the paths of the models.
+    """
+    parser.set_defaults(models=models)
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="end with an error after this time (default: no limit)")
 
 
 def add_summary_option(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,24 @@ from relu_deploy.errors import EXIT_FINE, ReluDeployError
 if TYPE_CHECKING:
     from relu_deploy.bundle import Bundle
 
-__all__ = ["finish", "json_text", "keep_reports", "note_stale_signature"]
+__all__ = ["finish", "json_text", "keep_reports", "note_stale_signature", "open_bundle", "print_notes"]
+
+
+def open_bundle(path: str) -> Bundle:
+    """Open the bundle or `.onnx` file at `path`, and print on stderr what was repaired in the file."""
+    from relu_deploy.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    print_notes(bundle.path, bundle.notes)
+    return bundle
+
+
+def print_notes(file: Path, notes: Iterable[str]) -> None:
+    """Print notes about `file` on stderr, a line each."""
+    from relu_deploy.reporting.terminal import printable
+
+    for note in notes:
+        print(f"note: {printable(file)}: {printable(note)}", file=sys.stderr)
 
 
 def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable[[], None]) -> int:

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options, add_summary_option
-from relu_deploy.cli.output import finish, keep_reports
+from relu_deploy.cli.options import add_shared_options, add_summary_option, add_timeout_option
+from relu_deploy.cli.output import finish, keep_reports, open_bundle
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, EXIT_UNUSABLE
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -19,11 +19,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `verify` to `parser`."""
     parser.add_argument("path", metavar="PATH")
     parser.add_argument(
-        "--against", metavar="torch|reference|OTHER.onnx", help="the truth (default: torch where its program travels along)"
+        "--against",
+        metavar="torch|reference|OTHER.onnx",
+        help="the truth (default: the graph itself in float64, where export has compared it with PyTorch)",
     )
     parser.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays named after the model's inputs")
     parser.add_argument(
         "--data", metavar="D", help="folder of pictures, FILE.npz or shipped data set (default: the model's own, else random)"
+    )
+    parser.add_argument(
+        "--preprocess-against",
+        type=Path,
+        metavar="FILE.npz",
+        help="compare the preprocessing of the pictures in --data with these arrays, which training code fed",
     )
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="rows of data when no --inputs are given (default 1)")
     parser.add_argument(
@@ -31,6 +39,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="all",
         metavar="none|basic|extended|all",
         help="how far the runtime may rewrite the graph, where it has such a switch (default all, as deployed)",
+    )
+    parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="FINDING",
+        help="report this finding without failing; nan-not-propagated: Relus that return a number for NaN (OpenVINO's do)",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
     parser.add_argument(
@@ -41,11 +56,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_summary_option(parser)
     add_shared_options(parser, "shape", "backend", "seed", "threads", "device", "force")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    from relu_deploy.bundle import Bundle
     from relu_deploy.data.datasets import load_npz
     from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.reporting.ci.github import check_summary, verify_error, write_summary
@@ -61,19 +76,21 @@ def run(options: argparse.Namespace) -> int:
             refuse_existing_file(file, options.force)
     if options.summary:
         check_summary(options.summary, options.force)
-    bundle = Bundle.open(options.path).with_shapes(dict(options.shape)).with_trust(options.trust_source)
+    bundle = open_bundle(options.path).with_shapes(dict(options.shape)).with_trust(options.trust_source)
     with steps(options.quiet) as step:
         report = verify(
             bundle,
-            options.backend or ["onnxruntime-cpu"],
+            options.backend or (),
             feeds=load_npz(options.inputs) if options.inputs else None,
             against=options.against,
             data=options.data,
+            preprocess_against=options.preprocess_against,
             samples=options.samples,
             seed=options.seed,
             threads=options.threads,
             device=options.device,
             optimization=options.optimization,
+            accept=options.accept,
             progress=step,
         )
     result = report.to_json()

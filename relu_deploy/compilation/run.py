@@ -159,6 +159,5 @@ def _copied(bundle: Bundle, target: Path, force: bool) -> Bundle:
             raise InputError(f"{target} already exists and is another model", "choose another name, or replace it with --force")
         return Bundle(there.path, there.manifest, bundle.variant)
     with create_bundle(target, force=force) as folder:
-        bundle.copy_files(folder)
-        seal(folder, bundle.manifest)
+        seal(folder, bundle.copy_files(folder))
     return Bundle(target, Bundle.open(target).manifest, bundle.variant)

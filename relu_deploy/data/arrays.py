@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.resources import memory_size
 from relu_deploy.tensors import Feeds
 
 __all__ = ["load_npz"]
+
+#: share of the memory that arrays may take: a model's inputs are copied at least once
+MOST_MEMORY = 0.5
 
 
 def load_npz(path: Path) -> Feeds:
@@ -21,8 +26,18 @@ def load_npz(path: Path) -> Feeds:
     if not path.is_file():
         raise InputError(f"there is no file {path}", "save the arrays with numpy.savez(FILE, x=array)")
     try:
+        with zipfile.ZipFile(path) as members:
+            unpacked = sum(member.file_size for member in members.infolist())
+        if unpacked > MOST_MEMORY * memory_size():
+            raise InputError(f"{path} unpacks to {unpacked / 1e9:.4g} GB, too much for this machine", "give fewer rows")
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
+        # NumPy returns the bytes of a member that is no array.
+        if no_arrays := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise InputError(f"{path}: {no_arrays[0][:80]!r} is no array", "save it with numpy.savez(FILE, x=array)")
+        return arrays
+    except InputError:
+        raise
     except Exception as error:  # zipfile, pickle and NumPy raise many types of exceptions
         raise InputError(
             f"{path} is not an .npz file of plain arrays: {error}", "save it with numpy.savez(FILE, x=array)"

@@ -121,6 +121,13 @@ def load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
         InputError: If the data have the wrong kind or shape.
         UsageError: If there is no such data set.
     """
+    dataset = _load_dataset(bundle, source)
+    if not len(dataset):
+        raise InputError(f"{source} has no rows", "give at least one picture or row")
+    return dataset
+
+
+def _load_dataset(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
     path = Path(source)
     shipped = {
         file.parent.name: file.parent

@@ -7,7 +7,8 @@
     FILE.onnx                      adopted: checked, shapes inferred, every node named; there is no PyTorch program
 
 The graph is checked afterwards: torch may silently keep a lower opset than the requested one, and each Relu must be found
-in it with the PyTorch module it came from.
+in it with the PyTorch module it came from. Graph and program are evaluated once in float64, and the verdict is stored in the
+manifest with the hashes of both: it makes the graph the truth that the graph and its variants are verified against.
 """
 
 from __future__ import annotations
@@ -16,26 +17,32 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle import Bundle, create_bundle, refuse_existing
-from relu_deploy.data.texts import takes_texts
-from relu_deploy.errors import UsageError, nearest
-from relu_deploy.exporting.options import DEFAULT_OPSET, ExportOptions, InputShape
+from relu_deploy.bundle_files import replace_files
+from relu_deploy.errors import ReluDeployError, UsageError, nearest
+from relu_deploy.exporting.embedding import embed_normalization
+from relu_deploy.exporting.options import DEFAULT_OPSET, NORMALIZATION, ExportOptions, InputShape
+from relu_deploy.exporting.picture_input import chosen_pixels, manifest_preprocess
 from relu_deploy.exporting.pytorch import export_pytorch
 from relu_deploy.exporting.sources import Loaded, load_source
 from relu_deploy.graph import find_relus, io_specs, load_normalized_model, opset_of, save_model, set_input_shapes
 from relu_deploy.graph.batching import batch_axes
+from relu_deploy.graph.model import normalize_model
 from relu_deploy.manifest import MODEL, SCHEMA, seal
+from relu_deploy.preprocessing.description import Preprocess
 from relu_deploy.tasks.metrics import labeled
-from relu_deploy.tensors import TensorSpec
+from relu_deploy.verification.program_verdict import ProgramVerdict, compare_with_program, relus_of_program
 from relu_deploy.version import __version__
 from relu_deploy.zoo.model_recipe import ModelRecipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    import torch
     from torch import nn
 
 __all__ = ["DEFAULT_OPSET", "Exported", "export", "export_source"]
@@ -52,6 +59,9 @@ class Exported:
         relus: Number of Relus among them.
         seconds: Time it took.
         untrained: Whether the weights are random.
+        notes: What was repaired in an `.onnx` source, one sentence each.
+        verdict: On the graph against the PyTorch program; None if they were not compared.
+        not_compared: Why they were not compared, "" if they were.
     """
 
     bundle: Bundle
@@ -60,6 +70,9 @@ class Exported:
     relus: int
     seconds: float
     untrained: bool
+    notes: tuple[str, ...] = ()
+    verdict: ProgramVerdict | None = None
+    not_compared: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of `relu-deploy export --json`."""
@@ -72,6 +85,8 @@ class Exported:
             "inputs": [spec.to_json() for spec in self.bundle.inputs],
             "outputs": [spec.to_json() for spec in self.bundle.outputs],
             "untrained": self.untrained,
+            "program_verdict": None if self.verdict is None else self.verdict.to_json(),
+            "not_compared": self.not_compared,
             "seconds": round(self.seconds, 3),
         }
 
@@ -116,18 +131,22 @@ def export_source(source: nn.Module | str | os.PathLike[str], out: str | os.Path
     refuse_existing(out, chosen.force)
     started = time.perf_counter()
     loaded = _loaded(source, chosen)
-    if chosen.pixels is None and loaded.recipe is not None:
-        chosen = replace(chosen, pixels=loaded.recipe.preprocess)
+    chosen = replace(chosen, pixels=chosen_pixels(chosen, loaded.recipe))
+    verdict, not_compared, made = None, "", None
     with create_bundle(out, force=chosen.force) as folder:
         if loaded.module is None:
-            model = _adopted(Path(str(source)), chosen)
+            model, not_compared = _adopted(Path(str(source)), chosen), "there is no PyTorch program"
         elif chosen.shapes:
             raise UsageError("--shape is for ONNX files", "write it as --input, which gives a PyTorch model its shapes")
         else:
-            model, axes = export_pytorch(loaded, chosen, folder)
-            chosen = replace(chosen, batch_axes={**axes, **chosen.batch_axes})
+            made = export_pytorch(loaded, chosen, folder)
+            model, chosen = made.model, replace(chosen, batch_axes={**made.batch_axes, **chosen.batch_axes})
         save_model(model, folder / MODEL)
         manifest = seal(folder, _manifest(model, loaded, chosen))
+        if made is not None:
+            verdict, not_compared = _compared(Bundle(folder, manifest), made.program, chosen)
+        if verdict is not None:
+            manifest = replace_files(folder, {**manifest, "program_verdict": verdict.to_json()}, {})
     return Exported(
         Bundle(out, manifest),
         opset_of(model),
@@ -135,7 +154,24 @@ def export_source(source: nn.Module | str | os.PathLike[str], out: str | os.Path
         len(find_relus(model)),
         time.perf_counter() - started,
         loaded.recipe is not None and loaded.weights is None,
+        tuple(model.meta.get("notes", ())) if loaded.module is None else (),
+        verdict,
+        not_compared,
     )
+
+
+def _compared(bundle: Bundle, program: torch.export.ExportedProgram, options: ExportOptions) -> tuple[ProgramVerdict | None, str]:
+    """Return the verdict on the graph of `bundle` against `program`, or None and the reason."""
+    if not options.compare:
+        return None, "the comparison was switched off"
+    from relu_deploy.backends.torch.load import program_session
+
+    relus = relus_of_program(bundle)
+    try:
+        with closing(program_session(program, bundle, relus)) as session:
+            return compare_with_program(bundle, session, relus), ""
+    except ReluDeployError as error:
+        return None, error.message
 
 
 def _loaded(source: nn.Module | str | os.PathLike[str], options: ExportOptions) -> Loaded:
@@ -149,7 +185,13 @@ def _adopted(file: Path, options: ExportOptions) -> ir.Model:
         if value:
             raise UsageError(f"{option} needs a PyTorch source; {file} is a finished ONNX graph", f"leave {option} out")
     model = load_normalized_model(file)
-    return set_input_shapes(model, options.shapes) if options.shapes else model
+    model = set_input_shapes(model, options.shapes) if options.shapes else model
+    if not options.embed_preprocess:
+        return model
+    if options.pixels is None:
+        raise UsageError("--embed-preprocess needs to know the normalization", NORMALIZATION)
+    described = manifest_preprocess(options, io_specs(model)[0], embedded=False)
+    return normalize_model(embed_normalization(model, Preprocess.from_json(described or {})), str(file))
 
 
 def _manifest(model: ir.Model, loaded: Loaded, options: ExportOptions) -> dict[str, Any]:
@@ -169,40 +211,26 @@ def _manifest(model: ir.Model, loaded: Loaded, options: ExportOptions) -> dict[s
         "inputs": [spec.to_json() for spec in inputs],
         "outputs": [spec.to_json() for spec in outputs],
         **_recipe_fields(loaded.recipe, options),
+        "preprocess": manifest_preprocess(options, inputs, embedded=options.embed_preprocess),
         "variants": {},
     }
     if options.labels is not None:
         manifest |= labeled(options.labels, outputs, manifest["task"])
-    pixels = manifest["preprocess"]
-    if pixels and not takes_texts(manifest) and inputs and _is_nhwc(inputs[0], len(pixels["mean"])):
-        pixels["layout"] = "NHWC"
     return manifest
 
 
 def _recipe_fields(recipe: ModelRecipe | None, options: ExportOptions) -> dict[str, Any]:
-    pixels, preprocess = options.pixels, None
-    if pixels is not None and "text" in pixels:
-        preprocess = dict(pixels)
-    elif pixels is not None:
-        layout = "NHWC" if options.embed_preprocess else "NCHW"
-        preprocess = {**pixels, "embedded": options.embed_preprocess, "layout": layout}
     if recipe is None:
-        return {"task": None, "labels": None, "preprocess": preprocess, "postprocess": None, "dataset": None}
+        return {"task": None, "labels": None, "postprocess": None, "dataset": None}
     postprocess = dict(recipe.postprocess or {}) or None
     if recipe.task == "detection":
         postprocess = {**(postprocess or {}), "decode": options.decode or "boxes"}
     return {
         "task": recipe.task,
         "labels": list(recipe.labels) if recipe.labels else None,
-        "preprocess": preprocess,
         "postprocess": postprocess,
         "dataset": recipe.dataset,
     }
-
-
-def _is_nhwc(spec: TensorSpec, channels: int) -> bool:
-    """Return whether `spec`, of a finished graph, takes pictures of `channels` channels as NHWC."""
-    return len(spec.shape) == 4 and spec.shape[3] == channels and spec.shape[1] != channels
 
 
 def _versions() -> dict[str, str]:

@@ -10,9 +10,11 @@ from typing import Any
 from relu_deploy.errors import UsageError
 from relu_deploy.tensors import TensorSpec
 
-__all__ = ["DEFAULT_OPSET", "DTYPES", "PUBLISHED", "ExportOptions", "InputShape"]
+__all__ = ["DEFAULT_OPSET", "DTYPES", "NORMALIZATION", "PUBLISHED", "ExportOptions", "InputShape"]
 
 DEFAULT_OPSET = 20
+#: Hint where the normalization of pixels is needed and not known.
+NORMALIZATION = "give it with --preprocess, or with --mean and --std, for instance --mean 0.5 --std 0.25"
 DECODES = ("none", "boxes", "nms")
 #: instead of a weights file: those that torchvision publishes
 PUBLISHED = "published"
@@ -40,13 +42,15 @@ class ExportOptions:
         weights_url: Folder or file that published weights are downloaded from; None for the public server.
         arguments: For the zoo architecture or the callable.
         embed_preprocess: Take uint8 NHWC pictures and normalize them in the graph.
-        pixels: How pixels are normalized (scale, mean, std); known for zoo models.
+        preprocess: How pictures become the input: the name of a preset, a JSON file or its content; known for zoo models.
+        pixels: How pixels are normalized (scale, mean, std), in place of what `preprocess` has.
         decode: For detectors: "none" gives raw head maps, "boxes" decoded boxes and scores, "nms" final detections.
         labels: Names of the classes.
         seed: Of random weights.
         force: Replace an existing bundle.
         name: The model's name in the manifest; taken from the source by default.
         trust_source: Load a `.pt2` file that can run code when it is loaded.
+        compare: Compare the graph with the PyTorch program, both in float64, and store the verdict in the bundle.
     """
 
     inputs: Mapping[str, InputShape] | None = None
@@ -58,6 +62,7 @@ class ExportOptions:
     weights_url: str | None = None
     arguments: Mapping[str, Any] | None = None
     embed_preprocess: bool = False
+    preprocess: str | os.PathLike[str] | Mapping[str, Any] | None = None
     pixels: Mapping[str, Any] | None = None
     decode: str | None = None
     labels: Sequence[str] | None = None
@@ -65,6 +70,7 @@ class ExportOptions:
     force: bool = False
     name: str | None = None
     trust_source: bool = False
+    compare: bool = True
 
     def __post_init__(self) -> None:
         if self.batch != "dynamic" and not (isinstance(self.batch, int) and self.batch >= 1):
@@ -78,7 +84,6 @@ class ExportOptions:
     def for_pytorch_only(self) -> Mapping[str, object]:
         """Return the options that a finished ONNX graph cannot have, by their names on the command line."""
         return {
-            "--embed-preprocess": self.embed_preprocess,
             "--weights": self.weights,
             "--input": self.inputs,
             "--decode": self.decode,

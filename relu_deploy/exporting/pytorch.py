@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import UsageError
 from relu_deploy.exporting.example_inputs import example_inputs, input_specs
-from relu_deploy.exporting.options import ExportOptions, InputShape
+from relu_deploy.exporting.options import NORMALIZATION, ExportOptions, InputShape
 from relu_deploy.exporting.programs import keeps_shapes, picture_examples, program_examples, program_inputs
 from relu_deploy.exporting.sources import Loaded
 from relu_deploy.exporting.torch_to_onnx import Names, program_to_onnx, save_program, trace
 from relu_deploy.manifest import SOURCE
+from relu_deploy.preprocessing.description import Preprocess
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -22,14 +24,26 @@ if TYPE_CHECKING:
 
     from relu_deploy.zoo.model_recipe import ModelRecipe
 
-__all__ = ["export_pytorch"]
+__all__ = ["ExportedProgram", "export_pytorch"]
 
 
-def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> tuple[ir.Model, dict[str, int | None]]:
-    """Write the program of a loaded source into `folder`.
+@dataclass(frozen=True)
+class ExportedProgram:
+    """A program that was exported.
 
-    Returns:
-        Its checked graph, and the batch axis of each input that was traced with a fixed batch: the graph does not tell.
+    Attributes:
+        program: The program, as it was written to the folder.
+        model: Its checked graph.
+        batch_axes: The batch axis of each input that was traced with a fixed batch: the graph does not tell.
+    """
+
+    program: torch.export.ExportedProgram
+    model: ir.Model
+    batch_axes: dict[str, int | None]
+
+
+def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> ExportedProgram:
+    """Write the program of a loaded source into `folder`, and return it with its graph.
 
     Raises:
         InputError: If torch cannot trace or write the model.
@@ -38,7 +52,8 @@ def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> tupl
     program, inputs, axes = _program(loaded, options)
     save_program(program, folder / SOURCE)
     names = Names(inputs, _output_names(loaded.recipe, options.decode), only_batch_varies=loaded.program is None)
-    return program_to_onnx(program, names, options.opset), {} if options.batch == "dynamic" else axes
+    model = program_to_onnx(program, names, options.opset)
+    return ExportedProgram(program, model, {} if options.batch == "dynamic" else axes)
 
 
 def _program(
@@ -90,11 +105,9 @@ def _with_steps(loaded: Loaded, options: ExportOptions) -> nn.Module:
         if pixels is not None and "text" in pixels:
             raise UsageError(f"--embed-preprocess: {loaded.name} takes bytes and decodes them itself", "leave it out")
         if pixels is None:
-            raise UsageError(
-                "--embed-preprocess needs to know the normalization",
-                "give it with --mean and --std, for instance --mean 0.5 --std 0.25",
-            )
-        module = PixelsIn(module, pixels["scale"], pixels["mean"], pixels["std"])
+            raise UsageError("--embed-preprocess needs to know the normalization", NORMALIZATION)
+        steps = Preprocess.from_json(pixels)
+        module = PixelsIn(module, steps.scale, steps.mean or (0.0,), steps.std or (1.0,), bgr=steps.color == "BGR")
     return module
 
 

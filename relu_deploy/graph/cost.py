@@ -23,7 +23,7 @@ from relu_deploy.graph.shape_inference import infer_shapes
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Cost", "count_cost"]
+__all__ = ["Cost", "CostCounter", "count_cost", "sized_graph"]
 
 FREE = frozenset(
     [
@@ -80,10 +80,8 @@ def count_cost(model: ir.Model, batch: int = 1) -> Cost:
     The branch of an If that costs most counts. A Loop or Scan body counts once for each iteration where the graph fixes
     their number; otherwise it counts as unknown.
     """
-    axes = input_batch_axes(model)
-    names = {_name(value, axes[str(value.name)]) for value in model.graph.inputs if axes.get(str(value.name)) is not None}
-    sized = model if _is_sized(model, names) else _with_batch(model, axes, batch)
-    counter = _Counter(batch, names)
+    sized, counter = sized_graph(model, batch)
+    names = counter.batch_names
     flops, moved = counter.graph(sized.graph)
     tensors = _constants(model)
     parameters = sum(int(tensor.size) for tensor in tensors)
@@ -97,6 +95,14 @@ def count_cost(model: ir.Model, batch: int = 1) -> Cost:
     }
     symbols = tuple(sorted(str(name) for name in varying - names)) if counter.unknown else ()
     return Cost(flops, moved, parameters, batch, tuple(counter.unknown), compulsory, symbols)
+
+
+def sized_graph(model: ir.Model, batch: int = 1) -> tuple[ir.Model, CostCounter]:
+    """Return `model` with all sizes that can be inferred for a batch size, and what counts the cost of its nodes."""
+    axes = input_batch_axes(model)
+    names = {_name(value, axes[str(value.name)]) for value in model.graph.inputs if axes.get(str(value.name)) is not None}
+    sized = model if _is_sized(model, names) else _with_batch(model, axes, batch)
+    return sized, CostCounter(batch, names)
 
 
 def _name(value: ir.Value, axis: int | None) -> str | None:
@@ -160,8 +166,14 @@ def _bytes_of(elements: int, dtype: ir.DataType | None) -> int:
 
 
 @dataclass
-class _Counter:
-    """Counts nodes. batch_names: the names of the batch dimension. unknown: nodes that were not counted."""
+class CostCounter:
+    """Counts the cost of nodes.
+
+    Attributes:
+        batch: Rows.
+        batch_names: Names of the batch dimension.
+        unknown: Names of the nodes that were not counted.
+    """
 
     batch: int
     batch_names: set[str | None]
@@ -171,24 +183,27 @@ class _Counter:
         """Return operations and bytes moved of the nodes of `graph` and of the bodies inside it."""
         flops = moved = 0
         for node in graph:
-            if node.op_type in ("Constant", "ConstantOfShape"):
-                continue
-            bodies = [self.graph(body) for _, body in bodies_of(node)]
-            if bodies:
-                times = self.iterations(node)
-                if times is None:
-                    self.unknown.append(str(node.name))
-                    continue
-                flops += times * max(each[0] for each in bodies)
-                moved += times * max(each[1] for each in bodies)
-                continue
-            values = [value for value in (*node.outputs, *node.inputs) if value is not None and value.name]
-            if any(self.shape(value) is None for value in values):
-                self.unknown.append(str(node.name))
-                continue
-            flops += self.flops(node)
-            moved += sum(self.nbytes(value) for value in values)
+            operations, size = self.node(node)
+            flops += operations
+            moved += size
         return flops, moved
+
+    def node(self, node: ir.Node) -> tuple[int, int]:
+        """Return operations and bytes moved of `node` and of the bodies inside it."""
+        if node.op_type in ("Constant", "ConstantOfShape"):
+            return 0, 0
+        bodies = [self.graph(body) for _, body in bodies_of(node)]
+        if bodies:
+            times = self.iterations(node)
+            if times is None:
+                self.unknown.append(str(node.name))
+                return 0, 0
+            return times * max(each[0] for each in bodies), times * max(each[1] for each in bodies)
+        values = [value for value in (*node.outputs, *node.inputs) if value is not None and value.name]
+        if any(self.shape(value) is None for value in values):
+            self.unknown.append(str(node.name))
+            return 0, 0
+        return self.flops(node), sum(self.nbytes(value) for value in values)
 
     def iterations(self, node: ir.Node) -> int | None:
         """Return how often the body of `node` runs, None where that is not known."""

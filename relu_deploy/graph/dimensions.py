@@ -96,10 +96,27 @@ def set_input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir
     for value in inputs.values():
         if value.shape is not None:
             value.shape = ir.Shape([dim if isinstance(dim, int) else sizes.get(str(dim.value), dim.value) for dim in value.shape])
+    recorded = {value: value.shape for value in fixed.graph.outputs}
     error = _infer(fixed)
+    for value, shape in recorded.items():
+        if shape is not None:
+            value.shape = _merged(
+                value.shape, [dim if isinstance(dim, int) else sizes.get(str(dim.value), dim.value) for dim in shape]
+            )
     if error:
         raise InputError(f"the graph does not accept these input shapes: {error}", "give other sizes with --shape")
     return fixed
+
+
+def _merged(inferred: ir.Shape | None, recorded: Sequence[int | str | None]) -> ir.Shape:
+    """Return what is inferred about a shape and, where inference does not reach, what the file records."""
+    import onnx_ir as ir
+
+    if inferred is None:
+        return ir.Shape(recorded)
+    if len(inferred) != len(recorded):
+        return inferred
+    return ir.Shape([dim if isinstance(dim, int) else known for dim, known in zip(inferred, recorded, strict=True)])
 
 
 def infer_sizes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[str, list[int | None]] | None:

@@ -10,16 +10,17 @@ import os
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.propagation import infer_with_values
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check_resources", "memory_limit", "set_memory_limit"]
+__all__ = ["check_resources", "memory_limit", "memory_size", "set_memory_limit"]
 
 #: a tensor is held in float32 and, more than once, in float64: the share of the memory that one may take by default
 DEFAULT_SHARE = 1 / 16
 #: where the size of the memory is unknown
-DEFAULT_LIMIT = 2**31
+DEFAULT_MEMORY = 2**35
 #: operators whose result may be much larger than what they read
 GROWING = frozenset(
     [
@@ -44,12 +45,15 @@ _limit: list[int] = []
 
 def memory_limit() -> int:
     """Return the most bytes that one tensor of a graph may have."""
-    if _limit:
-        return _limit[0]
+    return _limit[0] if _limit else int(memory_size() * DEFAULT_SHARE)
+
+
+def memory_size() -> int:
+    """Return the bytes of this machine's memory, a guess where the system does not say."""
     try:
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * DEFAULT_SHARE)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
-        return DEFAULT_LIMIT
+        return DEFAULT_MEMORY
 
 
 def set_memory_limit(limit: int | None) -> None:
@@ -62,11 +66,9 @@ def check_resources(proto: onnx.ModelProto, where: str) -> None:
     _check_values([*proto.graph.input, *proto.graph.value_info, *proto.graph.output], where)
     if not any(node.op_type in GROWING for node in proto.graph.node):
         return
-    import onnx
-
     light = _without_weights(proto)
     try:
-        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        inferred = infer_with_values(light)
     except Exception:  # a graph that inference does not accept is refused elsewhere, with its reason
         return
     _check_values([*inferred.graph.value_info, *inferred.graph.output], where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from relu_deploy.graph.bodies import bodies_of, iterate_nodes
+from relu_deploy.graph.propagation import infer_with_values
 from relu_deploy.graph.weights import to_proto_without_weights
 
 if TYPE_CHECKING:
@@ -24,11 +25,9 @@ def infer_shapes(model: ir.Model, *, strict: bool = False) -> None:
     Raises:
         onnx.shape_inference.InferenceError: If `strict` and the shapes do not fit. The model is unchanged then.
     """
-    import onnx
-
     try:
         proto = to_proto_without_weights(model)
-        inferred = onnx.shape_inference.infer_shapes(proto, check_type=strict, strict_mode=strict, data_prop=True)
+        inferred = infer_with_values(proto, check_type=strict, strict_mode=strict)
     except Exception:
         # Without `strict` a graph that onnx does not accept keeps what it records.
         if strict:

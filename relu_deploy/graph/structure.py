@@ -4,8 +4,8 @@ The checks take linear time and do not recurse, so that a hostile file costs no 
 
     graphs      have outputs, and nest at most `MAX_DEPTH` deep
     links       each tensor that is read exists, each is computed once, no node depends on itself
-    nodes       have an operator type, as many inputs and outputs as the operator takes, its required attributes, and sizes
-                (group, strides, dilations, kernel_shape) that are positive
+    nodes       have an operator type, as many inputs and outputs as the operator takes, its required attributes,
+                attributes of the right types, and sizes (group, strides, dilations, kernel_shape) that are positive
     tensors     have a known type, no negative dimension, and as many bytes as their shape says
     types       of inputs are known, with at most `MAX_RANK` dimensions
 """
@@ -226,6 +226,7 @@ class _Arity(NamedTuple):
     inputs: tuple[int, int]
     outputs: tuple[int, int]
     required: tuple[str, ...]
+    types: dict[str, int]
 
 
 def _check_node(node: onnx.NodeProto, versions: dict[str, int], functions: set[tuple[str, str]]) -> None:
@@ -250,6 +251,8 @@ def _check_node(node: onnx.NodeProto, versions: dict[str, int], functions: set[t
             raise _Broken(f"the {_called(node)} lacks the attribute {missing!r}")
     for attribute in node.attribute:
         _check_attribute(node, attribute)
+        if arity is not None and attribute.type != arity.types.get(attribute.name, attribute.type):
+            raise _Broken(f"the attribute {attribute.name!r} of the {_called(node)} has the wrong type")
 
 
 def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
@@ -287,7 +290,8 @@ def _arity(op_type: str, domain: str, version: int) -> _Arity | None:
     except onnx.defs.SchemaError:
         return None
     required = tuple(name for name, attribute in schema.attributes.items() if attribute.required)
-    return _Arity((schema.min_input, schema.max_input), (schema.min_output, schema.max_output), required)
+    types = {name: int(attribute.type.value) for name, attribute in schema.attributes.items()}
+    return _Arity((schema.min_input, schema.max_input), (schema.min_output, schema.max_output), required, types)
 
 
 def _called(node: onnx.NodeProto) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import Dataset
 from relu_deploy.errors import InputError
-from relu_deploy.optimization.confidence import SCORE_THRESHOLD, ConfidenceMeter
+from relu_deploy.optimization.confidence import SCORE_THRESHOLD, Confidence, ConfidenceMeter
 from relu_deploy.tasks.metrics import Metric, score
 from relu_deploy.tasks.segmentation import classes_of_pixels
 from relu_deploy.tensors import Array, Feeds
@@ -97,6 +97,18 @@ class AccuracyEvaluator:
     @property
     def max_drop(self) -> float:
         return MAX_DROP[self.before.name]
+
+    def measure(self, run: Run) -> tuple[Metric, Confidence | None]:
+        """Return the score and the confidence of the candidate behind `run`; None for outputs without confidence."""
+        if self.meter is None or self.meter.before is None:
+            return self.score(run), None
+        recording = self.meter.recording(run)
+        return self.score(recording), recording.confidence()
+
+    def shift(self, confidence: Confidence | None) -> float | None:
+        """Return the shift of the mean confidence from the float32 model's, None where there is none."""
+        before = self.meter.before if self.meter else None
+        return None if before is None or confidence is None else confidence.mean - before.mean
 
     def score(self, run: Run) -> Metric:
         """Return the score of the candidate behind `run`, of the metric that `before` is of."""

@@ -12,8 +12,10 @@ from relu_deploy.optimization.confidence import SCORE_THRESHOLD
 
 #: with `auto`, the method with the best accuracy is kept
 CHOICES = (*METHODS, "auto")
+#: what `auto` compares candidates by
+OBJECTIVES = ("latency", "throughput")
 
-__all__ = ["OptimizeOptions"]
+__all__ = ["OBJECTIVES", "OptimizeOptions"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class OptimizeOptions:
         compact: Whether to remove channels that provably never act.
         allow_observed: Whether to remove channels that never acted on the data, too.
         threads: Threads of the runtime; 0 takes its default.
+        minimize: What `auto` compares candidates by: "latency", with 1 row in a run, or "throughput", with 8, unless `batch` is
+            given. Of two candidates the one that takes less time for a run is better in both.
+        batch: Rows in a run that `auto` times; 0 for the default.
+        accept: Findings of the verification that do not fail a variant, as for `verify`.
         seed: Seed of the random inputs that are used where there is no data.
     """
 
@@ -58,6 +64,9 @@ class OptimizeOptions:
     compact: bool = False
     allow_observed: bool = False
     threads: int = 0
+    minimize: str = "latency"
+    batch: int = 0
+    accept: Sequence[str] = ()
     seed: int = 0
 
     def check(self) -> None:
@@ -74,5 +83,11 @@ class OptimizeOptions:
             raise UsageError(f"there is no calibration method {self.method!r}", nearest(self.method, CHOICES))
         if self.weight_bits not in (None, 7, 8):
             raise UsageError(f"--weight-bits must be 7 or 8, not {self.weight_bits}", "7 is for x86 processors without VNNI")
+        if self.minimize not in OBJECTIVES:
+            raise UsageError(
+                f"--minimize {self.minimize!r} is neither latency nor throughput", nearest(self.minimize, OBJECTIVES)
+            )
+        if self.batch < 0:
+            raise UsageError(f"--batch must be at least 1, not {self.batch}", "for instance --batch 8")
         if self.allow_observed and not self.compact:
             raise UsageError("--allow-observed goes with --compact", "add --compact")

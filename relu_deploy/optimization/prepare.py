@@ -1,6 +1,7 @@
 """The float32 graph that every precision starts from, and what its tensors look like on the calibration data.
 
-Batch norms are folded, means over space are pools, the operator set is as new as the precision needs. On request channels that never act are removed
+Branches whose condition is constant are inlined, batch norms are folded, means over space are pools, the operator set is as
+new as the precision needs. On request channels that never act are removed
 (`graph.pruning.prune`) and neighboring layers are equalized (`graph.quantization.equalization`). The answers must stay those of the model: where
 more than folding was done, every Relu and output is held against the original's float64 truth.
 """
@@ -20,6 +21,7 @@ from relu_deploy.data.datasets import declared_range
 from relu_deploy.errors import ReluDeployError, UsageError
 from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import count_cost, find_relus, load_model, normalize_model, precision_of, save_model
+from relu_deploy.graph.constant_branches import inline_constant_branches
 from relu_deploy.graph.opset import raise_opset
 from relu_deploy.graph.pruning.prune import PruningReport, prune_model
 from relu_deploy.graph.quantization.cast_precision import range_reasons
@@ -115,7 +117,8 @@ def prepare(
         return _retargeted(original, target, options, data)
     if precision != "float32":
         raise UsageError(f"{bundle.onnx} is in {precision} already", "optimize the float32 model that it was made from")
-    model = pool_spatial_means(fold_batch_norms(raise_opset(original, max(OPSETS.get(name, 0) for name in precisions))))
+    raised = raise_opset(original, max(OPSETS.get(name, 0) for name in precisions))
+    model = pool_spatial_means(fold_batch_norms(inline_constant_branches(raised)))
     check_patterns((original, model), options.exclude)
     pruning = equalization = None
     if options.compact:

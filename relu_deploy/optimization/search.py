@@ -99,17 +99,12 @@ class CandidateRunner:
 
     def measure(self, model: ir.Model) -> tuple[Metric, Confidence | None]:
         """Return the accuracy and the confidence of `model`."""
-        meter = self.evaluator.meter
         with self.target.session(model, threads=self.threads) as session:
-            if meter is None or meter.before is None:
-                return self.evaluator.score(session.run), None
-            recording = meter.recording(session.run)
-            return self.evaluator.score(recording), recording.confidence()
+            return self.evaluator.measure(session.run)
 
     def shift(self, confidence: Confidence | None) -> float | None:
         """Return the shift of the mean confidence from the float32 model's, None where there is none."""
-        before = self.evaluator.meter.before if self.evaluator.meter else None
-        return None if before is None or confidence is None else confidence.mean - before.mean
+        return self.evaluator.shift(confidence)
 
     def answers(self, model: ir.Model) -> Mapping[str, Array]:
         """Return the outputs of `model` on a few rows."""

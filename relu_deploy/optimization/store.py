@@ -48,13 +48,13 @@ def store(
     if in_place:
         return bundle.update(files, variants=variants)
     with create_bundle(Path(str(out)), force=force) as folder:
-        bundle.copy_files(folder)
+        manifest = bundle.copy_files(folder)
         # `create_bundle` holds the lock on the folder, which `update` would wait for.
         for name, content in files.items():
             file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content.encode() if isinstance(content, str) else content)
-        seal(folder, {**bundle.manifest, "variants": variants})
+        seal(folder, {**manifest, "variants": {**manifest["variants"], **variants}})
     return Bundle.open(Path(str(out)))
 
 
@@ -70,7 +70,7 @@ def _adopted(bundle: Bundle, report: OptimizeReport, out: Path, force: bool, pag
 def _contents(
     bundle: Bundle, report: OptimizeReport, pages: Mapping[str, str] | None
 ) -> tuple[dict[str, bytes | str], dict[str, Any]]:
-    """Return the files to add to `bundle`, by path inside it, and the manifest's new list of variants."""
+    """Return the files to add to `bundle`, by path inside it, and the manifest's entry of the variant by its name."""
     name, checked_against = report.variant, MODEL
     file = f"{VARIANTS}/{name}.onnx"
     models: dict[str, bytes] = {}
@@ -93,6 +93,7 @@ def _contents(
         "evidence": fields["evidence"],
         "float32_nodes": len(report.fallbacks),
     }
-    variants = {**bundle.manifest["variants"], name: entry}
+    if report.backend:
+        entry |= {"backend": report.backend, "settings": dict(report.settings)}
     summary = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return {**models, **(pages or {}), f"reports/optimize-{name}.json": summary}, variants
+    return {**models, **(pages or {}), f"reports/optimize-{name}.json": summary}, {name: entry}

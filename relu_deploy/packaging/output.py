@@ -121,6 +121,5 @@ def copy_bundle(bundle: Bundle, folder: Path) -> Path:
         copy_graph(bundle.onnx, folder / bundle.path.name)
         return folder / bundle.path.name
     target = folder / f"{bundle.path.name.removesuffix('.rdb')}.rdb"
-    bundle.copy_files(target, without=(SOURCE, MANIFEST))
-    seal(target, bundle.manifest)
+    seal(target, bundle.copy_files(target, without=(SOURCE, MANIFEST)))
     return target / bundle.onnx.relative_to(bundle.path) if bundle.variant else target

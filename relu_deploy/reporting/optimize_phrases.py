@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from relu_deploy.reporting.candidate_phrases import kernels_of
 from relu_deploy.reporting.phrases import count_of
 
-__all__ = ["accuracy_of", "confidence_of", "preparation_of", "size_of", "speed_of", "verification_of"]
+__all__ = ["accuracy_of", "confidence_of", "preparation_of", "runtime_of", "size_of", "speed_of", "verification_of"]
 
 Result = Mapping[str, Any]
 
@@ -75,6 +76,14 @@ def verification_of(result: Result) -> str:
         f"{total - passed} of {count_of(total, 'Relu')} {'differs' if total == 1 else 'differ'} from the float32 graph "
         f"by more than the precision explains{first}{reason}"
     )
+
+
+def runtime_of(result: Result) -> str:
+    """Return the backend that the variant runs on unless another one is named, with its settings and kernels."""
+    settings = ", ".join(f"{name}={value}" for name, value in result["settings"].items())
+    chosen = next((one for one in result["auto"]["candidates"] if one["outcome"] == "chosen"), None)
+    kernels = "" if chosen is None or not kernels_of(chosen) else f"; kernels: {kernels_of(chosen)}"
+    return f"{result['backend']}" + (f" with {settings}" if settings else "") + kernels
 
 
 def preparation_of(result: Result) -> Iterator[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["count_of", "shapes_of"]
+__all__ = ["count_of", "first_names", "program_verdict", "shapes_of"]
+
+#: names that one line lists
+LISTED = 3
 
 
 def count_of(count: int, noun: str, plural: str = "") -> str:
@@ -26,3 +29,20 @@ def shapes_of(inputs: Mapping[str, Any]) -> str:
         inputs: The field `inputs` of what `verify --json` writes.
     """
     return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs["shapes"].items())
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are: "conv1, conv2, conv3 and 4 more"."""
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+
+
+def program_verdict(verdict: Mapping[str, Any]) -> str:
+    """Return in words what `export` found when it compared a graph with its PyTorch program."""
+    compared = f"{count_of(verdict['relus'], 'Relu')} and {count_of(verdict['outputs'], 'output')}"
+    if not verdict["passed"]:
+        return f"the graph differs from its PyTorch program: at {verdict['first_divergence']}, of {compared}"
+    made_by = verdict["made_by"]
+    return (
+        f"the graph agrees with its PyTorch program: {compared}, error ratio {verdict['error_ratio'] or 0:.3g} at most "
+        f"(compared by export, with torch {made_by.get('torch', 'unknown')})"
+    )

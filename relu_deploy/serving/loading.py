@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from relu_deploy.backends import Session, load
+from relu_deploy.backends import Session, backend_for, load
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, Unsupported
 from relu_deploy.graph import load_model
@@ -34,7 +34,7 @@ class ModelOptions:
     """How every model of a server is run.
 
     Attributes:
-        backend: Its name.
+        backend: Its name, "" for the one that each model was optimized for, see `backend_of`.
         threads: Of one session, 0 for the backend's default.
         device: Index of the GPU.
         limits: Of each model's queue.
@@ -43,13 +43,17 @@ class ModelOptions:
         signature_key: Public key; models that are not signed by it are refused. None accepts all.
     """
 
-    backend: str = "onnxruntime-cpu"
+    backend: str = ""
     threads: int = 0
     device: int = 0
     limits: Limits = field(default_factory=Limits)
     deadline: float | None = None
     allow_nan: bool = False
     signature_key: Path | None = None
+
+    def backend_of(self, bundle: Bundle) -> str:
+        """Return the name of the backend of one model."""
+        return self.backend or backend_for(bundle)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def load_warm(bundle: Bundle, options: ModelOptions) -> Loaded:
     unnamed = [spec for spec in (*bundle.inputs, *bundle.outputs) if spec.dtype not in DATATYPES]
     if unnamed:
         raise InputError(f"{bundle.path}: {unnamed[0]} has a type that the protocol does not have", "serve a model without it")
+    for note in bundle.notes:
+        log.warning("%s: %s", bundle.path, note)
     session = load(bundle, options.backend, threads=options.threads, device=options.device, spin=False)
     try:
         ranges = integer_ranges(load_model(bundle.onnx))
@@ -97,7 +103,7 @@ def load_warm(bundle: Bundle, options: ModelOptions) -> Loaded:
         if isinstance(error, ReluDeployError):
             raise
         raise Unsupported(
-            f"{options.backend} loads {bundle.path}, but cannot run it: {' '.join(str(error).split())[:300]}",
+            f"{options.backend_of(bundle)} loads {bundle.path}, but cannot run it: {' '.join(str(error).split())[:300]}",
             "relu-deploy verify --backend reference runs any graph",
         ) from error
     if reason:

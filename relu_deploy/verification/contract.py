@@ -1,7 +1,7 @@
 """The Relu contract: what the output of every Relu satisfies, whatever its input.
 
 Nothing negative; nothing above the bound of a ReLU6; zero exactly where the truth is zero, beyond noise; a NaN that comes in
-comes out.
+comes out, unless `NAN_NOT_PROPAGATED` is accepted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from relu_deploy.verification.verdict import LIMITS
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Contract", "check_contract", "feeds_of_nan", "nan_is_kept"]
+__all__ = ["NAN_NOT_PROPAGATED", "Contract", "check_contract", "feeds_of_nan", "nan_is_kept"]
 
+#: the finding that Relus return a number for NaN, as those of OpenVINO do; `verify` can accept it
+NAN_NOT_PROPAGATED = "nan-not-propagated"
 #: operators through which an all-NaN input stays all NaN by IEEE 754, so that a Relu behind them must receive one
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "BatchNormalization", "Identity", "Concat", "Reshape"}
 LINEAR |= {"Flatten", "Transpose", "Dropout", "Relu", "Clip", "GlobalAveragePool", "AveragePool", "ReduceMean"}
@@ -36,6 +38,7 @@ class Contract:
         nan_kept: None when no NaN could be brought before it.
         sparsity: Share of zeros.
         dead: Channels (axis 1) that are zero everywhere on these inputs.
+        accepts_lost_nan: A NaN that is not kept does not break the contract.
     """
 
     minimum: float
@@ -46,6 +49,7 @@ class Contract:
     sparsity: float
     dead: int
     channels: int
+    accepts_lost_nan: bool = False
 
     @property
     def broken(self) -> str:
@@ -57,7 +61,7 @@ class Contract:
         if self.mask_errors:
             noun, verb = ("element", "is") if self.mask_errors == 1 else ("elements", "are")
             return f"{self.mask_errors} {noun} {verb} zero where the truth is not, or the other way round"
-        return "swallows NaN" if self.nan_kept is False else ""
+        return "swallows NaN" if self.nan_kept is False and not self.accepts_lost_nan else ""
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from relu_deploy.verification.contract import check_contract
+from relu_deploy.verification.contract import NAN_NOT_PROPAGATED, check_contract
 from relu_deploy.verification.engine.audit import AuditReport
 from relu_deploy.verification.invariants import check_invariance
 from relu_deploy.verification.locating.fault import Fault
@@ -18,6 +18,10 @@ from relu_deploy.verification.truth import Truth
 from relu_deploy.verification.verdict import LIMITS, SINGLE, Comparison, compare
 
 __all__ = ["compare_outputs", "judge"]
+
+
+#: Relus that a note names
+NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
         noise = truth.noise_floor.get(relu.output, 0.0)
         single = truth.single.get(relu.output, SINGLE * noise)
         contract = check_contract(relu, got, true, single, truth.precision, nan_kept.get(relu.output))
+        contract = replace(contract, accepts_lost_nan=NAN_NOT_PROPAGATED in plan.accepted)
         comparison = (
             None if true is None else compare(got, true, noise, LIMITS[truth.precision], truth.undecided.get(relu.output))
         )
@@ -86,7 +91,9 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
     if idle:
         notes.append(f"{_relus(idle, reports)} not run on this input: in a branch that was not taken")
     if hidden:
-        notes.append(f"{_relus(hidden, reports)} not been observed: inside a body that cannot show its tensors")
+        names = [report.relu.node for report in reports if not report.relu.observable]
+        listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        notes.append(f"{_relus(hidden, reports)} not been observed: inside a body that cannot show its tensors ({listed})")
     if tapped.sessions > 1:
         notes.append(f"tapping all Relus at once changed the outputs: they were spread over {tapped.sessions} sessions")
     return _ReluVerdicts(reports, len(tapped.as_deployed) == len(tapped.values), "; ".join(notes))

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -23,6 +21,7 @@ from relu_deploy.backends.base import Seen, TruthSession
 from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
+from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import Relu, load_model, save_model
 from relu_deploy.graph.shape_inference import infer_shapes
 from relu_deploy.tensors import Array, Feeds
@@ -138,8 +137,8 @@ def replaced(bundle: Bundle, pinned: PinnedNodes) -> Iterator[Bundle]:
     """Yield a graph with replacements, for as long as the block lasts."""
     model = load_model(bundle.onnx)
     _replace(model, pinned)
-    with TemporaryDirectory(prefix="relu-deploy-pinned-") as folder:
-        path = Path(folder) / f"{bundle.name}.onnx"
+    with temporary_folder("pinned") as folder:
+        path = folder / f"{bundle.name}.onnx"
         save_model(model, path)
         yield Bundle.open(path)
 
@@ -172,6 +171,9 @@ def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
     kept = {id(value) for value in graph.outputs}
     while unread := [n for n in graph if not any(value.uses() or id(value) in kept for value in n.outputs)]:
         graph.remove(unread, safe=False)
+    for name in [name for name, value in graph.initializers.items() if not value.uses() and id(value) not in kept]:
+        # ONNX Runtime warns about each weight that nothing reads any more.
+        del graph.initializers[name]
 
 
 def _last_evaluated(model: ir.Model, removed: AbstractSet[str], known: AbstractSet[str]) -> list[ir.Value]:

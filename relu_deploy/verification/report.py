@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.graph import Relu
-from relu_deploy.verification.contract import Contract
+from relu_deploy.records import JsonRecord
+from relu_deploy.verification.contract import NAN_NOT_PROPAGATED, Contract
 from relu_deploy.verification.execution import ExecutionReport
 from relu_deploy.verification.invariants import Check
 from relu_deploy.verification.locating.fault import Fault
+from relu_deploy.verification.preprocess.report import PreprocessReport
 from relu_deploy.verification.verdict import LIMITS, Comparison
 
 if TYPE_CHECKING:
     from relu_deploy.verification.engine.audit import AuditReport
 
-__all__ = ["BackendReport", "ReluReport", "VerifyReport"]
+__all__ = ["BackendReport", "Finding", "ReluReport", "VerifyReport"]
 
 #: fields of a `Comparison` where there was nothing to compare with
 NOT_COMPARED = {"max_abs": None, "max_ulp": None, "error_ratio": None, "relative_error": None, "reason": "not compared"}
@@ -68,6 +70,21 @@ class ReluReport:
 
 
 @dataclass(frozen=True)
+class Finding(JsonRecord):
+    """A difference in the treatment of special values, which `verify` can accept.
+
+    Attributes:
+        kind: "nan-not-propagated".
+        accepted: It does not fail the backend.
+        detail: What was found, in one sentence.
+    """
+
+    kind: str
+    accepted: bool
+    detail: str
+
+
+@dataclass(frozen=True)
 class BackendReport:
     """The verdict on one backend.
 
@@ -101,9 +118,32 @@ class BackendReport:
         return not self.faults and all(verdict is not False for verdict in (*verdicts, *(check.passed for check in self.checks)))
 
     @property
+    def findings(self) -> list[Finding]:
+        """Return how the backend treats special values where it differs from IEEE 754."""
+        contracts = [report.contract for report in self.relus if report.contract is not None]
+        lost = [contract for contract in contracts if contract.nan_kept is False]
+        if not lost:
+            return []
+        checked = sum(contract.nan_kept is not None for contract in contracts)
+        detail = f"NaN is not propagated: {len(lost)} of {checked} Relus that it reached return a number for NaN"
+        return [Finding(NAN_NOT_PROPAGATED, lost[0].accepts_lost_nan, detail)]
+
+    @property
     def first_divergence(self) -> str | None:
         """Return the name of the first node at fault."""
         return self.faults[0].node if self.faults else None
+
+    def differing(self) -> list[str]:
+        """Return the tensors whose numbers differ: `failing` without Relus that fail only because they lose NaN."""
+        agreeing = {
+            report.relu.output
+            for report in self.relus
+            if report.comparison is not None
+            and report.comparison.passed
+            and report.contract is not None
+            and not replace(report.contract, accepts_lost_nan=True).broken
+        }
+        return [name for name in self.failing() if name not in agreeing]
 
     def failing(self) -> list[str]:
         """Return the tensors that differ: Relus in the order of the graph, then outputs."""
@@ -118,6 +158,7 @@ class BackendReport:
             "faults": [fault.to_json() for fault in self.faults],
             "as_deployed": self.as_deployed,
             "delivered": self.execution.to_json(),
+            "findings": [finding.to_json() for finding in self.findings],
             "checks": [check.to_json() for check in self.checks],
             "facts": dict(self.facts),
             "note": self.note,
@@ -137,6 +178,9 @@ class VerifyReport:
         inputs: Where the inputs came from, and their shapes.
         random: The nodes that draw random numbers: each was replaced by one draw, everywhere the same.
         unknown: The nodes that the truth does not know, with their operators: their results were taken from a runtime.
+        preprocess: The comparison of the preprocessing with arrays, None without arrays.
+        program_verdict: What `export` found when it compared the model's graph with its PyTorch program, if the bundle has
+            that verdict on its files; see `ProgramVerdict`.
     """
 
     model: str
@@ -147,11 +191,13 @@ class VerifyReport:
     seconds: float
     random: Sequence[str] = ()
     unknown: Sequence[tuple[str, str]] = ()
+    preprocess: PreprocessReport | None = None
+    program_verdict: Mapping[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
-        """Return whether every backend passed."""
-        return all(report.passed for report in self.backends)
+        """Return whether every backend passed, and the preprocessing agrees with the arrays that it was compared with."""
+        return all(report.passed for report in self.backends) and (self.preprocess is None or self.preprocess.passed)
 
     @property
     def as_requested(self) -> bool:
@@ -168,6 +214,7 @@ class VerifyReport:
             "schema": "relu-deploy/verify/1",
             "model": self.model,
             "against": self.against,
+            "program_verdict": None if self.program_verdict is None else dict(self.program_verdict),
             "precision": self.precision,
             "limit": LIMITS[self.precision],
             "passed": self.passed,
@@ -177,5 +224,6 @@ class VerifyReport:
             "random_nodes": list(self.random),
             "unknown_nodes": [{"node": node, "operator": operator} for node, operator in self.unknown],
             "backends": [report.to_json() for report in self.backends],
+            **({} if self.preprocess is None else {"preprocess": self.preprocess.to_json()}),
             "seconds": round(self.seconds, 3),
         }

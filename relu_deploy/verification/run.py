@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
-from relu_deploy.backends import OPTIMIZATIONS, capabilities, require
+from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, require, stored_settings
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import ReluDeployError, UsageError
+from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.graph import load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.comparable import comparable
+from relu_deploy.verification.contract import NAN_NOT_PROPAGATED
 from relu_deploy.verification.invariants import check_invariance, confirm_by_truth, run_invariance_checks
 from relu_deploy.verification.judge import judge
 from relu_deploy.verification.locating.backend_faults import BackendUnderTest, locate_on_backend
@@ -27,6 +28,7 @@ from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.locating.graph_faults import faults_of_graph
 from relu_deploy.verification.measurement import Measurement, measure
 from relu_deploy.verification.plan import VerifyPlan
+from relu_deploy.verification.preprocess.comparison import compare_preprocess
 from relu_deploy.verification.report import BackendReport, VerifyReport
 from relu_deploy.verification.truth import Source, Truth, find_truth, open_source, relus_to_compare
 
@@ -37,32 +39,40 @@ Progress = Callable[[str], None]
 
 def verify(
     bundle: Bundle | str | os.PathLike[str],
-    backends: Sequence[str] = ("onnxruntime-cpu",),
+    backends: Sequence[str] = (),
     *,
     feeds: Feeds | None = None,
     data: str | os.PathLike[str] | None = None,
+    preprocess_against: str | os.PathLike[str] | None = None,
     against: str | None = None,
     samples: int = 1,
     seed: int = 0,
     threads: int = 0,
     device: int = 0,
     optimization: str = "all",
+    settings: Mapping[str, Any] | None = None,
+    accept: Collection[str] = (),
     progress: Progress = lambda _: None,
 ) -> VerifyReport:
     """Return the comparison of every Relu and every output on `backends` with the truth.
 
     Args:
         bundle: A bundle, or the path of one or of an ONNX file.
-        backends: Names of backends.
+        backends: Names of backends; by default that of `backend_for(bundle)`.
         feeds: Arrays for the model's inputs; by default `samples` rows of `data` (see `load_dataset`), without that of the
             model's own data set, or random ones from `seed`.
         data: A data set.
-        against: "torch", "reference", another ONNX file or bundle; by default the PyTorch program in the bundle, if any.
+        preprocess_against: An `.npz` file with the arrays that training code fed for the pictures in the folder `data`: they are
+            compared with what the bundle's preprocessing makes of these.
+        against: "torch" (the PyTorch program in the bundle), "reference" (the graph itself), another ONNX file or bundle; see
+            `choose_against` for the default.
         samples: Rows to run.
         seed: Of random inputs.
         threads: CPU threads; 0 takes every CPU this process may use.
         device: Index of the GPU, for backends on one.
         optimization: How far the runtime may rewrite the graph ("none", "basic", "extended", "all"), where it has such a switch.
+        settings: Further fields of `backends.Options` for every session, such as spin or autocast.
+        accept: Findings that are reported and do not fail a backend: "nan-not-propagated" for Relus that return a number for NaN.
         progress: Called with the name of each step before it starts.
 
     Raises:
@@ -74,11 +84,21 @@ def verify(
     started = time.perf_counter()
     if optimization not in OPTIMIZATIONS:
         raise UsageError(f"there is no optimization level {optimization!r}", f"one of: {', '.join(OPTIMIZATIONS)}")
+    for finding in accept:
+        if finding != NAN_NOT_PROPAGATED:
+            raise UsageError(f"there is no finding {finding!r} to accept", f"one of: {NAN_NOT_PROPAGATED}")
     for name in backends:
         require(name)
     bundle = Bundle.open(bundle)
+    backends = backends or [backend_for(bundle)]
+    preprocess = None
+    if preprocess_against is not None:
+        if data is None:
+            raise UsageError("--preprocess-against needs the pictures", "give their folder with --data")
+        preprocess = compare_preprocess(bundle, preprocess_against, data, progress)
     arrays, described = _inputs(bundle, feeds, data, samples, seed)
-    options = {"threads": threads, "device": device, "optimization": optimization}
+    options = {"threads": threads, "device": device, "optimization": optimization, **(settings or {})}
+    cast = _autocast(bundle, backends, options)
     with ExitStack() as stack:
         compared = stack.enter_context(comparable(bundle, against, backends, arrays, options))
         model = load_model(compared.bundle.onnx)
@@ -86,11 +106,13 @@ def verify(
             bundle=compared.bundle,
             evaluable=compared.evaluable,
             model=model,
-            precision=precision_of(model),
+            precision=cast or precision_of(model),
+            autocast=cast,
             relus=relus_to_compare(model, compared.against),
             feeds=arrays,
             options=options,
             seed=seed,
+            accepted=accept,
             random=compared.random,
             unknown=compared.unknown,
         )
@@ -110,7 +132,15 @@ def verify(
         seconds=time.perf_counter() - started,
         random=plan.random,
         unknown=plan.unknown,
+        preprocess=preprocess,
+        program_verdict=bundle.program_verdict,
     )
+
+
+def _autocast(bundle: Bundle, backends: Sequence[str], options: Mapping[str, Any]) -> str:
+    """Return the precision in which the backends may compute float32 nodes, "" for none."""
+    stored = (stored_settings(bundle, name).get("autocast", "") for name in backends)
+    return str(options.get("autocast") or next(filter(None, stored), ""))
 
 
 def _inputs(
@@ -124,7 +154,10 @@ def _inputs(
         from relu_deploy.data.datasets import sample_feeds
 
         feeds, described = sample_feeds(bundle, samples, seed, None if data is None else str(data))
-    feeds = check_feeds(feeds, bundle.inputs, bundle.name)
+    given = feeds
+    feeds = check_feeds(given, bundle.inputs, bundle.name)
+    if empty := [spec.name for spec in bundle.inputs if 0 not in spec.shape and not feeds[spec.name].size]:
+        raise InputError(f"{bundle.name}: input {empty[0]!r} has no rows: there is nothing to compare", "give at least one row")
     return feeds, {**described, "shapes": {name: list(array.shape) for name, array in feeds.items()}}
 
 
@@ -166,11 +199,22 @@ def _with_faults(plan: VerifyPlan, source: Source, truth: Truth, reports: Sequen
     located = []
     for report in reports:
         faults: Sequence[Fault] = of_graph or report.faults
-        if not faults and (failing := report.failing()):
+        if not faults and not report.differing():
+            faults = _lost_nan(plan, report)
+        elif not faults:
             backend = BackendUnderTest(report.name, plan.options, plan.precision)
-            fault = locate_on_backend(plan.bundle, backend, failing, truth.values, plan.feeds)
+            fault = locate_on_backend(plan.bundle, backend, report.differing(), truth.values, plan.feeds)
             faults = [fault] if fault else []
         # A backend that runs the PyTorch program does not have the faults of the graph.
         applies = not capabilities(report.name).runs_program or bool(report.failing())
         located.append(replace(report, faults=tuple(faults) if applies else ()))
     return located
+
+
+def _lost_nan(plan: VerifyPlan, report: BackendReport) -> list[Fault]:
+    """Return the first Relu that returns a number for NaN, of a backend whose numbers all agree; empty if there is none."""
+    nodes = {str(node.name): node for node in plan.model.graph}
+    lost = [one.relu.node for one in report.relus if one.contract is not None and one.contract.broken and one.relu.node in nodes]
+    return [
+        Fault.at(nodes[name], report.name, ("NaN", "it returns a number for NaN; all numbers agree"), None) for name in lost[:1]
+    ]

@@ -26,14 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelRecipe", "build", "recipe", "recipes", "weights_file"]
 
-IMAGENET = {
-    "scale": 1 / 255,
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "layout": "NCHW",
-    "resize": 256,
-    "crop": 224,
-}
+#: the preset of `preprocessing.presets`
+TORCHVISION = {"preset": "torchvision"}
+IMAGENET = {"scale": 1 / 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "layout": "NCHW"}
 #: torchvision's SSD subtracts the ImageNet mean from pixels in 0..255 and does not scale them
 SSD_PIXELS = {"scale": 1 / 255, "mean": [0.48235, 0.45882, 0.40784], "std": [1 / 255] * 3, "layout": "NCHW"}
 
@@ -42,17 +37,17 @@ TEXT = {"text": "utf-8"}
 
 
 def _classifier(name: str, parameters: int, activation: str = "ReLU") -> ModelRecipe:
-    return ModelRecipe(name, "classification", parameters, activation, (3, 224, 224), preprocess=IMAGENET)
+    return ModelRecipe(name, "classification", parameters, activation, (3, 224, 224), preprocess=TORCHVISION)
 
 
 def _detector(name: str, parameters: int, size: int, pixels: Mapping[str, Any], **postprocess: float) -> ModelRecipe:
-    pixels = {key: value for key, value in pixels.items() if key != "crop"} | {"resize": size}
     return ModelRecipe(name, "detection", parameters, "ReLU", (3, size, size), preprocess=pixels, postprocess=postprocess)
 
 
 def _segmenter(name: str, parameters: int) -> ModelRecipe:
-    pixels = {key: value for key, value in IMAGENET.items() if key != "crop"} | {"resize": 520}
-    return ModelRecipe(name, "segmentation", parameters, "ReLU", (3, 520, 520), preprocess=pixels, postprocess={"background": 0})
+    return ModelRecipe(
+        name, "segmentation", parameters, "ReLU", (3, 520, 520), preprocess=IMAGENET, postprocess={"background": 0}
+    )
 
 
 #: parameter counts are torchvision's; a test compares each with the module that is built

@@ -68,6 +68,9 @@ def _check_tensor(file: Path, name: str, key: str, given: torch.Tensor, own: tor
     hint = "save the state dict of the trained model again"
     if given.is_meta:
         raise InputError(f"{file}: {key!r} is on the meta device: the file holds its shape, but no values", hint)
+    if given.layout is not own.layout or given.is_quantized:
+        kind = "quantized" if given.is_quantized else str(given.layout).removeprefix("torch.").replace("_", " ")
+        raise InputError(f"{file}: {key!r} is a {kind} tensor, and {name} has dense weights", hint)
     if given.is_complex() and not own.is_complex():
         raise InputError(f"{file}: {key!r} is complex, and {name} has real weights", hint)
     if given.is_floating_point() and not bool(given.isfinite().all()):

@@ -48,6 +48,20 @@ def test_rates_are_numpys_own_mean_of_what_fires():
     assert rates_of(values)[0, 0] == 0
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 5, 4)])
+def test_a_batch_without_a_picked_row_has_no_rates(shape):
+    assert rates_of(np.zeros(shape, np.float32)).shape == (0, 3)
+
+
+def test_a_census_of_many_more_rows_than_the_norm_keeps_counts_them_all():
+    total, size = 400_000, 8
+    builder = BaselineBuilder([Relu("a", 0, "relu", "a_in", "a_out", ("n", 2), "", "", ())], total)
+    values = np.ones((size, 2), np.float32)
+    for _ in range(total // size):
+        builder.add({"a_out": values}, size)
+    assert builder.result({"a_out": 1.0}, {"a_out": 1}, "reference", "0").samples == total
+
+
 def test_windows_of_the_same_kind_raise_the_alarm_at_the_stated_rate():
     # Over baselines as well as windows: one baseline's held-out rows may be a little unlike what comes.
     generator, alarms, windows = np.random.default_rng(1), 0, 0

@@ -31,3 +31,12 @@ def test_infinite_numbers_leave_the_step_of_the_finite_ones():
     assert np.isneginf(noisy[0])
     assert np.isposinf(noisy[3])
     assert np.abs(noisy[1:3] - values[1:3]).max() <= 2 / 127 / 2
+
+
+def test_a_sum_of_numbers_that_are_not_negative_stays_so_in_8_bits():
+    # The root of a sum of squares (a magnitude of a Fourier transform) would be NaN, and its noise floor nothing.
+    squares = np.array([0.0, 1e-9, 1e-3, 4.0])
+    for seed in range(8):
+        a, b = Rounding("int8", seed).operands("Add", [squares, squares[::-1]], [False, False])
+        assert (a + b >= 0).all()
+        assert (a != squares).any()

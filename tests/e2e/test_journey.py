@@ -145,7 +145,8 @@ def test_a_callable_of_ones_own_travels_with_weights_and_arguments(command, tmp_
     assert made.json["inputs"][0]["name"] == "features"
     checked = command("verify", "m.rdb", "--json", "-", "--samples", "3")
     assert checked.code == 0
-    assert checked.json["against"] == "torch"
+    assert checked.json["against"] == "reference"
+    assert checked.json["program_verdict"]["passed"] is True
     manifest = json.loads((tmp_path / "m.rdb" / "manifest.json").read_text())
     assert manifest["source"]["spec"] == "mine:net"
     assert manifest["source"]["weights"]["name"] == "w.safetensors"

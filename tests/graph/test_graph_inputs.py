@@ -158,3 +158,14 @@ def test_a_shape_that_the_graph_cannot_compute_is_refused():
     model = graph([node("Add", ["a", "b"], ["y"])], inputs, [out("y")])
     with pytest.raises(InputError, match="does not accept"):
         set_input_shapes(model, {"a": (3, 2), "b": (4, 2)})
+
+
+def test_the_recorded_shape_of_an_output_stays_where_inference_does_not_reach_it():
+    # The sizes of `to` are not known, so nothing follows for y; the file says that it has two axes.
+    nodes = [helper.make_node("Reshape", ["x", "to"], ["y"])]
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "k"])]
+    values.append(helper.make_tensor_value_info("to", TensorProto.INT64, ["rank"]))
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])
+    proto = helper.make_model(helper.make_graph(nodes, "g", values, [output]), opset_imports=[helper.make_opsetid("", 17)])
+    fixed = set_input_shapes(ir.from_proto(proto), {"x": (5, 3), "to": (2,)})
+    assert list(fixed.graph.outputs[0].shape) == [5, 1]

@@ -139,6 +139,17 @@ def test_a_recorded_shape_that_contradicts_the_graph_is_inferred_anew(tmp_path):
     assert "contradict" in model.meta["notes"][0]
 
 
+def test_an_output_whose_rank_is_not_known_is_accepted_again_after_it_was_saved(tmp_path):
+    # The number of axes that are squeezed depends on the data, and the recorded shape is another one.
+    nodes = [node("Relu", ["x"], ["r"]), node("Reshape", ["r", "to"], ["y"])]
+    inputs = [value("x", FLOAT, ["n", 4]), value("to", TensorProto.INT64, ["k"])]
+    proto = model_of(nodes, inputs, [helper.make_tensor_value_info("y", FLOAT, None)])
+    path, again = tmp_path / "m.onnx", tmp_path / "again.onnx"
+    path.write_bytes(proto.SerializeToString())
+    save_model(load_normalized_model(path), again)
+    assert load_normalized_model(again).graph.outputs[0].shape is None
+
+
 def test_unused_initializers_and_operator_sets_and_repeated_metadata_are_accepted(tmp_path):
     proto = linear()
     proto.graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.float32), "unused"))
@@ -421,3 +432,24 @@ def test_strings_and_sequences_have_a_cost(tmp_path):
         [value("y", FLOAT, ["n", 8])],
     )
     assert count_cost(load(sequences, tmp_path)).flops >= 0
+
+
+def test_a_file_in_use_is_not_parsed_again_and_copies_do_not_share_changes(tmp_path, monkeypatch):
+    held = load(linear(), tmp_path)
+    monkeypatch.setattr("relu_deploy.graph.model._load", None)  # parsing it again would call this
+    changed = load_model(tmp_path / "model.onnx")
+    changed.graph.node(0).op_type = "Mul"
+    changed.graph.outputs.clear()
+    for model in (held, load_model(tmp_path / "model.onnx")):
+        assert [node.op_type for node in model.graph] == ["MatMul", "Add", "Relu"]
+        assert [output.name for output in model.graph.outputs] == ["y"]
+
+
+def test_a_file_that_was_written_again_is_loaded_again(tmp_path):
+    held = load(linear(), tmp_path)
+    proto = linear()
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((4, 4), 2, np.float32), "w"))
+    (tmp_path / "new").write_bytes(proto.SerializeToString())
+    (tmp_path / "new").replace(tmp_path / "model.onnx")
+    assert load_model(tmp_path / "model.onnx").graph.initializers["w"].const_value.numpy()[0, 1] == 2
+    assert held.graph.initializers["w"].const_value.numpy()[0, 1] == 0

@@ -1,6 +1,6 @@
-"""Test doubles of the CUDA runtime and of TensorRT, for machines without a GPU. Nothing here is measured or quoted.
+"""Test doubles of the CUDA driver's bindings and of TensorRT, for machines without a GPU. Nothing here is measured or quoted.
 
-The runtime is lazy where a GPU is: what is enqueued on a stream happens when somebody waits for it, so that code which
+The driver is lazy where a GPU is: what is enqueued on a stream happens when somebody waits for it, so that code which
 reads too early, or overwrites what a copy has yet to read, gets wrong numbers.
 """
 
@@ -17,29 +17,26 @@ from onnx import TensorProto, helper
 
 from relu_deploy.bundle import Bundle
 
-cudaError = IntEnum(
-    "cudaError_t",
+CUresult = IntEnum(
+    "CUresult",
     {
-        "cudaSuccess": 0,
-        "cudaErrorInvalidValue": 1,
-        "cudaErrorMemoryAllocation": 2,
-        "cudaErrorInvalidDevice": 101,
-        "cudaErrorNotReady": 600,
-        "cudaErrorStreamCaptureInvalidated": 901,
+        "CUDA_SUCCESS": 0,
+        "CUDA_ERROR_INVALID_VALUE": 1,
+        "CUDA_ERROR_OUT_OF_MEMORY": 2,
+        "CUDA_ERROR_INVALID_DEVICE": 101,
+        "CUDA_ERROR_NOT_READY": 600,
+        "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": 901,
     },
 )
-OK = cudaError.cudaSuccess
+OK = CUresult.CUDA_SUCCESS
 KINDS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "float8_e4m3fn": "FP8", "int64": "INT64"}
 
 
-class Runtime:
-    """cuda.bindings.runtime with one GPU, whose memory is this process's."""
+class CudaDriver:
+    """cuda.bindings.driver with one GPU, whose memory is this process's."""
 
-    cudaStreamNonBlocking = 1
-    cudaEventDefault = 0
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-    cudaDeviceAttr = SimpleNamespace(cudaDevAttrL2CacheSize=38)
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUdevice_attribute = SimpleNamespace(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE=38)
 
     def __init__(self, devices=1, memory=1 << 30):
         self.devices, self.left = devices, memory
@@ -54,7 +51,7 @@ class Runtime:
     # ---------------------------------------------------------------- work
 
     def enqueue(self, stream, work, milliseconds=0.0):
-        if self.capturing == stream:
+        if self.captures(stream):
             self.captured[stream].append((work, milliseconds))
         else:
             self.queues[stream].append((work, milliseconds))
@@ -64,6 +61,9 @@ class Runtime:
             work, milliseconds = self.queues[stream].popleft()
             self.clock += milliseconds
             work()
+
+    def captures(self, stream):
+        return self.capturing == stream
 
     def bytes_at(self, address, count):
         for start, (memory, size) in self.alive.items():
@@ -77,33 +77,39 @@ class Runtime:
 
     # ---------------------------------------------------------------- calls
 
-    def cudaSetDevice(self, index):
-        return (OK if index < self.devices else cudaError.cudaErrorInvalidDevice,)
-
-    def cudaGetLastError(self):
+    def cuInit(self, flags):
         return (OK,)
 
-    def cudaGetErrorString(self, code):
-        return OK, code.name.removeprefix("cudaError").lower().encode()
+    def cuDeviceGet(self, index):
+        return (OK, index) if index < self.devices else (CUresult.CUDA_ERROR_INVALID_DEVICE, None)
 
-    def cudaDeviceGetAttribute(self, attribute, device):
+    def cuDevicePrimaryCtxRetain(self, device):
+        return OK, device
+
+    def cuCtxSetCurrent(self, context):
+        return (OK,)
+
+    def cuGetErrorString(self, code):
+        return OK, code.name.removeprefix("CUDA_ERROR_").lower().replace("_", " ").encode()
+
+    def cuDeviceGetAttribute(self, attribute, device):
         return OK, 1 << 20
 
-    def cudaDeviceGetPCIBusId(self, length, device):
+    def cuDeviceGetPCIBusId(self, length, device):
         return OK, b"0000:65:00.0"
 
-    def cudaMemGetInfo(self):
+    def cuMemGetInfo(self):
         return OK, self.left, 1 << 30
 
-    def _allocate(self, size):
+    def _allocate(self, size, flags=0):
         if size > self.left:
-            return cudaError.cudaErrorMemoryAllocation, None
+            return CUresult.CUDA_ERROR_OUT_OF_MEMORY, None
         self.left -= size
         memory = (ctypes.c_uint8 * size)(*([0xCD] * min(size, 64)))
         self.alive[ctypes.addressof(memory)] = (memory, size)
         return OK, ctypes.addressof(memory)
 
-    cudaMalloc = cudaMallocHost = _allocate
+    cuMemAlloc = cuMemHostAlloc = _allocate
 
     def _free(self, address):
         assert address in self.alive, "freed twice"
@@ -113,39 +119,39 @@ class Runtime:
         ctypes.memset(address, 0xDD, self.freed[-1][1])
         return (OK,)
 
-    cudaFree = cudaFreeHost = _free
+    cuMemFree = cuMemFreeHost = _free
 
-    def cudaStreamCreateWithFlags(self, flags):
+    def cuStreamCreate(self, flags):
         stream = self.handle()
         self.queues[stream] = deque()
         return OK, stream
 
-    def cudaStreamDestroy(self, stream):
+    def cuStreamDestroy(self, stream):
         self.finish(stream)
         del self.queues[stream]
         return (OK,)
 
-    def cudaStreamSynchronize(self, stream):
+    def cuStreamSynchronize(self, stream):
         self.finish(stream)
         return (OK,)
 
-    def cudaMemcpyAsync(self, target, source, count, kind, stream):
+    def cuMemcpyAsync(self, target, source, count, stream):
         def work():
             self.bytes_at(target, count)[:] = self.bytes_at(source, count)
 
         self.enqueue(stream, work)
         return (OK,)
 
-    def cudaEventCreateWithFlags(self, flags):
+    def cuEventCreate(self, flags):
         event = self.handle()
         self.events[event] = None
         return OK, event
 
-    def cudaEventDestroy(self, event):
+    def cuEventDestroy(self, event):
         del self.events[event]
         return (OK,)
 
-    def cudaEventRecord(self, event, stream):
+    def cuEventRecord(self, event, stream):
         self.events[event] = (stream, None)
 
         def passed():
@@ -155,39 +161,39 @@ class Runtime:
         self.enqueue(stream, passed)
         return (OK,)
 
-    def cudaEventSynchronize(self, event):
+    def cuEventSynchronize(self, event):
         if self.events[event] is not None:
             self.finish(self.events[event][0])
         return (OK,)
 
-    def cudaEventQuery(self, event):
+    def cuEventQuery(self, event):
         pending = self.events[event] is not None and self.events[event][1] is None
-        return (cudaError.cudaErrorNotReady if pending else OK,)
+        return (CUresult.CUDA_ERROR_NOT_READY if pending else OK,)
 
-    def cudaEventElapsedTime(self, start, end):
+    def cuEventElapsedTime(self, start, end):
         return OK, self.events[end][1] - self.events[start][1]
 
-    def cudaStreamBeginCapture(self, stream, mode):
+    def cuStreamBeginCapture(self, stream, mode):
         self.capturing, self.captured[stream] = stream, []
         return (OK,)
 
-    def cudaStreamEndCapture(self, stream):
+    def cuStreamEndCapture(self, stream):
         self.capturing = None
         work = self.captured.pop(stream)
         if work is None:
-            return cudaError.cudaErrorStreamCaptureInvalidated, None
+            return CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None
         return OK, tuple(work)
 
-    def cudaGraphInstantiate(self, graph, flags):
+    def cuGraphInstantiate(self, graph, flags):
         self.calls.append("instantiate")
         return OK, graph
 
-    def cudaGraphDestroy(self, graph):
+    def cuGraphDestroy(self, graph):
         return (OK,)
 
-    cudaGraphExecDestroy = cudaGraphDestroy
+    cuGraphExecDestroy = cuGraphDestroy
 
-    def cudaGraphLaunch(self, graph, stream):
+    def cuGraphLaunch(self, graph, stream):
         self.calls.append("launch")
         for work, milliseconds in graph:
             self.enqueue(stream, work, milliseconds)
@@ -208,6 +214,10 @@ class Context:
     active_optimization_profile = 0
     unfused_tensors_debug_state = False
     listener = None
+    memory = None
+
+    def set_device_memory(self, memory, size):
+        self.memory = memory, size
 
     def set_debug_listener(self, listener):
         self.listener = listener
@@ -244,13 +254,16 @@ class Context:
 
     def execute_async_v3(self, stream):
         runtime, dtype = self.engine.runtime, self.engine.dtype
+        if self.engine.device_memory_size_v2:
+            # Fails where the memory was freed, or is too small.
+            runtime.array_at(self.memory[0], (self.engine.device_memory_size_v2,), np.uint8)
 
         def compute():
             self.array("y")[...] = np.maximum(self.array("x"), 0).astype(dtype)
 
         runtime.enqueue(stream, compute, milliseconds=2.0)
         if self.listener is not None and self.unfused_tensors_debug_state:
-            if runtime.capturing == stream:
+            if runtime.captures(stream):
                 return False
             # Called while the work is merely enqueued; whoever reads has to wait for the stream.
             kind = Named(KINDS[dtype])
@@ -261,7 +274,7 @@ class Context:
                     return False
         if not self.allocators:
             return True
-        if runtime.capturing == stream:
+        if runtime.captures(stream):
             return False
         # The size is known only once the numbers are.
         runtime.finish(stream)
@@ -305,8 +318,12 @@ class Engine:
             execution_context=None, get_engine_information=lambda form: json.dumps({"Layers": [], "form": form})
         )
 
-    def create_execution_context(self):
+    #: of the activations, for the largest profile
+    device_memory_size_v2 = 0
+
+    def create_execution_context(self, strategy="STATIC"):
         self.contexts.append(Context(self))
+        self.contexts[-1].strategy = strategy
         return self.contexts[-1]
 
 
@@ -333,6 +350,7 @@ def tensorrt(runtime, ranges, outputs=("y",), dtype="float32", refuses="", names
     trt.IOutputAllocator = type("IOutputAllocator", (), {"__init__": lambda self: None})
     trt.IDebugListener = type("IDebugListener", (), {"__init__": lambda self: None})
     trt.LayerInformationFormat = SimpleNamespace(JSON="json")
+    trt.ExecutionContextAllocationStrategy = SimpleNamespace(STATIC="STATIC", USER_MANAGED="USER_MANAGED")
     trt.ProfilingVerbosity = SimpleNamespace(NONE="NONE", DETAILED="DETAILED")
     trt.Runtime = Deserializer
     return trt, engine

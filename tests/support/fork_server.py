@@ -26,6 +26,7 @@ import traceback
 from pathlib import Path
 
 from forked_python import run
+from internal_errors import EXIT_INTERNAL, WORKER, note
 from timing import measure_briefly
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,8 +37,9 @@ class ForkServer:
     """Accepts requests, forks a child for each, and passes its exit status to the client that waits for it."""
 
     def __init__(self, folder: Path, owner: int) -> None:
-        self._owner = owner
+        self._owner, self._folder = owner, folder
         self._clients: dict[int, socket.socket] = {}
+        self._requests: dict[int, dict] = {}
         self._selector = selectors.DefaultSelector()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "socket"))
@@ -80,7 +82,7 @@ class ForkServer:
             pid = os.fork()
             if pid == 0:
                 self._become(request, streams, client)
-            self._clients[pid] = client
+            self._clients[pid], self._requests[pid] = client, request
             self._selector.register(client, selectors.EVENT_READ, lambda client: self._forward(client, pid))
         for stream in streams:
             os.close(stream)
@@ -110,12 +112,18 @@ class ForkServer:
                 return
             if pid == 0:
                 return
+            self._note(self._requests.pop(pid), os.waitstatus_to_exitcode(status))
             client = self._clients.pop(pid, None)
             if client is not None:
                 self._selector.unregister(client)
                 with contextlib.suppress(OSError):
                     client.sendall(struct.pack("!i", os.waitstatus_to_exitcode(status)))
                 client.close()
+
+    def _note(self, request: dict, code: int) -> None:
+        if code == EXIT_INTERNAL:
+            worker = request["environment"].get(WORKER.encode(), b"").decode()
+            note(self._folder, worker, " ".join(request["arguments"])[:500])
 
     def _end(self) -> None:
         for pid in self._clients:

@@ -22,6 +22,8 @@ def run(request: dict) -> int:
     os.chdir(request["folder"])
     os.environb.clear()
     os.environb.update(request["environment"])
+    # The package sets this when it is imported, which it is already: without it ONNX Runtime sends telemetry.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     _open_streams()
     _settle_threads(request["processors"])
     sys.modules["__main__"] = main = ModuleType("__main__")

@@ -41,6 +41,11 @@ def test_an_honest_export_passes_on_every_backend_relu_by_relu(digits_bundle):
     assert report.inputs["source"] == "data set digits"
 
 
+def test_inputs_without_a_row_are_refused_because_nothing_would_be_compared(digits_bundle):
+    with pytest.raises(InputError, match="has no rows"):
+        verify(digits_bundle, feeds={"x": np.zeros((0, 1, 28, 28), np.float32)})
+
+
 def test_relus_carry_the_scope_of_their_pytorch_module(digits_bundle):
     scopes = [relu.scope for relu in find_relus(load_model(digits_bundle.onnx))]
     assert scopes == [f"stage{stage}.{block}.relu" for stage in (1, 2, 3) for block in (0, 1)]

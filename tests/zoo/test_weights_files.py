@@ -96,6 +96,8 @@ def test_half_precision_weights_are_widened_exactly(tmp_path):
         (torch.full((4,), float("inf")), "NaN or infinite"),
         (torch.ones(4, dtype=torch.complex64), "is complex"),
         (torch.empty(4, device="meta"), "meta device"),
+        (torch.ones(4).to_sparse(), "is a sparse coo tensor"),
+        (torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8), "is a quantized tensor"),
     ],
 )
 def test_weights_without_usable_values_are_refused_with_their_name(tmp_path, value, words):

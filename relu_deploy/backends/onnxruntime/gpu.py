@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends.base import Options
@@ -19,7 +21,8 @@ from relu_deploy.backends.onnxruntime.providers import (
 )
 from relu_deploy.backends.onnxruntime.session import OnnxRuntimeSession
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import missing_package
+from relu_deploy.engine_files import trust
+from relu_deploy.errors import InputError, missing_package
 from relu_deploy.tensors import Feeds
 
 __all__ = ["OnnxRuntimeGpuSession"]
@@ -48,6 +51,7 @@ class OnnxRuntimeGpuSession(OnnxRuntimeSession):
         self.stream, self._gpu, self._profile = stream, gpu, profile
         self._lock = threading.Lock()
         self._lent: weakref.WeakSet[OnnxRuntimeIoBinding] = weakref.WeakSet()
+        self._engines: Path | None = None
         reported = session.get_provider_options().get(PROVIDERS[name], {})
         private = ("has_user_compute_stream", "user_compute_stream")
         self.facts = {
@@ -76,11 +80,20 @@ class OnnxRuntimeGpuSession(OnnxRuntimeSession):
         self._lent.add(bound)
         return bound
 
+    def trust_engines(self, folder: Path | None) -> None:
+        """List what the provider has compiled into `folder` in the manifest, now and when the session is closed."""
+        self._engines = folder
+        if folder is not None:
+            # Without the list the engines are only compiled again.
+            with contextlib.suppress(InputError, OSError):
+                trust([file for file in folder.iterdir() if not file.name.startswith(".")])
+
     def close(self) -> None:
         # The bindings wait for work on the stream, so they are closed before it.
         for bound in list(self._lent):
             bound.close()
         super().close()
+        self.trust_engines(self._engines)
         if self.stream is not None:
             self.stream.close()
 

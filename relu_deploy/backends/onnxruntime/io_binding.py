@@ -179,7 +179,7 @@ class OnnxRuntimeIoBinding:
     def close(self) -> None:
         if self._binding is None:
             return
-        self._stream.synchronize()
+        self._stream.drain()
         # The binding holds addresses of the buffers, so it is released before them.
         self._binding = self._runtime = None
         for owned in (*self._inputs.values(), *self._outputs.values(), *self._staging.values(), self._uploaded):
@@ -190,7 +190,7 @@ class OnnxRuntimeIoBinding:
     # ------------------------------------------------------------ steps
 
     def _checked(self, feeds: Mapping[str, Any]) -> tuple[Feeds, dict[str, DeviceArray]]:
-        return check_feeds_anywhere(feeds, self._session, self.stream, getattr(self, "shapes", None))
+        return check_feeds_anywhere(feeds, self._session, self.stream, getattr(self, "shapes", None), self._gpu)
 
     def _bind(self) -> None:
         sizes: dict[str, int] = {}

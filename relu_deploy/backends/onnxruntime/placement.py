@@ -12,7 +12,7 @@ from typing import Any
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, Unsupported
 
-__all__ = ["nodes_by_provider", "nodes_elsewhere", "require_provider"]
+__all__ = ["nodes_by_provider", "nodes_elsewhere", "require_provider", "shape_nodes"]
 
 #: operators of shape arithmetic, which compute sizes, indices and axes when their operands are integers
 SHAPE_OPERATORS = frozenset(
@@ -67,6 +67,15 @@ def require_provider(name: str, provider: str, session: Any, bundle: Bundle) -> 
         )
 
 
+def shape_nodes(bundle: Bundle) -> list[str]:
+    """Return the names of the nodes of the graph that compute shapes, and may be on the CPU."""
+    from relu_deploy.graph.model import load_model
+
+    integers = _integer_nodes(bundle)
+    nodes = load_model(bundle.onnx).graph
+    return [str(node.name) for node in nodes if node.op_type in SHAPE_OPERATORS and integers.get(str(node.name))]
+
+
 def _is_shape_arithmetic(node: Any, integers: dict[str, bool]) -> bool:
     if node.op_type in COPIES:
         return True
@@ -76,11 +85,11 @@ def _is_shape_arithmetic(node: Any, integers: dict[str, bool]) -> bool:
 
 def _integer_nodes(bundle: Bundle) -> dict[str, bool]:
     """Return for each node of the graph whether all its outputs are integers or booleans."""
-    from onnx_ir.passes.common import ShapeInferencePass
-
     from relu_deploy.graph.model import load_model
+    from relu_deploy.graph.shape_inference import infer_shapes
 
-    model = ShapeInferencePass()(load_model(bundle.onnx)).model
+    model = load_model(bundle.onnx)
+    infer_shapes(model)
     return {
         str(node.name): all(value.dtype is not None and value.dtype.name in INTEGERS for value in node.outputs)
         for node in model.graph

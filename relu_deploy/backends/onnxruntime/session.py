@@ -6,22 +6,35 @@ back from the session, and nodes on another provider are an error, except shape 
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import json
-import shutil
-import tempfile
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends.base import Executed, Options
+from relu_deploy.backends.layer_times import WARM_UP_RUNS, LayerTime, LayerTimes, run_in_turn
 from relu_deploy.backends.onnxruntime.errors import run_error
 from relu_deploy.backends.onnxruntime.placement import nodes_by_provider, nodes_elsewhere
 from relu_deploy.backends.onnxruntime.probe import PROVIDERS
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported
+from relu_deploy.folders import temporary_folder
+from relu_deploy.graph.model import load_model
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
 __all__ = ["OnnxRuntimeSession", "settings_for"]
+
+#: ending of the names of events for the run of a kernel
+EVENT = "_kernel_time"
+#: ending of the names of kernels for blocked channels, which start with the name of the node's output
+NCHWC = "_nchwc"
+#: ending of the names of kernels that replace a node of the name before it
+REPLACED = re.compile(r"_token_\d+$")
 
 
 def settings_for(options: Options) -> Any:
@@ -38,8 +51,22 @@ def settings_for(options: Options) -> Any:
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}")
     if options.profile:
         settings.enable_profiling = True
-        settings.profile_file_prefix = str(Path(tempfile.mkdtemp(prefix="relu-deploy-profile-")) / "run")
+        settings.profile_file_prefix = str(_profiles() / f"{next(_numbers)}-run")
     return settings
+
+
+#: kernels that only change a precision or a memory layout
+CONVERTING = ("Cast", "DequantizeLinear", "QuantizeLinear", "ReorderInput", "ReorderOutput")
+
+_numbers = itertools.count()
+
+
+@cache
+def _profiles() -> Path:
+    """Return this process's folder for profiles; it is removed when the process ends, or by a later one if it is killed."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temporary_folder("profiles"))
 
 
 class OnnxRuntimeSession:
@@ -79,28 +106,64 @@ class OnnxRuntimeSession:
         return dict(zip(self._names, results, strict=True))
 
     def executed(self) -> Sequence[Executed]:
-        if not self._profiled:
-            return ()
-        self._profiled = False
-        file = Path(self._session.end_profiling())
-        events = json.loads(file.read_text(encoding="utf-8"))
-        shutil.rmtree(file.parent)
-        kernels = {
-            event["name"]: event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-        }
+        kernels = {event["name"]: event for event in self._end_profiling()}
         return [
             Executed(
-                name.removesuffix("_kernel_time"),
+                name.removesuffix(EVENT),
                 event["args"]["op_name"],
                 event["args"]["provider"],
                 _precision(event["args"]),
+                event["args"]["op_name"] in CONVERTING,
             )
             for name, event in kernels.items()
         ]
 
+    def time_layers(self, feeds: Sequence[Feeds], seconds: float) -> LayerTimes:
+        """Return the times of the kernels; see `base.ProfilingSession`."""
+        runs, milliseconds = run_in_turn(self.run, feeds, seconds)
+        kernels: dict[str, list[Any]] = {}
+        for event in self._end_profiling():
+            kernels.setdefault(event["args"]["node_index"], []).append(event)
+        graph = load_model(self._bundle.onnx).graph
+        nodes = {str(value.name) + NCHWC: str(node.name) for node in graph for value in node.outputs}
+        nodes |= {str(node.name): str(node.name) for node in graph}
+        layers = [_layer_time(events, runs, nodes) for events in kernels.values()]
+        return LayerTimes(layers, runs, milliseconds)
+
+    def _end_profiling(self) -> list[Any]:
+        """Return the events of the kernels that ran, in order; none when called again."""
+        if not self._profiled:
+            return []
+        self._profiled = False
+        file = Path(self._session.end_profiling())
+        events = json.loads(file.read_text(encoding="utf-8"))
+        file.unlink()
+        return [event for event in events if event.get("cat") == "Node" and event["name"].endswith(EVENT)]
+
     def close(self) -> None:
         self.executed()
         self._session = None
+
+
+def _layer_time(events: Sequence[Any], runs: int, nodes: Mapping[str, str]) -> LayerTime:
+    """Return the time of a kernel from its events, which are those of the runs before the counted ones too.
+
+    Args:
+        events: Events of one kernel, in order; several a run for a kernel inside a loop.
+        runs: Number of counted runs.
+        nodes: Names of the graph's nodes, by the names of their kernels.
+    """
+    first = events[0]
+    counted = events[len(events) * WARM_UP_RUNS // (runs + WARM_UP_RUNS) :]
+    name = first["name"].removesuffix(EVENT)
+    base = REPLACED.sub("", name)
+    return LayerTime(
+        name=name,
+        kernel=first["args"]["op_name"],
+        nodes=(nodes[base],) if base in nodes else (),
+        milliseconds=sum(event["dur"] for event in counted) / runs / 1e3,
+        precision=_precision(first["args"]),
+    )
 
 
 def _quiet_run() -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import Any
 
 from relu_deploy.backends.base import Capabilities, Probe
+from relu_deploy.backends.threads import alternative_counts
 from relu_deploy.backends.wheels import install_command
 
 __all__ = ["DEVICE", "capabilities", "probe"]
@@ -16,7 +19,8 @@ DEVICE = "CPU"
 
 def capabilities(_: str) -> Capabilities:
     """Return what the backend supports."""
-    return Capabilities(autocasts=True, targets=("cpu",))
+    tunables: tuple[Mapping[str, Any], ...] = (*({"threads": count} for count in alternative_counts()), {"spin": False})
+    return Capabilities(autocasts=True, times_layers=True, targets=("cpu",), tunables=tunables, extra="openvino")
 
 
 def probe(name: str) -> Probe:

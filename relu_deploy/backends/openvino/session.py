@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relu_deploy.backends.base import Executed, Options
+from relu_deploy.backends.layer_times import WARM_UP_RUNS, LayerTime, LayerTimes, run_in_turn
 from relu_deploy.backends.openvino.errors import message_of
 from relu_deploy.backends.openvino.probe import DEVICE
 from relu_deploy.bundle import Bundle
@@ -37,6 +39,10 @@ EXACT_INTEGERS = 2**24
 REMEMBERED_SHAPES = 1024
 #: types of layers that compute nothing
 PASSIVE = ("Input", "Const", "Output")
+#: type of layers that are another view of the same numbers, such as each bias has one
+VIEW = "Reshape"
+#: types of layers that only change a precision or a memory layout
+CONVERTING = ("Convert", "FakeQuantize", "Reorder")
 
 
 class OpenVinoSession:
@@ -89,15 +95,47 @@ class OpenVinoSession:
         if not self._profiled:
             return ()
         self._profiled = False
+        return [
+            Executed(
+                layer.nodes[0] if layer.nodes else layer.name, layer.kernel, DEVICE, layer.precision, layer.kernel in CONVERTING
+            )
+            for layer in self._layers()
+            if layer.kernel != VIEW
+        ]
+
+    def time_layers(self, feeds: Sequence[Feeds], seconds: float) -> LayerTimes:
+        """Return the times of the layers; see `base.ProfilingSession`."""
+        microseconds: dict[str, float] = {}
+        calls = 0
+
+        def run(feed: Mapping[str, Any]) -> None:
+            nonlocal calls
+            self.run(feed)
+            calls += 1
+            if calls <= WARM_UP_RUNS:
+                return
+            for each in self._request.get_profiling_info():
+                if each.status == each.Status.EXECUTED:
+                    microseconds[each.node_name] = microseconds.get(each.node_name, 0.0) + each.real_time.total_seconds() * 1e6
+
+        runs, milliseconds = run_in_turn(run, feeds, seconds)
+        layers = [
+            replace(layer, milliseconds=microseconds[layer.name] / runs / 1e3)
+            for layer in self._layers()
+            if layer.name in microseconds
+        ]
+        return LayerTimes(layers, runs, milliseconds)
+
+    def _layers(self) -> list[LayerTime]:
+        """Return the layers of the compiled model that compute something, without times."""
         layers = []
         for layer in self._compiled.get_runtime_model().get_ordered_ops():
             info = {key: _text(value) for key, value in layer.get_rt_info().items()}
             if info.get("layerType") in PASSIVE:
                 continue
-            names = [part for part in info.get("originalLayersNames", "").split(",") if part]
-            node = self._makers.get(names[0], names[0]) if names else layer.get_friendly_name()
+            nodes = tuple(self._makers.get(part, part) for part in info.get("originalLayersNames", "").split(",") if part)
             precision = PRECISIONS.get(info.get("runtimePrecision", ""), "")
-            layers.append(Executed(node, info.get("layerType", ""), DEVICE, precision))
+            layers.append(LayerTime(layer.get_friendly_name(), info.get("layerType", ""), nodes, 0.0, precision))
         return layers
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ SIZES = {
 
 
 class Reader(Protocol):
-    """What is looked at of a node. reads: every tensor that it or its bodies read."""
+    """What is looked at of a node. reads: every tensor that it or its bodies read. constant: whether each of them is one."""
 
     @property
     def op_type(self) -> str: ...
@@ -30,14 +30,22 @@ class Reader(Protocol):
     def outputs(self) -> tuple[str, ...]: ...
     @property
     def reads(self) -> tuple[str, ...]: ...
+    @property
+    def constant(self) -> tuple[bool, ...]: ...
 
 
 def never_rounded(nodes: Sequence[Reader]) -> frozenset[str]:
-    """Return the tensors that hold sizes, bounds and counts, and those that they alone are made of."""
+    """Return the tensors that hold sizes, bounds and counts, and those that they alone are made of.
+
+    Constant exponents are among them: 2 is exact in every precision, and -3 to the power of 1.9999999 is not a number.
+    """
     exact: set[str] = set()
     for node in reversed(nodes):
         if node.op_type in COUNTING:
             exact.update(node.inputs[1:])
+        elif node.op_type == "Pow":
+            constants = {name for name, constant in zip(node.reads, node.constant, strict=True) if constant}
+            exact.update(constants.intersection(node.inputs[1:2]))
         elif node.op_type not in SIZING and node.outputs and all(name in exact for name in node.outputs):
             exact.update(node.inputs)
     return frozenset(exact)

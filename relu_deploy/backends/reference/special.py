@@ -92,7 +92,10 @@ def in_parallel(run: Callable[[slice], None], length: int, block: int) -> None:
 
 def sigmoid(x: Array) -> Array:
     """Return 1 / (1 + exp(-x))."""
-    return np.asarray(1 / (1 + np.exp(-x)))
+    result = np.negative(x, out=np.empty_like(x))
+    np.exp(result, out=result)
+    result += 1
+    return np.reciprocal(result, out=result)
 
 
 def log1p_exp(x: Any) -> Array:

@@ -132,7 +132,11 @@ class _Fixed:
 
     def __init__(self, gpu: Device, shape: tuple[int, ...], dtype: str, on_host: bool = False) -> None:
         self.pinned = gpu.pinned(shape, dtype)
-        self.buffer = None if on_host else gpu.buffer(self.pinned.array.nbytes)
+        try:
+            self.buffer = None if on_host else gpu.buffer(self.pinned.array.nbytes)
+        except BaseException:
+            self.pinned.close()
+            raise
 
     @property
     def pointer(self) -> int:
@@ -227,7 +231,7 @@ class TensorRtIoBinding:
     def close(self) -> None:
         if self._context is None:
             return
-        self._session.stream.synchronize()
+        self._session.stream.drain()
         if self._graph is not None:
             self._graph.close()
         # The context holds addresses of the buffers, so it is released before them.
@@ -240,7 +244,7 @@ class TensorRtIoBinding:
     # ------------------------------------------------------------ steps
 
     def _checked(self, feeds: Mapping[str, Any]) -> tuple[Feeds, dict[str, DeviceArray]]:
-        return check_feeds_anywhere(feeds, self._session, self.stream, getattr(self, "shapes", None))
+        return check_feeds_anywhere(feeds, self._session, self.stream, getattr(self, "shapes", None), self._gpu)
 
     def _prepare(self) -> None:
         session, context = self._session, self._context

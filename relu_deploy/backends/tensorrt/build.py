@@ -23,10 +23,13 @@ from typing import Any
 
 from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.nvidia.driver import Missing
+from relu_deploy.backends.nvidia.tf32 import require_tf32
 from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions, Shapes, capability_name, shapes_of
+from relu_deploy.backends.tensorrt.parsable_graph import parsable
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 from relu_deploy.graph.model import load_model
+from relu_deploy.graph.precision import precision_of
 
 __all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities", "logger_of"]
 
@@ -96,7 +99,9 @@ class Refusal:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.operator} {self.node!r}: {self.reason}" if self.node else self.reason
+        if not self.operator:
+            return self.reason
+        return f"{self.operator} {self.node!r}: {self.reason}" if self.node else f"{self.operator}: {self.reason}"
 
 
 class Refused(Unsupported):
@@ -139,7 +144,7 @@ def build_engine(
         Unsupported: If the build fails.
         UsageError: If options do not fit the graph or the library.
     """
-    found = can_build(name)
+    found = can_build(name, device)
     if not found.usable:
         raise BackendUnavailable(f"{name} cannot build engines here: {found.reason}", found.fix)
     trt = import_module(MODULES[name])
@@ -147,6 +152,8 @@ def build_engine(
         raise InputError(f"{onnx_path} does not exist", "give the path of an ONNX file")
     options.check()
     capabilities = check_capabilities(trt, name, options.compute_capabilities)
+    if options.tf32 and not compiles_ahead(trt):
+        require_tf32(name)
     if options.hardware_compatible and compiles_ahead(trt):
         raise UsageError(f"{name} has no hardware compatibility levels", "name compute capabilities instead")
     monitor = _monitor(trt, progress)
@@ -170,11 +177,7 @@ def build_engine(
             profiles = _with_profiles(builder, network, config, options.profiles)
             times = None
             if not compiles_ahead(trt):
-                times = config.create_timing_cache(timing_cache)
-                if not config.set_timing_cache(times, ignore_mismatch=False):
-                    # The cache is of another GPU or version.
-                    times = config.create_timing_cache(b"")
-                    config.set_timing_cache(times, ignore_mismatch=False)
+                times = _timing_cache(config, timing_cache)
             config.progress_monitor = monitor
             plan = builder.build_serialized_network(network, config)
             layers = network.num_layers
@@ -209,6 +212,16 @@ def build_engine(
             raise
 
 
+def _timing_cache(config: Any, earlier: bytes) -> Any:
+    """Return the cache that the build uses: with the timings of `earlier`, or an empty one if those are of another GPU or version."""
+    times = config.create_timing_cache(earlier)
+    if not config.set_timing_cache(times, ignore_mismatch=False):
+        times = config.create_timing_cache(b"")
+        if not config.set_timing_cache(times, ignore_mismatch=False):
+            return None
+    return times
+
+
 def _builder(trt: Any, name: str, logger: Any) -> Any:
     try:
         return trt.Builder(logger)
@@ -224,17 +237,18 @@ def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
     # The default of TensorRT 10 is a weakly typed network, in which the builder chooses precisions.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger_of(trt))
-    # External weights are found only if the parser is given the path.
-    parsed = parser.parse_from_file(str(path))
+    with parsable(path) as file:
+        # External weights are found only if the parser is given the path.
+        parsed = parser.parse_from_file(str(file))
     if parsed and network.num_outputs:
         return network, parser
-    load_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph
+    model = load_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph
     refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
     listed = "; ".join(str(refusal) for refusal in refusals) or "the parser gives no reason"
-    raise Refused(f"{name} does not take {path}: {listed}", _other_graph(name, refusals), refusals)
+    raise Refused(f"{name} does not take {path}: {listed}", _other_graph(name, refusals, precision_of(model)), refusals)
 
 
-def _other_graph(name: str, refusals: Sequence[Refusal]) -> str:
+def _other_graph(name: str, refusals: Sequence[Refusal], precision: str) -> str:
     """Return the hint for a graph that the parser does not support."""
     # The parser requires zero points of 0 and float biases, which int8 graphs for CPUs do not have.
     if any(refusal.operator in ("QuantizeLinear", "DequantizeLinear") for refusal in refusals):
@@ -242,6 +256,8 @@ def _other_graph(name: str, refusals: Sequence[Refusal]) -> str:
             f"this int8 graph was made for another runtime: make {name}'s own form from the float32 model with "
             f"relu-deploy optimize FLOAT32_MODEL --for {name} --precision int8 --calibration D"
         )
+    if precision == "float32":
+        return "end the graph before these nodes, or use another backend, such as onnxruntime-cpu"
     return "exclude these nodes from quantization or casting, or use another backend"
 
 
@@ -262,7 +278,11 @@ def _make_observable(trt: Any, name: str, network: Any) -> None:
 def _refusal(error: Any) -> Refusal:
     lines = error.desc().splitlines()
     reason = " ".join(line for line in lines if NO_DRIVER not in line and not line.startswith("Invalid Node"))
-    return Refusal(error.node_name(), error.node_operator(), error.code().name if reason in ("", "false") else reason)
+    reason = error.code().name if reason in ("", "false") else reason
+    # The parser takes an operator that it does not know for a plugin.
+    if reason == "UNSUPPORTED_NODE" or "was not found in plugin registry" in reason:
+        reason = "this operator is not supported"
+    return Refusal(error.node_name(), error.node_operator(), reason)
 
 
 def check_capabilities(trt: Any, name: str, requested: Sequence[str]) -> tuple[str, ...]:

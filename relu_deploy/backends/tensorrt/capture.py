@@ -7,9 +7,10 @@ is valid only during the call, so it is copied immediately.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from relu_deploy.backends.base import Captured
 from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.tensorrt.buffers import TensorRtIoBinding
 from relu_deploy.backends.tensorrt.engine_cache import engine_for
+from relu_deploy.backends.tensorrt.formats import formats_by_tensor, stored_shape
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.backends.tensorrt.session import TensorRtSession
 from relu_deploy.bundle import Bundle
@@ -89,8 +91,8 @@ class ObservedSession:
 
 
 def _captured(session: TensorRtSession, bound: TensorRtIoBinding, feeds: Mapping[str, Any]) -> list[Captured]:
-    listener = _listener(session.trt, session.gpu)
     context = bound.context
+    listener = _listener(session.trt, session.gpu, formats_by_tensor(session.inspect(context)))
     if not context.set_debug_listener(listener):
         raise Unsupported(
             f"{session.name} does not accept a debug listener for {session.title}: {session.last_messages()}",
@@ -105,8 +107,14 @@ def _captured(session: TensorRtSession, bound: TensorRtIoBinding, feeds: Mapping
     return list(listener.seen)
 
 
-def _listener(trt: Any, gpu: Device) -> Any:
-    """Return a debug listener. Its `seen` has copies of the tensors, its `error` the first exception."""
+def _listener(trt: Any, gpu: Device, formats: Mapping[str, Iterable[str]] = MappingProxyType({})) -> Any:
+    """Return a debug listener. Its `seen` has copies of the tensors, its `error` the first exception.
+
+    Args:
+        trt: The library's module.
+        gpu: The GPU of the engine.
+        formats: The formats in which the engine stores each tensor, by name.
+    """
 
     class Listener(trt.IDebugListener):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -118,7 +126,8 @@ def _listener(trt: Any, gpu: Device) -> Any:
             # An exception must not propagate into the library.
             try:
                 if type.name in TYPES:
-                    self.seen.append(_copied(gpu, addr, location.name == "HOST", type.name, tuple(shape), name, int(stream)))
+                    tensor = _Tensor(name, tuple(shape), *TYPES[type.name], formats.get(name, ()))
+                    self.seen.append(_copied(gpu, addr, location.name == "HOST", tensor, int(stream)))
             except BaseException as error:
                 self.error = self.error or error
             return self.error is None
@@ -126,16 +135,32 @@ def _listener(trt: Any, gpu: Device) -> Any:
     return Listener()
 
 
-def _copied(gpu: Device, address: Any, on_host: bool, kind: str, shape: tuple[int, ...], name: str, stream: int) -> Captured:
-    dtype, itemsize = TYPES[kind]
-    nbytes = prod(shape) * itemsize
-    pointer = _pointer(address)
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    itemsize: int
+    formats: Iterable[str] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its buffer: vectorized formats are padded to whole vectors of channels.
+
+        Where the name stands for tensors in several formats, the smallest, so that nothing behind a buffer is read.
+        """
+        stored = [found for layout in self.formats if (found := stored_shape(self.shape, layout)) is not None]
+        return min(map(prod, stored), default=prod(self.shape)) * self.itemsize
+
+
+def _copied(gpu: Device, address: Any, on_host: bool, tensor: _Tensor, stream: int) -> Captured:
+    pointer, nbytes = _pointer(address), tensor.nbytes
     if on_host or not nbytes:
-        return Captured(name, ctypes.string_at(pointer, nbytes) if nbytes else b"", dtype, shape)
+        return Captured(tensor.name, ctypes.string_at(pointer, nbytes) if nbytes else b"", tensor.dtype, tensor.shape)
     with gpu.pinned((nbytes,), np.uint8) as staging:
         gpu.copy(staging.pointer, pointer, nbytes, stream)
         gpu.synchronize(stream)
-        return Captured(name, staging.array.tobytes(), dtype, shape)
+        return Captured(tensor.name, staging.array.tobytes(), tensor.dtype, tensor.shape)
 
 
 def _pointer(address: Any) -> int:

@@ -6,8 +6,9 @@
     engines/tensorrt-11.4.0-3a1f….timing                      TensorRT's kernel timings, for the next build
 
 The last part of the name is a hash of the graph and its weights, the library's version, the options and profiles, and the GPU or
-compute capabilities. An engine is used only if its metadata matches the key and its sha256 is correct. The metadata is written
-last, so that an interrupted build leaves no usable entry.
+compute capabilities. An engine is used only if its metadata matches the key, its sha256 is correct and, in a bundle, the manifest
+lists both files. One that was built to be compatible with other versions or GPUs is also used there (`compatibility.py`). The
+metadata is written last, so that an interrupted build leaves no usable entry.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from typing import Any
 
 from relu_deploy.backends.nvidia.driver import Gpu
 from relu_deploy.backends.tensorrt.build import Progress, build_engine, check_capabilities
+from relu_deploy.backends.tensorrt.compatibility import runs_on, runs_version
 from relu_deploy.backends.tensorrt.options import BuildOptions, capability_name
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.bundle import Bundle, sha256, write_atomically
 from relu_deploy.bundle_files import external_locations
+from relu_deploy.engine_files import is_trusted, trust
 from relu_deploy.errors import BackendUnavailable, InputError, UsageError
 from relu_deploy.graph import load_model, precision_of
+from relu_deploy.manifest import ENGINES
 
 __all__ = [
     "DEFAULT_BATCH",
@@ -48,7 +52,6 @@ __all__ = [
 ]
 
 SCHEMA = "relu-deploy/engine/1"
-ENGINES = "engines"
 #: smallest, usual and largest batch of an engine if no sizes are given
 DEFAULT_BATCH = (1, 8, 32)
 #: fields that are equal in two engines of which the newer replaces the older
@@ -155,7 +158,12 @@ def _kept(
     if requested is None:
         return _latest(folder, identity, device)
     entry = _entry(_file(folder, bundle, identity), identity)
-    return entry if isinstance(entry, Engine) else None
+    if isinstance(entry, Engine):
+        return entry
+    if requested.version_compatible or requested.hardware_compatible:
+        # One with these options that was built with another version or on another GPU may run here too.
+        return _latest(folder, identity, device, identity["options"])
+    return None
 
 
 def keep(engine: Engine, folder: Path, warn: Warn = lambda _: None) -> Engine:
@@ -223,7 +231,7 @@ def _with_sizes(bundle: Bundle, requested: BuildOptions) -> BuildOptions:
 
 def _identity(name: str, bundle: Bundle, requested: BuildOptions, device: int) -> dict[str, Any]:
     """Return everything that an engine depends on. Raises BackendUnavailable if engines cannot be built here."""
-    found = can_build(name)
+    found = can_build(name, device)
     if not found.usable:
         raise BackendUnavailable(f"{name} cannot build engines here: {found.reason}", found.fix)
     trt = import_module(MODULES[name])
@@ -290,21 +298,31 @@ def _entry(file: Path, identity: Mapping[str, Any]) -> Engine | str | None:
             return f"{file} is truncated or changed: its sha256 is not that of its metadata"
     except (OSError, KeyError) as error:
         return f"{file} cannot be used ({type(error).__name__}: {error})"
+    if not (is_trusted(file) and is_trusted(_note(file))):
+        return f"{file} is not listed in the manifest of its bundle"
     return Engine(file, facts, cache_hit=True)
 
 
-def _latest(folder: Path, identity: Mapping[str, Any], device: int) -> Engine | None:
-    """Return the engine that was built last for this graph, backend, library and machine with any options.
+def _latest(folder: Path, identity: Mapping[str, Any], device: int, options: Mapping[str, Any] | None = None) -> Engine | None:
+    """Return the engine that was built last for this graph and backend and that runs here.
 
     Observable engines are excluded: they are for audits, not for deployment.
+
+    Args:
+        folder: Folder of the cache.
+        identity: What an engine that is built now would depend on.
+        device: Index of the GPU.
+        options: Build options, None for any.
     """
-    same = ("graph", "backend", "library", "platform")
+    same = ("graph", "backend", "platform")
     notes = [(facts, note) for note in folder.glob("*.json") if (facts := _facts(note)) is not None]
     fitting = [
         (str(facts["built"]), note.with_suffix(".engine"), facts)
         for facts, note in notes
         if all(facts.get(name) == identity[name] for name in same)
         and not facts.get("options", {}).get("observable")
+        and options in (None, facts.get("options"))
+        and runs_version(facts, str(identity["library"]))
         and _runs_here(facts, identity, device)
     ]
     for _, file, facts in sorted(fitting, key=lambda each: each[0], reverse=True):
@@ -319,8 +337,10 @@ def _runs_here(facts: Mapping[str, Any], identity: Mapping[str, Any], device: in
         return True
     trt = import_module(MODULES[identity["backend"]])
     gpu = gpu_for(trt, device)
-    if not compiles_ahead(trt) or not isinstance(gpu, Gpu):
+    if not isinstance(gpu, Gpu):
         return False
+    if not compiles_ahead(trt):
+        return runs_on(facts, gpu)
     return capability_name("{}{}".format(*gpu.capability)) in str(facts.get("device")).split()
 
 
@@ -377,12 +397,13 @@ def _build(
         name,
         bundle.onnx,
         requested,
-        timing_cache=timing.read_bytes() if timing.exists() else b"",
+        timing_cache=timing.read_bytes() if timing.exists() and is_trusted(timing) else b"",
         progress=progress,
         device=device,
     )
     if built.timing_cache:
         write_atomically(timing, built.timing_cache)
+        trust([timing])
     facts = {
         **identity,
         "key": _key(identity),
@@ -403,6 +424,7 @@ def _put(file: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
         old.unlink(missing_ok=True)
     write_atomically(file, plan)
     write_atomically(_note(file), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    trust([file, _note(file)])
 
 
 def _clear(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """A session that runs an engine of TensorRT or TensorRT-RTX.
 
 A session has its own stream, because TensorRT adds synchronization on the default stream. For each set of input shapes it keeps
-an execution context with its buffers (`buffers.py`).
+an execution context with its buffers (`buffers.py`); `run` pads batches to a few sizes (`batch_sizes.py`). The contexts share one
+block of memory for activations: they run on one stream, one after the other.
 """
 
 from __future__ import annotations
@@ -17,21 +18,23 @@ from math import log
 from typing import Any
 
 from relu_deploy.backends.base import Executed
-from relu_deploy.backends.nvidia.cuda import Device
+from relu_deploy.backends.nvidia.cuda import Buffer, Device
 from relu_deploy.backends.nvidia.driver import find_gpu
+from relu_deploy.backends.tensorrt.batch_sizes import BatchSizes
 from relu_deploy.backends.tensorrt.buffers import TensorRtIoBinding
 from relu_deploy.backends.tensorrt.build import logger_of
 from relu_deploy.backends.tensorrt.engine_cache import Engine
 from relu_deploy.backends.tensorrt.errors import refusal_reason
 from relu_deploy.backends.tensorrt.probe import MODULES, compiles_ahead
 from relu_deploy.bundle import Bundle, write_atomically
+from relu_deploy.engine_files import is_trusted, trust
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph import load_model, precision_of
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
 __all__ = ["Profile", "TensorRtSession", "choose_profile"]
 
-#: execution contexts that `run` keeps; each has the memory for one set of input shapes
+#: execution contexts that `run` keeps at least; each has the buffers of one set of input shapes
 CONTEXTS = 4
 LIBRARY = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 #: TensorRT's DataType → NumPy's name; it has no nptype for bfloat16 and float8
@@ -135,7 +138,10 @@ class TensorRtSession:
         self.weight_budget = self._stream_weights()
         self.dtypes: Mapping[str, str] = self._dtypes()
         self.profiles = self._profiles()
+        self._batches = BatchSizes.choose(self.inputs, self.outputs, self._batch_ranges())
         self.stream = gpu.stream()
+        #: memory of the activations of all contexts, made with the first one
+        self._activations: Buffer | None = None
         self._config, self._cache, self._cached = self._runtime_config()
         self._bounds: OrderedDict[tuple[Any, ...], TensorRtIoBinding] = OrderedDict()
         self._lent: weakref.WeakSet[TensorRtIoBinding] = weakref.WeakSet()
@@ -157,15 +163,17 @@ class TensorRtSession:
             "engine_was_kept": self.kept.cache_hit,
             "cuda_graph": self._cuda_graph,
             **({"runtime_cache": self._cached} if self._cache is not None else {}),
+            **({"batch_sizes": list(self._batches.sizes)} if self._batches.sizes else {}),
             **({} if self.weight_budget is None else {"weight_budget_bytes": self.weight_budget}),
         }
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
         with self._lock:
-            bound = self._bound_for(check_feeds(feeds, self.inputs, self.title))
-            bound.upload(feeds)
+            arrays, rows = self._batches.pad(check_feeds(feeds, self.inputs, self.title))
+            bound = self._bound_for(arrays)
+            bound.upload(arrays)
             bound.run()
-            return bound.download()
+            return self._batches.trim(bound.download(), rows)
 
     def bind(self, feeds: Mapping[str, Any]) -> TensorRtIoBinding:
         """Return buffers on the GPU for inputs of the shapes in `feeds`; see `base.DeviceSession`."""
@@ -173,11 +181,13 @@ class TensorRtSession:
         self._lent.add(bound)
         return bound
 
-    def inspect(self) -> str:
-        """Return the engine inspector's JSON description of the layers, at the shapes of the last `run`."""
+    def inspect(self, context: Any = None) -> str:
+        """Return the engine inspector's JSON description of the layers, at the shapes of `context` or else of the last `run`."""
         inspector = self.engine.create_engine_inspector()
-        if self._bounds:
-            inspector.execution_context = next(reversed(self._bounds.values())).context
+        if context is None and self._bounds:
+            context = next(reversed(self._bounds.values())).context
+        if context is not None:
+            inspector.execution_context = context
         return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
 
     def executed(self) -> Sequence[Executed]:
@@ -193,8 +203,11 @@ class TensorRtSession:
             for bound in (*self._bounds.values(), *self._lent):
                 bound.close()
             self._bounds.clear()
-            self.stream.synchronize()
+            # Makes the GPU current too, on which the library frees the engine: this may be a thread that has not used it.
+            self.stream.drain()
             # In this order, because each depends on the next one.
+            if self._activations is not None:
+                self._activations.close()
             self._cache = self._config = self.engine = self._runtime = None
             self.stream.close()
 
@@ -203,8 +216,8 @@ class TensorRtSession:
     def new_context(self) -> Any:
         """Return an execution context. Raises Unsupported if it cannot be created, usually for lack of memory."""
         with self.collect_messages() as messages:
-            arguments = () if self._config is None else (self._config,)
-            context = self.engine.create_execution_context(*arguments)
+            strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = self.engine.create_execution_context(strategy if self._config is None else self._config)
         if context is None:
             raise Unsupported(
                 f"{self.name} cannot prepare to run {self.title}: {joined_messages(messages)}",
@@ -212,6 +225,11 @@ class TensorRtSession:
             )
         # Engines have detailed names, which each enqueue without a CUDA graph would pass to NVTX.
         context.nvtx_verbosity = self.trt.ProfilingVerbosity.NONE
+        size = int(self.engine.device_memory_size_v2)
+        if size:
+            # By itself each context would allocate as much as the largest profile needs.
+            self._activations = self._activations or self.gpu.buffer(size)
+            context.set_device_memory(self._activations.pointer, size)
         return context
 
     def choose_profile(self, shapes: Shapes) -> Profile:
@@ -253,6 +271,7 @@ class TensorRtSession:
         # Without the cache the next load only takes some seconds longer.
         with contextlib.suppress(InputError):
             write_atomically(place, content)
+            trust([place])
 
     # ------------------------------------------------------------ loading
 
@@ -328,6 +347,15 @@ class TensorRtSession:
             profiles.append(Profile(index, ranges))
         return tuple(profiles)
 
+    def _batch_ranges(self) -> list[tuple[int, int, int]]:
+        """Return the smallest, usual and largest batch of each profile, of the first input with a batch."""
+        spec = next((spec for spec in self.inputs if spec.batch_axis is not None), None)
+        if spec is None or spec.batch_axis is None:
+            return []
+        axis = spec.batch_axis
+        ranges = (profile.ranges[spec.name] for profile in self.profiles)
+        return [(low[axis], usual[axis], high[axis]) for low, usual, high in ranges]
+
     def _runtime_config(self) -> tuple[Any, Any, str]:
         """Return TensorRT-RTX's runtime configuration, its cache of compiled kernels, and the state of the saved cache."""
         if not compiles_ahead(self.trt):
@@ -335,11 +363,12 @@ class TensorRtSession:
         config = self.engine.create_runtime_config()
         if not self.observable:
             config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        config.set_execution_context_allocation_strategy(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         # With lazy specialization kernels are replaced during later runs, so that results and times would not repeat.
         config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
         cache = config.create_runtime_cache()
         state = "empty"
-        if self.kept.runtime_cache.exists():
+        if self.kept.runtime_cache.exists() and is_trusted(self.kept.runtime_cache):
             loaded = cache.deserialize(self.kept.runtime_cache.read_bytes())
             state = "loaded" if loaded else "refused: it is of another GPU, driver or version"
         if not config.set_runtime_cache(cache):
@@ -349,7 +378,7 @@ class TensorRtSession:
     def _bound_for(self, feeds: Feeds) -> TensorRtIoBinding:
         key = tuple(feeds[spec.name].shape for spec in self.inputs)
         if key not in self._bounds:
-            while len(self._bounds) >= CONTEXTS:
+            while len(self._bounds) >= max(CONTEXTS, len(self._batches.sizes)):
                 self._bounds.popitem(last=False)[1].close()
             self._bounds[key] = TensorRtIoBinding(self, feeds)
         self._bounds.move_to_end(key)

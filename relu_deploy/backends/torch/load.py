@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from relu_deploy.backends.base import TORCH_MODES, Options
@@ -9,11 +10,12 @@ from relu_deploy.backends.torch.program_file import load_program
 from relu_deploy.backends.torch.session import TorchSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported, UsageError
+from relu_deploy.graph import Relu
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load", "program_module"]
+__all__ = ["load", "program_module", "program_session"]
 
 
 def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
@@ -50,10 +52,22 @@ def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
     torch.set_num_threads(options.thread_count)
     if not cuda:
         return TorchSession(bundle, program_module(bundle), torch.device("cpu"), compiled, options)
+    from relu_deploy.backends.nvidia.tf32 import require_tf32
     from relu_deploy.backends.torch.cuda import TorchCudaSession
 
+    if options.tf32:
+        require_tf32(name)
     device = torch.device("cuda", options.device)
     return TorchCudaSession(bundle, program_module(bundle, device), device, compiled, options)
+
+
+def program_session(program: torch.export.ExportedProgram, bundle: Bundle, taps: Sequence[Relu]) -> TorchSession:
+    """Return a session on the CPU for a program that is not in a file, with the inputs and outputs of `bundle`."""
+    import torch
+
+    options = Options(taps=tuple(taps))
+    module = program.module(check_guards=False)
+    return TorchSession(bundle, module, torch.device("cpu"), False, options)  # type: ignore[arg-type]
 
 
 def program_module(bundle: Bundle, device: torch.device | None = None) -> torch.fx.GraphModule:

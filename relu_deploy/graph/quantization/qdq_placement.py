@@ -5,13 +5,15 @@ Rules for `cpu` (ONNX Runtime's kernels take 8 bits in and give 8 bits out):
 1. A Conv, Gemm or MatMul with constant weights reads its input quantized and its result is quantized, after the Relu that
    reads nothing else; the last ones may give float to the outputs of the graph (a Gemm or MatMul does, a Conv cannot).
 2. An Add, a pool, a Concat or a nearest Resize joins when all that it reads comes from such nodes.
+3. A result that the body of an If, Loop or Scan reads stays float: ONNX Runtime 1.32 aborts the process when it moves a
+   DequantizeLinear to where a body reads its result.
 
 Rules for `tensorrt` (after NVIDIA's explicit-quantization guide and ModelOpt's placement):
 
-3. A Conv, Gemm or MatMul with constant weights reads its input quantized. Nothing follows it: Conv,
+4. A Conv, Gemm or MatMul with constant weights reads its input quantized. Nothing follows it: Conv,
    Add and Relu, then the next reader's quantization, are one kernel.
-4. At a residual Add the branch that is not computed by the Conv before it is quantized as well.
-5. Layers that 8 bits make slower keep their precision: few channels, a ConvTranspose, and for float8 grouped or very large kernels.
+5. At a residual Add the branch that is not computed by the Conv before it is quantized as well.
+6. Layers that 8 bits make slower keep their precision: few channels, a ConvTranspose, and for float8 grouped or very large kernels.
 
 For both: tensors that a pool, a Concat (TensorRT), a Resize or a Reshape links together have one scale, since these nodes
 only move numbers. A node belongs to the segment of the first Relu behind it; segments are the unit that is returned to float.
@@ -37,6 +39,8 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 CPU_JOINING = ("Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool", "Resize")
 #: operators that only move numbers: what they read and what they give may have one scale
 MOVING = ("Flatten", "MaxPool", "Reshape", "Resize", "Squeeze", "Transpose", "Unsqueeze")
+#: operators that ONNX Runtime moves a DequantizeLinear past, beside `MOVING`
+PASSED = (*MOVING, "Identity", "Slice")
 #: most weights of one filter for which float8 kernels exist, and fewest channels that fill an 8-bit kernel
 FLOAT8_AREA, CHANNELS = 32, 16
 
@@ -108,18 +112,23 @@ def _place_cpu(
     nodes: list[ir.Node] = []
     reads: set[tuple[str, int]] = set()
     results: set[str] = set()
-    relus = {relu.node for relu in find_relus(model)}
+    relus = {relu.node for relu in find_relus(model) if not relu.body}
+    captured = _read_by_bodies(model)
     for node in model.graph:
         name = str(node.name)
         if name in kept:
             continue
+        result = _after_relu(node.outputs[0], relus)
+        inside = str(result.name) in captured
         if node.op_type in WEIGHTED:
             why = _no_weights(node) or ("ONNX Runtime has no 8-bit ConvTranspose" if node.op_type == "ConvTranspose" else "")
+            if inside and node.op_type == "Conv":
+                why = why or "its result is read inside the body of an If, Loop or Scan"
             if why:
                 refused[name] = why
                 continue
             inputs = [0]
-        elif node.op_type in CPU_JOINING and _only_moves_or_adds(node):
+        elif node.op_type in CPU_JOINING and not inside and _only_moves_or_adds(node):
             inputs = list(range(len(node.inputs))) if node.op_type in ("Add", "Concat") else [0]
             if not all(_comes_from(node.inputs[position], results) for position in inputs):
                 continue
@@ -127,10 +136,24 @@ def _place_cpu(
             continue
         nodes.append(node)
         reads |= {(name, position) for position in inputs}
-        result = _after_relu(node.outputs[0], relus)
-        if not (node.op_type in ("Gemm", "MatMul") and _only_leaves(result)):
+        if not (inside or (node.op_type in ("Gemm", "MatMul") and _only_leaves(result))):
             results.add(str(result.name))
     return nodes, reads, results
+
+
+def _read_by_bodies(model: ir.Model) -> set[str]:
+    """Return the names of the tensors of the top graph that bodies read, directly or through nodes that only move numbers."""
+    names = set()
+    for node in model.graph:
+        for output in node.outputs:
+            value: ir.Value | None = output
+            if all(user.graph is model.graph for user in output.consumers()):
+                continue
+            while value is not None:
+                names.add(str(value.name))
+                maker = value.producer()
+                value = maker.inputs[0] if maker is not None and maker.op_type in PASSED else None
+    return names
 
 
 def _only_moves_or_adds(node: ir.Node) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from relu_deploy.reporting.pages.batch_curve import Series, batch_curve
 from relu_deploy.reporting.pages.device_table import device_table
 from relu_deploy.reporting.pages.html import page
+from relu_deploy.reporting.pages.layers import layers_section
 from relu_deploy.reporting.pages.svg import Bar, bars, dots
 from relu_deploy.reporting.phrases import count_of
 
@@ -49,6 +50,7 @@ def bench_page(result: Result) -> str:
         measured = [row for row in rows if row["latency_ms"]]
         if measured:
             body.append(f'<div class="charts">{_latency(model, measured, names)}{_spread(model, measured, names)}</div>')
+        body += [layers_section(row, environment["limits"]) for row in measured]
     if any(run["warmed_up"] is False for run in result["runs"]):
         body.append('<p class="soft">* did not settle while warming up: the machine was busy, read its interval.</p>')
     body.append("<h2>Measured on</h2>" + _facts(environment))

@@ -8,7 +8,7 @@ from typing import Any
 
 from relu_deploy.reporting.pages.html import page
 from relu_deploy.reporting.pages.svg import Column, Line, columns, lines
-from relu_deploy.reporting.phrases import shapes_of
+from relu_deploy.reporting.phrases import program_verdict, shapes_of
 
 __all__ = ["verify_page"]
 
@@ -29,6 +29,7 @@ def verify_page(result: Result) -> str:
         f"<h1>{escape(result['model'])}, verified</h1>",
         f'<p class="soft">{escape(result["precision"])} graph against {escape(str(result["against"]))} in float64, on {escape(inputs["source"])} '
         f"input ({escape(shapes_of(inputs))}), {result['seconds']:.1f} s</p>",
+        *_program_verdict(result),
         f"<p>{verdict} An error ratio of 1 is the error of correct {escape(result['precision'])} arithmetic on this very input; "
         f"above {result['limit']:g} it is a fault.</p>",
         *_faults(result["backends"]),
@@ -43,6 +44,11 @@ def verify_page(result: Result) -> str:
         body.append("<h2>Every Relu</h2>" + _relus(seen))
     body.append("<h2>Outputs</h2>" + _outputs(result["backends"]))
     return page(f"relu_deploy: {result['model']}, verified", "".join(body))
+
+
+def _program_verdict(result: Result) -> list[str]:
+    verdict = result.get("program_verdict")
+    return [f'<p class="soft">{escape(program_verdict(verdict))}</p>'] if verdict and result["against"] != "torch" else []
 
 
 def _faults(backends: Sequence[Result]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from relu_deploy.reporting.phrases import count_of
+from relu_deploy.reporting.tables.layers import print_layers
 from relu_deploy.reporting.terminal import GOOD, markup, new_table, number, show
 
 __all__ = ["print_bench"]
@@ -31,6 +32,7 @@ def print_bench(result: Result) -> None:
         name = (markup(run["model"]), _row_name(run), str(run["batch"]))
         table.add_row(*name, *(_cells(run, ratio) if run["latency_ms"] else (f"[red]{markup(run['error'])}[/]",)))
     show(table)
+    print_layers(result["runs"])
     _print_notes(result)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from relu_deploy.reporting.phrases import count_of
+from relu_deploy.reporting.phrases import count_of, first_names
 from relu_deploy.reporting.terminal import markup, new_table, show
 
 __all__ = ["print_census"]
@@ -53,6 +53,8 @@ def _summary(result: Result) -> Iterator[str]:
     if totals["dead"] > totals["proven_dead"] and bounds:
         yield f"[dim]dead, not proven: fires on fewer than {bounds[0]:.2%} of such rows (95% confidence, if they are independent)[/]"
     yield from _scope_of_proofs(result["input_range"])
+    if hidden := result.get("hidden"):
+        yield f"[yellow]{count_of(len(hidden), 'Relu')} inside bodies cannot be observed: {markup(first_names(hidden))}[/]"
     if totals["left_over"]:
         rows = "row was" if totals["left_over"] == 1 else "rows were"
         yield f"[yellow]{totals['left_over']:,} {rows} left over: the model takes {result['batch']:,} at a time[/]"

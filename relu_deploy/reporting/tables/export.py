@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from relu_deploy.reporting.phrases import count_of
+from relu_deploy.reporting.phrases import count_of, program_verdict
 from relu_deploy.reporting.terminal import markup, show
 
 __all__ = ["print_export"]
@@ -17,6 +17,9 @@ def print_export(result: Mapping[str, Any]) -> None:
     show(f"[bold]{markup(result['bundle'])}[/]  opset {result['opset']}, {nodes}, {relus}, {result['seconds']:.1f} s")
     for label, kind in (("in ", "inputs"), ("out", "outputs")):
         show(f"  {label}  {markup(', '.join(map(_spec, result[kind])))}")
+    if verdict := result["program_verdict"]:
+        shown = markup(program_verdict(verdict))
+        show(f"  {shown}" if verdict["passed"] else f"  [bold red]{shown}[/]")
 
 
 def _spec(spec: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from relu_deploy.reporting.phrases import count_of
+from relu_deploy.reporting.phrases import count_of, first_names
 from relu_deploy.reporting.terminal import markup, new_table, show
 
 __all__ = ["print_inspect"]
@@ -36,7 +36,8 @@ def print_inspect(result: Mapping[str, Any]) -> None:
         f"[bold]{markup(result['model'])}[/]  opset {result['opset']}, {counts}\n"
         f"batch {result['batch']}: {sizes}, {count_of(result['parameters'], 'parameter')}"
     )
-    if hidden := sum(not relu.get("observable", True) for relu in result["relus"]):
-        show(f"[yellow]{count_of(hidden, 'Relu')} inside bodies or functions cannot be observed[/]")
+    if hidden := [relu["node"] for relu in result["relus"] if not relu.get("observable", True)]:
+        names = markup(first_names(hidden))
+        show(f"[yellow]{count_of(len(hidden), 'Relu')} inside bodies or functions cannot be observed: {names}[/]")
     if result["unknown"] and not result.get("symbols"):
         show(f"[yellow]not counted, shapes unknown: {markup(', '.join(result['unknown'][:NAMED]))}[/]")

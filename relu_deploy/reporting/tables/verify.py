@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from relu_deploy.reporting.phrases import count_of, shapes_of
+from relu_deploy.reporting.phrases import count_of, program_verdict, shapes_of
 from relu_deploy.reporting.terminal import DIM, GOOD, markup, new_table, number, show
 
 __all__ = ["print_verify"]
@@ -22,6 +22,8 @@ def print_verify(result: Result) -> None:
         f"[bold]{markup(result['model'])}[/] against {markup(result['against'])} in float64, "
         f"on {markup(inputs['source'])} input {markup(shapes_of(inputs))}"
     )
+    if result["against"] != "torch" and (verdict := result.get("program_verdict")):
+        show(f"[dim]{markup(program_verdict(verdict))}[/]")
     table = new_table("backend", "tensor", "scope", ">max abs", ">max ulp", ">error ratio", "passed")
     for backend in result["backends"]:
         for row in _rows(backend):
@@ -32,6 +34,39 @@ def print_verify(result: Result) -> None:
     for backend in result["backends"]:
         for line in _verdict(backend):
             show(line)
+    for line in _preprocess(result.get("preprocess")):
+        show(line)
+
+
+def _preprocess(compared: Result | None) -> Iterator[str]:
+    """Yield the lines about the preprocessing beside the given arrays."""
+    if compared is None:
+        return
+    pictures = compared["pictures"]
+    failed = [one for one in pictures if not one["passed"]]
+    if not failed:
+        yield f"preprocessing: [green]passed[/]: {_levels(compared['largest_levels'])} at most in {count_of(len(pictures), 'picture')}"
+        return
+    yield f"preprocessing: [bold red]differs[/]: in {len(failed)} of {count_of(len(pictures), 'picture')}"
+    for one in sorted(failed, key=lambda one: -(one["largest_levels"] or 1e9))[:LISTED]:
+        if one["largest_levels"] is None:
+            shapes = ("x".join(map(str, one[name])) for name in ("shape", "expected_shape"))
+            yield "  [bold red]{}[/]: the array is {}, not {}".format(markup(one["picture"]), *shapes)
+        else:
+            yield (
+                f"  [bold red]{markup(one['picture'])}[/]: {_levels(one['largest_levels'])} at most, "
+                f"{number(one['mean_levels'])} on average"
+            )
+    for step in compared["steps"]:
+        yield f"  [bold red]{step['step']}[/]: {markup(step['ours'])} in the manifest, {markup(step['theirs'])} in the arrays"
+    if compared["steps"] and compared["remaining_levels"] is not None:
+        yield f"  [dim]with these settings: {_levels(compared['remaining_levels'])} at most[/]"
+    elif not compared["steps"]:
+        yield "  [dim]no other setting explains the arrays[/]"
+
+
+def _levels(value: float) -> str:
+    return f"{value:.3g} gray levels"
 
 
 def _not_compared(result: Result) -> Iterator[str]:
@@ -88,6 +123,14 @@ def _verdict(backend: Result) -> Iterator[str]:
         place = "in the graph" if fault["where"] == "graph" else f"on {markup(fault['where'])}"
         scope = f" ({markup(fault['scope'])})" if fault["scope"] else ""
         yield f"  [bold red]at {markup(fault['node'])}[/]{scope}, {place}: {markup(fault['kind'])}: {markup(fault['detail'])}"
+    for finding in backend.get("findings", ()):
+        if finding["accepted"]:
+            yield f"  [yellow]accepted[/]: {markup(finding['detail'])}"
+        else:
+            yield (
+                f"  [bold red]{markup(finding['detail'])}[/], where IEEE 754's maximum, PyTorch and ONNX Runtime return NaN; "
+                f"to accept it: --accept {finding['kind']}"
+            )
     for check in backend["checks"]:
         if check["passed"] is False:
             yield f"  [bold red]{markup(check['name'])}[/]: {markup(check['detail'])}"

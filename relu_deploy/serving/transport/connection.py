@@ -28,6 +28,7 @@ __all__ = ["Connection", "ConnectionSettings"]
 ERROR = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
 SLOW = (b"408 Request Timeout", b'{"error":"the headers did not arrive in time"}')
 TOO_LONG = (b"431 Request Header Fields Too Large", b'{"error":"the headers are too long"}')
+CUT_SHORT = (b"400 Bad Request", b'{"error":"the connection ended before the body of the request"}')
 MALFORMED = (b"400 Bad Request", b'{"error":"this is not an HTTP request"}')
 #: bytes of the largest body that is skipped when its request is refused early
 MAX_SKIPPED = 2**15
@@ -217,6 +218,10 @@ class Connection(HttpToolsProtocol):
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own signature
         self._received_eof = True
         if self._is_idle():
+            return None
+        if self.cycle.more_body and not self.cycle.response_started:
+            # The rest of the body can never arrive.
+            self._reject(CUT_SHORT)
             return None
         # A client that has closed altogether answers this with a reset; one that still listens skips it.
         if not self.cycle.response_started:

@@ -25,6 +25,7 @@ from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph import Relu, find_relus, load_model, precision_of
+from relu_deploy.graph.shape_inference import infer_shapes
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.contract import Contract
 from relu_deploy.verification.engine.fusion_regions import Coverage, EngineTrace, Region, build_trace, coverage_of, regions_of
@@ -190,8 +191,6 @@ def audit(
         InputError: If the feeds do not fit, or the engine has other outputs than the graph.
         Unsupported: If the engine does not list its layers.
     """
-    from onnx_ir.passes.common import ShapeInferencePass
-
     started = time.perf_counter()
     feeds = check_feeds(feeds, bundle.inputs, bundle.name)
     progress(f"{backend}: layers and tensors of the engine")
@@ -203,7 +202,8 @@ def audit(
         raise InputError(
             f"the engines of {bundle.name} have the outputs {sorted(given)}, the graph has {sorted(names)}", "build them again"
         )
-    model = ShapeInferencePass()(load_model(bundle.onnx)).model
+    model = load_model(bundle.onnx)
+    infer_shapes(model)
     session = cast(TruthSession, load(bundle, "reference"))
     progress(f"{backend}: truth in float64")
     trace = build_trace(model, shapes_at(session, feeds), layers, captured, outputs)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from relu_deploy.backends.base import Captured
+from relu_deploy.backends.tensorrt.formats import DTYPES, format_of
 from relu_deploy.errors import Unsupported
 from relu_deploy.tensors import Feeds
 
@@ -36,18 +37,6 @@ __all__ = [
     "read_layers",
 ]
 
-#: element types as the inspector writes them, the longer names first
-DTYPES = {
-    "bfloat16": r"bf16|bfloat16",
-    "float16": r"fp16|half|float16",
-    "float8": r"fp8\w*|float8\w*",
-    "float32": r"fp32|float|float32",
-    "uint8": r"uint8",
-    "int8": r"int8",
-    "int32": r"int32",
-    "int64": r"int64",
-    "bool": r"bool",
-}
 #: one node in a layer's metadata; nodes are separated by a unit separator, groups of them by a record separator, or by nothing
 NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|\[ONNX Layer: |\s*$)", re.DOTALL)
 #: the suffix that Myelin adds to a layer's name: its group and place, which a layer inserted before it changes
@@ -151,7 +140,7 @@ def _layer(fields: Mapping[str, Any]) -> EngineLayer:
 
 
 def _tensor(fields: Mapping[str, Any]) -> EngineTensor:
-    layout = str(fields.get("Format/Datatype") or fields.get("Format/DataType") or fields.get("Format") or "")
+    layout = format_of(fields)
     stated = str(fields.get("DataType") or fields.get("Datatype") or "")
     return EngineTensor(
         fields["Name"], tuple(map(int, fields.get("Dimensions", ()))), layout or stated, dtype_in(stated) or dtype_in(layout)

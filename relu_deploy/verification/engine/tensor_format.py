@@ -1,27 +1,21 @@
-"""Decoding of an engine's buffers: from their format to C order, and from codes to numbers.
+"""Decoding of an engine's buffers: from their format (`backends.tensorrt.formats`) to C order, and from codes to numbers.
 
-    format, as the inspector writes it                        order of a tensor (N, C, H, W)
-    Row major linear FP32 · Row major Int8 format · Half      [N][C][H][W]
-    Thirty-two wide channel vectorized row major Int8 format  [N][ceil(C/32)][H][W][32]
-    Channel major FP16 format where channel % 8 == 0          [N][H][W][ceil(C/8)*8]
-
-The formats are those that NVIDIA documents for `TensorFormat`. A buffer whose size is not that of its format, and any other
-format (with a stride in H, or "N/A due to dynamic shapes"), is not decoded.
+A buffer whose size is not that of its format, and one in an unknown format, is not decoded.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
 
+from relu_deploy.backends.tensorrt.formats import channel_order, stored_shape
 from relu_deploy.graph.intervals.operands import constant_of
 from relu_deploy.tensors import Array
-from relu_deploy.verification.engine.layers import DTYPES, Captured, EngineTensor
+from relu_deploy.verification.engine.layers import Captured, EngineTensor
 from relu_deploy.verification.verdict import rms
 
 if TYPE_CHECKING:
@@ -34,9 +28,6 @@ STORED = {
     "float8": np.dtype(ml_dtypes.float8_e4m3fn),
     **{name: np.dtype(name) for name in ("float32", "float16", "int8", "uint8", "int32", "int64", "bool")},
 }
-WIDTHS = {"two": 2, "four": 4, "eight": 8, "sixteen": 16, "thirty-two": 32}
-#: a type without a format, as Myelin writes it
-BARE = re.compile(rf"k?(?:{'|'.join(DTYPES.values())})", re.IGNORECASE)
 #: operators that only move or select numbers, so that quantizing before or behind them is the same
 MOVING = ("Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -78,45 +69,23 @@ def decode(captured: Captured, described: EngineTensor | None) -> Array | str:
     dtype = STORED.get(captured.dtype)
     if dtype is None:
         return f"its type {captured.dtype!r} is not decoded"
-    order = _order(layout)
+    order = channel_order(layout)
     if order is None:
         return f"its format {layout!r} is not decoded" if layout else "its format is not known"
-    if order == (False, 1):
-        stored: tuple[int, ...] = captured.shape
-    elif len(captured.shape) != 4:
-        # The axis of a vectorized format is documented for four dimensions only.
+    stored = stored_shape(captured.shape, layout)
+    if stored is None:
         return f"its format {layout!r} is decoded for four dimensions, and it has {len(captured.shape)}"
-    else:
-        batch, channels, height, width = captured.shape
-        channels_last, vector = order
-        blocks = -(-channels // vector)
-        stored = (batch, height, width, blocks * vector) if channels_last else (batch, blocks, height, width, vector)
     buffer = captured.data if isinstance(captured.data, bytes) else np.ascontiguousarray(captured.data).tobytes()
     if len(buffer) != math.prod(stored) * dtype.itemsize:
         return f"{len(buffer):,} bytes are not {captured.dtype} of shape {captured.shape} in format {layout!r}"
     array = np.frombuffer(buffer, dtype).reshape(stored)
     if order == (False, 1):
         return array
+    batch, channels, height, width = captured.shape
+    channels_last, _ = order
     if channels_last:
         return np.moveaxis(array, -1, 1)[:, :channels]
-    return np.moveaxis(array, -1, 2).reshape(batch, blocks * vector, height, width)[:, :channels]
-
-
-def _order(layout: str) -> tuple[bool, int] | None:
-    """Return whether channels come last, and the width of a vector of channels; (False, 1) for C order, None for an unknown format."""
-    text = layout.strip().rstrip(".").lower()
-    if BARE.fullmatch(text) or text in ("linear", "klinear"):
-        return False, 1
-    if "stride" in text:
-        return None
-    if found := re.fullmatch(r"k?(chw|hwc)(\d*)", text):
-        return found[1] == "hwc", int(found[2] or 1)
-    if found := re.search(r"([\w-]+) wide channel vectorized row major", text):
-        return (False, WIDTHS[found[1]]) if found[1] in WIDTHS else None
-    if "channel major" in text:
-        found = re.search(r"(?:channel|\bc) % (\d+) == 0", text)
-        return (True, int(found[1]) if found else 1) if found or "where" not in text else None
-    return (False, 1) if "row major" in text and "vectorized" not in text else None
+    return np.moveaxis(array, -1, 2).reshape(batch, -1, height, width)[:, :channels]
 
 
 def same_but_ones(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:

@@ -22,6 +22,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import extract_subgraph, load_model, nodes_between, save_model
+from relu_deploy.graph.shape_inference import infer_shapes
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.locating.classify import describe
 from relu_deploy.verification.locating.fault import Fault
@@ -64,10 +65,9 @@ def locate_on_backend(
         anchors: The truth's tensors, at which the graph is cut.
         feeds: The inputs.
     """
-    from onnx_ir.passes.common import ShapeInferencePass
-
     # Quantizers write graphs without types, and a piece needs those of its inputs and outputs.
-    model = ShapeInferencePass()(load_model(bundle.onnx)).model
+    model = load_model(bundle.onnx)
+    infer_shapes(model)
     producers = {str(value.name): node for node in model.graph for value in node.outputs}
     pieces = _Pieces(model, backend, {**feeds, **anchors})
     for tensor in failing:

@@ -1,6 +1,6 @@
 """ONNX Runtime's GPU providers without a GPU: their options, the refusal to fall back, and buffers that are bound once.
 
-The session is always the real ONNX Runtime's. Buffers are bound on its CPU provider, to a double of the CUDA runtime whose
+The session is always the real ONNX Runtime's. Buffers are bound on its CPU provider, to a double of the CUDA driver whose
 memory is this process's; the provider that takes no node is the Azure one, which the CPU flavor has.
 """
 
@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from doubles import Runtime
+from doubles import CudaDriver
 from onnx import TensorProto, helper
 
 from relu_deploy.backends import BACKENDS, Options, load, probe
@@ -34,8 +34,8 @@ ON_GPU = [name for name in BACKENDS if name.startswith("onnxruntime-") and needs
 L4 = Gpu(0, "NVIDIA L4", (8, 9), 24 << 30)
 
 
-class Eager(Runtime):
-    """The CUDA runtime's double, but every copy happens at once: the CPU provider does not wait for a stream either."""
+class Eager(CudaDriver):
+    """The CUDA driver's double, but every copy happens at once: the CPU provider does not wait for a stream either."""
 
     def enqueue(self, stream, work, milliseconds=0.0):
         work()
@@ -187,7 +187,7 @@ def test_closing_gives_everything_back_once(bind):
 def test_buffers_that_do_not_fit_the_gpu_leave_nothing_behind(tmp_path):
     runtime = Eager(memory=100)
     session = load(model(tmp_path), "onnxruntime-cpu")
-    with pytest.raises(Unsupported, match="MemoryAllocation") as refused:
+    with pytest.raises(Unsupported, match="CUDA_ERROR_OUT_OF_MEMORY") as refused:
         OnnxRuntimeIoBinding(session, Device(0, runtime).stream(), {"x": numbers(6)}, "cpu")
     assert "smaller batch" in refused.value.hint
     assert not runtime.alive
@@ -431,6 +431,7 @@ def test_errors_are_told_without_the_runtimes_source_lines():
 # ---------------------------------------------------------------- where there is a GPU
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ON_GPU)
 def test_on_a_gpu_bound_runs_give_the_answers_of_plain_ones_and_of_the_cpu(digits_bundle, name):
     found = probe(name)

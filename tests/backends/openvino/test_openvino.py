@@ -251,6 +251,17 @@ def test_verify_finds_every_number_right_and_that_nan_is_not_kept(digits_bundle)
     assert any("NaN" in relu.contract.broken for relu in backend.relus if relu.contract and relu.contract.broken)
 
 
+def test_the_command_names_the_lost_nan_and_how_to_accept_it(digits_bundle, command):
+    arguments = ("verify", digits_bundle.path, "--backend", "openvino", "--against", "reference", "--quiet")
+    refused = command(*arguments)
+    assert refused.code == 1
+    assert "NaN is not propagated: 1 of 1 Relus that it reached return a number for NaN" in refused.stdout
+    assert "--accept nan-not-propagated" in refused.stdout
+    accepted = command(*arguments, "--accept", "nan-not-propagated")
+    assert accepted.code == 0
+    assert "accepted: NaN is not propagated" in accepted.stdout
+
+
 def test_prove_goes_through_every_int8_and_finds_what_happens_to_nan_in_float16():
     assert prove("openvino", "int8").passed
     report = prove("openvino", "float16")

@@ -317,5 +317,5 @@ def test_large_grids_are_read_in_parts_with_the_same_result(monkeypatch):
     random = np.random.default_rng(0)
     x, grid = random.standard_normal((2, 3, 5, 6)), random.uniform(-1, 1, (2, 7, 4, 2))
     (whole,) = evaluate("GridSample", [x, grid])
-    monkeypatch.setattr(sampling, "POINTS", 5)
+    monkeypatch.setattr(sampling, "BLOCK", 5)
     np.testing.assert_array_equal(evaluate("GridSample", [x, grid])[0], whole)

@@ -111,6 +111,16 @@ def test_rounding_noise_is_of_float32s_size_reproducible_and_only_where_asked(tm
     assert 2.0**-27 < relative < 2.0**-22
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_a_constant_exponent_is_not_rounded_so_that_the_noise_of_a_square_is_a_number(tmp_path, precision):
+    # -3 to the power of 1.9999999 is NaN, and NaN is no noise floor.
+    x = np.array([[-3.0, -1e-3, 0.5, 2.0]], np.float32)
+    path = model_file(tmp_path / "m.onnx", "Pow", x, [np.array(2, np.float32)], {}, 17)
+    squared = load(path, "reference").evaluate({"x": x}, rounding=Rounding(precision, 1))["y"]
+    assert (squared != np.float64(x) ** 2).any()
+    np.testing.assert_allclose(squared, np.float64(x) ** 2, rtol=1e-2)
+
+
 def test_what_only_lends_its_size_to_a_resize_is_rounded_like_everything_else(tmp_path):
     # As PyTorch writes an interpolation to a given size: the first two sizes are those of the tensor that is resized.
     nodes = [

@@ -45,6 +45,17 @@ def test_the_bundle_stays_whole_with_engines_in_it(ask, digits_copy):
     Bundle.open(digits_copy.path).check_files()
 
 
+def test_an_engine_that_the_manifest_does_not_list_is_not_loaded(ask, reported, digits_copy):
+    engine = ask()
+    manifest = json.loads((digits_copy.path / "manifest.json").read_text())
+    assert sorted(manifest.pop("engines")) == sorted(f"engines/{engine.file.stem}{ending}" for ending in (".engine", ".json"))
+    (digits_copy.path / "manifest.json").write_text(json.dumps(manifest))
+    assert find_engine(RTX, digits_copy, ONE) is None
+    assert not ask().cache_hit
+    assert "is not listed in the manifest" in reported[0]
+    assert ask().cache_hit
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -1,23 +1,27 @@
 """What an engine shows of itself. The library and the GPU are test doubles; the capsule and the base class are real."""
 
 import ctypes
+import json
 
 import numpy as np
 import pytest
-from doubles import Runtime, bundle_of, cudaError, engine_in, plan_of, tensorrt
+from doubles import CudaDriver, CUresult, Named, bundle_of, engine_in, plan_of, tensorrt
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relu_deploy.backends.nvidia.cuda import CudaError, Device
 from relu_deploy.backends.tensorrt.capture import ObservedSession, _listener, _pointer
+from relu_deploy.backends.tensorrt.formats import formats_by_tensor
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.backends.tensorrt.session import TensorRtSession
+from relu_deploy.verification.engine.layers import EngineTensor
+from relu_deploy.verification.engine.tensor_format import decode
 
 
 @pytest.fixture
 def observed(tmp_path):
     """A session of an engine that was built to be observed, on doubles."""
-    runtime = Runtime()
+    runtime = CudaDriver()
     trt, engine = tensorrt(runtime, [((1, 3), (4, 3), (8, 3))])
     kept = engine_in(tmp_path, plan_of(), **BuildOptions(observable=True).to_json())
     session = TensorRtSession("tensorrt", bundle_of(tmp_path), kept, Device(0, runtime), trt)
@@ -30,6 +34,42 @@ def test_each_tensor_is_copied_when_it_is_written(observed):
     (shown,) = observed.capture({"x": x})
     assert (shown.name, shown.dtype, shown.shape) == ("y", "float32", (2, 3))
     np.testing.assert_array_equal(np.frombuffer(shown.data, np.float32).reshape(2, 3), np.maximum(x, 0))
+
+
+@pytest.mark.parametrize(
+    ("layout", "stored", "order"),
+    [
+        ("Thirty-two wide channel vectorized row major Int8 format", (1, 1, 2, 2, 32), (0, 1, 4, 2, 3)),
+        ("Channel major INT8 format where channel % 16 == 0", (1, 2, 2, 16), (0, 3, 1, 2)),
+        ("Row major Int8 format", (1, 3, 2, 2), (0, 1, 2, 3)),
+    ],
+)
+def test_a_tensor_is_copied_with_the_padding_of_its_format(layout, stored, order):
+    driver = CudaDriver()
+    gpu = Device(0, driver)
+    trt, _ = tensorrt(driver, [((1, 3), (4, 3), (8, 3))])
+    buffer, stream = gpu.buffer(int(np.prod(stored))), gpu.stream()
+    codes = driver.array_at(buffer.pointer, stored, np.int8)
+    codes[...] = np.arange(codes.size).reshape(stored)
+    layers = {"Layers": [{"Name": "conv", "Outputs": [{"Name": "t", "Dimensions": [1, 3, 2, 2], "Format/Datatype": layout}]}]}
+    listener = _listener(trt, gpu, formats_by_tensor(json.dumps(layers)))
+    assert listener.process_debug_tensor(buffer.pointer, Named("DEVICE"), Named("INT8"), (1, 3, 2, 2), "t", int(stream))
+    (shown,) = listener.seen
+    assert len(shown.data) == codes.size
+    decoded = decode(shown, EngineTensor("t", (1, 3, 2, 2), layout, "int8"))
+    expected = codes.transpose(order).reshape(1, -1, 2, 2)[:, :3]
+    np.testing.assert_array_equal(decoded, expected)
+
+
+def test_a_tensor_in_several_formats_is_copied_as_the_smallest():
+    driver = CudaDriver()
+    gpu = Device(0, driver)
+    trt, _ = tensorrt(driver, [((1, 3), (4, 3), (8, 3))])
+    buffer, stream = gpu.buffer(12), gpu.stream()
+    formats = {"t": {"Row major Int8 format", "Thirty-two wide channel vectorized row major Int8 format"}}
+    listener = _listener(trt, gpu, formats)
+    assert listener.process_debug_tensor(buffer.pointer, Named("DEVICE"), Named("INT8"), (1, 3, 2, 2), "t", int(stream))
+    assert len(listener.seen[0].data) == 12
 
 
 def test_an_engine_that_is_looked_into_makes_no_cuda_graph(observed):
@@ -45,7 +85,7 @@ def test_an_engine_that_is_looked_into_makes_no_cuda_graph(observed):
 def test_a_copy_that_fails_is_told_and_does_not_travel_through_the_library(observed, monkeypatch):
     session = observed._session
     bound = session.bind({"x": np.ones((2, 3), np.float32)})
-    monkeypatch.setattr(session.runtime_double, "cudaMallocHost", lambda size: (cudaError.cudaErrorMemoryAllocation, None))
+    monkeypatch.setattr(session.runtime_double, "cuMemHostAlloc", lambda size, flags: (CUresult.CUDA_ERROR_OUT_OF_MEMORY, None))
     listener = _listener(session.trt, session.gpu)
     context = session.engine_double.contexts[-1]
     context.set_debug_listener(listener)

@@ -7,7 +7,7 @@ import doubles
 import ml_dtypes
 import numpy as np
 import pytest
-from doubles import FLOAT8, Runtime, bundle_of, engine_in, plan_of, tensorrt
+from doubles import FLOAT8, CudaDriver, bundle_of, engine_in, plan_of, tensorrt
 
 from relu_deploy.backends import Options
 from relu_deploy.backends.nvidia.cuda import CudaError, Device
@@ -26,7 +26,7 @@ def start(tmp_path):
     """Start a session on test doubles: start(ranges, dtype=, outputs=) -> session."""
 
     def begin(ranges=ONE, memory=1 << 30, **options):
-        runtime = Runtime(memory=memory)
+        runtime = CudaDriver(memory=memory)
         trt, engine = tensorrt(runtime, ranges, **options)
         shared = {name: options[name] for name in ("dtype", "outputs") if name in options}
         bundle = bundle_of(tmp_path, **shared)
@@ -165,6 +165,60 @@ def test_old_shapes_make_room_and_closing_frees_all_of_it(start):
     assert not runtime.queues
 
 
+def test_batches_of_any_size_share_the_contexts_of_a_few(start):
+    session = start()
+    for _ in range(2):
+        for batch in (3, 1, 8, 5, 2, 7, 4, 6):
+            x = numbers(batch, seed=batch)
+            assert np.array_equal(session.run({"x": x})["y"], np.maximum(x, 0))
+    # 1, 2, 4 and 8 rows: each context is captured once and never made again.
+    assert len(session.engine_double.contexts) == 4
+    assert session.runtime_double.calls.count("instantiate") == 4
+    assert session.facts["batch_sizes"] == [1, 2, 4, 8]
+
+
+def test_every_size_of_the_profiles_keeps_its_context(start):
+    session = start(TWO)
+    # Powers of two within the profiles; the usual and largest batches are among them.
+    assert session.facts["batch_sizes"] == [1, 2, 4, 8, 16, 32, 64, 128]
+    for batch in (*range(1, 9), 16, 32, 64, 128, *range(1, 9)):
+        session.run({"x": numbers(batch)})
+    assert len(session.engine_double.contexts) == 8
+
+
+def test_batches_are_not_padded_where_an_output_has_no_rows(start):
+    session = start(outputs=("y", "kept"))
+    x = numbers(3)
+    assert np.array_equal(session.run({"x": x})["kept"], x[x > 0])
+    assert "batch_sizes" not in session.facts
+
+
+def test_contexts_share_one_block_of_memory_for_activations(start):
+    session = start(TWO)
+    session.engine_double.device_memory_size_v2 = 4096
+    for batch in (1, 2, 100):
+        session.run({"x": numbers(batch)})
+    bound = session.bind({"x": numbers(3)})
+    contexts = session.engine_double.contexts
+    assert {context.strategy for context in contexts} == {"USER_MANAGED"}
+    assert len(contexts) == 4
+    assert len({context.memory for context in contexts}) == 1
+    assert contexts[0].memory[1] == 4096
+    bound.close()
+    session.close()
+    assert not session.runtime_double.alive
+
+
+def test_the_real_library_takes_memory_of_the_callers():
+    trt = pytest.importorskip(
+        "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'relu-deploy[rtx-build]')", exc_type=ImportError
+    )
+    assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED")
+    assert hasattr(trt.IRuntimeConfig, "set_execution_context_allocation_strategy")
+    assert hasattr(trt.ICudaEngine, "device_memory_size_v2")
+    assert "256-byte aligned device memory" in trt.IExecutionContext.set_device_memory.__doc__
+
+
 def test_facts_say_what_runs_where(start):
     session = start(TWO)
     facts = session.facts
@@ -214,7 +268,7 @@ def test_memory_that_is_not_there_in_the_middle_of_a_run_is_said_after_it(start)
     bound = session.bind({"x": np.ones((8, 3), np.float32)})
     bound.upload({"x": np.ones((8, 3), np.float32)})
     session.runtime_double.left = 10
-    with pytest.raises(CudaError, match="cudaErrorMemoryAllocation"):
+    with pytest.raises(CudaError, match="CUDA_ERROR_OUT_OF_MEMORY"):
         bound.run()
 
 
@@ -222,20 +276,20 @@ def test_the_allocator_is_what_the_library_expects():
     trt = pytest.importorskip(
         "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'relu-deploy[rtx-build]')", exc_type=ImportError
     )
-    gpu = Device(0, Runtime())
+    gpu = Device(0, CudaDriver())
     output = GrowingOutput(gpu, "float32")
     made = allocator(trt, output)
     assert isinstance(made, trt.IOutputAllocator)
     first = made.reallocate_output("y", 0, 100, 256)
     assert made.reallocate_output_async("y", first, 60, 256, 0) == first
     made.reallocate_output_async("y", first, 101, 256, 0)
-    assert len(gpu.runtime.freed) == 1
+    assert len(gpu.driver.freed) == 1
     made.notify_shape("y", trt.Dims([5, 4]))
     assert output.shape == (5, 4)
     assert output.nbytes == 80
-    gpu.runtime.left = 0
+    gpu.driver.left = 0
     assert made.reallocate_output("y", 0, 10**6, 256) == 0
-    assert "cudaErrorMemoryAllocation" in str(output.error)
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in str(output.error)
 
 
 # ---------------------------------------------------------------- refusals
@@ -336,7 +390,7 @@ def test_contexts_announce_nothing_to_profilers(start):
 
 
 def test_weights_are_streamed_within_the_automatic_budget_and_without_a_cuda_graph(tmp_path):
-    runtime = Runtime()
+    runtime = CudaDriver()
     trt, engine = tensorrt(runtime, ONE)
     engine.get_weight_streaming_automatic_budget = lambda: 4096
     kept = engine_in(tmp_path, plan_of(), weight_streaming=True)
@@ -373,11 +427,34 @@ def test_an_engine_is_built_on_the_gpu_that_was_named(tmp_path, monkeypatch):
     def make_current(index):
         raise Reached(index)
 
-    runtime = Runtime()
+    runtime = CudaDriver()
     trt, _ = tensorrt(runtime, ONE)
     trt.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda self: None})
-    monkeypatch.setattr(build, "can_build", lambda name: Probe(name, True, version="11.4"))
+    monkeypatch.setattr(build, "can_build", lambda name, device: Probe(name, True, version="11.4"))
     monkeypatch.setattr(build, "import_module", lambda name: trt)
     monkeypatch.setattr(build, "Device", make_current)
     with pytest.raises(Reached, match="3"):
         build.build_engine("tensorrt", bundle_of(tmp_path).onnx, build.BuildOptions(), device=3)
+
+
+class Timings:
+    """A build configuration that takes the timing caches of this GPU only, or none at all."""
+
+    def __init__(self, takes):
+        self.takes = takes
+
+    def create_timing_cache(self, content):
+        return content
+
+    def set_timing_cache(self, times, ignore_mismatch):
+        assert not ignore_mismatch
+        return times in self.takes
+
+
+@pytest.mark.parametrize(
+    ("takes", "used"), [((b"mine", b""), b"mine"), ((b"",), b""), ((), None)], ids=["taken", "of another GPU", "never taken"]
+)
+def test_a_timing_cache_that_the_builder_refuses_is_not_kept(takes, used):
+    from relu_deploy.backends.tensorrt.build import _timing_cache
+
+    assert _timing_cache(Timings(takes), b"mine") == used

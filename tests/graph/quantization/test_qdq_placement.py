@@ -1,11 +1,20 @@
 """Which numbers become 8 bits wide: what each target's kernels want."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 from small import graph_of, residual
 
+from relu_deploy.graph import load_model, save_model
+from relu_deploy.graph.quantization.qdq import SCHEMES, quantize
 from relu_deploy.graph.quantization.qdq_placement import place_qdq, segments_of
+
+
+def value(name, shape):
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
 def conv_net(shape, groups=1, channels=32, opset=20):
@@ -103,3 +112,41 @@ def test_what_a_pool_only_moves_has_one_scale_and_what_a_concat_joins_has_one_on
     model = graph_of(nodes, [("x", [1, 16, 4, 4])], [("y", None)])
     assert [sorted(names) for names in place_qdq(model, "cpu").tied] == [["pooled", "x"]]
     assert [sorted(names) for names in place_qdq(model, "tensorrt").tied] == [["a", "pooled", "x", "y"]]
+
+
+def test_a_result_that_a_body_reads_stays_float_and_the_graph_runs_on_onnx_runtime(tmp_path):
+    # ONNX Runtime 1.32 aborts the process where a DequantizeLinear's result is moved into a body.
+    squeezed = helper.make_graph([helper.make_node("Squeeze", ["r", "axes"], ["s"])], "then", [], [value("s", None)])
+    same = helper.make_graph([helper.make_node("Identity", ["r"], ["i"])], "else", [], [value("i", None)])
+    fed = helper.make_graph([helper.make_node("Neg", ["chosen"], ["n"])], "then", [], [value("n", None)])
+    kept = helper.make_graph([helper.make_node("Identity", ["chosen"], ["k"])], "else", [], [value("k", None)])
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["c0"], "first"),
+        helper.make_node("Relu", ["c0"], ["r0"], "relu0"),
+        helper.make_node("Conv", ["r0", "w1"], ["c1"], "second"),
+        helper.make_node("Relu", ["c1"], ["r"], "relu1"),
+        helper.make_node("Shape", ["r"], ["shape"]),
+        helper.make_node("Gather", ["shape", "last"], ["size"]),
+        helper.make_node("Equal", ["size", "one"], ["is_one"]),
+        helper.make_node("If", ["is_one"], ["chosen"], "squeeze", then_branch=squeezed, else_branch=same),
+        helper.make_node("If", ["data"], ["y"], "sign", then_branch=fed, else_branch=kept),
+    ]
+    generator = np.random.default_rng(0)
+    weights = {name: generator.standard_normal((16, 16, 1)).astype(np.float32) for name in ("w0", "w1")}
+    weights |= {"axes": np.array([2]), "last": np.array(2), "one": np.array(1)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", [1, 16, 1]), helper.make_tensor_value_info("data", TensorProto.BOOL, [])],
+        [value("y", None)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    path = tmp_path / "m.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9).SerializeToString())
+    model = load_model(path)
+    placed = place_qdq(model, "cpu")
+    assert set(placed.nodes) == {"first"}
+    assert "body" in placed.refused["second"]
+    save_model(quantize(model, placed, {"x": (-1.0, 1.0), "r0": (0.0, 9.0)}, SCHEMES["cpu", "int8"]), path)
+    code = f"import onnxruntime; onnxruntime.InferenceSession({str(path)!r}, providers=['CPUExecutionProvider'])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -99,6 +99,13 @@ def test_each_request_gets_the_answer_of_its_rfc(server, sent, expected):
     assert statuses(server, sent) == expected
 
 
+@pytest.mark.parametrize("sent", [post()[:-10], chunked()[:-10], chunked(tail=b"0\r\n")], ids=["length", "chunk", "last chunk"])
+def test_a_client_that_ends_within_a_body_is_answered_at_once_and_not_when_the_body_is_late(server, sent):
+    # A body may take 30 seconds.
+    assert server.raw(sent, timeout=8, half_close=True).startswith(b"HTTP/1.1 400 ")
+    assert b"HTTP/1.1 200 " in server.raw(post(more="Connection: close\r\n"), timeout=8, half_close=True)
+
+
 def test_a_head_request_gets_no_body(server):
     received = server.raw(LIVE.replace(b"GET", b"HEAD").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
     head, _, body = received.partition(b"\r\n\r\n")

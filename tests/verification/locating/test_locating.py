@@ -241,6 +241,28 @@ def test_a_relu_that_swallows_nan_breaks_the_contract(digits_bundle, flawed):  #
     assert not report.passed
 
 
+def test_swallowed_nan_is_a_finding_that_can_be_accepted(digits_bundle, flawed):  # noqa: F811
+    name = flawed(SwallowsNan())
+    (refused,) = verify(digits_bundle.onnx, [name]).to_json()["backends"]
+    (finding,) = refused["findings"]
+    assert [(fault["kind"], fault["node"]) for fault in refused["faults"]] == [("NaN", refused["relus"][0]["node"])]
+    assert (finding["kind"], finding["accepted"]) == ("nan-not-propagated", False)
+    assert "return a number for NaN" in finding["detail"]
+    accepted = verify(digits_bundle.onnx, [name], accept=["nan-not-propagated"])
+    assert accepted.passed
+    (backend,) = accepted.to_json()["backends"]
+    assert [(one["kind"], one["accepted"]) for one in backend["findings"]] == [("nan-not-propagated", True)]
+    assert {relu["contract"]["nan_kept"] for relu in backend["relus"]} >= {False}
+    assert {relu["contract"]["broken"] for relu in backend["relus"]} == {""}
+    with pytest.raises(UsageError, match="no finding 'anything'"):
+        verify(digits_bundle.onnx, [name], accept=["anything"])
+
+
+def test_accepted_nan_hides_no_other_difference(digits_bundle, flawed):  # noqa: F811
+    report = verify(digits_bundle.onnx, [flawed(RowsDiffer())], accept=["nan-not-propagated"])
+    assert not report.passed
+
+
 def test_honest_relus_keep_nan(digits_bundle):
     report = verify(digits_bundle, ["onnxruntime-cpu", "torch"])
     for backend in report.backends:

@@ -128,19 +128,46 @@ def layer_normalization(call: Call, x: Array, scale: Array, bias: Array | None =
     if not call.wide and call.get("stash_type", 1) == 1:
         x = x.astype(np.float32)
     axis = call.get("axis", -1) % x.ndim
+    if x.dtype == dtype and scale.dtype == dtype:
+        return layer_norm(x, axis, call.float("epsilon", 1e-5), scale, bias)
     y, mean, inverse = layer_norm(x, axis, call.float("epsilon", 1e-5))
     # The standardized values are rounded to the input's type before they are scaled, as the specification writes it.
     y = y.astype(dtype) * scale
     return (y if bias is None else y + bias).astype(dtype), mean, inverse
 
 
-def layer_norm(x: Array, axis: int, epsilon: float) -> tuple[Array, Array, Array]:
-    """Return `x` standardized over the axes from `axis` on, the mean and 1 / sqrt(variance + epsilon)."""
-    rows = x.reshape(*x.shape[:axis], -1)
-    centered, spread = _centered(rows, epsilon)
-    centered /= spread
+def layer_norm(
+    x: Array, axis: int, epsilon: float, scale: Array | None = None, bias: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """Return `x` standardized over the axes from `axis` on, the mean and 1 / sqrt(variance + epsilon).
+
+    scale, bias: Of the standardized values; they broadcast to the axes from `axis` on.
+    """
+    size = prod(x.shape[axis:])
+    rows = np.ascontiguousarray(x).reshape(-1, size)
+    result = np.empty_like(rows)
+    mean, inverse = np.empty((len(rows), 1), x.dtype), np.empty((len(rows), 1), x.dtype)
+    row_scale, row_bias = (None if one is None else np.broadcast_to(one, x.shape[axis:]).ravel() for one in (scale, bias))
+
+    def run(part: slice) -> None:
+        out, spread = result[part], inverse[part]
+        np.mean(rows[part], 1, keepdims=True, out=mean[part])
+        np.subtract(rows[part], mean[part], out=out)
+        # Not by BLAS, which would wake its threads for each row.
+        np.einsum("ij,ij->i", out, out, out=spread[:, 0])
+        spread /= x.dtype.type(max(1, size))
+        spread += x.dtype.type(epsilon)
+        np.sqrt(spread, out=spread)
+        out /= spread
+        np.reciprocal(spread, out=spread)
+        if row_scale is not None:
+            out *= row_scale
+        if row_bias is not None:
+            out += row_bias
+
+    in_parallel(run, len(rows), max(1, BLOCK // max(1, size)))
     kept = (*x.shape[:axis], *(1,) * (x.ndim - axis))
-    return centered.reshape(x.shape), rows.mean(-1).reshape(kept), (1 / spread).reshape(kept)
+    return result.reshape(x.shape), mean.reshape(kept), inverse.reshape(kept)
 
 
 @operator("RMSNormalization", keeps_types=True)

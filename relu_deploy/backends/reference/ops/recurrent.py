@@ -197,12 +197,20 @@ def lstm(call: Call, *operands: Array | None) -> tuple[Array, ...]:
         ys, recurrent = np.empty((*part.x.shape[:2], n), h.dtype), part.r.T
         zero = h.dtype.type(0)
         p_i, p_o, p_f = (zero, zero, zero) if peephole is None else np.split(peephole, 3)
+        together = peephole is None and not coupled
         for time, incoming in enumerate(inputs):
-            gates = incoming + h @ recurrent
-            i = f(part.clipped(gates[:, :n] + p_i * c))
-            forget = 1 - i if coupled else f(part.clipped(gates[:, 2 * n : 3 * n] + p_f * c))
+            gates = h @ recurrent
+            gates += incoming
+            if together:
+                # One call for three gates: a step of a small layer takes as long as its calls do.
+                opened = f(part.clipped(gates[:, : 3 * n]))
+                i, o, forget = opened[:, :n], opened[:, n : 2 * n], opened[:, 2 * n :]
+            else:
+                i = f(part.clipped(gates[:, :n] + p_i * c))
+                forget = 1 - i if coupled else f(part.clipped(gates[:, 2 * n : 3 * n] + p_f * c))
             new_c = forget * c + i * g(part.clipped(gates[:, 3 * n :]))
-            o = f(part.clipped(gates[:, n : 2 * n] + p_o * new_c))
+            if not together:
+                o = f(part.clipped(gates[:, n : 2 * n] + p_o * new_c))
             # The clip bounds the sums of the gates. The cell's own activation takes the cell as it is, as ONNX Runtime does.
             new_h = o * last(new_c)
             h, c = part.keep(time, new_h, h), part.keep(time, new_c, c)

@@ -10,11 +10,12 @@ import numpy as np
 
 from relu_deploy.backends.reference.ops.resize import cubic_weights
 from relu_deploy.backends.reference.registry import Call, operator
+from relu_deploy.backends.reference.special import in_parallel
 from relu_deploy.backends.reference.windows import Geometry
 from relu_deploy.tensors import Array
 
-#: elements that are gathered at once
-POINTS = 2**21
+#: elements that are gathered at once, so that they stay in the cache
+BLOCK = 2**15
 
 
 @operator("GridSample")
@@ -33,11 +34,7 @@ def grid_sample(call: Call, x: Array, grid: Array) -> Array:
     rows = []
     for batch in range(x.shape[0]):
         pixels = np.ascontiguousarray(x[batch].reshape(x.shape[1], -1).T)
-        points = [place[batch] for place in places]
-        # In parts, because every neighbor of every point is gathered.
-        count = max(1, POINTS // max(1, x.shape[1]))
-        parts = [[place[start : start + count] for place in points] for start in range(0, points[0].size, count)]
-        rows.append(np.concatenate([_sampled(pixels, sizes, part, mode, (padding, corners)) for part in parts]))
+        rows.append(_sampled(pixels, sizes, [place[batch] for place in places], mode, (padding, corners)))
     return np.stack(rows).transpose(0, 2, 1).reshape(*x.shape[:2], *grid.shape[1:-1])
 
 
@@ -66,14 +63,23 @@ def _sampled(pixels: Array, sizes: tuple[int, ...], places: list[Array], mode: s
             low = np.floor(place)
             whole = [low + step for step in range(-1, 3)]
             taps.append([(_padded_place(at, size, *outside), cubic_weights(place - at, -0.75)) for at in whole])
-    total = np.zeros((places[0].size, pixels.shape[1]), pixels.dtype)
+    neighbors = []
     for corner in product(*taps):
         index, weight = np.zeros(places[0].size, np.int64), np.ones(places[0].size, pixels.dtype)
         for size, (at, share) in zip(sizes, corner, strict=True):
             inside = (at >= 0) & (at <= size - 1)
             index = index * size + np.where(inside, at, 0).astype(np.int64)
             weight = weight * inside if share is None else weight * (share * inside).astype(pixels.dtype)
-        total += pixels[index] * weight[:, None]
+        neighbors.append((index, weight[:, None]))
+    total = np.zeros((places[0].size, pixels.shape[1]), pixels.dtype)
+
+    def run(part: slice) -> None:
+        for index, weight in neighbors:
+            read = pixels.take(index[part], 0)
+            read *= weight[part]
+            total[part] += read
+
+    in_parallel(run, len(total), max(1, BLOCK // max(1, pixels.shape[1])))
     return total
 
 

@@ -1,0 +1,157 @@
+"""What becomes of a command whose runtime crashes, hangs or takes all memory: one sentence, an exit code, and nothing left over."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from processes import python
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="commands are isolated on Linux only")
+
+#: A backend that does in `run` what the environment says.
+BACKEND = """
+import ctypes, os, signal, time
+import numpy as np
+from relu_deploy.backends.base import Probe
+
+def probe(name):
+    return Probe(name, True, version="1", device="CPU")
+
+def load(name, bundle, options):
+    return Session(bundle)
+
+class Session:
+    def __init__(self, bundle):
+        self.inputs, self.outputs, self.facts = bundle.inputs, bundle.outputs, {}
+
+    def run(self, feeds):
+        print(os.getpid(), flush=True)
+        act = os.environ["ACT"]
+        if act == "segfault":
+            ctypes.string_at(0)
+        if act == "abort":
+            os.abort()
+        if act == "deaf":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if act == "memory":
+            kept = [np.empty(2**32, np.uint8) for _ in range(10**6)]  # reserved and never touched
+        time.sleep(600)
+
+    def executed(self):
+        return ()
+
+    def close(self):
+        pass
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with a model, a backend called `sick` and a folder for temporary files."""
+    (tmp_path / "sick.py").write_text(BACKEND)
+    info = tmp_path / "sick-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sick\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[relu_deploy.backends]\nsick = sick\n")
+    (tmp_path / "temporary").mkdir()
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], "relu")], "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    return tmp_path
+
+
+def start(place, act, *words):
+    environment = {**os.environ, "PYTHONPATH": str(place), "TMPDIR": str(place / "temporary"), "ACT": act}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-m", "relu_deploy", *words], cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def census(place, act, *words):
+    """Start the verb that runs a model on one backend and on nothing else."""
+    np.savez(place / "x.npz", x=np.zeros((4, 2), np.float32))
+    return start(place, act, "census", "m.onnx", "--data", "x.npz", "--backend", "sick", "--quiet", *words)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("act", "words", "code", "sentence"),
+    [
+        ("segfault", (), 3, "error: census m.onnx crashed in the runtime that ran the model (segmentation fault)\n"),
+        ("abort", (), 3, "error: census m.onnx crashed in the runtime that ran the model (abort)\n"),
+        ("memory", (), 2, "error: there is not enough memory for this\n"),
+        ("sleep", ("--timeout", "2"), 2, "error: census m.onnx took longer than 2 s\n"),
+        ("deaf", ("--timeout", "2"), 2, "error: census m.onnx took longer than 2 s\n"),
+    ],
+)
+def test_a_runtime_that_crashes_hangs_or_takes_all_memory_is_one_sentence(place, act, words, code, sentence):
+    running = census(place, act, "--json", "answer.json", *words)
+    stdout, stderr = running.communicate(timeout=120)
+    assert (running.returncode, stderr.startswith(sentence)) == (code, True), stderr
+    assert stderr.count("\n") == 2
+    assert "hint: " in stderr
+    # On a busy machine the time may be over before the runtime has started.
+    assert not any(is_running(int(pid)) for pid in stdout.split())
+    assert not (place / "answer.json").exists()
+    assert list((place / "temporary").iterdir()) == []
+
+
+def test_a_loop_without_end_is_ended(place):
+    true = helper.make_node("Identity", ["going"], ["on"])
+    kept = helper.make_node("Identity", ["value"], ["same"])
+    infos = {name: helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("going", "on")}
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("value", "same", "x", "y")}
+    count = helper.make_tensor_value_info("count", TensorProto.INT64, [])
+    body = helper.make_graph([true, kept], "body", [count, infos["going"], values["value"]], [infos["on"], values["same"]])
+    constants = [
+        helper.make_tensor("most", TensorProto.INT64, [], [2**63 - 1]),
+        helper.make_tensor("yes", TensorProto.BOOL, [], [1]),
+    ]
+    loop = helper.make_node("Loop", ["most", "yes", "x"], ["y"], "loop", body=body)
+    graph = helper.make_graph([loop], "g", [values["x"]], [values["y"]], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), place / "loop.onnx")
+    began = time.monotonic()
+    running = start(place, "", "verify", "loop.onnx", "--timeout", "3", "--quiet")
+    _, stderr = running.communicate(timeout=200)
+    assert running.returncode == 2
+    assert stderr.startswith("error: verify loop.onnx took longer than 3 s")
+    assert time.monotonic() - began > 3
+    assert list((place / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_ended_takes_its_process_along(place, number):
+    running = census(place, "sleep")
+    child = int(running.stdout.readline())
+    assert child != running.pid
+    running.send_signal(number)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == (130 if number == signal.SIGINT else -number)
+    assert stderr == ("interrupted\n" if number == signal.SIGINT else "")
+    deadline = time.monotonic() + 30
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_running(child)
+
+
+def test_what_is_written_by_a_command_in_a_process_of_its_own_comes_once_and_in_order(digits_bundle):
+    words = [python(), "-m", "relu_deploy", "inspect", str(digits_bundle.path)]
+    made = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert made.stdout.count("Relu") >= 6
+    words = [python(), "-m", "relu_deploy", "inspect", str(digits_bundle.path), "--timeout", "-1"]
+    refused = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, "error: --timeout must be positive, not -1")

@@ -1,0 +1,195 @@
+"""ONNX files of a few kilobytes that ask their reader for more time or memory than there is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+from onnx import TensorProto as T
+from onnx import helper as h
+from seed_models import constant, loop, model_of, value
+
+__all__ = ["BOMBS"]
+
+
+def nested_functions(draw: random.Random) -> bytes:
+    """Functions that each call the one below them several times ("billion laughs")."""
+    levels, calls = draw.choice((16, 40, 200)), draw.choice((2, 10))
+    opsets = [h.make_opsetid("", 20), h.make_opsetid("local", 1)]
+    functions = [h.make_function("local", "F0", ["a"], ["b"], [h.make_node("Relu", ["a"], ["b"])], opsets)]
+    for level in range(1, levels):
+        names = ["a", *(f"t{at}" for at in range(calls - 1)), "b"]
+        nodes = [h.make_node(f"F{level - 1}", [names[at]], [names[at + 1]], domain="local") for at in range(calls)]
+        functions.append(h.make_function("local", f"F{level}", ["a"], ["b"], nodes, opsets))
+    top = h.make_node(f"F{levels - 1}", ["x"], ["y"], domain="local")
+    return model_of([top], [value("x")], [value("y")], functions=functions).SerializeToString()
+
+
+def recursive_functions(_: random.Random) -> bytes:
+    opsets = [h.make_opsetid("", 20), h.make_opsetid("local", 1)]
+    made = [
+        h.make_function("local", f"F{at}", ["a"], ["b"], [h.make_node(f"F{1 - at}", ["a"], ["b"], domain="local")], opsets)
+        for at in range(2)
+    ]
+    return model_of(
+        [h.make_node("F0", ["x"], ["y"], domain="local")], [value("x")], [value("y")], functions=made
+    ).SerializeToString()
+
+
+def long_chain(draw: random.Random) -> bytes:
+    length = draw.choice((5_000, 20_000, 100_000))
+    kind = draw.choice(("Relu", "Identity", "Neg"))
+    names = ["x", *(f"t{at}" for at in range(length - 1)), "y"]
+    return model_of(
+        [h.make_node(kind, [names[at]], [names[at + 1]]) for at in range(length)], [value("x")], [value("y")]
+    ).SerializeToString()
+
+
+def doubled_chain(draw: random.Random) -> bytes:
+    """Nodes that each read the last result twice: 2 to the power of the length paths."""
+    length = draw.choice((64, 2000))
+    names = ["x", *(f"t{at}" for at in range(length - 1)), "y"]
+    nodes = [h.make_node("Add", [names[at], names[at]], [names[at + 1]]) for at in range(length)]
+    return model_of(nodes, [value("x")], [value("y")]).SerializeToString()
+
+
+def many_inputs(draw: random.Random) -> bytes:
+    inputs = [value(f"x{at}", (1,)) for at in range(draw.choice((2_000, 20_000)))]
+    return model_of([h.make_node("Relu", ["x0"], ["y"])], inputs, [value("y", (1,))]).SerializeToString()
+
+
+def many_outputs(draw: random.Random) -> bytes:
+    count = draw.choice((500, 5_000))
+    nodes = [h.make_node("Relu", ["x"], [f"y{at}"]) for at in range(count)]
+    return model_of(nodes, [value("x")], [value(f"y{at}") for at in range(count)]).SerializeToString()
+
+
+def deep_branches(draw: random.Random) -> bytes:
+    """If nodes in each other's branches, deeper than protobuf's own classes can build a message."""
+    inner = _graph([_field(1, b"x") + _field(2, b"t") + _field(4, b"Relu")], "t")
+    for _ in range(draw.choice((20, 31, 33, 90, 1000))):
+        inner = _graph([_if("t", inner)], "t")
+    start = model_of([], [value("x")], [value("y")], [constant("go", np.bool_(True))]).SerializeToString()
+    # Fields of a message that is given twice are merged: this adds a node to the graph, field 7 of the model.
+    return start + _field(7, _field(1, _if("y", inner)))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Return a length-delimited field of a message."""
+    length, rest = b"", len(content)
+    while rest > 127:
+        length, rest = length + bytes([rest & 127 | 128]), rest >> 7
+    return bytes([number << 3 | 2]) + length + bytes([rest]) + content
+
+
+def _if(output: str, branch: bytes) -> bytes:
+    graph_kind = b"\xa0\x01\x05"  # field 20, the attribute's type: a graph
+    branches = [_field(5, _field(1, name) + _field(6, branch) + graph_kind) for name in (b"then_branch", b"else_branch")]
+    if len(branch) > 10_000:  # twice as long with each level otherwise
+        branches[1] = _field(5, _field(1, b"else_branch") + _field(6, _graph([], "x")) + graph_kind)
+    return _field(1, b"go") + _field(2, output.encode()) + _field(4, b"If") + b"".join(branches)
+
+
+def _graph(nodes: list[bytes], output: str) -> bytes:
+    return b"".join(_field(1, node) for node in nodes) + _field(2, b"g") + _field(12, _field(1, output.encode()))
+
+
+def filled_shape(draw: random.Random) -> bytes:
+    """ConstantOfShape, Expand, Tile, Range, Pad, OneHot or Resize with a constant that makes gigabytes."""
+    size = draw.choice((2**31, 2**33, 2**45, 2**61))
+    many = constant("n", np.array([size], np.int64))
+    nodes, constants = {
+        "ConstantOfShape": ([h.make_node("ConstantOfShape", ["n"], ["big"])], [many]),
+        "Expand": ([h.make_node("Expand", ["one", "n"], ["big"])], [many, constant("one", np.ones(1, np.float32))]),
+        "Tile": ([h.make_node("Tile", ["one", "n"], ["big"])], [many, constant("one", np.ones(1, np.float32))]),
+        "Range": (
+            [h.make_node("Range", ["zero", "n0", "one"], ["big"])],
+            [constant("zero", np.float32(0)), constant("n0", np.float32(size)), constant("one", np.float32(1))],
+        ),
+        "Pad": (
+            [h.make_node("Pad", ["one", "pads"], ["big"])],
+            [constant("pads", np.array([0, size], np.int64)), constant("one", np.ones(1, np.float32))],
+        ),
+        "OneHot": (
+            [h.make_node("OneHot", ["zero", "n", "values"], ["big"])],
+            [many, constant("zero", np.zeros(1, np.int64)), constant("values", np.array([0, 1], np.float32))],
+        ),
+        "Resize": (
+            [h.make_node("Resize", ["grid", "", "scales"], ["big"], mode="nearest")],
+            [constant("grid", np.ones((1, 1, 4, 4), np.float32)), constant("scales", np.array([1, 1, 1e5, 1e5], np.float32))],
+        ),
+    }[draw.choice(("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "OneHot", "Resize"))]  # fmt: skip
+    nodes = [*nodes, h.make_node("ReduceSum", ["big"], ["sum"], keepdims=0), h.make_node("Add", ["x", "sum"], ["a"])]
+    nodes.append(h.make_node("Relu", ["a"], ["y"]))
+    return model_of(nodes, [value("x")], [value("y")], constants).SerializeToString()
+
+
+def repeated_tiles(draw: random.Random) -> bytes:
+    """A tensor that a chain of Concat nodes doubles each time, each step small by itself."""
+    length = draw.choice((24, 40, 60))
+    nodes = [h.make_node("Relu", ["x"], ["t0"])]
+    nodes += [h.make_node("Concat", [f"t{at}", f"t{at}"], [f"t{at + 1}"], axis=0) for at in range(length)]
+    nodes.append(h.make_node("ReduceMax", [f"t{length}"], ["y"], keepdims=0))
+    return model_of(nodes, [value("x", (1, 4))], [value("y", ())]).SerializeToString()
+
+
+def outer_product(draw: random.Random) -> bytes:
+    """A small input against its transpose, again and again."""
+    rows = draw.choice((20_000, 100_000, 2**31))
+    nodes = [h.make_node("Expand", ["x", "n"], ["e"]), h.make_node("Transpose", ["e"], ["t"], perm=[1, 0])]
+    nodes += [h.make_node("MatMul", ["e", "t"], ["m"]), h.make_node("ReduceMax", ["m"], ["y"], keepdims=0)]
+    return model_of(
+        nodes, [value("x", (1, 1))], [value("y", ())], [constant("n", np.array([rows, 1], np.int64))]
+    ).SerializeToString()
+
+
+def large_input(draw: random.Random) -> bytes:
+    shape = draw.choice(((1, 10**6, 10**6), (1, 2**30), (2**20, 2**20, 2**20), (1, 600, 10**6)))
+    return model_of([h.make_node("Relu", ["x"], ["y"])], [value("x", shape)], [value("y", shape)]).SerializeToString()
+
+
+def endless_loop(draw: random.Random) -> bytes:
+    return loop(draw.choice((10**9, 2**62))).SerializeToString()
+
+
+def growing_loop(draw: random.Random) -> bytes:
+    """A loop whose state doubles with each turn: its size is known only when it runs."""
+    body = h.make_graph(
+        [h.make_node("Concat", ["a", "a"], ["next"], axis=0), h.make_node("Identity", ["go"], ["still"])],
+        "body",
+        [value("i", (), T.INT64), value("go", (), T.BOOL), value("a", None)],
+        [value("still", (), T.BOOL), value("next", None)],
+    )
+    nodes = [h.make_node("Relu", ["x"], ["r"]), h.make_node("Loop", ["n", "yes", "r"], ["big"], body=body)]
+    nodes.append(h.make_node("ReduceMax", ["big"], ["y"], keepdims=0))
+    constants = [constant("n", np.int64(draw.choice((30, 60)))), constant("yes", np.bool_(True))]
+    return model_of(nodes, [value("x", (1, 4))], [value("y", ())], constants).SerializeToString()
+
+
+def long_names(draw: random.Random) -> bytes:
+    name = draw.choice(("n", "\x1b[31m", "ä")) * draw.choice((10_000, 300_000))
+    return model_of(
+        [h.make_node("Relu", ["x"], [name], name), h.make_node("Relu", [name], ["y"], name)], [value("x")], [value("y")]
+    ).SerializeToString()
+
+
+BOMBS: dict[str, Callable[[random.Random], bytes]] = {
+    each.__name__: each
+    for each in (
+        nested_functions,
+        recursive_functions,
+        long_chain,
+        doubled_chain,
+        many_inputs,
+        many_outputs,
+        deep_branches,
+        filled_shape,
+        repeated_tiles,
+        outer_product,
+        large_input,
+        endless_loop,
+        growing_loop,
+        long_names,
+    )
+}
