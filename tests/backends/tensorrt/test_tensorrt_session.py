@@ -357,7 +357,8 @@ def test_the_real_librarys_plans_say_which_version_wrote_them(tmp_path):
     trt = pytest.importorskip(
         "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'relu-deploy[rtx-build]')", exc_type=ImportError
     )
-    from relu_deploy.backends.tensorrt.build import build_engine, logger_of
+    from relu_deploy.backends.tensorrt.build import build_engine
+    from relu_deploy.backends.tensorrt.logger import logger_of
     from relu_deploy.backends.tensorrt.options import BuildOptions
 
     bundle = bundle_of(tmp_path)
@@ -406,7 +407,7 @@ def test_weights_are_streamed_within_the_automatic_budget_and_without_a_cuda_gra
 def test_standard_plug_ins_are_registered_once_with_the_logger():
     from types import ModuleType
 
-    from relu_deploy.backends.tensorrt.build import logger_of
+    from relu_deploy.backends.tensorrt.logger import logger_of
 
     registered = []
     trt = ModuleType("with_plugins")
