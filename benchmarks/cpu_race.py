@@ -43,6 +43,7 @@ from relu_deploy.graph import save_model
 from relu_deploy.latency_stats import ratio_of, summarize
 from relu_deploy.optimization.auto.candidates import AUTOCAST
 from relu_deploy.optimization.auto.run import find_fastest
+from relu_deploy.optimization.auto.sessions import LEAD
 from relu_deploy.optimization.build import FoundVariant, VariantBuilder
 from relu_deploy.optimization.evaluation_data import load_evaluation_data
 from relu_deploy.optimization.gate import AccuracyEvaluator, answers_of, distance
@@ -226,7 +227,7 @@ def race(contestants: Sequence[Contestant], builder: VariantBuilder, batch: int,
         running = [one for one in usable if one.process is not None]
         for one in (*running[turn % len(running) :], *running[: turn % len(running)]):
             slot = min(LONGEST, max(SHORTEST, SLOT_RUNS * one.facts["expected_ms"] / 1e3))
-            if (reply := one.request("measure", seconds=slot)) is not None:
+            if (reply := one.request("measure", seconds=slot, lead=LEAD)) is not None:
                 one.rounds.append(reply["milliseconds"])
 
 
