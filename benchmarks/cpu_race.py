@@ -3,10 +3,9 @@
     python benchmarks/cpu_race.py --models digit_detector --out benchmarks/results/DATE-cpu-race.json
 
 Contestants: torch, torch-compile, onnxruntime-cpu in float32 and int8, openvino in float32, bfloat16 and int8, NNCF's post-training
-int8 of the same model on the same pictures (pip install nncf), and what `optimize --precision auto` chooses for that batch size,
-with and without accepting Relus that return a number for NaN. Each has a process of its own; they take turns in rounds, and every
-ratio is to onnxruntime-cpu in float32 in the same rounds. A contestant that cannot run here has a row with the reason. Agreement
-and error are measured on rows that were not calibrated on.
+int8 of the same model on the same pictures (pip install nncf), and what `optimize --precision auto` chooses for that batch size.
+Each has a process of its own; they take turns in rounds, and every ratio is to onnxruntime-cpu in float32 in the same rounds. A
+contestant that cannot run here has a row with the reason. Agreement and error are measured on rows that were not calibrated on.
 
 Further runs with the same --out add their models to the file. Photographs come from scikit-image where it is installed
 (pip install --no-deps scikit-image), otherwise pictures are sums of random waves, and the file says so.
@@ -44,13 +43,13 @@ from relu_deploy.graph import save_model
 from relu_deploy.latency_stats import ratio_of, summarize
 from relu_deploy.optimization.auto.candidates import AUTOCAST
 from relu_deploy.optimization.auto.run import find_fastest
-from relu_deploy.optimization.build import VariantBuilder
+from relu_deploy.optimization.auto.sessions import LEAD
+from relu_deploy.optimization.build import FoundVariant, VariantBuilder
 from relu_deploy.optimization.evaluation_data import load_evaluation_data
 from relu_deploy.optimization.gate import AccuracyEvaluator, answers_of, distance
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.prepare import prepare
 from relu_deploy.optimization.targets import TARGETS
-from relu_deploy.verification.contract import NAN_NOT_PROPAGATED
 from relu_deploy.worker_process import WorkerProcess
 
 REFERENCE = "onnxruntime-cpu float32"
@@ -58,7 +57,7 @@ ROUNDS = 8
 #: runs in one slot of a round, and the shortest and longest slot in seconds
 SLOT_RUNS, SHORTEST, LONGEST = 6, 0.1, 0.8
 #: rows that are calibrated on, and rows on which agreement and error are measured
-CALIBRATED, MEASURED = 64, 64
+CALIBRATED, MEASURED = 64, 32
 
 
 @dataclass
@@ -96,6 +95,19 @@ class Contestant:
         return None
 
 
+@dataclass(frozen=True)
+class CachingBuilder(VariantBuilder):
+    """Finds the variant of each precision once, for all batch sizes."""
+
+    found: dict[str, FoundVariant] = field(default_factory=dict)
+
+    def find(self, precision: str, progress: Any) -> FoundVariant:
+        """Return the variant of one precision."""
+        if precision not in self.found:
+            self.found[precision] = super().find(precision, progress)
+        return self.found[precision]
+
+
 def waves(count: int, seed: int) -> np.ndarray:
     """Return pictures that are sums of random waves, with most power in the low frequencies, as in photographs."""
     generator, side = np.random.default_rng(seed), 224
@@ -106,7 +118,7 @@ def waves(count: int, seed: int) -> np.ndarray:
     return pictures.astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def data_for(bundle: Bundle, folder: Path) -> tuple[OptimizeOptions, str]:
+def data_for(bundle: Bundle, folder: Path, accept: Sequence[str]) -> tuple[OptimizeOptions, str]:
     """Return the options of `optimize` with the data of a model, without labels, and where the data come from."""
     name = bundle.inputs[0].name
     if bundle.name == "digit_detector":
@@ -120,7 +132,7 @@ def data_for(bundle: Bundle, folder: Path) -> tuple[OptimizeOptions, str]:
         calibrated, measured, source = waves(CALIBRATED, 0), waves(MEASURED, 1), "sums of random waves"
     np.savez(folder / "calibration.npz", **{name: calibrated[:CALIBRATED]})
     np.savez(folder / "data.npz", **{name: measured[:MEASURED]})
-    return OptimizeOptions(calibration=folder / "calibration.npz", data=folder / "data.npz"), source
+    return OptimizeOptions(calibration=folder / "calibration.npz", data=folder / "data.npz", accept=tuple(accept)), source
 
 
 def builder_for(bundle: Bundle, options: OptimizeOptions, folder: Path) -> VariantBuilder:
@@ -131,12 +143,12 @@ def builder_for(bundle: Bundle, options: OptimizeOptions, folder: Path) -> Varia
     save_model(prepared.model, prepared.path)
     with target.session(prepared.original) as session:
         evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch)
-    return VariantBuilder(bundle, target, options, data, prepared, evaluator)
+    return CachingBuilder(bundle, target, options, data, prepared, evaluator)
 
 
 def contestants_for(builder: VariantBuilder, batch: int, folder: Path, skipped: Sequence[str]) -> list[Contestant]:
     """Return the contestants at one batch size."""
-    bundle, float32, int8 = builder.bundle, builder.bundle.path, folder / "int8.onnx"
+    float32, int8 = builder.bundle.path, folder / "int8.onnx"
     if not int8.exists():
         save_model(builder.find("int8", say).search.model, int8)
     found = [
@@ -148,15 +160,14 @@ def contestants_for(builder: VariantBuilder, batch: int, folder: Path, skipped: 
         nncf_contestant(builder, folder),
         Contestant("torch", "torch", float32),
         Contestant("torch-compile", "torch-compile", float32),
-        *(auto_contestant(builder, batch, folder, int8, accept) for accept in ((), (NAN_NOT_PROPAGATED,))),
     ]
-    return [one for one in found if one.name not in skipped and bundle is not None]
+    chosen = [] if "auto" in skipped else [auto_contestant(builder, batch, folder, int8)]
+    return [one for one in (*found, *chosen) if one.name not in skipped]
 
 
-def auto_contestant(builder: VariantBuilder, batch: int, folder: Path, int8: Path, accept: Sequence[str]) -> Contestant:
+def auto_contestant(builder: VariantBuilder, batch: int, folder: Path, int8: Path) -> Contestant:
     """Return what `optimize --precision auto` chooses for a batch size."""
-    name = "auto, nan-not-propagated accepted" if accept else "auto"
-    options = replace(builder.options, batch=batch, accept=accept)
+    name, options = "auto", replace(builder.options, batch=batch)
     started = time.perf_counter()
     report = find_fastest(replace(builder, options=options), [*reversed(builder.target.precisions), *AUTOCAST], say)
     seconds = time.perf_counter() - started
@@ -216,7 +227,7 @@ def race(contestants: Sequence[Contestant], builder: VariantBuilder, batch: int,
         running = [one for one in usable if one.process is not None]
         for one in (*running[turn % len(running) :], *running[: turn % len(running)]):
             slot = min(LONGEST, max(SHORTEST, SLOT_RUNS * one.facts["expected_ms"] / 1e3))
-            if (reply := one.request("measure", seconds=slot)) is not None:
+            if (reply := one.request("measure", seconds=slot, lead=LEAD)) is not None:
                 one.rounds.append(reply["milliseconds"])
 
 
@@ -276,16 +287,21 @@ def against_best(contestants: Sequence[Contestant]) -> dict[str, Any] | None:
     return {"best_other": best.name, "auto_over_best": round(ratio.value, 4), "ci95": ci95}
 
 
-def run_model(name: str, source: str, batches: Sequence[int], skipped: Sequence[str]) -> dict[str, Any]:
+def run_model(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the results of one model."""
     with temporary_folder("cpu-race") as folder:
         say(f"{name}: exporting")
-        bundle = export_source(source, folder / f"{name}.rdb").bundle
-        options, pictures = data_for(bundle, folder)
+        bundle = export_source(name, folder / f"{name}.rdb").bundle
+        options, pictures = data_for(bundle, folder, arguments.accept)
         builder = builder_for(bundle, options, folder)
-        result: dict[str, Any] = {"data": pictures, "weights": bundle.manifest["source"].get("weights"), "batches": {}}
-        for batch in batches:
-            contestants = contestants_for(builder, batch, folder, skipped)
+        result: dict[str, Any] = {
+            "data": pictures,
+            "accepted": arguments.accept,
+            "weights": bundle.manifest["source"].get("weights"),
+            "batches": {},
+        }
+        for batch in map(int, arguments.batch.split(",")):
+            contestants = contestants_for(builder, batch, folder, arguments.without.split(","))
             with ExitStack() as stack:
                 race(contestants, builder, batch, folder)
                 for one in contestants:
@@ -308,6 +324,9 @@ def main() -> None:
     parser.add_argument("--models", default="resnet50,mobilenet_v2,digit_detector")
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--without", default="", help="contestants to leave out, separated by commas, such as torch-compile")
+    parser.add_argument(
+        "--accept", action="append", default=[], metavar="FINDING", help="of the verification in auto, such as nan-not-propagated"
+    )
     parser.add_argument("--out", type=Path, help="JSON file; its table is written beside it as Markdown")
     arguments = parser.parse_args()
     # The processes of contestants import their worker from this folder.
@@ -316,9 +335,8 @@ def main() -> None:
     report: dict[str, Any] = {"environment": describe(default_threads()), "reference": REFERENCE, "models": {}}
     if arguments.out and arguments.out.exists():
         report["models"] = json.loads(arguments.out.read_text(encoding="utf-8"))["models"]
-    batches = [int(size) for size in arguments.batch.split(",")]
     for name in arguments.models.split(","):
-        report["models"][name] = run_model(name, name, batches, arguments.without.split(","))
+        report["models"][name] = run_model(name, arguments)
         text = table(report)
         if arguments.out:
             arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -218,15 +218,13 @@ def fake_driver() -> Iterator[None]:
                 os.environ["LD_LIBRARY_PATH"] = kept
 
 
-def table(report: dict[str, Any], out: Path) -> str:
-    """Return the tasks with their limits, files and outcomes as a table in Markdown."""
-    lines = ["| task | limit | file | outcome |", "| --- | --- | --- | --- |"]
+def listing(report: dict[str, Any], out: Path) -> str:
+    """Return the tasks with their limits, files and outcomes as a list in Markdown."""
+    lines = []
     for task in report["tasks"]:
         name = file_of(Task(task["part"], task["name"]), out).name
         reason = f": {task['reason']}" if task["reason"] else ""
-        lines.append(
-            f"| {task['part']}: {task['name']} | {LIMITS[task['part']][0]} s | `{name}` | {task['status']}{reason.replace('|', '/')} |"
-        )
+        lines.append(f"- {task['part']}, {task['name']}: at most {LIMITS[task['part']][0]} s, `{name}`; {task['status']}{reason}")
     return "\n".join(lines) + "\n"
 
 
@@ -274,7 +272,7 @@ def main() -> None:
         with fake_driver() if options.rehearse else contextlib.nullcontext():
             report = conduct(options)
     if options.rehearse:
-        print(table(report, options.out))
+        print(listing(report, options.out))
     counts = {status: sum(task["status"] == status for task in report["tasks"]) for status in ("done", "failed", "out of time")}
     print(", ".join(f"{count} {status}" for status, count in counts.items()), file=sys.stderr)
 

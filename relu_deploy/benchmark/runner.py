@@ -53,6 +53,7 @@ class BenchmarkPlan:
         data: Data set, None for that of each model.
         threads_named: Whether `threads` was given and not found by default.
         layers: Measure the time of each layer too.
+        row_done: Called with each row as soon as it is measured.
         scores: Cached accuracy of each row, which does not depend on the batch size.
     """
 
@@ -69,6 +70,7 @@ class BenchmarkPlan:
     data: str | None = None
     threads_named: bool = False
     layers: bool = False
+    row_done: Callable[[Run], None] = lambda _: None
     scores: dict[tuple[str, Key], dict[str, Any]] = field(default_factory=dict)
 
 
@@ -136,6 +138,7 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
                 plan.progress(f"{label}: timing the layers of {key}")
                 facts["layers"] = _layers(processes[key], bundle, graphs[key], key.backend, batch, plan)
             rows[key] = _row(graphs[key], key.backend, batch, timings.calls[key], facts, costs[key.variant], plan)
+            plan.row_done(rows[key])
     finally:
         for process in processes.values():
             process.close()
@@ -187,12 +190,13 @@ def _load(
             if not plan.may_skip:
                 raise Unsupported(f"{key} cannot run {bundle.name}: {reply['error']}", reply["hint"] or "leave it out")
             rows[key] = Run(bundle.name, key.backend, batch, key.variant, error=reply["error"])
+            plan.row_done(rows[key])
             process.close()
             continue
         loaded[key] = reply
     for key in loaded:
         plan.progress(f"{label}: warming up {key}")
-        loaded[key] |= processes[key].get("warm", seconds=WARM_UP_SECONDS)
+        loaded[key] |= processes[key].get("warm", seconds=min(WARM_UP_SECONDS, 2 * plan.seconds))
         if loaded[key]["can_bind"]:
             loaded[key] |= processes[key].request("bind")
     return loaded

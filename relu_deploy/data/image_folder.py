@@ -13,8 +13,9 @@ from relu_deploy.errors import InputError
 from relu_deploy.files import read_regular
 from relu_deploy.preprocessing.apply import MAX_PIXELS, normalize, place, reorder
 from relu_deploy.preprocessing.decoding import DecodeLimits, decode_picture
-from relu_deploy.preprocessing.description import Preprocess, plane_of
+from relu_deploy.preprocessing.description import plane_of
 from relu_deploy.preprocessing.errors import PictureTooLarge
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import Array, TensorSpec, check_feeds
 
 __all__ = ["FORMATS", "LIMITS", "PICTURES", "ImageFolder", "free_batch", "read_picture", "to_input"]
@@ -74,7 +75,7 @@ def to_input(bundle: Bundle, pixels: Array) -> Array:
             f"{bundle.name} does not say how pictures become its input",
             "give float32 arrays in an .npz, or export with --preprocess or --mean and --std",
         )
-    steps = Preprocess.from_json(fields).fitted(spec)
+    steps = read_preprocess(fields).fitted(spec)
     if pixels.shape[-1] != len(steps.mean):
         raise InputError(
             f"{bundle.name} takes pictures of {len(steps.mean)} channels, these have {pixels.shape[-1]}", "convert the pictures"
@@ -86,7 +87,7 @@ def _as_pixels(pixels: Array, fields: object) -> Array:
     """Return pixels for a model that takes them as uint8."""
     if not isinstance(fields, dict):
         return pixels
-    steps = Preprocess.from_json(fields)
+    steps = read_preprocess(fields)
     if pixels.dtype == np.float32:
         pixels = np.rint(pixels).clip(0, 255).astype(np.uint8)
     if steps.embedded:

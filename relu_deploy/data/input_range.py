@@ -11,7 +11,7 @@ import numpy as np
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.image_folder import to_input
 from relu_deploy.errors import UsageError
-from relu_deploy.preprocessing.description import Preprocess
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import Feeds
 
 __all__ = ["InputRange", "Ranges", "declared_range", "rows_outside"]
@@ -71,7 +71,7 @@ def declared_range(bundle: Bundle, given: tuple[float, float] | Ranges | None = 
     fields = bundle.manifest.get("preprocess")
     if not fields or len(spec.shape) != 4:
         return None
-    steps = Preprocess.from_json(fields).fitted(spec)
+    steps = read_preprocess(fields).fitted(spec)
     if steps.resize.interpolation == "bicubic" and steps.resize.rounding == "none":
         # Bicubic weights overshoot, and nothing clips the result.
         return None

@@ -34,7 +34,7 @@ from relu_deploy.graph import find_relus, io_specs, load_normalized_model, opset
 from relu_deploy.graph.batching import batch_axes
 from relu_deploy.graph.model import normalize_model
 from relu_deploy.manifest import MODEL, SCHEMA, seal
-from relu_deploy.preprocessing.description import Preprocess
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tasks.metrics import labeled
 from relu_deploy.verification.program_verdict import ProgramVerdict, compare_with_program, relus_of_program
 from relu_deploy.version import __version__
@@ -191,7 +191,7 @@ def _adopted(file: Path, options: ExportOptions) -> ir.Model:
     if options.pixels is None:
         raise UsageError("--embed-preprocess needs to know the normalization", NORMALIZATION)
     described = manifest_preprocess(options, io_specs(model)[0], embedded=False)
-    return normalize_model(embed_normalization(model, Preprocess.from_json(described or {})), str(file))
+    return normalize_model(embed_normalization(model, read_preprocess(described or {})), str(file))
 
 
 def _manifest(model: ir.Model, loaded: Loaded, options: ExportOptions) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from relu_deploy.errors import UsageError
 from relu_deploy.exporting.options import ExportOptions
 from relu_deploy.preprocessing.description import Preprocess, plane_of
 from relu_deploy.preprocessing.presets import load_preprocess
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import TensorSpec
 from relu_deploy.zoo.model_recipe import ModelRecipe
 
@@ -47,7 +48,7 @@ def manifest_preprocess(options: ExportOptions, inputs: tuple[TensorSpec, ...], 
     """
     if options.pixels is None or "text" in options.pixels:
         return None if options.pixels is None else dict(options.pixels)
-    steps = replace(Preprocess.from_json(options.pixels), embedded=embedded)
+    steps = replace(read_preprocess(options.pixels), embedded=embedded)
     spec = inputs[0] if inputs else None
     if spec is None or len(spec.shape) != 4:
         if options.preprocess is not None:

@@ -14,7 +14,7 @@ from relu_deploy.exporting.programs import keeps_shapes, picture_examples, progr
 from relu_deploy.exporting.sources import Loaded
 from relu_deploy.exporting.torch_to_onnx import Names, program_to_onnx, save_program, trace
 from relu_deploy.manifest import SOURCE
-from relu_deploy.preprocessing.description import Preprocess
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _with_steps(loaded: Loaded, options: ExportOptions) -> nn.Module:
             raise UsageError(f"--embed-preprocess: {loaded.name} takes bytes and decodes them itself", "leave it out")
         if pixels is None:
             raise UsageError("--embed-preprocess needs to know the normalization", NORMALIZATION)
-        steps = Preprocess.from_json(pixels)
+        steps = read_preprocess(pixels)
         module = PixelsIn(module, steps.scale, steps.mean or (0.0,), steps.std or (1.0,), bgr=steps.color == "BGR")
     return module
 

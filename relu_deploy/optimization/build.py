@@ -72,7 +72,7 @@ class VariantBuilder:
         if found.search.passed:
             progress(f"{precision}: verifying every Relu")
             verified = self._verify(found.search.model)
-            if self.target.measurable and verified.passed and not self.prepared.is_quantized:
+            if self.options.measure_speed and self.target.measurable and verified.passed and not self.prepared.is_quantized:
                 progress(f"{precision}: measuring the speed")
                 speed = self._speed(found.search.model)
         return self.report(found, verified, speed)

@@ -39,6 +39,7 @@ class OptimizeOptions:
         weight_bits: 7 or 8 bits of weights on the CPU; None takes what this CPU adds up without overflow.
         compact: Whether to remove channels that provably never act.
         allow_observed: Whether to remove channels that never acted on the data, too.
+        measure_speed: Whether to measure how much faster the variant is, where the target can be measured here.
         threads: Threads of the runtime; 0 takes its default.
         minimize: What `auto` compares candidates by: "latency", with 1 row in a run, or "throughput", with 8, unless `batch` is
             given. Of two candidates the one that takes less time for a run is better in both.
@@ -63,6 +64,7 @@ class OptimizeOptions:
     weight_bits: int | None = None
     compact: bool = False
     allow_observed: bool = False
+    measure_speed: bool = True
     threads: int = 0
     minimize: str = "latency"
     batch: int = 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.bundle import Bundle, refuse_existing
-from relu_deploy.errors import AccuracyTooLow, InputError, ReluDeployError, Unsupported, UsageError
+from relu_deploy.errors import AccuracyTooLow, InputError, ReluDeployError, UsageError
 from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import load_model, save_model
 from relu_deploy.optimization.auto.candidates import AUTOCAST
@@ -170,12 +170,8 @@ def _check_output(bundle: Bundle, variants: Sequence[str], out: str | os.PathLik
 
 def _precisions(target: Target, precision: str) -> list[str]:
     if precision == "auto":
-        target.require_measurable()
-        if not target.measurable:
-            raise Unsupported(
-                f"the fastest precision for {target.name} can only be measured on its own hardware; this version measures on cpu only",
-                f"name one with --precision: {', '.join(target.precisions)}",
-            )
+        # Of the search, precisions in `AUTOCAST` are those that a runtime casts to.
+        target.require_measurable([name for name in reversed(target.precisions) if name not in AUTOCAST])
         return [*reversed(target.precisions), *(name for name in AUTOCAST if name not in target.precisions)]
     if precision not in PRECISIONS:
         raise UsageError(f"there is no precision {precision!r}", f"one of: auto, {', '.join(PRECISIONS)}")

@@ -12,7 +12,7 @@ on the CPU in float32 with nothing merged. That shows its accuracy, and says not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,8 +59,11 @@ class Target:
                 f"--for {self.name} takes {', '.join(self.precisions)}",
             )
 
-    def require_measurable(self) -> None:
+    def require_measurable(self, precisions: Sequence[str]) -> None:
         """Check that the speed of variants can be measured here, on the target's own backend.
+
+        Args:
+            precisions: The precisions that are to be measured, at least two.
 
         Raises:
             Unsupported: If it cannot; the message says what would be measured, and why it cannot be.
@@ -70,7 +73,7 @@ class Target:
         found = probe(self.backend)
         if found.usable:
             return
-        *others, last = reversed(self.precisions)
+        *others, last = precisions
         raise Unsupported(
             f"the fastest precision for {self.name} is chosen by measuring {', '.join(others)} and {last} on {self.backend}, and keeping the "
             f"fastest that passes the accuracy gate and whose Relus agree; here {self.backend} is not usable: {found.reason}",

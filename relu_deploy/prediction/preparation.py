@@ -13,9 +13,10 @@ from relu_deploy.data.image_folder import free_batch, to_input
 from relu_deploy.data.texts import takes_texts, to_bytes
 from relu_deploy.preprocessing.apply import place
 from relu_deploy.preprocessing.decoding import DEFAULT_LIMITS, DecodeLimits, decode_picture
-from relu_deploy.preprocessing.description import Preprocess, plane_of
+from relu_deploy.preprocessing.description import plane_of
 from relu_deploy.preprocessing.errors import PictureTooLarge
 from relu_deploy.preprocessing.placement import ImagePlacement
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import Array, Feeds, check_feeds
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def prepare_picture(bundle: Bundle, file: bytes, limits: DecodeLimits = DEFAULT_
     spec, fields = bundle.inputs[0], bundle.manifest["preprocess"]
     channels, *sides = plane_of(spec, fields)
     picture, name = decode_picture(file, int(channels), limits)
-    steps = Preprocess.from_json(fields)
+    steps = read_preprocess(fields)
     takes_any_size = steps.crop is None and steps.resize.size is None and not all(isinstance(side, int) for side in sides)
     if takes_any_size and picture.width * picture.height > MAX_FREE_PIXELS:
         raise PictureTooLarge(

@@ -10,6 +10,7 @@ import numpy as np
 from relu_deploy.preprocessing.description import Preprocess, Resize, plane_of
 from relu_deploy.preprocessing.errors import PictureTooLarge
 from relu_deploy.preprocessing.placement import ImagePlacement
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.preprocessing.resample import resample
 from relu_deploy.tensors import Array, TensorSpec
 
@@ -39,7 +40,7 @@ def place(
     Raises:
         PictureTooLarge: If the picture is so elongated that it would be resized to more than `most` pixels.
     """
-    steps = (steps if isinstance(steps, Preprocess) else Preprocess.from_json(steps)).fitted(spec)
+    steps = (steps if isinstance(steps, Preprocess) else read_preprocess(steps)).fitted(spec)
     target = _target(spec, steps)
     resized = _resized_size(picture.size, target, steps.resize)
     if resized[0] * resized[1] > most:

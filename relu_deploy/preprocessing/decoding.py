@@ -7,7 +7,6 @@ gives its first frame; transparent pixels are put on white, as most viewers show
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,7 +43,7 @@ DEFAULT_LIMITS = DecodeLimits()
 
 
 def decode_picture(
-    file: bytes, channels: int, limits: DecodeLimits = DEFAULT_LIMITS, formats: Sequence[str] = FORMATS
+    file: bytes, channels: int, limits: DecodeLimits = DEFAULT_LIMITS, formats: tuple[str, ...] = FORMATS
 ) -> tuple[Image.Image, str]:
     """Decode a picture.
 
@@ -79,7 +78,7 @@ def decode_picture(
         raise InputError(f"the picture is damaged: {' '.join(str(error).split())[:200]}", "replace it") from None
 
 
-def _listed(formats: Sequence[str]) -> str:
+def _listed(formats: tuple[str, ...]) -> str:
     names = ["WebP" if name == "WEBP" else name for name in formats]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 

@@ -19,6 +19,7 @@ from typing import Any
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.files import read_regular
 from relu_deploy.preprocessing.description import Crop, Preprocess, Resize
+from relu_deploy.preprocessing.reading import read_preprocess
 
 __all__ = ["PRESETS", "load_preprocess"]
 
@@ -89,7 +90,7 @@ def _from_fields(fields: Mapping[str, Any], where: str) -> Preprocess:
     """Return the description in `fields`, on top of the preset that they name."""
     name = fields.get("preset")
     if name is None:
-        return Preprocess.from_json(fields, where, strict=True)
+        return read_preprocess(fields, where, strict=True)
     if name not in PRESETS:
         raise InputError(f"{where}: there is no preset {str(name)[:40]!r}", nearest(str(name), PRESETS))
     base = PRESETS[name].to_json()
@@ -101,7 +102,7 @@ def _from_fields(fields: Mapping[str, Any], where: str) -> Preprocess:
     resize = merged["resize"]
     if isinstance(resize, Mapping) and resize.get("interpolation") == "nearest" and name in ASYMMETRIC_NEAREST:
         merged["resize"] = {**resize, "coordinates": (fields.get("resize") or {}).get("coordinates", "asymmetric")}
-    return Preprocess.from_json({key: value for key, value in merged.items() if value is not None}, where, strict=True)
+    return read_preprocess({key: value for key, value in merged.items() if value is not None}, where, strict=True)
 
 
 def _all_fields(preset: Preprocess, part: str) -> dict[str, Any]:

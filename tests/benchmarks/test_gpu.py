@@ -1,6 +1,7 @@
 """benchmarks/gpu.py without a GPU: limits, failures and the file's shape, with real processes; and the page made of the file."""
 
 import json
+import shutil
 
 import gpu
 import gpu_page
@@ -60,7 +61,8 @@ def test_a_backend_that_is_not_here_is_told_from_one_that_fails(tmp_path):
     assert "torch-cuda" in outcome["reason"]
 
 
-def test_the_course_of_things_on_a_cpu(tmp_path):
+def test_the_course_of_things_on_a_cpu(tmp_path, digits_bundle):
+    shutil.copytree(digits_bundle.path, tmp_path / "digits.rdb")
     out = tmp_path / "g.json"
     wish = "--backend-override cpu --parts environment,prove,bench --backends onnxruntime-cuda --dtypes int8,float16 --minutes 3"
     wish += " --models digits --precisions fp32 --batches 2 --seconds 0.05"
@@ -125,9 +127,9 @@ def test_a_rehearsal_lists_every_task_and_runs_the_first_of_each_part(tmp_path, 
     assert [part for number, part in enumerate(parts) if part not in parts[:number]] == list(gpu.PARTS)
     # 4 dtypes on 2 backends, 2 models on 5, 2 models in 4 precisions.
     assert [parts.count(part) for part in gpu.PARTS] == [1, 8, 10, 8, 1, 1]
-    text = gpu.table(report, out)
-    assert "| bench: resnet50 fp16 | 150 s | `bench-resnet50-fp16.json` | planned |" in text
-    assert "| rtx: tensorrt-rtx | 45 s | `rtx-tensorrt-rtx.json` | not usable here: no GPU |" in text
+    text = gpu.listing(report, out)
+    assert "- bench, resnet50 fp16: at most 150 s, `bench-resnet50-fp16.json`; planned\n" in text
+    assert "- rtx, tensorrt-rtx: at most 45 s, `rtx-tensorrt-rtx.json`; not usable here: no GPU\n" in text
     with pytest.raises(ValueError, match="says nothing about a GPU"):
         gpu_page.page(report)
 

@@ -82,7 +82,7 @@ def hostile_arrays(file: Path, draw: random.Random, canary: Path) -> str:
         labels = draw.choice((np.arange(2), np.array(["a", "b", "c"]), np.array([-5, 99, 10**9]), np.zeros((3, 2, 2), int), rows))
         content = _npz({"x": rows, "labels": labels})
     elif change == "bomb":
-        content = _npz({"x": np.zeros((draw.choice((10**6, 3 * 10**7)), 4), np.float32)}, compress=True)
+        content = _npz({"x": np.zeros((draw.choice((10**5, 10**6)), 4), np.float32)}, compress=True)
     elif change == "pickle":
         content = draw.choice((pickle.dumps(Payload(canary)), _archive({"x.npy": pickle.dumps(Payload(canary))})))
     elif change == "member":

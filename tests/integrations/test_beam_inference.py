@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import digit_pictures
 import pytest
 from digit_pictures import predicted_lines, write_pictures
 
@@ -47,7 +48,11 @@ def lines_of(handler, folder, out):
     return [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def test_two_workers_give_the_rows_of_predict_and_a_run_whose_worker_is_killed_can_be_repeated(digits_bundle, tmp_path):
+def test_two_workers_give_the_rows_of_predict_and_a_run_whose_worker_is_killed_can_be_repeated(
+    digits_bundle, tmp_path, monkeypatch
+):
+    # The workers import this module.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(digit_pictures.__file__).parent)]))
     folder = write_pictures(tmp_path / "photos", COUNT)
     expected = predicted_lines(digits_bundle.path, folder, tmp_path / "rows.jsonl", threads=1)
     mark = tmp_path / "killed"

@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import digit_pictures
 import pytest
 from digit_pictures import predicted_lines, write_pictures
 
@@ -30,8 +31,10 @@ class KilledOnce(RayPredictor):
         return rows
 
 
-@pytest.fixture(scope="module")
-def cluster():
+@pytest.fixture
+def cluster(monkeypatch):
+    # The workers import this module.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(digit_pictures.__file__).parent)]))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**27, configure_logging=False)
     yield
     ray.shutdown()

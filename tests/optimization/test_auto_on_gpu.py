@@ -9,8 +9,8 @@ from relu_deploy.optimization.targets import TARGETS
 
 ON_GPU = {
     "cuda": ("onnxruntime-cuda", "fp16 and fp32"),
-    "tensorrt": ("tensorrt", "fp8, int8, bf16, fp16 and fp32"),
-    "tensorrt-rtx": ("tensorrt-rtx", "fp8, int8, bf16, fp16 and fp32"),
+    "tensorrt": ("tensorrt", "fp8, int8, fp16 and fp32"),
+    "tensorrt-rtx": ("tensorrt-rtx", "fp8, int8, fp16 and fp32"),
 }
 
 
@@ -31,11 +31,11 @@ def test_without_its_hardware_a_target_says_what_it_would_measure_and_why_it_can
 @pytest.mark.parametrize("target", ON_GPU)
 def test_with_its_hardware_a_target_measures(monkeypatch, target):
     monkeypatch.setattr(targets, "probe", lambda name: Probe(name, usable=name == ON_GPU[target][0], reason="no"))
-    TARGETS[target].require_measurable()
+    TARGETS[target].require_measurable(["fp16", "fp32"])
     for other in set(ON_GPU) - {target}:
         with pytest.raises(Unsupported):
-            TARGETS[other].require_measurable()
+            TARGETS[other].require_measurable(["fp16", "fp32"])
 
 
 def test_the_cpu_is_measured_anywhere():
-    TARGETS["cpu"].require_measurable()
+    TARGETS["cpu"].require_measurable(["fp16", "fp32"])

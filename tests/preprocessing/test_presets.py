@@ -12,8 +12,9 @@ from PIL import Image
 
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.preprocessing.apply import place
-from relu_deploy.preprocessing.description import Preprocess, Resize
+from relu_deploy.preprocessing.description import Resize
 from relu_deploy.preprocessing.presets import PRESETS, load_preprocess
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.preprocessing.resample import resample
 from relu_deploy.tensors import TensorSpec
 
@@ -174,7 +175,7 @@ def test_a_description_is_its_json_again():
     for steps in PRESETS.values():
         fitted = steps.fitted(TensorSpec("x", "float32", ("n", 3, 64, 32)))
         for one in (steps, fitted):
-            again = Preprocess.from_json(one.to_json(), strict=True)
+            again = read_preprocess(one.to_json(), strict=True)
             assert again.to_json() == one.to_json()
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.paths import schema_file
-from relu_deploy.preprocessing.description import Preprocess
 from relu_deploy.preprocessing.presets import load_preprocess
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import TensorSpec
 from relu_deploy.verification.preprocess.comparison import compare_preprocess
 
@@ -86,6 +86,10 @@ def bicubic(one):
     return normalized(torchvision_pixels(one, Image.Resampling.BICUBIC))
 
 
+def nearest_of_pillow(one):
+    return normalized(torchvision_pixels(one, Image.Resampling.NEAREST))
+
+
 def stretched(one):
     return normalized(np.asarray(one.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32))
 
@@ -116,6 +120,7 @@ def letterboxed(one):
         (swapped, ["color"]),
         (swapped_but_not_the_mean, ["color"]),
         (bicubic, ["interpolation"]),
+        (nearest_of_pillow, ["interpolation"]),
         (stretched, ["resize"]),
         (letterboxed, ["resize"]),
         (not_normalized, ["mean", "std"]),
@@ -135,7 +140,7 @@ def test_the_step_that_differs_is_named_and_explains_the_difference(folder, tmp_
     assert report.remaining <= 1.001
     # The suggestion is a whole description, and with it the arrays agree.
     suggested = model()
-    suggested.manifest["preprocess"] = Preprocess.from_json(report.suggestion, strict=True).to_json()
+    suggested.manifest["preprocess"] = read_preprocess(report.suggestion, strict=True).to_json()
     assert compare_preprocess(suggested, tmp_path / "arrays.npz", folder).passed
 
 
@@ -196,6 +201,20 @@ def test_arrays_find_their_pictures_by_name_and_by_an_array_of_names(folder, tmp
         compare_preprocess(model(), tmp_path / "a.npz", tmp_path / "nowhere")
 
 
+def test_gray_levels_for_a_model_of_normalized_pixels_do_not_agree_and_do_for_one_that_normalizes_itself(folder, tmp_path):
+    pixels = [torchvision_pixels(one).astype(np.uint8) for one in pictures_of(folder)]
+    report = compared(folder, tmp_path, [one.transpose(2, 0, 1) for one in pixels])
+    assert [one.name for one in report.steps] == ["scale", "mean", "std"]
+    spec = TensorSpec("x", "uint8", ("batch", SIDE, SIDE, 3))
+    itself = SimpleNamespace(
+        name="m", inputs=(spec,), manifest={"preprocess": model(embedded=True, layout="NHWC").manifest["preprocess"]}
+    )
+    assert compared(folder, tmp_path, pixels, itself).passed
+    # Training code normalized what the deployed graph normalizes itself.
+    assert compared(folder, tmp_path, [normalized(torchvision_pixels(one)) for one in pictures_of(folder)], itself).passed
+    assert not compared(folder, tmp_path, [one[..., ::-1] for one in pixels], itself).passed
+
+
 def test_an_array_of_nan_never_agrees(folder, tmp_path):
     made = [normalized(torchvision_pixels(one)) for one in pictures_of(folder)]
     made[1] = np.full_like(made[1], np.nan)
@@ -216,7 +235,7 @@ def test_the_verb_fails_beyond_a_gray_level_and_reports_it_everywhere(command, f
     fine = command(*words, "right.npz", "--json", "-")
     assert fine.code == 0, fine.stderr
     assert fine.json["preprocess"]["passed"]
-    made = command(*words, "wrong.npz", "--json", "wrong.json", "--junit", "wrong.xml")
+    made = command(*words, "wrong.npz", "--json", "wrong.json", "--junit", "wrong.xml", "--html", "w.html", "--summary", "w.md")
     assert made.code == 1
     assert "mean: 0.485, 0.456, 0.406 in the manifest, 0, 0, 0 in the arrays" in made.stdout
     result = json.loads(Path("wrong.json").read_text())
@@ -226,6 +245,8 @@ def test_the_verb_fails_beyond_a_gray_level_and_reports_it_everywhere(command, f
     assert all(backend["passed"] for backend in result["backends"])
     suite = ElementTree.parse("wrong.xml").getroot().find("testsuite[@name='preprocess']")
     assert suite.get("failures") == "3"
+    assert "<li>mean: 0.485, 0.456, 0.406 in the manifest, 0, 0, 0 in the arrays</li>" in Path("w.html").read_text()
+    assert "| preprocessing | **failed** |" in Path("w.md").read_text()
     refused = command("verify", "m.rdb", "--preprocess-against", "right.npz")
     assert refused.code == 2
     assert "--data" in refused.stderr

@@ -10,9 +10,12 @@ from relu_deploy.errors import Unsupported
 from relu_deploy.optimization.auto.candidates import Candidate
 from relu_deploy.worker_process import WorkerProcess
 
-__all__ = ["CandidateSessions"]
+__all__ = ["LEAD", "CandidateSessions"]
 
 MODULE = "relu_deploy.optimization.auto.worker"
+#: seconds of untimed runs before the timed ones: idle threads of ONNX Runtime spin for some 50 ms after its last run, and would
+#: share the processor with the next candidate
+LEAD = 0.06
 
 
 class CandidateSessions:
@@ -56,7 +59,7 @@ class CandidateSessions:
 
     def measure(self, candidate: Candidate, seconds: float) -> list[float]:
         """Return the milliseconds of the runs of a candidate for `seconds`. Raises Unsupported if it fails."""
-        milliseconds: list[float] = self._request(candidate, "measure", seconds=seconds)["milliseconds"]
+        milliseconds: list[float] = self._request(candidate, "measure", seconds=seconds, lead=LEAD)["milliseconds"]
         return milliseconds
 
     def free(self, candidate: Candidate) -> None:

@@ -59,10 +59,13 @@ class Worker:
         """Return the session with that key."""
         return self._sessions[key]
 
-    def measure(self, key: str, seconds: float) -> dict[str, Any]:
-        """Return the times of runs for `seconds` in milliseconds, without the first run after a pause."""
+    def measure(self, key: str, seconds: float, lead: float) -> dict[str, Any]:
+        """Return the times of runs for `seconds` in milliseconds, after untimed runs for `lead` seconds, at least one."""
         run, timings = self._sessions[key].run, []
+        end = time.perf_counter() + lead
         run(self._feeds[-1])
+        while time.perf_counter() < end:
+            run(self._feeds[-1])
         end = time.perf_counter() + seconds
         while True:
             for feeds in self._feeds:

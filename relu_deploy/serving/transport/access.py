@@ -162,14 +162,15 @@ class AccessPolicy:
             raise Forbidden(f"Host {hosts[0].decode('latin-1')[:80]!r} is not allowed", "start the server with --allowed-host")
         if context.method in ("GET", "HEAD", "OPTIONS"):
             return
-        origin = _single(context, b"origin")
+        origins = [value.decode("latin-1") for name, value in context.headers if name == b"origin"]
         host = hosts[0].decode("latin-1").lower() if hosts else ""
-        if origin is not None and origin.partition("://")[2].lower() != host and not self._is_cors_origin(origin):
-            raise Forbidden(f"requests of pages from {origin[:80]!r} are not allowed", "start the server with --cors-origin")
+        for origin in origins:
+            if origin.partition("://")[2].lower() != host and not self._is_cors_origin(origin):
+                raise Forbidden(f"requests of pages from {origin[:80]!r} are not allowed", "start the server with --cors-origin")
         if _ROLE_OF.get(context.route.endpoint) == "admin":
             # Pages can send these types without a preflight.
             kind = (_single(context, b"content-type") or "").partition(";")[0].strip().lower()
-            if kind != "application/json" and (kind or origin is not None):
+            if kind != "application/json" and (kind or origins):
                 raise InvalidArgument("the content type must be application/json")
 
     def _is_cors_origin(self, origin: str) -> bool:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,10 +18,14 @@ from relu_deploy.files import read_regular
 from relu_deploy.preprocessing.apply import normalize, place
 from relu_deploy.preprocessing.decoding import decode_picture
 from relu_deploy.preprocessing.description import Preprocess
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import Array, TensorSpec
 from relu_deploy.verification.preprocess.pairs import pair_arrays
 from relu_deploy.verification.preprocess.report import MAX_LEVELS, PictureDifference, PreprocessReport, Step
 from relu_deploy.verification.preprocess.settings import Setting, geometries, normalizations
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["compare_preprocess"]
 
@@ -52,7 +57,7 @@ def compare_preprocess(
         )
     pairs = pair_arrays(Path(file), Path(folder), spec.name)
     progress(f"the preprocessing of {len(pairs)} pictures")
-    own = Preprocess.from_json(fields).fitted(spec)
+    own = read_preprocess(fields).fitted(spec)
     files = [_File(picture, array, spec, own) for picture, array in pairs]
     differences = [one.difference(Setting(own)) for one in files]
     pictures = [
@@ -93,12 +98,11 @@ class _File:
         self._channels = len(own.mean)
         self.array = array
         self._spec = spec
-        self._content = read_regular(path, MAX_FILE_BYTES)
 
     @property
     def is_pixels(self) -> bool:
-        """Whether the array holds pixels that are not normalized."""
-        return self.array.dtype == np.uint8
+        """Whether the array holds pixels for a model that takes them as they are."""
+        return self.array.dtype == np.uint8 and self._spec.dtype == "uint8"
 
     def layout(self, own: Preprocess) -> str:
         """Return the layout of the given array: the declared one unless only the other one fits."""
@@ -114,19 +118,26 @@ class _File:
         """Return whether decoding rotates the picture or blends it with white."""
         from PIL import Image
 
-        with Image.open(io.BytesIO(self._content), formats=FORMATS) as opened:
+        with Image.open(io.BytesIO(read_regular(self.path, MAX_FILE_BYTES)), formats=FORMATS) as opened:
             return opened.getexif().get(0x0112, 1) != 1 or opened.has_transparency_data
 
-    def pixels(self, setting: Setting) -> Array:
-        """Return the resized pixels (1, H, W, C) with a setting."""
+    def picture(self, *, as_stored: bool) -> Image.Image:
+        """Return the decoded picture."""
         from PIL import Image
 
-        channels = 1 if self._channels == 1 else 3
-        picture, _ = decode_picture(self._content, channels, LIMITS, FORMATS)
-        if setting.as_stored:
-            with Image.open(io.BytesIO(self._content), formats=FORMATS) as opened:
-                picture = opened.convert("L" if channels == 1 else "RGB")
-        return place(picture, self._spec, setting.steps)[0]
+        content, channels = read_regular(self.path, MAX_FILE_BYTES), 1 if self._channels == 1 else 3
+        try:
+            upright, _ = decode_picture(content, channels, LIMITS, FORMATS)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error.message}", error.hint) from None
+        if not as_stored:
+            return upright
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            return opened.convert(upright.mode)
+
+    def pixels(self, setting: Setting, picture: Image.Image | None = None) -> Array:
+        """Return the resized pixels (1, H, W, C) with a setting. picture: The decoded picture, if it is at hand."""
+        return place(picture or self.picture(as_stored=setting.as_stored), self._spec, setting.steps)[0]
 
     def values(self, pixels: Array, steps: Preprocess, stride: int = 1) -> tuple[Array, Array]:
         """Return our values and the given ones in gray levels, both (H, W, C) of every `stride`-th row and column, float32."""
@@ -161,11 +172,14 @@ def _explained(files: Sequence[_File], own: Preprocess, before: float | None) ->
     as_stored = any(one.is_altered() for one in files)
     values, size = list(normalizations(own)), files[0].size(own)
     stride = max(1, min(size) // GRID)
+    pictures: dict[bool, list[Image.Image]] = {}
     best: tuple[tuple[bool, float, float], Setting] | None = None
     for geometry in sorted(geometries(own, size, as_stored=as_stored), key=lambda one: len(one.differences)):
         if best is not None and not best[0][0] and len(geometry.differences) >= len(best[1].differences):
             break
-        pixels = [one.pixels(geometry) for one in files]
+        if geometry.as_stored not in pictures:
+            pictures[geometry.as_stored] = [one.picture(as_stored=geometry.as_stored) for one in files]
+        pixels = [one.pixels(geometry, made) for one, made in zip(files, pictures[geometry.as_stored], strict=True)]
         for value in values:
             steps = replace(
                 geometry.steps, color=value.steps.color, scale=value.steps.scale, mean=value.steps.mean, std=value.steps.std

@@ -13,6 +13,19 @@ __all__ = ["Setting", "geometries", "normalizations"]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CAFFE = (104.0, 117.0, 123.0)
 PAD_VALUES = (114, 0, 128)
+#: shorter sides for an input of 224, before the center crop: none, and those of torchvision's weights
+SIDES = (224, 232, 256)
+#: interpolation, antialiasing (None where it has no meaning), coordinates and cubic coefficient
+FILTERS = (
+    ("bilinear", True, "half_pixel", -0.5),
+    ("bilinear", False, "half_pixel", -0.5),
+    ("bicubic", True, "half_pixel", -0.5),
+    ("bicubic", False, "half_pixel", -0.75),
+    ("bicubic", False, "half_pixel", -0.5),
+    ("nearest", None, "asymmetric", -0.5),
+    ("nearest", None, "half_pixel", -0.5),
+    ("area", None, "half_pixel", -0.5),
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ def _modes(own: Preprocess, size: tuple[int, int]) -> Iterator[tuple[tuple[Step,
     ours = _mode(own)
     short = min(size)
     others = [("stretch", replace(own, resize=replace(own.resize, mode="stretch", size=size), crop=None))]
-    for side in sorted({short, round(short * 256 / 224)}):
+    for side in sorted({round(short * side / 224) for side in SIDES}):
         for rounding, offset in (("floor", "round"), ("round", "floor")):
             resize = replace(own.resize, mode="shortest_side", size=side, length_rounding=rounding)
             name = f"shorter side {side}, center crop {size[0]}x{size[1]}, lengths {rounding}ed".replace(
@@ -79,24 +92,27 @@ def _filters(own: Preprocess) -> Iterator[tuple[tuple[Step, ...], Preprocess]]:
     """Yield other interpolations, with antialiasing and without. Roundings differ by a gray level only."""
     yield (), own
     resize = own.resize
-    for interpolation in ("bilinear", "bicubic", "nearest", "area"):
-        for antialias in (True, False) if interpolation in ("bilinear", "bicubic") else (resize.antialias,):
-            filtered = replace(
-                resize,
-                interpolation=interpolation,
-                antialias=antialias,
-                rounding="per_axis" if antialias else "fixed_point",
-                cubic_coefficient=-0.5 if antialias else -0.75,
-                coordinates="asymmetric" if interpolation == "nearest" else "half_pixel",
-            )
-            differences = []
-            if interpolation != resize.interpolation:
-                differences.append(Step("interpolation", resize.interpolation, interpolation))
-            if antialias != resize.antialias:
-                words = {True: "antialiased", False: "not antialiased"}
-                differences.append(Step("antialias", words[resize.antialias], words[antialias]))
-            if differences:
-                yield tuple(differences), replace(own, resize=filtered)
+    for interpolation, antialias, coordinates, coefficient in FILTERS:
+        filtered = replace(
+            resize,
+            interpolation=interpolation,
+            antialias=resize.antialias if antialias is None else antialias,
+            rounding="per_axis" if antialias or (coordinates == "half_pixel" and antialias is None) else "fixed_point",
+            cubic_coefficient=coefficient,
+            coordinates=coordinates,
+        )
+        differences = []
+        if interpolation != resize.interpolation:
+            differences.append(Step("interpolation", resize.interpolation, interpolation))
+        if filtered.antialias != resize.antialias:
+            words = {True: "antialiased", False: "not antialiased"}
+            differences.append(Step("antialias", words[resize.antialias], words[filtered.antialias]))
+        if not differences and interpolation == "nearest" and coordinates != resize.coordinates:
+            differences.append(Step("coordinates", resize.coordinates, coordinates))
+        if not differences and interpolation == "bicubic" and coefficient != resize.cubic_coefficient:
+            differences.append(Step("cubic_coefficient", f"{resize.cubic_coefficient:g}", f"{coefficient:g}"))
+        if differences:
+            yield tuple(differences), replace(own, resize=filtered)
 
 
 def normalizations(own: Preprocess) -> Iterator[Setting]:

@@ -188,3 +188,10 @@ def test_pages_of_other_origins_may_read_only_what_cors_allows():
     assert b"access-control-allow-origin" not in dict(opened.response_headers(other))
     with pytest.raises(Forbidden):
         opened.check(other)
+
+
+def test_a_second_origin_does_not_hide_the_first():
+    context = request(INFER, origin="https://evil.example")
+    context.headers.append((b"origin", b"http://127.0.0.1:8000"))
+    with pytest.raises(Forbidden, match="evil"):
+        AccessPolicy().check(context)
