@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["finish", "json_text", "keep_reports", "note_stale_signature", "open_bundle", "print_notes"]
 
 
-def open_bundle(path: str) -> Bundle:
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Open the bundle or `.onnx` file at `path`, and print on stderr what was repaired in the file."""
     from relu_deploy.bundle import Bundle
 

@@ -56,7 +56,7 @@ def _inline(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> list[ir.Node]:
         copied.outputs[0].type, copied.outputs[0].shape = output.type or result.type, output.shape or result.shape
         graph.insert_before(node, copied)
         output.replace_all_uses_with(copied.outputs[0], replace_graph_outputs=True)
-        name, output.name = output.name, None
-        copied.outputs[0].name = name
+        final, output.name = output.name, None
+        copied.outputs[0].name = final
     graph.remove(node, safe=True)
     return nodes

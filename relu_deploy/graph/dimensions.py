@@ -98,10 +98,10 @@ def set_input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir
             value.shape = ir.Shape([dim if isinstance(dim, int) else sizes.get(str(dim.value), dim.value) for dim in value.shape])
     recorded = {value: value.shape for value in fixed.graph.outputs}
     error = _infer(fixed)
-    for value, shape in recorded.items():
-        if shape is not None:
+    for value, known in recorded.items():
+        if known is not None:
             value.shape = _merged(
-                value.shape, [dim if isinstance(dim, int) else sizes.get(str(dim.value), dim.value) for dim in shape]
+                value.shape, [dim if isinstance(dim, int) else sizes.get(str(dim.value), dim.value) for dim in known]
             )
     if error:
         raise InputError(f"the graph does not accept these input shapes: {error}", "give other sizes with --shape")

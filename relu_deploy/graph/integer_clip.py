@@ -33,6 +33,7 @@ def without_integer_clip(model: ir.Model) -> ir.Model:
         steps = [(operator, bound) for operator, bound in zip(("Max", "Min"), bounds, strict=True) if bound is not None]
         graph, name, value, made = node.graph, str(node.name), node.inputs[0], []
         assert graph is not None
+        assert value is not None
         for position, (operator, bound) in enumerate(steps or [("Identity", None)]):
             last = position + 1 == max(1, len(steps))
             new = ir.node(operator, [value] if bound is None else [value, bound], name=name if last else f"{name}/{operator}")
