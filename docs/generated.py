@@ -183,7 +183,7 @@ def zoo() -> str:
     rows = []
     for model in sorted(recipes().values(), key=lambda one: (one.metric is None, one.name)):
         metric = f"{model.metric['name']} {model.metric['value']:.4f} on {model.metric['on']}" if model.metric else ""
-        weights = model.weights or "yours"
+        weights = model.weights or ("published" if model.published else "yours")
         size = "x".join(map(str, model.shape))
         rows.append(
             f"| `{model.name}` | {model.task} | {model.parameters:,} | {model.activation} | {size} | {weights} | {metric} |"

@@ -166,6 +166,12 @@ class Bundle:
         return replace(self, shapes={**self.shapes, **{name: tuple(shape) for name, shape in shapes.items()}})
 
     @property
+    def runtime(self) -> tuple[str, Mapping[str, Any]]:
+        """Return the backend that the variant in use was optimized for, and the options for it; ("", {}) if none is recorded."""
+        entry = self.manifest.get("variants", {}).get(self.variant, {})
+        return entry.get("backend", ""), entry.get("settings", {})
+
+    @property
     def source(self) -> Path | None:
         """Return the path of the PyTorch program that was exported; None if there is none or a variant is in use."""
         return self.path / SOURCE if SOURCE in self.manifest.get("files", {}) and not self.variant else None
@@ -282,11 +288,12 @@ class Bundle:
         if manifest["files"].get(MODEL) != self.manifest["files"].get(MODEL):
             raise InputError(f"{self.path} was replaced by another model while this command ran", "run the command again")
 
-    def session(self, backend: str = "onnxruntime-cpu", variant: str = "", **options: Any) -> Session:
+    def session(self, backend: str = "", variant: str = "", **options: Any) -> Session:
         """Return a session that runs this model on `backend`: `.run({"x": array}) -> {"y": array}`.
 
         Args:
-            backend: Its name; `relu-deploy doctor` lists them.
+            backend: Its name; `relu-deploy doctor` lists them. By default the one that the variant was optimized for, with the
+                settings that are stored in it, otherwise onnxruntime-cpu.
             variant: For instance "int8-cpu"; the float32 model by default.
             **options: As for `relu_deploy.backends.load` (threads, device, taps, …).
 

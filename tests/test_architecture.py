@@ -26,11 +26,12 @@ FLOORS = (
         "graph_signature",
         "gc_pause",
         "latency_stats",
+        "worker_process",
     ),
-    ("graph", "bundle", "bundle_files", "engine_files", "data", "tasks"),
+    ("graph", "bundle", "bundle_files", "engine_files", "preprocessing", "data", "tasks"),
     ("backends", "zoo"),
     ("activations", "compilation", "exporting", "optimization", "verification"),
-    ("benchmark", "packaging", "prediction", "reporting", "serving", "signing", "cli", "__main__"),
+    ("benchmark", "packaging", "prediction", "reporting", "serving", "signing", "integrations", "cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: `bundle.session(...)` asks the registry: the import stands inside that method. Its return type is a protocol of `backends.base`.
@@ -133,7 +134,7 @@ def test_the_search_for_circles_finds_them():
 
 @pytest.mark.parametrize(
     "room",
-    ["graph", "bundle", "definition", "errors", "tensors", "data", "tasks", "reporting"],
+    ["graph", "bundle", "definition", "errors", "tensors", "preprocessing", "data", "tasks", "reporting"],
 )
 def test_pure_rooms_import_no_runtime(room):
     guilty = [

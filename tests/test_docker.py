@@ -9,6 +9,7 @@ import sys
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -233,6 +234,19 @@ def test_images_run_as_a_user_who_is_not_root(target):
     users = [rest for word, rest in stages()[target][1] if word == "USER"]
     assert users == ["10001:10001"], "by number, so that a cluster can see that it is not root"
     assert stages()[target][1][-1][0] == "USER"
+
+
+def test_engines_of_a_read_only_bundle_are_kept_in_the_volume_of_the_cache(tmp_path, monkeypatch):
+    from relu_deploy.backends.tensorrt import engine_cache
+
+    text = (DOCKER / "Dockerfile.gpu").read_text()
+    (cache,) = re.findall(r"^\s*RELU_DEPLOY_CACHE=(\S+)", text, re.MULTILINE)
+    # The folder that the image opens to every user, and that docs and compose mount a volume at; HOME is /tmp.
+    assert "install -d -m 1777 /cache" in text
+    monkeypatch.setenv("RELU_DEPLOY_CACHE", cache)
+    monkeypatch.setattr(engine_cache.os, "access", lambda path, mode: False)
+    bundle = SimpleNamespace(is_folder=True, path=tmp_path)
+    assert engine_cache.folder_for(bundle).is_relative_to("/cache")
 
 
 def test_pip_installs_nothing_without_the_pins():

@@ -42,7 +42,7 @@ def check(answer):
 
 
 def test_every_verb_has_a_schema_that_is_one():
-    assert set(schema_names()) == {*VERBS, "bundle"}
+    assert set(schema_names()) == {*VERBS, "bundle", "sensitivity"}
     for name in schema_names():
         jsonschema.Draft202012Validator.check_schema(schema_of(name))
     for name in VERBS:

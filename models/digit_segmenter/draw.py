@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from relu_deploy.exporting import exporter as export
-from relu_deploy.serving.prediction.masks import color_of
+from relu_deploy.prediction.masks import color_of
 from relu_deploy.tasks.segmentation import classes_of_pixels
 
 HERE = Path(__file__).parent

@@ -19,6 +19,7 @@ __all__ = [
     "TORCH_MODES",
     "Capabilities",
     "Captured",
+    "Consume",
     "DeviceSession",
     "Executed",
     "IoBinding",
@@ -71,6 +72,8 @@ class Capabilities:
         times_layers: Its sessions are `ProfilingSession`s if `Options.profile` is set.
         compared_by_default: `relu_deploy.bench` measures it where no backends are named.
         targets: The targets of `relu_deploy.optimize` whose variants are made for it.
+        tunables: Sets of fields of `Options` that may make it faster than its defaults do, for `relu_deploy.optimize` to measure.
+        extra: The extra of this distribution that installs its runtime, "" if there is none.
         platform: The name of its model format in the Open Inference Protocol, "" for the backend's own name.
     """
 
@@ -85,6 +88,8 @@ class Capabilities:
     times_layers: bool = False
     compared_by_default: bool = True
     targets: tuple[str, ...] = ()
+    tunables: tuple[Mapping[str, Any], ...] = ()
+    extra: str = ""
     platform: str = ""
 
 
@@ -209,12 +214,14 @@ class Executed:
         operator: Type of the kernel.
         provider: Execution provider or device that ran it.
         precision: Precision of its result, "" for integers.
+        converts: It computes nothing: it changes the precision or the memory layout of a tensor.
     """
 
     node: str
     operator: str
     provider: str
     precision: str
+    converts: bool = False
 
 
 class Session(Protocol):
@@ -276,11 +283,21 @@ class ProfilingSession(Session, Protocol):
 Seen = Callable[[str, Any], Any]
 
 
+#: called with the name and value of every output and tap as soon as it is computed
+Consume = Callable[[str, Any], None]
+
+
 class TruthSession(Session, Protocol):
     """A session that can evaluate its model in float64 and expose every tensor: those of `reference` and `torch`."""
 
     def evaluate(
-        self, feeds: Mapping[str, Any], *, wide: bool = True, rounding: Rounding | None = None, seen: Seen | None = None
+        self,
+        feeds: Mapping[str, Any],
+        *,
+        wide: bool = True,
+        rounding: Rounding | None = None,
+        seen: Seen | None = None,
+        consume: Consume | None = None,
     ) -> Feeds:
         """Return every output and tap for `feeds`, by name.
 
@@ -290,6 +307,7 @@ class TruthSession(Session, Protocol):
             rounding: With `wide`, rounding errors that are added to each number.
             seen: Callback for each tensor, see `Seen`. Names are the graph's tensors (`reference`) or the program's nodes
                 (`torch`).
+            consume: Receives the outputs and taps, which are then not returned.
         """
         ...
 

@@ -2,7 +2,8 @@
 
 A backend of this package is a folder with two modules, and one line in `BACKENDS`:
 
-    probe.py    probe(name) -> Probe                        whether it is usable here; if not, the reason and a fix
+    probe.py    probe(name, device=0) -> Probe              whether it is usable here; if not, the reason and a fix
+                                                            (`device`, the index of the GPU, is optional)
                 capabilities(name) -> Capabilities          what it supports (optional: the defaults of `Capabilities`)
     load.py     load(name, bundle, options) -> Session      a session that runs the whole model, or an error
 
@@ -14,16 +15,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import MISSING, fields
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 from typing import Any
 
 from relu_deploy.backends.base import Capabilities, Options, Probe, Session
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import BackendUnavailable, UsageError, nearest
+from relu_deploy.errors import BackendUnavailable, Unsupported, UsageError, nearest
 
-__all__ = ["BACKENDS", "GROUP", "capabilities", "load", "names", "probe", "probe_all", "register", "require", "usable"]
+__all__ = [
+    "BACKENDS",
+    "DEFAULT",
+    "GROUP",
+    "backend_for",
+    "capabilities",
+    "load",
+    "names",
+    "probe",
+    "probe_all",
+    "register",
+    "require",
+    "stored_settings",
+    "usable",
+]
 
 #: name of a backend → its folder in `relu_deploy.backends`
 BACKENDS: dict[str, str] = {
@@ -43,6 +60,9 @@ BACKENDS: dict[str, str] = {
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt",
 }
+
+#: the backend of models that name none
+DEFAULT = "onnxruntime-cpu"
 
 #: the group of entry points by which other packages add backends
 GROUP = "relu_deploy.backends"
@@ -79,14 +99,19 @@ def capabilities(name: str) -> Capabilities:
     return found
 
 
-def probe(name: str) -> Probe:
+def probe(name: str, device: int = 0) -> Probe:
     """Return whether the backend called `name` is usable here, and if not, the reason and a fix.
+
+    Args:
+        name: The backend.
+        device: Index of the GPU, for backends on one.
 
     Raises:
         UsageError: If there is no such backend.
     """
     try:
-        found: Probe = _module(name, "probe").probe(name)
+        function = _module(name, "probe").probe
+        found: Probe = function(name, device=device) if "device" in signature(function).parameters else function(name)
     except BackendUnavailable as error:
         return Probe(name, usable=False, reason=error.message, fix=error.hint)
     return found
@@ -97,14 +122,18 @@ def probe_all() -> list[Probe]:
     return [probe(name) for name in names()]
 
 
-def require(name: str) -> None:
+def require(name: str, device: int = 0) -> None:
     """Check that the backend called `name` is usable here.
+
+    Args:
+        name: The backend.
+        device: Index of the GPU, for backends on one.
 
     Raises:
         BackendUnavailable: If it is not; the message has the probe's reason, the hint its fix.
         UsageError: If there is no such backend.
     """
-    found = probe(name)
+    found = probe(name, device)
     if not found.usable:
         raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
 
@@ -114,22 +143,69 @@ def usable(candidates: Iterable[str] | None = None) -> list[str]:
     return [name for name in (names() if candidates is None else candidates) if probe(name).usable]
 
 
-def load(bundle: Bundle | str | os.PathLike[str], name: str, **options: Any) -> Session:
+def backend_for(bundle: Bundle) -> str:
+    """Return the backend of `bundle` where none is named: the one that its variant was optimized for, otherwise `DEFAULT`."""
+    return bundle.runtime[0] or DEFAULT
+
+
+def stored_settings(bundle: Bundle, name: str) -> dict[str, Any]:
+    """Return the fields of `Options` that the variant of `bundle` was optimized with, as far as they apply to a backend.
+
+    On another backend than the variant's own only the precision applies.
+
+    Raises:
+        Unsupported: If that backend cannot compute in the variant's precision.
+        UsageError: If there is no such backend.
+    """
+    backend, settings = bundle.runtime
+    if name == backend:
+        return dict(settings)
+    if not (cast := settings.get("autocast")):
+        return {}
+    if not capabilities(name).autocasts:
+        raise Unsupported(f"{name} would compute {bundle.title} in float32, not in {cast}", f"use --backend {backend}")
+    return {"autocast": cast}
+
+
+def load(bundle: Bundle | str | os.PathLike[str], name: str = "", **options: Any) -> Session:
     """Return a session that runs the whole of `bundle` on the backend called `name`.
 
     Args:
         bundle: A bundle, or the path of one, of a variant in one, or of an ONNX file.
-        name: The backend. There is no fallback to another one.
-        options: The fields of `Options`.
+        name: The backend, "" for `backend_for(bundle)`. There is no fallback to another one.
+        options: The fields of `Options`. Where one has its default, the setting that is stored in the variant applies.
 
     Raises:
         BackendUnavailable: If it is not usable here; the message has the probe's reason, the hint its fix.
         Unsupported: If the backend cannot run this model.
         UsageError: If there is no such backend.
     """
-    require(name)
-    session: Session = _module(name, "load").load(name, Bundle.open(bundle), Options(**options))
+    bundle = Bundle.open(bundle)
+    if name:
+        require(name, int(options.get("device", 0)))
+    else:
+        name = _require_own(bundle)
+    given = {field: value for field, value in options.items() if field not in _DEFAULTS or value != _DEFAULTS[field]}
+    settings = Options(**{**stored_settings(bundle, name), **given})
+    session: Session = _module(name, "load").load(name, bundle, settings)
     return session
+
+
+#: field of `Options` → its default
+_DEFAULTS = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
+
+
+def _require_own(bundle: Bundle) -> str:
+    """Return `backend_for(bundle)`. Raises BackendUnavailable if it is not usable here."""
+    name = backend_for(bundle)
+    found = probe(name)
+    if not found.usable and bundle.runtime[0]:
+        raise BackendUnavailable(
+            f"{bundle.title} was optimized for the backend {name}, which is not usable here: {found.reason}",
+            f"{found.fix}, or name another backend",
+        )
+    require(name)
+    return name
 
 
 def _module(name: str, part: str) -> Any:

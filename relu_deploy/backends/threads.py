@@ -14,7 +14,7 @@ from pathlib import Path
 
 from relu_deploy.records import JsonRecord
 
-__all__ = ["VARIABLES", "ThreadCount", "allowed_cpus", "cpu_quota", "default_threads", "find_threads"]
+__all__ = ["VARIABLES", "ThreadCount", "allowed_cpus", "alternative_counts", "cpu_quota", "default_threads", "find_threads"]
 
 #: environment variables that set the number of threads of every runtime in a process, in order of precedence
 VARIABLES = ("ORT_INTRA_OP_NUM_THREADS", "OMP_NUM_THREADS")
@@ -57,6 +57,13 @@ def find_threads(root: Path = Path("/"), environment: Mapping[str, str] | None =
         # Rounded down: one more thread would be throttled for most of each period.
         found.append(ThreadCount(max(1, int(quota)), f"the CPU quota of the container, {quota:g}"))
     return min(found, key=lambda each: each.count)
+
+
+def alternative_counts() -> list[int]:
+    """Return numbers of CPU threads that may be faster than the default: one, for small models, and every CPU within the quota."""
+    quota = cpu_quota()
+    most = len(allowed_cpus()) if quota is None else min(len(allowed_cpus()), max(1, int(quota)))
+    return sorted({1, most} - {default_threads()})
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

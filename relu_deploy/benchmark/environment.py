@@ -63,8 +63,9 @@ def describe(threads: ThreadCount | int) -> dict[str, Any]:
 def _cpu() -> dict[str, Any]:
     text = _read(Path("/proc/cpuinfo"))
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines()) if value}
-    flags = fields.get("flags", "").split()
-    interesting = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
+    # Linux calls the list "flags" on x86 and "Features" on Arm.
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    interesting = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
     governor = _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")).strip()
     return {
         "model": fields.get("model name") or platform.processor() or platform.machine(),

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
+import relu_deploy.errors
 from relu_deploy.backends import usable
+from relu_deploy.backends.threads import find_threads
+from relu_deploy.benchmark.process import Process
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError
 from relu_deploy.exporting.exporter import export_source
 from relu_deploy.folders import temporary_folder
 from relu_deploy.optimization.run import optimize
 from relu_deploy.verification.run import verify
-from relu_deploy.zoo.recipes import ModelRecipe, recipes
+from relu_deploy.zoo.recipes import recipe, recipes
 
-__all__ = ["QUICK", "bundles_for"]
+__all__ = ["QUICK", "bundles_for", "prepare_model"]
 
 #: the model of `bench --quick`
 QUICK = "digits"
 #: backend that zoo models are verified and calibrated on
 BACKEND = "onnxruntime-cpu"
+#: processes that prepare models at once: each imports PyTorch, which takes about a gigabyte
+MOST_PROCESSES = 2
+
+Progress = Callable[[str], None]
 
 
 @contextmanager
-def bundles_for(paths: Sequence[str], progress: Callable[[str], None]) -> Iterator[list[Path]]:
+def bundles_for(paths: Sequence[str], progress: Progress) -> Iterator[list[Path]]:
     """Yield a bundle for each of `paths`; with no path, for every zoo model that has weights.
 
     Zoo names are exported into a temporary folder and every Relu is verified on ONNX Runtime before anything is timed. Models
-    with a data set of their own get an int8 variant for CPUs.
+    with a data set of their own get an int8 variant for CPUs. Several models are prepared in processes of their own, as many
+    at once as there are processors, up to `MOST_PROCESSES`.
 
     Raises:
         InputError: If a shipped model does not verify.
@@ -36,35 +47,77 @@ def bundles_for(paths: Sequence[str], progress: Callable[[str], None]) -> Iterat
     trained = sorted((known for known in recipes().values() if known.weights), key=lambda known: known.parameters)
     names = list(paths) or [known.name for known in trained]
     with temporary_folder("bench") as folder:
-        yield [
-            Path(name)
-            if Path(name).exists() or name not in recipes()
-            else _prepared(recipes()[name], Path(folder) / f"{name}.rdb", progress).path
-            for name in names
-        ]
+        targets = {name: Path(folder) / f"{name}.rdb" for name in names if not Path(name).exists() and name in recipes()}
+        if len(targets) == 1:
+            for name, path in targets.items():
+                prepare_model(name, path, progress)
+        elif targets:
+            _prepare_concurrently(targets, progress)
+        yield [targets.get(name, Path(name)) for name in names]
 
 
-def _prepared(recipe: ModelRecipe, path: Path, progress: Callable[[str], None]) -> Bundle:
-    name = recipe.name
+def prepare_model(name: str, path: Path, progress: Progress, threads: int = 0) -> None:
+    """Write the bundle of a zoo model, verified and with an int8 variant where it has calibration data.
+
+    Args:
+        name: Name of the model.
+        path: The bundle to make.
+        progress: Called with a line about the next step.
+        threads: CPU threads of the runtime; 0 takes its default.
+
+    Raises:
+        InputError: If the model does not verify.
+    """
+    known = recipe(name)
     progress(f"{name}: exporting")
     bundle = export_source(name, path).bundle
     if not usable([BACKEND]):
-        return bundle
+        return
     progress(f"{name}: verifying every Relu on {BACKEND}")
-    report = verify(bundle, [BACKEND])
+    report = verify(bundle, [BACKEND], threads=threads)
     if not report.passed:
         raise InputError(
             f"{name} differs from PyTorch on {BACKEND}, first at {report.first_divergence}",
             f"see it with: relu-deploy export {name} -o {name}.rdb && relu-deploy verify {name}.rdb",
         )
-    return _quantized(bundle, recipe, progress) if recipe.dataset and recipe.weights else bundle
+    if known.dataset and known.weights:
+        _quantize(bundle, known.dataset, progress, threads)
 
 
-def _quantized(bundle: Bundle, recipe: ModelRecipe, progress: Callable[[str], None]) -> Bundle:
-    """Add an int8 variant for CPUs to `bundle`; if it loses too much accuracy, report it and return `bundle` unchanged."""
-    progress(f"{recipe.name}: quantizing to int8")
+def _quantize(bundle: Bundle, dataset: str, progress: Progress, threads: int) -> None:
+    """Add an int8 variant for CPUs to `bundle`; if it loses too much accuracy, report that and add none."""
+    progress(f"{bundle.name}: quantizing to int8")
     try:
-        return optimize(bundle, "cpu", "int8", calibration=recipe.dataset)
+        # The benchmark measures its speed.
+        optimize(bundle, "cpu", "int8", calibration=dataset, threads=threads, measure_speed=False)
     except ReluDeployError as error:
-        progress(f"{recipe.name}: no int8 variant: {error.message}")
-        return bundle
+        progress(f"{bundle.name}: no int8 variant: {error.message}")
+
+
+def _prepare_concurrently(targets: dict[str, Path], progress: Progress) -> None:
+    """Prepare the models in `targets`, paths by name, each process one after the other, the largest model first."""
+    available = find_threads().count
+    count = min(len(targets), MOST_PROCESSES, available)
+    waiting: SimpleQueue[str] = SimpleQueue()
+    for name in sorted(targets, key=lambda name: -recipe(name).parameters):
+        waiting.put(name)
+
+    def work() -> None:
+        threads = max(1, available // count)
+        with closing(Process(threads)) as process:
+            while not waiting.empty():
+                name = waiting.get()
+                started = time.monotonic()
+                progress(f"{name}: exporting, verifying, quantizing")
+                reply = process.request("prepare_model", name=name, path=str(targets[name]), threads=threads)
+                if "error" in reply:
+                    kind = getattr(relu_deploy.errors, reply.get("kind", ""), InputError)
+                    raise kind(reply["error"], reply["hint"])
+                for note in reply["notes"]:
+                    progress(note)
+                progress(f"{name}: prepared in {time.monotonic() - started:.1f} s")
+
+    progress(f"preparing {len(targets)} models, {count} at a time")
+    with ThreadPoolExecutor(count) as pool:
+        for running in [pool.submit(work) for _ in range(count)]:
+            running.result()

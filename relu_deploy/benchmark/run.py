@@ -41,6 +41,7 @@ def bench(
     shapes: Mapping[str, Sequence[int]] | None = None,
     layers: bool = False,
     progress: Callable[[str], None] = lambda _: None,
+    row_done: Callable[[Run], None] = lambda _: None,
 ) -> BenchReport:
     """Measure each model on each backend at each batch size.
 
@@ -60,6 +61,7 @@ def bench(
         shapes: Shapes by input name, for inputs whose dimensions vary, as for `Bundle.with_shapes`.
         layers: Measure the time of each layer of the runtime too, by Relu segment.
         progress: Called with a line about the next step.
+        row_done: Called with each row as soon as it is measured.
 
     Raises:
         BackendUnavailable: If a named backend is not usable here.
@@ -109,15 +111,15 @@ def bench(
         variants,
         progress,
         None if data is None else str(data),
+        thread_count.source == "given",
         layers,
+        row_done,
     )
     runs: list[Run] = []
     ratios: list[Ratios] = []
     for bundle in models:
         for size in _batches_of(bundle, batches):
             rows, timings = measure_rows(bundle, size, plan)
-            for row in rows:
-                progress(row.summary())
             runs += rows
             ratios += ratios_of(bundle, size, timings, against)
     return BenchReport(environment, runs, ratios, left_out)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from relu_deploy.backends import capabilities
+from relu_deploy.backends import capabilities, stored_settings
 from relu_deploy.backends.layer_times import LayerTime, LayerTimes
 from relu_deploy.benchmark.gpu_limits import GpuLimits, share_of_gpu_limit
 from relu_deploy.benchmark.layers import profile_by_segment
@@ -43,14 +43,17 @@ class BenchmarkPlan:
         seconds: Time of the timed runs of each row.
         threads: CPU threads.
         seed: Seed of the choice of inputs.
-        may_skip: If a backend cannot run a model, add a row with its error instead of raising.
+        may_skip: No backends were named: if one cannot run a model, add a row with its error instead of raising, and run a
+            variant only on the backend that it was optimized for, if there is one.
         machine: Rates of the CPU.
         gpu: Rates of the GPU.
         settings: Fields of `backends.Options` other than `threads`.
         variants: Names of the variants to measure, instead of the model on their backends; None for the model and all variants.
         progress: Called with a line about the next step.
         data: Data set, None for that of each model.
+        threads_named: Whether `threads` was given and not found by default.
         layers: Measure the time of each layer too.
+        row_done: Called with each row as soon as it is measured.
         scores: Cached accuracy of each row, which does not depend on the batch size.
     """
 
@@ -65,7 +68,9 @@ class BenchmarkPlan:
     variants: Sequence[str] | None = None
     progress: Callable[[str], None] = lambda _: None
     data: str | None = None
+    threads_named: bool = False
     layers: bool = False
+    row_done: Callable[[Run], None] = lambda _: None
     scores: dict[tuple[str, Key], dict[str, Any]] = field(default_factory=dict)
 
 
@@ -113,7 +118,8 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
         feeds, _ = sample_feeds(bundle, batch, plan.seed, plan.data)
         checked = _checked_rows(bundle, batch)
         few = take_rows(feeds, row_axes(bundle.inputs), slice(checked))
-        truths = {(key.variant, _cast(key, plan)): _truth(graphs[key], few, plan.threads, _cast(key, plan)) for key in keys}
+        casts = {key: _cast(graphs[key], key, plan) for key in keys}
+        truths = {(key.variant, casts[key]): _truth(graphs[key], few, plan.threads, casts[key]) for key in keys}
         costs = {key.variant: _cost(graphs[key], bundle, batch) for key in keys}
         for process in processes.values():
             process.receive("prepare")
@@ -122,7 +128,7 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
         for key, known in loaded.items():
             plan.progress(f"{label}: checking the answers of {key}")
             facts = known | processes[key].request("memory") | _device(processes[key], batch, plan, kinds.get(key, {}), known)
-            facts |= _checked(processes[key], bundle, feeds, truths[key.variant, _cast(key, plan)], checked)
+            facts |= _checked(processes[key], bundle, feeds, truths[key.variant, casts[key]], checked)
             # The score does not depend on the batch size, so each session is scored once.
             score = plan.scores.get((bundle.title, key)) or processes[key].request("accuracy")
             if "error" not in score:
@@ -132,6 +138,7 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
                 plan.progress(f"{label}: timing the layers of {key}")
                 facts["layers"] = _layers(processes[key], bundle, graphs[key], key.backend, batch, plan)
             rows[key] = _row(graphs[key], key.backend, batch, timings.calls[key], facts, costs[key.variant], plan)
+            plan.row_done(rows[key])
     finally:
         for process in processes.values():
             process.close()
@@ -140,12 +147,14 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
 
 def _keys(bundle: Bundle, plan: BenchmarkPlan) -> list[Key]:
     """Return the rows of `bundle`: the model on each backend, and variants on the backends that they were made for."""
+    own = {one: facts.get("backend", "") for one, facts in bundle.manifest.get("variants", {}).items()} if plan.may_skip else {}
     if bundle.variant:
-        return [Key(name, bundle.variant) for name in plan.backends]
+        return [Key(name, bundle.variant) for name in ([own[bundle.variant]] if own.get(bundle.variant) else plan.backends)]
     keys = []
     for name in plan.backends:
         able = capabilities(name)
         mine = [one for one, facts in bundle.manifest.get("variants", {}).items() if facts["target"] in able.targets]
+        mine = [one for one in mine if own.get(one, "") in ("", name)]
         if plan.variants is not None:
             mine = [one for one in mine if one in plan.variants]
         alone = plan.variants is not None and mine
@@ -167,19 +176,27 @@ def _load(
     for key, process in processes.items():
         plan.progress(f"{label}: loading {key}")
         path = graphs[key].onnx if key.variant else bundle.path
-        common = {"threads": plan.threads, "batch": batch, "seed": plan.seed, "settings": dict(plan.settings), "data": plan.data}
+        stored = 0 if plan.threads_named else stored_settings(graphs[key], key.backend).get("threads", 0)
+        common = {
+            "threads": stored or plan.threads,
+            "batch": batch,
+            "seed": plan.seed,
+            "settings": dict(plan.settings),
+            "data": plan.data,
+        }
         common["shapes"] = dict(bundle.shapes)
         reply = process.request("load", bundle=str(path), backend=key.backend, **common)
         if "error" in reply:
             if not plan.may_skip:
                 raise Unsupported(f"{key} cannot run {bundle.name}: {reply['error']}", reply["hint"] or "leave it out")
             rows[key] = Run(bundle.name, key.backend, batch, key.variant, error=reply["error"])
+            plan.row_done(rows[key])
             process.close()
             continue
         loaded[key] = reply
     for key in loaded:
         plan.progress(f"{label}: warming up {key}")
-        loaded[key] |= processes[key].get("warm", seconds=WARM_UP_SECONDS)
+        loaded[key] |= processes[key].get("warm", seconds=min(WARM_UP_SECONDS, 2 * plan.seconds))
         if loaded[key]["can_bind"]:
             loaded[key] |= processes[key].request("bind")
     return loaded
@@ -241,9 +258,11 @@ def _layers(process: Process, bundle: Bundle, graph: Bundle, backend: str, batch
     return profile_by_segment(bundle, graph, times, batch, plan.machine if floating else None).to_json()
 
 
-def _cast(key: Key, plan: BenchmarkPlan) -> str:
-    """Return the autocast precision of a row, "" if there is none."""
-    return str(plan.settings.get("autocast", "")) if capabilities(key.backend).autocasts else ""
+def _cast(bundle: Bundle, key: Key, plan: BenchmarkPlan) -> str:
+    """Return the autocast precision of a row, "" if there is none. bundle: the graph of the row."""
+    if not capabilities(key.backend).autocasts:
+        return ""
+    return str(plan.settings.get("autocast") or stored_settings(bundle, key.backend).get("autocast", ""))
 
 
 def _cost(graph: Bundle, bundle: Bundle, batch: int) -> Cost:
@@ -272,7 +291,9 @@ def _row(
     bundle: Bundle, name: str, batch: int, calls: list[list[float]], facts: Mapping[str, Any], cost: Cost, plan: BenchmarkPlan
 ) -> Run:
     reported, device, latency = facts["facts"], facts["device"], summarize(calls)
-    precision = precision_of(load_model(bundle.onnx)) if bundle.variant else reported.get("precision", "float32")
+    precision = reported.get("precision", "float32")
+    if bundle.variant and not bundle.runtime[1].get("autocast"):
+        precision = precision_of(load_model(bundle.onnx))
     if precision == "float32" and reported.get("tf32"):
         precision = "tf32"
     roofline = None

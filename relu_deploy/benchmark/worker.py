@@ -7,8 +7,6 @@ stderr.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from relu_deploy.backends import load, probe
+from relu_deploy.backends import capabilities, load, probe
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import load_dataset, several_feeds
-from relu_deploy.errors import ReluDeployError
 from relu_deploy.tasks.metrics import score
 from relu_deploy.tensors import Feeds
+from relu_deploy.worker_process import serve
 
 if TYPE_CHECKING:
     from relu_deploy.backends.base import DeviceSession, ProfilingSession
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
 ROTATION = 4
 #: warm-up ends when the medians of two windows differ by less than this share
 STABLE = 0.05
+#: rows of one run while a model is scored
+SCORED_ROWS = 16
 
 
 class Worker:
@@ -41,6 +41,14 @@ class Worker:
         started = time.perf_counter()
         probe(backend)
         return {"import_seconds": time.perf_counter() - started}
+
+    def prepare_model(self, name: str, path: str, threads: int) -> dict[str, Any]:
+        """Write the bundle of a zoo model; the reply has `notes` on what it lacks."""
+        from relu_deploy.benchmark.prepare_models import prepare_model
+
+        lines: list[str] = []
+        prepare_model(name, Path(path), lines.append, threads)
+        return {"notes": [line for line in lines if "no int8 variant" in line]}
 
     def load(
         self,
@@ -104,6 +112,14 @@ class Worker:
         """Return the times of runs for `seconds` in milliseconds."""
         return {"milliseconds": self._timed(seconds)}
 
+    def _rows_scored(self) -> int:
+        """Return how many rows are scored in one run: `SCORED_ROWS` where the batch may vary, because many small runs are slower."""
+        able = capabilities(self.backend)
+        # Other sizes would be compiled anew.
+        compiled = able.compiles_in_place or able.compiles_ahead or able.on_gpu
+        varies = all(isinstance(spec.batch, str) for spec in self.bundle.inputs)
+        return max(self.batch, SCORED_ROWS) if varies and not compiled else self.batch
+
     def layers(self, seconds: float) -> dict[str, Any]:
         """Return the times of the layers in runs for `seconds`, of another session that is profiled. The session ends."""
         self.session.close()
@@ -157,37 +173,9 @@ class Worker:
         if not self.data:
             return {"accuracy": None}
         dataset = load_dataset(self.bundle, self.data)
-        metric = score(self.bundle.manifest, self.session.run, dataset, self.batch)
+        metric = score(self.bundle.manifest, self.session.run, dataset, self._rows_scored())
         return {"accuracy": metric.to_json() if metric else None}
 
 
-def answer(worker: Worker, command: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the reply to one command. An exception becomes a reply with `error`, `hint` and `kind`.
-
-    Args:
-        worker: The worker.
-        command: `do`, the name of a method, and its arguments.
-    """
-    arguments = {name: value for name, value in command.items() if name != "do"}
-    try:
-        reply: dict[str, Any] = getattr(worker, command["do"])(**arguments)
-    except ReluDeployError as error:
-        return {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
-    except Exception as error:  # a runtime may raise anything, and the other rows should still be measured
-        lines = str(error).strip().splitlines()
-        return {"error": f"{type(error).__name__}: {lines[0] if lines else ''}", "hint": "", "kind": "Unsupported"}
-    return reply
-
-
-def main() -> None:
-    """Read commands from stdin and write replies to stdout until stdin is closed."""
-    # Replies use a copy of the descriptor, so that output of the runtime, redirected to stderr, does not mix with them.
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    worker = Worker()
-    for line in sys.stdin:
-        replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    serve(Worker())

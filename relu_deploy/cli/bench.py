@@ -86,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
             shapes=dict(options.shape),
             layers=options.layers,
             progress=step,
+            row_done=lambda row: step.keep(row.summary()),
         )
         result = report.to_json()
         for bundle in models:

@@ -21,7 +21,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", required=True, type=Path, metavar="OUT", help="the bundle to make, for instance digits.rdb"
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or .pth state dict")
+    parser.add_argument(
+        "--weights", metavar="FILE|published", help=".safetensors or .pth state dict, or torchvision's weights for a zoo model"
+    )
+    parser.add_argument("--weights-url", metavar="URL", help="where published weights are downloaded from instead")
     parser.add_argument(
         "--input",
         action="append",
@@ -44,6 +47,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default="dynamic", metavar="N|dynamic", help="fix the batch, or let it vary (default)")
     parser.add_argument("--opset", type=int, default=20, help="ONNX operator set (default 20)")
     parser.add_argument("--embed-preprocess", action="store_true", help="take uint8 NHWC pictures; normalize inside the graph")
+    parser.add_argument(
+        "--preprocess",
+        metavar="NAME|FILE.json",
+        help="how pictures become the input: torchvision, torchvision-tensor, opencv, ultralytics, keras, tensorflow, caffe, or a file",
+    )
     parser.add_argument("--mean", type=floats, metavar="M[,M,M]", help="normalization of pixels scaled to 0..1")
     parser.add_argument("--std", type=floats, metavar="S[,S,S]", help="normalization of pixels scaled to 0..1")
     parser.add_argument(
@@ -81,8 +89,10 @@ def run(options: argparse.Namespace) -> int:
             batch_axes=dict(options.batch_axis),
             opset=options.opset,
             weights=options.weights,
+            weights_url=options.weights_url,
             arguments=dict(options.arg),
             embed_preprocess=options.embed_preprocess,
+            preprocess=options.preprocess,
             pixels=pixels(options),
             decode=options.decode,
             labels=options.labels,
@@ -93,7 +103,8 @@ def run(options: argparse.Namespace) -> int:
         )
     if made.untrained and not options.quiet:
         print(
-            f"warning: {printable(made.bundle.name)} has random weights; give trained ones with --weights FILE", file=sys.stderr
+            f"warning: {printable(made.bundle.name)} has random weights; give trained ones with --weights FILE|published",
+            file=sys.stderr,
         )
     print_notes(Path(str(options.source)), made.notes)
     if made.verdict is not None and not made.verdict.passed and not options.quiet:

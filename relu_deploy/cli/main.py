@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import IO, NoReturn
 
@@ -58,8 +58,12 @@ class _Parser(argparse.ArgumentParser):
             stream.write(message)
 
 
-def create_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line; it sets `verb` to the name of the verb and `run` to its function."""
+def create_parser(complete: Collection[str] = VERBS) -> argparse.ArgumentParser:
+    """Return the parser of the command line; it sets `verb` to the name of the verb and `run` to its function.
+
+    Args:
+        complete: Verbs that get their options. The others are listed only, which takes less time.
+    """
     parser = _Parser(
         prog="relu-deploy",
         description="Take ReLU networks from PyTorch to production, and prove what was shipped.",
@@ -72,6 +76,8 @@ def create_parser() -> argparse.ArgumentParser:
         module = import_module(f"relu_deploy.cli.{name}")
         summary = module.SUMMARY
         verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name not in complete:
+            continue
         verb.set_defaults(verb=name, run=module.run)
         add_output_options(verb)
         module.add_options(verb)
@@ -106,7 +112,9 @@ def main(arguments: Sequence[str] | None = None, *, isolated: bool = False) -> i
 
 def _run(arguments: Sequence[str] | None, isolated: bool) -> int:
     try:
-        options = create_parser().parse_args(arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        # The first word without a dash is the verb.
+        options = create_parser([word for word in words if not word.startswith("-")][:1]).parse_args(words)
         if isolated and "models" in options:
             from relu_deploy.cli.isolation import run_isolated
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options, add_timeout_option
-from relu_deploy.cli.output import finish, open_bundle
+from relu_deploy.cli.output import finish, note_stale_signature, open_bundle
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -39,6 +39,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--max-drop", type=float, metavar="X", help="accuracy that may be lost (default 0.005 with labels, 0.05 without)"
     )
     parser.add_argument(
+        "--max-confidence-shift",
+        type=float,
+        metavar="X",
+        help="shift of the mean confidence, up or down, that is accepted (default: any; it is reported always)",
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="detectors: the score at which you cut; confidence and an AP are measured there (default 0.5)",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="NODE|GLOB",
+        help="keep these nodes in float32, for instance 'head.*'; repeatable",
+    )
+    parser.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="list of the errors of all segments: read if it exists, else measured and written (JSON)",
+    )
+    parser.add_argument(
         "--method",
         default="mse",
         metavar="mse|minmax|percentile|entropy|auto",
@@ -61,6 +87,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compact", action="store_true", help="remove channels and Relus that provably never act")
     parser.add_argument("--allow-observed", action="store_true", help="with --compact: and channels that never fired on the data")
+    parser.add_argument(
+        "--minimize",
+        default="latency",
+        metavar="latency|throughput",
+        help="what auto compares: the time of a run with 1 row (default), or rows per second with 8",
+    )
+    parser.add_argument("--batch", type=int, default=0, metavar="N", help="rows in a run that auto times, instead of 1 or 8")
+    parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="FINDING",
+        help="do not fail a variant for this finding; nan-not-propagated: Relus that return a number for NaN (OpenVINO's do)",
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page (a bundle keeps one in reports/)")
     add_shared_options(parser, "shape", "seed", "threads", "force")
     add_timeout_option(parser, "path")
@@ -87,6 +127,10 @@ def run(options: argparse.Namespace) -> int:
         samples=options.samples,
         eval_samples=options.eval_samples,
         max_drop=options.max_drop,
+        max_confidence_shift=options.max_confidence_shift,
+        score_threshold=options.score_threshold,
+        exclude=tuple(options.exclude),
+        sensitivity=options.sensitivity,
         method=options.method,
         per_channel=options.weights == "per-channel",
         equalize=options.equalize,
@@ -95,6 +139,9 @@ def run(options: argparse.Namespace) -> int:
         compact=options.compact,
         allow_observed=options.allow_observed,
         threads=options.threads,
+        accept=options.accept,
+        minimize=options.minimize,
+        batch=options.batch,
         seed=options.seed,
     )
     with steps(options.quiet) as step:
@@ -112,4 +159,6 @@ def run(options: argparse.Namespace) -> int:
     if options.html:
         write_atomically(options.html, optimize_page(result))
     finish(options, result, lambda: print_optimize(result))
+    if report.bundle is not None:
+        note_stale_signature(report.bundle.path)
     return EXIT_FINE if report.bundle is not None else EXIT_CHECK_FAILED

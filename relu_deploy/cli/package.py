@@ -10,13 +10,13 @@ from relu_deploy.cli.output import finish, open_bundle
 
 __all__ = ["SUMMARY", "add_options", "run"]
 
-SUMMARY = "write what another engine deploys: a model repository, manifests, an image's context"
+SUMMARY = "write what another engine deploys: a model repository, manifests, an image's context, a model package"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `package` to `parser`."""
     parser.add_argument("path", metavar="PATH", help="a bundle, a variant in one, or an .onnx file")
-    parser.add_argument("--for", dest="target", required=True, metavar="triton|kserve|docker", help="what deploys it")
+    parser.add_argument("--for", dest="target", required=True, metavar="triton|kserve|docker|onnxruntime", help="what deploys it")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="the folder to write, whole or not at all")
     parser.add_argument(
         "--flavor",

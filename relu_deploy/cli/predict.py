@@ -34,7 +34,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write the pictures with their predictions into this folder")
     parser.add_argument("--shard", metavar="I/N", help="predict every N-th input, starting with the I-th")
     parser.add_argument(
-        "--backend", default="onnxruntime-cpu", metavar="NAME", help="backend to run on (default onnxruntime-cpu)"
+        "--backend",
+        default="",
+        metavar="NAME",
+        help="backend to run on (default: the one that the variant was optimized for, else onnxruntime-cpu)",
     )
     parser.add_argument("--variant", default="", metavar="NAME", help="variant of the bundle (default: the model itself)")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes of a classification (default 5)")
@@ -52,11 +55,12 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.reporting.tables.predict import print_predict
 
     shard = _shard(options.shard)
-    require(options.backend)
+    if options.backend:
+        require(options.backend)
     settings = {name: getattr(options, name) for name in ("top", "threshold", "batch", "threads", "device")}
     with (
         Predictor(options.path, options.backend, options.variant, **settings) as predictor,
-        bar(options.quiet, f"predict on {options.backend}") as progress,
+        bar(options.quiet, f"predict on {predictor.backend}") as progress,
     ):
         report = predict(
             predictor, options.inputs, options.out, draw=options.draw, shard=shard, force=options.force, progress=progress

@@ -19,7 +19,12 @@ SUMMARY = "answer inference requests over HTTP and gRPC (Open Inference Protocol
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `serve` to `parser`."""
     parser.add_argument("paths", nargs="+", metavar="PATH", help="bundles, their variants, or .onnx files")
-    parser.add_argument("--backend", default="onnxruntime-cpu", metavar="NAME", help="of every model (default onnxruntime-cpu)")
+    parser.add_argument(
+        "--backend",
+        default="",
+        metavar="NAME",
+        help="of every model (default: the one that a variant was optimized for, else onnxruntime-cpu)",
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen; 0.0.0.0 for every interface (default 127.0.0.1)"
     )
@@ -89,6 +94,12 @@ def _add_access_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="require one of these keys; ROLE[,ROLE] KEY a line: infer, admin, metrics",
     )
+    parser.add_argument(
+        "--require-signature",
+        type=Path,
+        metavar="PUBLIC.pem",
+        help="refuse bundles that this key did not sign, or that were changed since, also when they are reloaded",
+    )
     parser.add_argument("--allow-admin", action="store_true", help="let requests load and unload models (default: refuse them)")
     parser.add_argument(
         "--allowed-host",
@@ -110,7 +121,8 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.serving.run import serve, serve_options
 
     settings = serve_options(options)
-    require(options.backend)
+    if options.backend:
+        require(options.backend)
 
     def started(addresses: dict[str, Any]) -> None:
         result = {"schema": "relu-deploy/serve/1", **addresses}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -62,6 +61,8 @@ def batch_axis(text: str) -> tuple[str, int | None]:
 
 def argument(text: str) -> tuple[str, Any]:
     """Return the name and the value in `key=value`; a value that is no JSON is a text."""
+    import json
+
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
         raise UsageError(f"not an argument: {text!r}", "write it as key=value, for instance --arg num_classes=10")

@@ -27,6 +27,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="D", help="folder of pictures, FILE.npz or shipped data set (default: the model's own, else random)"
     )
+    parser.add_argument(
+        "--preprocess-against",
+        type=Path,
+        metavar="FILE.npz",
+        help="compare the preprocessing of the pictures in --data with these arrays, which training code fed",
+    )
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="rows of data when no --inputs are given (default 1)")
     parser.add_argument(
         "--optimization",
@@ -74,10 +80,11 @@ def run(options: argparse.Namespace) -> int:
     with steps(options.quiet) as step:
         report = verify(
             bundle,
-            options.backend or ["onnxruntime-cpu"],
+            options.backend or (),
             feeds=load_npz(options.inputs) if options.inputs else None,
             against=options.against,
             data=options.data,
+            preprocess_against=options.preprocess_against,
             samples=options.samples,
             seed=options.seed,
             threads=options.threads,

@@ -9,13 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.data.images import FORMATS, MAX_PIXELS, MAX_SIDE, place, plane_of
 from relu_deploy.errors import InputError
+from relu_deploy.files import read_regular
+from relu_deploy.preprocessing.apply import MAX_PIXELS, normalize, place, reorder
+from relu_deploy.preprocessing.decoding import DecodeLimits, decode_picture
+from relu_deploy.preprocessing.description import plane_of
+from relu_deploy.preprocessing.errors import PictureTooLarge
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import Array, TensorSpec, check_feeds
 
-__all__ = ["PICTURES", "ImageFolder", "free_batch", "read_picture", "to_input"]
+__all__ = ["FORMATS", "LIMITS", "PICTURES", "ImageFolder", "free_batch", "read_picture", "to_input"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+#: Pillow's names of the formats that are read; other decoders, such as that of PostScript, are not tried.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+LIMITS = DecodeLimits(max_pixels=MAX_PIXELS, max_side=65_535)
+#: largest picture file, in bytes
+MAX_FILE_BYTES = 2**30
 
 
 class ImageFolder:
@@ -46,62 +56,62 @@ class ImageFolder:
 
 
 def to_input(bundle: Bundle, pixels: Array) -> Array:
-    """Convert pixels to the layout and dtype of the model's first input.
+    """Convert pixels to the channel order, layout and dtype of the model's first input.
 
     Args:
         bundle: The model.
-        pixels: uint8 (N, H, W, C).
+        pixels: RGB or gray, uint8 (N, H, W, C); float32 where the model's resizing does not round.
 
     Raises:
         InputError: If the dtype, shape or number of channels does not fit, or the preprocessing is not known.
     """
-    spec, steps = bundle.inputs[0], bundle.manifest.get("preprocess")
-    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+    spec, fields = bundle.inputs[0], bundle.manifest.get("preprocess")
+    if pixels.dtype not in (np.uint8, np.float32) or pixels.ndim != 4:
         raise InputError(f"pictures must be uint8 (N, H, W, C), got {pixels.dtype.name} {pixels.shape}", "convert them first")
     if spec.dtype == "uint8":
-        return pixels
-    if steps is None:
+        return _as_pixels(pixels, fields)
+    if fields is None:
         raise InputError(
             f"{bundle.name} does not say how pictures become its input",
-            "give float32 arrays in an .npz, or export with --mean and --std",
+            "give float32 arrays in an .npz, or export with --preprocess or --mean and --std",
         )
-    mean, std = (np.asarray(steps[key], np.float32) for key in ("mean", "std"))
-    if pixels.shape[-1] != len(mean):
+    steps = read_preprocess(fields).fitted(spec)
+    if pixels.shape[-1] != len(steps.mean):
         raise InputError(
-            f"{bundle.name} takes pictures of {len(mean)} channels, these have {pixels.shape[-1]}", "convert the pictures"
+            f"{bundle.name} takes pictures of {len(steps.mean)} channels, these have {pixels.shape[-1]}", "convert the pictures"
         )
-    planes = (pixels * np.float32(steps["scale"]) - mean) / std
-    last = steps.get("layout") == "NHWC" and not steps.get("embedded")
-    return np.ascontiguousarray(planes if last else planes.transpose(0, 3, 1, 2), spec.dtype)
+    return normalize(pixels, steps)
+
+
+def _as_pixels(pixels: Array, fields: object) -> Array:
+    """Return pixels for a model that takes them as uint8."""
+    if not isinstance(fields, dict):
+        return pixels
+    steps = read_preprocess(fields)
+    if pixels.dtype == np.float32:
+        pixels = np.rint(pixels).clip(0, 255).astype(np.uint8)
+    if steps.embedded:
+        return pixels
+    ordered = reorder(pixels, steps)
+    return np.ascontiguousarray(ordered if steps.layout == "NHWC" else ordered.transpose(0, 3, 1, 2))
 
 
 def read_picture(bundle: Bundle, file: Path) -> Array:
-    """Read a picture, resized and cropped for the model, as uint8 (1, H, W, C).
+    """Read a picture, resized and cropped for the model, as RGB or gray pixels (1, H, W, C).
 
     Raises:
         InputError: If the file is not a picture that can be read, or is too large.
     """
-    from PIL import Image
-
     spec, steps = bundle.inputs[0], bundle.manifest.get("preprocess") or {}
     channels, _, _ = plane_of(spec, steps)
-    if not file.is_file():
-        raise InputError(f"{file} is not an ordinary file", "remove it from the folder")
+    content = read_regular(file, MAX_FILE_BYTES)
     try:
-        with Image.open(file, formats=FORMATS) as opened:
-            if max(opened.size) > MAX_SIDE:
-                raise InputError(f"{file} is {opened.width}x{opened.height} pixels, and {MAX_SIDE} is the limit", "crop it")
-            if opened.width * opened.height > MAX_PIXELS:
-                raise InputError(f"{file} has {opened.width * opened.height} pixels, more than {MAX_PIXELS}", "make it smaller")
-            picture = opened.convert("L" if channels == 1 else "RGB")
-    except InputError:
-        raise
-    except Exception as error:  # Pillow raises many types of exceptions for a file that is not a picture
-        raise InputError(f"{file} is not a picture that can be read: {error}", "remove it from the folder") from error
-    try:
+        picture, _ = decode_picture(content, 1 if channels == 1 else 3, LIMITS, FORMATS)
         return place(picture, spec, steps)[0]
-    except InputError as error:
+    except PictureTooLarge as error:
         raise InputError(f"{file}: {error.message}", error.hint) from None
+    except InputError as error:
+        raise InputError(f"{file} is not a picture that can be read: {error.message}", "remove it from the folder") from None
 
 
 def free_batch(bundle: Bundle) -> list[TensorSpec]:

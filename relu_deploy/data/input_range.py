@@ -11,6 +11,7 @@ import numpy as np
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.image_folder import to_input
 from relu_deploy.errors import UsageError
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import Feeds
 
 __all__ = ["InputRange", "Ranges", "declared_range", "rows_outside"]
@@ -67,12 +68,18 @@ def declared_range(bundle: Bundle, given: tuple[float, float] | Ranges | None = 
         return None
     if spec.dtype == "uint8":
         return InputRange("uint8", {spec.name: (0.0, 255.0)})
-    steps = bundle.manifest.get("preprocess")
-    if not steps or len(spec.shape) != 4:
+    fields = bundle.manifest.get("preprocess")
+    if not fields or len(spec.shape) != 4:
+        return None
+    steps = read_preprocess(fields).fitted(spec)
+    if steps.resize.interpolation == "bicubic" and steps.resize.rounding == "none":
+        # Bicubic weights overshoot, and nothing clips the result.
         return None
     # Preprocesses every value that a pixel can have.
-    every = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 1, len(steps["mean"])))
-    values = to_input(bundle, every)[:, :, 0, 0].astype(np.float64)
+    every = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 1, len(steps.mean)))
+    values = to_input(bundle, every).reshape(256, -1).astype(np.float64)
+    if steps.layout == "NHWC":
+        return InputRange("preprocess", {spec.name: (float(values.min()), float(values.max()))})
     return InputRange("preprocess", {spec.name: (values.min(axis=0), values.max(axis=0))})
 
 

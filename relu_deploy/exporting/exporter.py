@@ -24,16 +24,18 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle import Bundle, create_bundle, refuse_existing
 from relu_deploy.bundle_files import replace_files
-from relu_deploy.data.texts import takes_texts
 from relu_deploy.errors import ReluDeployError, UsageError, nearest
-from relu_deploy.exporting.options import DEFAULT_OPSET, ExportOptions, InputShape
+from relu_deploy.exporting.embedding import embed_normalization
+from relu_deploy.exporting.options import DEFAULT_OPSET, NORMALIZATION, ExportOptions, InputShape
+from relu_deploy.exporting.picture_input import chosen_pixels, manifest_preprocess
 from relu_deploy.exporting.pytorch import export_pytorch
 from relu_deploy.exporting.sources import Loaded, load_source
 from relu_deploy.graph import find_relus, io_specs, load_normalized_model, opset_of, save_model, set_input_shapes
 from relu_deploy.graph.batching import batch_axes
+from relu_deploy.graph.model import normalize_model
 from relu_deploy.manifest import MODEL, SCHEMA, seal
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tasks.metrics import labeled
-from relu_deploy.tensors import TensorSpec
 from relu_deploy.verification.program_verdict import ProgramVerdict, compare_with_program, relus_of_program
 from relu_deploy.version import __version__
 from relu_deploy.zoo.model_recipe import ModelRecipe
@@ -129,8 +131,7 @@ def export_source(source: nn.Module | str | os.PathLike[str], out: str | os.Path
     refuse_existing(out, chosen.force)
     started = time.perf_counter()
     loaded = _loaded(source, chosen)
-    if chosen.pixels is None and loaded.recipe is not None:
-        chosen = replace(chosen, pixels=loaded.recipe.preprocess)
+    chosen = replace(chosen, pixels=chosen_pixels(chosen, loaded.recipe))
     verdict, not_compared, made = None, "", None
     with create_bundle(out, force=chosen.force) as folder:
         if loaded.module is None:
@@ -184,7 +185,13 @@ def _adopted(file: Path, options: ExportOptions) -> ir.Model:
         if value:
             raise UsageError(f"{option} needs a PyTorch source; {file} is a finished ONNX graph", f"leave {option} out")
     model = load_normalized_model(file)
-    return set_input_shapes(model, options.shapes) if options.shapes else model
+    model = set_input_shapes(model, options.shapes) if options.shapes else model
+    if not options.embed_preprocess:
+        return model
+    if options.pixels is None:
+        raise UsageError("--embed-preprocess needs to know the normalization", NORMALIZATION)
+    described = manifest_preprocess(options, io_specs(model)[0], embedded=False)
+    return normalize_model(embed_normalization(model, read_preprocess(described or {})), str(file))
 
 
 def _manifest(model: ir.Model, loaded: Loaded, options: ExportOptions) -> dict[str, Any]:
@@ -204,40 +211,26 @@ def _manifest(model: ir.Model, loaded: Loaded, options: ExportOptions) -> dict[s
         "inputs": [spec.to_json() for spec in inputs],
         "outputs": [spec.to_json() for spec in outputs],
         **_recipe_fields(loaded.recipe, options),
+        "preprocess": manifest_preprocess(options, inputs, embedded=options.embed_preprocess),
         "variants": {},
     }
     if options.labels is not None:
         manifest |= labeled(options.labels, outputs, manifest["task"])
-    pixels = manifest["preprocess"]
-    if pixels and not takes_texts(manifest) and inputs and _is_nhwc(inputs[0], len(pixels["mean"])):
-        pixels["layout"] = "NHWC"
     return manifest
 
 
 def _recipe_fields(recipe: ModelRecipe | None, options: ExportOptions) -> dict[str, Any]:
-    pixels, preprocess = options.pixels, None
-    if pixels is not None and "text" in pixels:
-        preprocess = dict(pixels)
-    elif pixels is not None:
-        layout = "NHWC" if options.embed_preprocess else "NCHW"
-        preprocess = {**pixels, "embedded": options.embed_preprocess, "layout": layout}
     if recipe is None:
-        return {"task": None, "labels": None, "preprocess": preprocess, "postprocess": None, "dataset": None}
+        return {"task": None, "labels": None, "postprocess": None, "dataset": None}
     postprocess = dict(recipe.postprocess or {}) or None
     if recipe.task == "detection":
         postprocess = {**(postprocess or {}), "decode": options.decode or "boxes"}
     return {
         "task": recipe.task,
         "labels": list(recipe.labels) if recipe.labels else None,
-        "preprocess": preprocess,
         "postprocess": postprocess,
         "dataset": recipe.dataset,
     }
-
-
-def _is_nhwc(spec: TensorSpec, channels: int) -> bool:
-    """Return whether `spec`, of a finished graph, takes pictures of `channels` channels as NHWC."""
-    return len(spec.shape) == 4 and spec.shape[3] == channels and spec.shape[1] != channels
 
 
 def _versions() -> dict[str, str]:

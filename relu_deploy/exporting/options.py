@@ -10,10 +10,14 @@ from typing import Any
 from relu_deploy.errors import UsageError
 from relu_deploy.tensors import TensorSpec
 
-__all__ = ["DEFAULT_OPSET", "DTYPES", "ExportOptions", "InputShape"]
+__all__ = ["DEFAULT_OPSET", "DTYPES", "NORMALIZATION", "PUBLISHED", "ExportOptions", "InputShape"]
 
 DEFAULT_OPSET = 20
+#: Hint where the normalization of pixels is needed and not known.
+NORMALIZATION = "give it with --preprocess, or with --mean and --std, for instance --mean 0.5 --std 0.25"
 DECODES = ("none", "boxes", "nms")
+#: instead of a weights file: those that torchvision publishes
+PUBLISHED = "published"
 #: Element types that a PyTorch input may have.
 DTYPES = ("float32", "float16", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
 
@@ -34,10 +38,12 @@ class ExportOptions:
         batch_axes: Axis of the batch by input name, None for an input without one. By default axis 0 of the inputs whose first
             size equals that of the first input.
         opset: Version of the ONNX operator set.
-        weights: File to load into a zoo model or callable.
+        weights: File to load into a zoo model or callable; "published" downloads torchvision's for a zoo model.
+        weights_url: Folder or file that published weights are downloaded from; None for the public server.
         arguments: For the zoo architecture or the callable.
         embed_preprocess: Take uint8 NHWC pictures and normalize them in the graph.
-        pixels: How pixels are normalized (scale, mean, std); known for zoo models.
+        preprocess: How pictures become the input: the name of a preset, a JSON file or its content; known for zoo models.
+        pixels: How pixels are normalized (scale, mean, std), in place of what `preprocess` has.
         decode: For detectors: "none" gives raw head maps, "boxes" decoded boxes and scores, "nms" final detections.
         labels: Names of the classes.
         seed: Of random weights.
@@ -53,8 +59,10 @@ class ExportOptions:
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
     opset: int = DEFAULT_OPSET
     weights: str | os.PathLike[str] | None = None
+    weights_url: str | None = None
     arguments: Mapping[str, Any] | None = None
     embed_preprocess: bool = False
+    preprocess: str | os.PathLike[str] | Mapping[str, Any] | None = None
     pixels: Mapping[str, Any] | None = None
     decode: str | None = None
     labels: Sequence[str] | None = None
@@ -67,6 +75,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.batch != "dynamic" and not (isinstance(self.batch, int) and self.batch >= 1):
             raise UsageError(f"batch must be a positive number or 'dynamic', not {self.batch!r}", "for instance --batch 1")
+        if self.weights_url is not None and self.weights != PUBLISHED:
+            raise UsageError("--weights-url goes with --weights published", "add --weights published")
         if self.decode not in (None, *DECODES):
             raise UsageError(f"there is no decoding called {self.decode!r}", f"one of: {', '.join(DECODES)}")
 
@@ -74,7 +84,6 @@ class ExportOptions:
     def for_pytorch_only(self) -> Mapping[str, object]:
         """Return the options that a finished ONNX graph cannot have, by their names on the command line."""
         return {
-            "--embed-preprocess": self.embed_preprocess,
             "--weights": self.weights,
             "--input": self.inputs,
             "--decode": self.decode,

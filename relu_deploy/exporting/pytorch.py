@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from relu_deploy.errors import UsageError
 from relu_deploy.exporting.example_inputs import example_inputs, input_specs
-from relu_deploy.exporting.options import ExportOptions, InputShape
+from relu_deploy.exporting.options import NORMALIZATION, ExportOptions, InputShape
 from relu_deploy.exporting.programs import keeps_shapes, picture_examples, program_examples, program_inputs
 from relu_deploy.exporting.sources import Loaded
 from relu_deploy.exporting.torch_to_onnx import Names, program_to_onnx, save_program, trace
 from relu_deploy.manifest import SOURCE
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -104,11 +105,9 @@ def _with_steps(loaded: Loaded, options: ExportOptions) -> nn.Module:
         if pixels is not None and "text" in pixels:
             raise UsageError(f"--embed-preprocess: {loaded.name} takes bytes and decodes them itself", "leave it out")
         if pixels is None:
-            raise UsageError(
-                "--embed-preprocess needs to know the normalization",
-                "give it with --mean and --std, for instance --mean 0.5 --std 0.25",
-            )
-        module = PixelsIn(module, pixels["scale"], pixels["mean"], pixels["std"])
+            raise UsageError("--embed-preprocess needs to know the normalization", NORMALIZATION)
+        steps = read_preprocess(pixels)
+        module = PixelsIn(module, steps.scale, steps.mean or (0.0,), steps.std or (1.0,), bgr=steps.color == "BGR")
     return module
 
 

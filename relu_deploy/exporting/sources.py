@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.errors import InputError, UsageError, missing_package, nearest
-from relu_deploy.exporting.options import ExportOptions
+from relu_deploy.exporting.options import PUBLISHED, ExportOptions
 from relu_deploy.files import sha256
 from relu_deploy.zoo.model_recipe import ModelRecipe
+from relu_deploy.zoo.published import published_weights
 from relu_deploy.zoo.recipes import build, recipe, recipes, weights_file
 from relu_deploy.zoo.weights_files import load_weights
 
@@ -66,6 +67,11 @@ def load_source(spec: str, options: ExportOptions) -> Loaded:
             raise InputError(f"there is no file {spec}", "check the path")
         return Loaded(None, "onnx", path.name) if path.suffix == ".onnx" else _load_pt2(path, options.trust_source)
     if ":" in spec:
+        if weights == PUBLISHED:
+            raise UsageError(
+                f"--weights published is for the models of the zoo, and {spec} is a callable",
+                "let the callable load its weights, for instance with --arg weights=DEFAULT, or give a file with --weights",
+            )
         module = _call(spec, arguments)
         if weights is not None:
             load_weights(module, Path(weights), spec)
@@ -75,6 +81,8 @@ def load_source(spec: str, options: ExportOptions) -> Loaded:
             f"{spec} is not something that can be exported by itself",
             "give the architecture, and the file with --weights: relu-deploy export resnet50 --weights FILE",
         )
+    if weights == PUBLISHED:
+        weights = published_weights(spec, options.weights_url) if spec in recipes() else None
     if spec not in recipes():
         raise UsageError(
             f"there is no zoo model called {spec!r}", f"{nearest(spec, recipes())} other models: package.module:callable"

@@ -19,6 +19,7 @@ from relu_deploy.exporting.node_scopes import annotate
 from relu_deploy.exporting.sources import import_torch, reason_of
 from relu_deploy.gc_pause import without_collecting
 from relu_deploy.graph import normalize_model, opset_of
+from relu_deploy.graph.wide_integer_relu import replace_wide_integer_relus
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -107,6 +108,7 @@ def program_to_onnx(program: torch.export.ExportedProgram, names: Names, opset: 
     if opset < LOWEST_OF_TORCH:
         model = lower_opset(model, opset)
     model = normalize_model(model, "the exported graph")
+    replace_wide_integer_relus(model)
     if opset_of(model) != opset:
         raise InputError(
             f"torch could only write this model at opset {opset_of(model)}, not {opset}",

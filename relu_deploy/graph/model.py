@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.bodies import iterate_nodes, name_bodies
@@ -58,6 +60,40 @@ def load_model(path: Path) -> ir.Model:
         InputError: If the file is not a valid ONNX model, its weights are missing or outside its folder, or one of its tensors
             is too large for this machine (see `resources`).
     """
+    key = _file_key(path)
+    loaded = _loaded.get(key) if key is not None else None
+    if loaded is None:
+        loaded = _Loaded(*_load(path))
+        if key is not None and not loaded.is_external:
+            _loaded[key] = loaded
+    copy = loaded.model.clone()
+    # As long as a copy is in use, the file need not be parsed again.
+    copy.meta.update({**loaded.model.meta, "loaded": loaded})
+    return copy
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A model as it was loaded, which is copied and never changed, and whether its weights are in other files."""
+
+    model: ir.Model
+    is_external: bool
+
+
+#: the models that are in use, by the path, identity, time and size of their files and the memory limit
+_loaded: WeakValueDictionary[tuple[str, int, int, int, int], _Loaded] = WeakValueDictionary()
+
+
+def _file_key(path: Path) -> tuple[str, int, int, int, int] | None:
+    try:
+        status = path.stat()
+        return str(path.resolve()), status.st_ino, status.st_mtime_ns, status.st_size, memory_limit()
+    except (OSError, ValueError):
+        return None
+
+
+def _load(path: Path) -> tuple[ir.Model, bool]:
+    """Return the checked model in the file `path`, and whether its weights are in other files."""
     import onnx_ir as ir
 
     proto = _read(path)
@@ -76,7 +112,7 @@ def load_model(path: Path) -> ir.Model:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises a dozen types for contents that it does not support
         raise InputError(f"{path} cannot be read: {_first_line(error)}", NOT_WHOLE) from error
-    _map_external_weights(model, path.resolve().parent)
+    is_external = _map_external_weights(model, path.resolve().parent)
     model.meta["notes"] = notes
     try:
         # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
@@ -86,11 +122,11 @@ def load_model(path: Path) -> ir.Model:
             name_bodies(model)
             # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
             infer_shapes(model)
-            # What cannot be copied cannot be changed either.
-            model.clone()
+        # What cannot be copied cannot be changed either.
+        model.clone()
     except Exception as error:  # onnx_ir raises a dozen types for graphs that break its invariants
         raise InputError(f"{path} is not a valid ONNX model: {_first_line(error)}", NOT_WHOLE) from error
-    return model
+    return model, is_external
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -120,20 +156,22 @@ def _check_resources_once(proto: onnx.ModelProto, path: Path) -> None:
         _affordable.add(key)
 
 
-def _map_external_weights(model: ir.Model, folder: Path) -> None:
-    """Replace the weights in external files by arrays that are mapped from them, in place."""
+def _map_external_weights(model: ir.Model, folder: Path) -> bool:
+    """Replace the weights in external files by arrays that are mapped from them, in place. Return whether there are any."""
     import onnx_ir as ir
     from onnx_ir.external_data import set_base_dir
 
     set_base_dir(model.graph, folder)
+    found = False
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = _mapped(value.const_value)
+                value.const_value, found = _mapped(value.const_value), True
         for node in graph:
             for name, attribute in list(node.attributes.items()):
                 if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                    node.attributes[name] = ir.AttrTensor(name, _mapped(attribute.value))
+                    node.attributes[name], found = ir.AttrTensor(name, _mapped(attribute.value)), True
+    return found
 
 
 def _mapped(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:

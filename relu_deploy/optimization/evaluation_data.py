@@ -26,6 +26,8 @@ BATCH_BYTES, MOST_ROWS = 1 << 28, 16
 ENOUGH = 100
 #: rows of random inputs where there is no data and no 8-bit calibration that needs it
 RANDOM_ROWS = 16
+#: rows of a run whose throughput is measured, unless another number is given
+THROUGHPUT_ROWS = 8
 #: how far beyond the declared range data may lie, as a share of its width: rounding, and preprocessing by other libraries
 SLACK = 0.01
 
@@ -57,6 +59,22 @@ class EvaluationData:
     def some_rows(self) -> list[Feeds]:
         """Return up to four of the smallest batches that the model takes, of what accuracy is measured on."""
         return self._few(self.measured_on, 4)
+
+    def rows_of(self, options: OptimizeOptions) -> int:
+        """Return how many rows the timed runs of `optimize --precision auto` have.
+
+        Raises:
+            UsageError: If the model takes another number only.
+        """
+        rows = options.batch or (THROUGHPUT_ROWS if options.minimize == "throughput" else 1)
+        if self.is_fixed and options.batch and rows != self.batch:
+            raise UsageError(f"--batch {rows}: the model takes {self.batch} rows and no other number", "leave out --batch")
+        return self.batch if self.is_fixed else rows
+
+    def batches_of(self, rows: int, count: int) -> list[Feeds]:
+        """Return up to `count` batches of `rows` rows of what accuracy is measured on."""
+        picked = self.measured_on.picked(spread_evenly(len(self.measured_on), min(count * rows, len(self.measured_on))))
+        return [feeds for feeds, _ in picked.full_batches(rows)]
 
     def _few(self, dataset: Dataset, count: int) -> list[Feeds]:
         size = self.batch if self.is_fixed else 1

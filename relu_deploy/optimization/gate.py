@@ -23,6 +23,7 @@ import numpy as np
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import Dataset
 from relu_deploy.errors import InputError
+from relu_deploy.optimization.confidence import SCORE_THRESHOLD, Confidence, ConfidenceMeter
 from relu_deploy.tasks.metrics import Metric, score
 from relu_deploy.tasks.segmentation import classes_of_pixels
 from relu_deploy.tensors import Array, Feeds
@@ -41,49 +42,73 @@ MAX_DROP = {
     "signal": 0.1,
 }
 #: certainty from which a detection of the float32 model counts as true, where there are no labels
-SURE = 0.5
+SURE = SCORE_THRESHOLD
 
 Run = Callable[[Feeds], Feeds]
 
 
 @dataclass(frozen=True)
 class AccuracyEvaluator:
-    """Scores candidates on `dataset`, `batch` rows at a time. before: the float32 model's score."""
+    """Scores candidates on `dataset`, `batch` rows at a time.
+
+    before: the float32 model's score. meter: measures confidence in the same runs; its `before` is the float32 model's.
+    """
 
     manifest: Mapping[str, Any]
     dataset: Dataset
     batch: int
     before: Metric
     answers: Mapping[str, Array]
+    meter: ConfidenceMeter | None = None
 
     @classmethod
-    def prepare(cls, bundle: Bundle, dataset: Dataset, run: Run, batch: int) -> AccuracyEvaluator:
-        """Return the evaluator of `bundle`'s variants. run: the float32 model.
+    def prepare(
+        cls, bundle: Bundle, dataset: Dataset, run: Run, batch: int, score_threshold: float = SCORE_THRESHOLD
+    ) -> AccuracyEvaluator:
+        """Return the evaluator of `bundle`'s variants. run: the float32 model. score_threshold: where detections are cut.
 
         Raises InputError when the data are no rows at all, or the float32 model itself is not finite on them.
         """
         if not len(dataset):
             raise InputError("there are no data to measure accuracy on", "give some with --data")
         manifest = dict(bundle.manifest)
-        labeled = score(manifest, run, dataset, batch)
+        meter = ConfidenceMeter(manifest, dataset, batch, score_threshold)
+        recording = meter.recording(run)
+        labeled = score(manifest, recording, dataset, batch)
         if labeled is not None and labeled.samples:
-            return cls(manifest, dataset, batch, labeled, {})
+            return cls(manifest, dataset, batch, labeled, {}, meter.with_reference(recording))
+        recording = meter.recording(run)
         if (
             manifest.get("task") == "segmentation"
-            and (labeled_by_model := _reference_masks(bundle, run, dataset, batch)) is not None
+            and (labeled_by_model := _reference_masks(bundle, recording, dataset, batch)) is not None
         ):
-            return cls(manifest, labeled_by_model, batch, Metric("mIoU_agreement", 1.0, len(dataset)), {})
-        answers = answers_of(run, dataset, batch)
+            before = Metric("mIoU_agreement", 1.0, len(dataset))
+            return cls(manifest, labeled_by_model, batch, before, {}, meter.with_reference(recording))
+        recording = meter.recording(run)
+        answers = answers_of(recording, dataset, batch)
+        meter = meter.with_reference(recording)
         if not all(np.isfinite(array).all() for array in answers.values() if array.dtype.kind == "f"):
             raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
-        evaluator = cls(manifest, dataset, batch, Metric(_kind(manifest, answers), 1.0, len(dataset)), answers)
+        evaluator = cls(manifest, dataset, batch, Metric(_kind(manifest, answers), 1.0, len(dataset)), answers, meter)
         if evaluator.before.name == "AP_agreement" and not len(evaluator._true_boxes()["labels"]):
-            return cls(manifest, dataset, batch, Metric("signal", 1.0, len(dataset)), answers)
+            return replace(evaluator, before=Metric("signal", 1.0, len(dataset)))
         return evaluator
 
     @property
     def max_drop(self) -> float:
         return MAX_DROP[self.before.name]
+
+    def measure(self, run: Run) -> tuple[Metric, Confidence | None]:
+        """Return the score and the confidence of the candidate behind `run`; None for outputs without confidence."""
+        if self.meter is None or self.meter.before is None:
+            return self.score(run), None
+        recording = self.meter.recording(run)
+        return self.score(recording), recording.confidence()
+
+    def shift(self, confidence: Confidence | None) -> float | None:
+        """Return the shift of the mean confidence from the float32 model's, None where there is none."""
+        before = self.meter.before if self.meter else None
+        return None if before is None or confidence is None else confidence.mean - before.mean
 
     def score(self, run: Run) -> Metric:
         """Return the score of the candidate behind `run`, of the metric that `before` is of."""

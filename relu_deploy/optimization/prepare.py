@@ -15,19 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relu_deploy.backends import load
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import declared_range
 from relu_deploy.errors import ReluDeployError, UsageError
-from relu_deploy.graph import count_cost, find_relus, load_model, normalize_model, precision_of
+from relu_deploy.folders import temporary_folder
+from relu_deploy.graph import count_cost, find_relus, load_model, normalize_model, precision_of, save_model
 from relu_deploy.graph.constant_branches import inline_constant_branches
 from relu_deploy.graph.opset import raise_opset
 from relu_deploy.graph.pruning.prune import PruningReport, prune_model
 from relu_deploy.graph.quantization.cast_precision import range_reasons
 from relu_deploy.graph.quantization.equalization import EqualizationReport, equalize
 from relu_deploy.graph.quantization.qdq_placement import segments_of
+from relu_deploy.graph.quantization.retarget import RetargetReport, has_qdq, retarget_qdq
 from relu_deploy.graph.simplify import fold_batch_norms, pool_spatial_means
 from relu_deploy.optimization.calibration import Statistics, calibrate
 from relu_deploy.optimization.evaluation_data import EvaluationData
+from relu_deploy.optimization.exclusion import check_patterns, excluded_nodes
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.recipes import calibrated_tensors
 from relu_deploy.optimization.targets import TARGETS, Target
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "prepare", "trained_precision"]
 
 #: the operator set that each precision is written in: the first that has float8, and that every evaluator knows
 OPSETS = {"int8": 19, "fp8": 19}
@@ -50,8 +54,8 @@ class Prepared:
     """original: the model as it is in the bundle. model: as it was prepared. statistics: of its tensors on the calibration data.
 
     path: where the prepared graph lies as a file. ratio: the largest error of its Relus and outputs, in units of float32's
-    own; None where nothing but folding was done. is_quantized: the model has Q/DQ pairs of its own, from quantization-aware
-    training, and is taken as it is.
+    own; None where nothing but folding was done. excluded: nodes that stay float32, with the reason. retargeting: what became
+    of the Q/DQ pairs of a model that was quantized where it was trained; its `model` is that graph.
     """
 
     original: ir.Model
@@ -62,12 +66,18 @@ class Prepared:
     ratio: float | None = None
     cost: Mapping[str, int] = field(default_factory=dict)
     path: Path = Path()
-    is_quantized: bool = False
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    retargeting: RetargetReport | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the model had Q/DQ pairs of its own."""
+        return self.retargeting is not None
 
     @property
     def is_another(self) -> bool:
         """Return whether tensors inside are not the original's: then a variant is held against this graph."""
-        return self.pruning is not None or self.equalization is not None
+        return self.pruning is not None or self.equalization is not None or self.is_quantized
 
     @property
     def segments(self) -> dict[str, str]:
@@ -82,6 +92,7 @@ class Prepared:
             "compact": None if self.pruning is None else self.pruning.to_json(),
             "equalize": None if self.equalization is None else self.equalization.to_json(),
             "error_ratio": self.ratio,
+            "retargeting": None if self.retargeting is None else self.retargeting.to_json(),
             **self.cost,
         }
 
@@ -97,19 +108,18 @@ def prepare(
     """Return `bundle`'s model prepared for `precisions` on `target`. Raises InputError for a graph that cannot be."""
     original = normalize_model(load_model(bundle.onnx), str(bundle.onnx))
     precision = precision_of(original)
-    if precision == "int8" and list(precisions) == ["int8"] and _has_qdq(original):
-        before = count_cost(original)
-        return Prepared(
-            original, original, {}, cost={"flops_before": before.flops, "flops_after": before.flops}, is_quantized=True
-        )
+    if trained := trained_precision(original):
+        if list(precisions) != [trained]:
+            raise UsageError(
+                f"{bundle.onnx} is in {precision} already",
+                f"--precision {trained} takes the quantized graph as it is; for others optimize the float32 model it was made from",
+            )
+        return _retargeted(original, target, options, data)
     if precision != "float32":
-        raise UsageError(
-            f"{bundle.onnx} is in {precision} already",
-            "optimize the float32 model that it was made from"
-            + ("; --precision int8 takes a quantized graph as it is" if _has_qdq(original) else ""),
-        )
+        raise UsageError(f"{bundle.onnx} is in {precision} already", "optimize the float32 model that it was made from")
     raised = raise_opset(original, max(OPSETS.get(name, 0) for name in precisions))
     model = pool_spatial_means(fold_batch_norms(inline_constant_branches(raised)))
+    check_patterns((original, model), options.exclude)
     pruning = equalization = None
     if options.compact:
         progress("removing channels that never act")
@@ -127,11 +137,43 @@ def prepare(
     statistics = _calibrated(model, calibrated, data, options, progress) if calibrated else {}
     before, after = count_cost(original), count_cost(model)
     cost = {"flops_before": before.flops, "flops_after": after.flops}
-    return Prepared(original, model, statistics, pruning, equalization, ratio, cost)
+    return Prepared(
+        original, model, statistics, pruning, equalization, ratio, cost, excluded=excluded_nodes(original, model, options.exclude)
+    )
 
 
-def _has_qdq(model: ir.Model) -> bool:
-    return {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph}
+def trained_precision(model: ir.Model) -> str:
+    """Return "int8" or "fp8" for a model with Q/DQ pairs of its own, from quantization-aware training; "" for any other."""
+    return {"int8": "int8", "float8": "fp8"}.get(precision_of(model), "") if has_qdq(model) else ""
+
+
+def _retargeted(original: ir.Model, target: Target, options: OptimizeOptions, data: EvaluationData) -> Prepared:
+    """Return a quantized graph with its Q/DQ pairs as `target` reads them."""
+    check_patterns([original], options.exclude)
+    excluded = excluded_nodes(original, original, options.exclude)
+    moved = retarget_qdq(original, target.placement, excluded)
+    if moved.changed and moved.report.keeps_numbers:
+        _check_same_outputs(original, moved.model, data)
+    before, after = count_cost(original), count_cost(moved.model)
+    cost = {"flops_before": before.flops, "flops_after": after.flops}
+    return Prepared(original, moved.model, {}, cost=cost, retargeting=moved.report)
+
+
+def _check_same_outputs(original: ir.Model, moved: ir.Model, data: EvaluationData) -> None:
+    """Raise ReluDeployError if two graphs that are to give the same numbers do not, node by node, on one row of the data."""
+    results = []
+    for model in (original, moved):
+        with temporary_folder("retarget") as folder:
+            path = Path(folder) / "graph.onnx"
+            save_model(model, path)
+            session = load(Bundle.open(path), "onnxruntime-cpu", threads=1, optimization="none")
+            results.append(session.run(data.one_row))
+            session.close()
+    for name, array in results[0].items():
+        if isinstance(array, np.ndarray) and not np.array_equal(array, results[1][name], equal_nan=array.dtype.kind == "f"):
+            raise ReluDeployError(
+                f"moving the Q/DQ pairs changed {name}", "this is a bug in relu_deploy; please report it with the graph"
+            )
 
 
 def _calibrated(

@@ -6,13 +6,13 @@ A recipe knows its segments (what ends in one Relu) and builds the graph in whic
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.quantization.cast_precision import cast_model
 from relu_deploy.graph.quantization.qdq import SCHEMES, quantize
-from relu_deploy.graph.quantization.qdq_placement import WEIGHTED, place_qdq, segments_of
+from relu_deploy.graph.quantization.qdq_placement import WEIGHTED, QdqPlacement, place_qdq, segments_of
 from relu_deploy.optimization.calibration import Statistics, range_of
 from relu_deploy.optimization.targets import PRECISIONS
 
@@ -61,7 +61,10 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class Quantized:
-    """int8 or fp8, as `placement` (of "cpu" or "tensorrt") wants it. weight_bits: 8, or 7 for CPUs without VNNI."""
+    """int8 or fp8, as `placement` (of "cpu" or "tensorrt") wants it.
+
+    weight_bits: 8, or 7 for CPUs without VNNI. excluded: nodes that stay float32 whatever the search finds, with the reason.
+    """
 
     model: ir.Model
     precision: str
@@ -71,13 +74,17 @@ class Quantized:
     per_channel: bool = True
     correct_biases: bool = True
     weight_bits: int = 8
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+    def _placed(self, off: Collection[str] = ()) -> QdqPlacement:
+        return place_qdq(self.model, self.placement, PRECISIONS[self.precision], off, self.excluded)
 
     @property
     def segments(self) -> list[str]:
-        return place_qdq(self.model, self.placement, PRECISIONS[self.precision]).segments
+        return self._placed().segments
 
     def build(self, off: Collection[str] = ()) -> ir.Model:
-        placed = place_qdq(self.model, self.placement, PRECISIONS[self.precision], off)
+        placed = self._placed(off)
         scheme = SCHEMES[self.placement, PRECISIONS[self.precision]]
         levels = SAFE_LEVELS if self.weight_bits == 7 else scheme.levels
         scheme = replace(scheme, per_channel=self.per_channel, levels=levels)
@@ -91,7 +98,7 @@ class Quantized:
             for node, path in iterate_nodes(self.model)
             if path and node.op_type in WEIGHTED
         }
-        return inside | dict(place_qdq(self.model, self.placement, PRECISIONS[self.precision], off).refused)
+        return inside | dict(self._placed(off).refused) | dict(self.excluded)
 
 
 @dataclass(frozen=True)

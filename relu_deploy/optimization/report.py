@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.latency_stats import Ratio
+from relu_deploy.optimization.auto.report import AutoReport
 from relu_deploy.optimization.evaluation_data import EvaluationData
 from relu_deploy.optimization.prepare import Prepared
 from relu_deploy.optimization.search import SearchResult
@@ -33,6 +34,10 @@ class OptimizeReport:
         speed: How many times faster than the float32 model it is; None where the target's hardware is not available.
         tried: One summary for each precision that `auto` tried.
         method: The calibration method, "" for a precision without calibration.
+        backend: The backend that `auto` found to be the fastest, "" where it was not searched for.
+        settings: Its fields of `backends.Options` that differ from the defaults.
+        auto: All candidates of `auto`, None without such a search.
+        confidence: As `confidence_to_json` returns it.
     """
 
     model: str
@@ -52,6 +57,10 @@ class OptimizeReport:
     bundle: Bundle | None = None
     tried: Sequence[dict[str, Any]] = ()
     method: str = ""
+    backend: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    auto: AutoReport | None = None
+    confidence: dict[str, Any] | None = None
 
     @property
     def variant(self) -> str:
@@ -71,7 +80,11 @@ class OptimizeReport:
         """Return what to do about a variant that does not pass, "" for one that does."""
         if self.passed:
             return ""
+        if self.auto is not None:
+            return "each candidate has its reason: allow more with --max-drop, or accept a finding with --accept"
         wider = "--precision fp16" if "fp16" in self.target.precisions and self.precision != "fp16" else "--precision fp32"
+        if not self.search.passed and self.drop <= self.max_drop:
+            return f"allow more with --max-confidence-shift, keep nodes in float32 with --exclude, or use {wider}"
         if not self.search.passed:
             return f"allow more with --max-drop, try --method auto, calibrate on more rows with --samples, or use {wider}"
         checked = self.verified.backends[0] if self.verified else None
@@ -101,6 +114,7 @@ class OptimizeReport:
                 "samples": self.before.samples,
                 "simulated": not self.target.measurable,
             },
+            "confidence": self.confidence,
             "speedup": None if self.speed is None else round(self.speed.value, 4),
             "speedup_ci95": None if self.speed is None or self.speed.ci95 is None else [round(x, 4) for x in self.speed.ci95],
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
@@ -123,6 +137,9 @@ class OptimizeReport:
             "prepared": self.prepared.to_json(),
             "tried": list(self.tried),
             "method": self.method,
+            "backend": self.backend,
+            "settings": dict(self.settings),
+            "auto": None if self.auto is None else self.auto.to_json(),
             "slower": self.is_slower,
             "remedy": self.remedy,
             "seconds": round(self.seconds, 3),

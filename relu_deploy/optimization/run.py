@@ -13,31 +13,24 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from relu_deploy.bundle import Bundle, refuse_existing
-from relu_deploy.errors import AccuracyTooLow, InputError, Unsupported, UsageError
+from relu_deploy.errors import AccuracyTooLow, InputError, ReluDeployError, UsageError
 from relu_deploy.folders import temporary_folder
-from relu_deploy.graph import save_model
-from relu_deploy.graph.bodies import iterate_nodes
-from relu_deploy.latency_stats import Ratio
-from relu_deploy.optimization.calibration import AUTO_METHODS
-from relu_deploy.optimization.evaluation_data import EvaluationData, load_evaluation_data
+from relu_deploy.graph import load_model, save_model
+from relu_deploy.optimization.auto.candidates import AUTOCAST
+from relu_deploy.optimization.auto.run import find_fastest
+from relu_deploy.optimization.build import VariantBuilder
+from relu_deploy.optimization.evaluation_data import load_evaluation_data
 from relu_deploy.optimization.gate import AccuracyEvaluator
 from relu_deploy.optimization.options import OptimizeOptions
-from relu_deploy.optimization.prepare import Prepared, prepare
-from relu_deploy.optimization.recipes import Casts, PrecisionRecipe, Quantized, Unchanged
+from relu_deploy.optimization.prepare import prepare, trained_precision
 from relu_deploy.optimization.report import OptimizeReport
-from relu_deploy.optimization.search import CandidateRunner, best_method, find_passing
-from relu_deploy.optimization.speed import speedup
 from relu_deploy.optimization.store import store
 from relu_deploy.optimization.targets import PRECISIONS, TARGETS, Target, find_target
-from relu_deploy.verification.run import VerifyReport, verify
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 __all__ = ["OptimizeOptions", "OptimizeReport", "optimize", "optimize_bundle"]
 
@@ -85,8 +78,14 @@ def optimize(
 
 
 def _why_not(report: OptimizeReport) -> str:
+    if report.auto is not None:
+        reasons = [f"{one.backend} {one.precision}".strip() + f": {one.reason}" for one in report.auto.candidates]
+        return f"no candidate passes: {'; '.join(reasons)}"
     if report.search.passed:
         return "its Relus differ from the float32 graph's by more than the precision explains"
+    shift = report.confidence and report.confidence["shift"]
+    if report.drop <= report.max_drop and shift is not None:
+        return f"its mean confidence shifts by {shift:+.4g}, {report.confidence['max_shift']:g} is allowed"  # type: ignore[index]
     loses = f"it loses {report.drop:.4g} {report.before.name} on {report.before.samples} rows"
     return f"{loses}, {report.max_drop:g} is allowed"
 
@@ -119,23 +118,34 @@ def optimize_bundle(
     options = options or OptimizeOptions()
     options.check()
     goal = find_target(target)
-    precisions = _precisions(goal, precision)
     bundle = Bundle.open(bundle)
+    trained = _trained_precision(bundle)
+    precisions = _precisions(goal, trained if trained and precision == "auto" else precision)
+    # A model that was trained in 8 bits is taken as it is.
+    searched = precision == "auto" and not trained
+    _check_names(options, precision)
     _check_output(bundle, [f"{name}-{goal.name}" for name in precisions], out, force)
     started = time.perf_counter()
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_folder("optimize"))
         progress("preparing the float32 graph")
-        data = load_evaluation_data(bundle, options, data_needed=any(name in ("int8", "fp8") for name in precisions))
-        prepared = prepare(bundle, goal, precisions, options, data, progress)
+        needed = not trained and any(name in ("int8", "fp8") for name in precisions)
+        data = load_evaluation_data(bundle, options, data_needed=needed)
+        # A runtime that casts a float32 graph needs no other graph.
+        prepared = prepare(bundle, goal, [name for name in precisions if name in goal.precisions], options, data, progress)
         prepared = replace(prepared, path=folder / "prepared.onnx")
         save_model(prepared.model, prepared.path)
         with TARGETS["cpu"].session(prepared.original, threads=options.threads) as session:
-            evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch)
-        builder = _VariantBuilder(bundle, goal, options, data, prepared, evaluator)
-        reports = [builder.build(name, progress) for name in precisions]
-        best = _fastest(reports)
-        best = replace(best, seconds=time.perf_counter() - started, tried=[report.summary() for report in reports])
+            evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch, options.score_threshold)
+        _check_confidence(evaluator, options)
+        builder = VariantBuilder(bundle, goal, options, data, prepared, evaluator, force)
+        if searched:
+            best = find_fastest(builder, precisions, progress)
+        else:
+            reports = [builder.build(name, progress) for name in precisions]
+            best = _fastest(reports)
+            best = replace(best, tried=[report.summary() for report in reports])
+        best = replace(best, seconds=time.perf_counter() - started)
         if best.passed:
             progress("storing")
             best = replace(best, bundle=store(bundle, best, out, force, pages(best.to_json())))
@@ -160,127 +170,47 @@ def _check_output(bundle: Bundle, variants: Sequence[str], out: str | os.PathLik
 
 def _precisions(target: Target, precision: str) -> list[str]:
     if precision == "auto":
-        if not target.measurable:
-            raise Unsupported(
-                f"the fastest precision for {target.name} can only be measured on its own hardware; this version measures on cpu only",
-                f"name one with --precision: {', '.join(target.precisions)}",
-            )
-        return list(reversed(target.precisions))
+        # Of the search, precisions in `AUTOCAST` are those that a runtime casts to.
+        target.require_measurable([name for name in reversed(target.precisions) if name not in AUTOCAST])
+        return [*reversed(target.precisions), *(name for name in AUTOCAST if name not in target.precisions)]
     if precision not in PRECISIONS:
         raise UsageError(f"there is no precision {precision!r}", f"one of: auto, {', '.join(PRECISIONS)}")
     target.require(precision)
     return [precision]
 
 
-@dataclass(frozen=True)
-class _VariantBuilder:
-    """Builds and measures one variant for each precision, all from the same prepared graph and data."""
+def _trained_precision(bundle: Bundle) -> str:
+    try:
+        return trained_precision(load_model(bundle.onnx))
+    except ReluDeployError:
+        return ""  # the graph is checked, with a better message, when it is prepared
 
-    bundle: Bundle
-    target: Target
-    options: OptimizeOptions
-    data: EvaluationData
-    prepared: Prepared
-    evaluator: AccuracyEvaluator
 
-    def build(self, precision: str, progress: Progress) -> OptimizeReport:
-        """Return the report on one precision, not stored yet."""
-        options, target = self.options, self.target
-
-        def on_step(line: str) -> None:
-            progress(f"{precision}: {line}")
-
-        recipe = self._recipe(precision, on_step)
-        max_drop = self.evaluator.max_drop if options.max_drop is None else options.max_drop
-        if precision in ("int8", "fp8") and not recipe.segments and not self.prepared.is_quantized:
-            inside = any(path for _, path in iterate_nodes(self.prepared.model))
-            raise InputError(
-                f"{self.bundle.name} has no node that {precision} could be used for"
-                + (": those inside bodies of If, Loop and Scan stay float32" if inside else ""),
-                "use --precision fp16, or fp32 to leave it as it is",
-            )
-
-        search = find_passing(recipe, self._runner(on_step), max_drop)
-        verified, speed = None, None
-        if search.passed:
-            on_step("verifying every Relu")
-            verified = self._verify(search.model)
-            if target.measurable and verified.passed and not self.prepared.is_quantized:
-                on_step("measuring the speed")
-                speed = self._speed(search.model)
-        return OptimizeReport(
-            model=self.bundle.name,
-            target=target,
-            precision=precision,
-            search=search,
-            before=self.evaluator.before,
-            max_drop=max_drop,
-            data=self.data,
-            prepared=self.prepared,
-            fallbacks=self._fallbacks(recipe, search.off),
-            verified=verified,
-            speed=speed,
-            bytes_before=self.bundle.onnx.stat().st_size,
-            bytes_after=_size(search.model),
-            seconds=0.0,
-            method=recipe.method if isinstance(recipe, Quantized) else "",
+def _check_names(options: OptimizeOptions, precision: str) -> None:
+    if precision != "auto" and (options.batch or options.minimize != "latency"):
+        raise UsageError("--minimize and --batch go with --precision auto", "leave them out, or leave out --precision")
+    if options.exclude and precision == "fp32":
+        raise UsageError("--exclude keeps nodes in float32, and --precision fp32 keeps all", "choose another --precision")
+    if options.sensitivity is not None and precision in ("auto", "fp32"):
+        raise UsageError(
+            f"--sensitivity is the list of one precision, not of --precision {precision}",
+            "name one, for instance --precision int8",
         )
 
-    def _recipe(self, precision: str, progress: Progress) -> PrecisionRecipe:
-        prepared, options = self.prepared, self.options
-        if precision == "fp32":
-            return Unchanged(prepared.model)
-        if precision in ("fp16", "bf16"):
-            return Casts(prepared.model, precision, prepared.keep(PRECISIONS[precision]))
-        if prepared.is_quantized:
-            return Unchanged(prepared.model)
-        recipe = Quantized(
-            prepared.model,
-            precision,
-            self.target.placement,
-            prepared.statistics,
-            AUTO_METHODS[0] if options.method == "auto" else options.method,
-            options.per_channel,
-            options.correct_biases,
-            options.weight_bits or self.data.weight_bits if self.target.adds_pairs else 8,
+
+def _check_confidence(evaluator: AccuracyEvaluator, options: OptimizeOptions) -> None:
+    if options.max_confidence_shift is None or (evaluator.meter is not None and evaluator.meter.before is not None):
+        return
+    task = evaluator.manifest.get("task")
+    if task == "detection":
+        raise InputError(
+            f"--max-confidence-shift: the float32 model finds nothing with a score of {options.score_threshold:g} on these data",
+            "lower --score-threshold, or give other data with --data",
         )
-        # The range of a float8 tensor is the whole one with every method.
-        if options.method != "auto" or precision == "fp8" or not recipe.segments:
-            return recipe
-        return best_method(recipe, self._runner(progress))
-
-    def _runner(self, progress: Progress) -> CandidateRunner:
-        return CandidateRunner(self.evaluator, self.target, self.prepared.model, self.options.threads, progress)
-
-    def _fallbacks(self, recipe: PrecisionRecipe, off: Sequence[str]) -> list[dict[str, str]]:
-        """Return the nodes that stay float32, each with its operator, reason and segment."""
-        nodes = {str(node.name): node.op_type for node, _ in iterate_nodes(self.prepared.model)}
-        segments = self.prepared.segments
-        reasons = {name: "accuracy" for name, segment in segments.items() if segment in off} | recipe.float_nodes(off)
-        return [
-            {"node": name, "operator": nodes[name], "precision": "float32", "reason": why, "segment": segments.get(name, name)}
-            for name, why in reasons.items()
-            if name in nodes
-        ]
-
-    def _verify(self, model: ir.Model) -> VerifyReport:
-        """Return the comparison of every Relu of the variant with the prepared float32 graph, on one row of the data."""
-        with self.target.as_bundle(model) as (bundle, runtime_options):
-            return verify(
-                bundle,
-                ["onnxruntime-cpu"],
-                feeds=self.data.one_row,
-                against=str(self.prepared.path),
-                threads=self.options.threads,
-                **runtime_options,
-            )
-
-    def _speed(self, model: ir.Model) -> Ratio:
-        with (
-            self.target.session(model, threads=self.options.threads) as faster,
-            self.target.session(self.prepared.original, threads=self.options.threads) as slower,
-        ):
-            return speedup(faster, slower, self.data.some_rows)
+    raise UsageError(
+        "--max-confidence-shift: the outputs of this model have no confidence",
+        "it is measured for classifications, detections (--decode boxes) and segmentations",
+    )
 
 
 def _fastest(reports: Sequence[OptimizeReport]) -> OptimizeReport:
@@ -291,9 +221,3 @@ def _fastest(reports: Sequence[OptimizeReport]) -> OptimizeReport:
     passing = [report for report in reports if report.passed]
     passing = [report for report in passing if not report.is_slower] or passing
     return max(passing, key=lambda report: report.speed.value if report.speed else 0.0, default=reports[0])
-
-
-def _size(model: ir.Model) -> int:
-    """Return the bytes of the weights."""
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    return sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.data.datasets import spread_evenly
 from relu_deploy.optimization.calibration import AUTO_METHODS
+from relu_deploy.optimization.confidence import Confidence
 from relu_deploy.optimization.gate import AccuracyEvaluator, answers_of, distance
 from relu_deploy.optimization.recipes import PrecisionRecipe, Quantized
 from relu_deploy.optimization.targets import Target
@@ -25,7 +26,7 @@ from relu_deploy.tensors import Array
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["CandidateRunner", "SearchResult", "SearchStep", "best_method", "find_passing"]
+__all__ = ["CandidateRunner", "SearchResult", "SearchStep", "best_method", "find_passing", "segment_costs"]
 
 #: rows on which the error of a group is measured: a continuous difference needs few
 ROWS_FOR_COST = 16
@@ -35,14 +36,20 @@ BROKEN = 1e300
 
 @dataclass(frozen=True)
 class SearchStep:
-    """One candidate: how many segments were in float32, and the accuracy metric."""
+    """One candidate: how many segments were in float32, the accuracy metric, and the shift of the mean confidence."""
 
     float_segments: int
     metric: Metric
     passed: bool
+    confidence_shift: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"float_segments": self.float_segments, "value": round(self.metric.value, 6), "passed": self.passed}
+        return {
+            "float_segments": self.float_segments,
+            "value": round(self.metric.value, 6),
+            "passed": self.passed,
+            "confidence_shift": None if self.confidence_shift is None else round(self.confidence_shift, 6),
+        }
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class SearchResult:
         metric: Its accuracy.
         curve: All candidates in the order in which they were tried.
         costs: Segments whose error was measured alone, with that error, in the order in which they were found.
+        confidence: Its confidence; None where it has none.
     """
 
     passed: bool
@@ -64,6 +72,7 @@ class SearchResult:
     metric: Metric
     curve: Sequence[SearchStep]
     costs: Sequence[tuple[str, float]]
+    confidence: Confidence | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,16 @@ class CandidateRunner:
 
     def score(self, model: ir.Model) -> Metric:
         """Return the accuracy of `model`."""
+        return self.measure(model)[0]
+
+    def measure(self, model: ir.Model) -> tuple[Metric, Confidence | None]:
+        """Return the accuracy and the confidence of `model`."""
         with self.target.session(model, threads=self.threads) as session:
-            return self.evaluator.score(session.run)
+            return self.evaluator.measure(session.run)
+
+    def shift(self, confidence: Confidence | None) -> float | None:
+        """Return the shift of the mean confidence from the float32 model's, None where there is none."""
+        return self.evaluator.shift(confidence)
 
     def answers(self, model: ir.Model) -> Mapping[str, Array]:
         """Return the outputs of `model` on a few rows."""
@@ -97,52 +114,64 @@ class CandidateRunner:
             return answers_of(session.run, few, self.evaluator.batch)
 
 
-def find_passing(recipe: PrecisionRecipe, runner: CandidateRunner, max_drop: float) -> SearchResult:
+def find_passing(
+    recipe: PrecisionRecipe,
+    runner: CandidateRunner,
+    max_drop: float,
+    max_shift: float | None = None,
+    known_costs: Sequence[tuple[str, float]] = (),
+) -> SearchResult:
     """Return the variant with the fewest segments of `recipe` in float32 that passes.
 
     Args:
         recipe: Builds the candidates.
         runner: Runs them.
         max_drop: Largest accepted loss of the accuracy metric.
+        max_shift: Largest accepted shift of the mean confidence; None accepts any.
+        known_costs: Segments with the errors of an earlier run, costliest first; others are measured after them.
 
     Returns:
         The variant that passes, or the one without float32 segments where none does.
     """
     curve: list[SearchStep] = []
     models: dict[int, tuple[ir.Model, Metric]] = {}
+    confidences: dict[int, Confidence | None] = {}
     segments = recipe.segments
-    costs: list[tuple[str, float]] = []
-    costliest = _costliest(recipe, runner)
+    costs = [(name, cost) for name, cost in known_costs if name in segments]
+    known = {name for name, _ in costs}
+    costliest = ((name, cost) for name, cost in segment_costs(recipe, runner) if name not in known)
 
     def passes(count: int) -> bool:
         while len(costs) < count:
             costs.append(next(costliest))
         runner.progress(f"accuracy with {count} of {len(segments)} segments in float32" if count else "accuracy")
         model = recipe.build([name for name, _ in costs[:count]])
-        metric = runner.score(model)
+        metric, confidences[count] = runner.measure(model)
+        shift = runner.shift(confidences[count])
         passed = runner.evaluator.before.value - metric.value <= max_drop
-        curve.append(SearchStep(count, metric, passed))
+        passed = passed and (max_shift is None or (shift is not None and abs(shift) <= max_shift))
+        curve.append(SearchStep(count, metric, passed, shift))
         models[count] = model, metric
         return passed
 
     if passes(0):
-        return SearchResult(True, (), *models[0], curve, costs)
+        return SearchResult(True, (), *models[0], curve, costs, confidences[0])
     # With every segment in float32 it would pass, but would no longer be in the requested precision.
     most = len(segments) - 1
     if most < 1:
-        return SearchResult(False, (), *models[0], curve, costs)
+        return SearchResult(False, (), *models[0], curve, costs, confidences[0])
     failed, count = 0, 1
     while not passes(count):
         if count == most:
-            return SearchResult(False, (), *models[0], curve, costs)
+            return SearchResult(False, (), *models[0], curve, costs, confidences[0])
         failed, count = count, min(2 * count, most)
     while count - failed > 1:
         middle = (failed + count) // 2
         failed, count = (failed, middle) if passes(middle) else (middle, count)
-    return SearchResult(True, [name for name, _ in costs[:count]], *models[count], curve, costs)
+    return SearchResult(True, [name for name, _ in costs[:count]], *models[count], curve, costs, confidences[count])
 
 
-def _costliest(recipe: PrecisionRecipe, runner: CandidateRunner) -> Iterator[tuple[str, float]]:
+def segment_costs(recipe: PrecisionRecipe, runner: CandidateRunner) -> Iterator[tuple[str, float]]:
     """Yield each segment with its error, those with a large error first."""
     segments = recipe.segments
     true = runner.answers(runner.float32)

@@ -76,7 +76,8 @@ def _contents(
     models: dict[str, bytes] = {}
     if report.prepared.is_another:
         # The prepared graph answers as the model does, but its tensors have other channels or scales.
-        checked_against = file if report.precision == "fp32" else f"prepared/{name}.onnx"
+        is_itself = report.precision == "fp32" or report.prepared.is_quantized
+        checked_against = file if is_itself else f"prepared/{name}.onnx"
         models[checked_against] = to_bytes(report.prepared.model)
     models[file] = to_bytes(report.search.model)
     checked_bytes = models[checked_against] if checked_against in models else bundle.file(checked_against).read_bytes()
@@ -92,5 +93,7 @@ def _contents(
         "evidence": fields["evidence"],
         "float32_nodes": len(report.fallbacks),
     }
+    if report.backend:
+        entry |= {"backend": report.backend, "settings": dict(report.settings)}
     summary = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return {**models, **(pages or {}), f"reports/optimize-{name}.json": summary}, {name: entry}

@@ -12,15 +12,15 @@ on the CPU in float32 with nothing merged. That shows its accuracy, and says not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.backends import Session, load
+from relu_deploy.backends import Session, load, probe
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import UsageError, nearest
+from relu_deploy.errors import Unsupported, UsageError, nearest
 from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import save_model
 from relu_deploy.graph.quantization.cast_precision import simulated
@@ -58,6 +58,27 @@ class Target:
                 f"the target {self.name} does not support {precision}: {why}",
                 f"--for {self.name} takes {', '.join(self.precisions)}",
             )
+
+    def require_measurable(self, precisions: Sequence[str]) -> None:
+        """Check that the speed of variants can be measured here, on the target's own backend.
+
+        Args:
+            precisions: The precisions that are to be measured, at least two.
+
+        Raises:
+            Unsupported: If it cannot; the message says what would be measured, and why it cannot be.
+        """
+        if self.measurable:
+            return
+        found = probe(self.backend)
+        if found.usable:
+            return
+        *others, last = precisions
+        raise Unsupported(
+            f"the fastest precision for {self.name} is chosen by measuring {', '.join(others)} and {last} on {self.backend}, and keeping the "
+            f"fastest that passes the accuracy gate and whose Relus agree; here {self.backend} is not usable: {found.reason}",
+            f"{found.fix}; or name a precision, whose accuracy is simulated here: --precision {', '.join(self.precisions)}",
+        )
 
     @contextmanager
     def session(self, model: ir.Model, **options: Any) -> Iterator[Session]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
+from relu_deploy.backends import backend_for, capabilities
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.packaging.options import DeployedModel, PackageOptions, model_name
@@ -28,7 +29,7 @@ __all__ = ["FLAVORS", "OPTIONS", "write"]
 FLAVORS = ("relu-deploy",)
 OPTIONS = ("flavor", "max_batch", "max_delay", "threads", "image")
 BASE = "python:3.12.13-slim-trixie"
-BACKEND = "onnxruntime-cpu"
+#: what every image installs, beside the extra of the model's backend
 EXTRAS = ("cpu", "serve")
 #: the name of a requirement, its own extras, and the rest up to the markers
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+)\s*(\[[^\]]*\])?([^;]*)(;.*)?")
@@ -75,7 +76,7 @@ def write(bundle: Bundle, options: PackageOptions, folder: Path) -> DeployedMode
         folder: An empty folder.
 
     Raises:
-        UsageError: If the variant was not made for CPUs.
+        UsageError: If the variant was not made for CPUs, or was optimized for a backend that no extra installs.
         InputError: If relu_deploy was not installed by pip.
     """
     made_for = target_of(bundle)
@@ -84,9 +85,15 @@ def write(bundle: Bundle, options: PackageOptions, folder: Path) -> DeployedMode
             f"{bundle.title} was optimized for {made_for}, and this image serves on the CPU",
             "package the model or a variant for cpu",
         )
+    backend = backend_for(bundle)
+    if not (extra := capabilities(backend).extra):
+        raise UsageError(
+            f"{bundle.title} was optimized for the backend {backend}, which no extra of relu-deploy installs",
+            "package the model itself, or make the variant again where that backend is not installed",
+        )
     name = model_name(bundle)
     at = copy_bundle(bundle, folder / "models").relative_to(folder)
-    batching, reasons = serve_options(bundle, BACKEND, options)
+    batching, reasons = serve_options(bundle, backend, options)
     threads = ["--threads", str(options.threads)] if options.threads else []
     command = ["serve", f"/{at.as_posix()}", "--host", "0.0.0.0", "--no-watch", *threads, *batching]
     tag = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-") or "model"
@@ -101,7 +108,7 @@ def write(bundle: Bundle, options: PackageOptions, folder: Path) -> DeployedMode
             command=json.dumps(command),
         ),
     )
-    requirements, constraints = _pinned_requirements()
+    requirements, constraints = _pinned_requirements(tuple(dict.fromkeys((*EXTRAS, extra))))
     write_text(folder / "requirements.txt", "".join(f"{line}\n" for line in requirements))
     write_text(folder / "constraints.txt", "".join(f"{line}\n" for line in constraints))
     # Without the shipped models, which serving does not need.
@@ -111,17 +118,22 @@ def write(bundle: Bundle, options: PackageOptions, folder: Path) -> DeployedMode
     return DeployedModel(name, FLAVORS[0])
 
 
-def _pinned_requirements() -> tuple[list[str], list[str]]:
-    """Return the requirements of serving, and all direct and indirect ones, in the versions installed here.
+def _pinned_requirements(extras: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the requirements of `extras`, and all direct and indirect ones, in the versions installed here.
 
     A requirement that is not installed keeps its range.
     """
     try:
-        direct = _requirements_of("relu-deploy", EXTRAS)
+        known = metadata("relu-deploy").get_all("Provides-Extra") or ()
+        direct = _requirements_of("relu-deploy", extras)
     except PackageNotFoundError as error:
         raise InputError(
             "relu_deploy was not installed by pip, so its requirements are unknown", "pip install 'relu-deploy[cpu,serve]'"
         ) from error
+    if missing := [extra for extra in extras if extra not in known]:
+        raise InputError(
+            f"the installed metadata of relu_deploy has no extra {missing[0]!r}", "install this version again: pip install -e ."
+        )
     requirements = [
         f"{name}{extras}=={_installed(name)}" if _installed(name) else f"{name}{extras}{versions}"
         for name, extras, versions in direct

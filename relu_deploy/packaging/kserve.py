@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.backends import capabilities
+from relu_deploy.backends import DEFAULT, capabilities
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import UsageError
 from relu_deploy.optimization.targets import find_target
@@ -74,7 +74,7 @@ def _write_server(bundle: Bundle, options: PackageOptions, folder: Path, name: s
     backend = _backend(bundle, options)
     if options.threads and capabilities(backend).on_gpu:
         raise UsageError("--threads applies to a CPU, and this runs on a GPU", "leave it out")
-    image = options.image or IMAGES.get(backend, "relu-deploy:tensorrt")
+    image = options.image or IMAGES.get(backend, "relu-deploy:tensorrt" if capabilities(backend).on_gpu else "relu-deploy:cpu")
     at = copy_bundle(bundle, folder / "bundle")
     top = folder / "bundle" / at.relative_to(folder / "bundle").parts[0]
     if top.is_dir():
@@ -101,7 +101,9 @@ def _write_server(bundle: Bundle, options: PackageOptions, folder: Path, name: s
         str(METRICS),
     ]
     arguments += ["--no-watch", "--backend", backend]
-    arguments += [] if capabilities(backend).on_gpu else ["--threads", str(cpus)]
+    # Threads that are stored in the variant apply unless others are named.
+    cpu_threads = options.threads or bundle.runtime[1].get("threads") or cpus
+    arguments += [] if capabilities(backend).on_gpu else ["--threads", str(cpu_threads)]
     batching, reasons = serve_options(bundle, backend, options)
     runtime = f"relu-deploy-{name}"[:63].rstrip("-")
     write_text(
@@ -112,7 +114,10 @@ def _write_server(bundle: Bundle, options: PackageOptions, folder: Path, name: s
     )
     model = {"modelFormat": {"name": "onnx", "version": "1"}, "runtime": runtime}
     _write_service(bundle, folder, name, uri, model, cpus, gpu=capabilities(backend).on_gpu)
-    return [] if options.image else [f"build the image {image} (docker/README.md) and push it; name yours with --image"]
+    notes = [] if options.image else [f"build the image {image} (docker/README.md) and push it; name yours with --image"]
+    if (extra := capabilities(backend).extra) not in ("", "cpu") and not options.image:
+        notes.append(f"the image needs the extra {extra}: build it with --build-arg EXTRAS='cpu serve {extra}'")
+    return notes
 
 
 def _write_triton(bundle: Bundle, options: PackageOptions, folder: Path, name: str, uri: str, image: str) -> list[str]:
@@ -132,7 +137,9 @@ def _write_triton(bundle: Bundle, options: PackageOptions, folder: Path, name: s
 def _backend(bundle: Bundle, options: PackageOptions) -> str:
     """Return the backend that serves the model. Raises UsageError if the variant does not run on the requested device."""
     made_for = target_of(bundle)
-    backend = find_target(made_for).backend if made_for else "onnxruntime-cpu" if options.device != "gpu" else "onnxruntime-cuda"
+    backend = bundle.runtime[0] or (
+        find_target(made_for).backend if made_for else DEFAULT if options.device != "gpu" else "onnxruntime-cuda"
+    )
     if options.device and (options.device == "gpu") != capabilities(backend).on_gpu:
         raise UsageError(f"{bundle.title} was optimized for {made_for}, not for --device {options.device}", "leave out --device")
     return backend

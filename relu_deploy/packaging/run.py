@@ -1,8 +1,9 @@
 """Package a model for another engine. One file a target, which writes into an empty folder.
 
-triton     a model repository for Triton Inference Server
-kserve     manifests for KServe on Kubernetes, and the model for their storage URI
-docker     the context of an image that serves the model
+triton       a model repository for Triton Inference Server
+kserve       manifests for KServe on Kubernetes, and the model for their storage URI
+docker       the context of an image that serves the model
+onnxruntime  a model package: the model and its variants, from which ONNX Runtime chooses
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any
 
 from relu_deploy.bundle import Bundle, whole_folder
 from relu_deploy.errors import InputError, UsageError, nearest
-from relu_deploy.packaging import docker, kserve, triton
+from relu_deploy.packaging import docker, kserve, model_package, triton
 from relu_deploy.packaging.options import PackageOptions, PackageReport
 from relu_deploy.packaging.output import record_files, refuse_target
 
 __all__ = ["TARGETS", "PackageOptions", "PackageReport", "package"]
 
-TARGETS = {"triton": triton, "kserve": kserve, "docker": docker}
+TARGETS = {"triton": triton, "kserve": kserve, "docker": docker, "onnxruntime": model_package}
 
 
 def package(

@@ -5,15 +5,19 @@
     M/1/model.onnx      flavor onnxruntime: Triton's ONNX Runtime backend, with TensorRT as its accelerator on request
     M/1/model.plan      flavor tensorrt: an engine that was compiled for the backend of that name
     M/1/model.py        flavor python: ONNX Runtime in Triton's Python backend, for a Triton without its ONNX Runtime backend
+    M/1/shape_nodes.json  with it: the nodes that ONNX Runtime may run on the CPU of a GPU's instance
 
 Terms and defaults: Triton's model_config.proto and the README of its ONNX Runtime backend.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+from relu_deploy.backends import capabilities
+from relu_deploy.backends.onnxruntime.placement import shape_nodes
 from relu_deploy.backends.tensorrt.engine_cache import Engine, kept_engines
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported, UsageError
@@ -25,8 +29,12 @@ from relu_deploy.serving.protocol.tensors import DATATYPES
 
 __all__ = ["FLAVORS", "OPTIONS", "write"]
 
+#: the file that model.py reads
+SHAPE_NODES = "shape_nodes.json"
 FLAVORS = ("onnxruntime", "tensorrt", "python")
 OPTIONS = ("flavor", "device", "max_batch", "max_delay", "instances", "threads", "accelerator")
+#: platform of backends that run ONNX Runtime
+ONNX_RUNTIME = "onnxruntime_onnx"
 #: backends by device whose measurements decide the batching; the first one that was measured counts
 MEASURED_ON = {
     "cpu": ("onnxruntime-cpu",),
@@ -61,11 +69,17 @@ def write(bundle: Bundle, options: PackageOptions, folder: Path) -> DeployedMode
         copy_graph(bundle.onnx, root / "1" / "model.onnx")
     if plan.flavor == "python":
         shutil.copyfile(Path(__file__).with_name("triton_model.py"), root / "1" / "model.py")
+        write_text(root / "1" / SHAPE_NODES, json.dumps(sorted(shape_nodes(bundle))) + "\n")
     return DeployedModel(name, plan.flavor, tuple(_notes(plan)))
 
 
 def _plan(bundle: Bundle, options: PackageOptions) -> TritonPlan:
     flavor = options.flavor or FLAVORS[0]
+    if cast := bundle.runtime[1].get("autocast"):
+        raise Unsupported(
+            f"{bundle.title} computes in {cast} on {bundle.runtime[0]}, and Triton's ONNX Runtime would compute it in float32",
+            "package the model itself or its int8 variant, or take --for docker",
+        )
     if options.accelerator and flavor != "onnxruntime":
         raise UsageError(f"--accelerator is for flavor onnxruntime, not {flavor}", "leave one of the two out")
     _check_types(bundle, flavor)
@@ -157,6 +171,14 @@ def _notes(plan: TritonPlan) -> list[str]:
     if plan.engine is not None:
         facts = plan.engine.facts
         notes.append(f"the engine needs TensorRT {facts['library']} and the GPU {facts['device']} in Triton")
+        if facts.get("options", {}).get("version_compatible"):
+            notes.append(
+                "it is version-compatible, which Triton loads, with this or a later TensorRT, only if it is started with "
+                "--backend-config=tensorrt,version-compatible=true"
+            )
+    optimized_for = plan.bundle.runtime[0]
+    if optimized_for and capabilities(optimized_for).platform != ONNX_RUNTIME:
+        notes.append(f"the variant was fastest on {optimized_for}; Triton runs it on ONNX Runtime, whose speed may be another")
     if plan.flavor == "python":
         notes.append("Triton's Python backend needs onnxruntime" + ("-gpu" if plan.device == "gpu" else "") + " and NumPy")
     if plan.flavor == "onnxruntime" and not plan.options.accelerator and target_of(plan.bundle).startswith("tensorrt"):

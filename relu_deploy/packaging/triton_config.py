@@ -64,9 +64,9 @@ def triton_config(plan: TritonPlan, name: str) -> str:
         ([] if not plan.batched else ["Shapes without the batch."], _tensors(plan)),
         (_instance_reasons(plan), {"instance_group": [_instances(plan)]}),
     ]
-    if plan.options.threads:
+    if threads := plan.options.threads or (plan.device == "cpu" and plan.bundle.runtime[1].get("threads")):
         key = "threads" if plan.flavor == "python" else "intra_op_thread_count"
-        parts.append(([], {"parameters": [{"key": key, "value": {"string_value": str(plan.options.threads)}}]}))
+        parts.append(([], {"parameters": [{"key": key, "value": {"string_value": str(threads)}}]}))
     if plan.options.accelerator:
         parts.append(
             (

@@ -14,6 +14,9 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # part of Triton's stub
 
+#: nodes that ONNX Runtime inserts to copy tensors between providers, and those that read sizes
+COPIES = ("MemcpyToHost", "MemcpyFromHost", "Shape", "Size")
+
 
 class TritonPythonModel:
     """The class that Triton's Python backend loads."""
@@ -33,10 +36,14 @@ class TritonPythonModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider: Any = "CPUExecutionProvider"
         if args["model_instance_kind"] == "GPU":
-            # No silent fallback to the CPU, and no rounding of float32 to TF32.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            # From NVIDIA's Python packages, where they are installed: the system's loader does not search those.
+            onnxruntime.preload_dlls()
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            # No rounding of float32 to TF32.
             provider = ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"], "use_tf32": "0"})
         self.session: Any = onnxruntime.InferenceSession(str(file), options, providers=[provider], enable_fallback=0)
+        if args["model_instance_kind"] == "GPU":
+            check_placement(self.session, provider[0], file.with_name("shape_nodes.json"))
         self.outputs = [one.name for one in self.session.get_outputs()]
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -64,6 +71,18 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Close the session."""
         self.session = None
+
+
+def check_placement(session: Any, provider: str, shapes: Path) -> None:
+    """Raise an error if ONNX Runtime runs nodes elsewhere than on `provider`, except arithmetic of shapes, named in `shapes`."""
+    if provider not in session.get_providers():
+        raise RuntimeError(f"ONNX Runtime could not start {provider}: its log has the reason")
+    allowed = set(json.loads(shapes.read_text(encoding="utf-8")))
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != provider]
+    nodes = [node for part in parts for node in part.get_nodes()]
+    left = [f"{node.op_type} {node.name!r}" for node in nodes if node.name not in allowed and node.op_type not in COPIES]
+    if left:
+        raise RuntimeError(f"{provider} has no kernel for {len(left)} nodes: {', '.join(left[:3])}")
 
 
 def tensor_of(request: Any, name: str) -> Any:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from relu_deploy.errors import InputError
 
-__all__ = ["InvalidOutput", "PictureTooLarge"]
-
-
-class PictureTooLarge(InputError):
-    """A picture beyond a limit of size."""
+__all__ = ["InvalidOutput"]
 
 
 class InvalidOutput(InputError):

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.data.images import ImagePlacement
 from relu_deploy.prediction.errors import InvalidOutput
+from relu_deploy.preprocessing.placement import ImagePlacement
 from relu_deploy.tasks.segmentation import VOID, classes_of_pixels
 from relu_deploy.tensors import Array
 

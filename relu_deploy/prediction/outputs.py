@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.data.images import ImagePlacement
 from relu_deploy.prediction.errors import InvalidOutput
+from relu_deploy.preprocessing.placement import ImagePlacement
 from relu_deploy.tasks.detection import postprocess
 from relu_deploy.tensors import Array
 

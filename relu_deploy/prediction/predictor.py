@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relu_deploy.backends import backend_for
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.texts import takes_texts
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
@@ -73,13 +74,13 @@ class Predictor:
 
     Args:
         path: A bundle, a variant in one, or the path of either.
-        backend: Name of the backend.
+        backend: Name of the backend, "" for the one that the variant was optimized for, otherwise onnxruntime-cpu.
         variant: Name of a variant of the bundle, "" for the model itself.
         **options: Fields of `PredictOptions`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], backend: str = "onnxruntime-cpu", variant: str = "", **options: Any) -> None:
-        self.path, self.backend, self.variant = os.fspath(path), backend, variant
+    def __init__(self, path: str | os.PathLike[str], backend: str = "", variant: str = "", **options: Any) -> None:
+        self.path, self._backend, self.variant = os.fspath(path), backend, variant
         self.options = PredictOptions(**options)
         self._bundle: Bundle | None = None
         self._session: Session | None = None
@@ -100,11 +101,16 @@ class Predictor:
             return self._bundle
 
     @property
+    def backend(self) -> str:
+        """The name of the backend. Raises InputError if none was given and the bundle is not valid."""
+        return self._backend or backend_for(self.bundle)
+
+    @property
     def session(self) -> Session:
         """The session. Raises BackendUnavailable or Unsupported if the backend cannot run the model."""
         with self._lock:
             if self._session is None:
-                self._session = self.bundle.session(self.backend, threads=self.options.threads, device=self.options.device)
+                self._session = self.bundle.session(self._backend, threads=self.options.threads, device=self.options.device)
             return self._session
 
     @property
@@ -222,7 +228,7 @@ class Predictor:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "backend": self.backend, "variant": self.variant, "options": self.options}
+        return {"path": self.path, "_backend": self._backend, "variant": self.variant, "options": self.options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _bundle=None, _session=None, _model_id="", _lock=threading.RLock())

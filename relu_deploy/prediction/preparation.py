@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.image_folder import free_batch, to_input
-from relu_deploy.data.images import ImagePlacement, place, plane_of
 from relu_deploy.data.texts import takes_texts, to_bytes
-from relu_deploy.prediction.errors import PictureTooLarge
-from relu_deploy.prediction.images import DEFAULT_LIMITS, DecodeLimits, decode_picture
+from relu_deploy.preprocessing.apply import place
+from relu_deploy.preprocessing.decoding import DEFAULT_LIMITS, DecodeLimits, decode_picture
+from relu_deploy.preprocessing.description import plane_of
+from relu_deploy.preprocessing.errors import PictureTooLarge
+from relu_deploy.preprocessing.placement import ImagePlacement
+from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.tensors import Array, Feeds, check_feeds
 
 if TYPE_CHECKING:
@@ -55,12 +58,21 @@ def unsupported_reason(bundle: Bundle) -> tuple[str, str] | None:
         return None
     steps = manifest.get("preprocess")
     if len(bundle.inputs) != 1:
-        return f"model {name!r} has {len(bundle.inputs)} inputs, and a picture feeds one", "run a session on arrays"
+        return (
+            f"model {name!r} has {len(bundle.inputs)} inputs, and a picture feeds one",
+            "run it on arrays: with a session, or at /infer of a server",
+        )
     if not steps:
-        return f"the manifest of {name!r} has no 'preprocess': how pictures become its input", "export it with --mean and --std"
+        return (
+            f"the manifest of {name!r} has no 'preprocess': how pictures become its input",
+            "export it with --preprocess, or --mean and --std",
+        )
     channels, _, _ = plane_of(bundle.inputs[0], steps)
     if channels not in (1, 3):
-        return f"the input of {name!r}, {bundle.inputs[0]}, is not a picture of 1 or 3 channels", "run a session on arrays"
+        return (
+            f"the input of {name!r}, {bundle.inputs[0]}, is not a picture of 1 or 3 channels",
+            "run it on arrays: with a session, or at /infer of a server",
+        )
     if manifest.get("task") not in TASKS:
         return (
             f"the manifest of {name!r} has no 'task': what its outputs mean",
@@ -83,22 +95,18 @@ def prepare_picture(bundle: Bundle, file: bytes, limits: DecodeLimits = DEFAULT_
         PictureTooLarge: If it exceeds a limit.
         InputError: If it is not a picture, is damaged, or too elongated.
     """
-    spec, steps = bundle.inputs[0], bundle.manifest["preprocess"]
-    channels, *sides = plane_of(spec, steps)
+    spec, fields = bundle.inputs[0], bundle.manifest["preprocess"]
+    channels, *sides = plane_of(spec, fields)
     picture, name = decode_picture(file, int(channels), limits)
-    return _placed(bundle, picture, name, sides, limits.max_pixels)
-
-
-def _placed(bundle: Bundle, picture: Image.Image, name: str, sides: list[Any], max_pixels: int) -> PreparedInput:
-    spec, steps = bundle.inputs[0], bundle.manifest["preprocess"]
-    free = "crop" not in steps and not all(isinstance(side, int) for side in sides)
-    if free and picture.width * picture.height > MAX_FREE_PIXELS:
+    steps = read_preprocess(fields)
+    takes_any_size = steps.crop is None and steps.resize.size is None and not all(isinstance(side, int) for side in sides)
+    if takes_any_size and picture.width * picture.height > MAX_FREE_PIXELS:
         raise PictureTooLarge(
             f"a picture of {picture.width}x{picture.height} pixels exceeds the limit of {MAX_FREE_PIXELS} for {bundle.name!r}, "
             "which takes any size",
             "make it smaller",
         )
-    pixels, placement = place(picture, spec, steps, max_pixels)
+    pixels, placement = place(picture, spec, steps, limits.max_pixels)
     return PreparedInput({spec.name: to_input(bundle, pixels)}, placement, picture, name)
 
 

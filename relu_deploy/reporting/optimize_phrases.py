@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from relu_deploy.reporting.candidate_phrases import kernels_of
 from relu_deploy.reporting.phrases import count_of
 
-__all__ = ["accuracy_of", "preparation_of", "size_of", "speed_of", "verification_of"]
+__all__ = ["accuracy_of", "confidence_of", "preparation_of", "runtime_of", "size_of", "speed_of", "verification_of"]
 
 Result = Mapping[str, Any]
 
@@ -22,6 +23,22 @@ def accuracy_of(result: Result) -> str:
         f"{accuracy['metric']} {accuracy['before']:.4f} → {accuracy['after']:.4f} on {count_of(accuracy['samples'], 'row')}{overlap} "
         f"(drop {accuracy['drop']:.4f}, {accuracy['max_drop']:g} is allowed{simulated})"
     )
+
+
+def confidence_of(result: Result) -> str:
+    """Return the mean confidence, the calibration error and the AP at the score threshold, before and after."""
+    confidence = result.get("confidence")
+    if confidence is None:
+        return "confidence not measured: the outputs have none"
+    allowed = "" if confidence["max_shift"] is None else f", {confidence['max_shift']:g} is allowed"
+    mean = confidence["mean"]
+    parts = [f"mean confidence {mean['before']:.4f} → {mean['after']:.4f} (shift {confidence['shift']:+.4f}{allowed})"]
+    error, ap = confidence["calibration_error"], confidence["ap_at_threshold"]
+    if error["before"] is not None and error["after"] is not None:
+        parts.append(f"calibration error {error['before']:.4f} → {error['after']:.4f}")
+    if ap is not None:
+        parts.append(f"AP at score {confidence['score_threshold']:g} {ap['before']:.4f} → {ap['after']:.4f}")
+    return "; ".join(parts)
 
 
 def size_of(result: Result) -> str:
@@ -61,10 +78,21 @@ def verification_of(result: Result) -> str:
     )
 
 
+def runtime_of(result: Result) -> str:
+    """Return the backend that the variant runs on unless another one is named, with its settings and kernels."""
+    settings = ", ".join(f"{name}={value}" for name, value in result["settings"].items())
+    chosen = next((one for one in result["auto"]["candidates"] if one["outcome"] == "chosen"), None)
+    kernels = "" if chosen is None or not kernels_of(chosen) else f"; kernels: {kernels_of(chosen)}"
+    return f"{result['backend']}" + (f" with {settings}" if settings else "") + kernels
+
+
 def preparation_of(result: Result) -> Iterator[str]:
     """Yield a line for each change to the graph before it was converted: channels removed, layers equalized."""
     prepared = result["prepared"]
     compacted, equalized = prepared["compact"], prepared["equalize"]
+    if (retargeting := prepared.get("retargeting")) is not None:
+        yield f"quantized where it was trained: {count_of(retargeting['pairs'], 'activation')} in 8 bits, no scale changed"
+        yield from (f"  {count}: {change}" for change, count in retargeting["changes"].items())
     if compacted is not None:
         removed = compacted["channels_before"] - compacted["channels_after"]
         yield (

@@ -9,24 +9,39 @@ from contextlib import contextmanager
 
 from relu_deploy.reporting.terminal import printable
 
-__all__ = ["bar", "steps"]
+__all__ = ["Steps", "bar", "steps"]
 
 #: seconds between two lines of a bar where there is no terminal
 LINE_EVERY = 1.0
 
 
+class Steps:
+    """Shows which step is running: an object that is called with the description of the next step."""
+
+    def __init__(self, show: Callable[[str], None], keep: Callable[[str], None] | None = None) -> None:
+        self._show, self._keep = show, keep or show
+
+    def __call__(self, line: str) -> None:
+        """Show that the step `line` is running."""
+        self._show(line)
+
+    def keep(self, line: str) -> None:
+        """Write a line that stays, such as a result."""
+        self._keep(line)
+
+
 @contextmanager
-def steps(quiet: bool) -> Iterator[Callable[[str], None]]:
+def steps(quiet: bool) -> Iterator[Steps]:
     """Show which step is running, with the time since the start.
 
     Args:
         quiet: Show nothing.
 
     Yields:
-        A function that takes the description of the next step.
+        A function of the description of the next step, with a method for lines that stay.
     """
     if quiet:
-        yield lambda _: None
+        yield Steps(lambda _: None)
         return
     started = time.monotonic()
     if not sys.stderr.isatty():
@@ -36,7 +51,7 @@ def steps(quiet: bool) -> Iterator[Callable[[str], None]]:
             if ": round " not in line or ": round 1 " in line:
                 print(f"[{time.monotonic() - started:6.1f} s] {printable(line)}", file=sys.stderr, flush=True)
 
-        yield log
+        yield Steps(log)
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -44,7 +59,10 @@ def steps(quiet: bool) -> Iterator[Callable[[str], None]]:
     columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True, emoji=False), transient=True) as progress:
         task = progress.add_task("")
-        yield lambda line: progress.update(task, description=printable(line))
+        yield Steps(
+            lambda line: progress.update(task, description=printable(line)),
+            lambda line: progress.console.print(printable(line), markup=False, highlight=False),
+        )
 
 
 @contextmanager

@@ -16,6 +16,8 @@ The codes are Triton's, so that its clients retry the same errors.
 from __future__ import annotations
 
 from relu_deploy.errors import ReluDeployError
+from relu_deploy.prediction.errors import InvalidOutput
+from relu_deploy.preprocessing.errors import PictureTooLarge
 
 __all__ = [
     "DeadlineExceeded",
@@ -27,6 +29,7 @@ __all__ = [
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
+    "serve_error",
 ]
 
 
@@ -98,3 +101,14 @@ class DeadlineExceeded(ServeError):
 
 class InternalError(ServeError):
     """The backend failed on a request that fits the model."""
+
+
+def serve_error(error: ReluDeployError) -> ServeError:
+    """Return the error that a request is answered with whose handling raised `error`."""
+    if isinstance(error, ServeError):
+        return error
+    if isinstance(error, PictureTooLarge):
+        return TooLarge(error.message, error.hint)
+    if isinstance(error, InvalidOutput):
+        return InternalError(error.message, error.hint)
+    return InvalidArgument(error.message, error.hint)

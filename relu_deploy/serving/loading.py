@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from relu_deploy.backends import Session, load
+from relu_deploy.backends import Session, backend_for, load
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, Unsupported
 from relu_deploy.graph import load_model
 from relu_deploy.graph.input_ranges import integer_ranges
 from relu_deploy.serving.batcher import Limits
 from relu_deploy.serving.protocol.tensors import DATATYPES
+from relu_deploy.signing.run import require_signature
 from relu_deploy.tensors import Array, Feeds, random_feeds
 
 __all__ = ["Loaded", "ModelOptions", "load_warm", "stamp_of"]
@@ -33,20 +34,26 @@ class ModelOptions:
     """How every model of a server is run.
 
     Attributes:
-        backend: Its name.
+        backend: Its name, "" for the one that each model was optimized for, see `backend_of`.
         threads: Of one session, 0 for the backend's default.
         device: Index of the GPU.
         limits: Of each model's queue.
         deadline: Seconds that a request may wait in the queue, None for no limit.
         allow_nan: Accept NaN and infinities among the inputs.
+        signature_key: Public key; models that are not signed by it are refused. None accepts all.
     """
 
-    backend: str = "onnxruntime-cpu"
+    backend: str = ""
     threads: int = 0
     device: int = 0
     limits: Limits = field(default_factory=Limits)
     deadline: float | None = None
     allow_nan: bool = False
+    signature_key: Path | None = None
+
+    def backend_of(self, bundle: Bundle) -> str:
+        """Return the name of the backend of one model."""
+        return self.backend or backend_for(bundle)
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,12 @@ def load_warm(bundle: Bundle, options: ModelOptions) -> Loaded:
     """Load a model and run it once with one row and once with the largest batch.
 
     Raises:
-        InputError: If a tensor has a type that the protocol does not have.
+        InputError: If the signature that is required is missing or not valid, or a tensor has a type that the protocol does not
+            have.
         Unsupported: If the backend cannot run the model.
     """
+    if options.signature_key is not None:
+        require_signature(bundle, options.signature_key)
     unnamed = [spec for spec in (*bundle.inputs, *bundle.outputs) if spec.dtype not in DATATYPES]
     if unnamed:
         raise InputError(f"{bundle.path}: {unnamed[0]} has a type that the protocol does not have", "serve a model without it")
@@ -93,7 +103,7 @@ def load_warm(bundle: Bundle, options: ModelOptions) -> Loaded:
         if isinstance(error, ReluDeployError):
             raise
         raise Unsupported(
-            f"{options.backend} loads {bundle.path}, but cannot run it: {' '.join(str(error).split())[:300]}",
+            f"{options.backend_of(bundle)} loads {bundle.path}, but cannot run it: {' '.join(str(error).split())[:300]}",
             "relu-deploy verify --backend reference runs any graph",
         ) from error
     if reason:

@@ -59,6 +59,7 @@ class Model:
         self.inputs, self.outputs = client_specs(bundle.manifest, session.inputs), session.outputs
         self._session_inputs, self._ranges = session.inputs, loaded.ranges
         self.settings, self.statistics = settings, statistics
+        self.backend = settings.backend_of(bundle)
         self.limits, self.unbatched_reason = loaded.limits, loaded.unbatched_reason
         self.stamp = stamp_of(bundle.path)
         self.monitor = observer_factory(bundle)
@@ -136,7 +137,7 @@ class Model:
 
     def metadata(self) -> dict[str, Any]:
         """Return the model's metadata, as the protocol has it."""
-        platform = capabilities(self.settings.backend).platform or self.settings.backend
+        platform = capabilities(self.backend).platform or self.backend
         return {
             "name": self.name,
             "versions": [VERSION],
@@ -150,7 +151,7 @@ class Model:
         config: dict[str, Any] = {
             "name": self.name,
             "platform": self.metadata()["platform"],
-            "backend": self.settings.backend,
+            "backend": self.backend,
             "version_policy": {"latest": {"num_versions": 1}},
             "max_batch_size": self.limits.max_batch if self.batches else 0,
             "input": [self._config_of(spec) for spec in self.inputs],
@@ -158,7 +159,7 @@ class Model:
             "instance_group": [
                 {
                     "name": f"{self.name}_0",
-                    "kind": "KIND_GPU" if capabilities(self.settings.backend).on_gpu else "KIND_CPU",
+                    "kind": "KIND_GPU" if capabilities(self.backend).on_gpu else "KIND_CPU",
                     "count": 1,
                 }
             ],

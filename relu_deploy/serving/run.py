@@ -77,7 +77,13 @@ def serve_options(arguments: Any) -> ServeOptions:
         access=_access_options(arguments),
         tls=_tls_options(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca),
         settings=ModelOptions(
-            arguments.backend, arguments.threads, arguments.device, limits, arguments.deadline, arguments.allow_nan
+            arguments.backend,
+            arguments.threads,
+            arguments.device,
+            limits,
+            arguments.deadline,
+            arguments.allow_nan,
+            arguments.require_signature,
         ),
         pictures=PictureLimits(max_pixels=int(arguments.max_pixels * 1e6)),
         watch=arguments.watch,

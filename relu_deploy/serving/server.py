@@ -207,7 +207,7 @@ def _warn_if_open(options: ServeOptions) -> None:
 
 
 def _summary(model: Model) -> dict[str, Any]:
-    return {"name": model.name, "backend": model.settings.backend, "max_batch": model.limits.max_batch}
+    return {"name": model.name, "backend": model.backend, "max_batch": model.limits.max_batch}
 
 
 def _stop_signals() -> list[signal.Signals]:

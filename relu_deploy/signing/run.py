@@ -20,7 +20,7 @@ from relu_deploy.folders import temporary_folder
 from relu_deploy.records import JsonRecord
 from relu_deploy.signing.statement import STATEMENT, test_result_statement
 
-__all__ = ["SIGNATURE", "SignatureReport", "check_signature", "is_signed", "sign_bundle"]
+__all__ = ["SIGNATURE", "SignatureReport", "check_signature", "is_signed", "require_signature", "sign_bundle"]
 
 #: name of the signature in a bundle
 SIGNATURE = "model.sig"
@@ -125,6 +125,29 @@ def check_signature(path: str | os.PathLike[str], key: Path) -> SignatureReport:
     # The signature covers the files as they are; whether they are a valid bundle is another question.
     _folder(path)
     return report("")
+
+
+def require_signature(bundle: Bundle, key: Path) -> None:
+    """Raise InputError unless a bundle has a valid signature.
+
+    Args:
+        bundle: The bundle, or a variant in it.
+        key: Public key in PEM.
+
+    Raises:
+        InputError: If it is a plain ONNX file, is not signed by the key, or was changed since; or the key cannot be used.
+        BackendUnavailable: If the package model-signing is not installed.
+    """
+    if not bundle.is_folder:
+        raise InputError(
+            f"{bundle.path} is a plain ONNX file, and a signed bundle is required", "export it to a bundle and sign that"
+        )
+    report = check_signature(bundle.path, key)
+    if not report.signed:
+        raise InputError(
+            f"{bundle.path} is refused: it is not signed by {key}: {report.reason}",
+            "compare it with what was signed; a release is signed with relu-deploy sign",
+        )
 
 
 def _import() -> tuple[Any, Any, Any]:

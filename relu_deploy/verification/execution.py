@@ -43,8 +43,17 @@ class ExecutionReport:
         }
 
 
-def compare_with_request(model: ir.Model, executed: Sequence[Executed], provider: str | None) -> ExecutionReport:
-    """Return the kernels that ran, and how they differ from the precisions of the graph and from `provider`."""
+def compare_with_request(
+    model: ir.Model, executed: Sequence[Executed], provider: str | None, autocast: str = ""
+) -> ExecutionReport:
+    """Return the kernels that ran, and how they differ from the precisions of the graph and from `provider`.
+
+    Args:
+        model: The graph.
+        executed: The kernels.
+        provider: The execution provider that was requested, None for any.
+        autocast: The precision in which the runtime may compute float32 nodes, "" for none.
+    """
     counted = Counter((kernel.provider, kernel.precision) for kernel in executed if kernel.precision)
     kernels = [(*key, count) for key, count in sorted(counted.items())]
     differences = []
@@ -65,7 +74,7 @@ def compare_with_request(model: ir.Model, executed: Sequence[Executed], provider
             differences.append(f"{len(lost)} of {len(nodes)} {precision} nodes ran in {wider[0].precision}: {_first_names(lost)}")
     # A float32 node that ran in half precision. Not int8: a kernel may include the quantization that follows it.
     full = {name for name, requested in computing.items() if requested == "float32"}
-    for precision in ("float16", "bfloat16", "float8"):
+    for precision in {"float16", "bfloat16", "float8"} - {autocast}:
         narrowed = sorted({kernel.node for kernel in executed if kernel.node in full and kernel.precision == precision})
         if narrowed:
             differences.append(f"{len(narrowed)} of {len(full)} float32 nodes ran in {precision}: {_first_names(narrowed)}")

@@ -54,7 +54,7 @@ def measure(plan: VerifyPlan, name: str) -> Measurement:
             return arrays_of(session.run(feeds))
 
         outputs, facts = run(plan.feeds), session.facts
-        execution = compare_with_request(plan.model, session.executed(), facts.get("providers", [None])[0])
+        execution = compare_with_request(plan.model, session.executed(), facts.get("providers", [None])[0], plan.autocast)
         skip_batches = "the random numbers were drawn for this batch" if plan.random else ""
         if backend.compiles_in_place:
             skip_batches = "another batch size is another compiled program"

@@ -171,6 +171,9 @@ def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
     kept = {id(value) for value in graph.outputs}
     while unread := [n for n in graph if not any(value.uses() or id(value) in kept for value in n.outputs)]:
         graph.remove(unread, safe=False)
+    for name in [name for name, value in graph.initializers.items() if not value.uses() and id(value) not in kept]:
+        # ONNX Runtime warns about each weight that nothing reads any more.
+        del graph.initializers[name]
 
 
 def _last_evaluated(model: ir.Model, removed: AbstractSet[str], known: AbstractSet[str]) -> list[ir.Value]:

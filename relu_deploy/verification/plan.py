@@ -25,11 +25,12 @@ class VerifyPlan:
         evaluable: What the reference evaluator runs: `bundle`, without the nodes that it does not have.
         model: The graph of `bundle`.
         relus: The Relus to compare.
-        options: As for `load`: threads, device, optimization.
+        options: As for `load`: threads, device, optimization and others.
         seed: Of the rows that the checks without a reference add to `feeds`.
         accepted: Findings that do not fail a backend.
         random: The nodes that were replaced by one draw of their random numbers.
         unknown: The nodes that cannot be evaluated, and their operators.
+        autocast: The precision in which the runtime may compute float32 nodes, "" for none.
     """
 
     bundle: Bundle
@@ -43,3 +44,4 @@ class VerifyPlan:
     accepted: Collection[str] = ()
     random: Sequence[str] = ()
     unknown: Sequence[tuple[str, str]] = ()
+    autocast: str = ""

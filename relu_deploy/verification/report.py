@@ -12,6 +12,7 @@ from relu_deploy.verification.contract import NAN_NOT_PROPAGATED, Contract
 from relu_deploy.verification.execution import ExecutionReport
 from relu_deploy.verification.invariants import Check
 from relu_deploy.verification.locating.fault import Fault
+from relu_deploy.verification.preprocess.report import PreprocessReport
 from relu_deploy.verification.verdict import LIMITS, Comparison
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ class VerifyReport:
         inputs: Where the inputs came from, and their shapes.
         random: The nodes that draw random numbers: each was replaced by one draw, everywhere the same.
         unknown: The nodes that the truth does not know, with their operators: their results were taken from a runtime.
+        preprocess: The comparison of the preprocessing with arrays, None without arrays.
         program_verdict: What `export` found when it compared the model's graph with its PyTorch program, if the bundle has
             that verdict on its files; see `ProgramVerdict`.
     """
@@ -189,12 +191,13 @@ class VerifyReport:
     seconds: float
     random: Sequence[str] = ()
     unknown: Sequence[tuple[str, str]] = ()
+    preprocess: PreprocessReport | None = None
     program_verdict: Mapping[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
-        """Return whether every backend passed."""
-        return all(report.passed for report in self.backends)
+        """Return whether every backend passed, and the preprocessing agrees with the arrays that it was compared with."""
+        return all(report.passed for report in self.backends) and (self.preprocess is None or self.preprocess.passed)
 
     @property
     def as_requested(self) -> bool:
@@ -221,5 +224,6 @@ class VerifyReport:
             "random_nodes": list(self.random),
             "unknown_nodes": [{"node": node, "operator": operator} for node, operator in self.unknown],
             "backends": [report.to_json() for report in self.backends],
+            **({} if self.preprocess is None else {"preprocess": self.preprocess.to_json()}),
             "seconds": round(self.seconds, 3),
         }

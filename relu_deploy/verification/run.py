@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
-from relu_deploy.backends import OPTIMIZATIONS, capabilities, require
+from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, require, stored_settings
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.graph import load_model, precision_of
@@ -28,6 +28,7 @@ from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.locating.graph_faults import faults_of_graph
 from relu_deploy.verification.measurement import Measurement, measure
 from relu_deploy.verification.plan import VerifyPlan
+from relu_deploy.verification.preprocess.comparison import compare_preprocess
 from relu_deploy.verification.report import BackendReport, VerifyReport
 from relu_deploy.verification.truth import Source, Truth, find_truth, open_source, relus_to_compare
 
@@ -38,16 +39,18 @@ Progress = Callable[[str], None]
 
 def verify(
     bundle: Bundle | str | os.PathLike[str],
-    backends: Sequence[str] = ("onnxruntime-cpu",),
+    backends: Sequence[str] = (),
     *,
     feeds: Feeds | None = None,
     data: str | os.PathLike[str] | None = None,
+    preprocess_against: str | os.PathLike[str] | None = None,
     against: str | None = None,
     samples: int = 1,
     seed: int = 0,
     threads: int = 0,
     device: int = 0,
     optimization: str = "all",
+    settings: Mapping[str, Any] | None = None,
     accept: Collection[str] = (),
     progress: Progress = lambda _: None,
 ) -> VerifyReport:
@@ -55,10 +58,12 @@ def verify(
 
     Args:
         bundle: A bundle, or the path of one or of an ONNX file.
-        backends: Names of backends.
+        backends: Names of backends; by default that of `backend_for(bundle)`.
         feeds: Arrays for the model's inputs; by default `samples` rows of `data` (see `load_dataset`), without that of the
             model's own data set, or random ones from `seed`.
         data: A data set.
+        preprocess_against: An `.npz` file with the arrays that training code fed for the pictures in the folder `data`: they are
+            compared with what the bundle's preprocessing makes of these.
         against: "torch" (the PyTorch program in the bundle), "reference" (the graph itself), another ONNX file or bundle; see
             `choose_against` for the default.
         samples: Rows to run.
@@ -66,6 +71,7 @@ def verify(
         threads: CPU threads; 0 takes every CPU this process may use.
         device: Index of the GPU, for backends on one.
         optimization: How far the runtime may rewrite the graph ("none", "basic", "extended", "all"), where it has such a switch.
+        settings: Further fields of `backends.Options` for every session, such as spin or autocast.
         accept: Findings that are reported and do not fail a backend: "nan-not-propagated" for Relus that return a number for NaN.
         progress: Called with the name of each step before it starts.
 
@@ -84,8 +90,15 @@ def verify(
     for name in backends:
         require(name)
     bundle = Bundle.open(bundle)
+    backends = backends or [backend_for(bundle)]
+    preprocess = None
+    if preprocess_against is not None:
+        if data is None:
+            raise UsageError("--preprocess-against needs the pictures", "give their folder with --data")
+        preprocess = compare_preprocess(bundle, preprocess_against, data, progress)
     arrays, described = _inputs(bundle, feeds, data, samples, seed)
-    options = {"threads": threads, "device": device, "optimization": optimization}
+    options = {"threads": threads, "device": device, "optimization": optimization, **(settings or {})}
+    cast = _autocast(bundle, backends, options)
     with ExitStack() as stack:
         compared = stack.enter_context(comparable(bundle, against, backends, arrays, options))
         model = load_model(compared.bundle.onnx)
@@ -93,7 +106,8 @@ def verify(
             bundle=compared.bundle,
             evaluable=compared.evaluable,
             model=model,
-            precision=precision_of(model),
+            precision=cast or precision_of(model),
+            autocast=cast,
             relus=relus_to_compare(model, compared.against),
             feeds=arrays,
             options=options,
@@ -118,8 +132,15 @@ def verify(
         seconds=time.perf_counter() - started,
         random=plan.random,
         unknown=plan.unknown,
+        preprocess=preprocess,
         program_verdict=bundle.program_verdict,
     )
+
+
+def _autocast(bundle: Bundle, backends: Sequence[str], options: Mapping[str, Any]) -> str:
+    """Return the precision in which the backends may compute float32 nodes, "" for none."""
+    stored = (stored_settings(bundle, name).get("autocast", "") for name in backends)
+    return str(options.get("autocast") or next(filter(None, stored), ""))
 
 
 def _inputs(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,9 +20,10 @@ from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.noise import FEW, LONG, LargeRounding, SumOrder, behind_decisions, draws_for, slack_of
+from relu_deploy.verification.noise import LONG, LargeRounding, SumOrder, behind_decisions, draws_for
 from relu_deploy.verification.tapping import arrays_of
-from relu_deploy.verification.verdict import LIMITS, SINGLE, estimate_noise_floor, rms
+from relu_deploy.verification.tensor_noise import TensorNoise
+from relu_deploy.verification.verdict import LIMITS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -79,6 +82,15 @@ class Source:
         """Return the outputs and taps that are arrays, under the names of the graph under test; options as for `TruthSession`."""
         results = arrays_of(self.session.evaluate(feeds, **options))
         return {self.names.get(name, name): value for name, value in results.items()}
+
+    def evaluate_each(self, feeds: Feeds, consume: Callable[[str, Array], None], **options: Any) -> None:
+        """Call `consume` with what `evaluate` would return, as soon as each array is computed; it is not kept."""
+
+        def renamed(name: str, value: Any) -> None:
+            for each, array in arrays_of({name: value}).items():
+                consume(self.names.get(each, each), array)
+
+        self.session.evaluate(feeds, consume=renamed, **options)
 
     def everything(self, feeds: Feeds) -> dict[str, Array]:
         """Return every tensor that corresponds to one of the graph under test, in float64, under the names of that graph."""
@@ -220,122 +232,44 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
 
     precision: Of the graph under test, whose rounding makes the noise floor.
     """
-    measured = _Evaluations.of(source, feeds, precision)
-    true = measured.true
-    single = {
-        name: _single_noise(value, *measured.others(name))
-        for name, value in true.items()
-        if value.ndim > 2 and value.dtype.kind == "f"
-    }
-    undecided = {name: measured.undecided(name) for name, value in true.items() if value.dtype.kind in "iub"}
-    # An integer Relu that depends on a decision may be zero or not.
-    single |= {name: np.where(changes, np.inf, 0.0) for name, changes in undecided.items()}
+    started = time.perf_counter()
+    torch_names = source.inner if source.against == "torch" else {}
+    counted = SumOrder.of(source.model, torch_names, feeds, replace=False)
+    true = source.evaluate(feeds, seen=counted.seen)
+    seconds = time.perf_counter() - started
+    decided = behind_decisions(source.model)
+    decided = {source.inner.get(name, name) for name in decided} if not torch_names else decided
+    noise = {name: TensorNoise(value, precision, decided=name in decided) for name, value in true.items()}
+
+    def measure(evaluation: str, draw: int = 0, **options: Any) -> None:
+        def add(name: str, value: Array) -> None:
+            # A sequence may have more elements than in the truth.
+            if name in noise:
+                noise[name].add(value, evaluation, draw)
+
+        source.evaluate_each(feeds, add, **options)
+
+    runs = [partial(measure, "float32", wide=False)]
+    runs += [partial(measure, "draw", seed, rounding=Rounding(precision, seed)) for seed in range(draws_for(true, precision))]
+    if counted.longest >= LONG:
+        sums = SumOrder.of(source.model, torch_names, feeds, replace=True)
+        runs.append(partial(measure, "ordered", seen=sums.seen))
+    draws = 0 if not decided & true.keys() else 24 if seconds < 0.05 else 8 if seconds < 1 else 3
+    factor = LIMITS[precision]
+    runs += [partial(measure, "large", seed, rounding=LargeRounding(precision, seed, factor)) for seed in range(draws)]
+    # NumPy uses one core for most of an evaluation. Each holds its weights and the tensors in use, so two at a time.
+    with ThreadPoolExecutor(1 if source.against == "torch" else 2) as pool:
+        for run in [pool.submit(run) for run in runs]:
+            run.result()
     return Truth(
         against=source.against,
         values=true,
-        noise_floor={name: measured.noise_floor(name, precision) for name in true},
+        noise_floor={name: each.floor for name, each in noise.items()},
         precision=precision,
-        single=single,
-        undecided=undecided,
-        is_blurred=precision not in ("float32", "float64") or bool(measured.ordered or measured.large),
+        single={name: single for name, each in noise.items() if (single := each.single) is not None},
+        undecided={name: each.undecided for name, each in noise.items() if each.undecided is not None},
+        is_blurred=precision not in ("float32", "float64") or counted.longest >= LONG or draws > 0,
     )
-
-
-@dataclass(frozen=True)
-class _Evaluations:
-    """Evaluations of the same tensors, under the names of the graph under test.
-
-    Attributes:
-        true: In float64.
-        float32: In the types of the graph.
-        rounded: In float64 with every weight and result rounded at random, once a draw.
-        ordered: With long sums in the least favorable order; {} where there are none.
-        large: With the noise at its limit; none where nothing is decided.
-    """
-
-    true: Feeds
-    float32: Feeds
-    rounded: Sequence[Feeds]
-    ordered: Feeds
-    large: Sequence[Feeds]
-    behind_decisions: frozenset[str]
-
-    @classmethod
-    def of(cls, source: Source, feeds: Feeds, precision: str) -> _Evaluations:
-        started = time.perf_counter()
-        torch_names = source.inner if source.against == "torch" else {}
-        counted = SumOrder.of(source.model, torch_names, feeds, replace=False)
-        true = source.evaluate(feeds, seen=counted.seen)
-        seconds = time.perf_counter() - started
-        rounded = [source.evaluate(feeds, rounding=Rounding(precision, seed)) for seed in range(draws_for(true, precision))]
-        ordered: Feeds = {}
-        if counted.longest >= LONG:
-            sums = SumOrder.of(source.model, torch_names, feeds, replace=True)
-            ordered = source.evaluate(feeds, seen=sums.seen)
-        decided = behind_decisions(source.model)
-        decided = {source.inner.get(name, name) for name in decided} if not torch_names else decided
-        concerned = decided & true.keys()
-        draws = 0 if not concerned else 24 if seconds < 0.05 else 8 if seconds < 1 else 3
-        factor = LIMITS[precision]
-        large = [source.evaluate(feeds, rounding=LargeRounding(precision, seed, factor)) for seed in range(draws)]
-        return cls(true, source.evaluate(feeds, wide=False), rounded, ordered, large, frozenset(concerned))
-
-    def others(self, name: str) -> list[Array]:
-        """Return the evaluations of a tensor that have its shape: how many rows come out may depend on rounding."""
-        draws = (one[name] for one in (self.float32, self.rounded[0]))
-        return [value for value in draws if np.shape(value) == self.true[name].shape]
-
-    def noise_floor(self, name: str, precision: str) -> float:
-        """Return the RMS error of correct arithmetic of a tensor."""
-        true, limit = self.true[name], LIMITS[precision]
-        if true.dtype.kind != "f":
-            return 0.0
-        floor = estimate_noise_floor(true, *self.others(name), precision=precision)
-        if 0 < true.size < FEW:
-            errors = [_rms_error(one[name], true) for one in self.rounded]
-            floor = max(floor, rms(np.array(errors))) * slack_of(true.size, len(errors))
-        if name in self.ordered:
-            # Any other order is more favorable; twice its error leaves room for the terms themselves to be rounded.
-            floor = max(floor, 2 * _rms_error(self.ordered[name], true) / limit)
-        if name in self.behind_decisions:
-            floor = max([floor, *(_rms_error(one[name], true) / limit for one in self.large)])
-        return floor
-
-    def undecided(self, name: str) -> Array:
-        """Return which elements of a tensor of integers or booleans change with the rounding."""
-        true = self.true[name]
-        changes = np.zeros(true.shape, bool)
-        for one in (self.float32, *self.rounded, *self.large):
-            if np.shape(one[name]) == true.shape:
-                changes |= one[name] != true
-        return changes
-
-
-def _rms_error(value: Array, true: Array) -> float:
-    """Return the RMS error of the elements that are finite on both sides, 0 where the shapes differ."""
-    if np.shape(value) != true.shape:
-        return 0.0
-    finite = np.isfinite(value) & np.isfinite(true)
-    return rms(value[finite].astype(np.float64) - true[finite])
-
-
-def _single_noise(truth: Array, *evaluations: Array) -> Array:
-    """Return how far off `evaluations` leave single elements of each channel (axis 1): the largest of three.
-
-    `SINGLE` RMS errors of the channel's elements that have an error at all, because most elements of a sparse Relu are 0 in
-    every evaluation; the same of all channels; and the channel's largest error, because some noise has long tails: along the
-    edges of a picture 8 bits are much further off than in the uniform areas that fill most of it.
-    """
-    axes = tuple(axis for axis in range(truth.ndim) if axis != 1)
-    noise = np.zeros((1, truth.shape[1], *(1,) * (truth.ndim - 2)))
-    for one in evaluations:
-        with np.errstate(over="ignore", invalid="ignore"):
-            square = np.nan_to_num(np.square(one.astype(np.float64) - truth), nan=0.0, posinf=0.0)
-        active = np.count_nonzero(square, axis=axes, keepdims=True)
-        sums = square.sum(axis=axes, keepdims=True)
-        mean = np.maximum(sums / np.maximum(active, 1), sums.sum() / max(1, active.sum()))
-        noise = np.maximum(noise, np.sqrt(np.maximum(SINGLE**2 * mean, square.max(axis=axes, keepdims=True, initial=0))))
-    return noise
 
 
 def _graph_file(against: str) -> Path:

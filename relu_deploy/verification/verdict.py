@@ -40,7 +40,18 @@ import numpy as np
 
 from relu_deploy.tensors import Array
 
-__all__ = ["LIMIT", "LIMITS", "SINGLE", "Comparison", "compare", "error_ratio", "estimate_noise_floor", "rms", "ulp_distance"]
+__all__ = [
+    "LIMIT",
+    "LIMITS",
+    "SINGLE",
+    "Comparison",
+    "compare",
+    "error_ratio",
+    "estimate_noise_floor",
+    "rms",
+    "rms_error",
+    "ulp_distance",
+]
 
 #: largest error ratio that is called noise, by precision; the module's docstring gives the reasons
 LIMITS = {"float64": 32.0, "float32": 32.0, "float16": 4.0, "bfloat16": 4.0, "float8": 4.0, "int8": 4.0}
@@ -171,11 +182,17 @@ def estimate_noise_floor(truth: Array, *evaluations: Array, precision: str = "fl
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = truth.astype(np.float32)
         stored = _stored(truth, precision)
-    errors = [float(np.finfo(np.float32).tiny) * 2.0**-24]
-    for evaluation in (rounded, stored, *evaluations):
-        finite = np.isfinite(rounded) & np.isfinite(evaluation)
-        errors.append(rms(evaluation[finite].astype(np.float64) - truth[finite]))
-    return max(errors)
+    least = float(np.finfo(np.float32).tiny) * 2.0**-24
+    return max(least, *(rms_error(evaluation, truth) for evaluation in (rounded, stored, *evaluations)))
+
+
+def rms_error(evaluation: Array, truth: Array) -> float:
+    """Return the RMS error of an evaluation, of the elements that are finite in it and, as float32, in `truth`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(truth.astype(np.float32)) & np.isfinite(evaluation)
+        if finite.all():
+            return rms((evaluation.astype(np.float64) - truth).reshape(-1))
+    return rms(evaluation[finite].astype(np.float64) - truth[finite])
 
 
 def _stored(truth: Array, precision: str) -> Array:

@@ -25,6 +25,7 @@ class ModelRecipe:
         postprocess: Post-processing of the outputs, as in a manifest.
         labels: Names of its classes.
         weights: "shipped" (in models/), "fetched" (from the recipe's sources) or None (architecture only).
+        published: URL of torchvision's weights for the architecture, None where there are none.
         weights_facts: Files or sources of the weights, and their sha256.
         arguments: Arguments of the architecture's function.
         dataset: Name of the data set that it is scored on.
@@ -43,6 +44,7 @@ class ModelRecipe:
     postprocess: Mapping[str, Any] | None = None
     labels: tuple[str, ...] | None = None
     weights: str | None = None
+    published: str | None = None
     weights_facts: Mapping[str, Any] | None = None
     arguments: Mapping[str, Any] | None = None
     dataset: str | None = None
@@ -59,6 +61,7 @@ class ModelRecipe:
             "activation": self.activation,
             "input": {"name": self.input_name, "shape": list(self.shape)},
             "weights": self.weights,
+            "published": self.published,
             "metric": dict(self.metric) if self.metric else None,
             "dataset": self.dataset,
             "licence": self.licence,

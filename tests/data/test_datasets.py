@@ -11,6 +11,7 @@ from PIL import Image
 from relu_deploy.bundle import SCHEMA, Bundle
 from relu_deploy.data import arrays
 from relu_deploy.data.datasets import Dataset, load_dataset
+from relu_deploy.data.input_range import declared_range, rows_outside
 from relu_deploy.errors import InputError
 
 
@@ -119,7 +120,7 @@ def test_a_format_that_is_not_listed_is_not_decoded_whatever_it_is_called(tmp_pa
 
 def test_a_picture_with_an_endless_side_is_refused(tmp_path):
     Image.new("L", (1, 70_000)).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="1x70000 pixels"):
+    with pytest.raises(InputError, match=r"a\.png: a side of 70000 pixels exceeds the limit of 65535"):
         load_dataset(bundle(PICTURE, preprocess=GRAY), tmp_path)
 
 
@@ -175,3 +176,31 @@ def test_full_batches_fill_up_the_last_along_the_axis_of_each_input(tmp_path):
     np.testing.assert_array_equal(last["h"], h[:, [4, 5, 5, 5]])
     np.testing.assert_array_equal(last["x"], X[[4, 5, 5, 5]])
     assert last["gain"] == 2
+
+
+def test_pictures_of_a_folder_are_decoded_upright_and_what_is_transparent_is_white(tmp_path):
+    """As by predict and serve: data that calibrate and measure a model are those that it gets."""
+    metadata = Image.Exif()
+    metadata[0x0112] = 3
+    levels = np.array([[0, 10, 20, 30], [40, 50, 60, 70], [80, 90, 100, 110], [120, 130, 140, 150]], np.uint8)
+    Image.fromarray(levels).save(tmp_path / "a.png", exif=metadata)
+    transparent = np.dstack([levels, np.full((4, 4), 255, np.uint8)])
+    transparent[0, 0, 1] = 0
+    Image.fromarray(transparent).save(tmp_path / "b.png")
+    rows = load_dataset(bundle(PICTURE, preprocess=GRAY), tmp_path).feeds["x"][:2]
+    assert np.rint(rows[0, 0] * 255).astype(int).tolist() == levels[::-1, ::-1].tolist()
+    assert np.rint(rows[1, 0, 0] * 255).astype(int).tolist() == [255, 10, 20, 30]
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_declared_range_holds_for_every_channel_in_either_layout(layout):
+    shape = ("batch", 3, 4, 4) if layout == "NCHW" else ("batch", 4, 4, 3)
+    steps = {"scale": 1 / 255, "mean": [0.0, 0.5, 0.2], "std": [1.0, 0.5, 0.1], "layout": layout}
+    declared = declared_range(bundle(("x", "float32", shape, {}), preprocess=steps))
+    low, high = declared.bounds["x"]
+    assert (np.min(low), np.max(high)) == (pytest.approx(-2), pytest.approx(8))
+    extremes = np.zeros((2, 4, 4, 3), np.float32)
+    extremes[0], extremes[1] = [0, -1, -2], [1, 1, 8]
+    feeds = extremes if layout == "NHWC" else extremes.transpose(0, 3, 1, 2)
+    assert rows_outside({"x": feeds * np.float32(0.999)}, declared) == 0
+    assert rows_outside({"x": feeds * 2}, declared) == 2

@@ -1,18 +1,22 @@
 """`optimize` as a user calls it: variants that pass their gate, are verified, travel in the bundle and are what they say."""
 
 import importlib
+import importlib.util
 import json
 import shutil
 
 import numpy as np
 import onnx
 import pytest
+from jsonschema import Draft202012Validator
 
 import relu_deploy
+from relu_deploy.backends import backend_for
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import load_dataset
 from relu_deploy.errors import AccuracyTooLow, InputError, Unsupported, UsageError
 from relu_deploy.graph import load_model, precision_of
+from relu_deploy.paths import schema_file
 
 FAST = ("--calibration", "digits", "--samples", "64", "--eval-samples", "200", "--quiet")
 
@@ -60,13 +64,35 @@ def test_variants_for_gpus_are_simulated_and_say_so(command, digits_copy, target
     onnx.checker.check_model(str(variant.onnx), full_check=True)
 
 
-def test_auto_takes_the_fastest_that_passes_and_tells_what_it_tried(command, digits_copy):
+def test_auto_takes_the_fastest_that_passes_and_tells_what_it_tried(command, digits_copy, forked_workers):
     answer = command("optimize", digits_copy.path, *FAST, "--json", "-")
     assert answer.code == 0, answer.stderr
     tried = {one["precision"]: one for one in answer.json["tried"]}
-    assert set(tried) == {"int8", "fp32"}
+    assert set(tried) == {"int8", "fp32"} | ({"bf16"} if openvino_computes_in_bfloat16() else set())
     best = max((one for one in tried.values() if one["passed"]), key=lambda one: one["speedup"])
     assert answer.json["precision"] == best["precision"]
+    Draft202012Validator(json.loads(schema_file("optimize").read_text())).validate(answer.json)
+    first, *others = answer.json["auto"]["candidates"]
+    assert first["outcome"] == "chosen"
+    assert first["verified"] is True
+    assert all(one["reason"] for one in others)
+    # The bundle runs the variant on the backend that was the fastest although none is named.
+    bundle = Bundle.open(digits_copy.path).with_variant(answer.json["variant"])
+    assert backend_for(bundle) == answer.json["backend"] == first["backend"]
+    assert bundle.manifest["variants"][bundle.variant]["settings"] == answer.json["settings"]
+    page = (digits_copy.path / "reports" / f"optimize-{bundle.variant}.html").read_text()
+    assert page.count("<rect") >= len([one for one in answer.json["auto"]["candidates"] if one["latency_ms"]])
+    answer = command("bench", bundle.onnx, "--seconds", "0.1", "--quiet", "--json", "-")
+    assert [(run["backend"], run["variant"]) for run in answer.json["runs"]] == [(first["backend"], bundle.variant)]
+    assert command("verify", bundle.onnx, "--quiet", "--json", "-").json["backends"][0]["name"] == first["backend"]
+
+
+def openvino_computes_in_bfloat16():
+    if importlib.util.find_spec("openvino") is None:
+        return False
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def test_a_gate_that_nothing_passes_stores_nothing_and_exits_1(command, digits_copy, monkeypatch):

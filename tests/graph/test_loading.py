@@ -432,3 +432,24 @@ def test_strings_and_sequences_have_a_cost(tmp_path):
         [value("y", FLOAT, ["n", 8])],
     )
     assert count_cost(load(sequences, tmp_path)).flops >= 0
+
+
+def test_a_file_in_use_is_not_parsed_again_and_copies_do_not_share_changes(tmp_path, monkeypatch):
+    held = load(linear(), tmp_path)
+    monkeypatch.setattr("relu_deploy.graph.model._load", None)  # parsing it again would call this
+    changed = load_model(tmp_path / "model.onnx")
+    changed.graph.node(0).op_type = "Mul"
+    changed.graph.outputs.clear()
+    for model in (held, load_model(tmp_path / "model.onnx")):
+        assert [node.op_type for node in model.graph] == ["MatMul", "Add", "Relu"]
+        assert [output.name for output in model.graph.outputs] == ["y"]
+
+
+def test_a_file_that_was_written_again_is_loaded_again(tmp_path):
+    held = load(linear(), tmp_path)
+    proto = linear()
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((4, 4), 2, np.float32), "w"))
+    (tmp_path / "new").write_bytes(proto.SerializeToString())
+    (tmp_path / "new").replace(tmp_path / "model.onnx")
+    assert load_model(tmp_path / "model.onnx").graph.initializers["w"].const_value.numpy()[0, 1] == 2
+    assert held.graph.initializers["w"].const_value.numpy()[0, 1] == 0

@@ -125,7 +125,8 @@ def test_a_model_with_qdq_pairs_is_taken_as_it_is(tmp_path):
     ]
 
 
-def test_layers_inside_a_branch_are_listed_as_not_quantized(tmp_path):
+@pytest.mark.parametrize("condition", ["data", "constant"])
+def test_layers_inside_a_branch_are_quantized_where_it_always_runs_and_else_listed_as_not_quantized(tmp_path, condition):
     branches = {
         name: helper.make_graph(
             [node("Gemm", ["h", f"{name}_w"], [f"{name}_m"], "fc"), node("Relu", [f"{name}_m"], [f"{name}_y"], "relu")],
@@ -141,9 +142,22 @@ def test_layers_inside_a_branch_are_listed_as_not_quantized(tmp_path):
         node("Relu", ["g"], ["h"], "relu"),
         node("If", ["c"], ["y"], "if", then_branch=branches["then"], else_branch=branches["else"]),
     ]
-    report = optimized(save(tmp_path / "m.onnx", nodes, ["n", 8], ["n", 8], w=weights(8, 8), c=np.array(True)), "cpu", "int8")
+    constants = {"w": weights(8, 8)}
+    if condition == "constant":
+        constants["c"] = np.array(True)
+    else:
+        # The largest number of a batch is positive.
+        constants["zero"] = np.float32(0)
+        nodes.insert(0, node("Greater", ["largest", "zero"], ["c"], "greater"))
+        nodes.insert(0, node("ReduceMax", ["x"], ["largest"], "largest", keepdims=0))
+    report = optimized(save(tmp_path / "m.onnx", nodes, ["n", 8], ["n", 8], **constants), "cpu", "int8")
     reasons = {fallback["node"]: fallback["reason"] for fallback in report.fallbacks}
-    assert reasons["if/fc"] == reasons["if/fc_1"] == "it is inside the body of an If, Loop or Scan"
+    inside = {name: why for name, why in reasons.items() if name.startswith("if/")}
+    if condition == "constant":
+        assert inside == {}
+        assert [each.op_type for each in report.search.model.graph].count("Gemm") == 2
+    else:
+        assert inside == dict.fromkeys(["if/fc", "if/fc_1"], "it is inside the body of an If, Loop or Scan")
 
 
 def test_an_infinite_cost_is_null_in_the_report():

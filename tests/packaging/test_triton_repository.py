@@ -1,10 +1,12 @@
 """A model repository for Triton: what stands in config.pbtxt, read back by protobuf, and what is refused."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -415,3 +417,76 @@ def test_weights_beside_the_graph_come_along_and_a_missing_file_of_them_is_named
     with pytest.raises(InputError, match=r"big\.weights"):
         package(tmp_path / "in/big.onnx", "triton", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_version_compatible_engine_names_the_option_that_triton_needs(tmp_path, digits_copy):
+    keep_engine(digits_copy, "tensorrt", options={"version_compatible": True})
+    made = package(digits_copy, "triton", tmp_path / "repository", flavor="tensorrt")
+    assert any("--backend-config=tensorrt,version-compatible=true" in note for note in made.model.notes)
+    keep_engine(digits_copy, "tensorrt", b"of this version alone", built="2026-11-28T00:00:00")
+    made = package(digits_copy, "triton", tmp_path / "other", flavor="tensorrt")
+    assert not any("version-compatible" in note for note in made.model.notes)
+
+
+# ---------------------------------------------------------------- the python flavor on a GPU
+
+
+@pytest.fixture
+def model_on_gpu(tmp_path, monkeypatch):
+    """Start the python flavor's model as on a GPU: model_on_gpu(names of the nodes on the CPU) -> what was called."""
+    import onnxruntime
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Shape", ["x"], ["s"], name="shape"),
+            helper.make_node("Gather", ["s", "zero"], ["b"], name="batch"),
+            helper.make_node("Concat", ["b", "rest"], ["to"], name="sizes", axis=0),
+            helper.make_node("Reshape", ["x", "to"], ["flat"], name="flatten"),
+            helper.make_node("Relu", ["flat"], ["y"], name="relu"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 6])],
+        [onnx.numpy_helper.from_array(np.array([value]), name) for name, value in (("zero", 0), ("rest", -1))],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    package(tmp_path / "m.onnx", "triton", tmp_path / "repository", flavor="python", device="gpu")
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    spec = importlib.util.spec_from_file_location("triton_model_here", tmp_path / "repository/m/1/model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def begin(on_cpu):
+        calls = []
+
+        class Session:
+            def __init__(self, file, options, providers, enable_fallback):
+                calls.append(providers[0][0])
+
+            def get_providers(self):
+                return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+            def get_outputs(self):
+                return []
+
+            def get_provider_graph_assignment_info(self):
+                nodes = [node for node in graph.node if node.name in on_cpu]
+                return [SimpleNamespace(ep_name="CPUExecutionProvider", get_nodes=lambda: nodes)]
+
+        monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: calls.append("preload"))
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+        config = json.dumps({"max_batch_size": 8, "input": [{"name": "x"}]})
+        arguments = {"model_config": config, "model_repository": str(tmp_path / "repository/m"), "model_version": "1"}
+        module.TritonPythonModel().initialize({**arguments, "model_instance_kind": "GPU", "model_instance_device_id": "0"})
+        return calls
+
+    return begin
+
+
+def test_on_a_gpu_libraries_are_loaded_first_and_shape_arithmetic_may_be_on_the_cpu(model_on_gpu):
+    assert model_on_gpu({"shape", "batch", "sizes"}) == ["preload", "CUDAExecutionProvider"]
+
+
+def test_on_a_gpu_a_node_of_the_models_numbers_on_the_cpu_is_an_error_with_its_name(model_on_gpu):
+    with pytest.raises(RuntimeError, match="CUDAExecutionProvider has no kernel for 1 nodes: Relu 'relu'"):
+        model_on_gpu({"shape", "relu"})

@@ -317,3 +317,16 @@ def test_progress_writes_hostile_names_as_visible_characters(capsys):
     with bar(quiet=False, description=HOSTILE) as progress:
         progress(0, 10)
     assert f"exporting {SHOWN}" in capsys.readouterr().err
+
+
+def test_lines_that_stay_are_written_beside_the_steps(capsys):
+    with steps(quiet=False) as step:
+        step("measuring")
+        step.keep(f"row {HOSTILE}")
+    written = capsys.readouterr().err
+    assert "measuring" in written
+    assert f"row {SHOWN}" in written
+    with steps(quiet=True) as step:
+        step("measuring")
+        step.keep("row")
+    assert capsys.readouterr().err == ""

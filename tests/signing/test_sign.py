@@ -111,6 +111,12 @@ def test_a_signature_is_replaced_only_with_force_and_verbs_say_that_it_is_stale(
     assert signed("check", "digits.rdb", "--key", "ours.pub").code == 0
 
 
+def test_optimize_says_that_the_signature_does_not_cover_its_variant(signed):
+    made = signed("optimize", "digits.rdb", "--precision", "fp32", "--data", "digits", "--eval-samples", "8", "--quiet")
+    assert made.code == 0, made.stderr
+    assert "note: the signature of digits.rdb does not cover what was added" in made.stderr
+
+
 def test_the_verdict_is_signed_as_an_in_toto_statement(command, digits_copy):
     write_keys("k")
     assert command("verify", "digits.rdb", "--against", "reference", "--quiet").code == 0

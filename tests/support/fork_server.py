@@ -159,8 +159,9 @@ def warm_up() -> None:
     import relu_deploy
 
     for module in pkgutil.walk_packages(relu_deploy.__path__, "relu_deploy."):
-        # Packages that are not installed here are imported, and missed, by the commands that need them.
-        if not module.name.endswith("__main__"):
+        # Packages that are not installed here are imported, and missed, by the commands that need them. The adapters of other
+        # engines import these, which start threads.
+        if not module.name.endswith("__main__") and not module.name.startswith("relu_deploy.integrations"):
             with contextlib.suppress(ImportError):
                 importlib.import_module(module.name)
     with contextlib.suppress(ImportError), tempfile.TemporaryDirectory() as folder:

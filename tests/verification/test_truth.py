@@ -7,7 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.graph import Relu, load_model
 from relu_deploy.verification.contract import check_contract
-from relu_deploy.verification.truth import _single_noise, relus_to_compare
+from relu_deploy.verification.tensor_noise import single_noise
+from relu_deploy.verification.truth import relus_to_compare
 from relu_deploy.verification.verdict import LIMITS, SINGLE, rms
 
 RELU = Relu("r", 0, "relu", "x", "y", None, "", "", ())
@@ -28,13 +29,13 @@ def test_another_draw_of_noise_with_long_tails_breaks_no_contract(seed, precisio
     true, evaluation, inked = scene(seed)
     tails = 0.1 * np.random.default_rng(seed + 100).standard_t(3, true.shape)
     got = np.maximum(true + np.where(inked, tails, 0), 0) * (true > 0)
-    single = _single_noise(true, evaluation)
+    single = single_noise(true, evaluation)
     assert check_contract(RELU, got.astype(np.float32), true, single, precision, None).broken == ""
 
 
 def test_a_zero_where_the_truth_is_far_above_all_noise_breaks_the_contract():
     true, evaluation, _ = scene()
-    single = _single_noise(true, evaluation)
+    single = single_noise(true, evaluation)
     at = np.unravel_index(np.argmax(true), true.shape)
     true[at] = 1.1 * LIMITS["int8"] * single.max()
     got = true.astype(np.float32)
@@ -49,19 +50,19 @@ def test_a_single_element_may_be_off_by_four_rms_errors_or_the_largest_that_was_
     true = np.zeros((1, 2, 1, 1000))
     even, spiked = np.full_like(true, 0.5), np.full_like(true, 0.5)
     spiked[0, 1, 0, 7] = 100
-    assert np.allclose(_single_noise(true, even), SINGLE * 0.5)
-    both = _single_noise(true, spiked)
+    assert np.allclose(single_noise(true, even), SINGLE * 0.5)
+    both = single_noise(true, spiked)
     assert both[0, 1, 0, 0] == pytest.approx(100)
     # What all channels have together holds for each; a spike of one does not otherwise make up for another.
     assert both[0, 0, 0, 0] == pytest.approx(SINGLE * rms(spiked))
-    assert _single_noise(true, even, spiked)[0, 1, 0, 0] == pytest.approx(100)
+    assert single_noise(true, even, spiked)[0, 1, 0, 0] == pytest.approx(100)
 
 
 def test_elements_without_any_error_do_not_dilute_the_others():
     true = np.zeros((1, 1, 1, 10_000))
     sparse = true.copy()
     sparse[..., :10] = 1.0
-    assert _single_noise(true, sparse).item() == pytest.approx(SINGLE)
+    assert single_noise(true, sparse).item() == pytest.approx(SINGLE)
 
 
 def saved(file, *nodes):

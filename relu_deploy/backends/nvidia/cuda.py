@@ -174,6 +174,10 @@ class Device:
         """Wait for all work that was enqueued on `stream`."""
         self.call("cuStreamSynchronize", int(stream))
 
+    def finish(self) -> None:
+        """Wait for all work on this GPU, on any stream of this process. The GPU has to be current."""
+        self.call("cuCtxSynchronize")
+
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
         """Return a graph of the operations that `work` enqueues on `stream`, without running them.
 

@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.errors import InputError
 from relu_deploy.tensors import Array, Feeds, check_feeds
 
 __all__ = ["DeviceArray", "from_dlpack", "is_on_gpu"]
 
 CUDA = 2
+#: the stream that stands for "do not synchronize" in the protocol
+NO_STREAM = -1
 #: (code, bits) of DLDataType → NumPy's name
 DTYPES = {
     (0, 8): "int8",
@@ -91,30 +94,49 @@ def is_on_gpu(array: Any) -> bool:
     return place is not None and int(place()[0]) == CUDA
 
 
-def from_dlpack(array: Any, stream: int, name: str = "array") -> DeviceArray:
-    """Return the location of `array`. Its library makes `stream` wait for pending writes to it.
+def from_dlpack(array: Any, stream: int, name: str = "array", gpu: Device | None = None) -> DeviceArray:
+    """Return the location of `array`. Pending writes to it come before what is enqueued on `stream` afterwards.
 
     Args:
         array: An array with `__dlpack__` and `__dlpack_device__`.
         stream: The CUDA stream that will read it.
         name: Name of the input, for errors.
+        gpu: The GPU of `stream`. An array on another one is waited for, and can be copied from there; without `gpu` its library
+            decides whether it can be read.
 
     Raises:
-        InputError: If the array is not contiguous, has a dtype that NumPy and ml_dtypes do not have, or is on another GPU.
+        InputError: If the array is not contiguous, has a dtype that NumPy and ml_dtypes do not have, or cannot be read.
     """
     import ml_dtypes  # noqa: F401  # registers the dtypes bfloat16 and float8_e4m3fn with NumPy
 
+    where = int(array.__dlpack_device__()[1])
     try:
-        return describe(array.__dlpack__(stream=stream), name)
+        if gpu is None or where == gpu.index:
+            return describe(array.__dlpack__(stream=stream), name)
+        return _elsewhere(array, name, gpu, where)
     except BufferError as error:
-        where = int(array.__dlpack_device__()[1])
         raise InputError(
             f"input {name!r} on GPU {where} cannot be read there: {error}", "copy it to the GPU that the model runs on"
         ) from error
 
 
+def _elsewhere(array: Any, name: str, gpu: Device, where: int) -> DeviceArray:
+    """Return the location of an array on another GPU, after its pending writes: a stream of `gpu` cannot be given to its library."""
+    other = Device(where, gpu.driver)
+    try:
+        found = describe(array.__dlpack__(stream=NO_STREAM), name)
+        other.finish()
+    finally:
+        gpu.make_current()
+    return found
+
+
 def check_feeds_anywhere(
-    feeds: Mapping[str, Any], session: Any, stream: int, shapes: Mapping[str, tuple[int, ...]] | None
+    feeds: Mapping[str, Any],
+    session: Any,
+    stream: int,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    gpu: Device | None = None,
 ) -> tuple[Feeds, dict[str, DeviceArray]]:
     """Check feeds of which some may be on the GPU.
 
@@ -123,6 +145,7 @@ def check_feeds_anywhere(
         session: The session; its `inputs` are the specifications, its `title` is used in errors.
         stream: The CUDA stream that will read the arrays on the GPU.
         shapes: The shapes that buffers were bound for, None if there are none yet.
+        gpu: The GPU of `stream`.
 
     Returns:
         All feeds as NumPy arrays, with `DeviceArray.outline` for those on the GPU, and the locations of the latter.
@@ -130,7 +153,7 @@ def check_feeds_anywhere(
     Raises:
         InputError: If the feeds do not fit the inputs or the bound shapes.
     """
-    resident = {name: from_dlpack(array, stream, name) for name, array in feeds.items() if is_on_gpu(array)}
+    resident = {name: from_dlpack(array, stream, name, gpu) for name, array in feeds.items() if is_on_gpu(array)}
     outlines = {name: found.outline() for name, found in resident.items()}
     arrays = check_feeds({**feeds, **outlines}, session.inputs, session.title)
     for name, array in arrays.items():

@@ -41,9 +41,12 @@ def measure_rates(index: int = 0, seconds: float = 2.0) -> dict[str, Any]:
             missing[precision] = product
             continue
         try:
-            rates[precision] = product(share)
+            # PyTorch's events and streams are those of its current GPU.
+            with torch.cuda.device(index):
+                rates[precision] = product(share)
         except Exception as error:  # PyTorch raises RuntimeError and NotImplementedError for what a GPU does not have
             missing[precision] = str(error).strip().splitlines()[0]
+    gpu.make_current()
     return {
         "operations_per_second": rates,
         "bytes_per_second": _copy(gpu, share),

@@ -190,7 +190,7 @@ class OnnxRuntimeIoBinding:
     # ------------------------------------------------------------ steps
 
     def _checked(self, feeds: Mapping[str, Any]) -> tuple[Feeds, dict[str, DeviceArray]]:
-        return check_feeds_anywhere(feeds, self._session, self.stream, getattr(self, "shapes", None))
+        return check_feeds_anywhere(feeds, self._session, self.stream, getattr(self, "shapes", None), self._gpu)
 
     def _bind(self) -> None:
         sizes: dict[str, int] = {}

@@ -17,6 +17,7 @@ from relu_deploy.backends.base import Options
 from relu_deploy.backends.nvidia.cuda import Device, Stream
 from relu_deploy.backends.nvidia.driver import Missing
 from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries, linked_to
+from relu_deploy.backends.nvidia.tf32 import forbid_tf32, require_tf32
 from relu_deploy.backends.onnxruntime.errors import load_error
 from relu_deploy.backends.onnxruntime.gpu import OnnxRuntimeGpuSession
 from relu_deploy.backends.onnxruntime.placement import require_provider
@@ -25,7 +26,6 @@ from relu_deploy.backends.onnxruntime.probe import FILES, PROVIDERS, gpu_of
 from relu_deploy.backends.onnxruntime.providers import (
     cache_folder,
     default_profile,
-    forbid_tf32,
     options_for,
 )
 from relu_deploy.backends.onnxruntime.session import settings_for
@@ -54,6 +54,8 @@ def load_on_gpu(name: str, bundle: Bundle, options: Options, model: str | bytes)
     gpu = gpu_of(name, options.device)
     if isinstance(gpu, Missing):
         raise BackendUnavailable(f"backend {name!r} is not usable here: {gpu.reason}", gpu.fix)
+    if options.tf32:
+        require_tf32(name)
     import onnxruntime
 
     settings = settings_for(options)

@@ -12,7 +12,7 @@ from typing import Any
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, Unsupported
 
-__all__ = ["nodes_by_provider", "nodes_elsewhere", "require_provider"]
+__all__ = ["nodes_by_provider", "nodes_elsewhere", "require_provider", "shape_nodes"]
 
 #: operators of shape arithmetic, which compute sizes, indices and axes when their operands are integers
 SHAPE_OPERATORS = frozenset(
@@ -65,6 +65,15 @@ def require_provider(name: str, provider: str, session: Any, bundle: Bundle) -> 
             f"{name} has no kernel for {len(left)} nodes of {bundle.name}: {shown}",
             "remove them from the graph, or use onnxruntime-cpu, which runs all of it",
         )
+
+
+def shape_nodes(bundle: Bundle) -> list[str]:
+    """Return the names of the nodes of the graph that compute shapes, and may be on the CPU."""
+    from relu_deploy.graph.model import load_model
+
+    integers = _integer_nodes(bundle)
+    nodes = load_model(bundle.onnx).graph
+    return [str(node.name) for node in nodes if node.op_type in SHAPE_OPERATORS and integers.get(str(node.name))]
 
 
 def _is_shape_arithmetic(node: Any, integers: dict[str, bool]) -> bool:

@@ -69,13 +69,24 @@ class Plugin:
     needs: str
     options: Callable[[Options, str], dict[str, str]] = field(default=_no_options)
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of its package, None if it is not installed."""
+        spec = find_spec(self.module)
+        return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
+
     def linked_to(self) -> tuple[str, ...]:
         """Return the names of the libraries that the plug-in's own libraries are linked to."""
-        spec = find_spec(self.module)
-        if spec is None or not spec.submodule_search_locations:
-            return ()
-        files = sorted(Path(next(iter(spec.submodule_search_locations))).glob("libonnxruntime_providers_*.so"))
+        files = sorted(self.folder.glob("libonnxruntime_providers_*.so")) if self.folder else []
         return tuple(dict.fromkeys(name for file in files for name in linked_to(file)))
+
+    def find(self, library: str, places: SharedLibraries) -> Path | None:
+        """Return the file of a library that the plug-in is linked to, None if there is none.
+
+        A wheel has no symbolic links, so the package may contain it under the name of its full version only.
+        """
+        own = sorted(self.folder.glob(f"{library}.*")) if self.folder else []
+        return places.find(library) or next(iter(own), None)
 
 
 PLUGINS: Mapping[str, Plugin] = MappingProxyType(
@@ -168,7 +179,7 @@ def open_plugin_libraries(plugin: Plugin) -> None:
     """Load the CUDA libraries that a plug-in is linked to from Python packages, which the system's loader does not search."""
     places = SharedLibraries.here()
     for library in plugin.linked_to():
-        file = places.find(library) if CUDA_LIBRARIES.match(library) else None
+        file = plugin.find(library, places) if CUDA_LIBRARIES.match(library) else None
         if file is not None:
             with contextlib.suppress(OSError):  # the plug-in reports the error in more detail
                 ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)

@@ -19,6 +19,8 @@ from relu_deploy.backends.base import Capabilities, Probe
 from relu_deploy.backends.nvidia.driver import Driver, Gpu, Missing, choose_gpu, find_driver, find_gpu, too_old
 from relu_deploy.backends.nvidia.shared_libraries import SharedLibraries, linked_to
 from relu_deploy.backends.onnxruntime.plugins import CUDA_LIBRARIES, PLUGINS, devices_of, installed, register, unavailable
+from relu_deploy.backends.threads import alternative_counts
+from relu_deploy.backends.wheels import install_command
 
 __all__ = ["FLAVORS", "PROVIDERS", "capabilities", "gpu_of", "installed_flavors", "needs_nvidia", "probe", "runs_on_rtx"]
 
@@ -58,9 +60,16 @@ def capabilities(name: str) -> Capabilities:
         times_layers=name == "onnxruntime-cpu",
         platform="onnxruntime_onnx",
         targets=targets,
+        tunables=_tunables() if name == "onnxruntime-cpu" else (),
+        extra="cpu" if name == "onnxruntime-cpu" else "",
         # The backend openvino is compared instead.
         compared_by_default=name != "onnxruntime-openvino",
     )
+
+
+def _tunables() -> tuple[Mapping[str, Any], ...]:
+    # Above "extended" float32 convolutions run in a blocked layout, which costs small models more than it saves.
+    return (*({"threads": count} for count in alternative_counts()), {"spin": False}, {"optimization": "extended"})
 
 
 def needs_nvidia(name: str) -> bool:
@@ -68,8 +77,8 @@ def needs_nvidia(name: str) -> bool:
     return name in ("onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
 
 
-def probe(name: str) -> Probe:
-    """Return whether the backend called `name` is usable here."""
+def probe(name: str, device: int = 0) -> Probe:
+    """Return whether the backend called `name` is usable on GPU `device`, or on the CPU."""
     flavors = installed_flavors()
     shown = " and ".join(flavors.values())
     if len(flavors) == 2:
@@ -83,12 +92,12 @@ def probe(name: str) -> Probe:
         return Probe(name, True, version=shown, device="CPU")
     if name in PLUGINS and not needs_nvidia(name):
         return _probe_plugin(name, flavors)
-    found = gpu_of(name)
+    found = gpu_of(name, device)
     if isinstance(found, Gpu):
         return Probe(name, True, version=shown, device=str(found))
-    first = find_gpu()
-    device = str(first) if isinstance(first, Gpu) else ""
-    return Probe(name, False, version=shown, device=device, reason=found.reason, fix=found.fix)
+    there = find_gpu(device)
+    described = str(there) if isinstance(there, Gpu) else ""
+    return Probe(name, False, version=shown, device=described, reason=found.reason, fix=found.fix)
 
 
 def gpu_of(name: str, index: int = 0) -> Gpu | Missing:
@@ -145,7 +154,7 @@ def _import(flavors: Mapping[str, str]) -> Any | Missing:
 
 def _check_built_in(name: str, flavors: Mapping[str, str], driver: Driver, gpu: Gpu) -> Missing | None:
     if not flavors:
-        return Missing("onnxruntime-gpu is not installed", f"pip install 'relu-deploy[{_extra(name)}]'")
+        return Missing("onnxruntime-gpu is not installed", install_command(_extra(name)))
     onnxruntime = _import(flavors)
     if isinstance(onnxruntime, Missing):
         return onnxruntime
@@ -239,7 +248,7 @@ def _check_rtx(name: str, flavors: Mapping[str, str], driver: Driver, gpu: Gpu) 
             "use --backend tensorrt or onnxruntime-cuda on this GPU",
         )
     if not flavors:
-        return Missing("onnxruntime is not installed", "pip install 'relu-deploy[cpu,rtx]'")
+        return Missing("onnxruntime is not installed", install_command("cpu,rtx"))
     onnxruntime = _import(flavors)
     if isinstance(onnxruntime, Missing):
         return onnxruntime
@@ -256,7 +265,7 @@ def _check_rtx(name: str, flavors: Mapping[str, str], driver: Driver, gpu: Gpu) 
             f"{package} {release} needs {', '.join(missing_here)} of NVIDIA's driver, which {_is_are(missing_here)} not found",
             "start the container with -e NVIDIA_DRIVER_CAPABILITIES=compute,utility, or install the whole driver",
         )
-    if missing_here := places.missing([each for each in linked if _CUDA.match(each)]):
+    if missing_here := [each for each in linked if _CUDA.match(each) and plugin.find(each, places) is None]:
         return Missing(
             f"{package} {release} needs {', '.join(missing_here)}, which {_is_are(missing_here)} not found",
             f"pip install 'nvidia-cuda-runtime=={plugin.distributions[package]}.*'",

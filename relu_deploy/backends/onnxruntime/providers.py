@@ -7,7 +7,6 @@ provider's own key depends on the nodes but not on the weights, so that models w
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.tensors import TensorSpec
 
-__all__ = ["Profile", "cache_folder", "default_profile", "forbid_tf32", "options_for", "require_in_profile"]
+__all__ = ["Profile", "cache_folder", "default_profile", "options_for", "require_in_profile"]
 
 #: (smallest, usual, largest) shape by input name
 Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -159,12 +158,3 @@ def cache_folder(name: str, bundle: Bundle, content: bytes | None, version: str)
             f"cannot write to {folder.parent}: {error.strerror}", "set RELU_DEPLOY_CACHE to a folder that can be written to"
         ) from error
     return folder
-
-
-def forbid_tf32() -> None:
-    """Disable TF32 in TensorRT, for which its provider has no option.
-
-    This sets NVIDIA_TF32_OVERRIDE, which all of NVIDIA's libraries in this process read when they start. A value that is set
-    already is not changed.
-    """
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")

@@ -55,6 +55,9 @@ def settings_for(options: Options) -> Any:
     return settings
 
 
+#: kernels that only change a precision or a memory layout
+CONVERTING = ("Cast", "DequantizeLinear", "QuantizeLinear", "ReorderInput", "ReorderOutput")
+
 _numbers = itertools.count()
 
 
@@ -110,6 +113,7 @@ class OnnxRuntimeSession:
                 event["args"]["op_name"],
                 event["args"]["provider"],
                 _precision(event["args"]),
+                event["args"]["op_name"] in CONVERTING,
             )
             for name, event in kernels.items()
         ]

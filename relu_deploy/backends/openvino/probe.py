@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import Any
 
 from relu_deploy.backends.base import Capabilities, Probe
+from relu_deploy.backends.threads import alternative_counts
+from relu_deploy.backends.wheels import install_command
 
 __all__ = ["DEVICE", "capabilities", "probe"]
 
@@ -15,13 +19,14 @@ DEVICE = "CPU"
 
 def capabilities(_: str) -> Capabilities:
     """Return what the backend supports."""
-    return Capabilities(autocasts=True, times_layers=True, targets=("cpu",))
+    tunables: tuple[Mapping[str, Any], ...] = (*({"threads": count} for count in alternative_counts()), {"spin": False})
+    return Capabilities(autocasts=True, times_layers=True, targets=("cpu",), tunables=tunables, extra="openvino")
 
 
 def probe(name: str) -> Probe:
     """Return whether OpenVINO is usable here."""
     if find_spec("openvino") is None:
-        return Probe(name, False, reason="openvino is not installed", fix="pip install 'relu-deploy[openvino]'")
+        return Probe(name, False, reason="openvino is not installed", fix=install_command("openvino"))
     try:
         release = version("openvino")
     except PackageNotFoundError:

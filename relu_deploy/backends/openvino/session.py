@@ -39,6 +39,10 @@ EXACT_INTEGERS = 2**24
 REMEMBERED_SHAPES = 1024
 #: types of layers that compute nothing
 PASSIVE = ("Input", "Const", "Output")
+#: type of layers that are another view of the same numbers, such as each bias has one
+VIEW = "Reshape"
+#: types of layers that only change a precision or a memory layout
+CONVERTING = ("Convert", "FakeQuantize", "Reorder")
 
 
 class OpenVinoSession:
@@ -92,8 +96,11 @@ class OpenVinoSession:
             return ()
         self._profiled = False
         return [
-            Executed(layer.nodes[0] if layer.nodes else layer.name, layer.kernel, DEVICE, layer.precision)
+            Executed(
+                layer.nodes[0] if layer.nodes else layer.name, layer.kernel, DEVICE, layer.precision, layer.kernel in CONVERTING
+            )
             for layer in self._layers()
+            if layer.kernel != VIEW
         ]
 
     def time_layers(self, feeds: Sequence[Feeds], seconds: float) -> LayerTimes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_deploy.backends.base import Rounding, Seen
+from relu_deploy.backends.base import Consume, Rounding, Seen
 from relu_deploy.backends.reference.program import Node, Program, Scope, attribute_value, compile_graph, opsets_of, schema_of
 from relu_deploy.backends.reference.registry import Call
 from relu_deploy.backends.reference.types import HALF, element_type, narrowed, widened
@@ -105,7 +105,12 @@ class Evaluator:
         return tuple(node.name for program in self.program.all_programs() for node in program.nodes if _draws(node, program))
 
     def run(
-        self, feeds: Mapping[str, Any], rounding: Rounding | None = None, seen: Seen | None = None, limits: Limits | None = None
+        self,
+        feeds: Mapping[str, Any],
+        rounding: Rounding | None = None,
+        seen: Seen | None = None,
+        limits: Limits | None = None,
+        consume: Consume | None = None,
     ) -> dict[str, Any]:
         """Return every output of the graph by name.
 
@@ -114,20 +119,27 @@ class Evaluator:
             rounding: The rounding applied to each weight, operand and result.
             seen: Called with each tensor of the graph and of the bodies of If, Loop and Scan (once an iteration).
             limits: What the evaluation may take.
+            consume: Called with the name and value of each output as soon as it is computed. The output is not returned, and
+                freed once no node reads it any more.
         """
         inputs = {name: widened(value) for name, value in feeds.items()} if self.program.wide else dict(feeds)
         evaluation = Evaluation(rounding, seen, limits or Limits(), expansions=self._expansions)
         # Overflow and 0/0 are values like any other here: they are compared, not warned about.
         with np.errstate(all="ignore"):
-            results = run_program(self.program, inputs, evaluation, {})
-        return dict(zip(self.program.outputs, results, strict=True))
+            results = run_program(self.program, inputs, evaluation, {}, consume)
+        return {} if consume else dict(zip(self.program.outputs, results, strict=True))
 
 
 def run_program(
-    program: Program, feeds: Mapping[str, Any], evaluation: Evaluation, captured: Mapping[str, Any]
-) -> list[Any]:  # fmt: skip
-    """Return the outputs of `program` in its order."""
-    values: dict[str, Any] = {**captured, **_weights(program, evaluation), **feeds, "": None}
+    program: Program,
+    feeds: Mapping[str, Any],
+    evaluation: Evaluation,
+    captured: Mapping[str, Any],
+    consume: Consume | None = None,
+) -> list[Any]:
+    """Return the outputs of `program` in its order; none of them with `consume`, which gets each as soon as it is computed."""
+    values: dict[str, Any] = {**captured, **_weights(program, evaluation, keep=consume is None), **feeds, "": None}
+    pending = dict.fromkeys(program.outputs) if consume else {}
     rounding, seen = evaluation.rounding, evaluation.seen
     for node in program.nodes:
         operands = [values[name] for name in node.inputs]
@@ -141,9 +153,18 @@ def run_program(
                 continue
             value = rounding.result(result) if rounding and name not in program.exact else result
             values[name] = seen(name, value) if seen else value
-        for name in node.done:
-            values.pop(name, None)
-    return [values[name] for name in program.outputs]
+            if consume and name in pending:
+                del pending[name]
+                consume(name, values[name])
+        for name in (*node.done, *node.done_outputs) if consume else node.done:
+            if name not in pending:
+                values.pop(name, None)
+    if not consume:
+        return [values[name] for name in program.outputs]
+    # Outputs that are inputs or constants.
+    for name in pending:
+        consume(name, values[name])
+    return []
 
 
 def _run_node(node: Node, operands: list[Any], frame: Tensors, program: Program) -> tuple[Any, ...]:
@@ -195,15 +216,19 @@ def _run_function(body: Program, operands: Sequence[Any], evaluation: Evaluation
     return run_program(body, dict(zip(body.inputs, padded, strict=True)), evaluation, {})[: len(node.outputs)]
 
 
-def _weights(program: Program, evaluation: Evaluation) -> Mapping[str, Any]:
+def _weights(program: Program, evaluation: Evaluation, *, keep: bool) -> Mapping[str, Any]:
+    """Return the rounded weights of a program. keep: For its next run in this evaluation."""
     rounding = evaluation.rounding
     if rounding is None:
         return program.initializers
-    if id(program) not in evaluation.weights:
-        evaluation.weights[id(program)] = {
+    rounded = evaluation.weights.get(id(program))
+    if rounded is None:
+        rounded = {
             name: value if name in program.exact else rounding.result(value) for name, value in program.initializers.items()
         }
-    return evaluation.weights[id(program)]
+        if keep:
+            evaluation.weights[id(program)] = rounded
+    return rounded
 
 
 def _expanded(node: Node, operands: Sequence[Any], program: Program, compiled: dict[Any, Program]) -> Program:

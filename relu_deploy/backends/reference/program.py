@@ -42,7 +42,8 @@ class Node:
 
     attributes: Python values; tensors are arrays, graphs are programs. reads: every tensor around it that it or its graphs
     read. source: the node itself. sizes: it computes nothing but
-    sizes. constant: which inputs are weights of the graph. done: tensors that nothing reads after this node.
+    sizes. constant: which inputs are weights of the graph. done: tensors that nothing reads after this node, without the
+    graph's outputs. done_outputs: the outputs among them.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Node:
     source: ir.Node | None = None
     sizes: bool = False
     done: tuple[str, ...] = ()
+    done_outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -244,15 +246,15 @@ def _array(tensor: Any, scope: Scope) -> Any:
     return widened(array) if scope.wide else array
 
 
-def _with_last_readers(nodes: Sequence[Node], kept: Sequence[str]) -> list[Node]:
+def _with_last_readers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
     """Return `nodes` with the tensors that can be freed after each: in float64 they would fill the memory."""
-    last = {
-        name: position
-        for position, node in enumerate(nodes)
-        for name in (*node.reads, *node.outputs)
-        if name and name not in kept
-    }  # fmt: skip
+    last = {name: place for place, node in enumerate(nodes) for name in (*node.reads, *node.outputs) if name}
+    kept = set(outputs)
     done: dict[int, list[str]] = {}
-    for name, position in last.items():
-        done.setdefault(position, []).append(name)
-    return [replace(node, done=tuple(done.get(position, ()))) for position, node in enumerate(nodes)]
+    done_outputs: dict[int, list[str]] = {}
+    for name, place in last.items():
+        (done_outputs if name in kept else done).setdefault(place, []).append(name)
+    return [
+        replace(node, done=tuple(done.get(place, ())), done_outputs=tuple(done_outputs.get(place, ())))
+        for place, node in enumerate(nodes)
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.backends.base import Executed, Rounding, Seen
+from relu_deploy.backends.base import Consume, Executed, Rounding, Seen
 from relu_deploy.backends.reference.evaluator import Evaluator
 from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
@@ -46,13 +46,19 @@ class ReferenceSession:
         return self.evaluate(feeds, wide=False)
 
     def evaluate(
-        self, feeds: Mapping[str, Any], *, wide: bool = True, rounding: Rounding | None = None, seen: Seen | None = None
+        self,
+        feeds: Mapping[str, Any],
+        *,
+        wide: bool = True,
+        rounding: Rounding | None = None,
+        seen: Seen | None = None,
+        consume: Consume | None = None,
     ) -> Feeds:
         """Return every output and tap; see `TruthSession`."""
         evaluator = self._evaluator(wide)
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
         try:
-            return evaluator.run(arrays, rounding, seen)
+            return evaluator.run(arrays, rounding, seen, consume=consume)
         except ReluDeployError as error:
             raise type(error)(f"{self._bundle.name}: {error.message}", error.hint) from error
         except Exception as error:

@@ -244,7 +244,7 @@ class TensorRtIoBinding:
     # ------------------------------------------------------------ steps
 
     def _checked(self, feeds: Mapping[str, Any]) -> tuple[Feeds, dict[str, DeviceArray]]:
-        return check_feeds_anywhere(feeds, self._session, self.stream, getattr(self, "shapes", None))
+        return check_feeds_anywhere(feeds, self._session, self.stream, getattr(self, "shapes", None), self._gpu)
 
     def _prepare(self) -> None:
         session, context = self._session, self._context

@@ -7,37 +7,30 @@ precision of each node is that of the graph. TF32 is off unless it is requested.
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.nvidia.driver import Missing
+from relu_deploy.backends.nvidia.tf32 import require_tf32
+from relu_deploy.backends.tensorrt.build_progress import PARTS, Progress, progress_monitor
+from relu_deploy.backends.tensorrt.logger import captured_stdout, logger_of
 from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions, Shapes, capability_name, shapes_of
 from relu_deploy.backends.tensorrt.parsable_graph import parsable
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 from relu_deploy.graph.model import load_model
+from relu_deploy.graph.precision import precision_of
 
-__all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities", "logger_of"]
+__all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities"]
 
-#: total that `Progress` counts to
-PARTS = 1000
 #: marks lines about the missing driver, which accompany every error message on a machine without one
 NO_DRIVER = "catchCudaError"
-
-#: called with (done, total) in the thread that builds; must not print to stdout
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,9 @@ class Refusal:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.operator} {self.node!r}: {self.reason}" if self.node else self.reason
+        if not self.operator:
+            return self.reason
+        return f"{self.operator} {self.node!r}: {self.reason}" if self.node else f"{self.operator}: {self.reason}"
 
 
 class Refused(Unsupported):
@@ -140,7 +135,7 @@ def build_engine(
         Unsupported: If the build fails.
         UsageError: If options do not fit the graph or the library.
     """
-    found = can_build(name)
+    found = can_build(name, device)
     if not found.usable:
         raise BackendUnavailable(f"{name} cannot build engines here: {found.reason}", found.fix)
     trt = import_module(MODULES[name])
@@ -148,9 +143,11 @@ def build_engine(
         raise InputError(f"{onnx_path} does not exist", "give the path of an ONNX file")
     options.check()
     capabilities = check_capabilities(trt, name, options.compute_capabilities)
+    if options.tf32 and not compiles_ahead(trt):
+        require_tf32(name)
     if options.hardware_compatible and compiles_ahead(trt):
         raise UsageError(f"{name} has no hardware compatibility levels", "name compute capabilities instead")
-    monitor = _monitor(trt, progress)
+    monitor = progress_monitor(trt, progress)
 
     def work() -> Built:
         logger = logger_of(trt)
@@ -158,7 +155,7 @@ def build_engine(
             # The builder uses the current GPU of its thread, which is GPU 0 by default.
             Device(device)
         # One build at a time: concurrent ones would mix their log messages and disturb each other's timings.
-        with logger.one_at_a_time, _stdout_kept_clean() as printed:
+        with logger.one_at_a_time, captured_stdout() as printed:
             started = time.perf_counter()
             messages: list[tuple[str, str]] = []
             logger.messages = messages
@@ -171,11 +168,7 @@ def build_engine(
             profiles = _with_profiles(builder, network, config, options.profiles)
             times = None
             if not compiles_ahead(trt):
-                times = config.create_timing_cache(timing_cache)
-                if not config.set_timing_cache(times, ignore_mismatch=False):
-                    # The cache is of another GPU or version.
-                    times = config.create_timing_cache(b"")
-                    config.set_timing_cache(times, ignore_mismatch=False)
+                times = _timing_cache(config, timing_cache)
             config.progress_monitor = monitor
             plan = builder.build_serialized_network(network, config)
             layers = network.num_layers
@@ -210,6 +203,16 @@ def build_engine(
             raise
 
 
+def _timing_cache(config: Any, earlier: bytes) -> Any:
+    """Return the cache that the build uses: with the timings of `earlier`, or an empty one if those are of another GPU or version."""
+    times = config.create_timing_cache(earlier)
+    if not config.set_timing_cache(times, ignore_mismatch=False):
+        times = config.create_timing_cache(b"")
+        if not config.set_timing_cache(times, ignore_mismatch=False):
+            return None
+    return times
+
+
 def _builder(trt: Any, name: str, logger: Any) -> Any:
     try:
         return trt.Builder(logger)
@@ -230,13 +233,13 @@ def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
         parsed = parser.parse_from_file(str(file))
     if parsed and network.num_outputs:
         return network, parser
-    load_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph
+    model = load_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph
     refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
     listed = "; ".join(str(refusal) for refusal in refusals) or "the parser gives no reason"
-    raise Refused(f"{name} does not take {path}: {listed}", _other_graph(name, refusals), refusals)
+    raise Refused(f"{name} does not take {path}: {listed}", _other_graph(name, refusals, precision_of(model)), refusals)
 
 
-def _other_graph(name: str, refusals: Sequence[Refusal]) -> str:
+def _other_graph(name: str, refusals: Sequence[Refusal], precision: str) -> str:
     """Return the hint for a graph that the parser does not support."""
     # The parser requires zero points of 0 and float biases, which int8 graphs for CPUs do not have.
     if any(refusal.operator in ("QuantizeLinear", "DequantizeLinear") for refusal in refusals):
@@ -244,6 +247,8 @@ def _other_graph(name: str, refusals: Sequence[Refusal]) -> str:
             f"this int8 graph was made for another runtime: make {name}'s own form from the float32 model with "
             f"relu-deploy optimize FLOAT32_MODEL --for {name} --precision int8 --calibration D"
         )
+    if precision == "float32":
+        return "end the graph before these nodes, or use another backend, such as onnxruntime-cpu"
     return "exclude these nodes from quantization or casting, or use another backend"
 
 
@@ -264,7 +269,11 @@ def _make_observable(trt: Any, name: str, network: Any) -> None:
 def _refusal(error: Any) -> Refusal:
     lines = error.desc().splitlines()
     reason = " ".join(line for line in lines if NO_DRIVER not in line and not line.startswith("Invalid Node"))
-    return Refusal(error.node_name(), error.node_operator(), error.code().name if reason in ("", "false") else reason)
+    reason = error.code().name if reason in ("", "false") else reason
+    # The parser takes an operator that it does not know for a plugin.
+    if reason == "UNSUPPORTED_NODE" or "was not found in plugin registry" in reason:
+        reason = "this operator is not supported"
+    return Refusal(error.node_name(), error.node_operator(), reason)
 
 
 def check_capabilities(trt: Any, name: str, requested: Sequence[str]) -> tuple[str, ...]:
@@ -344,86 +353,3 @@ def _way_out(trt: Any, options: BuildOptions) -> str:
         return "a refittable engine can only be built on a machine with a GPU: build it there, or without --refit"
     given = [name for name in ("version_compatible", "refit", "weight_streaming") if getattr(options, name)]
     return f"build it without --{given[0].replace('_', '-')}" if given else "try another precision or target"
-
-
-@cache
-def logger_of(trt: Any) -> Any:
-    """Return the logger of the library, which keeps its first logger as long as any of its objects exists.
-
-    Attributes of the logger: `messages`, (severity, text) of each warning and error; `one_at_a_time`, a lock for its users.
-    """
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[tuple[str, str]] = []
-            self.one_at_a_time = threading.Lock()
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity.name not in ("INFO", "VERBOSE"):
-                self.messages.append((severity.name, msg.strip()))
-
-    logger = Logger()
-    if (register := getattr(trt, "init_libnvinfer_plugins", None)) is not None:
-        # Registers the standard plug-ins, such as EfficientNMS_TRT.
-        register(logger, "")
-    return logger
-
-
-@contextmanager
-def _stdout_kept_clean() -> Iterator[list[str]]:
-    """Redirect file descriptor 1, which the compiler prints to, and add the lines to the yielded list after the block."""
-    lines: list[str] = []
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 1)
-        try:
-            yield lines
-        finally:
-            os.dup2(stdout, 1)
-            os.close(stdout)
-            caught.seek(0)
-            lines += caught.read().decode(errors="replace").splitlines()
-
-
-def _monitor(trt: Any, progress: Progress | None) -> Any:
-    """Return a progress monitor for the builder. It stops the build if `cancelled` is set or `progress` raises."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.cancelled = threading.Event()
-            self.raised: BaseException | None = None
-            self._lock = threading.Lock()
-            self._running: dict[str, tuple[str | None, int, int]] = {}
-            self._reported = 0
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self._lock:
-                self._running[phase_name] = (parent_phase, num_steps, 0)
-
-        def phase_finish(self, phase_name: str) -> None:
-            with self._lock:
-                self._running.pop(phase_name, None)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            # An exception must not propagate into the builder.
-            try:
-                with self._lock:
-                    if phase_name in self._running:
-                        self._running[phase_name] = (*self._running[phase_name][:2], step + 1)
-                    done = int(PARTS * self._share(None))
-                    further, self._reported = done > self._reported, max(done, self._reported)
-                if progress and further:
-                    progress(done, PARTS)
-            except BaseException as error:
-                self.raised = error
-            return self.raised is None and not self.cancelled.is_set()
-
-        def _share(self, phase: str | None) -> float:
-            """Return the completed share of `phase`, including the phases nested in its current step."""
-            inside = [(name, done, steps) for name, (parent, steps, done) in self._running.items() if parent == phase]
-            return min(1.0, sum(min(1.0, (done + self._share(name)) / max(steps, 1)) for name, done, steps in inside))
-
-    return Monitor()

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends.nvidia.driver import Gpu
-from relu_deploy.backends.tensorrt.build import Progress, build_engine, check_capabilities
+from relu_deploy.backends.tensorrt.build import build_engine, check_capabilities
+from relu_deploy.backends.tensorrt.build_progress import Progress
 from relu_deploy.backends.tensorrt.compatibility import runs_on, runs_version
 from relu_deploy.backends.tensorrt.options import BuildOptions, capability_name
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
@@ -231,7 +232,7 @@ def _with_sizes(bundle: Bundle, requested: BuildOptions) -> BuildOptions:
 
 def _identity(name: str, bundle: Bundle, requested: BuildOptions, device: int) -> dict[str, Any]:
     """Return everything that an engine depends on. Raises BackendUnavailable if engines cannot be built here."""
-    found = can_build(name)
+    found = can_build(name, device)
     if not found.usable:
         raise BackendUnavailable(f"{name} cannot build engines here: {found.reason}", found.fix)
     trt = import_module(MODULES[name])

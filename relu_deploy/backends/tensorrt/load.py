@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from relu_deploy.backends.base import Options
 from relu_deploy.backends.nvidia.cuda import Device
-from relu_deploy.backends.nvidia.driver import Missing
 from relu_deploy.backends.tensorrt.engine_cache import engine_for
-from relu_deploy.backends.tensorrt.probe import MODULES, gpu_for, probe
+from relu_deploy.backends.tensorrt.probe import probe
 from relu_deploy.backends.tensorrt.session import TensorRtSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, Unsupported
@@ -23,12 +20,9 @@ def load(name: str, bundle: Bundle, options: Options) -> TensorRtSession:
         BackendUnavailable: If the library cannot run on GPU `options.device`.
         Unsupported: If Relus are tapped, or the engine cannot be built or used.
     """
-    found = probe(name)
+    found = probe(name, options.device)
     if not found.usable:
         raise BackendUnavailable(f"backend {name!r} is not usable here: {found.reason}", found.fix)
-    gpu = gpu_for(import_module(MODULES[name]), options.device)
-    if isinstance(gpu, Missing):
-        raise BackendUnavailable(f"backend {name!r} is not usable on device {options.device}: {gpu.reason}", gpu.fix)
     return load_session(name, bundle, options)
 
 

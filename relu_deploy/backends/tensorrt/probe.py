@@ -9,6 +9,7 @@ from typing import Any
 
 from relu_deploy.backends.base import Capabilities, Probe
 from relu_deploy.backends.nvidia.driver import Gpu, Missing, choose_gpu, find_driver, too_old
+from relu_deploy.backends.wheels import has_packages, install_command
 
 __all__ = ["can_build", "capabilities", "probe"]
 
@@ -18,8 +19,13 @@ MAJORS = {"tensorrt": ("10", "11"), "tensorrt-rtx": ("1",)}
 #: the oldest compute capability that TensorRT 10 and 11 and TensorRT-RTX support
 OLDEST = (7, 5)
 INSTALL = {
-    "tensorrt": "pip install 'relu-deploy[gpu]', where NVIDIA's own package index can be reached: the public package only fetches from there",
-    "tensorrt-rtx": "pip install 'relu-deploy[rtx]'",
+    "tensorrt": install_command("gpu")
+    + (
+        ", where NVIDIA's own package index can be reached: the public package only fetches from there"
+        if has_packages("gpu")
+        else ""
+    ),
+    "tensorrt-rtx": install_command("rtx"),
 }
 
 
@@ -28,12 +34,12 @@ def capabilities(name: str) -> Capabilities:
     return Capabilities(on_gpu=True, shows_tensors=False, shows_engine_layers=True, compiles_ahead=True, targets=(name,))
 
 
-def probe(name: str) -> Probe:
-    """Return whether the backend called `name` is usable here. `can_build` checks whether engines can be built."""
+def probe(name: str, device: int = 0) -> Probe:
+    """Return whether the backend called `name` is usable on GPU `device`. `can_build` checks whether engines can be built."""
     trt, missing = _library(name)
     if missing is not None:
         return missing
-    gpu = gpu_for(trt)
+    gpu = gpu_for(trt, device)
     if isinstance(gpu, Missing):
         fix = f"{gpu.fix}; engines can be built here without a GPU" if compiles_ahead(trt) else gpu.fix
         return Probe(name, False, version=trt.__version__, reason=gpu.reason, fix=fix)
@@ -49,14 +55,14 @@ def probe(name: str) -> Probe:
     return Probe(name, True, version=trt.__version__, device=str(gpu))
 
 
-def can_build(name: str) -> Probe:
-    """Return whether engines can be built here. TensorRT needs a GPU, TensorRT-RTX does not."""
+def can_build(name: str, device: int = 0) -> Probe:
+    """Return whether engines can be built here. TensorRT needs a GPU, the one with index `device`; TensorRT-RTX does not."""
     trt, missing = _library(name)
     if missing is not None:
         return missing
     if compiles_ahead(trt):
         return Probe(name, True, version=trt.__version__, device="ahead of time, without a GPU")
-    gpu = gpu_for(trt)
+    gpu = gpu_for(trt, device)
     if isinstance(gpu, Missing):
         fix = f"{gpu.fix}, or build for tensorrt-rtx, which needs no GPU"
         reason = f"it builds on the GPU that the engine is for, and {gpu.reason}"

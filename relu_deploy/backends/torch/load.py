@@ -52,8 +52,11 @@ def load(name: str, bundle: Bundle, options: Options) -> TorchSession:
     torch.set_num_threads(options.thread_count)
     if not cuda:
         return TorchSession(bundle, program_module(bundle), torch.device("cpu"), compiled, options)
+    from relu_deploy.backends.nvidia.tf32 import require_tf32
     from relu_deploy.backends.torch.cuda import TorchCudaSession
 
+    if options.tf32:
+        require_tf32(name)
     device = torch.device("cuda", options.device)
     return TorchCudaSession(bundle, program_module(bundle, device), device, compiled, options)
 

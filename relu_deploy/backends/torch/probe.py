@@ -10,6 +10,7 @@ from pathlib import Path
 
 from relu_deploy.backends.base import Capabilities, Probe
 from relu_deploy.backends.nvidia.driver import Gpu, Missing, find_driver, find_gpu, too_old
+from relu_deploy.backends.wheels import install_command
 from relu_deploy.gc_pause import without_collecting
 
 __all__ = ["capabilities", "compiles", "on_gpu", "probe"]
@@ -40,19 +41,24 @@ def compiles(name: str) -> bool:
     return name.startswith("torch-compile")
 
 
-def probe(name: str) -> Probe:
-    """Return whether the backend called `name` is usable here. Checks that do not import torch, which takes seconds, come first."""
+def probe(name: str, device: int = 0) -> Probe:
+    """Return whether the backend called `name` is usable on GPU `device`, or on the CPU.
+
+    Checks that do not import torch, which takes seconds, come first.
+    """
     version, cuda = _installed_build()
-    gpu = find_gpu() if name.endswith("-cuda") else None
+    gpu = find_gpu(device) if name.endswith("-cuda") else None
     if isinstance(gpu, Missing):
         return Probe(name, False, version=version, reason=gpu.reason, fix=gpu.fix)
-    device = "CPU" if gpu is None else str(gpu)
+    described = "CPU" if gpu is None else str(gpu)
     missing = (
         _check_torch(version, cuda, gpu) or _check_import(version, gpu) or (_check_compiler(gpu) if "compile" in name else None)
     )
     if missing is not None:
-        return Probe(name, False, version=version, device="" if gpu is None else device, reason=missing.reason, fix=missing.fix)
-    return Probe(name, True, version=version, device=device)
+        return Probe(
+            name, False, version=version, device="" if gpu is None else described, reason=missing.reason, fix=missing.fix
+        )
+    return Probe(name, True, version=version, device=described)
 
 
 def _installed_build() -> tuple[str, str]:
@@ -70,7 +76,7 @@ def _installed_build() -> tuple[str, str]:
 
 def _check_torch(version: str, cuda: str, gpu: Gpu | None) -> Missing | None:
     if not version:
-        return Missing("torch is not installed", "pip install 'relu-deploy[torch]'")
+        return Missing("torch is not installed", install_command("torch"))
     if gpu is None:
         return None
     if not cuda:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_deploy.backends.base import Executed, Options, Rounding, Seen
+from relu_deploy.backends.base import Consume, Executed, Options, Rounding, Seen
 from relu_deploy.backends.torch.interpreter import Evaluation, interpreter
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
@@ -55,10 +55,21 @@ class TorchSession:
         return self._run(feeds, None)
 
     def evaluate(
-        self, feeds: Mapping[str, Any], *, wide: bool = True, rounding: Rounding | None = None, seen: Seen | None = None
+        self,
+        feeds: Mapping[str, Any],
+        *,
+        wide: bool = True,
+        rounding: Rounding | None = None,
+        seen: Seen | None = None,
+        consume: Consume | None = None,
     ) -> Feeds:
         """Return every output and tap for `feeds`; see `base.TruthSession`."""
-        return self._run(feeds, Evaluation(wide, rounding, seen))
+        results = self._run(feeds, Evaluation(wide, rounding, seen))
+        if consume is None:
+            return results
+        for name in list(results):
+            consume(name, results.pop(name))
+        return {}
 
     def _run(self, feeds: Mapping[str, Any], way: Evaluation | None) -> Feeds:
         import torch

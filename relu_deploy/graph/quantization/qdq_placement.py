@@ -65,18 +65,22 @@ class QdqPlacement:
         return list(dict.fromkeys(self.nodes.values()))
 
 
-def place_qdq(model: ir.Model, target: str, precision: str = "int8", off: Collection[str] = ()) -> QdqPlacement:
+def place_qdq(
+    model: ir.Model, target: str, precision: str = "int8", off: Collection[str] = (), excluded: Collection[str] = ()
+) -> QdqPlacement:
     """Return what `target` quantizes of `model`, whose batch norms are folded.
 
-    target: "cpu" or "tensorrt". precision: "int8" or "float8". off: segments that stay float.
+    target: "cpu" or "tensorrt". precision: "int8" or "float8". off: segments that stay float. excluded: nodes that do.
     """
     segments = segments_of(model)
+    kept = {name for name, segment in segments.items() if segment in off} | set(excluded)
     refused: dict[str, str] = {}
     if target == "cpu":
-        nodes, reads, results = _place_cpu(model, segments, off, refused)
+        nodes, reads, results = _place_cpu(model, kept, refused)
     else:
-        nodes, reads = _place_tensorrt(model, precision, segments, off, refused)
+        nodes, reads = _place_tensorrt(model, precision, kept, refused)
         results = set()
+    refused = {name: why for name, why in refused.items() if name not in excluded}
     names = {str(node.name): segments[str(node.name)] for node in nodes}
     return QdqPlacement(names, frozenset(reads), frozenset(results), _tied(model, target), refused)
 
@@ -103,7 +107,7 @@ def segments_of(model: ir.Model) -> dict[str, str]:
 
 
 def _place_cpu(
-    model: ir.Model, segments: Mapping[str, str], off: Collection[str], refused: dict[str, str]
+    model: ir.Model, kept: Collection[str], refused: dict[str, str]
 ) -> tuple[list[ir.Node], set[tuple[str, int]], set[str]]:
     nodes: list[ir.Node] = []
     reads: set[tuple[str, int]] = set()
@@ -112,7 +116,7 @@ def _place_cpu(
     captured = _read_by_bodies(model)
     for node in model.graph:
         name = str(node.name)
-        if segments[name] in off:
+        if name in kept:
             continue
         result = _after_relu(node.outputs[0], relus)
         inside = str(result.name) in captured
@@ -186,7 +190,7 @@ def _only_leaves(value: ir.Value) -> bool:
 
 
 def _place_tensorrt(
-    model: ir.Model, precision: str, segments: Mapping[str, str], off: Collection[str], refused: dict[str, str]
+    model: ir.Model, precision: str, kept: Collection[str], refused: dict[str, str]
 ) -> tuple[list[ir.Node], set[tuple[str, int]]]:
     nodes: list[ir.Node] = []
     inputs = {value.name for value in model.graph.inputs}
@@ -196,12 +200,12 @@ def _place_tensorrt(
             continue
         if why := _no_weights(node) or _not_worth(node, precision, first=node.inputs[0].name in inputs):  # type: ignore[union-attr]
             refused[name] = why
-        elif segments[name] not in off:
+        elif name not in kept:
             nodes.append(node)
     reads = {(str(node.name), 0) for node in nodes}
     quantized = {str(node.name) for node in nodes}
     for node in model.graph:
-        if node.op_type == "Add" and segments[str(node.name)] not in off:
+        if node.op_type == "Add" and str(node.name) not in kept:
             skip = _skip_branch(node, quantized)
             reads |= set() if skip is None else {(str(node.name), skip)}
     return nodes, reads

@@ -30,7 +30,14 @@ def error_line(title: str, message: str) -> str:
 def verify_error(result: Mapping[str, Any]) -> str:
     """Return the error line for the first divergence in what `verify --json` writes; "" if all passed."""
     failed = next((backend for backend in result["backends"] if not backend["passed"]), None)
-    return "" if failed is None else error_line(f"relu-deploy verify {result['model']}", _divergence(failed))
+    title = f"relu-deploy verify {result['model']}"
+    if failed is not None:
+        return error_line(title, _divergence(failed))
+    picture = next((one for one in (result.get("preprocess") or {}).get("pictures", ()) if not one["passed"]), None)
+    if picture is None:
+        return ""
+    steps = ", ".join(one["step"] for one in result["preprocess"]["steps"])
+    return error_line(title, f"the preprocessing of {picture['picture']} differs" + (f" in: {steps}" if steps else ""))
 
 
 def _divergence(backend: Mapping[str, Any]) -> str:

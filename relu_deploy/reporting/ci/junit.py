@@ -49,12 +49,33 @@ def verify_junit(result: Result) -> str:
             suite.set(name, str(count))
             totals[name] += count
         suite.set("errors", "0")
+    if compared := result.get("preprocess"):
+        for name, count in _append_preprocess(suites, result["model"], compared).items():
+            totals[name] += count
     for name, count in totals.items():
         suites.set(name, str(count))
     suites.set("errors", "0")
     suites.set("time", f"{result['seconds']:.3f}")
     ElementTree.indent(suites)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
+
+
+def _append_preprocess(suites: ElementTree.Element, model: str, compared: Result) -> dict[str, int]:
+    """Append a suite with a case for each picture of `--preprocess-against`, and return its counts."""
+    failed = [one for one in compared["pictures"] if not one["passed"]]
+    counts = {"tests": len(compared["pictures"]), "failures": len(failed), "skipped": 0}
+    suite = ElementTree.SubElement(suites, "testsuite", name="preprocess", errors="0")
+    for name, count in counts.items():
+        suite.set(name, str(count))
+    steps = "\n".join(
+        _text(f"{one['step']}: {one['ours']} in the manifest, {one['theirs']} in the arrays") for one in compared["steps"]
+    )
+    for one in compared["pictures"]:
+        case = ElementTree.SubElement(suite, "testcase", classname=_text(f"{model}.preprocess"), name=_text(one["picture"]))
+        if not one["passed"]:
+            levels = "another shape" if one["largest_levels"] is None else f"{one['largest_levels']:.4g} gray levels"
+            ElementTree.SubElement(case, "failure", message=levels, type="preprocess").text = steps
+    return counts
 
 
 def _cases(backend: Result) -> Iterator[tuple[str, str, bool | None, str, list[str]]]:

@@ -31,6 +31,11 @@ def verify_summary(result: Result) -> str:
         )
         for backend in result["backends"]
     ]
+    if compared := result.get("preprocess"):
+        steps = "; ".join(
+            f"{one['step']}: {one['ours']} in the manifest, {one['theirs']} in the arrays" for one in compared["steps"]
+        )
+        rows.append(("preprocessing", "passed" if compared["passed"] else "**failed**", "", "", "", steps))
     head = ("backend", "verdict", "Relus", "outputs", "largest error ratio", "first divergence")
     return _document(f"verify {_plain(result['model'])}: {verdict}", head, rows, styled=(1,))
 

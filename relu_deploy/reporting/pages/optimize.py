@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from relu_deploy.reporting.optimize_phrases import accuracy_of, preparation_of, size_of, speed_of, verification_of
+from relu_deploy.reporting.optimize_phrases import (
+    accuracy_of,
+    confidence_of,
+    preparation_of,
+    runtime_of,
+    size_of,
+    speed_of,
+    verification_of,
+)
+from relu_deploy.reporting.pages.candidates import candidates_section
 from relu_deploy.reporting.pages.html import page
 from relu_deploy.reporting.pages.svg import Bar, Point, bars, curve
 from relu_deploy.reporting.phrases import count_of
@@ -23,7 +32,7 @@ def optimize_page(result: Result) -> str:
     verdict = (
         '<span class="good">Stored: it passes the accuracy gate.</span>'
         if result["passed"]
-        else '<span class="bad">Not stored: it misses the accuracy gate.</span>'
+        else f'<span class="bad">Not stored: {"no candidate passes" if result.get("auto") else "it misses the accuracy gate"}.</span>'
     )
     evidence = result["evidence"]
     body = [
@@ -31,10 +40,13 @@ def optimize_page(result: Result) -> str:
         f'<p class="soft">calibrated on {_rows(evidence["calibrated_on"])}, measured on {_rows(evidence["measured_on"])}'
         f"{'' if evidence['held_out'] else ', which overlap'}; {result['seconds']:.1f} s</p>",
         f"<p>{verdict} {escape(accuracy_of(result))}.</p>",
-        f"<dl><dt>size</dt><dd>{escape(size_of(result))}</dd><dt>speed</dt><dd>{escape(speed_of(result))}</dd>"
-        f"<dt>verified</dt><dd>{escape(verification_of(result))}</dd></dl>",
+        f"<dl><dt>confidence</dt><dd>{escape(confidence_of(result))}</dd><dt>size</dt><dd>{escape(size_of(result))}</dd><dt>speed</dt><dd>{escape(speed_of(result))}</dd>"
+        f"<dt>verified</dt><dd>{escape(verification_of(result))}</dd>"
+        f"{f'<dt>runs on</dt><dd>{escape(runtime_of(result))}</dd>' if result.get('backend') else ''}</dl>",
     ]
     body += [f"<p>{escape(line)}</p>" for line in preparation_of(result)]
+    if result.get("auto"):
+        body.append(candidates_section(result["auto"]))
     body.append("<h2>Accuracy and segments in float32</h2>" + _trade_off(result))
     if result["costs"]:
         body.append("<h2>Cost of each segment</h2>" + _costs(result["costs"]))

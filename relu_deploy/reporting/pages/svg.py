@@ -30,7 +30,7 @@ class Bar:
 def bars(title: str, unit: str, entries: Sequence[Bar]) -> str:
     """Return a horizontal bar chart that starts at zero, with values in `unit`."""
     top = max((entry.interval[1] if entry.interval else entry.value for entry in entries), default=1.0) * 1.02 or 1.0
-    row, left, width, right = 30, max([136, *(round(6.6 * len(entry.label)) + 18 for entry in entries)]), 250, 64
+    row, left, width, right = 30, max([136, *(round(7.4 * len(entry.label)) + 18 for entry in entries)]), 250, 64
     height = row * len(entries) + 34
     parts = [
         f'<svg viewBox="0 0 {left + width + right} {height}" role="img" aria-label="{escape(title)}">',

@@ -33,6 +33,7 @@ def verify_page(result: Result) -> str:
         f"<p>{verdict} An error ratio of 1 is the error of correct {escape(result['precision'])} arithmetic on this very input; "
         f"above {result['limit']:g} it is a fault.</p>",
         *_faults(result["backends"]),
+        *_preprocess(result.get("preprocess")),
         "<h2>Backends</h2>" + _backends(result["backends"]),
     ]
     seen = [backend for backend in result["backends"] if backend["relus"]]
@@ -49,6 +50,22 @@ def verify_page(result: Result) -> str:
 def _program_verdict(result: Result) -> list[str]:
     verdict = result.get("program_verdict")
     return [f'<p class="soft">{escape(program_verdict(verdict))}</p>'] if verdict and result["against"] != "torch" else []
+
+
+def _preprocess(compared: Result | None) -> list[str]:
+    """Return the section about the preprocessing beside the arrays of --preprocess-against."""
+    if compared is None:
+        return []
+    steps = "".join(
+        f"<li>{escape(one['step'])}: {escape(one['ours'])} in the manifest, {escape(one['theirs'])} in the arrays</li>"
+        for one in compared["steps"]
+    )
+    rows = "".join(
+        f"<tr><td>{escape(one['picture'])}</td><td>{_number(one['largest_levels'])}</td><td>{_number(one['mean_levels'])}</td></tr>"
+        for one in compared["pictures"]
+    )
+    head = "<tr><th>picture</th><th>largest difference, gray levels</th><th>mean</th></tr>"
+    return ["<h2>Preprocessing</h2>", f"<ul>{steps}</ul>" if steps else "", f"<table>{head}{rows}</table>"]
 
 
 def _faults(backends: Sequence[Result]) -> list[str]:

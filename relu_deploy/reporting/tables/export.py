@@ -17,7 +17,7 @@ def print_export(result: Mapping[str, Any]) -> None:
     show(f"[bold]{markup(result['bundle'])}[/]  opset {result['opset']}, {nodes}, {relus}, {result['seconds']:.1f} s")
     for label, kind in (("in ", "inputs"), ("out", "outputs")):
         show(f"  {label}  {markup(', '.join(map(_spec, result[kind])))}")
-    if verdict := result["program_verdict"]:
+    if verdict := result.get("program_verdict"):
         shown = markup(program_verdict(verdict))
         show(f"  {shown}" if verdict["passed"] else f"  [bold red]{shown}[/]")
 

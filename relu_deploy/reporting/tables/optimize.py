@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from relu_deploy.reporting.optimize_phrases import accuracy_of, preparation_of, size_of, speed_of, verification_of
+from relu_deploy.reporting.optimize_phrases import (
+    accuracy_of,
+    confidence_of,
+    preparation_of,
+    runtime_of,
+    size_of,
+    speed_of,
+    verification_of,
+)
+from relu_deploy.reporting.tables.candidates import print_candidates
 from relu_deploy.reporting.terminal import markup, show
 
 __all__ = ["print_optimize"]
@@ -25,8 +34,12 @@ def print_optimize(result: Result) -> None:
         f"{result['seconds']:.1f} s{slower}"
     )
     show(f"  {markup(accuracy_of(result))}")
+    if result.get("confidence") is not None:
+        show(f"  {markup(confidence_of(result))}")
     show(f"  {markup(f'{size_of(result)}; {speed_of(result)}')}")
     show(f"  {markup(verification_of(result))}")
+    if result.get("backend") and result["passed"]:
+        show(f"  runs on {markup(runtime_of(result))}")
     if result.get("remedy"):
         show(f"  hint: {markup(result['remedy'])}")
     for line in preparation_of(result):
@@ -41,7 +54,9 @@ def print_optimize(result: Result) -> None:
 
 def _print_search(result: Result) -> None:
     """Print the precisions that were tried, and the accuracy for each number of segments in float32."""
-    for candidate in result["tried"] if len(result["tried"]) > 1 else ():
+    if result.get("auto"):
+        print_candidates(result["auto"])
+    for candidate in result["tried"] if len(result["tried"]) > 1 and not result.get("auto") else ():
         speed = "" if candidate["speedup"] is None else f", {candidate['speedup']:.2f}x"
         verdict = "passes" if candidate["passed"] else "misses the gate"
         show(f"  tried {candidate['precision']}: {verdict} with {candidate['value']:.4f}{speed}")

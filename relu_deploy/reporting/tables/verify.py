@@ -34,6 +34,39 @@ def print_verify(result: Result) -> None:
     for backend in result["backends"]:
         for line in _verdict(backend):
             show(line)
+    for line in _preprocess(result.get("preprocess")):
+        show(line)
+
+
+def _preprocess(compared: Result | None) -> Iterator[str]:
+    """Yield the lines about the preprocessing beside the given arrays."""
+    if compared is None:
+        return
+    pictures = compared["pictures"]
+    failed = [one for one in pictures if not one["passed"]]
+    if not failed:
+        yield f"preprocessing: [green]passed[/]: {_levels(compared['largest_levels'])} at most in {count_of(len(pictures), 'picture')}"
+        return
+    yield f"preprocessing: [bold red]differs[/]: in {len(failed)} of {count_of(len(pictures), 'picture')}"
+    for one in sorted(failed, key=lambda one: -(one["largest_levels"] or 1e9))[:LISTED]:
+        if one["largest_levels"] is None:
+            shapes = ("x".join(map(str, one[name])) for name in ("shape", "expected_shape"))
+            yield "  [bold red]{}[/]: the array is {}, not {}".format(markup(one["picture"]), *shapes)
+        else:
+            yield (
+                f"  [bold red]{markup(one['picture'])}[/]: {_levels(one['largest_levels'])} at most, "
+                f"{number(one['mean_levels'])} on average"
+            )
+    for step in compared["steps"]:
+        yield f"  [bold red]{step['step']}[/]: {markup(step['ours'])} in the manifest, {markup(step['theirs'])} in the arrays"
+    if compared["steps"] and compared["remaining_levels"] is not None:
+        yield f"  [dim]with these settings: {_levels(compared['remaining_levels'])} at most[/]"
+    elif not compared["steps"]:
+        yield "  [dim]no other setting explains the arrays[/]"
+
+
+def _levels(value: float) -> str:
+    return f"{value:.3g} gray levels"
 
 
 def _not_compared(result: Result) -> Iterator[str]:

@@ -21,7 +21,8 @@ def print_zoo(result: Mapping[str, Any]) -> None:
             markup(model["activation"]),
             f"{model['parameters']:,}",
             "x".join(map(str, model["input"]["shape"])),
-            markup(model["weights"] or "random"),
+            markup(model["weights"] or ("published" if model["published"] else "random")),
             markup(f"{metric['name']} {metric['value']:.4f} on {metric['on']}") if metric else "",
         )
     show(table)
+    show('"published": export NAME --weights published downloads torchvision\'s; without --weights they are random')

@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.data.images import plane_of
 from relu_deploy.data.texts import takes_texts
+from relu_deploy.prediction.outputs import min_score
+from relu_deploy.prediction.preparation import unsupported_reason
+from relu_deploy.preprocessing.description import plane_of
 from relu_deploy.serving.bounded_executor import BoundedExecutor
 from relu_deploy.serving.models import Model, Models
 from relu_deploy.serving.prediction.images import PictureLimits
-from relu_deploy.serving.prediction.predict import Predict, Preparation, min_score, unsupported_reason
+from relu_deploy.serving.prediction.predict import Predict, Preparation
 from relu_deploy.serving.prediction.relu_view import ReluView
 from relu_deploy.serving.protocol.http import Handler, Request, Response, json_response
 from relu_deploy.serving.transport.admission import AdmissionControl
@@ -90,7 +92,7 @@ def _description(model: Model) -> dict[str, Any]:
     description = {
         "name": model.name,
         "task": manifest.get("task"),
-        "backend": model.settings.backend,
+        "backend": model.backend,
         "watched": model.monitor is not None,
         "reason": "" if unsupported is None else f"{unsupported[0]}; {unsupported[1]}",
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -20,44 +20,28 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.data.datasets import to_input
-from relu_deploy.data.images import ImagePlacement, place, plane_of
 from relu_deploy.data.texts import takes_texts
-from relu_deploy.prediction.masks import background_of, classes_found, mask_json, png_of
+from relu_deploy.prediction.masks import background_of, classes_found, mask_json, mask_of, png_of
+from relu_deploy.prediction.outputs import boxes_of, classes_of, min_score
+from relu_deploy.prediction.preparation import prepare_picture, unsupported_reason
+from relu_deploy.preprocessing.placement import ImagePlacement
 from relu_deploy.serving.bounded_executor import BoundedExecutor
-from relu_deploy.serving.errors import InternalError, InvalidArgument, TooLarge
+from relu_deploy.serving.errors import InvalidArgument
 from relu_deploy.serving.models import VERSION, Model, Models
-from relu_deploy.serving.prediction.images import PictureLimits, decode_picture, file_of
-from relu_deploy.serving.prediction.masks import mask_of
-from relu_deploy.serving.prediction.texts import PreparedText, prepare_text, unsupported_text_reason
+from relu_deploy.serving.prediction.images import PictureLimits, file_of
+from relu_deploy.serving.prediction.texts import PreparedText, prepare_text
 from relu_deploy.serving.protocol.http import Request, Response, json_response
 from relu_deploy.serving.protocol.tensors import InferRequest
 from relu_deploy.serving.telemetry.statistics import Timings
 from relu_deploy.serving.transport.admission import AdmissionControl
-from relu_deploy.tasks.detection import postprocess
 from relu_deploy.tensors import Array, Feeds
 
-__all__ = [
-    "Predict",
-    "PredictOptions",
-    "Preparation",
-    "PreparedPicture",
-    "min_score",
-    "prepare",
-    "probabilities_of",
-    "refuse_unsupported",
-    "unsupported_reason",
-]
+__all__ = ["Predict", "PredictOptions", "Preparation", "PreparedPicture", "prepare", "refuse_unsupported"]
 
 #: labels of a classification without ?top
 TOP = 5
-#: score of a box when neither ?threshold nor the manifest gives one
-SCORE = 0.05
 #: where the mask of a segmentation goes: into the JSON, alone as the answer, or left out
 MASKS = ("json", "png", "none")
-TASKS = ("classification", "detection", "segmentation")
-#: most pixels of a picture for a model that takes any size: its activations are many times larger
-MAX_FREE_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -169,29 +153,6 @@ class Predict:
         return await asyncio.to_thread(_response, model, prepared, outputs, context.timings or Timings(0, 0, 0, 0), options)
 
 
-def unsupported_reason(bundle: Bundle) -> tuple[str, str] | None:
-    """Return why predict does not support `bundle`'s model, and a hint; None when it does."""
-    if takes_texts(bundle.manifest):
-        return unsupported_text_reason(bundle)
-    name, manifest = bundle.name, bundle.manifest
-    steps = manifest.get("preprocess")
-    if len(bundle.inputs) != 1:
-        return f"model {name!r} has {len(bundle.inputs)} inputs, and a picture feeds one", "use /infer"
-    if not steps:
-        return f"the manifest of {name!r} has no 'preprocess': how pictures become its input", "export it with --mean and --std"
-    channels, _, _ = plane_of(bundle.inputs[0], steps)
-    if channels not in (1, 3):
-        return f"the input of {name!r}, {bundle.inputs[0]}, is not a picture of 1 or 3 channels", "use /infer"
-    if manifest.get("task") not in TASKS:
-        return (
-            f"the manifest of {name!r} has no 'task': what its outputs mean",
-            f"set it to one of {', '.join(TASKS)} in manifest.json, or use /infer",
-        )
-    if manifest["task"] == "detection" and (manifest.get("postprocess") or {}).get("decode") not in ("boxes", "nms"):
-        return f"the outputs of {name!r} are raw head maps", "export it with --decode boxes"
-    return None
-
-
 def refuse_unsupported(bundle: Bundle) -> None:
     """Raise InvalidArgument with the reason if predict does not support `bundle`'s model."""
     if (reason := unsupported_reason(bundle)) is not None:
@@ -202,41 +163,19 @@ def prepare(bundle: Bundle, body: bytes, content_type: str, limits: PictureLimit
     """Return the picture or text in `body` as `bundle`'s model takes it.
 
     Raises:
-        InvalidArgument: If it is malformed or damaged.
-        TooLarge: If it exceeds a limit.
+        InvalidArgument: If the body or its content type is malformed.
+        InputError: If the picture or text is damaged, does not fit the model, or exceeds a limit.
     """
     if takes_texts(bundle.manifest):
         return prepare_text(bundle, body, content_type)
-    return _prepare_picture(bundle, body, content_type, limits)
-
-
-def _prepare_picture(bundle: Bundle, body: bytes, content_type: str, limits: PictureLimits) -> PreparedPicture:
     started = time.perf_counter()
-    spec, steps = bundle.inputs[0], bundle.manifest["preprocess"]
-    channels, *sides = plane_of(spec, steps)
-    picture, name = decode_picture(file_of(body, content_type), int(channels), limits)
-    if (
-        "crop" not in steps
-        and not all(isinstance(side, int) for side in sides)
-        and picture.width * picture.height > MAX_FREE_PIXELS
-    ):
-        raise TooLarge(
-            f"a picture of {picture.width}x{picture.height} pixels exceeds the limit of {MAX_FREE_PIXELS} for {bundle.name!r}, "
-            "which takes any size",
-            "make it smaller",
-        )
-    pixels, placement = place(picture, spec, steps, limits.max_pixels)
-    array = to_input(bundle, pixels)
+    prepared = prepare_picture(bundle, file_of(body, content_type), limits)
+    assert prepared.placement is not None
     # A fixed batch is filled with the same picture; only the first row is answered.
+    spec = bundle.inputs[0]
     rows = spec.batch if isinstance(spec.batch, int) else 1
-    return PreparedPicture({spec.name: np.repeat(array, rows, 0)}, placement, name, time.perf_counter() - started)
-
-
-def min_score(manifest: Mapping[str, Any]) -> float:
-    """Return the score threshold in a detector's manifest; 0 for other models."""
-    if manifest.get("task") != "detection":
-        return 0.0
-    return float(manifest["postprocess"].get("score_threshold", SCORE))
+    feeds = {name: np.repeat(array, rows, 0) for name, array in prepared.feeds.items()}
+    return PreparedPicture(feeds, prepared.placement, prepared.format, time.perf_counter() - started)
 
 
 def _response(
@@ -279,52 +218,3 @@ def _answer(
         "compute_ms": round(timings.compute_infer * 1e3, 3),
     }
     return answer
-
-
-def probabilities_of(logits: Array) -> Array:
-    """Return the softmax of the first row of `logits`, (N, K) or with further dimensions of size 1: float64 (K,).
-
-    Raises:
-        InternalError: If the logits are not finite.
-    """
-    row = logits[0].astype(np.float64).ravel()
-    if not np.isfinite(row).all():
-        raise InternalError("the model's output for this input holds NaN or an infinity", "run relu-deploy verify on the model")
-    powers = np.exp(row - row.max())
-    return powers / powers.sum()
-
-
-def classes_of(logits: Array, labels: Sequence[str] | None, top: int) -> list[dict[str, Any]]:
-    """Return the `top` most probable classes, in descending order; of equal ones the lower index first."""
-    probabilities = probabilities_of(logits)
-    best = np.argsort(-probabilities, kind="stable")[:top].tolist()
-    return [{"label": _label(labels, index), "index": index, "probability": float(probabilities[index])} for index in best]
-
-
-def boxes_of(
-    outputs: Mapping[str, Array], manifest: Mapping[str, Any], placement: ImagePlacement, threshold: float | None
-) -> list[dict[str, Any]]:
-    """Return the detections above the threshold, best first, `box` as left, top, right, bottom in the picture's pixels."""
-    limits = {key: value for key, value in manifest["postprocess"].items() if key not in ("decode", "label_offset")}
-    if manifest["postprocess"]["decode"] == "nms":
-        first = outputs["image"] == 0
-        found = {name: outputs[name][first] for name in ("boxes", "scores", "labels")}
-        kept = found["scores"] > (threshold if threshold is not None else -1)
-        found = {name: array[kept] for name, array in found.items()}
-    else:
-        limits["score_threshold"] = min_score(manifest) if threshold is None else threshold
-        found = postprocess(outputs["boxes"][:1], outputs["scores"][:1], **limits)[0]
-    boxes = placement.to_picture(found["boxes"])
-    return [
-        {
-            "label": _label(manifest.get("labels"), int(index)),
-            "index": int(index),
-            "score": float(score),
-            "box": [round(edge, 2) for edge in box],
-        }
-        for box, index, score in zip(boxes.tolist(), found["labels"], found["scores"], strict=True)
-    ]
-
-
-def _label(labels: Sequence[str] | None, index: int) -> str:
-    return labels[index] if labels and index < len(labels) else str(index)

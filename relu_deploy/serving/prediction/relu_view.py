@@ -58,7 +58,7 @@ class ReluView:
         if model.name not in self._tapped:
             relus = find_relus(load_model(model.bundle.onnx))
             settings = model.settings
-            session = load(model.bundle, settings.backend, threads=settings.threads, device=settings.device, taps=tuple(relus))
+            session = load(model.bundle, model.backend, threads=settings.threads, device=settings.device, taps=tuple(relus))
             self._tapped[model.name] = model, relus, session
         ready = time.perf_counter()
         _, tapped, session = self._tapped[model.name]

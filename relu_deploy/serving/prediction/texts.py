@@ -19,7 +19,7 @@ from relu_deploy.errors import InputError
 from relu_deploy.serving.errors import InvalidArgument
 from relu_deploy.tensors import Array, Feeds, TensorSpec
 
-__all__ = ["PreparedText", "client_specs", "encode_texts", "prepare_text", "unsupported_text_reason"]
+__all__ = ["PreparedText", "client_specs", "encode_texts", "prepare_text"]
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,6 @@ def encode_texts(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> Fe
         if spec.dtype == "uint8" and feeds[spec.name].dtype == object:
             feeds[spec.name] = _to_rows(feeds[spec.name].ravel().tolist(), spec)
     return feeds
-
-
-def unsupported_text_reason(bundle: Bundle) -> tuple[str, str] | None:
-    """Return why /predict does not support `bundle`'s model, which takes texts, and a hint; None when it does."""
-    name, specs = bundle.name, bundle.inputs
-    if len(specs) != 1 or specs[0].dtype != "uint8" or len(specs[0].shape) != 2 or not isinstance(specs[0].shape[1], int):
-        return f"the inputs of {name!r} are not rows of bytes of one length", "export it with one input, uint8 (N, L)"
-    if bundle.manifest.get("task") != "classification":
-        return (
-            f"the manifest of {name!r} has no 'task' that takes texts",
-            "set it to classification in manifest.json, or use /infer",
-        )
-    return None
 
 
 def prepare_text(bundle: Bundle, body: bytes, content_type: str) -> PreparedText:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from relu_deploy.errors import InputError, ReluDeployError, missing_package
-from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, Unavailable
+from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, Unavailable, serve_error
 from relu_deploy.serving.models import VERSION, Models
 from relu_deploy.serving.protocol.grpc_codec import decode, fill, parameters_of
 from relu_deploy.serving.protocol.proto import SERVICE, messages
@@ -251,7 +251,7 @@ async def _run(call: Call, kind: Any, received: bytes, context: RequestContext) 
     except ServeError:
         raise
     except ReluDeployError as error:
-        raise InvalidArgument(error.message, error.hint) from error
+        raise serve_error(error) from error
     except Exception as error:
         log.exception("a call failed")
         raise InternalError("the server failed on this request; its log says more") from error

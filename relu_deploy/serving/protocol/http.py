@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, TooLarge
+from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, TooLarge, serve_error
 from relu_deploy.serving.models import VERSION, Models
 from relu_deploy.serving.protocol.json_codec import decode, dump, encode, memory_of
 from relu_deploy.serving.protocol.routes import CONTEXT, RequestContext, parse_route
@@ -124,10 +124,8 @@ class HttpApp:
             if (handler := self._handlers.get(context.route.endpoint)) is None:
                 raise NotFound(f"there is nothing at {context.method} {context.path}")
             return await handler(request)
-        except ServeError as error:
-            return _error_response(error)
         except ReluDeployError as error:
-            return _error_response(InvalidArgument(error.message, error.hint))
+            return _error_response(serve_error(error))
         except Exception:
             log.exception("a request failed")
             return _error_response(InternalError("the server failed on this request; its log says more"))

@@ -78,7 +78,7 @@ class Metrics:
             if key not in self._shas:
                 self._shas = {known: sha for known, sha in self._shas.items() if known[0] != model.name}
                 self._shas[key] = _sha_of(model)
-            info.add_metric([model.name, VERSION, model.settings.backend, model.bundle.variant, self._shas[key]], 1)
+            info.add_metric([model.name, VERSION, model.backend, model.bundle.variant, self._shas[key]], 1)
         return info
 
 

@@ -18,11 +18,13 @@ class PixelsIn(nn.Module):
         scale: Factor of the pixels.
         mean: Mean of each channel, in units of the scaled pixels.
         std: Standard deviation of each channel, in units of the scaled pixels.
+        bgr: The model takes the channels of RGB pixels in the opposite order; mean and std are in that order.
     """
 
-    def __init__(self, model: nn.Module, scale: float, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, model: nn.Module, scale: float, mean: Sequence[float], std: Sequence[float], *, bgr: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.order = [2, 1, 0] if bgr else None
         spread = torch.tensor(std, dtype=torch.float64).reshape(1, -1, 1, 1)
         offset = torch.tensor(mean, dtype=torch.float64).reshape(1, -1, 1, 1)
         # One product and one sum, each constant rounded once from float64.
@@ -32,5 +34,7 @@ class PixelsIn(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the model's output for `pixels`, uint8 (N, H, W, C)."""
         planes = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        if self.order is not None:
+            planes = planes[:, self.order]
         output: Tensor = self.model(planes * self.factor + self.shift)
         return output

@@ -2,17 +2,20 @@
 
 import gc
 import threading
+from contextlib import contextmanager
+from types import ModuleType
 
 import ml_dtypes
 import numpy as np
 import pytest
-from doubles import CudaDriver
+from doubles import OK, CudaDriver
 
-from relu_deploy.backends.nvidia import cuda
+from relu_deploy.backends.nvidia import cuda, rates
 from relu_deploy.backends.nvidia.cuda import CudaError, Device
 from relu_deploy.backends.nvidia.dlpack import describe, from_dlpack, is_on_gpu
-from relu_deploy.backends.nvidia.driver import Missing, find_gpu
-from relu_deploy.errors import BackendUnavailable, InputError
+from relu_deploy.backends.nvidia.driver import Gpu, Missing, find_gpu
+from relu_deploy.backends.nvidia.tf32 import forbid_tf32, require_tf32
+from relu_deploy.errors import BackendUnavailable, InputError, Unsupported
 
 
 @pytest.fixture
@@ -192,3 +195,68 @@ def test_an_array_on_another_gpu_is_an_input_error():
 
     with pytest.raises(InputError, match="input 'x' on GPU 3 cannot be read there"):
         from_dlpack(Elsewhere(), 0, "x")
+
+
+# ---------------------------------------------------------------- rates, TF32
+
+
+def test_rates_are_those_of_the_gpu_that_was_named(monkeypatch):
+    current = [0]
+
+    class Torch:
+        class cuda:
+            @staticmethod
+            @contextmanager
+            def device(index):
+                current.append(index)
+                yield
+                current.pop()
+
+    driver = CudaDriver(devices=2)
+    contexts = []
+    monkeypatch.setattr(driver, "cuCtxSetCurrent", lambda context: (contexts.append(context), (OK,))[1])
+    monkeypatch.setattr(rates, "Device", lambda index: Device(index, driver))
+    monkeypatch.setattr(rates, "_torch", Torch)
+    monkeypatch.setattr(rates, "_products", lambda torch, index: {"float32": lambda seconds: float(current[-1])})
+    monkeypatch.setattr(rates, "_copy", lambda gpu, seconds: float(contexts[-1]))
+    found = rates.measure_rates(1)
+    assert found["operations_per_second"] == {"float32": 1.0}
+    assert found["bytes_per_second"] == 1.0
+    assert len(contexts) >= 2
+
+
+@pytest.fixture
+def forbidden(monkeypatch):
+    """Forbid TF32, as a session of onnxruntime-tensorrt does to its process."""
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    require_tf32("torch-cuda")
+    # So that the value is taken back after the test.
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    forbid_tf32()
+
+
+def test_tf32_that_the_process_forbids_is_refused(forbidden):
+    with pytest.raises(Unsupported, match="torch-cuda cannot use TF32: NVIDIA_TF32_OVERRIDE=0") as refused:
+        require_tf32("torch-cuda")
+    assert "another process" in refused.value.hint
+
+
+def test_every_backend_on_a_gpu_refuses_tf32_that_is_forbidden(forbidden, digits_bundle, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from relu_deploy.backends.base import Options, Probe
+    from relu_deploy.backends.onnxruntime import load_gpu
+    from relu_deploy.backends.tensorrt import build
+    from relu_deploy.backends.torch.load import load
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(load_gpu, "gpu_of", lambda name, index: Gpu(0, "L4", (8, 9)))
+    monkeypatch.setattr(build, "can_build", lambda name, device: Probe(name, True))
+    monkeypatch.setattr(build, "import_module", lambda name: ModuleType("tensorrt"))
+    for work in (
+        lambda: load("torch-cuda", digits_bundle, Options(tf32=True)),
+        lambda: load_gpu.load_on_gpu("onnxruntime-cuda", digits_bundle, Options(tf32=True), str(digits_bundle.onnx)),
+        lambda: build.build_engine("tensorrt", digits_bundle.onnx, build.BuildOptions(tf32=True)),
+    ):
+        with pytest.raises(Unsupported, match="NVIDIA_TF32_OVERRIDE=0"):
+            work()

@@ -29,7 +29,7 @@ def test_every_call_of_the_driver_may_fail_without_a_leak_or_a_foreign_exception
     assert len(rows) > 200
     assert [row for row in rows if row["outcome"] == "broken" or row["leaks"] or not row["reached"]] == []
     for scenario, its in found["injected"].items():
-        allowed = ABSORBED | (DESCRIBING if scenario in ("engine", "growing") else set())
+        allowed = ABSORBED | (DESCRIBING if scenario in ("engine", "elsewhere", "growing") else set())
         assert {row["call"].split()[0] for row in its if row["outcome"] == "right"} <= allowed
     named = [row["text"] for row in rows if row["outcome"] == "raised"]
     assert all("CUDA_ERROR_ILLEGAL_ADDRESS" in text or "CUDA_ERROR_OUT_OF_MEMORY" in text for text in named)
@@ -47,6 +47,10 @@ def test_a_thread_without_a_current_gpu_makes_it_current_itself(found):
 
 def test_what_a_second_gpu_holds_is_freed_there_from_a_thread_that_uses_the_first(found):
     assert found["closed elsewhere"] == {"device": 1, "faults": True, "alive": {}}
+
+
+def test_an_array_on_another_gpu_is_waited_for_and_copied_across(found):
+    assert found["elsewhere"] == ["right", ""]
 
 
 def test_errors_have_cudas_name_and_a_hint(found):

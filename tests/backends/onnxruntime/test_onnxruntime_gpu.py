@@ -431,6 +431,7 @@ def test_errors_are_told_without_the_runtimes_source_lines():
 # ---------------------------------------------------------------- where there is a GPU
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ON_GPU)
 def test_on_a_gpu_bound_runs_give_the_answers_of_plain_ones_and_of_the_cpu(digits_bundle, name):
     found = probe(name)

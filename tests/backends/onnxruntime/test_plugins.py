@@ -1,5 +1,9 @@
 """Execution providers of other packages: found, explained when they are not usable, and run in the requested precision."""
 
+import os
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,6 +98,40 @@ def test_without_addresses_the_place_in_the_list_counts(packaged):
         load_gpu._plugin_device(Runtime(devices), name, None, 2)
     with pytest.raises(BackendUnavailable, match="finds no device: it needs a GPU of compute capability"):
         load_gpu._plugin_device(Runtime(), name, None, 0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or shutil.which("cc") is None, reason="needs Linux and a C compiler, cc")
+@pytest.mark.parametrize(
+    "place", ["nvidia/cu13/lib/libcudart-made-up.so.13", "onnxruntime_ep_nv_tensorrt_rtx/libcudart-made-up.so.13.4.36"]
+)
+def test_a_plug_in_finds_the_cuda_runtime_of_a_python_package(tmp_path, place):
+    # Real libraries: the plug-in is linked to a CUDA runtime that lies where the system's loader does not look, in the package
+    # of NVIDIA's, or in its own under the name of its full version.
+    site = tmp_path / "site"
+    package = site / "onnxruntime_ep_nv_tensorrt_rtx"
+    (site / place).parent.mkdir(parents=True)
+    package.mkdir(exist_ok=True)
+    (package / "__init__.py").touch()
+    (tmp_path / "cudart.c").write_text("int cudaFake(void) { return 7; }")
+    (tmp_path / "plugin.c").write_text("int cudaFake(void); int answer(void) { return cudaFake(); }")
+    cudart, plugin = site / place, package / "libonnxruntime_providers_nv_tensorrt_rtx.so"
+    build = ["cc", "-shared", "-fPIC", "-o"]
+    subprocess.run([*build, cudart, tmp_path / "cudart.c", "-Wl,-soname,libcudart-made-up.so.13"], check=True)
+    subprocess.run([*build, plugin, tmp_path / "plugin.c", cudart], check=True)
+    code = (
+        "import ctypes, sys\nfrom relu_deploy.backends.onnxruntime.plugins import PLUGINS, open_plugin_libraries\n"
+        "if sys.argv[2] == 'first': open_plugin_libraries(PLUGINS['onnxruntime-tensorrt-rtx'])\n"
+        "print(ctypes.CDLL(sys.argv[1]).answer())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    answers = [
+        subprocess.run(
+            [sys.executable, "-c", code, plugin, when], env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        for when in ("first", "never")
+    ]
+    assert answers[0].stdout.strip() == "7", answers[0].stderr
+    assert "libcudart-made-up.so.13: cannot open shared object file" in answers[1].stderr
 
 
 def test_only_those_on_a_gpu_say_so():

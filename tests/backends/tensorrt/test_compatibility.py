@@ -26,7 +26,7 @@ def find(tmp_path, monkeypatch):
 
     def look(built_by, built_on, installed, gpu, named=True, **options):
         wish = BuildOptions(SIZES, **options)
-        monkeypatch.setattr(engine_cache, "can_build", lambda name: Probe(name, True, version=installed))
+        monkeypatch.setattr(engine_cache, "can_build", lambda name, device: Probe(name, True, version=installed))
         monkeypatch.setattr(engine_cache, "import_module", lambda name: ModuleType("tensorrt"))
         monkeypatch.setattr(engine_cache, "gpu_for", lambda trt, device: gpu)
         identity = engine_cache._identity("tensorrt", bundle, wish, 0)

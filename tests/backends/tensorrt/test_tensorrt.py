@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import packages_distributions
 from types import ModuleType, SimpleNamespace
 
 import ml_dtypes
@@ -182,6 +183,21 @@ def test_a_gpu_that_tensorrt_rtx_has_no_code_for_is_named(driver, native):
     assert probe("tensorrt-rtx").device.startswith("NVIDIA L4")
 
 
+def test_the_cuda_that_the_library_was_built_for_is_that_of_its_distribution():
+    from relu_deploy.backends.tensorrt.probe import _built_with
+
+    names = {name for name in packages_distributions()["tensorrt_rtx"] if "-cu" in name.replace("_", "-")}
+    assert {f"cu{_built_with(rtx)}"} == {part for name in names for part in name.replace("_", "-").split("-") if part[:2] == "cu"}
+
+
+def test_a_gpu_that_is_not_the_first_is_probed_itself(driver, native):
+    # TensorRT-RTX has code for the second alone.
+    driver(Driver(gpus=[("NVIDIA H100", (9, 0), 80 << 30), ("NVIDIA L4", (8, 9), 24 << 30)]))
+    assert "does not run on NVIDIA H100" in probe("tensorrt-rtx").reason
+    assert "NVIDIA H100" not in probe("tensorrt-rtx", 1).reason
+    assert probe("tensorrt-rtx", 1).device.startswith("NVIDIA L4")
+
+
 def test_with_a_gpu_sessions_can_run_where_the_cuda_bindings_are(driver, monkeypatch, digits_bundle):
     driver(Driver("NVIDIA L4", 8, 9))
     monkeypatch.setattr(backend, "find_spec", lambda name: None)
@@ -348,6 +364,23 @@ def test_every_node_that_the_parser_refuses_is_named(tmp_path):
     assert "Mystery 'riddle'" in refused.value.message
     assert "Det 'determinant'" in refused.value.message
     assert "int8" not in refused.value.hint
+
+
+def test_a_clip_of_integers_builds_although_the_parser_clips_floats_only(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Clip", ["i", "zero", "six"], ["c"], "clip"),
+        helper.make_node("Cast", ["c"], ["y"], to=TensorProto.FLOAT),
+    ]
+    bounds = {"zero": np.array(0), "six": np.array(6)}
+    build("tensorrt-rtx", save(tmp_path / "m.onnx", nodes, bounds, {"x": [2, 4]}))
+
+
+def test_an_operator_that_the_parser_does_not_know_is_named_without_talk_of_quantization(tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Det", ["r"], ["y"])]
+    with pytest.raises(Refused, match="Det: this operator is not supported") as refused:
+        build("tensorrt-rtx", save(tmp_path / "m.onnx", nodes, {}, {"x": [2, 4, 4]}))
+    assert "quantization" not in refused.value.hint
 
 
 def test_symmetric_int8_with_a_float_bias_builds(tmp_path):

@@ -357,7 +357,8 @@ def test_the_real_librarys_plans_say_which_version_wrote_them(tmp_path):
     trt = pytest.importorskip(
         "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'relu-deploy[rtx-build]')", exc_type=ImportError
     )
-    from relu_deploy.backends.tensorrt.build import build_engine, logger_of
+    from relu_deploy.backends.tensorrt.build import build_engine
+    from relu_deploy.backends.tensorrt.logger import logger_of
     from relu_deploy.backends.tensorrt.options import BuildOptions
 
     bundle = bundle_of(tmp_path)
@@ -406,7 +407,7 @@ def test_weights_are_streamed_within_the_automatic_budget_and_without_a_cuda_gra
 def test_standard_plug_ins_are_registered_once_with_the_logger():
     from types import ModuleType
 
-    from relu_deploy.backends.tensorrt.build import logger_of
+    from relu_deploy.backends.tensorrt.logger import logger_of
 
     registered = []
     trt = ModuleType("with_plugins")
@@ -430,8 +431,31 @@ def test_an_engine_is_built_on_the_gpu_that_was_named(tmp_path, monkeypatch):
     runtime = CudaDriver()
     trt, _ = tensorrt(runtime, ONE)
     trt.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda self: None})
-    monkeypatch.setattr(build, "can_build", lambda name: Probe(name, True, version="11.4"))
+    monkeypatch.setattr(build, "can_build", lambda name, device: Probe(name, True, version="11.4"))
     monkeypatch.setattr(build, "import_module", lambda name: trt)
     monkeypatch.setattr(build, "Device", make_current)
     with pytest.raises(Reached, match="3"):
         build.build_engine("tensorrt", bundle_of(tmp_path).onnx, build.BuildOptions(), device=3)
+
+
+class Timings:
+    """A build configuration that takes the timing caches of this GPU only, or none at all."""
+
+    def __init__(self, takes):
+        self.takes = takes
+
+    def create_timing_cache(self, content):
+        return content
+
+    def set_timing_cache(self, times, ignore_mismatch):
+        assert not ignore_mismatch
+        return times in self.takes
+
+
+@pytest.mark.parametrize(
+    ("takes", "used"), [((b"mine", b""), b"mine"), ((b"",), b""), ((), None)], ids=["taken", "of another GPU", "never taken"]
+)
+def test_a_timing_cache_that_the_builder_refuses_is_not_kept(takes, used):
+    from relu_deploy.backends.tensorrt.build import _timing_cache
+
+    assert _timing_cache(Timings(takes), b"mine") == used

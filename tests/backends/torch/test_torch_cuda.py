@@ -85,6 +85,7 @@ def test_without_a_gpu_it_is_said(digits_bundle):
         load(digits_bundle, "torch-cuda")
 
 
+@pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("name", ["torch-cuda", "torch-compile-cuda"])
 def test_bound_runs_give_the_answers_of_plain_ones(digits_bundle, name):

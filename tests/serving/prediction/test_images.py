@@ -13,9 +13,12 @@ pytest.importorskip("python_multipart", reason="the server's libraries are not i
 from pictures import encoded, form, gradient, png
 from PIL import Image, ImageFile
 
+from relu_deploy.errors import InputError
+from relu_deploy.preprocessing.decoding import decode_picture
+from relu_deploy.preprocessing.errors import PictureTooLarge
 from relu_deploy.serving.bounded_executor import BoundedExecutor
-from relu_deploy.serving.errors import InvalidArgument, ServeError, TooLarge, Unavailable
-from relu_deploy.serving.prediction.images import PictureLimits, decode_picture, file_of
+from relu_deploy.serving.errors import InvalidArgument, Unavailable
+from relu_deploy.serving.prediction.images import PictureLimits, file_of
 
 LIMITS = PictureLimits()
 
@@ -170,14 +173,14 @@ WEBP_BOMB = bytes.fromhex("524946461a000000574542505650384c0e0000002ffebfff0f071
 )
 def test_a_bomb_is_refused_by_its_header(file, never_unpacked):
     assert len(file) < 2000
-    with pytest.raises(TooLarge, match="pixels"):
+    with pytest.raises(PictureTooLarge, match="pixels"):
         decode_picture(file, 3, LIMITS)
 
 
 def test_the_limit_is_what_it_is_set_to():
     file = encoded(gradient(100, 100), "PNG")
     assert decoded(file, limits=PictureLimits(max_pixels=10_000)).shape == (100, 100, 3)
-    with pytest.raises(TooLarge, match="100x100 pixels exceeds the limit of 9999"):
+    with pytest.raises(PictureTooLarge, match="100x100 pixels exceeds the limit of 9999"):
         decode_picture(file, 3, PictureLimits(max_pixels=9_999))
 
 
@@ -185,7 +188,7 @@ def test_the_limit_is_what_it_is_set_to():
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_a_truncated_picture_is_refused(name, share):
     file = OPAQUE[name]
-    with pytest.raises(InvalidArgument, match=r"damaged|is not a"):
+    with pytest.raises(InputError, match=r"damaged|is not a"):
         decode_picture(file[: int(len(file) * share)], 3, LIMITS)
 
 
@@ -194,7 +197,7 @@ def test_a_truncated_picture_is_refused(name, share):
     [b"", b"GIF89a", b"<svg xmlns='http://www.w3.org/2000/svg'/>", encoded(gradient(), "GIF"), encoded(gradient(), "TIFF")],
 )
 def test_what_is_no_picture_of_the_four_formats_is_refused(file):
-    with pytest.raises(InvalidArgument, match="not a JPEG, PNG, WebP or BMP"):
+    with pytest.raises(InputError, match="not a JPEG, PNG, WebP or BMP"):
         decode_picture(file, 3, LIMITS)
 
 
@@ -209,7 +212,7 @@ def test_damage_anywhere_is_a_picture_or_a_refusal_and_nothing_else():
             try:
                 assert decode_picture(bytes(broken), 3, PictureLimits(max_pixels=10**6))[0].mode == "RGB"
                 outcomes["picture"] += 1
-            except ServeError:
+            except InputError:
                 outcomes["refusal"] += 1
     assert min(outcomes.values()) > 20
 
@@ -319,7 +322,7 @@ def test_who_leaves_is_not_decoded_for_but_a_thread_that_has_begun_keeps_its_pla
 
 def test_an_error_in_the_thread_reaches_who_asked():
     executor = BoundedExecutor("test", 1, 1)
-    with pytest.raises(InvalidArgument, match="not a JPEG"):
+    with pytest.raises(InputError, match="not a JPEG"):
         asyncio.run(executor.run(lambda _: None, decode_picture, b"x", 3, LIMITS))
     executor.close()
 
@@ -327,7 +330,7 @@ def test_an_error_in_the_thread_reaches_who_asked():
 def test_a_long_strip_and_a_long_animation_are_refused_before_they_are_decoded():
     strip = encoded(Image.new("L", (101, 2)), "PNG")
     limits = PictureLimits(max_pixels=10_000, max_side=100, max_frames=2)
-    with pytest.raises(TooLarge, match="a side of 101 pixels exceeds the limit of 100"):
+    with pytest.raises(PictureTooLarge, match="a side of 101 pixels exceeds the limit of 100"):
         decode_picture(strip, 1, limits)
     assert decode_picture(encoded(Image.new("L", (100, 2)), "PNG"), 1, limits)[0].size == (100, 2)
     frames = [Image.new("RGB", (4, 4), (value, 0, 0)) for value in (0, 90, 180)]
@@ -337,5 +340,5 @@ def test_a_long_strip_and_a_long_animation_are_refused_before_they_are_decoded()
         if allowed:
             assert decode_picture(stream.getvalue(), 3, limits)[0].size == (4, 4)
         else:
-            with pytest.raises(TooLarge, match="3 frames"):
+            with pytest.raises(PictureTooLarge, match="3 frames"):
                 decode_picture(stream.getvalue(), 3, limits)

@@ -23,13 +23,18 @@ from running import Running, until
 from relu_deploy.backends import load
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import read_picture, to_input
-from relu_deploy.data.images import ImagePlacement, place
 from relu_deploy.errors import InputError
 from relu_deploy.graph import find_relus, load_model
-from relu_deploy.serving.errors import InternalError, InvalidArgument, TooLarge
+from relu_deploy.prediction.errors import InvalidOutput
+from relu_deploy.prediction.masks import mask_of
+from relu_deploy.prediction.outputs import boxes_of
+from relu_deploy.prediction.preparation import unsupported_reason
+from relu_deploy.preprocessing.apply import place
+from relu_deploy.preprocessing.errors import PictureTooLarge
+from relu_deploy.preprocessing.placement import ImagePlacement
+from relu_deploy.serving.errors import InvalidArgument, serve_error
 from relu_deploy.serving.prediction.images import PictureLimits
-from relu_deploy.serving.prediction.masks import mask_of
-from relu_deploy.serving.prediction.predict import PredictOptions, boxes_of, prepare, unsupported_reason
+from relu_deploy.serving.prediction.predict import PredictOptions, prepare
 from relu_deploy.serving.prediction.relu_view import channels_of
 from relu_deploy.tasks.detection import postprocess
 from relu_deploy.tasks.segmentation import confusion, mean_iou
@@ -72,7 +77,7 @@ def segmenter(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cropping_segmenter(segmenter, tmp_path_factory):
     """The segmenter, fed the middle of a picture, and without a word on which class is the ground."""
-    steps = {**segmenter.manifest["preprocess"], "crop": 128}
+    steps = {**segmenter.manifest["preprocess"], "resize": 128, "crop": 128}
     path = tmp_path_factory.mktemp("crop") / "middle.rdb"
     return retold(segmenter, path, "middle", preprocess=steps, postprocess=None)
 
@@ -423,7 +428,7 @@ def test_masks_find_the_way_to_every_pixel_of_a_picture_that_was_scaled_and_cut(
     ],
 )
 def test_an_output_that_is_no_mask_is_the_servers_failure(output, message):
-    with pytest.raises(InternalError, match=message):
+    with pytest.raises(InvalidOutput, match=message):
         mask_of(output, ImagePlacement((4, 4), (4, 4), (1.0, 1.0), (0, 0)))
 
 
@@ -468,9 +473,20 @@ def test_what_a_model_lacks_to_take_pictures_is_named(bundle, message):
     assert unsupported_reason(like()) is None
 
 
+def test_errors_of_a_picture_have_the_status_of_their_kind():
+    kinds = {
+        PictureTooLarge("large"): 413,
+        InvalidOutput("NaN"): 500,
+        InputError("damaged"): 400,
+        InvalidArgument("no form"): 400,
+    }
+    assert {error: serve_error(error).http for error in kinds} == kinds
+    assert serve_error(PictureTooLarge("large", "crop it")).text == "large; crop it"
+
+
 def test_a_model_of_any_size_is_not_fed_what_would_exhaust_the_memory():
     assert prepare(like(), encoded(gradient(30, 20), "PNG"), "", PictureLimits()).feeds["x"].shape == (1, 3, 20, 30)
-    with pytest.raises(TooLarge, match="2001x2000 pixels exceeds the limit of 4000000"):
+    with pytest.raises(PictureTooLarge, match="2001x2000 pixels exceeds the limit of 4000000"):
         prepare(like(), encoded(Image.new("L", (2001, 2000)), "PNG"), "", PictureLimits())
 
 

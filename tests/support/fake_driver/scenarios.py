@@ -106,6 +106,26 @@ def saved(folder, outputs):
     return bundle_of(place, outputs=outputs), engine_in(place, plan_of())
 
 
+class OnAnotherGpu(OnGpu):
+    """An array of a library that, as PyTorch does, refuses streams of another GPU. A stream of its GPU has yet to write it."""
+
+    def __init__(self, gpu, array):
+        gpu.make_current()
+        self.gpu, self.stream = gpu, gpu.stream()
+        self.buffer, self.pinned = gpu.buffer(array.nbytes), gpu.pinned(array.shape, array.dtype)
+        self.pinned.array[...] = array
+        super().__init__(self.buffer, np.zeros_like(array))
+        gpu.copy(self.buffer.pointer, self.pinned.pointer, array.nbytes, self.stream)
+
+    def __dlpack_device__(self):
+        return (2, self.gpu.index)
+
+    def __dlpack__(self, stream):
+        if FAKE.current != self.gpu.index or stream not in (-1, int(self.stream)):
+            raise BufferError(f"Can't export tensors on a different CUDA device index. Current: {FAKE.current}")
+        return super().__dlpack__(stream)
+
+
 def session_in(folder, gpu, outputs=("y",)):
     trt, _ = tensorrt(FAKE, [((1, 3), (4, 3), (8, 3))], outputs=outputs)
     return TensorRtSession("tensorrt", *saved(folder, outputs), gpu, trt)
@@ -124,6 +144,22 @@ def engine(folder):
                 bound.run()
                 assert np.array_equal(bound.download()["y"], np.maximum(x, 0))
         bound.close()
+    finally:
+        opened.close()
+
+
+def elsewhere(folder):
+    x = np.float32([[1, -2, 3], [-4, 5, -6]])
+    first, second = Device(0), Device(1)
+    opened = session_in(folder, first)
+    try:
+        array = OnAnotherGpu(second, x)
+        first.make_current()
+        bound = opened.bind({"x": x})
+        bound.upload({"x": array})
+        assert FAKE.current == 0
+        bound.run()
+        assert np.array_equal(bound.download()["y"], np.maximum(x, 0))
     finally:
         opened.close()
 
@@ -157,7 +193,7 @@ def meter(folder):
         opened.close()
 
 
-SCENARIOS = (facts, copies, graphs, engine, growing, copy_rate)
+SCENARIOS = (facts, copies, graphs, engine, elsewhere, growing, copy_rate)
 
 
 def outcome_of(scenario, folder):
@@ -295,6 +331,7 @@ def main():
     with lines.recording():
         result = {"driver": found_driver(), "hints": hints(), "without context": without_context()}
         result["injected"] = {scenario.__name__: inject(scenario, folder) for scenario in SCENARIOS}
+        result["elsewhere"] = outcome_of(elsewhere, folder)
         result["meter"] = outcome_of(meter, folder)
         result["closed elsewhere"] = closed_elsewhere(folder)
         result["telemetry"] = {

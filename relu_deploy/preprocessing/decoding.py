@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relu_deploy.errors import InputError
-from relu_deploy.prediction.errors import PictureTooLarge
+from relu_deploy.preprocessing.errors import PictureTooLarge
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["DEFAULT_LIMITS", "FORMATS", "DecodeLimits", "decode_picture"]
 
-#: Pillow's names of the formats that are accepted; it looks for no other
+#: Pillow's names of the formats that are accepted by default; it tries no other decoder
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 
@@ -29,7 +29,7 @@ class DecodeLimits:
     """The largest picture that is decoded.
 
     Attributes:
-        max_pixels: Width times height.
+        max_pixels: Width times height, at most Pillow's own limit (178,956,970).
         max_side: Width or height: a long strip of few pixels takes as much memory to resize as a large picture.
         max_frames: Of an animation, of which the first is used.
     """
@@ -42,13 +42,16 @@ class DecodeLimits:
 DEFAULT_LIMITS = DecodeLimits()
 
 
-def decode_picture(file: bytes, channels: int, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[Image.Image, str]:
+def decode_picture(
+    file: bytes, channels: int, limits: DecodeLimits = DEFAULT_LIMITS, formats: tuple[str, ...] = FORMATS
+) -> tuple[Image.Image, str]:
     """Decode a picture.
 
     Args:
-        file: Content of a JPEG, PNG, WebP or BMP file.
+        file: Content of the file.
         channels: 1 for mode L, 3 for mode RGB.
         limits: The largest picture.
+        formats: Pillow's names of the accepted formats.
 
     Returns:
         The picture, rotated by its EXIF orientation, and the name of its format.
@@ -60,7 +63,7 @@ def decode_picture(file: bytes, channels: int, limits: DecodeLimits = DEFAULT_LI
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(file), formats=FORMATS) as opened:
+        with Image.open(io.BytesIO(file), formats=formats) as opened:
             _check_size(opened, limits)
             name = opened.format or ""
             opened.load()
@@ -70,9 +73,14 @@ def decode_picture(file: bytes, channels: int, limits: DecodeLimits = DEFAULT_LI
     except Image.DecompressionBombError:
         raise PictureTooLarge(f"the picture exceeds the limit of {limits.max_pixels} pixels", "make it smaller") from None
     except UnidentifiedImageError:
-        raise InputError("this is not a JPEG, PNG, WebP or BMP picture", "convert it to one of these") from None
+        raise InputError(f"this is not a {_listed(formats)} picture", "convert it to one of these") from None
     except Exception as error:  # Pillow raises a dozen types for a damaged picture
         raise InputError(f"the picture is damaged: {' '.join(str(error).split())[:200]}", "replace it") from None
+
+
+def _listed(formats: tuple[str, ...]) -> str:
+    names = ["WebP" if name == "WEBP" else name for name in formats]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _check_size(opened: Image.Image, limits: DecodeLimits) -> None:

@@ -1,0 +1,349 @@
+"""Every way to run a model on this CPU, in one interleaved run: speed, agreement with float32 and RMS error.
+
+    python benchmarks/cpu_race.py --models digit_detector --out benchmarks/results/DATE-cpu-race.json
+
+Contestants: torch, torch-compile, onnxruntime-cpu in float32 and int8, openvino in float32, bfloat16 and int8, NNCF's post-training
+int8 of the same model on the same pictures (pip install nncf), and what `optimize --precision auto` chooses for that batch size.
+Each has a process of its own; they take turns in rounds, and every ratio is to onnxruntime-cpu in float32 in the same rounds. A
+contestant that cannot run here has a row with the reason. Agreement and error are measured on rows that were not calibrated on.
+
+Further runs with the same --out add their models to the file. Photographs come from scikit-image where it is installed
+(pip install --no-deps scikit-image), otherwise pictures are sums of random waves, and the file says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accuracy import CALIBRATION, MEASURING, photographs
+from cpu_race_table import table
+from cpu_race_worker import ENDING, NNCF
+
+from relu_deploy.backends import probe
+from relu_deploy.backends.threads import default_threads
+from relu_deploy.benchmark.environment import describe
+from relu_deploy.bundle import Bundle
+from relu_deploy.data.datasets import spread_evenly
+from relu_deploy.errors import ReluDeployError
+from relu_deploy.exporting.exporter import export_source
+from relu_deploy.folders import temporary_folder
+from relu_deploy.graph import save_model
+from relu_deploy.latency_stats import ratio_of, summarize
+from relu_deploy.optimization.auto.candidates import AUTOCAST
+from relu_deploy.optimization.auto.run import find_fastest
+from relu_deploy.optimization.auto.sessions import LEAD
+from relu_deploy.optimization.build import FoundVariant, VariantBuilder
+from relu_deploy.optimization.evaluation_data import load_evaluation_data
+from relu_deploy.optimization.gate import AccuracyEvaluator, answers_of, distance
+from relu_deploy.optimization.options import OptimizeOptions
+from relu_deploy.optimization.prepare import prepare
+from relu_deploy.optimization.targets import TARGETS
+from relu_deploy.worker_process import WorkerProcess
+
+REFERENCE = "onnxruntime-cpu float32"
+ROUNDS = 8
+#: runs in one slot of a round, and the shortest and longest slot in seconds
+SLOT_RUNS, SHORTEST, LONGEST = 6, 0.1, 0.8
+#: rows that are calibrated on, and rows on which agreement and error are measured
+CALIBRATED, MEASURED = 64, 32
+
+
+@dataclass
+class Contestant:
+    """One row.
+
+    Attributes:
+        name: Its name in the table.
+        backend: Name of the backend.
+        path: The bundle or graph that it loads.
+        settings: Fields of `backends.Options`.
+        reason: Why it cannot run, "" if it can.
+        facts: What else is reported about it.
+    """
+
+    name: str
+    backend: str
+    path: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    process: WorkerProcess | None = None
+    rounds: list[list[float]] = field(default_factory=list)
+
+    def request(self, command: str, **arguments: Any) -> dict[str, Any] | None:
+        """Return the reply to a command, or None: then `reason` says why the contestant cannot go on."""
+        if self.process is None:
+            return None
+        reply = self.process.request(command, key="one", **arguments)
+        if "error" not in reply:
+            return reply
+        self.reason = reply["error"]
+        self.process.close()
+        self.process = None
+        return None
+
+
+@dataclass(frozen=True)
+class CachingBuilder(VariantBuilder):
+    """Finds the variant of each precision once, for all batch sizes."""
+
+    found: dict[str, FoundVariant] = field(default_factory=dict)
+
+    def find(self, precision: str, progress: Any) -> FoundVariant:
+        """Return the variant of one precision."""
+        if precision not in self.found:
+            self.found[precision] = super().find(precision, progress)
+        return self.found[precision]
+
+
+def waves(count: int, seed: int) -> np.ndarray:
+    """Return pictures that are sums of random waves, with most power in the low frequencies, as in photographs."""
+    generator, side = np.random.default_rng(seed), 224
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.rfftfreq(side), indexing="ij"))
+    spectrum = generator.standard_normal((count, 3, *frequency.shape, 2)) @ (1, 1j)
+    pictures = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / side), s=(side, side))
+    pictures = (pictures / pictures.std(axis=(2, 3), keepdims=True) * 55 + 115).clip(0, 255)
+    return pictures.astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def data_for(bundle: Bundle, folder: Path, accept: Sequence[str]) -> tuple[OptimizeOptions, str]:
+    """Return the options of `optimize` with the data of a model, without labels, and where the data come from."""
+    name = bundle.inputs[0].name
+    if bundle.name == "digit_detector":
+        with np.load(Path(__file__).parent.parent / "models" / "digit_detector" / "test.npz") as archive:
+            pictures, source = archive["x"], "the shipped scenes: half are calibrated on, half are measured on"
+        calibrated, measured = pictures[0::2], pictures[1::2]
+    elif find_spec("skimage"):
+        calibrated, measured = photographs(CALIBRATION, CALIBRATED, 0), photographs(MEASURING, MEASURED, 1)
+        source = "crops of scikit-image's photographs"
+    else:
+        calibrated, measured, source = waves(CALIBRATED, 0), waves(MEASURED, 1), "sums of random waves"
+    np.savez(folder / "calibration.npz", **{name: calibrated[:CALIBRATED]})
+    np.savez(folder / "data.npz", **{name: measured[:MEASURED]})
+    return OptimizeOptions(calibration=folder / "calibration.npz", data=folder / "data.npz", accept=tuple(accept)), source
+
+
+def builder_for(bundle: Bundle, options: OptimizeOptions, folder: Path) -> VariantBuilder:
+    """Return what builds the variants of a model for the CPU, calibrated once."""
+    target = TARGETS["cpu"]
+    data = load_evaluation_data(bundle, options, data_needed=True)
+    prepared = replace(prepare(bundle, target, target.precisions, options, data, say), path=folder / "prepared.onnx")
+    save_model(prepared.model, prepared.path)
+    with target.session(prepared.original) as session:
+        evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch)
+    return CachingBuilder(bundle, target, options, data, prepared, evaluator)
+
+
+def contestants_for(builder: VariantBuilder, batch: int, folder: Path, skipped: Sequence[str]) -> list[Contestant]:
+    """Return the contestants at one batch size."""
+    float32, int8 = builder.bundle.path, folder / "int8.onnx"
+    if not int8.exists():
+        save_model(builder.find("int8", say).search.model, int8)
+    found = [
+        Contestant(REFERENCE, "onnxruntime-cpu", float32),
+        Contestant("onnxruntime-cpu int8", "onnxruntime-cpu", int8),
+        Contestant("openvino float32", "openvino", float32),
+        Contestant("openvino bfloat16", "openvino", float32, {"autocast": "bfloat16"}),
+        Contestant("openvino int8", "openvino", int8),
+        nncf_contestant(builder, folder),
+        Contestant("torch", "torch", float32),
+        Contestant("torch-compile", "torch-compile", float32),
+    ]
+    chosen = [] if "auto" in skipped else [auto_contestant(builder, batch, folder, int8)]
+    return [one for one in (*found, *chosen) if one.name not in skipped]
+
+
+def auto_contestant(builder: VariantBuilder, batch: int, folder: Path, int8: Path) -> Contestant:
+    """Return what `optimize --precision auto` chooses for a batch size."""
+    name, options = "auto", replace(builder.options, batch=batch)
+    started = time.perf_counter()
+    report = find_fastest(replace(builder, options=options), [*reversed(builder.target.precisions), *AUTOCAST], say)
+    seconds = time.perf_counter() - started
+    if not report.passed:
+        return Contestant(name, "", folder, reason=report.remedy)
+    path = int8 if report.precision == "int8" else folder / "prepared.onnx"
+    fields = report.to_json()
+    facts = {"chose": f"{report.backend} {report.precision}", "settings": dict(report.settings), "seconds": round(seconds, 1)}
+    return Contestant(
+        name, report.backend, path, dict(report.settings), facts={**facts, "candidates": fields["auto"]["candidates"]}
+    )
+
+
+def nncf_contestant(builder: VariantBuilder, folder: Path) -> Contestant:
+    """Return NNCF's post-training int8 of the float32 graph, calibrated on the same rows."""
+    target = folder / f"nncf{ENDING}"
+    contestant = Contestant("NNCF int8 in openvino", NNCF, folder / "nncf.onnx")
+    try:
+        contestant.facts["version"] = version("nncf")
+    except PackageNotFoundError:
+        contestant.reason = "nncf is not installed (pip install nncf)"
+        return contestant
+    if not target.exists():
+        import nncf
+        import openvino
+
+        rows = [feeds for feeds, _ in builder.data.calibrated_on.full_batches(1)]
+        model = openvino.Core().read_model(str(builder.bundle.onnx))
+        quantized = nncf.quantize(model, nncf.Dataset(rows), subset_size=len(rows))
+        openvino.save_model(quantized, target, compress_to_fp16=False)
+        # Its session takes the names of inputs and outputs from the ONNX file.
+        (folder / "nncf.onnx").write_bytes(builder.bundle.onnx.read_bytes())
+    return contestant
+
+
+def race(contestants: Sequence[Contestant], builder: VariantBuilder, batch: int, folder: Path) -> None:
+    """Load all contestants, measure their agreement and error, and time them in turn."""
+    threads, feeds = default_threads(), []
+    for index, rows in enumerate(builder.data.batches_of(batch, 4)):
+        feeds.append(str(folder / f"feeds-{batch}-{index}.npz"))
+        np.savez(feeds[-1], **rows)
+    usable = [one for one in contestants if not one.reason]
+    for one in usable:
+        if one.backend != NNCF and not (found := probe(one.backend)).usable:
+            one.reason = found.reason
+            continue
+        one.process = WorkerProcess("cpu_race_worker", threads)
+        say(f"batch {batch}: loading {one.name}")
+        started = time.perf_counter()
+        settings = {"threads": threads, **one.settings}
+        reply = one.request("load", model=str(one.path), backend=one.backend, settings=settings, feeds=feeds)
+        if reply is not None:
+            one.facts |= {"load_seconds": round(time.perf_counter() - started, 2), "expected_ms": reply["milliseconds"]}
+    compare(usable, builder, batch, folder)
+    for turn in range(ROUNDS):
+        say(f"batch {batch}: round {turn + 1} of {ROUNDS}")
+        running = [one for one in usable if one.process is not None]
+        for one in (*running[turn % len(running) :], *running[: turn % len(running)]):
+            slot = min(LONGEST, max(SHORTEST, SLOT_RUNS * one.facts["expected_ms"] / 1e3))
+            if (reply := one.request("measure", seconds=slot, lead=LEAD)) is not None:
+                one.rounds.append(reply["milliseconds"])
+
+
+def compare(contestants: Sequence[Contestant], builder: VariantBuilder, batch: int, folder: Path) -> None:
+    """Measure how contestants agree with the float32 model, on rows that were not calibrated on."""
+    evaluator = replace(builder.evaluator, batch=batch)
+    rows = evaluator.dataset.picked(spread_evenly(len(evaluator.dataset), 16))
+    with builder.target.session(builder.prepared.original) as session:
+        true = answers_of(session.run, rows, batch)
+    for one in contestants:
+
+        def run(feeds: Mapping[str, Any], one: Contestant = one) -> dict[str, Any]:
+            given, results = folder / "given.npz", folder / "results.npz"
+            np.savez(given, **feeds)
+            if one.request("outputs", feeds=str(given), results=str(results)) is None:
+                raise ReluDeployError(one.reason)
+            with np.load(results) as archive:
+                return {name: archive[name] for name in archive.files}
+
+        if one.process is None:
+            continue
+        try:
+            metric = evaluator.score(run)
+            one.facts |= {"metric": metric.name, "agreement": round(metric.value, 6), "rows": metric.samples}
+            one.facts["relative_error"] = float(f"{distance(answers_of(run, rows, batch), true):.4g}")
+        except ReluDeployError as error:
+            one.reason = error.message
+
+
+def row(one: Contestant, reference: Contestant, batch: int) -> dict[str, Any]:
+    """Return the row of a contestant in the JSON."""
+    timed = bool(one.rounds) and len(one.rounds) == len(reference.rounds)
+    ratio = ratio_of(one.rounds, reference.rounds) if timed else None
+    latency = summarize(one.rounds) if timed else None
+    return {
+        "contestant": one.name,
+        "backend": one.backend,
+        "settings": dict(one.settings),
+        "reason": one.reason,
+        "latency_ms": latency and latency.to_json(),
+        "throughput": latency and round(batch / latency.mean * 1e3, 2),
+        "speedup": ratio and round(ratio.value, 4),
+        "speedup_ci95": None if ratio is None or ratio.ci95 is None else [round(bound, 4) for bound in ratio.ci95],
+        **{name: value for name, value in one.facts.items() if name != "expected_ms"},
+    }
+
+
+def against_best(contestants: Sequence[Contestant]) -> dict[str, Any] | None:
+    """Return how many times faster what auto chose is than the fastest other contestant."""
+    auto = next((one for one in contestants if one.name == "auto" and one.rounds), None)
+    others = [one for one in contestants if not one.name.startswith("auto") and one.rounds]
+    if auto is None or not others:
+        return None
+    best = max(others, key=lambda one: ratio_of(one.rounds, auto.rounds).value)
+    ratio = ratio_of(auto.rounds, best.rounds)
+    ci95 = None if ratio.ci95 is None else [round(bound, 4) for bound in ratio.ci95]
+    return {"best_other": best.name, "auto_over_best": round(ratio.value, 4), "ci95": ci95}
+
+
+def run_model(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the results of one model."""
+    with temporary_folder("cpu-race") as folder:
+        say(f"{name}: exporting")
+        bundle = export_source(name, folder / f"{name}.rdb").bundle
+        options, pictures = data_for(bundle, folder, arguments.accept)
+        builder = builder_for(bundle, options, folder)
+        result: dict[str, Any] = {
+            "data": pictures,
+            "accepted": arguments.accept,
+            "weights": bundle.manifest["source"].get("weights"),
+            "batches": {},
+        }
+        for batch in map(int, arguments.batch.split(",")):
+            contestants = contestants_for(builder, batch, folder, arguments.without.split(","))
+            with ExitStack() as stack:
+                race(contestants, builder, batch, folder)
+                for one in contestants:
+                    if one.process is not None:
+                        stack.callback(one.process.close)
+            reference = next(one for one in contestants if one.name == REFERENCE)
+            result["batches"][str(batch)] = {
+                "rows": [row(one, reference, batch) for one in contestants],
+                "auto": against_best(contestants),
+            }
+    return result
+
+
+def say(line: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="resnet50,mobilenet_v2,digit_detector")
+    parser.add_argument("--batch", default="1,8")
+    parser.add_argument("--without", default="", help="contestants to leave out, separated by commas, such as torch-compile")
+    parser.add_argument(
+        "--accept", action="append", default=[], metavar="FINDING", help="of the verification in auto, such as nan-not-propagated"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file; its table is written beside it as Markdown")
+    arguments = parser.parse_args()
+    # The processes of contestants import their worker from this folder.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    started = time.perf_counter()
+    report: dict[str, Any] = {"environment": describe(default_threads()), "reference": REFERENCE, "models": {}}
+    if arguments.out and arguments.out.exists():
+        report["models"] = json.loads(arguments.out.read_text(encoding="utf-8"))["models"]
+    for name in arguments.models.split(","):
+        report["models"][name] = run_model(name, arguments)
+        text = table(report)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(table(report))
+    say(f"{time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Builds the variant of one precision for a target, checks it, and measures its speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError
+from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.latency_stats import Ratio
+from relu_deploy.optimization.calibration import AUTO_METHODS
+from relu_deploy.optimization.confidence import confidence_to_json
+from relu_deploy.optimization.evaluation_data import EvaluationData
+from relu_deploy.optimization.gate import AccuracyEvaluator
+from relu_deploy.optimization.options import OptimizeOptions
+from relu_deploy.optimization.prepare import Prepared
+from relu_deploy.optimization.recipes import Casts, PrecisionRecipe, Quantized, Unchanged
+from relu_deploy.optimization.report import OptimizeReport
+from relu_deploy.optimization.search import CandidateRunner, SearchResult, best_method, find_passing, segment_costs
+from relu_deploy.optimization.sensitivity import SensitivityList
+from relu_deploy.optimization.speed import speedup
+from relu_deploy.optimization.targets import PRECISIONS, Target
+from relu_deploy.verification.run import VerifyReport, verify
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["FoundVariant", "VariantBuilder"]
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FoundVariant:
+    """A variant that the search found, not verified yet.
+
+    Attributes:
+        precision: Its precision, as an option.
+        recipe: What wrote it.
+        search: The graph, its accuracy, and the segments in float32.
+    """
+
+    precision: str
+    recipe: PrecisionRecipe
+    search: SearchResult
+
+
+@dataclass(frozen=True)
+class VariantBuilder:
+    """Builds and measures one variant for each precision, all from the same prepared graph and data."""
+
+    bundle: Bundle
+    target: Target
+    options: OptimizeOptions
+    data: EvaluationData
+    prepared: Prepared
+    evaluator: AccuracyEvaluator
+    force: bool = False
+
+    @property
+    def max_drop(self) -> float:
+        """The largest accepted loss of the accuracy metric."""
+        return self.evaluator.max_drop if self.options.max_drop is None else self.options.max_drop
+
+    def build(self, precision: str, progress: Progress) -> OptimizeReport:
+        """Return the report on one precision, not stored yet."""
+        found = self.find(precision, progress)
+        verified, speed = None, None
+        if found.search.passed:
+            progress(f"{precision}: verifying every Relu")
+            verified = self._verify(found.search.model)
+            if self.options.measure_speed and self.target.measurable and verified.passed and not self.prepared.is_quantized:
+                progress(f"{precision}: measuring the speed")
+                speed = self._speed(found.search.model)
+        return self.report(found, verified, speed)
+
+    def find(self, precision: str, progress: Progress) -> FoundVariant:
+        """Return the variant of one precision with the fewest segments in float32 that passes the gate.
+
+        Raises:
+            InputError: If the model has no node that could be in that precision.
+        """
+
+        def on_step(line: str) -> None:
+            progress(f"{precision}: {line}")
+
+        recipe = self._recipe(precision, on_step)
+        if precision in ("int8", "fp8") and not recipe.segments and not self.prepared.is_quantized:
+            inside = any(path for _, path in iterate_nodes(self.prepared.model))
+            raise InputError(
+                f"{self.bundle.name} has no node that {precision} could be used for"
+                + (": those inside bodies of If, Loop and Scan stay float32" if inside else ""),
+                "use --precision fp16, or fp32 to leave it as it is",
+            )
+
+        return FoundVariant(precision, recipe, self._search(recipe, precision, on_step))
+
+    def report(self, found: FoundVariant, verified: VerifyReport | None, speed: Ratio | None) -> OptimizeReport:
+        """Return the report on a variant, not stored yet."""
+        search = found.search
+        return OptimizeReport(
+            model=self.bundle.name,
+            target=self.target,
+            precision=found.precision,
+            search=search,
+            before=self.evaluator.before,
+            max_drop=self.max_drop,
+            confidence=confidence_to_json(
+                None if self.evaluator.meter is None else self.evaluator.meter.before,
+                search.confidence,
+                self.options.score_threshold,
+                self.options.max_confidence_shift,
+            ),
+            data=self.data,
+            prepared=self.prepared,
+            fallbacks=self._fallbacks(found.recipe, search.off),
+            verified=verified,
+            speed=speed,
+            bytes_before=self.bundle.onnx.stat().st_size,
+            bytes_after=_size(search.model),
+            seconds=0.0,
+            method=found.recipe.method if isinstance(found.recipe, Quantized) else "",
+        )
+
+    def _search(self, recipe: PrecisionRecipe, precision: str, on_step: Progress) -> SearchResult:
+        """Return the result of the search, which starts from the sensitivity list where there is one."""
+        runner, options = self.runner(on_step), self.options
+        if options.sensitivity is None:
+            return find_passing(recipe, runner, self.max_drop, options.max_confidence_shift)
+        sensitivity = SensitivityList(Path(options.sensitivity), self.bundle, self.target.name, precision)
+        if self.force or not sensitivity.path.exists():
+            sensitivity.write(sorted(segment_costs(recipe, runner), key=lambda each: -each[1]), self.data.measured_on.name)
+        return find_passing(recipe, runner, self.max_drop, options.max_confidence_shift, sensitivity.read(recipe.segments))
+
+    def _recipe(self, precision: str, progress: Progress) -> PrecisionRecipe:
+        prepared, options = self.prepared, self.options
+        if precision == "fp32":
+            return Unchanged(prepared.model)
+        if precision in ("fp16", "bf16"):
+            return Casts(prepared.model, precision, {**prepared.keep(PRECISIONS[precision]), **prepared.excluded})
+        if prepared.is_quantized:
+            return Unchanged(prepared.model)
+        recipe = Quantized(
+            prepared.model,
+            precision,
+            self.target.placement,
+            prepared.statistics,
+            AUTO_METHODS[0] if options.method == "auto" else options.method,
+            options.per_channel,
+            options.correct_biases,
+            options.weight_bits or self.data.weight_bits if self.target.adds_pairs else 8,
+            prepared.excluded,
+        )
+        # The range of a float8 tensor is the whole one with every method.
+        if options.method != "auto" or precision == "fp8" or not recipe.segments:
+            return recipe
+        return best_method(recipe, self.runner(progress))
+
+    def runner(self, progress: Progress) -> CandidateRunner:
+        """Return what runs candidates of the search."""
+        return CandidateRunner(self.evaluator, self.target, self.prepared.model, self.options.threads, progress)
+
+    def _fallbacks(self, recipe: PrecisionRecipe, off: Sequence[str]) -> list[dict[str, str]]:
+        """Return the nodes that stay float32, each with its operator, reason and segment."""
+        nodes = {str(node.name): node.op_type for node, _ in iterate_nodes(self.prepared.model)}
+        segments = self.prepared.segments
+        if self.prepared.retargeting is not None:
+            reasons = dict(self.prepared.retargeting.float_nodes)
+            return [
+                {
+                    "node": name,
+                    "operator": nodes[name],
+                    "precision": "float32",
+                    "reason": why,
+                    "segment": segments.get(name, name),
+                }
+                for name, why in reasons.items()
+            ]
+        reasons = {name: "accuracy" for name, segment in segments.items() if segment in off} | recipe.float_nodes(off)
+        return [
+            {"node": name, "operator": nodes[name], "precision": "float32", "reason": why, "segment": segments.get(name, name)}
+            for name, why in reasons.items()
+            if name in nodes
+        ]
+
+    def _verify(self, model: ir.Model) -> VerifyReport:
+        """Return the comparison of every Relu of the variant with the prepared float32 graph, on one row of the data."""
+        with self.target.as_bundle(model) as (bundle, runtime_options):
+            return verify(
+                bundle,
+                ["onnxruntime-cpu"],
+                feeds=self.data.one_row,
+                against=str(self.prepared.path),
+                threads=self.options.threads,
+                accept=self.options.accept,
+                **runtime_options,
+            )
+
+    def _speed(self, model: ir.Model) -> Ratio:
+        with (
+            self.target.session(model, threads=self.options.threads) as faster,
+            self.target.session(self.prepared.original, threads=self.options.threads) as slower,
+        ):
+            return speedup(faster, slower, self.data.some_rows)
+
+
+def _size(model: ir.Model) -> int:
+    """Return the bytes of the weights."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)

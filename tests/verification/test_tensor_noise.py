@@ -1,0 +1,110 @@
+"""The noise of a tensor is gathered from evaluations that run beside each other and keep nothing."""
+
+import weakref
+
+import numpy as np
+import pytest
+from bundles import exported
+from onnx import TensorProto, helper
+
+from relu_deploy.backends import load
+from relu_deploy.backends.base import Rounding
+from relu_deploy.bundle import Bundle
+from relu_deploy.data.datasets import sample_feeds
+from relu_deploy.graph import find_relus, load_model
+from relu_deploy.verification.noise import FEW
+from relu_deploy.verification.tensor_noise import TensorNoise, single_noise
+from relu_deploy.verification.truth import find_truth, open_source
+from relu_deploy.verification.verdict import LIMITS
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+@pytest.fixture
+def true():
+    return np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+
+
+def off(true, scale, seed=1):
+    return true + scale * np.random.default_rng(seed).standard_normal(true.shape)
+
+
+def test_the_floor_is_the_largest_error_of_any_evaluation_in_any_order(true):
+    evaluations = [("float32", 0, 1e-6), ("draw", 0, 3e-6), ("ordered", 0, 4e-5), ("large", 0, 5e-5), ("large", 1, 6e-5)]
+    expected = [rms(off(true, scale) - true) for _, _, scale in evaluations]
+    limit = LIMITS["float32"]
+    floor = max(expected[0], expected[1], 2 * expected[2] / limit, expected[3] / limit, expected[4] / limit)
+    for ordering in (evaluations, evaluations[::-1]):
+        noise = TensorNoise(true, "float32", decided=True)
+        for name, draw, scale in ordering:
+            noise.add(off(true, scale), name, draw)
+        assert noise.floor == pytest.approx(floor, rel=1e-12)
+        assert np.array_equal(noise.single, single_noise(true, off(true, 1e-6), off(true, 3e-6)))
+
+
+def test_a_tensor_that_no_decision_reaches_is_not_judged_by_the_noise_at_its_limit(true):
+    noise = TensorNoise(true, "float32", decided=False)
+    noise.add(off(true, 1e-6), "float32")
+    noise.add(off(true, 1.0), "large")
+    assert noise.floor == pytest.approx(rms(off(true, 1e-6) - true))
+
+
+def test_few_numbers_are_judged_by_all_draws_and_many_by_the_first(true):
+    few = true.reshape(-1)[: FEW - 1]
+    noise, many = TensorNoise(few, "float32", decided=False), TensorNoise(true, "float32", decided=False)
+    for draw in range(4):
+        noise.add(off(few, 10.0**-draw, draw), "draw", draw)
+        many.add(off(true, 10.0**-draw, draw), "draw", draw)
+    errors = [rms(off(few, 10.0**-draw, draw) - few) for draw in range(4)]
+    assert noise.floor == pytest.approx(max(rms(np.array(errors)), errors[0]))
+    assert many.floor == pytest.approx(rms(off(true, 1.0, 0) - true))
+
+
+def test_integers_that_change_with_the_rounding_are_undecided():
+    noise = TensorNoise(np.array([1, 2, 3]), "float32", decided=True)
+    noise.add(np.array([1, 2, 4]), "draw")
+    noise.add(np.array([7, 2, 3]), "large")
+    noise.add(np.array([1, 2]), "large", 1)  # another number of rows says nothing about an element
+    assert noise.undecided.tolist() == [True, False, True]
+    assert noise.single.tolist() == [np.inf, 0, np.inf]
+    assert noise.floor == 0
+
+
+def test_the_truth_is_that_of_whole_evaluations_one_after_the_other():
+    bundle = exported("digits")
+    feeds, _ = sample_feeds(bundle, 2, 0)
+    relus = find_relus(load_model(bundle.onnx))
+    truth = find_truth(open_source(bundle, "reference", relus), feeds)
+    session = load(bundle, "reference", taps=tuple(relus))
+    values = session.evaluate(feeds)
+    others = [session.evaluate(feeds, wide=False), session.evaluate(feeds, rounding=Rounding("float32", 0))]
+    assert truth.values.keys() == values.keys()
+    for name, value in values.items():
+        assert np.array_equal(truth.values[name], value)
+        least = rms(value.astype(np.float32) - value)
+        assert truth.noise_floor[name] == pytest.approx(max(least, *(rms(one[name] - value) for one in others)), rel=1e-12)
+
+
+def test_an_output_that_was_handed_over_is_freed_while_the_evaluation_goes_on(tmp_path):
+    """Taps are outputs: a network of many Relus would otherwise keep all of its tensors at once."""
+    nodes = [helper.make_node("Relu", [f"t{index}"], [f"t{index + 1}"], f"relu{index}") for index in range(6)]
+    ends = [helper.make_tensor_value_info(f"t{index}", TensorProto.FLOAT, [1, 8]) for index in range(7)]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    kept, alive, results = [], [], {}
+
+    def consume(name, value):
+        kept.append(weakref.ref(value))
+        alive.append(sum(one() is not None for one in kept))
+        results[name] = value.copy()
+
+    feeds = {"t0": np.linspace(-1, 1, 8, dtype=np.float32).reshape(1, 8)}
+    session = load(Bundle.open(tmp_path / "m.onnx"), "reference")
+    assert session.evaluate(feeds, consume=consume) == {}
+    assert list(results) == [f"t{index}" for index in range(1, 7)]
+    assert np.array_equal(results["t6"], np.maximum(feeds["t0"].astype(np.float64), 0))
+    # The result of a node and what it was computed from.
+    assert max(alive) <= 2
