@@ -38,18 +38,18 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import spread_evenly
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.exporting.exporter import export_source
-from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import save_model
 from relu_deploy.latency_stats import ratio_of, summarize
+from relu_deploy.optimization.accuracy.evaluation_data import load_evaluation_data
+from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator, answers_of, distance
 from relu_deploy.optimization.auto.candidates import AUTOCAST
 from relu_deploy.optimization.auto.run import find_fastest
 from relu_deploy.optimization.auto.sessions import LEAD
 from relu_deploy.optimization.build import FoundVariant, VariantBuilder
-from relu_deploy.optimization.evaluation_data import load_evaluation_data
-from relu_deploy.optimization.gate import AccuracyEvaluator, answers_of, distance
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.prepare import prepare
 from relu_deploy.optimization.targets import TARGETS
+from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.worker_process import WorkerProcess
 
 REFERENCE = "onnxruntime-cpu float32"

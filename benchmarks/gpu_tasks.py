@@ -54,7 +54,7 @@ def rtx(keep: Keep, work: Path) -> None:
     """Build an engine, have the library judge it on this GPU, and run it if that is possible."""
     from relu_deploy.backends.base import Options
     from relu_deploy.backends.nvidia.driver import Missing, find_gpu
-    from relu_deploy.backends.tensorrt.build import build_engine
+    from relu_deploy.backends.tensorrt.building.build import build_engine
     from relu_deploy.backends.tensorrt.load import load_session
     from relu_deploy.backends.tensorrt.options import BuildOptions
     from relu_deploy.backends.tensorrt.probe import can_build, probe
@@ -194,7 +194,7 @@ def engines_for(backend: str, bundle: Bundle, precision: str, variants: list[str
     """Build the engine that `backend` will take, and return "" or why it cannot be."""
     if not backend.startswith("tensorrt"):
         return ""
-    from relu_deploy.backends.tensorrt.engine_cache import engine_for
+    from relu_deploy.backends.tensorrt.building.engine_cache import engine_for
     from relu_deploy.backends.tensorrt.options import BuildOptions
 
     name = f"{precision}-{TARGETS[backend]}"

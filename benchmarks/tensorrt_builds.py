@@ -22,10 +22,10 @@ from relu_deploy.compilation.run import compile as compile_engine
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.exporting.exporter import export_source
 from relu_deploy.graph import load_model, normalize_model, save_model
-from relu_deploy.graph.opset import raise_opset
 from relu_deploy.graph.quantization.cast_precision import range_reasons
-from relu_deploy.graph.simplify import fold_batch_norms, pool_spatial_means
-from relu_deploy.optimization.calibration import calibrate
+from relu_deploy.graph.rewriting.opset import raise_opset
+from relu_deploy.graph.rewriting.simplify import fold_batch_norms, pool_spatial_means
+from relu_deploy.optimization.accuracy.calibration import calibrate
 from relu_deploy.optimization.recipes import Casts, Quantized, Unchanged, calibrated_tensors
 from relu_deploy.optimization.targets import PRECISIONS
 from relu_deploy.tensors import random_feeds

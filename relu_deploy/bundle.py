@@ -26,12 +26,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.bundle_files import check_file, complete_interrupted, replace_files
 from relu_deploy.errors import InputError, UsageError, nearest
-from relu_deploy.files import locked_folder, reason, sha256, write_atomically
-from relu_deploy.folders import whole_folder
 from relu_deploy.graph_signature import check_signature
-from relu_deploy.manifest import MANIFEST, MODEL, SCHEMA, SOURCE, VARIANTS, read_manifest, seal
+from relu_deploy.storage.bundle_files import check_file, complete_interrupted, replace_files
+from relu_deploy.storage.files import locked_folder, reason, sha256, write_atomically
+from relu_deploy.storage.folders import whole_folder
+from relu_deploy.storage.manifest import MANIFEST, MODEL, SCHEMA, SOURCE, VARIANTS, read_manifest, seal
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -342,9 +342,9 @@ def refuse_existing(target: Path, force: bool) -> None:
 
 def _manifest_of_file(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return what a manifest would say of a plain `.onnx` file, and the notes about its repairs."""
-    from relu_deploy.graph.batching import batch_axes
+    from relu_deploy.graph.loading.repairs import stale_shapes_of
     from relu_deploy.graph.model import io_specs, load_model
-    from relu_deploy.graph.repairs import stale_shapes_of
+    from relu_deploy.graph.shapes.batching import batch_axes
 
     model = load_model(file)
     notes = (*model.meta["notes"], *stale_shapes_of(model))

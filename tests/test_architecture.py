@@ -12,7 +12,7 @@ import relu_deploy
 
 PACKAGE = Path(relu_deploy.__file__).parent
 #: a row may import from its own row and from those above it
-FLOORS = (
+LAYERS = (
     (
         "version",
         "definition",
@@ -20,20 +20,17 @@ FLOORS = (
         "records",
         "tensors",
         "paths",
-        "files",
-        "folders",
-        "manifest",
         "graph_signature",
         "gc_pause",
         "latency_stats",
         "worker_process",
     ),
-    ("graph", "bundle", "bundle_files", "engine_files", "preprocessing", "data", "tasks"),
+    ("storage", "graph", "bundle", "preprocessing", "data", "tasks"),
     ("backends", "zoo"),
     ("activations", "compilation", "exporting", "optimization", "verification"),
     ("benchmark", "packaging", "prediction", "reporting", "serving", "signing", "integrations", "cli", "__main__"),
 )
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {component: layer for layer, components in enumerate(LAYERS) for component in components}
 #: `bundle.session(...)` asks the registry: the import stands inside that method. Its return type is a protocol of `backends.base`.
 ALLOWED_UPWARD = {("bundle.py", "relu_deploy.backends"), ("bundle.py", "relu_deploy.backends.base")}
 RUNTIMES = ("torch", "onnxruntime", "tensorrt", "tensorrt_rtx", "openvino", "onnxscript")
@@ -48,7 +45,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = {module_of(file): file for file in FILES}
 
 
-def room_of(file: Path) -> str:
+def component_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -70,21 +67,26 @@ def allowed(file: Path, name: str) -> bool:
     return (file.relative_to(PACKAGE).as_posix(), name) in ALLOWED_UPWARD
 
 
-def test_every_room_has_a_floor():
-    rooms = {room_of(file) for file in FILES} - {"__init__", "__pycache__"}
-    assert rooms <= set(FLOOR_OF)
-    assert len(FLOORS) <= 5
+def test_every_component_has_a_layer():
+    components = {component_of(file) for file in FILES} - {"__init__", "__pycache__"}
+    assert components <= set(LAYER_OF)
+    assert len(LAYERS) <= 5
 
 
 def test_imports_point_downward_or_sideways_only():
     upward = []
     for file in FILES:
-        room = room_of(file)
-        if room == "__init__":
+        component = component_of(file)
+        if component == "__init__":
             continue
         for name in imports_of(file):
             parts = name.split(".")
-            if parts[0] == "relu_deploy" and len(parts) > 1 and FLOOR_OF[parts[1]] > FLOOR_OF[room] and not allowed(file, name):
+            if (
+                parts[0] == "relu_deploy"
+                and len(parts) > 1
+                and LAYER_OF[parts[1]] > LAYER_OF[component]
+                and not allowed(file, name)
+            ):
                 upward.append(f"{file.relative_to(PACKAGE)} imports {name}")
     assert upward == []
 
@@ -121,8 +123,8 @@ def test_packages_form_no_cycle():
     for file in FILES:
         for name in imports_of(file):
             parts = name.split(".")
-            if parts[0] == "relu_deploy" and len(parts) > 1 and parts[1] != room_of(file) and not allowed(file, name):
-                edges.setdefault(room_of(file), set()).add(parts[1])
+            if parts[0] == "relu_deploy" and len(parts) > 1 and parts[1] != component_of(file) and not allowed(file, name):
+                edges.setdefault(component_of(file), set()).add(parts[1])
     edges.pop("__init__", None)
     assert cycles(edges) == []
 
@@ -133,14 +135,14 @@ def test_the_search_for_circles_finds_them():
 
 
 @pytest.mark.parametrize(
-    "room",
+    "component",
     ["graph", "bundle", "definition", "errors", "tensors", "preprocessing", "data", "tasks", "reporting"],
 )
-def test_pure_rooms_import_no_runtime(room):
+def test_pure_components_import_no_runtime(component):
     guilty = [
         f"{file.relative_to(PACKAGE)}: {name}"
         for file in FILES
-        if room_of(file) == room
+        if component_of(file) == component
         for name in imports_of(file)
         if name.split(".")[0] in RUNTIMES
     ]
@@ -181,7 +183,7 @@ def test_the_public_names_are_what_they_say_even_after_their_modules_were_import
     import relu_deploy.benchmark.roofline
     import relu_deploy.definition
     import relu_deploy.exporting.exporter
-    import relu_deploy.verification.verdict
+    import relu_deploy.verification.judging.verdict
 
     for name in relu_deploy.__all__:
         assert getattr(relu_deploy, name) is not None

@@ -237,7 +237,7 @@ def test_images_run_as_a_user_who_is_not_root(target):
 
 
 def test_engines_of_a_read_only_bundle_are_kept_in_the_volume_of_the_cache(tmp_path, monkeypatch):
-    from relu_deploy.backends.tensorrt import engine_cache
+    from relu_deploy.backends.tensorrt.building import engine_cache
 
     text = (DOCKER / "Dockerfile.gpu").read_text()
     (cache,) = re.findall(r"^\s*RELU_DEPLOY_CACHE=(\S+)", text, re.MULTILINE)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.engine_files import is_trusted, remove_untrusted, trust
+from relu_deploy.storage.engine_files import is_trusted, remove_untrusted, trust
 
 
 @pytest.fixture

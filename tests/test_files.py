@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from relu_deploy.errors import InputError
-from relu_deploy.files import is_temporary_name, read_regular, write_atomically
-from relu_deploy.folders import temporary_folder, whole_folder
+from relu_deploy.storage.files import is_temporary_name, read_regular, write_atomically
+from relu_deploy.storage.folders import temporary_folder, whole_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with locks on folders, such as Linux")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system 
 HOLD = """
 import sys, time
 from pathlib import Path
-from relu_deploy.folders import temporary_folder, whole_folder
+from relu_deploy.storage.folders import temporary_folder, whole_folder
 with {what} as folder:
     (folder / "file").write_text("half")
     print(folder, flush=True)
@@ -71,7 +71,7 @@ def test_a_file_that_was_half_written_is_removed_by_the_next_write_and_others_ar
     target = tmp_path / "report.json"
     write_atomically(target, "old")
     code = (
-        "import os, sys; from pathlib import Path; from relu_deploy.files import write_atomically\n"
+        "import os, sys; from pathlib import Path; from relu_deploy.storage.files import write_atomically\n"
         "os.replace = lambda *_: os.kill(os.getpid(), 9)\nwrite_atomically(Path(sys.argv[1]), 'new')"
     )
     subprocess.run([sys.executable, "-c", code, str(target)], check=False)
@@ -92,9 +92,9 @@ def test_without_a_usable_temporary_folder_the_error_names_tmpdir(tmp_path, monk
 
 
 def test_a_fifo_without_a_reader_is_refused_instead_of_waited_for(tmp_path, monkeypatch):
-    import relu_deploy.files
+    import relu_deploy.storage.files
 
-    monkeypatch.setattr(relu_deploy.files, "READER_TIMEOUT", 0.1)
+    monkeypatch.setattr(relu_deploy.storage.files, "READER_TIMEOUT", 0.1)
     os.mkfifo(tmp_path / "fifo")
     started = time.monotonic()
     with pytest.raises(InputError, match="cannot write"):

@@ -5,7 +5,7 @@
 
 Every fault is a file of its own, held against the clean file (or the clean PyTorch program). It counts where it changes a
 Relu tensor by more than float32's noise: its float64 evaluation differs from the clean one by more than 32 noise floors
-(relu_deploy/verification/verdict.py). In float16 and int8 the same faults count, and those are told apart that also stand out of
+(relu_deploy/verification/judging/verdict.py). In float16 and int8 the same faults count, and those are told apart that also stand out of
 that precision's own noise, by the same rule. "located" is the very node, or for a fault that inserts nodes one of those.
 """
 
@@ -32,8 +32,8 @@ from relu_deploy.backends import load
 from relu_deploy.benchmark.environment import describe
 from relu_deploy.bundle import Bundle
 from relu_deploy.graph import find_relus, load_model
+from relu_deploy.verification.judging.verdict import LIMIT, LIMITS, rms
 from relu_deploy.verification.truth import find_truth, open_source
-from relu_deploy.verification.verdict import LIMIT, LIMITS, rms
 
 #: relu_deploy's ways: how the faulty file is run
 LEVELS = ("none", "basic", "extended", "all")

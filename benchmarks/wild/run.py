@@ -38,7 +38,7 @@ import numpy as np
 from relu_deploy.benchmark.environment import describe
 from relu_deploy.bundle import Bundle
 from relu_deploy.graph import load_model
-from relu_deploy.graph.input_ranges import integer_ranges
+from relu_deploy.graph.shapes.input_ranges import integer_ranges
 from relu_deploy.serving.protocol.tensors import datatype_of
 from relu_deploy.tensors import random_feeds
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import InputError
-from relu_deploy.files import read_regular
 from relu_deploy.records import JsonRecord
+from relu_deploy.storage.files import read_regular
 
 __all__ = ["BenchComparison", "RowComparison", "compare_with", "load_report"]
 

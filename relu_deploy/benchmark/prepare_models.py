@@ -16,8 +16,8 @@ from relu_deploy.benchmark.process import Process
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError
 from relu_deploy.exporting.exporter import export_source
-from relu_deploy.folders import temporary_folder
 from relu_deploy.optimization.run import optimize
+from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.verification.run import verify
 from relu_deploy.zoo.recipes import recipe, recipes
 

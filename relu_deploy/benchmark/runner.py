@@ -19,11 +19,11 @@ from relu_deploy.benchmark.roofline import Machine, share_of_limit
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import Unsupported
-from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import Cost, count_cost, load_model, precision_of
 from relu_deploy.latency_stats import summarize
+from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds, count_rows, row_axes, take_rows
-from relu_deploy.verification.judge import compare_outputs
+from relu_deploy.verification.judging.judge import compare_outputs
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
 
 __all__ = ["BenchmarkPlan", "Key", "Timings", "measure_rows"]

@@ -49,11 +49,11 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.benchmark.compare import compare_with, load_report
     from relu_deploy.benchmark.prepare_models import QUICK, bundles_for
     from relu_deploy.benchmark.run import bench
-    from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.reporting.ci.github import check_summary, write_summary
     from relu_deploy.reporting.ci.summary import bench_summary
     from relu_deploy.reporting.progress import steps
     from relu_deploy.reporting.tables.bench import print_bench
+    from relu_deploy.storage.files import refuse_existing_file, write_atomically
 
     # Backend names are checked before minutes are spent on exporting.
     batches = numbers(options.batch, "--batch")

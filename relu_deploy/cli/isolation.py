@@ -196,8 +196,8 @@ def _crash(number: int, command: str) -> ReluDeployError:
 
 def _sweep(options: argparse.Namespace) -> None:
     """Remove the unfinished files and folders of a child that was killed."""
-    from relu_deploy.files import sweep, temporary_prefix
-    from relu_deploy.folders import sweep_temporary_folders
+    from relu_deploy.storage.files import sweep, temporary_prefix
+    from relu_deploy.storage.folders import sweep_temporary_folders
 
     sweep_temporary_folders()
     out = getattr(options, "out", None)

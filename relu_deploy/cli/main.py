@@ -184,7 +184,7 @@ def _print_error(error: ReluDeployError) -> None:
 def _limit_memory(options: argparse.Namespace) -> None:
     if options.max_memory is None:
         return
-    from relu_deploy.graph.resources import set_memory_limit
+    from relu_deploy.graph.loading.resources import set_memory_limit
 
     if not options.max_memory > 0:
         raise UsageError(f"--max-memory must be positive, not {options.max_memory:g}", "for instance --max-memory 4")

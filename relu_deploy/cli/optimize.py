@@ -108,12 +108,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.optimization.options import OptimizeOptions
     from relu_deploy.optimization.run import optimize_bundle
     from relu_deploy.reporting.pages.optimize import optimize_page
     from relu_deploy.reporting.progress import steps
     from relu_deploy.reporting.tables.optimize import print_optimize
+    from relu_deploy.storage.files import refuse_existing_file, write_atomically
 
     if options.weights not in ("per-channel", "per-tensor"):
         raise UsageError(

@@ -54,7 +54,7 @@ def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable
         sys.stdout.write(text)
         return EXIT_FINE
     if options.json:
-        from relu_deploy.files import write_atomically
+        from relu_deploy.storage.files import write_atomically
 
         write_atomically(Path(options.json), text)
     render()

@@ -24,9 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    from relu_deploy.files import read_regular
     from relu_deploy.reporting.tables.sign import print_signature
     from relu_deploy.signing.run import MAX_BYTES, sign_bundle
+    from relu_deploy.storage.files import read_regular
 
     password = None
     if options.password_file:

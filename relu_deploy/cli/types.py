@@ -82,7 +82,7 @@ def floats(text: str) -> list[float]:
 
 def label_names(text: str) -> list[str]:
     """Return the names in the file `text`, one a line. Raises InputError for a file without names or with one twice."""
-    from relu_deploy.files import read_regular
+    from relu_deploy.storage.files import read_regular
 
     hint = "write one name a line, in the order of the outputs"
     try:

@@ -62,13 +62,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.data.datasets import load_npz
-    from relu_deploy.files import refuse_existing_file, write_atomically
     from relu_deploy.reporting.ci.github import check_summary, verify_error, write_summary
     from relu_deploy.reporting.ci.junit import verify_junit
     from relu_deploy.reporting.ci.summary import verify_summary
     from relu_deploy.reporting.pages.verify import verify_page
     from relu_deploy.reporting.progress import steps
     from relu_deploy.reporting.tables.verify import print_verify
+    from relu_deploy.storage.files import refuse_existing_file, write_atomically
     from relu_deploy.verification.run import verify
 
     for file in (options.html, options.junit):

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.backends import Session, require
-from relu_deploy.backends.tensorrt.engine_cache import Engine, Warn, engine_for, folder_for, keep
+from relu_deploy.backends.tensorrt.building.engine_cache import Engine, Warn, engine_for, folder_for, keep
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import AccuracyTooLow, UsageError
-from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import load_model, precision_of
 from relu_deploy.latency_stats import Latency, summarize
+from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds
-from relu_deploy.verification.judge import compare_outputs
+from relu_deploy.verification.judging.judge import compare_outputs
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
 
 __all__ = ["BuildTrial", "BuildVariance", "best_of"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends import capabilities, names
-from relu_deploy.backends.tensorrt.engine_cache import Engine, Warn, engine_for, find_engine
+from relu_deploy.backends.tensorrt.building.engine_cache import Engine, Warn, engine_for, find_engine
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import MANIFEST, Bundle, create_bundle, seal, write_atomically
 from relu_deploy.compilation.build_variance import BuildVariance, best_of

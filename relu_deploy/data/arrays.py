@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph.resources import memory_size
+from relu_deploy.graph.loading.resources import memory_size
 from relu_deploy.tensors import Feeds
 
 __all__ = ["load_npz"]

@@ -10,12 +10,12 @@ import numpy as np
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
-from relu_deploy.files import read_regular
 from relu_deploy.preprocessing.apply import MAX_PIXELS, normalize, place, reorder
 from relu_deploy.preprocessing.decoding import DecodeLimits, decode_picture
 from relu_deploy.preprocessing.description import plane_of
 from relu_deploy.preprocessing.errors import PictureTooLarge
 from relu_deploy.preprocessing.reading import read_preprocess
+from relu_deploy.storage.files import read_regular
 from relu_deploy.tensors import Array, TensorSpec, check_feeds
 
 __all__ = ["FORMATS", "LIMITS", "PICTURES", "ImageFolder", "free_batch", "read_picture", "to_input"]

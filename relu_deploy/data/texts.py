@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.errors import InputError
-from relu_deploy.files import read_regular
+from relu_deploy.storage.files import read_regular
 from relu_deploy.tensors import Array, TensorSpec
 
 __all__ = ["read_texts", "takes_texts", "to_bytes"]

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle import Bundle, create_bundle, refuse_existing
-from relu_deploy.bundle_files import replace_files
 from relu_deploy.errors import ReluDeployError, UsageError, nearest
 from relu_deploy.exporting.embedding import embed_normalization
 from relu_deploy.exporting.options import DEFAULT_OPSET, NORMALIZATION, ExportOptions, InputShape
@@ -31,10 +30,11 @@ from relu_deploy.exporting.picture_input import chosen_pixels, manifest_preproce
 from relu_deploy.exporting.pytorch import export_pytorch
 from relu_deploy.exporting.sources import Loaded, load_source
 from relu_deploy.graph import find_relus, io_specs, load_normalized_model, opset_of, save_model, set_input_shapes
-from relu_deploy.graph.batching import batch_axes
 from relu_deploy.graph.model import normalize_model
-from relu_deploy.manifest import MODEL, SCHEMA, seal
+from relu_deploy.graph.shapes.batching import batch_axes
 from relu_deploy.preprocessing.reading import read_preprocess
+from relu_deploy.storage.bundle_files import replace_files
+from relu_deploy.storage.manifest import MODEL, SCHEMA, seal
 from relu_deploy.tasks.metrics import labeled
 from relu_deploy.verification.program_verdict import ProgramVerdict, compare_with_program, relus_of_program
 from relu_deploy.version import __version__

@@ -13,8 +13,8 @@ from relu_deploy.exporting.options import NORMALIZATION, ExportOptions, InputSha
 from relu_deploy.exporting.programs import keeps_shapes, picture_examples, program_examples, program_inputs
 from relu_deploy.exporting.sources import Loaded
 from relu_deploy.exporting.torch_to_onnx import Names, program_to_onnx, save_program, trace
-from relu_deploy.manifest import SOURCE
 from relu_deploy.preprocessing.reading import read_preprocess
+from relu_deploy.storage.manifest import SOURCE
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:

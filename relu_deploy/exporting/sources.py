@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.errors import InputError, UsageError, missing_package, nearest
 from relu_deploy.exporting.options import PUBLISHED, ExportOptions
-from relu_deploy.files import sha256
+from relu_deploy.storage.files import sha256
 from relu_deploy.zoo.model_recipe import ModelRecipe
 from relu_deploy.zoo.published import published_weights
 from relu_deploy.zoo.recipes import build, recipe, recipes, weights_file

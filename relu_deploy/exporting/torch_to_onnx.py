@@ -19,7 +19,7 @@ from relu_deploy.exporting.node_scopes import annotate
 from relu_deploy.exporting.sources import import_torch, reason_of
 from relu_deploy.gc_pause import without_collecting
 from relu_deploy.graph import normalize_model, opset_of
-from relu_deploy.graph.wide_integer_relu import replace_wide_integer_relus
+from relu_deploy.graph.rewriting.wide_integer_relu import replace_wide_integer_relus
 
 if TYPE_CHECKING:
     import onnx_ir as ir

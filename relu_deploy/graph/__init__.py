@@ -3,10 +3,7 @@
 Nothing here imports torch or a runtime, so a graph can be read on a machine that has neither.
 """
 
-from relu_deploy.graph.batching import batch_axes
 from relu_deploy.graph.cost import Cost, count_cost
-from relu_deploy.graph.dimensions import set_input_shapes
-from relu_deploy.graph.input_ranges import integer_ranges
 from relu_deploy.graph.model import (
     io_specs,
     load_model,
@@ -19,6 +16,9 @@ from relu_deploy.graph.model import (
 )
 from relu_deploy.graph.precision import clamped_tensors, node_precisions, precision_of, quantized_relu
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY, Relu, find_relus
+from relu_deploy.graph.shapes.batching import batch_axes
+from relu_deploy.graph.shapes.dimensions import set_input_shapes
+from relu_deploy.graph.shapes.input_ranges import integer_ranges
 from relu_deploy.graph.subgraph import extract_subgraph, nodes_between
 from relu_deploy.graph.taps import with_taps
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
-from relu_deploy.graph.batching import input_batch_axes
 from relu_deploy.graph.bodies import bodies_of, iterate_nodes
 from relu_deploy.graph.intervals.operands import constant_of
-from relu_deploy.graph.shape_inference import infer_shapes
+from relu_deploy.graph.shapes.batching import input_batch_axes
+from relu_deploy.graph.shapes.shape_inference import infer_shapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -10,14 +10,14 @@ from weakref import WeakValueDictionary
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.bodies import iterate_nodes, name_bodies
-from relu_deploy.graph.dimensions import normalize_dimensions
-from relu_deploy.graph.external_data import check_external_data
-from relu_deploy.graph.inline import inline_functions
-from relu_deploy.graph.repairs import irregularities_of
-from relu_deploy.graph.resources import check_resources, memory_limit
-from relu_deploy.graph.shape_inference import infer_shapes
-from relu_deploy.graph.sparse import expand_sparse_initializers
-from relu_deploy.graph.structure import check_structure
+from relu_deploy.graph.loading.external_data import check_external_data
+from relu_deploy.graph.loading.inline import inline_functions
+from relu_deploy.graph.loading.repairs import irregularities_of
+from relu_deploy.graph.loading.resources import check_resources, memory_limit
+from relu_deploy.graph.loading.sparse import expand_sparse_initializers
+from relu_deploy.graph.loading.structure import check_structure
+from relu_deploy.graph.shapes.dimensions import normalize_dimensions
+from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.graph.weights import to_proto_without_weights
 from relu_deploy.tensors import TensorSpec
 

@@ -11,16 +11,16 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.latency_stats import Ratio
-from relu_deploy.optimization.calibration import AUTO_METHODS
-from relu_deploy.optimization.confidence import confidence_to_json
-from relu_deploy.optimization.evaluation_data import EvaluationData
-from relu_deploy.optimization.gate import AccuracyEvaluator
+from relu_deploy.optimization.accuracy.calibration import AUTO_METHODS
+from relu_deploy.optimization.accuracy.confidence import confidence_to_json
+from relu_deploy.optimization.accuracy.evaluation_data import EvaluationData
+from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator
+from relu_deploy.optimization.accuracy.sensitivity import SensitivityList
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.prepare import Prepared
 from relu_deploy.optimization.recipes import Casts, PrecisionRecipe, Quantized, Unchanged
 from relu_deploy.optimization.report import OptimizeReport
 from relu_deploy.optimization.search import CandidateRunner, SearchResult, best_method, find_passing, segment_costs
-from relu_deploy.optimization.sensitivity import SensitivityList
 from relu_deploy.optimization.speed import speedup
 from relu_deploy.optimization.targets import PRECISIONS, Target
 from relu_deploy.verification.run import VerifyReport, verify

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relu_deploy.errors import UsageError, nearest
-from relu_deploy.optimization.calibration import METHODS
-from relu_deploy.optimization.confidence import SCORE_THRESHOLD
+from relu_deploy.optimization.accuracy.calibration import METHODS
+from relu_deploy.optimization.accuracy.confidence import SCORE_THRESHOLD
 
 #: with `auto`, the method with the best accuracy is kept
 CHOICES = (*METHODS, "auto")

@@ -19,25 +19,25 @@ from relu_deploy.backends import load
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import declared_range
 from relu_deploy.errors import ReluDeployError, UsageError
-from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import count_cost, find_relus, load_model, normalize_model, precision_of, save_model
-from relu_deploy.graph.constant_branches import inline_constant_branches
-from relu_deploy.graph.opset import raise_opset
 from relu_deploy.graph.pruning.prune import PruningReport, prune_model
 from relu_deploy.graph.quantization.cast_precision import range_reasons
 from relu_deploy.graph.quantization.equalization import EqualizationReport, equalize
 from relu_deploy.graph.quantization.qdq_placement import segments_of
 from relu_deploy.graph.quantization.retarget import RetargetReport, has_qdq, retarget_qdq
-from relu_deploy.graph.simplify import fold_batch_norms, pool_spatial_means
-from relu_deploy.optimization.calibration import Statistics, calibrate
-from relu_deploy.optimization.evaluation_data import EvaluationData
+from relu_deploy.graph.rewriting.constant_branches import inline_constant_branches
+from relu_deploy.graph.rewriting.opset import raise_opset
+from relu_deploy.graph.rewriting.simplify import fold_batch_norms, pool_spatial_means
+from relu_deploy.optimization.accuracy.calibration import Statistics, calibrate
+from relu_deploy.optimization.accuracy.evaluation_data import EvaluationData
 from relu_deploy.optimization.exclusion import check_patterns, excluded_nodes
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.recipes import calibrated_tensors
 from relu_deploy.optimization.targets import TARGETS, Target
+from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import count_rows
+from relu_deploy.verification.judging.verdict import compare
 from relu_deploy.verification.truth import find_truth, open_source
-from relu_deploy.verification.verdict import compare
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -13,7 +13,7 @@ from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.quantization.cast_precision import cast_model
 from relu_deploy.graph.quantization.qdq import SCHEMES, quantize
 from relu_deploy.graph.quantization.qdq_placement import WEIGHTED, QdqPlacement, place_qdq, segments_of
-from relu_deploy.optimization.calibration import Statistics, range_of
+from relu_deploy.optimization.accuracy.calibration import Statistics, range_of
 from relu_deploy.optimization.targets import PRECISIONS
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.latency_stats import Ratio
+from relu_deploy.optimization.accuracy.evaluation_data import EvaluationData
 from relu_deploy.optimization.auto.report import AutoReport
-from relu_deploy.optimization.evaluation_data import EvaluationData
 from relu_deploy.optimization.prepare import Prepared
 from relu_deploy.optimization.search import SearchResult
 from relu_deploy.optimization.targets import Target

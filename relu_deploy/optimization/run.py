@@ -19,19 +19,19 @@ from typing import Any
 
 from relu_deploy.bundle import Bundle, refuse_existing
 from relu_deploy.errors import AccuracyTooLow, InputError, ReluDeployError, UsageError
-from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import load_model, save_model
+from relu_deploy.optimization.accuracy.evaluation_data import load_evaluation_data
+from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator
+from relu_deploy.optimization.accuracy.sensitivity import SensitivityList
 from relu_deploy.optimization.auto.candidates import AUTOCAST
 from relu_deploy.optimization.auto.run import find_fastest
 from relu_deploy.optimization.build import VariantBuilder
-from relu_deploy.optimization.evaluation_data import load_evaluation_data
-from relu_deploy.optimization.gate import AccuracyEvaluator
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.prepare import prepare, trained_precision
 from relu_deploy.optimization.report import OptimizeReport
-from relu_deploy.optimization.sensitivity import SensitivityList
 from relu_deploy.optimization.store import store
 from relu_deploy.optimization.targets import PRECISIONS, TARGETS, Target, find_target
+from relu_deploy.storage.folders import temporary_folder
 
 __all__ = ["OptimizeOptions", "OptimizeReport", "optimize", "optimize_bundle"]
 

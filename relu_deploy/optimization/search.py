@@ -15,9 +15,9 @@ from itertools import count as counter
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.data.datasets import spread_evenly
-from relu_deploy.optimization.calibration import AUTO_METHODS
-from relu_deploy.optimization.confidence import Confidence
-from relu_deploy.optimization.gate import AccuracyEvaluator, answers_of, distance
+from relu_deploy.optimization.accuracy.calibration import AUTO_METHODS
+from relu_deploy.optimization.accuracy.confidence import Confidence
+from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator, answers_of, distance
 from relu_deploy.optimization.recipes import PrecisionRecipe, Quantized
 from relu_deploy.optimization.targets import Target
 from relu_deploy.tasks.metrics import Metric

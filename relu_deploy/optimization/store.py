@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle import MODEL, VARIANTS, Bundle, create_bundle, seal
-from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import to_bytes
+from relu_deploy.storage.folders import temporary_folder
 
 if TYPE_CHECKING:
     from relu_deploy.optimization.report import OptimizeReport

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from relu_deploy.backends import Session, load, probe
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported, UsageError, nearest
-from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import save_model
 from relu_deploy.graph.quantization.cast_precision import simulated
+from relu_deploy.storage.folders import temporary_folder
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.bundle import MANIFEST, SOURCE, Bundle, seal, sha256
-from relu_deploy.bundle_files import external_locations
 from relu_deploy.errors import InputError
 from relu_deploy.graph import load_model
+from relu_deploy.storage.bundle_files import external_locations
 
 __all__ = ["RECORD", "copy_bundle", "copy_graph", "record_files", "refuse_target", "write_text"]
 

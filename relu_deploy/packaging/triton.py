@@ -18,7 +18,7 @@ from pathlib import Path
 
 from relu_deploy.backends import capabilities
 from relu_deploy.backends.onnxruntime.placement import shape_nodes
-from relu_deploy.backends.tensorrt.engine_cache import Engine, kept_engines
+from relu_deploy.backends.tensorrt.building.engine_cache import Engine, kept_engines
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported, UsageError
 from relu_deploy.packaging.batching import choose_batching

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relu_deploy.backends.tensorrt.engine_cache import Engine
+from relu_deploy.backends.tensorrt.building.engine_cache import Engine
 from relu_deploy.bundle import Bundle
 from relu_deploy.packaging.batching import Batching
 from relu_deploy.packaging.options import PackageOptions

@@ -15,11 +15,11 @@ from relu_deploy.backends import backend_for
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.texts import takes_texts
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
-from relu_deploy.files import read_regular, sha256
 from relu_deploy.prediction.masks import background_of, classes_found, mask_json, mask_of, png_of
 from relu_deploy.prediction.outputs import boxes_of, classes_of, min_score
 from relu_deploy.prediction.preparation import PreparedInput, prepare_arrays, prepare_picture, prepare_text, unsupported_reason
 from relu_deploy.prediction.sources import MAX_FILE_BYTES
+from relu_deploy.storage.files import read_regular, sha256
 from relu_deploy.tensors import Array, Feeds
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import InputError, UsageError, missing_package
-from relu_deploy.files import reason, try_lock
+from relu_deploy.storage.files import reason, try_lock
 
 __all__ = ["FORMATS", "RowFile", "open_rows"]
 

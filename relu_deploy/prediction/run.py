@@ -13,12 +13,12 @@ from typing import Any
 
 from relu_deploy.backends.threads import default_threads
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
-from relu_deploy.files import write_atomically
 from relu_deploy.prediction.drawing import draw_predictions
 from relu_deploy.prediction.predictor import Predictor
 from relu_deploy.prediction.preparation import PreparedInput
 from relu_deploy.prediction.rows import RowFile, open_rows
 from relu_deploy.prediction.sources import Source, find_sources, shard_of
+from relu_deploy.storage.files import write_atomically
 
 __all__ = ["PredictReport", "predict"]
 

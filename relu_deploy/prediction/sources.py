@@ -13,8 +13,8 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.data.arrays import load_npz
 from relu_deploy.data.texts import takes_texts
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.files import read_regular
 from relu_deploy.prediction.preparation import PreparedInput, prepare_arrays, prepare_picture, prepare_text
+from relu_deploy.storage.files import read_regular
 from relu_deploy.tensors import Array
 
 __all__ = ["MAX_FILE_BYTES", "PICTURE_SUFFIXES", "Source", "find_sources", "shard_of"]

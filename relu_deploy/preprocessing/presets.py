@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import InputError, UsageError, nearest
-from relu_deploy.files import read_regular
 from relu_deploy.preprocessing.description import Crop, Preprocess, Resize
 from relu_deploy.preprocessing.reading import read_preprocess
+from relu_deploy.storage.files import read_regular
 
 __all__ = ["PRESETS", "load_preprocess"]
 

@@ -13,7 +13,7 @@ from relu_deploy.backends import Session, backend_for, load
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, Unsupported
 from relu_deploy.graph import load_model
-from relu_deploy.graph.input_ranges import integer_ranges
+from relu_deploy.graph.shapes.input_ranges import integer_ranges
 from relu_deploy.serving.batcher import Limits
 from relu_deploy.serving.protocol.tensors import DATATYPES
 from relu_deploy.signing.run import require_signature

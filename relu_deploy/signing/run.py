@@ -15,10 +15,10 @@ from typing import Any
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, missing_package
-from relu_deploy.files import read_regular, write_atomically
-from relu_deploy.folders import temporary_folder
 from relu_deploy.records import JsonRecord
 from relu_deploy.signing.statement import STATEMENT, test_result_statement
+from relu_deploy.storage.files import read_regular, write_atomically
+from relu_deploy.storage.folders import temporary_folder
 
 __all__ = ["SIGNATURE", "SignatureReport", "check_signature", "is_signed", "require_signature", "sign_bundle"]
 

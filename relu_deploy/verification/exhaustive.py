@@ -35,7 +35,7 @@ from relu_deploy.backends.threads import default_threads
 from relu_deploy.bundle import MODEL, SCHEMA, SOURCE, Bundle, seal
 from relu_deploy.definition import relu, relu6
 from relu_deploy.errors import Unsupported, UsageError
-from relu_deploy.folders import temporary_folder
+from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Array
 
 __all__ = ["DTYPES", "Kernel", "ProveReport", "prove"]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.backends import capabilities, load
 from relu_deploy.tensors import Feeds
-from relu_deploy.verification.contract import feeds_of_nan, nan_is_kept
 from relu_deploy.verification.execution import ExecutionReport, compare_with_request
-from relu_deploy.verification.invariants import InvarianceCheck, run_invariance_checks
+from relu_deploy.verification.judging.contract import feeds_of_nan, nan_is_kept
+from relu_deploy.verification.judging.invariants import InvarianceCheck, run_invariance_checks
 from relu_deploy.verification.plan import VerifyPlan
 from relu_deploy.verification.tapping import TappedRelus, arrays_of, tap_relus
 

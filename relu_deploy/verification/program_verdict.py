@@ -23,13 +23,13 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import ReluDeployError, Unsupported
 from relu_deploy.graph import Relu, find_relus, load_model, precision_of
-from relu_deploy.manifest import MODEL, SOURCE
 from relu_deploy.records import JsonRecord
+from relu_deploy.storage.manifest import MODEL, SOURCE
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.pinning import random_nodes_of
+from relu_deploy.verification.judging.pinning import random_nodes_of
+from relu_deploy.verification.judging.verdict import LIMITS, Comparison, compare, estimate_noise_floor
 from relu_deploy.verification.tapping import arrays_of
 from relu_deploy.verification.truth import Truth, find_truth, program_source
-from relu_deploy.verification.verdict import LIMITS, Comparison, compare, estimate_noise_floor
 from relu_deploy.version import __version__
 
 __all__ = ["ProgramVerdict", "compare_with_program", "relus_of_program"]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.graph import Relu
 from relu_deploy.records import JsonRecord
-from relu_deploy.verification.contract import NAN_NOT_PROPAGATED, Contract
 from relu_deploy.verification.execution import ExecutionReport
-from relu_deploy.verification.invariants import Check
+from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED, Contract
+from relu_deploy.verification.judging.invariants import Check
+from relu_deploy.verification.judging.verdict import LIMITS, Comparison
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.preprocess.report import PreprocessReport
-from relu_deploy.verification.verdict import LIMITS, Comparison
 
 if TYPE_CHECKING:
     from relu_deploy.verification.engine.audit import AuditReport

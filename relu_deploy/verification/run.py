@@ -19,10 +19,10 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.graph import load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
-from relu_deploy.verification.comparable import comparable
-from relu_deploy.verification.contract import NAN_NOT_PROPAGATED
-from relu_deploy.verification.invariants import check_invariance, confirm_by_truth, run_invariance_checks
-from relu_deploy.verification.judge import judge
+from relu_deploy.verification.judging.comparable import comparable
+from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED
+from relu_deploy.verification.judging.invariants import check_invariance, confirm_by_truth, run_invariance_checks
+from relu_deploy.verification.judging.judge import judge
 from relu_deploy.verification.locating.backend_faults import BackendUnderTest, locate_on_backend
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.locating.graph_faults import faults_of_graph

@@ -20,10 +20,10 @@ from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.noise import LONG, LargeRounding, SumOrder, behind_decisions, draws_for
+from relu_deploy.verification.judging.noise import LONG, LargeRounding, SumOrder, behind_decisions, draws_for
+from relu_deploy.verification.judging.tensor_noise import TensorNoise
+from relu_deploy.verification.judging.verdict import LIMITS
 from relu_deploy.verification.tapping import arrays_of
-from relu_deploy.verification.tensor_noise import TensorNoise
-from relu_deploy.verification.verdict import LIMITS
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urljoin, urlsplit
 
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.files import reason, sha256, sweep, temporary_prefix, try_lock
+from relu_deploy.storage.files import reason, sha256, sweep, temporary_prefix, try_lock
 from relu_deploy.zoo.weights_sources import cache_folder
 
 __all__ = ["FILES", "published_url", "published_weights"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.errors import InputError
-from relu_deploy.files import sha256
+from relu_deploy.storage.files import sha256
 
 if TYPE_CHECKING:
     from relu_deploy.zoo.model_recipe import ModelRecipe

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from relu_deploy.backends.tensorrt.engine_cache import engine_for, find_engine
+from relu_deploy.backends.tensorrt.building.engine_cache import engine_for, find_engine
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.compilation import build_variance
 from relu_deploy.compilation.build_variance import best_of

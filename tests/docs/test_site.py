@@ -112,7 +112,7 @@ def test_the_command_line_page_has_every_option_of_every_verb(site):
 
 
 def test_the_bundle_page_has_every_field_of_the_schema(site):
-    from relu_deploy.manifest import schema
+    from relu_deploy.storage.manifest import schema
 
     table = (site / "reference" / "bundle.html").read_text(encoding="utf-8")
     assert [name for name in schema()["properties"] if f'<span class="pre">{name}</span>' not in table] == []

@@ -165,8 +165,8 @@ def test_a_compacted_and_equalized_graph_answers_as_the_model_and_its_variant_is
 
 def test_a_preparation_that_changes_the_answers_is_refused(digits_copy, monkeypatch):
     from relu_deploy.errors import ReluDeployError
-    from relu_deploy.graph.pass_result import PassResult
     from relu_deploy.graph.quantization.equalization import EqualizationReport
+    from relu_deploy.graph.rewriting.pass_result import PassResult
 
     prepare = importlib.import_module("relu_deploy.optimization.prepare")
 

@@ -20,7 +20,7 @@ def bundle(request, digits_bundle, tmp_path_factory):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_a_variant_is_parsed_and_built_for_gpus_that_are_not_here(bundle, tmp_path, precision):
-    from relu_deploy.backends.tensorrt.build import build_engine
+    from relu_deploy.backends.tensorrt.building.build import build_engine
     from relu_deploy.backends.tensorrt.options import BuildOptions
 
     settings = OptimizeOptions(calibration=bundle.manifest["dataset"], samples=32, eval_samples=32, max_drop=0.05)

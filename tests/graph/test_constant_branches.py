@@ -6,7 +6,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.backends import load
 from relu_deploy.graph import load_model, save_model
-from relu_deploy.graph.constant_branches import inline_constant_branches
+from relu_deploy.graph.rewriting.constant_branches import inline_constant_branches
 
 FLOAT = TensorProto.FLOAT
 node, value = helper.make_node, helper.make_tensor_value_info

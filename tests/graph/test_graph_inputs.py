@@ -6,9 +6,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.graph.batching import batch_axes
-from relu_deploy.graph.dimensions import set_input_shapes
-from relu_deploy.graph.input_ranges import integer_ranges
+from relu_deploy.graph.shapes.batching import batch_axes
+from relu_deploy.graph.shapes.dimensions import set_input_shapes
+from relu_deploy.graph.shapes.input_ranges import integer_ranges
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 node, value = helper.make_node, helper.make_tensor_value_info

@@ -6,8 +6,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.backends import load
 from relu_deploy.graph import load_model, save_model
-from relu_deploy.graph.integer_clip import has_integer_clip, without_integer_clip
-from relu_deploy.graph.shape_inference import infer_shapes
+from relu_deploy.graph.rewriting.integer_clip import has_integer_clip, without_integer_clip
+from relu_deploy.graph.shapes.shape_inference import infer_shapes
 
 INT64 = TensorProto.INT64
 

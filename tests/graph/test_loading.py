@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph import count_cost, find_relus, io_specs, load_model, load_normalized_model, save_model, to_bytes
-from relu_deploy.graph.resources import set_memory_limit
+from relu_deploy.graph.loading.resources import set_memory_limit
 
 FLOAT = TensorProto.FLOAT
 node, value = helper.make_node, helper.make_tensor_value_info

@@ -19,7 +19,7 @@ from relu_deploy.graph import (
     opset_of,
     with_taps,
 )
-from relu_deploy.graph.opset import raise_opset
+from relu_deploy.graph.rewriting.opset import raise_opset
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
 

@@ -10,7 +10,7 @@ from small import graph_of
 
 from relu_deploy.backends import load
 from relu_deploy.graph import save_model
-from relu_deploy.graph.simplify import fold_batch_norms, pool_spatial_means
+from relu_deploy.graph.rewriting.simplify import fold_batch_norms, pool_spatial_means
 
 
 def evaluate(model, x, folder, wide=True):

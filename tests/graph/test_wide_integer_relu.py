@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 
 from relu_deploy.backends import load
 from relu_deploy.graph import find_relus, load_model, save_model
-from relu_deploy.graph.wide_integer_relu import replace_wide_integer_relus
+from relu_deploy.graph.rewriting.wide_integer_relu import replace_wide_integer_relus
 
 
 def test_a_relu_of_64_bit_integers_runs_on_onnx_runtime_and_is_still_a_relu(tmp_path):

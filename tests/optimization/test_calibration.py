@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.optimization.calibration import BINS, METHODS, Statistics, range_of
+from relu_deploy.optimization.accuracy.calibration import BINS, METHODS, Statistics, range_of
 
 
 def counted(*arrays):

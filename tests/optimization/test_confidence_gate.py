@@ -10,9 +10,9 @@ import pytest
 
 from relu_deploy.data.datasets import Dataset
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.optimization.confidence import confidence_to_json
+from relu_deploy.optimization.accuracy.confidence import confidence_to_json
+from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator
 from relu_deploy.optimization.exclusion import check_patterns, excluded_nodes
-from relu_deploy.optimization.gate import AccuracyEvaluator
 from relu_deploy.optimization.search import CandidateRunner, find_passing
 from relu_deploy.reporting.optimize_phrases import confidence_of
 
@@ -214,7 +214,7 @@ def test_options_that_make_no_sense_are_exit_2(command, digits_bundle, arguments
 def test_a_pattern_is_matched_with_what_the_user_sees_and_a_misspelled_one_gets_near_names():
     from small import residual
 
-    from relu_deploy.graph.simplify import fold_batch_norms
+    from relu_deploy.graph.rewriting.simplify import fold_batch_norms
 
     model = residual()
     names = [str(node.name) for node in model.graph]

@@ -7,7 +7,7 @@ import pytest
 
 from relu_deploy.data.datasets import Dataset
 from relu_deploy.errors import InputError
-from relu_deploy.optimization.gate import MAX_DROP, AccuracyEvaluator, distance
+from relu_deploy.optimization.accuracy.gate import MAX_DROP, AccuracyEvaluator, distance
 
 ROWS = 40
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from relu_deploy.data.datasets import Dataset
-from relu_deploy.optimization.gate import AccuracyEvaluator
+from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator
 from relu_deploy.optimization.recipes import Quantized
 from relu_deploy.optimization.search import CandidateRunner, best_method, find_passing
 from relu_deploy.tasks.metrics import Metric

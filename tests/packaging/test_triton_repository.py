@@ -15,11 +15,11 @@ from google.protobuf.text_format import ParseError
 from model_config import parse
 from onnx import TensorProto, helper
 
-from relu_deploy.backends.tensorrt.engine_cache import kept_engines
+from relu_deploy.backends.tensorrt.building.engine_cache import kept_engines
 from relu_deploy.bundle import Bundle, sha256
-from relu_deploy.engine_files import trust
 from relu_deploy.errors import InputError, Unsupported, UsageError
 from relu_deploy.packaging.run import package
+from relu_deploy.storage.engine_files import trust
 
 TYPES = {
     "bool": "TYPE_BOOL",

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 from relu_deploy.backends import load
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
-from relu_deploy.files import sha256
-from relu_deploy.manifest import MANIFEST, dump_manifest
+from relu_deploy.storage.files import sha256
+from relu_deploy.storage.manifest import MANIFEST, dump_manifest
 from relu_deploy.verification.program_verdict import compare_with_program, relus_of_program
 from relu_deploy.verification.truth import choose_against
 

@@ -12,10 +12,10 @@ from relu_deploy.backends.base import Rounding
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.graph import find_relus, load_model
-from relu_deploy.verification.noise import FEW
-from relu_deploy.verification.tensor_noise import TensorNoise, single_noise
+from relu_deploy.verification.judging.noise import FEW
+from relu_deploy.verification.judging.tensor_noise import TensorNoise, single_noise
+from relu_deploy.verification.judging.verdict import LIMITS
 from relu_deploy.verification.truth import find_truth, open_source
-from relu_deploy.verification.verdict import LIMITS
 
 
 def rms(x):

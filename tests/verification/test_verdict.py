@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relu_deploy.verification.verdict import LIMIT, compare, error_ratio, estimate_noise_floor, ulp_distance
+from relu_deploy.verification.judging.verdict import LIMIT, compare, error_ratio, estimate_noise_floor, ulp_distance
 
 
 def relu_layer(seed, depth, width=64):

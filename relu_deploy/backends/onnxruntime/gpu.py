@@ -15,14 +15,11 @@ from relu_deploy.backends.nvidia.cuda import Stream
 from relu_deploy.backends.nvidia.driver import Gpu
 from relu_deploy.backends.onnxruntime.io_binding import OnnxRuntimeIoBinding
 from relu_deploy.backends.onnxruntime.probe import PROVIDERS
-from relu_deploy.backends.onnxruntime.providers import (
-    Profile,
-    require_in_profile,
-)
+from relu_deploy.backends.onnxruntime.providers import Profile, require_in_profile
 from relu_deploy.backends.onnxruntime.session import OnnxRuntimeSession
 from relu_deploy.bundle import Bundle
-from relu_deploy.engine_files import trust
 from relu_deploy.errors import InputError, missing_package
+from relu_deploy.storage.engine_files import trust
 from relu_deploy.tensors import Feeds
 
 __all__ = ["OnnxRuntimeGpuSession"]

@@ -23,16 +23,12 @@ from relu_deploy.backends.onnxruntime.gpu import OnnxRuntimeGpuSession
 from relu_deploy.backends.onnxruntime.placement import require_provider
 from relu_deploy.backends.onnxruntime.plugins import PLUGINS, devices_of, open_plugin_libraries, register
 from relu_deploy.backends.onnxruntime.probe import FILES, PROVIDERS, gpu_of
-from relu_deploy.backends.onnxruntime.providers import (
-    cache_folder,
-    default_profile,
-    options_for,
-)
+from relu_deploy.backends.onnxruntime.providers import cache_folder, default_profile, options_for
 from relu_deploy.backends.onnxruntime.session import settings_for
 from relu_deploy.bundle import Bundle
-from relu_deploy.engine_files import remove_untrusted
 from relu_deploy.errors import BackendUnavailable
 from relu_deploy.graph import load_model, node_precisions
+from relu_deploy.storage.engine_files import remove_untrusted
 
 __all__ = ["load_on_gpu"]
 

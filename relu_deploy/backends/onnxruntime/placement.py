@@ -86,7 +86,7 @@ def _is_shape_arithmetic(node: Any, integers: dict[str, bool]) -> bool:
 def _integer_nodes(bundle: Bundle) -> dict[str, bool]:
     """Return for each node of the graph whether all its outputs are integers or booleans."""
     from relu_deploy.graph.model import load_model
-    from relu_deploy.graph.shape_inference import infer_shapes
+    from relu_deploy.graph.shapes.shape_inference import infer_shapes
 
     model = load_model(bundle.onnx)
     infer_shapes(model)

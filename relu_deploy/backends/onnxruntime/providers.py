@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from relu_deploy.backends.tensorrt.engine_cache import DEFAULT_BATCH, folder_for, graph_hash
+from relu_deploy.backends.tensorrt.building.engine_cache import DEFAULT_BATCH, folder_for, graph_hash
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.tensors import TensorSpec

@@ -23,8 +23,8 @@ from relu_deploy.backends.onnxruntime.placement import nodes_by_provider, nodes_
 from relu_deploy.backends.onnxruntime.probe import PROVIDERS
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported
-from relu_deploy.folders import temporary_folder
 from relu_deploy.graph.model import load_model
+from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
 __all__ = ["OnnxRuntimeSession", "settings_for"]

@@ -18,7 +18,7 @@ import numpy as np
 from relu_deploy.backends.base import Captured
 from relu_deploy.backends.nvidia.cuda import Device
 from relu_deploy.backends.tensorrt.buffers import TensorRtIoBinding
-from relu_deploy.backends.tensorrt.engine_cache import engine_for
+from relu_deploy.backends.tensorrt.building.engine_cache import engine_for
 from relu_deploy.backends.tensorrt.formats import formats_by_tensor, stored_shape
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.backends.tensorrt.session import TensorRtSession

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from relu_deploy.backends.base import Options
 from relu_deploy.backends.nvidia.cuda import Device
-from relu_deploy.backends.tensorrt.engine_cache import engine_for
+from relu_deploy.backends.tensorrt.building.engine_cache import engine_for
 from relu_deploy.backends.tensorrt.probe import probe
 from relu_deploy.backends.tensorrt.session import TensorRtSession
 from relu_deploy.bundle import Bundle

@@ -22,14 +22,14 @@ from relu_deploy.backends.nvidia.cuda import Buffer, Device
 from relu_deploy.backends.nvidia.driver import find_gpu
 from relu_deploy.backends.tensorrt.batch_sizes import BatchSizes
 from relu_deploy.backends.tensorrt.buffers import TensorRtIoBinding
-from relu_deploy.backends.tensorrt.engine_cache import Engine
+from relu_deploy.backends.tensorrt.building.engine_cache import Engine
 from relu_deploy.backends.tensorrt.errors import refusal_reason
 from relu_deploy.backends.tensorrt.logger import logger_of
 from relu_deploy.backends.tensorrt.probe import MODULES, compiles_ahead
 from relu_deploy.bundle import Bundle, write_atomically
-from relu_deploy.engine_files import is_trusted, trust
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph import load_model, precision_of
+from relu_deploy.storage.engine_files import is_trusted, trust
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
 __all__ = ["Profile", "TensorRtSession", "choose_profile"]

@@ -23,10 +23,10 @@ from relu_deploy.graph.intervals.constants import constant_channels
 from relu_deploy.graph.intervals.operands import Operands, constant_of
 from relu_deploy.graph.intervals.ranges import bounds_of
 from relu_deploy.graph.model import opset_of
-from relu_deploy.graph.pass_result import PassResult
 from relu_deploy.graph.pruning.channel_groups import OUTPUT, ChannelMaps, ChannelReader, PruningDecision, decide
 from relu_deploy.graph.pruning.channels import WEIGHTED, ChannelMap, bias_of, channel_map_of, channels_of
 from relu_deploy.graph.relus import Relu, find_relus
+from relu_deploy.graph.rewriting.pass_result import PassResult
 from relu_deploy.records import JsonRecord
 from relu_deploy.tensors import Array
 

@@ -21,8 +21,6 @@ import numpy as np
 
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.graph.model import opset_of
-from relu_deploy.graph.opset import raise_opset
-from relu_deploy.graph.pass_result import PassResult
 from relu_deploy.graph.quantization.cast_error import STORED, WeightLoss, largest_of, loss_of
 from relu_deploy.graph.quantization.cast_nodes import (
     TYPED_BY,
@@ -36,8 +34,10 @@ from relu_deploy.graph.quantization.cast_nodes import (
     tensor_type,
     top_values,
 )
-from relu_deploy.graph.shape_inference import infer_shapes
-from relu_deploy.graph.simplify import lift_constants
+from relu_deploy.graph.rewriting.opset import raise_opset
+from relu_deploy.graph.rewriting.pass_result import PassResult
+from relu_deploy.graph.rewriting.simplify import lift_constants
+from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.records import JsonRecord
 
 if TYPE_CHECKING:

@@ -29,9 +29,9 @@ import numpy as np
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph.intervals.operands import constant_of
 from relu_deploy.graph.model import name_nodes
-from relu_deploy.graph.pass_result import PassResult
 from relu_deploy.graph.quantization.layer_pairs import Layer, LayerPair, SkippedLayer, find_layer_pairs, grouped, weights_of
 from relu_deploy.graph.relus import Relu, find_relus
+from relu_deploy.graph.rewriting.pass_result import PassResult
 from relu_deploy.records import JsonRecord
 from relu_deploy.tensors import Array
 

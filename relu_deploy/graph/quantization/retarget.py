@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_deploy.graph.pass_result import PassResult
 from relu_deploy.graph.quantization.qdq_pairs import (
     constant_input,
     dequantize_constant,
@@ -33,7 +32,8 @@ from relu_deploy.graph.quantization.qdq_pairs import (
     zero_point_of,
 )
 from relu_deploy.graph.quantization.qdq_placement import MOVING, WEIGHTED
-from relu_deploy.graph.simplify import lift_constants
+from relu_deploy.graph.rewriting.pass_result import PassResult
+from relu_deploy.graph.rewriting.simplify import lift_constants
 from relu_deploy.records import JsonRecord
 from relu_deploy.tensors import Array
 

@@ -11,12 +11,12 @@ from typing import Any
 from relu_deploy.backends import load
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import spread_evenly
+from relu_deploy.optimization.accuracy.gate import answers_of, distance
 from relu_deploy.optimization.auto.candidates import Candidate
 from relu_deploy.optimization.auto.report import Check, Kernels
 from relu_deploy.optimization.build import VariantBuilder
-from relu_deploy.optimization.gate import answers_of, distance
 from relu_deploy.tensors import Array
-from relu_deploy.verification.contract import NAN_NOT_PROPAGATED
+from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED
 from relu_deploy.verification.report import BackendReport
 from relu_deploy.verification.run import verify
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relu_deploy.latency_stats import Latency, Ratio
-from relu_deploy.optimization.confidence import Confidence
+from relu_deploy.optimization.accuracy.confidence import Confidence
 from relu_deploy.records import JsonRecord
 from relu_deploy.tasks.metrics import Metric
 from relu_deploy.verification.run import VerifyReport

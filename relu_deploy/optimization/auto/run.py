@@ -18,7 +18,6 @@ import numpy as np
 
 from relu_deploy.backends.threads import default_threads
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import save_model
 from relu_deploy.optimization.auto.candidates import AUTOCAST, Candidate, base_candidates, find_backends, tuned
 from relu_deploy.optimization.auto.check import Checker
@@ -27,6 +26,7 @@ from relu_deploy.optimization.auto.report import OUTCOMES, AutoReport, Candidate
 from relu_deploy.optimization.auto.sessions import CandidateSessions
 from relu_deploy.optimization.build import FoundVariant, VariantBuilder
 from relu_deploy.optimization.report import OptimizeReport
+from relu_deploy.storage.folders import temporary_folder
 
 __all__ = ["find_fastest"]
 

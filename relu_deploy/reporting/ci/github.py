@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.files import refuse_existing_file, write_atomically
 from relu_deploy.reporting.terminal import printable
+from relu_deploy.storage.files import refuse_existing_file, write_atomically
 
 __all__ = ["SUMMARY_VARIABLE", "check_summary", "error_line", "verify_error", "write_summary"]
 

@@ -25,17 +25,17 @@ from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph import Relu, find_relus, load_model, precision_of
-from relu_deploy.graph.shape_inference import infer_shapes
+from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.tensors import Feeds, check_feeds
-from relu_deploy.verification.contract import Contract
 from relu_deploy.verification.engine.fusion_regions import Coverage, EngineTrace, Region, build_trace, coverage_of, regions_of
 from relu_deploy.verification.engine.layers import EngineDifference, InspectedEngine, ObservedEngine, compare_layers, read_layers
 from relu_deploy.verification.engine.replay import Evaluations, compare_shown, contract_of, evaluate, rounds_to, shapes_at
+from relu_deploy.verification.judging.contract import Contract
+from relu_deploy.verification.judging.verdict import Comparison, compare
 from relu_deploy.verification.locating.classify import describe
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.locating.node_error import STORAGE
 from relu_deploy.verification.tapping import same_bits
-from relu_deploy.verification.verdict import Comparison, compare
 
 if TYPE_CHECKING:
     import onnx_ir as ir

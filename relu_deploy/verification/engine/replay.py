@@ -15,9 +15,9 @@ from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.graph import Relu, node_precisions
 from relu_deploy.graph.precision import PRECISIONS
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.contract import Contract, check_contract
 from relu_deploy.verification.engine.fusion_regions import EngineTrace, Region, Shown
-from relu_deploy.verification.verdict import LIMITS, SINGLE, Comparison, compare, estimate_noise_floor
+from relu_deploy.verification.judging.contract import Contract, check_contract
+from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, Comparison, compare, estimate_noise_floor
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -16,7 +16,7 @@ from relu_deploy.backends.tensorrt.formats import channel_order, stored_shape
 from relu_deploy.graph.intervals.operands import constant_of
 from relu_deploy.tensors import Array
 from relu_deploy.verification.engine.layers import Captured, EngineTensor
-from relu_deploy.verification.verdict import rms
+from relu_deploy.verification.judging.verdict import rms
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -20,15 +20,15 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.folders import temporary_folder
 from relu_deploy.graph import extract_subgraph, load_model, nodes_between, save_model
-from relu_deploy.graph.shape_inference import infer_shapes
+from relu_deploy.graph.shapes.shape_inference import infer_shapes
+from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Array, Feeds
+from relu_deploy.verification.judging.verdict import LIMITS, compare
 from relu_deploy.verification.locating.classify import describe
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.locating.node_error import STORAGE
 from relu_deploy.verification.truth import find_truth, open_source
-from relu_deploy.verification.verdict import LIMITS, compare
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -26,12 +26,12 @@ from relu_deploy.errors import ReluDeployError
 from relu_deploy.graph import find_relus, load_model, nodes_between, quantized_relu
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
+from relu_deploy.verification.judging.noise import FEW
+from relu_deploy.verification.judging.verdict import LIMITS
 from relu_deploy.verification.locating.classify import describe
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.locating.node_error import STORAGE, evaluated_on, first_loss, stored_again
-from relu_deploy.verification.noise import FEW
 from relu_deploy.verification.truth import Source
-from relu_deploy.verification.verdict import LIMITS
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -19,8 +19,8 @@ import numpy as np
 
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.noise import COARSE_DRAWS, draws_for, slack_of
-from relu_deploy.verification.verdict import LIMITS, estimate_noise_floor, rms
+from relu_deploy.verification.judging.noise import COARSE_DRAWS, draws_for, slack_of
+from relu_deploy.verification.judging.verdict import LIMITS, estimate_noise_floor, rms
 
 if TYPE_CHECKING:
     import onnx_ir as ir

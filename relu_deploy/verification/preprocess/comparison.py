@@ -14,11 +14,11 @@ import numpy as np
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.image_folder import FORMATS, LIMITS
 from relu_deploy.errors import InputError
-from relu_deploy.files import read_regular
 from relu_deploy.preprocessing.apply import normalize, place
 from relu_deploy.preprocessing.decoding import decode_picture
 from relu_deploy.preprocessing.description import Preprocess
 from relu_deploy.preprocessing.reading import read_preprocess
+from relu_deploy.storage.files import read_regular
 from relu_deploy.tensors import Array, TensorSpec
 from relu_deploy.verification.preprocess.pairs import pair_arrays
 from relu_deploy.verification.preprocess.report import MAX_LEVELS, PictureDifference, PreprocessReport, Step

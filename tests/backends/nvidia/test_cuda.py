@@ -246,7 +246,7 @@ def test_every_backend_on_a_gpu_refuses_tf32_that_is_forbidden(forbidden, digits
     torch = pytest.importorskip("torch")
     from relu_deploy.backends.base import Options, Probe
     from relu_deploy.backends.onnxruntime import load_gpu
-    from relu_deploy.backends.tensorrt import build
+    from relu_deploy.backends.tensorrt.building import build
     from relu_deploy.backends.torch.load import load
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

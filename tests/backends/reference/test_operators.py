@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from one_node import evaluate
 
-from relu_deploy.backends.reference.ops import convolution, sampling
+from relu_deploy.backends.reference.ops.imaging import sampling
+from relu_deploy.backends.reference.ops.layers import convolution
 
 
 def f32(values):

@@ -91,7 +91,7 @@ def test_operator_agrees_with_onnxruntime(tmp_path, case):
 
 
 def test_large_convolutions_are_done_in_strips_with_the_same_result(tmp_path, monkeypatch):
-    from relu_deploy.backends.reference.ops import convolution as reference_ops
+    from relu_deploy.backends.reference.ops.layers import convolution as reference_ops
 
     operator, x, weights, attributes, opset = CASES["conv strided, padded, dilated"]
     path = model_file(tmp_path / "m.onnx", operator, x, weights, attributes, opset)

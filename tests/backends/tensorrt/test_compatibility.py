@@ -9,8 +9,8 @@ from doubles import bundle_of, plan_of
 
 from relu_deploy.backends.base import Probe
 from relu_deploy.backends.nvidia.driver import Gpu
-from relu_deploy.backends.tensorrt import engine_cache
-from relu_deploy.backends.tensorrt.engine_cache import find_engine, graph_hash
+from relu_deploy.backends.tensorrt.building import engine_cache
+from relu_deploy.backends.tensorrt.building.engine_cache import find_engine, graph_hash
 from relu_deploy.backends.tensorrt.options import BuildOptions
 
 A100, L4, T4, L40 = (

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from relu_deploy.backends.tensorrt import engine_cache as engines
-from relu_deploy.backends.tensorrt.engine_cache import engine_for, find_engine, folder_for
+from relu_deploy.backends.tensorrt.building import engine_cache as engines
+from relu_deploy.backends.tensorrt.building.engine_cache import engine_for, find_engine, folder_for
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.backends import Options
 from relu_deploy.backends.tensorrt import probe as backend
-from relu_deploy.backends.tensorrt.build import Refused, build_engine
+from relu_deploy.backends.tensorrt.building.build import Refused, build_engine
 from relu_deploy.backends.tensorrt.load import load
 from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.backends.tensorrt.probe import can_build, probe
@@ -285,7 +285,7 @@ def test_a_library_that_cannot_show_tensors_is_unsupported(tmp_path, monkeypatch
                 raise AttributeError(name)
             return lambda: answer
 
-    from relu_deploy.backends.tensorrt import build as tensorrt_build
+    from relu_deploy.backends.tensorrt.building import build as tensorrt_build
 
     parsed = tensorrt_build._parsed
     monkeypatch.setattr(tensorrt_build, "_parsed", lambda *args: (Network((found := parsed(*args))[0]), found[1]))
@@ -425,7 +425,7 @@ def test_fp8_builds_for_ada_and_later_and_elsewhere_the_builder_says_why_not(tmp
 INTERRUPTED = """
 import signal, sys, threading, time
 from pathlib import Path
-from relu_deploy.backends.tensorrt.build import build_engine
+from relu_deploy.backends.tensorrt.building.build import build_engine
 from relu_deploy.backends.tensorrt.options import BuildOptions
 
 # A process that a script started in the background ignores it.

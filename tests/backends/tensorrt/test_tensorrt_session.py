@@ -357,7 +357,7 @@ def test_the_real_librarys_plans_say_which_version_wrote_them(tmp_path):
     trt = pytest.importorskip(
         "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'relu-deploy[rtx-build]')", exc_type=ImportError
     )
-    from relu_deploy.backends.tensorrt.build import build_engine
+    from relu_deploy.backends.tensorrt.building.build import build_engine
     from relu_deploy.backends.tensorrt.logger import logger_of
     from relu_deploy.backends.tensorrt.options import BuildOptions
 
@@ -420,7 +420,7 @@ def test_standard_plug_ins_are_registered_once_with_the_logger():
 
 def test_an_engine_is_built_on_the_gpu_that_was_named(tmp_path, monkeypatch):
     from relu_deploy.backends.base import Probe
-    from relu_deploy.backends.tensorrt import build
+    from relu_deploy.backends.tensorrt.building import build
 
     class Reached(Exception):
         pass
@@ -456,6 +456,6 @@ class Timings:
     ("takes", "used"), [((b"mine", b""), b"mine"), ((b"",), b""), ((), None)], ids=["taken", "of another GPU", "never taken"]
 )
 def test_a_timing_cache_that_the_builder_refuses_is_not_kept(takes, used):
-    from relu_deploy.backends.tensorrt.build import _timing_cache
+    from relu_deploy.backends.tensorrt.building.build import _timing_cache
 
     assert _timing_cache(Timings(takes), b"mine") == used

@@ -19,7 +19,7 @@ from relu_deploy.errors import InputError
 from relu_deploy.graph import count_cost, find_relus, load_model, save_model
 from relu_deploy.graph.pruning.channel_groups import ELSEWHERE, LAST, NO_BIAS, OUTPUT, PADDING, RESIDUAL, SUBGRAPH
 from relu_deploy.graph.pruning.prune import prune_model
-from relu_deploy.verification.verdict import compare, estimate_noise_floor
+from relu_deploy.verification.judging.verdict import compare, estimate_noise_floor
 
 #: operators whose further operands are sizes and places
 COUNTING = ("Expand", "ReduceMax", "Gather", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze")

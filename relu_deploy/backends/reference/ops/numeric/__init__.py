@@ -1,0 +1,1 @@
+"""Element-wise arithmetic, reductions and linear algebra."""

@@ -1,0 +1,1 @@
+"""Operators that move, cut, sort or convert elements."""

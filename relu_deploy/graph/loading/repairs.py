@@ -1,0 +1,93 @@
+"""Describe what an ONNX file records wrongly although runtimes accept it: loading repairs it, and people should know.
+
+Each note is one sentence. Functions that repair something themselves add their own notes (see `load_model`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from relu_deploy.graph.loading.structure import bodies_of
+from relu_deploy.graph.shapes.shape_inference import forget_shapes
+from relu_deploy.graph.weights import to_proto_without_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["irregularities_of", "stale_shapes_of"]
+
+#: names that one note lists
+LISTED = 3
+
+
+def irregularities_of(proto: onnx.ModelProto) -> list[str]:
+    """Return a note for each kind of irregularity in `proto`: repeated metadata, unsorted nodes, initializers that nothing reads."""
+    notes = []
+    keys = Counter(entry.key for entry in proto.metadata_props)
+    if repeated := [key for key, count in keys.items() if count > 1]:
+        notes.append(f"metadata keys occur more than once, and the last value counts: {_listed(repeated)}")
+    made = {name for node in proto.graph.node for name in node.output}
+    known: set[str] = set()
+    for node in proto.graph.node:
+        if any(name in made and name not in known for name in _reads(node)):
+            notes.append("the nodes are not in topological order and were sorted")
+            break
+        known.update(node.output)
+    read = {name for node in proto.graph.node for name in _reads(node)} | {value.name for value in proto.graph.output}
+    if unused := [tensor.name for tensor in proto.graph.initializer if tensor.name not in read]:
+        notes.append(f"no node reads these initializers, and they are left out of a bundle: {_listed(unused)}")
+    return notes
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names that `node` and the graphs inside it read or return, those that the graphs compute themselves included."""
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        yield from (name for name in current.input if name)
+        for body in bodies_of(current):
+            yield from (value.name for value in body.output)
+            waiting += body.node
+
+
+def stale_shapes_of(model: ir.Model) -> list[str]:
+    """Return a note when a shape that `model` records contradicts the one that follows from its inputs."""
+    import onnx
+
+    proto = to_proto_without_weights(model)
+    recorded = {value.name: _dims(value) for value in (*proto.graph.value_info, *proto.graph.output)}
+    if not any(recorded.values()):
+        return []
+    forget_shapes(proto.graph)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception:  # a graph that inference does not accept is refused elsewhere, with its reason
+        return []
+    stale = []
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        old, new = recorded.get(value.name), _dims(value)
+        if old is None or new is None:
+            continue
+        numbers = [pair for pair in zip(old, new, strict=False) if all(isinstance(size, int) for size in pair)]
+        if len(old) != len(new) or any(first != second for first, second in numbers):
+            stale.append(f"{value.name} is recorded as {_shape(old)} and computed as {_shape(new)}")
+    return [f"recorded shapes contradict the graph and are not used: {_listed(stale)}"] if stale else []
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[int | str] | None:
+    """Return the sizes of a tensor, a name for each that is not known; None without a shape."""
+    if value.type.WhichOneof("value") != "tensor_type" or not value.type.tensor_type.HasField("shape"):
+        return None
+    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
+
+
+def _shape(dims: list[int | str]) -> str:
+    return "x".join(map(str, dims)) or "a scalar"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

@@ -1,0 +1,1 @@
+"""What a variant costs in accuracy: calibration, evaluation data, the gate, confidence, sensitivity."""

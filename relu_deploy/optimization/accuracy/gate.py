@@ -1,0 +1,206 @@
+"""Measure the accuracy of a candidate: by labels where there are any, else by its agreement with the float32 model.
+
+    labels, a classifier      top1                 share of rows that are classified correctly
+    labels, a detector        AP                   COCO's, against the boxes that are true
+    labels, a segmenter       mIoU                 mean IoU over the classes of pixels, against the masks that are true
+    none, a classifier        top1_agreement       share of rows with the float32 model's class
+    none, a detector          AP_agreement         COCO's AP, against the float32 model's confident detections
+    none, a segmenter         mIoU_agreement       mean IoU, against the float32 model's masks
+    none, anything else       signal               1 - RMS(difference) / RMS(float32 answer), the worst output's
+
+Without labels the float32 model scores 1 by definition, and a candidate loses points for every answer that is another one
+although some of those answers were wrong to begin with: the limits are wider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from relu_deploy.bundle import Bundle
+from relu_deploy.data.datasets import Dataset
+from relu_deploy.errors import InputError
+from relu_deploy.optimization.accuracy.confidence import SCORE_THRESHOLD, Confidence, ConfidenceMeter
+from relu_deploy.tasks.metrics import Metric, score
+from relu_deploy.tasks.segmentation import classes_of_pixels
+from relu_deploy.tensors import Array, Feeds
+from relu_deploy.verification.judging.verdict import rms
+
+__all__ = ["MAX_DROP", "AccuracyEvaluator", "answers_of", "distance"]
+
+#: how much of each metric a variant may lose by default
+MAX_DROP = {
+    "top1": 0.005,
+    "AP": 0.005,
+    "mIoU": 0.005,
+    "top1_agreement": 0.05,
+    "AP_agreement": 0.05,
+    "mIoU_agreement": 0.05,
+    "signal": 0.1,
+}
+#: certainty from which a detection of the float32 model counts as true, where there are no labels
+SURE = SCORE_THRESHOLD
+
+Run = Callable[[Feeds], Feeds]
+
+
+@dataclass(frozen=True)
+class AccuracyEvaluator:
+    """Scores candidates on `dataset`, `batch` rows at a time.
+
+    before: the float32 model's score. meter: measures confidence in the same runs; its `before` is the float32 model's.
+    """
+
+    manifest: Mapping[str, Any]
+    dataset: Dataset
+    batch: int
+    before: Metric
+    answers: Mapping[str, Array]
+    meter: ConfidenceMeter | None = None
+
+    @classmethod
+    def prepare(
+        cls, bundle: Bundle, dataset: Dataset, run: Run, batch: int, score_threshold: float = SCORE_THRESHOLD
+    ) -> AccuracyEvaluator:
+        """Return the evaluator of `bundle`'s variants. run: the float32 model. score_threshold: where detections are cut.
+
+        Raises InputError when the data are no rows at all, or the float32 model itself is not finite on them.
+        """
+        if not len(dataset):
+            raise InputError("there are no data to measure accuracy on", "give some with --data")
+        manifest = dict(bundle.manifest)
+        meter = ConfidenceMeter(manifest, dataset, batch, score_threshold)
+        recording = meter.recording(run)
+        labeled = score(manifest, recording, dataset, batch)
+        if labeled is not None and labeled.samples:
+            return cls(manifest, dataset, batch, labeled, {}, meter.with_reference(recording))
+        recording = meter.recording(run)
+        if (
+            manifest.get("task") == "segmentation"
+            and (labeled_by_model := _reference_masks(bundle, recording, dataset, batch)) is not None
+        ):
+            before = Metric("mIoU_agreement", 1.0, len(dataset))
+            return cls(manifest, labeled_by_model, batch, before, {}, meter.with_reference(recording))
+        recording = meter.recording(run)
+        answers = answers_of(recording, dataset, batch)
+        meter = meter.with_reference(recording)
+        if not all(np.isfinite(array).all() for array in answers.values() if array.dtype.kind == "f"):
+            raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
+        evaluator = cls(manifest, dataset, batch, Metric(_kind(manifest, answers), 1.0, len(dataset)), answers, meter)
+        if evaluator.before.name == "AP_agreement" and not len(evaluator._true_boxes()["labels"]):
+            return replace(evaluator, before=Metric("signal", 1.0, len(dataset)))
+        return evaluator
+
+    @property
+    def max_drop(self) -> float:
+        return MAX_DROP[self.before.name]
+
+    def measure(self, run: Run) -> tuple[Metric, Confidence | None]:
+        """Return the score and the confidence of the candidate behind `run`; None for outputs without confidence."""
+        if self.meter is None or self.meter.before is None:
+            return self.score(run), None
+        recording = self.meter.recording(run)
+        return self.score(recording), recording.confidence()
+
+    def shift(self, confidence: Confidence | None) -> float | None:
+        """Return the shift of the mean confidence from the float32 model's, None where there is none."""
+        before = self.meter.before if self.meter else None
+        return None if before is None or confidence is None else confidence.mean - before.mean
+
+    def score(self, run: Run) -> Metric:
+        """Return the score of the candidate behind `run`, of the metric that `before` is of."""
+        name = self.before.name
+        if not self.answers:
+            metric = score(self.manifest, run, self.dataset, self.batch)
+            assert metric is not None  # it was not for the float32 model on the same data
+            return replace(metric, name=name)
+        answers = answers_of(run, self.dataset, self.batch)
+        value = {"top1_agreement": self._same_class, "AP_agreement": self._same_boxes, "signal": self._signal}[name](answers)
+        return Metric(name, value, len(self.dataset))
+
+    def _same_class(self, answers: Mapping[str, Array]) -> float:
+        (one, other) = (next(iter(them.values())) for them in (answers, self.answers))
+        return float(np.mean(one.reshape(len(one), -1).argmax(1) == other.reshape(len(other), -1).argmax(1)))
+
+    def _signal(self, answers: Mapping[str, Array]) -> float:
+        return max(0.0, 1 - distance(answers, self.answers))
+
+    def _same_boxes(self, answers: Mapping[str, Array]) -> float:
+        from relu_deploy.tasks.metrics import coco_ap
+
+        return coco_ap(self._detections(answers), self._true_boxes(), len(self.dataset))["AP"]
+
+    def _detections(self, answers: Mapping[str, Array]) -> list[dict[str, Array]]:
+        from relu_deploy.tasks.detection import postprocess
+
+        fields = self.manifest.get("postprocess") or {}
+        limits = {key: value for key, value in fields.items() if key not in ("decode", "label_offset")}
+        return postprocess(answers["boxes"], answers["scores"], **limits)
+
+    def _true_boxes(self) -> dict[str, Array]:
+        found = [(row, one) for row, one in enumerate(self._detections(self.answers))]
+        sure = [(row, one, one["scores"] >= SURE) for row, one in found]
+        return {
+            "boxes": np.concatenate([one["boxes"][mine] for _, one, mine in sure]),
+            "labels": np.concatenate([one["labels"][mine] for _, one, mine in sure]),
+            "image": np.concatenate([np.full(int(mine.sum()), row) for row, _, mine in sure]),
+        }
+
+
+def answers_of(run: Run, dataset: Dataset, batch: int) -> dict[str, Array]:
+    """Return every output of `run` that is a tensor of numbers, for all rows of `dataset`, fed `batch` rows at a time.
+
+    Strings, sequences and maps are left out. Raises InputError where no output is a tensor of numbers.
+    """
+    parts: list[Feeds] = []
+    for full, rows in dataset.full_batches(batch):
+        results = {
+            name: value for name, value in run(full).items() if isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+        }
+        if not results:
+            raise InputError("no output of the model is a tensor of numbers", "optimize a model whose scores are an output")
+        parts.append({name: value[:rows] if value.ndim and len(value) == batch else value for name, value in results.items()})
+    return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
+
+
+def _reference_masks(bundle: Bundle, run: Run, dataset: Dataset, batch: int) -> Dataset | None:
+    """Return `dataset` with the masks that the model behind `run` finds as the true ones, None where it gives no masks.
+
+    Masks are kept, and not what they are made of: logits of every pixel are some hundred times as large.
+    """
+    masks = []
+    for start in range(0, len(dataset), batch):
+        (output, *_) = answers_of(run, dataset.picked(np.arange(start, min(start + batch, len(dataset)))), batch).values()
+        if output.dtype.kind == "f" and not np.isfinite(output).all():
+            raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
+        try:
+            masks.append(classes_of_pixels(output))
+        except ValueError:
+            return None
+    return replace(dataset, targets={"mask": np.concatenate(masks).astype(np.int16)})
+
+
+def _kind(manifest: Mapping[str, Any], answers: Mapping[str, Array]) -> str:
+    decoded = (manifest.get("postprocess") or {}).get("decode") == "boxes"
+    if manifest.get("task") == "detection":
+        return "AP_agreement" if decoded and {"boxes", "scores"} <= set(answers) else "signal"
+    only = next(iter(answers.values()))
+    # What is not declared but has one row of at least two numbers for each input is a classifier's answer.
+    looks = len(answers) == 1 and only.dtype.kind == "f" and only.reshape(len(only), -1).shape[1] > 1 and only.ndim == 2
+    return "top1_agreement" if looks else "signal"
+
+
+def distance(answers: Mapping[str, Array], true: Mapping[str, Array]) -> float:
+    """Return the worst output's RMS difference from the float32 answers `true`, as a share of their RMS; infinite when broken."""
+    shares = []
+    for name, array in true.items():
+        if array.dtype.kind != "f":
+            continue
+        got = answers[name].astype(np.float64)
+        if got.shape != array.shape or not np.isfinite(got).all():
+            return float("inf")
+        shares.append(rms(got - array) / max(rms(array), 1e-30))
+    return max(shares, default=0.0)

@@ -1,0 +1,1 @@
+"""Files on disk: atomic writes, folders, the members of a bundle and its manifest."""

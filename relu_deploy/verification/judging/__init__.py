@@ -1,0 +1,1 @@
+"""Comparison of tensors with the truth: noise floors, limits, verdicts."""

@@ -1,0 +1,124 @@
+"""The verdict on a backend, from what it returned and the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from relu_deploy.verification.engine.audit import AuditReport
+from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED, check_contract
+from relu_deploy.verification.judging.invariants import check_invariance
+from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, Comparison, compare
+from relu_deploy.verification.locating.fault import Fault
+from relu_deploy.verification.measurement import Measurement
+from relu_deploy.verification.plan import VerifyPlan
+from relu_deploy.verification.report import BackendReport, ReluReport
+from relu_deploy.verification.tapping import TappedRelus
+from relu_deploy.verification.truth import Truth
+
+__all__ = ["compare_outputs", "judge"]
+
+
+#: Relus that a note names
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class _ReluVerdicts:
+    """The verdicts on the Relus of a backend; the fields are those of `BackendReport`."""
+
+    relus: Sequence[ReluReport] = ()
+    as_deployed: bool | None = None
+    note: str = ""
+    faults: Sequence[Fault] = ()
+
+
+def judge(plan: VerifyPlan, truth: Truth, measured: Measurement) -> BackendReport:
+    """Return the report on a backend, without the faults that still have to be located."""
+    checks = check_invariance(measured.invariance, truth.noise_floor, truth.values, truth.precision)
+    if measured.audit is not None:
+        verdicts = _from_audit(measured.audit)
+    elif measured.tapped is not None:
+        verdicts = _from_taps(plan, truth, measured.tapped, measured.nan_kept)
+    else:
+        verdicts = _ReluVerdicts(note=measured.note)
+    return BackendReport(
+        name=measured.name,
+        outputs=compare_outputs(measured.outputs, truth),
+        relus=verdicts.relus,
+        as_deployed=verdicts.as_deployed,
+        facts=measured.facts,
+        faults=verdicts.faults,
+        checks=checks,
+        execution=measured.execution,
+        note=verdicts.note,
+        audit=measured.audit,
+    )
+
+
+def compare_outputs(results: Mapping[str, Any], truth: Truth) -> dict[str, Comparison]:
+    """Return the verdict on each output in `results` (by name) that the truth has."""
+    return {
+        name: compare(value, truth.values[name], truth.noise_floor[name], LIMITS[truth.precision], truth.undecided.get(name))
+        for name, value in results.items()
+        if name in truth.values
+    }
+
+
+def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Mapping[str, bool | None]) -> _ReluVerdicts:
+    """Return the verdicts on Relus whose outputs a session returned beside its own."""
+    reports = []
+    for relu in plan.relus:
+        got, true = tapped.values.get(relu.output), truth.values.get(relu.output)
+        if got is None or (relu.body and not got.size):
+            reports.append(ReluReport(relu, None))
+            continue
+        noise = truth.noise_floor.get(relu.output, 0.0)
+        single = truth.single.get(relu.output, SINGLE * noise)
+        contract = check_contract(relu, got, true, single, truth.precision, nan_kept.get(relu.output))
+        contract = replace(contract, accepts_lost_nan=NAN_NOT_PROPAGATED in plan.accepted)
+        comparison = (
+            None if true is None else compare(got, true, noise, LIMITS[truth.precision], truth.undecided.get(relu.output))
+        )
+        reports.append(ReluReport(relu, comparison, contract, relu.output in tapped.as_deployed))
+    hidden = sum(not report.relu.observable for report in reports)
+    idle = sum(report.relu.observable and report.relu.body != "" and report.comparison is None for report in reports)
+    missing = sum(report.comparison is None for report in reports) - hidden - idle
+    notes = []
+    if missing:
+        notes.append(f"{_relus(missing, reports)} no counterpart to compare with")
+    if idle:
+        notes.append(f"{_relus(idle, reports)} not run on this input: in a branch that was not taken")
+    if hidden:
+        names = [report.relu.node for report in reports if not report.relu.observable]
+        listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        notes.append(f"{_relus(hidden, reports)} not been observed: inside a body that cannot show its tensors ({listed})")
+    if tapped.sessions > 1:
+        notes.append(f"tapping all Relus at once changed the outputs: they were spread over {tapped.sessions} sessions")
+    return _ReluVerdicts(reports, len(tapped.as_deployed) == len(tapped.values), "; ".join(notes))
+
+
+def _relus(count: int, reports: Sequence[ReluReport]) -> str:
+    return f"{count} of {len(reports)} Relus {'has' if count == 1 else 'have'}"
+
+
+def _from_audit(audit: AuditReport) -> _ReluVerdicts:
+    """Return the verdicts on the Relus of an engine, at the tensors where it showed them; the faults are those of its fusions."""
+    comparisons = {report.region.tensor: report.accumulated for report in audit.regions if not report.region.is_copy}
+    relus = [
+        ReluReport(
+            relu=one.relu,
+            comparison=comparisons.get(one.at),
+            contract=audit.contracts.get(one.at),
+            as_deployed=audit.as_deployed and bool(one.at),
+            coverage=one.state,
+            coverage_reason=one.reason,
+        )
+        for one in audit.relus
+    ]
+    counts = ", ".join(f"{count} {state}" for state, count in audit.coverage.items() if count)
+    note = f"Relus of the engine: {counts}" + (
+        "" if audit.as_deployed else "; the observed engine is not the one that ships: see audit"
+    )
+    return _ReluVerdicts(relus, audit.as_deployed, note, tuple(audit.faults))

@@ -1,0 +1,216 @@
+"""Nodes whose results are taken as given: those that draw random numbers, and those that cannot be evaluated.
+
+A graph that draws random numbers gives another answer in every run, so nothing can be compared. Each random node is replaced
+by one draw, the same in the truth and on every backend; a Dropout in training mode by a multiplication with one draw of its
+mask. A node of an operator that the reference evaluator does not have is replaced, in the truth only, by what a runtime
+returned for it: the nodes around it are verified, it is not, and the report names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from relu_deploy.backends import capabilities, load
+from relu_deploy.backends.base import Seen, TruthSession
+from relu_deploy.backends.reference.program import unsupported_nodes
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError
+from relu_deploy.graph import Relu, load_model, save_model
+from relu_deploy.graph.shapes.shape_inference import infer_shapes
+from relu_deploy.storage.folders import temporary_folder
+from relu_deploy.tensors import Array, Feeds
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["PinnedNodes", "random_nodes_of", "random_values", "replaced", "unknown_nodes_of", "unknown_values"]
+
+RANDOM = ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+
+
+@dataclass(frozen=True)
+class PinnedNodes:
+    """Replacements for nodes.
+
+    Attributes:
+        values: The results of nodes, by tensor.
+        masks: The factors of Dropout nodes, by the tensor of their result.
+        removed: Results that are not arrays of numbers: their nodes go, and so does what reads them.
+    """
+
+    values: Mapping[str, Array]
+    masks: Mapping[str, Array]
+    removed: frozenset[str] = frozenset()
+
+
+def random_nodes_of(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes of the top graph that draw random numbers."""
+    return [node for node in model.graph if node.domain in ("", "ai.onnx") and node.op_type in RANDOM and _draws(node)]
+
+
+def _draws(node: ir.Node) -> bool:
+    if node.op_type != "Dropout":
+        return True
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    if training is None:
+        return False
+    constant = training.const_value
+    return constant is None or bool(constant.numpy())
+
+
+def random_values(bundle: Bundle, nodes: Sequence[ir.Node], feeds: Feeds) -> PinnedNodes:
+    """Return one draw of each of `nodes`."""
+    operators = {str(node.outputs[0].name): node for node in nodes}
+    reads = {str(node.inputs[0].name) for node in nodes if node.op_type == "Dropout" and node.inputs[0] is not None}
+    found: dict[str, Array] = {name: array for name, array in feeds.items() if name in reads}
+
+    def keep(name: str, value: Any) -> Any:
+        if name in operators or name in reads:
+            found[name] = value
+        return value
+
+    with closing(cast(TruthSession, load(bundle, "reference"))) as session:
+        session.evaluate(feeds, wide=False, seen=cast(Seen, keep))
+    values = {name: found[name] for name, node in operators.items() if node.op_type != "Dropout" and name in found}
+    masks = {}
+    for name, node in operators.items():
+        if node.op_type == "Dropout" and name in found and node.inputs[0] is not None:
+            x, y = found[str(node.inputs[0].name)], found[name]
+            factor = np.divide(y, x, out=np.full(x.shape, np.nan, x.dtype), where=x != 0)
+            # Where x is 0 the draw does not show; any other graph must not be 0 there for free.
+            masks[name] = np.where(np.isnan(factor), np.nanmax(factor) if np.isfinite(factor).any() else 1, factor).astype(
+                x.dtype
+            )
+    return PinnedNodes(values, masks)
+
+
+def unknown_nodes_of(model: ir.Model) -> list[tuple[str, str]]:
+    """Return the name and the operator of each node that the reference evaluator does not have."""
+    return [(node, f"{domain}.{operator}" if domain else operator) for node, domain, operator in unsupported_nodes(model)]
+
+
+def unknown_values(
+    bundle: Bundle, names: Sequence[str], backends: Sequence[str], feeds: Feeds, options: Mapping[str, Any]
+) -> PinnedNodes:
+    """Return what a runtime returns for nodes that cannot be evaluated.
+
+    Args:
+        bundle: The graph.
+        names: Of the nodes.
+        backends: The first that shows the tensors of the graph runs it, else ONNX Runtime on the CPU.
+        feeds: The inputs.
+        options: As for `load`.
+
+    Raises:
+        InputError: If a node is inside a body, where it cannot be replaced.
+    """
+    model = load_model(bundle.onnx)
+    nodes = {str(node.name): node for node in model.graph}
+    if inside := [name for name in names if name not in nodes]:
+        raise InputError(
+            f"{bundle.name}: the reference evaluator does not have the operator of node {inside[0]!r}, which is inside a body",
+            "verify against another ONNX file, or remove the node from the graph",
+        )
+    outputs = [str(value.name) for name in names for value in nodes[name].outputs if value.name]
+    runtimes = [
+        name
+        for name in backends
+        if (able := capabilities(name)).shows_tensors and not able.runs_program and not able.evaluates_float64
+    ]
+    taps = tuple(Relu(str(index), index, "relu", "", name, None, "", "", ()) for index, name in enumerate(outputs))
+    with closing(load(bundle, (*runtimes, "onnxruntime-cpu")[0], taps=taps, **options)) as session:
+        results = session.run(feeds)
+    arrays = {
+        name: results[name] for name in outputs if isinstance(results[name], np.ndarray) and results[name].dtype.kind in "biuf"
+    }
+    return PinnedNodes(arrays, {}, frozenset(outputs) - arrays.keys())
+
+
+@contextmanager
+def replaced(bundle: Bundle, pinned: PinnedNodes) -> Iterator[Bundle]:
+    """Yield a graph with replacements, for as long as the block lasts."""
+    model = load_model(bundle.onnx)
+    _replace(model, pinned)
+    with temporary_folder("pinned") as folder:
+        path = folder / f"{bundle.name}.onnx"
+        save_model(model, path)
+        yield Bundle.open(path)
+
+
+def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
+    graph = model.graph
+    removed = set(pinned.removed)
+    for node in graph:
+        if any(value is not None and value.name in removed for value in node.inputs):
+            removed |= {str(value.name) for value in node.outputs if value.name}
+    given = removed | pinned.values.keys()
+    outputs = [value for value in graph.outputs if value.name not in given]
+    outputs += _last_evaluated(model, removed, given | {str(value.name) for value in outputs})
+    if not outputs:
+        raise InputError(
+            "nothing can be verified: no output is computed by operators that the reference evaluator has",
+            "verify against another ONNX file",
+        )
+    graph.outputs.clear()
+    graph.outputs.extend(outputs)
+    for node in list(graph):
+        if str(node.outputs[0].name) in pinned.masks:
+            _multiply(graph, node, pinned.masks[str(node.outputs[0].name)])
+        for value in node.outputs:
+            name = str(value.name)
+            if name in pinned.values:
+                constant = _constant(graph, name, pinned.values[name])
+                value.name = f"{name}/replaced"
+                value.replace_all_uses_with(constant)
+    kept = {id(value) for value in graph.outputs}
+    while unread := [n for n in graph if not any(value.uses() or id(value) in kept for value in n.outputs)]:
+        graph.remove(unread, safe=False)
+    for name in [name for name, value in graph.initializers.items() if not value.uses() and id(value) not in kept]:
+        # ONNX Runtime warns about each weight that nothing reads any more.
+        del graph.initializers[name]
+
+
+def _last_evaluated(model: ir.Model, removed: AbstractSet[str], known: AbstractSet[str]) -> list[ir.Value]:
+    """Return the tensors that only removed nodes read: as outputs they, and the Relus before them, stay in the graph."""
+    import onnx_ir as ir
+
+    last: dict[str, ir.Value] = {}
+    for node in model.graph:
+        if not any(value.name in removed for value in node.outputs):
+            continue
+        for value in node.inputs:
+            if value is None or value.producer() is None or value.name in known or value.name in removed:
+                continue
+            if all(any(output.name in removed for output in use.node.outputs) for use in value.uses()):
+                last[str(value.name)] = value
+    if any(value.type is None for value in last.values()):
+        infer_shapes(model)
+    return [value for value in last.values() if isinstance(value.type, ir.TensorType)]
+
+
+def _multiply(graph: ir.Graph, dropout: ir.Node, factors: Array) -> None:
+    """Replace a Dropout by a multiplication with the factors that it drew."""
+    import onnx_ir as ir
+
+    result = dropout.outputs[0]
+    name = str(result.name)
+    product = ir.node("Mul", [dropout.inputs[0], _constant(graph, f"{name}/factors", factors)], name=dropout.name)
+    product.outputs[0].name, product.outputs[0].type, product.outputs[0].shape = name, result.type, result.shape
+    graph.insert_before(dropout, product)
+    result.name = f"{name}/replaced"
+    result.replace_all_uses_with(product.outputs[0], replace_graph_outputs=True)
+
+
+def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    import onnx_ir as ir
+
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    graph.initializers[name] = value
+    return value

@@ -1,0 +1,125 @@
+"""The noise of one tensor, gathered from evaluations that hand over each tensor as soon as it is computed."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from relu_deploy.tensors import Array
+from relu_deploy.verification.judging.noise import FEW, slack_of
+from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, estimate_noise_floor, rms, rms_error
+
+__all__ = ["TensorNoise", "single_noise"]
+
+
+class TensorNoise:
+    """How far off correct arithmetic leaves one tensor. Evaluations are added in any order, by several threads.
+
+    Only numbers, and an array of the channels, are kept of an evaluation. Where its shape is another, which may depend on the
+    rounding (how many rows come out), it does not count.
+
+    Attributes:
+        undecided: Of a tensor of integers or booleans, the elements that change with the rounding; None for others.
+    """
+
+    def __init__(self, true: Array, precision: str, *, decided: bool) -> None:
+        """Begin without evaluations.
+
+        Args:
+            true: The tensor in float64, or of integers, booleans or strings.
+            precision: The precision of the graph under test.
+            decided: The tensor depends on a decision.
+        """
+        self._true, self._precision, self._decided = true, precision, decided
+        self._is_float = true.dtype.kind == "f"
+        self._computed = self._other = 0.0
+        self._draws: dict[int, float] = {}
+        self._single: Array | None = None
+        self._lock = threading.Lock()
+        self.undecided = np.zeros(true.shape, bool) if true.dtype.kind in "iub" else None
+
+    def add(self, value: Array, evaluation: str, draw: int = 0) -> None:
+        """Add an evaluation of the tensor.
+
+        Args:
+            value: The tensor.
+            evaluation: "float32" in the types of the graph; "draw" with random rounding; "ordered" with long sums in the least
+                favorable order; "large" with the noise at its limit.
+            draw: Number of the draw.
+        """
+        if self._is_float:
+            self._add_error(value, evaluation, draw)
+        elif self.undecided is not None and evaluation != "ordered" and np.shape(value) == self._true.shape:
+            changed = value != self._true
+            with self._lock:
+                self.undecided |= changed
+
+    def _add_error(self, value: Array, evaluation: str, draw: int) -> None:
+        if evaluation == "large" and not self._decided:
+            return
+        same_shape = np.shape(value) == self._true.shape
+        computes = same_shape and (evaluation == "float32" or (evaluation == "draw" and draw == 0))
+        # The elements that float32 cannot hold do not count where the floor is that of float32 arithmetic.
+        computed = rms_error(value, self._true) if computes else 0.0
+        counts = evaluation in ("ordered", "large") or (evaluation == "draw" and self._true.size < FEW)
+        error = _error(value, self._true) if same_shape and counts else 0.0
+        single = single_noise(self._true, value) if computes and self._true.ndim > 2 else None
+        limit = LIMITS[self._precision]
+        with self._lock:
+            self._computed = max(self._computed, computed)
+            if evaluation == "draw":
+                self._draws[draw] = error
+            elif evaluation == "ordered":
+                # Any other order is more favorable; twice its error leaves room for the terms themselves to be rounded.
+                self._other = max(self._other, 2 * error / limit)
+            elif evaluation == "large":
+                self._other = max(self._other, error / limit)
+            if single is not None:
+                self._single = single if self._single is None else np.maximum(self._single, single)
+
+    @property
+    def floor(self) -> float:
+        """Return the RMS error of correct arithmetic; 0 for integers, booleans and strings."""
+        if not self._is_float:
+            return 0.0
+        floor = max(estimate_noise_floor(self._true, precision=self._precision), self._computed)
+        if 0 < self._true.size < FEW:
+            errors = [self._draws[draw] for draw in sorted(self._draws)]
+            floor = max(floor, rms(np.array(errors))) * slack_of(self._true.size, len(errors))
+        return max(floor, self._other)
+
+    @property
+    def single(self) -> Array | None:
+        """Return how far off single elements may be, of a shape that broadcasts to the tensor; None where there is no limit."""
+        if self.undecided is not None:
+            # An integer Relu that depends on a decision may be zero or not.
+            return np.where(self.undecided, np.inf, 0.0)
+        if not self._is_float or self._true.ndim < 3:
+            return None
+        return single_noise(self._true) if self._single is None else self._single
+
+
+def _error(value: Array, true: Array) -> float:
+    """Return the RMS error of the elements that are finite on both sides."""
+    finite = np.isfinite(value) & np.isfinite(true)
+    return rms(value[finite].astype(np.float64) - true[finite])
+
+
+def single_noise(truth: Array, *evaluations: Array) -> Array:
+    """Return how far off `evaluations` leave single elements of each channel (axis 1): the largest of three.
+
+    `SINGLE` RMS errors of the channel's elements that have an error at all, because most elements of a sparse Relu are 0 in
+    every evaluation; the same of all channels; and the channel's largest error, because some noise has long tails: along the
+    edges of a picture 8 bits are much further off than in the uniform areas that fill most of it.
+    """
+    axes = tuple(axis for axis in range(truth.ndim) if axis != 1)
+    noise = np.zeros((1, truth.shape[1], *(1,) * (truth.ndim - 2)))
+    for one in evaluations:
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = np.nan_to_num(np.square(one.astype(np.float64) - truth), nan=0.0, posinf=0.0)
+        active = np.count_nonzero(square, axis=axes, keepdims=True)
+        sums = square.sum(axis=axes, keepdims=True)
+        mean = np.maximum(sums / np.maximum(active, 1), sums.sum() / max(1, active.sum()))
+        noise = np.maximum(noise, np.sqrt(np.maximum(SINGLE**2 * mean, square.max(axis=axes, keepdims=True, initial=0))))
+    return noise
