@@ -33,7 +33,7 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	@touch $@
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m relu_deploy bench --seconds 1 --json $(OUT)/bench.json --html $(OUT)/bench.html --force
+	$(BIN)/python -m relu_deploy bench --seconds 0.5 --json $(OUT)/bench.json --html $(OUT)/bench.html --force
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --max-worker-restart=0

@@ -111,21 +111,21 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _lost(one: dict[str, Any]) -> str:
-    count = one["mismatch_classes"]["nan"]
-    return f"a number, for {count:,} of the NaNs"
+    # "2046 of 2046 not kept"
+    lost, _, every = one["nan_policy"].split()[:3]
+    return f"a number, for {'all' if lost == every else f'{int(lost):,} of'} {int(every):,} NaNs"
 
 
 def _other_kernels(one: dict[str, Any]) -> list[str]:
-    """Return a sentence for each kernel whose kinds of difference are not those of the plain Relu."""
+    """Return a sentence for each kernel with kinds of difference that the plain Relu does not have."""
     if "not_run" in one:
         return []
     plain = _kinds(one["kernels"][0])
     notes = []
     for kernel in one["kernels"][1:]:
-        kinds = _kinds(kernel)
-        if not kernel["left_out"] and kinds != plain:
-            listed = ", ".join(f"{NAMES[kind]} ({kernel['mismatches'][kind]:,})" for kind in kinds) or "nothing"
-            notes.append(f"`{one['backend']}`, {kernel['kernel']} {kernel['where']}: differs in {listed}")
+        if more := [kind for kind in _kinds(kernel) if kind not in plain]:
+            listed = ", ".join(f"{NAMES[kind]} ({kernel['mismatches'][kind]:,})" for kind in more)
+            notes.append(f"`{one['backend']}`, {kernel['kernel']} {kernel['where']}: also differs in {listed}")
     return notes
 
 

@@ -115,7 +115,7 @@ def profile_by_segment(bundle: Bundle, variant: Bundle, times: LayerTimes, batch
     operations = count_segment_costs(model, original, batch)
     moved = count_segment_costs(graph, segments, batch)
     members: list[list[LayerTime]] = [[] for _ in segments]
-    added = []
+    added: list[LayerTime] = []
     for layer in times.layers:
         # The kernel of several segments ends in the last one.
         places = [index for index, segment in enumerate(segments) if not set(layer.nodes).isdisjoint(segment.nodes)]

@@ -196,7 +196,7 @@ def _load(
         loaded[key] = reply
     for key in loaded:
         plan.progress(f"{label}: warming up {key}")
-        loaded[key] |= processes[key].get("warm", seconds=min(WARM_UP_SECONDS, 2 * plan.seconds))
+        loaded[key] |= processes[key].get("warm", seconds=min(WARM_UP_SECONDS, max(1.0, plan.seconds)))
         if loaded[key]["can_bind"]:
             loaded[key] |= processes[key].request("bind")
     return loaded

@@ -63,7 +63,7 @@ def divide_at_relus(model: ir.Model) -> list[Segment]:
         segments.append(Segment(relu, tuple(name for name in nodes if name not in taken)))
         taken.update(nodes)
     rest = tuple(str(node.name) for node in model.graph if node.name not in taken and node.op_type not in CONSTANT)
-    return [*segments, Segment(None, rest)] if rest else segments
+    return [*segments, Segment(None, rest)] if rest or not segments else segments
 
 
 def divide_like(model: ir.Model, segments: Sequence[Segment]) -> list[Segment]:

@@ -29,6 +29,7 @@ from relu_deploy.optimization.gate import AccuracyEvaluator
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.prepare import prepare, trained_precision
 from relu_deploy.optimization.report import OptimizeReport
+from relu_deploy.optimization.sensitivity import SensitivityList
 from relu_deploy.optimization.store import store
 from relu_deploy.optimization.targets import PRECISIONS, TARGETS, Target, find_target
 
@@ -125,6 +126,9 @@ def optimize_bundle(
     searched = precision == "auto" and not trained
     _check_names(options, precision)
     _check_output(bundle, [f"{name}-{goal.name}" for name in precisions], out, force)
+    if options.sensitivity is not None and Path(options.sensitivity).exists() and not force:
+        # A wrong file is an error before the data are read.
+        SensitivityList(Path(options.sensitivity), bundle, goal.name, precisions[0]).read(())
     started = time.perf_counter()
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_folder("optimize"))

@@ -117,7 +117,7 @@ def write(bundle: Bundle, options: PackageOptions, folder: Path) -> DeployedMode
         Unsupported: If no variant passed its verification.
         UsageError: If no variant is for that device.
     """
-    name = model_name(Bundle.open(bundle.path))
+    name = model_name(bundle)
     runs = _runs(bundle)
     found = [variant for provider in PROVIDERS for variant in _variants(bundle, provider, runs)]
     if options.device:

@@ -95,3 +95,24 @@ def test_a_benchmark_of_all_backends_gives_the_reason_for_those_without_layers(m
     monkeypatch.setattr(runner, "capabilities", lambda name: Capabilities())
     found = runner._layers(None, None, None, "other", 1, None)
     assert found == {"not_measured": "other does not report the times of its layers"}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "node"),
+    [
+        ("conv", "conv"),
+        ("fused conv", "conv"),
+        ("conv_token_12", "conv"),
+        ("out_nchwc", "conv"),
+        ("Transpose_token_2", None),
+        ("ReorderOutput", None),
+    ],
+)
+def test_kernels_of_onnx_runtime_are_those_of_the_nodes_whose_names_they_are_made_of(kernel, node):
+    from relu_deploy.backends.onnxruntime.session import EVENT, _layer_time
+
+    # Three runs that are not counted, then two of 1 and 3 microseconds.
+    arguments = {"op_name": "Conv", "output_type_shape": [{"float": [1]}]}
+    events = [{"name": kernel + EVENT, "dur": each, "args": arguments} for each in (100, 100, 100, 1, 3)]
+    found = _layer_time(events, 2, {"conv": "conv", "out_nchwc": "conv"})
+    assert found == LayerTime(kernel, "Conv", () if node is None else (node,), 0.002, "float32")

@@ -69,6 +69,10 @@ def _many_connections(port: int, until: float, _: random.Random) -> None:
         time.sleep(max(0.0, min(2.0, until - time.monotonic())))
 
 
+def _nothing(_: int, until: float, __: random.Random) -> None:
+    time.sleep(max(0.0, until - time.monotonic()))
+
+
 def _reset_at_once(port: int, _: float, __: random.Random) -> None:
     """Send a request and close with a reset."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as one:
@@ -166,9 +170,10 @@ def main() -> None:
     def work(number: int) -> None:
         draw = random.Random(seed * 1000 + number)
         while time.monotonic() < until:
-            ATTACKS[name](port, until, draw)
+            attack(port, until, draw)
 
-    ATTACKS[name](port, 0.0, random.Random(seed))  # makes what is sent again and again
+    attack = ATTACKS.get(name, _nothing)
+    attack(port, 0.0, random.Random(seed))  # makes what is sent again and again
     print("attacking", flush=True)
     until = time.monotonic() + seconds
     for number in range(attackers):

@@ -33,8 +33,8 @@ __all__ = ["OnnxRuntimeSession", "settings_for"]
 EVENT = "_kernel_time"
 #: ending of the names of kernels for blocked channels, which start with the name of the node's output
 NCHWC = "_nchwc"
-#: ending of the names of kernels that replace a node of the name before it
-REPLACED = re.compile(r"_token_\d+$")
+#: what is added to the name of a node for the kernel that replaces it
+REPLACED = re.compile(r"^fused |_token_\d+$")
 
 
 def settings_for(options: Options) -> Any:

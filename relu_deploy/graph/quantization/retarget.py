@@ -35,6 +35,7 @@ from relu_deploy.graph.quantization.qdq_pairs import (
 from relu_deploy.graph.quantization.qdq_placement import MOVING, WEIGHTED
 from relu_deploy.graph.simplify import lift_constants
 from relu_deploy.records import JsonRecord
+from relu_deploy.tensors import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -144,7 +145,7 @@ class _Retargeting:
             return
         floats = [(np.float64(end) - np.float64(zero.reshape(()))) * np.float64(scale.reshape(())) for end in ends]  # type: ignore[arg-type]
         names = (f"{quantizer.name}/low", f"{quantizer.name}/high")
-        edges = [new_constant(self.model, name, np.float32(end)) for name, end in zip(names, floats, strict=True)]
+        edges = [new_constant(self.model, name, np.asarray(end, np.float32)) for name, end in zip(names, floats, strict=True)]
         clip = ir.node("Clip", [source, *edges], name=f"{quantizer.name}/Clip")
         clip.outputs[0].name, clip.outputs[0].type, clip.outputs[0].shape = f"{quantizer.name}/clipped", source.type, source.shape
         self.model.graph.insert_before(quantizer, [clip])
@@ -167,7 +168,7 @@ class _Retargeting:
             return True
         if any(load.op_type != "DequantizeLinear" for load in loads) or quantizer.outputs[0].is_graph_output():
             return False
-        moved = (zero.astype(np.int64) + (128 if stored is np.uint8 else -128)).astype(stored)
+        moved: Array = (zero.astype(np.int64) + (128 if stored is np.uint8 else -128)).astype(stored)
         for node in (quantizer, *loads):
             set_zero_point(self.model, node, moved)
         self._count(f"activations stored as {np.dtype(stored).name}")

@@ -93,19 +93,19 @@ class Connection(HttpToolsProtocol):
             self._reject(TOO_LONG)
 
     def _parse(self, data: bytes) -> None:
-        while data:
-            try:
-                self.parser.feed_data(data)
-                return
-            except httptools.HttpParserUpgrade as upgrade:
-                # The parser stops behind the headers; another one reads the body and what follows.
-                self._replace_parser()
-                data = data[upgrade.args[0] :]
-            except httptools.HttpParserError as error:
-                client = self.client[0] if self.client else ""
-                log.info("malformed request", extra={"fields": {"client": client, "reason": str(error)[:200]}})
-                self._reject(MALFORMED)
-                return
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    # The parser stops behind the headers; another one reads the body and what follows.
+                    self._replace_parser()
+                    data = data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            client = self.client[0] if self.client else ""
+            log.info("malformed request", extra={"fields": {"client": client, "reason": str(error)[:200]}})
+            self._reject(MALFORMED)
 
     def _replace_parser(self) -> None:
         """Replace the parser by one that is at the same place of the request, but has seen no Upgrade header."""
@@ -114,8 +114,10 @@ class Connection(HttpToolsProtocol):
         if self._ignored_upgrade and framing:
             self._priming = True
             head = b"".join(b"%b: %b\r\n" % header for header in framing)
-            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + head + b"\r\n")
-            self._priming = False
+            try:
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n" + head + b"\r\n")
+            finally:
+                self._priming = False
         self._ignored_upgrade = False
 
     def on_message_begin(self) -> None:

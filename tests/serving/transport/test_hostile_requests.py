@@ -106,6 +106,13 @@ def test_a_client_that_ends_within_a_body_is_answered_at_once_and_not_when_the_b
     assert b"HTTP/1.1 200 " in server.raw(post(more="Connection: close\r\n"), timeout=8, half_close=True)
 
 
+def test_a_connect_request_with_a_framing_that_does_not_exist_is_refused_without_an_error_in_the_log(server):
+    sent = b"CONNECT localhost:1 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: xchunked\r\n\r\nx"
+    assert 400 in statuses(server, sent)
+    server.errors.seek(0)
+    assert "Traceback" not in server.errors.read()
+
+
 def test_a_head_request_gets_no_body(server):
     received = server.raw(LIVE.replace(b"GET", b"HEAD").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
     head, _, body = received.partition(b"\r\n\r\n")
