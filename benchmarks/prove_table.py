@@ -79,11 +79,11 @@ def tables(document: dict[str, Any]) -> str:
     for dtype in DTYPES:
         rows = [one for one in document["results"] if one["dtype"] == dtype]
         if rows:
-            parts.append(f"\n### {dtype}\n\n{_table(rows)}")
+            parts.append(f"\n## {dtype}\n\n{_table(rows)}")
             notes = [note for one in rows for note in _other_kernels(one)]
             parts.append("\n" + "\n".join(f"- {note}" for note in notes) + "\n" if notes else "")
     if document["left_out"]:
-        parts.append("\n### Not usable on this machine\n\n| backend | reason |\n| --- | --- |\n")
+        parts.append("\n## Not usable on this machine\n\n| backend | reason |\n| --- | --- |\n")
         parts += [f"| `{name}` | {reason} |\n" for name, reason in document["left_out"].items()]
     return "".join(parts)
 

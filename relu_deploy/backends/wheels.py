@@ -8,8 +8,9 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
-__all__ = ["has_packages", "install_command"]
+__all__ = ["has_packages", "install_command", "is_installed"]
 
 
 def _any_but_windows_on_arm(system: str, machine: str) -> bool:
@@ -56,3 +57,9 @@ def install_command(extra: str) -> str:
     return (
         f"there are no packages for {sys.platform} on {platform.machine()}: use onnxruntime-cpu, pip install 'relu-deploy[cpu]'"
     )
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a package of this name can be imported. A folder without `__init__.py` on the search path is none."""
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None

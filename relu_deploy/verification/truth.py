@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
+from relu_deploy.backends.wheels import is_installed
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
@@ -118,7 +118,7 @@ def choose_against(bundle: Bundle, against: str | None) -> str:
     verdict = bundle.program_verdict
     if bundle.source is None or (verdict is not None and verdict["passed"]):
         return "reference"
-    return "torch" if find_spec("torch") else "reference"
+    return "torch" if is_installed("torch") else "reference"
 
 
 def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:

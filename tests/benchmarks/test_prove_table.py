@@ -26,8 +26,8 @@ def test_each_kind_of_difference_has_its_cell():
     swallows = result("swallows", "float16", [kernel("Relu", "alone", nan=2046, subnormal=3)], passed=False)
     keeps = result("keeps", "float16", [kernel("Relu", "alone", signed_zero=1)])
     made = prove_table.tables(document(swallows, keeps))
-    assert "### float16" in made
-    assert "### float32" not in made
+    assert "## float16" in made
+    assert "## float32" not in made
     assert "| `swallows` | a number, for all 2,046 NaNs | +0.0 | 3 changed | right | no |" in made
     assert "| `keeps` | NaN | -0.0 | kept | right | yes |" in made
     assert "| `tensorrt` | no GPU |" in made

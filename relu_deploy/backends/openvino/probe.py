@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Any
 
 from relu_deploy.backends.base import Capabilities, Probe
 from relu_deploy.backends.threads import alternative_counts
-from relu_deploy.backends.wheels import install_command
+from relu_deploy.backends.wheels import install_command, is_installed
 
 __all__ = ["DEVICE", "capabilities", "probe"]
 
@@ -25,7 +24,7 @@ def capabilities(_: str) -> Capabilities:
 
 def probe(name: str) -> Probe:
     """Return whether OpenVINO is usable here."""
-    if find_spec("openvino") is None:
+    if not is_installed("openvino"):
         return Probe(name, False, reason="openvino is not installed", fix=install_command("openvino"))
     try:
         release = version("openvino")

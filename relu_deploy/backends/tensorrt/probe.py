@@ -103,13 +103,17 @@ def _built_with(trt: Any) -> int:
 
 def _library(name: str) -> tuple[Any, Probe | None]:
     """Return the module of the backend called `name`, or a probe with the reason why it cannot be used."""
+    missing = Probe(name, False, reason=f"{MODULES[name]} is not installed", fix=INSTALL[name])
     try:
         trt = import_module(MODULES[name])
     except ModuleNotFoundError:
-        return None, Probe(name, False, reason=f"{MODULES[name]} is not installed", fix=INSTALL[name])
+        return None, missing
     except (ImportError, OSError) as error:
         reason = f"{MODULES[name]} is installed but its libraries cannot be loaded: {error}"
         return None, Probe(name, False, reason=reason, fix=INSTALL[name])
+    if getattr(trt, "__path__", None) is not None and getattr(trt, "__file__", None) is None:
+        # A folder of this name on the search path.
+        return None, missing
     release = str(getattr(trt, "__version__", ""))
     if release.partition(".")[0] not in MAJORS[name]:
         reason = f"{MODULES[name]} {release} is installed; this version of relu_deploy works with {' and '.join(MAJORS[name])}"
