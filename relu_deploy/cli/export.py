@@ -102,8 +102,11 @@ def run(options: argparse.Namespace) -> int:
             compare=not options.no_compare,
         )
     if made.untrained and not options.quiet:
+        from relu_deploy.zoo.published import published_url
+
+        given = "FILE" if published_url(made.bundle.name) is None else "FILE|published"
         print(
-            f"warning: {printable(made.bundle.name)} has random weights; give trained ones with --weights FILE|published",
+            f"warning: {printable(made.bundle.name)} has random weights; give trained ones with --weights {given}",
             file=sys.stderr,
         )
     print_notes(Path(str(options.source)), made.notes)
