@@ -200,7 +200,7 @@ def test_integers_that_it_may_round_are_refused(model, value):
 def test_without_the_package_the_probe_says_what_to_install(monkeypatch):
     from relu_deploy.backends.openvino import probe as module
 
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "is_installed", lambda name: False)
     found = probe("openvino")
     assert (found.usable, found.reason, found.fix) == (
         False,
