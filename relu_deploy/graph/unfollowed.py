@@ -105,10 +105,11 @@ class HiddenNodes:
                     open_names.update(value.name for value in twin_body.input if not _is_exact(value.type))
                 self._visit(body, twin_body, types, open_names)
                 is_open |= is_first or any(value.name in open_names for value in body.output)
-            if not is_open and self._types is not None and id(node) in self._types:
-                types.update(self._infer(node, types))
-            reads_long = any(_is_long(types.get(name), name in open_names) for name in node.input if name)
-            if (node.domain, node.op_type) in self._calls or (id(node) in self._suspects and reads_long):
+            is_suspect = id(node) in self._suspects
+            if is_suspect and not is_first and not is_open and not all(_is_exact(types.get(name)) for name in node.output):
+                types.update((name, _merged(types.get(name), kind)) for name, kind in self._infer(node, types).items())
+            reads_long = is_suspect and any(_is_long(types.get(name), name in open_names) for name in node.input if name)
+            if reads_long or (self._calls and (node.domain, node.op_type) in self._calls):
                 self._found[id(node)] = [_copy(types[name]) if name in types else _no_type() for name in node.output]
                 self._places.append((graph, node))
             is_open |= is_first and (node.op_type in READERS or node.domain not in ("", "ai.onnx"))
@@ -178,6 +179,16 @@ def _type_of(tensor: onnx.TensorProto) -> onnx.TypeProto:
     import onnx
 
     return onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+
+
+def _merged(old: onnx.TypeProto | None, new: onnx.TypeProto) -> onnx.TypeProto:
+    """Return `new` with the symbols of `old` for the dimensions that it leaves open."""
+    if old is None or len(old.tensor_type.shape.dim) != len(new.tensor_type.shape.dim):
+        return new
+    for before, dim in zip(old.tensor_type.shape.dim, new.tensor_type.shape.dim, strict=True):
+        if not dim.HasField("dim_value"):
+            dim.CopyFrom(before)
+    return new
 
 
 def _is_exact(kind: onnx.TypeProto | None) -> bool:
