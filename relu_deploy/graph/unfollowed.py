@@ -44,7 +44,11 @@ class HiddenNodes:
         # The list keeps the nodes alive, whose identities are the keys.
         self._proto, self._nodes, self._calls = proto, suspects, calls
         self._suspects = {id(node) for node in suspects}
-        self._types: dict[int, list[onnx.TypeProto]] | None = None
+        self._is_first = True
+        #: tensors whose types may become more exact in the next pass, and ones whose types are more exact than in the last one
+        self._open: set[str] = set()
+        self._changed: set[str] = set()
+        #: the types of the results of each hidden node
         self._found: dict[int, list[onnx.TypeProto]] = {}
         self._places: list[tuple[onnx.GraphProto, onnx.NodeProto]] = []
         self._constants: dict[str, onnx.TensorProto] = {}
@@ -52,10 +56,11 @@ class HiddenNodes:
 
     def update(self, inferred: onnx.ModelProto) -> bool:
         """Choose the nodes to hide from the types in `inferred`, the result of the last pass. Return whether that differs."""
-        self._found, self._places = {}, []
-        self._visit(self._proto.graph, inferred.graph, ChainMap(), set())
-        is_new = self._types is None or self._found != self._types
-        self._types = self._found
+        last, self._found, self._places = self._found, {}, []
+        self._open, self._changed = set(), set()
+        self._visit(self._proto.graph, inferred.graph, ChainMap())
+        is_new = self._is_first or self._found != last
+        self._is_first = False
         return is_new
 
     @contextmanager
@@ -83,13 +88,12 @@ class HiddenNodes:
             for each in reversed(restore):
                 each()
 
-    def _visit(self, graph: onnx.GraphProto, inferred: onnx.GraphProto, outer: Scope, open_names: set[str]) -> None:
+    def _visit(self, graph: onnx.GraphProto, inferred: onnx.GraphProto, outer: Scope) -> None:
         """Choose nodes of `graph` and of the graphs inside it.
 
         Args:
             inferred: The same graph after the last pass.
             outer: The types of the tensors of the graphs around it.
-            open_names: Tensors whose types may become more exact in the next pass. The graph's are added.
         """
         types = outer.new_child({value.name: value.type for value in (*inferred.input, *inferred.value_info, *inferred.output)})
         for tensor in graph.initializer:
@@ -98,23 +102,36 @@ class HiddenNodes:
             self._keep(tensor.name, tensor)
         for node, twin in zip(graph.node, inferred.node, strict=True):
             self._keep_constant(node)
-            is_first = self._types is None
-            is_open = any(name in open_names for name in node.input)
+            is_open = any(name in self._open for name in node.input)
             for body, twin_body in zip(bodies_of(node), bodies_of(twin), strict=True):
-                if is_first or is_open:
-                    open_names.update(value.name for value in twin_body.input if not _is_exact(value.type))
-                self._visit(body, twin_body, types, open_names)
-                is_open |= is_first or any(value.name in open_names for value in body.output)
+                if self._is_first or is_open or any(name in self._changed for name in node.input):
+                    self._open.update(value.name for value in twin_body.input if not _is_exact(value.type))
+                self._visit(body, twin_body, types)
+                is_open |= self._is_first or any(value.name in self._open or value.name in self._changed for value in body.output)
             is_suspect = id(node) in self._suspects
-            if is_suspect and not is_first and not is_open and not all(_is_exact(types.get(name)) for name in node.output):
-                types.update((name, _merged(types.get(name), kind)) for name, kind in self._infer(node, types).items())
-            reads_long = is_suspect and any(_is_long(types.get(name), name in open_names) for name in node.input if name)
+            is_open = self._settle(node, types, is_open, is_suspect)
+            if is_open:
+                self._open.update(name for name in node.output if name and not _is_exact(types.get(name)))
+            reads_long = is_suspect and any(_is_long(types.get(name), name in self._open) for name in node.input if name)
             if reads_long or (self._calls and (node.domain, node.op_type) in self._calls):
                 self._found[id(node)] = [_copy(types[name]) if name in types else _no_type() for name in node.output]
                 self._places.append((graph, node))
-            is_open |= is_first and (node.op_type in READERS or node.domain not in ("", "ai.onnx"))
-            if is_open:
-                open_names.update(name for name in node.output if name and not _is_exact(types.get(name)))
+
+    def _settle(self, node: onnx.NodeProto, types: Scope, is_open: bool, is_suspect: bool) -> bool:
+        """Return whether the types of the outputs of `node` are open. Add the ones to `types` that changed since the last pass."""
+        needs_pass = node.op_type in READERS or node.domain not in ("", "ai.onnx")
+        if self._is_first or is_open:
+            return is_open or needs_pass
+        is_changed = any(name in self._changed for name in node.input)
+        if not (is_changed or is_suspect) or all(_is_exact(types.get(name)) for name in node.output if name):
+            return False
+        found = {} if needs_pass or any(bodies_of(node)) else self._infer(node, types)
+        for name, kind in found.items():
+            merged = _merged(types.get(name), kind)
+            if merged != types.get(name):
+                self._changed.add(name)
+                types[name] = merged
+        return not found
 
     def _keep_constant(self, node: onnx.NodeProto) -> None:
         import onnx
@@ -135,6 +152,8 @@ class HiddenNodes:
         """Return the types of the outputs of `node` as its operands give them, without their values."""
         import onnx
 
+        if node.op_type == "MeanVarianceNormalization":  # a function of others, which has no inference of its own
+            return {node.output[0]: types[node.input[0]]} if node.input[0] in types else {}
         try:
             schema = onnx.defs.get_schema(node.op_type, self._versions.get("", self._versions.get("ai.onnx", 1)), "")
             opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in self._versions.items()]
