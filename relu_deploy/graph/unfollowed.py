@@ -27,6 +27,8 @@ MAX_RANK = 64
 FOLLOWING = frozenset(["Cast", "Concat", "Gather", "MeanVarianceNormalization", "Size", "Slice", "Squeeze", "Unsqueeze"])
 #: operators whose inferred shapes depend on values that are followed
 READERS = frozenset(["AffineGrid", "CenterCropPad", "ConstantOfShape", "Expand", "Reshape", "Resize", "Upsample"])
+#: operators that compute values which are followed
+CARRYING = FOLLOWING | {"Add", "Mul", "Shape", "Sub"}
 #: constants of more bytes are no operand that a shape depends on
 LARGEST_OPERAND = 8192
 
@@ -48,7 +50,10 @@ class HiddenNodes:
         #: tensors whose types may become more exact in the next pass, and ones whose types are more exact than in the last one
         self._open: set[str] = set()
         self._changed: set[str] = set()
-        #: the types of the results of each hidden node
+        #: tensors of which the next pass may find values that the last one did not
+        self._fresh: set[str] = set()
+        #: the types of the results of each node hidden in the last pass and in the next
+        self._last: dict[int, list[onnx.TypeProto]] = {}
         self._found: dict[int, list[onnx.TypeProto]] = {}
         self._places: list[tuple[onnx.GraphProto, onnx.NodeProto]] = []
         self._constants: dict[str, onnx.TensorProto] = {}
@@ -56,10 +61,10 @@ class HiddenNodes:
 
     def update(self, inferred: onnx.ModelProto) -> bool:
         """Choose the nodes to hide from the types in `inferred`, the result of the last pass. Return whether that differs."""
-        last, self._found, self._places = self._found, {}, []
-        self._open, self._changed = set(), set()
+        self._last, self._found, self._places = self._found, {}, []
+        self._open, self._changed, self._fresh = set(), set(), set()
         self._visit(self._proto.graph, inferred.graph, ChainMap())
-        is_new = self._is_first or self._found != last
+        is_new = self._is_first or self._found != self._last
         self._is_first = False
         return is_new
 
@@ -113,7 +118,10 @@ class HiddenNodes:
             if is_open:
                 self._open.update(name for name in node.output if name and not _is_exact(types.get(name)))
             reads_long = is_suspect and any(_is_long(types.get(name), name in self._open) for name in node.input if name)
-            if reads_long or (self._calls and (node.domain, node.op_type) in self._calls):
+            is_hidden = reads_long or (bool(self._calls) and (node.domain, node.op_type) in self._calls)
+            if not is_hidden and (id(node) in self._last or self._is_fresh(node)):
+                self._fresh.update(name for name in node.output if name)
+            if is_hidden:
                 self._found[id(node)] = [_copy(types[name]) if name in types else _no_type() for name in node.output]
                 self._places.append((graph, node))
 
@@ -122,6 +130,8 @@ class HiddenNodes:
         needs_pass = node.op_type in READERS or node.domain not in ("", "ai.onnx")
         if self._is_first or is_open:
             return is_open or needs_pass
+        if needs_pass and any(name in self._fresh for name in node.input):
+            return True
         is_changed = any(name in self._changed for name in node.input)
         if not (is_changed or is_suspect) or all(_is_exact(types.get(name)) for name in node.output if name):
             return False
@@ -132,6 +142,12 @@ class HiddenNodes:
                 self._changed.add(name)
                 types[name] = merged
         return not found
+
+    def _is_fresh(self, node: onnx.NodeProto) -> bool:
+        """Return whether the next pass may find values of `node` that the last one did not."""
+        if node.op_type not in CARRYING and node.domain in ("", "ai.onnx") and not any(bodies_of(node)):
+            return False
+        return any(name in self._fresh or name in self._changed or name in self._open for name in node.input)
 
     def _keep_constant(self, node: onnx.NodeProto) -> None:
         import onnx

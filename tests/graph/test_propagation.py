@@ -188,6 +188,25 @@ def test_a_long_vector_is_not_followed_behind_other_operators(between):
     assert length == [MANY] or between in ("Expand", "Reshape")
 
 
+@pytest.mark.parametrize("source", ["Shape", "Concat"])
+def test_a_length_found_in_a_later_pass_is_not_followed(source):
+    nodes = [
+        helper.make_node("Shape", ["table"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "zero"], ["two"]),
+        helper.make_node("ConstantOfShape", ["two"], ["pair"], value=INTEGER),
+        helper.make_node("Concat", ["pair", "many"], ["mixed"], axis=0),
+        helper.make_node("ConstantOfShape", ["mixed"], ["wide"], value=INTEGER),
+        helper.make_node("Shape", ["wide"], ["wide_sizes"]),
+        helper.make_node("Gather", ["mixed" if source == "Concat" else "wide_sizes", "two"], ["last"]),
+        helper.make_node("ConstantOfShape", ["last"], ["long"], value=INTEGER),
+        helper.make_node("Cast", ["long"], ["cast"], to=TensorProto.INT64),
+        helper.make_node("Concat", ["cast", "cast"], ["y"], axis=0),
+    ]
+    model = model_of(nodes, {"zero": np.array([0]), "many": np.array([MANY])})
+    model.graph.input.append(helper.make_tensor_value_info("table", TensorProto.FLOAT, [2, 1]))
+    assert shape_of(model, "y") == [2 * MANY]
+
+
 def test_a_recorded_length_that_contradicts_a_shape_is_not_followed():
     nodes = [helper.make_node("Shape", ["x"], ["sizes"]), helper.make_node("Cast", ["sizes"], ["y"], to=TensorProto.INT32)]
     model = model_of(nodes, {})
