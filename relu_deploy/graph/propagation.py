@@ -1,8 +1,8 @@
 """Shape inference that follows the values of computed shapes, in linear time whatever the graph computes.
 
-onnx's data propagation follows a vector of integers element by element through Add, Sub, Mul and Concat, also one that is no shape:
-an addition to a vector of a billion elements takes minutes and gigabytes. Such nodes are hidden from it, except where all operands
-come from shapes and small constants.
+onnx's data propagation holds each vector that certain operators read element by element, about 250 bytes an element, also one
+that is no shape and one whose values are unknown: a cast of a billion elements takes minutes and all memory. Nodes that may read
+a long vector are hidden from it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from relu_deploy.graph.loading.structure import bodies_of
+from relu_deploy.graph.unfollowed import FOLLOWING, MAX_RANK, HiddenNodes
+
 if TYPE_CHECKING:
     import onnx
 
@@ -19,18 +22,20 @@ __all__ = ["infer_with_values"]
 
 #: elements of the longest vector that is followed: a shape has at most 64
 MOST_ELEMENTS = 1024
+#: elements of all followed vectors together that are longer than a shape
+MOST_IN_ALL = 2**17
 #: operators that follow values element by element, and one that infers the same types and shapes without following values
 ELEMENTWISE, UNFOLLOWED = frozenset(["Add", "Sub", "Mul"]), "Div"
 #: operators whose result is as long as their first input at most
 PASSING = frozenset(["Cast", "Identity", "Slice", "Squeeze", "Unsqueeze"])
-#: dimensions that a tensor has at most, which the length of a shape is
-MAX_RANK = 64
+#: passes at most; each settles the lengths that depend on the values found by the one before
+MOST_PASSES = 6
 
 Lengths = ChainMap[str, int]
 
 
 def infer_with_values(proto: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
-    """Return `proto` with the inferred types and shapes; in the result some nodes have another operator of the same kind.
+    """Return `proto` with the inferred types and shapes; in the result some nodes have another operator and other inputs.
 
     Args:
         proto: The graph, without its large weights. It is not changed.
@@ -38,41 +43,78 @@ def infer_with_values(proto: onnx.ModelProto, **options: Any) -> onnx.ModelProto
     """
     import onnx
 
-    restore = _hide(proto.graph, ChainMap())
-    for function in proto.functions:
-        restore += _hide(function, ChainMap())
+    search, functions = _Search(), _Search()
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True, **options)
+        search.visit(proto.graph, ChainMap())
+        for function in proto.functions:
+            functions.visit(function, ChainMap())
+        if not search.suspects and not functions.suspects:
+            return onnx.shape_inference.infer_shapes(proto, data_prop=True, **options)
+        # What a function reads differs from call to call, and a function may call another.
+        calls = {(function.domain, function.name) for function in proto.functions} if functions.suspects else set()
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=False, **options)
+        nodes = HiddenNodes(proto, search.suspects, calls)
+        for _ in range(MOST_PASSES):
+            if not nodes.update(inferred):
+                break
+            with nodes.hidden():
+                inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True, **options)
+        return inferred
     finally:
-        for each in restore:
+        for each in (*search.restore, *functions.restore):
             each()
 
 
-def _hide(graph: onnx.GraphProto | onnx.FunctionProto, outer: Lengths) -> list[Callable[[], None]]:
-    """Hide nodes that are not to be followed, also in the graphs of nodes, and return what restores each.
+class _Search:
+    """The nodes that may read a long vector, and the ones that are hidden from data propagation without loss.
 
-    Args:
-        graph: Its nodes are in order, as far as they compute shapes; a node before its operands is not followed.
-        outer: How many elements each tensor has whose value is followed, at most, in the graphs around it.
+    Attributes:
+        suspects: The former.
+        restore: What gives the latter their operators back.
     """
-    lengths = outer.new_child(_constants(getattr(graph, "initializer", ())))
-    restore: list[Callable[[], None]] = []
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                restore += _hide(body, lengths)
-        length = _length(node, lengths)
-        if length is not None:
-            lengths.update(dict.fromkeys(node.output, length))
-        if node.op_type in ELEMENTWISE and (length is None or length > MOST_ELEMENTS):
-            restore.append(partial(setattr, node, "op_type", node.op_type))
-            node.op_type = UNFOLLOWED
-        elif node.op_type == "Concat" and length is not None and length > MOST_ELEMENTS:
-            # Vectors are followed along axis 0 only, though for them -1 is the same.
-            for attribute in node.attribute:
-                restore.append(partial(setattr, attribute, "i", attribute.i))
-                attribute.i = -1
-    return restore
+
+    def __init__(self) -> None:
+        self.suspects: list[onnx.NodeProto] = []
+        self.restore: list[Callable[[], None]] = []
+        self._left = MOST_IN_ALL
+
+    def visit(self, graph: onnx.GraphProto | onnx.FunctionProto, outer: Lengths) -> None:
+        """Search `graph` and the graphs in it.
+
+        Args:
+            graph: Its nodes are in order, as far as they compute shapes; a node before its operands is not followed.
+            outer: How many elements each tensor has whose value is followed, at most, in the graphs around it.
+        """
+        lengths = outer.new_child(_constants(getattr(graph, "initializer", ())))
+        # Where a recorded length contradicts the computed one, inference keeps the former and follows no values.
+        recorded = (*graph.value_info, *(value for value in graph.output if not isinstance(value, str)))
+        distrusted = {value.name for value in recorded if _is_recorded_long(value)}
+        for node in graph.node:
+            for body in bodies_of(node):
+                self.visit(body, lengths)
+            length = self._charge(_length(node, lengths))
+            operands = [lengths.get(name) for name in node.input if name]
+            if length is not None:
+                lengths.update((name, length) for name in node.output if name not in distrusted)
+            if node.op_type in ELEMENTWISE and length is None:
+                self.restore.append(partial(setattr, node, "op_type", node.op_type))
+                node.op_type = UNFOLLOWED
+            elif node.op_type in FOLLOWING and (length is None or any(each is None or each > MOST_ELEMENTS for each in operands)):
+                self.suspects.append(node)
+
+    def _charge(self, length: int | None) -> int | None:
+        """Return `length`, or None where a vector of so many elements is too long to be followed."""
+        if length is None or length <= MAX_RANK:
+            return length
+        if length > min(MOST_ELEMENTS, self._left):
+            return None
+        self._left -= length
+        return length
+
+
+def _is_recorded_long(value: onnx.ValueInfoProto) -> bool:
+    dims = value.type.tensor_type.shape.dim
+    return len(dims) == 1 and dims[0].dim_value > MAX_RANK
 
 
 def _constants(tensors: Iterable[onnx.TensorProto]) -> dict[str, int]:
