@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 from torchvision_import import torchvision  # noqa: E402
 
 from relu_deploy.errors import InputError, UsageError  # noqa: E402
+from relu_deploy.preprocessing.presets import load_preprocess  # noqa: E402
+from relu_deploy.tensors import TensorSpec  # noqa: E402
 from relu_deploy.zoo import published  # noqa: E402
 from relu_deploy.zoo.published import FILES, published_url, published_weights  # noqa: E402
 from relu_deploy.zoo.recipes import ARCHITECTURES, build  # noqa: E402
@@ -84,8 +86,9 @@ def test_the_preprocessing_of_the_recipes_is_that_of_the_published_weights():
             continue
         weights = next(one for one in models.get_model_weights(entry.name) if one.url == published_url(entry.name))
         preset = weights.transforms()
-        assert (preset.resize_size, preset.crop_size) == ([entry.preprocess["resize"]], [entry.preprocess["crop"]])
-        assert (preset.mean, preset.std) == (entry.preprocess["mean"], entry.preprocess["std"])
+        steps = load_preprocess(entry.preprocess).fitted(TensorSpec("x", "float32", ("N", *entry.shape)))
+        assert (preset.resize_size, preset.crop_size * 2) == ([steps.resize.size], list(steps.crop.size))
+        assert (tuple(preset.mean), tuple(preset.std)) == (steps.mean, steps.std)
 
 
 def test_published_weights_are_exported_from_a_mirror_and_the_second_time_from_the_cache(command, cache, server, monkeypatch):
