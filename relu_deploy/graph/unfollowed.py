@@ -141,7 +141,7 @@ class HiddenNodes:
             if merged != types.get(name):
                 self._changed.add(name)
                 types[name] = merged
-        return not found
+        return is_changed and not found
 
     def _is_fresh(self, node: onnx.NodeProto) -> bool:
         """Return whether the next pass may find values of `node` that the last one did not."""
