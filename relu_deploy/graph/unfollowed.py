@@ -123,7 +123,7 @@ class HiddenNodes:
                 self._visit(body, twin_body, types)
                 is_open |= self._is_first or any(value.name in self._open or value.name in self._changed for value in body.output)
             is_suspect = id(node) in self._suspects
-            is_open = self._settle(node, types, is_open, is_suspect)
+            is_open = self._settle(node, types, is_open)
             if is_open:
                 self._open.update(name for name in node.output if name and not _is_exact(types.get(name)))
             reads_long = is_suspect and any(_is_long(types.get(name), name in self._open) for name in node.input if name)
@@ -146,7 +146,7 @@ class HiddenNodes:
         is_sized = indices.tensor_type.HasField("shape") and not _is_exact(indices)
         return is_vector and is_sized and not _is_long(indices, node.input[1] in self._open)
 
-    def _settle(self, node: onnx.NodeProto, types: Scope, is_open: bool, is_suspect: bool) -> bool:
+    def _settle(self, node: onnx.NodeProto, types: Scope, is_open: bool) -> bool:
         """Return whether the types of the outputs of `node` are open. Add the ones to `types` that changed since the last pass."""
         needs_pass = node.op_type in READERS or node.domain not in ("", "ai.onnx")
         if self._is_first or is_open:
@@ -154,7 +154,7 @@ class HiddenNodes:
         if needs_pass and any(name in self._fresh for name in node.input):
             return True
         is_changed = any(name in self._changed for name in node.input)
-        if not (is_changed or is_suspect) or all(_is_exact(types.get(name)) for name in node.output if name):
+        if not (is_changed or id(node) in self._last) or all(_is_exact(types.get(name)) for name in node.output if name):
             return False
         found = {} if needs_pass or any(bodies_of(node)) else self._infer(node, types)
         for name, kind in found.items():
