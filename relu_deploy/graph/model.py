@@ -100,9 +100,9 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
     where = str(path)
     check_structure(proto, where)
     check_external_data(proto, path)
-    _check_resources_once(proto, path)
     notes = irregularities_of(proto)
     inline_functions(proto, where)
+    _check_resources_once(proto, path)
     expand_sparse_initializers(proto.graph)
     normalize_dimensions(proto.graph)
     # The checker requires a name, runtimes do not.

@@ -55,6 +55,8 @@ class HiddenNodes:
         #: the types of the results of each node hidden in the last pass and in the next
         self._last: dict[int, list[onnx.TypeProto]] = {}
         self._found: dict[int, list[onnx.TypeProto]] = {}
+        #: the element types of the hidden nodes that are replaced by a cast
+        self._casts: dict[int, int] = {}
         self._places: list[tuple[onnx.GraphProto, onnx.NodeProto]] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._versions = {opset.domain or "": opset.version for opset in proto.opset_import}
@@ -62,7 +64,7 @@ class HiddenNodes:
     def update(self, inferred: onnx.ModelProto) -> bool:
         """Choose the nodes to hide from the types in `inferred`, the result of the last pass. Return whether that differs."""
         self._last, self._found, self._places = self._found, {}, []
-        self._open, self._changed, self._fresh = set(), set(), set()
+        self._open, self._changed, self._fresh, self._casts = set(), set(), set(), {}
         self._visit(self._proto.graph, inferred.graph, ChainMap())
         is_new = self._is_first or self._found != self._last
         self._is_first = False
@@ -71,6 +73,8 @@ class HiddenNodes:
     @contextmanager
     def hidden(self) -> Iterator[None]:
         """Hide the chosen nodes for the time of the block."""
+        import onnx
+
         restore: list[Callable[[], None]] = []
         records: dict[int, dict[str, onnx.ValueInfoProto]] = {}
         try:
@@ -79,10 +83,15 @@ class HiddenNodes:
                     count = len(graph.value_info)
                     restore.append(partial(_truncate, graph, count))
                     records[id(graph)] = {value.name: value for value in (*graph.value_info, *graph.output)}
+                restore.append(partial(node.CopyFrom, _copy(node)))
+                if id(node) in self._casts:
+                    # The result is as large as the indices: so its dimensions have the same symbols.
+                    to = onnx.helper.make_attribute("to", self._casts[id(node)])
+                    node.CopyFrom(onnx.NodeProto(op_type="Cast", input=node.input[1:], output=node.output, attribute=[to]))
+                    continue
                 for name, kind in zip(node.output, self._found[id(node)], strict=True):
                     if name and kind.WhichOneof("value") is not None:
                         restore += _record(graph, records[id(graph)], name, kind)
-                restore.append(partial(node.CopyFrom, _copy(node)))
                 if (node.domain, node.op_type) in self._calls:
                     node.op_type = "UnfollowedCall"
                 else:
@@ -114,7 +123,7 @@ class HiddenNodes:
                 self._visit(body, twin_body, types)
                 is_open |= self._is_first or any(value.name in self._open or value.name in self._changed for value in body.output)
             is_suspect = id(node) in self._suspects
-            is_open = self._settle(node, types, is_open, is_suspect)
+            is_open = self._settle(node, types, is_open)
             if is_open:
                 self._open.update(name for name in node.output if name and not _is_exact(types.get(name)))
             reads_long = is_suspect and any(_is_long(types.get(name), name in self._open) for name in node.input if name)
@@ -124,8 +133,20 @@ class HiddenNodes:
             if is_hidden:
                 self._found[id(node)] = [_copy(types[name]) if name in types else _no_type() for name in node.output]
                 self._places.append((graph, node))
+                if node.op_type == "Gather" and self._is_sized_by_indices(node, types):
+                    self._casts[id(node)] = types[node.output[0]].tensor_type.elem_type
+                    self._found[id(node)] = []
 
-    def _settle(self, node: onnx.NodeProto, types: Scope, is_open: bool, is_suspect: bool) -> bool:
+    def _is_sized_by_indices(self, node: onnx.NodeProto, types: Scope) -> bool:
+        """Return whether a Gather from a vector has indices of a known rank and unknown size, whose values nothing follows."""
+        if len(node.input) != 2 or self._is_first or not all(name in types for name in (*node.input, node.output[0])):
+            return False
+        data, indices = types[node.input[0]], types[node.input[1]]
+        is_vector = data.tensor_type.HasField("shape") and len(data.tensor_type.shape.dim) == 1
+        is_sized = indices.tensor_type.HasField("shape") and not _is_exact(indices)
+        return is_vector and is_sized and not _is_long(indices, node.input[1] in self._open)
+
+    def _settle(self, node: onnx.NodeProto, types: Scope, is_open: bool) -> bool:
         """Return whether the types of the outputs of `node` are open. Add the ones to `types` that changed since the last pass."""
         needs_pass = node.op_type in READERS or node.domain not in ("", "ai.onnx")
         if self._is_first or is_open:
@@ -133,7 +154,7 @@ class HiddenNodes:
         if needs_pass and any(name in self._fresh for name in node.input):
             return True
         is_changed = any(name in self._changed for name in node.input)
-        if not (is_changed or is_suspect) or all(_is_exact(types.get(name)) for name in node.output if name):
+        if not (is_changed or id(node) in self._last) or all(_is_exact(types.get(name)) for name in node.output if name):
             return False
         found = {} if needs_pass or any(bodies_of(node)) else self._infer(node, types)
         for name, kind in found.items():
@@ -141,7 +162,7 @@ class HiddenNodes:
             if merged != types.get(name):
                 self._changed.add(name)
                 types[name] = merged
-        return not found
+        return is_changed and not found
 
     def _is_fresh(self, node: onnx.NodeProto) -> bool:
         """Return whether the next pass may find values of `node` that the last one did not."""

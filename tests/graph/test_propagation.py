@@ -231,6 +231,18 @@ def test_the_shape_of_a_short_vector_behind_a_long_one_is_still_followed():
     assert shape_of(model, "same") == ["N", 3, 4]
 
 
+def test_what_is_gathered_from_a_long_vector_has_the_symbols_of_the_indices():
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["found"]),
+        helper.make_node("Gather", ["table", "found"], ["gathered"]),
+        helper.make_node("Identity", ["gathered"], ["y"]),
+    ]
+    model = model_of(nodes, {"table": np.zeros(300, np.float32)})
+    assert shape_of(model, "y") == shape_of(model, "found")
+    inferred = infer_with_values(model)
+    assert inferred.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
 def test_such_a_graph_is_refused_for_its_size(tmp_path):
     nodes = [helper.make_node("ConstantOfShape", ["many"], ["long"]), helper.make_node("Add", ["long", "one"], ["y"])]
     onnx.save(model_of(nodes, {"many": np.array([2**62]), "one": np.ones(1, np.float32)}), tmp_path / "m.onnx")

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from relu_deploy.graph.loading.structure import bodies_of
+from relu_deploy.graph.propagation import infer_with_values
 from relu_deploy.graph.shapes.shape_inference import forget_shapes
 from relu_deploy.graph.weights import to_proto_without_weights
 
@@ -56,15 +57,13 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
 
 def stale_shapes_of(model: ir.Model) -> list[str]:
     """Return a note when a shape that `model` records contradicts the one that follows from its inputs."""
-    import onnx
-
     proto = to_proto_without_weights(model)
     recorded = {value.name: _dims(value) for value in (*proto.graph.value_info, *proto.graph.output)}
     if not any(recorded.values()):
         return []
     forget_shapes(proto.graph)
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = infer_with_values(proto)
     except Exception:  # a graph that inference does not accept is refused elsewhere, with its reason
         return []
     stale = []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.propagation import infer_with_values
 from relu_deploy.graph.shapes.shape_inference import forget_shapes, infer_shapes
 from relu_deploy.graph.weights import to_proto_without_weights
 
@@ -130,8 +131,6 @@ def infer_sizes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[st
         By output name, its sizes, None for each that inference cannot tell; None in all where the shapes do not fit the graph.
         Outputs of unknown rank are absent.
     """
-    import onnx
-
     try:
         proto = to_proto_without_weights(model)
         forget_shapes(proto.graph)
@@ -139,7 +138,7 @@ def infer_sizes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[st
             if value.name in shapes:
                 for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
                     dim.dim_value = size
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        inferred = infer_with_values(proto, strict_mode=True)
     except Exception:  # onnx raises InferenceError, and other types for graphs that it cannot serialize
         return None
     return {
