@@ -86,7 +86,7 @@ def hostile_arrays(file: Path, draw: random.Random, canary: Path) -> str:
     elif change == "pickle":
         content = draw.choice((pickle.dumps(Payload(canary)), _archive({"x.npy": pickle.dumps(Payload(canary))})))
     elif change == "member":
-        content = _archive({draw.choice(("../x.npy", "/x.npy", "x", "x.npy/", "a\0.npy", "")): b"\x93NUMPY"})
+        content = _archive({draw.choice(("../x.npy", "/x.npy", "x", "x.npy/", "a\0.npy", " ")): b"\x93NUMPY"})
     else:
         content = draw.choice((b"", b"PK", b"\x93NUMPY\x01\0", draw.randbytes(500)))
     file.write_bytes(content)
