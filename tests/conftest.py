@@ -24,9 +24,12 @@ gc.disable()
 
 from relu_deploy.cli.main import main  # noqa: E402
 
+# The same examples in each run, so that a change is judged by itself; HYPOTHESIS_PROFILE=random looks for others.
 # An example that takes long on a busy machine is no failure.
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")
+BUSY = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeatable", derandomize=True, **BUSY)
+settings.register_profile("random", derandomize=False, **BUSY)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 #: whether this process is the one that all others of this run belong to
 IS_FIRST = pytest.StashKey[bool]()
