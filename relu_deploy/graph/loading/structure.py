@@ -82,8 +82,11 @@ def _versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     return versions
 
 
-def _check_graphs(graph: onnx.GraphProto, versions: dict[str, int], functions: set[tuple[str, str]]) -> None:
-    waiting: list[tuple[onnx.GraphProto, _Scope | None, int]] = [(graph, None, 0)]
+def _check_graphs(
+    graph: onnx.GraphProto, versions: dict[str, int], functions: set[tuple[str, str]], around: _Scope | None = None
+) -> None:
+    """Check a graph and those nested in it. around: the scope of the function that holds it, None for the main graph."""
+    waiting: list[tuple[onnx.GraphProto, _Scope | None, int]] = [(graph, around, 0 if around is None else 1)]
     while waiting:
         current, outer, depth = waiting.pop()
         if depth > MAX_DEPTH:
@@ -200,23 +203,9 @@ def _check_function(function: onnx.FunctionProto, versions: dict[str, int], func
             raise _Broken(f"in the function {function.name!r} the {_called(node)} reads {missing!r}, which nothing provides")
         _check_node(node, versions, functions)
         for body in bodies_of(node):
-            _check_graphs_in_function(body, scope, versions, functions)
+            _check_graphs(body, versions, functions, around=scope)
     if missing := next((name for name in function.output if name not in scope), None):
         raise _Broken(f"the function {function.name!r} does not compute its output {missing!r}")
-
-
-def _check_graphs_in_function(
-    body: onnx.GraphProto, scope: _Scope, versions: dict[str, int], functions: set[tuple[str, str]]
-) -> None:
-    waiting: list[tuple[onnx.GraphProto, _Scope, int]] = [(body, scope, 1)]
-    while waiting:
-        current, outer, depth = waiting.pop()
-        if depth > MAX_DEPTH:
-            raise _Broken(f"its graphs nest more than {MAX_DEPTH} deep")
-        inner = _check_graph(current, outer)
-        for node in current.node:
-            _check_node(node, versions, functions)
-            waiting += [(nested, inner, depth + 1) for nested in bodies_of(node)]
 
 
 # ---------------------------------------------------------------- nodes
