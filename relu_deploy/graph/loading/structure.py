@@ -23,7 +23,7 @@ from relu_deploy.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["bodies_of", "check_structure", "tensors_of"]
+__all__ = ["bodies_of", "check_structure", "outer_reads", "tensors_of"]
 
 #: NumPy's limit
 MAX_RANK = 64
@@ -116,6 +116,8 @@ def _check_graph(graph: onnx.GraphProto, outer: _Scope | None) -> _Scope:
     _check_text(graph.name, graph.doc_string)
     for value in (*graph.input, *graph.output, *graph.value_info):
         _check_text(value.name, value.doc_string, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))
+    for value in graph.value_info:
+        _check_type(value, required=False)
     given = set()
     for value in graph.input:
         if not value.name or value.name in given:
@@ -158,7 +160,7 @@ def _check_order(graph: onnx.GraphProto, scope: _Scope, made: set[str]) -> None:
         reads = {name for name in node.input if name}
         if missing := next((name for name in node.input if name and name not in scope), None):
             raise _Broken(f"the {_called(node)} reads {missing!r}, which nothing provides")
-        for name in reads | _outer_reads(node):
+        for name in reads | outer_reads(node):
             if name in made:
                 pending[index] += 1
                 readers.setdefault(maker[name], []).append(index)
@@ -175,7 +177,7 @@ def _check_order(graph: onnx.GraphProto, scope: _Scope, made: set[str]) -> None:
         raise _Broken(f"the {_called(graph.node[stuck])} depends on its own result")
 
 
-def _outer_reads(node: onnx.NodeProto) -> set[str]:
+def outer_reads(node: onnx.NodeProto) -> set[str]:
     """Return the names that the graphs inside `node` read without computing them."""
     reads: set[str] = set()
     waiting = [(body, frozenset[str]()) for body in bodies_of(node)]
@@ -371,14 +373,18 @@ def _check_sparse(sparse: onnx.SparseTensorProto) -> None:
 
 
 def _check_type(value: onnx.ValueInfoProto, required: bool) -> None:
-    kind = value.type.WhichOneof("value")
-    if kind is None:
+    kind, depth = value.type, 0
+    while (field := kind.WhichOneof("value")) in ("sequence_type", "optional_type"):
+        kind, depth = getattr(kind, field).elem_type, depth + 1
+        if depth > MAX_DEPTH:
+            raise _Broken(f"the types of {value.name!r} nest more than {MAX_DEPTH} deep")
+    if field is None:
         if required:
             raise _Broken(f"its input {value.name!r} has no type")
         return
-    if kind != "tensor_type":
+    if field not in ("tensor_type", "sparse_tensor_type"):
         return
-    tensor = value.type.tensor_type
+    tensor = getattr(kind, field)
     if tensor.elem_type not in _item_bits() and (required or tensor.elem_type != 0):
         raise _Broken(f"{value.name!r} has the unknown type {tensor.elem_type}")
     if len(tensor.shape.dim) > MAX_RANK:
