@@ -168,5 +168,5 @@ def test_tensors_that_grow_by_joining_and_broadcasting_are_found(tmp_path, opera
         output = "square"
     proto = model_of(nodes, [value("x", [4 if operator == "Concat" else 10**6])], value(output), one=np.array([1]))
     onnx.save(proto, tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="needs .* GB, at most"):
+    with pytest.raises(InputError, match="GB, at most"):
         load_model(tmp_path / "m.onnx")
