@@ -30,7 +30,7 @@ from relu_deploy.verification.measurement import Measurement, measure
 from relu_deploy.verification.plan import VerifyPlan
 from relu_deploy.verification.preprocess.comparison import compare_preprocess
 from relu_deploy.verification.report import BackendReport, VerifyReport
-from relu_deploy.verification.truth import Source, Truth, find_truth, open_source, relus_to_compare
+from relu_deploy.verification.truth import Source, Truth, find_truth, open_source, relus_to_compare, why_not_compared
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -134,6 +134,7 @@ def verify(
         unknown=plan.unknown,
         preprocess=preprocess,
         program_verdict=bundle.program_verdict,
+        program_unknown=why_not_compared(bundle, compared.shown),
     )
 
 
