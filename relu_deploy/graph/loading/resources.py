@@ -18,10 +18,12 @@ from relu_deploy.graph.ranks import TooManyDimensions
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check_resources", "memory_limit", "memory_size", "set_memory_limit"]
+__all__ = ["TENSORS", "check_resources", "memory_limit", "memory_size", "set_memory_limit"]
 
 #: a tensor is held in float32 and, more than once, in float64: the share of the memory that one may take by default
 DEFAULT_SHARE = 1 / 16
+#: tensors of the largest size that an evaluation may hold at once: all of the memory by default
+TENSORS = 16
 #: where the size of the memory is unknown
 DEFAULT_MEMORY = 2**35
 #: constants that are copied into bodies
