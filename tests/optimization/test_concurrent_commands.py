@@ -26,10 +26,12 @@ def bundle(tmp_path):
     return tmp_path / "m.rdb"
 
 
-@pytest.mark.parametrize("precisions", [("fp16", "fp16"), ("fp16", "fp32")], ids=" and ".join)
+@pytest.mark.parametrize("precisions", [("int8", "int8"), ("int8", "fp32")], ids=" and ".join)
 def test_both_commands_end_well_and_the_bundle_holds_what_they_made(bundle, precisions):
     pipe = subprocess.PIPE
-    words = [python(), "-m", "relu_deploy", "optimize", bundle, "--threads", "1", "--quiet", "--json"]
+    np.savez(bundle.parent / "x.npz", x=np.random.default_rng(1).standard_normal((64, 4)).astype(np.float32))
+    words = [python(), "-m", "relu_deploy", "optimize", bundle, "--calibration", bundle.parent / "x.npz", "--max-drop", "1"]
+    words += ["--threads", "1", "--quiet", "--json"]
     answers = [bundle.parent / f"answer{number}.json" for number in range(2)]
     running = [
         subprocess.Popen([*words, answer, "--precision", precision], stdout=pipe, stderr=pipe, text=True)
