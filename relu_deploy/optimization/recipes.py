@@ -88,7 +88,7 @@ class Quantized:
         scheme = SCHEMES[self.placement, PRECISIONS[self.precision]]
         levels = SAFE_LEVELS if self.weight_bits == 7 else scheme.levels
         scheme = replace(scheme, per_channel=self.per_channel, levels=levels)
-        ranges = {name: range_of(one, self.method, scheme.activation) for name, one in self.statistics.items()}
+        ranges = {name: range_of(one, self.method, scheme.kind(one.low)) for name, one in self.statistics.items()}
         means = {name: one.means for name, one in self.statistics.items()} if self.correct_biases else None
         return quantize(self.model, placed, ranges, scheme, means)
 
