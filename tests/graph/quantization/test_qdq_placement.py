@@ -66,7 +66,8 @@ def test_openvino_gets_float_of_what_no_quantized_node_reads():
 def test_openvino_gets_numbers_that_may_be_negative_signed_and_others_unsigned():
     scheme = SCHEMES["openvino", "int8"]
     placed = place_qdq(residual(), "openvino")
-    ranges = {name: (0.0, 4.0) if "relu" in name else (-1.0, 3.0) for name in (*placed.results, "x")}
+    names = [str(value.name) for node in residual().graph for value in node.outputs]
+    ranges = {name: (0.0, 4.0) if "relu" in name else (-1.0, 3.0) for name in (*names, "x")}
     model = quantize(residual(), placed, ranges, scheme)
     zeros = {str(node.inputs[0].name): node.inputs[2].const_value for node in model.graph if node.op_type == "QuantizeLinear"}
     for name, zero in zeros.items():
