@@ -1,5 +1,6 @@
 """What becomes of a command whose runtime crashes, hangs or takes all memory: one sentence, an exit code, and nothing left over."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -11,6 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from processes import python
+
+from relu_deploy.cli.main import create_parser
+from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.serving.loading import ModelOptions
+from relu_deploy.serving.trial import Trials
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="commands are isolated on Linux only")
 
@@ -108,6 +114,47 @@ def test_a_runtime_that_crashes_hangs_or_takes_all_memory_is_one_sentence(place,
     assert not any(is_running(int(pid)) for pid in stdout.split())
     assert not (place / "answer.json").exists()
     assert list((place / "temporary").iterdir()) == []
+
+
+SERVE = ("serve", "m.onnx", "--backend", "sick", "--http-port", "0", "--grpc-port", "-1", "--metrics-port", "-1")
+
+
+@pytest.mark.parametrize(
+    ("words", "act", "code", "sentence"),
+    [
+        (("predict", "digits", "digits.npz", "--backend", "sick"), "segfault", 3, "crashed in the runtime that ran the model"),
+        (SERVE, "segfault", 3, "loading m.onnx crashed in the runtime that ran the model (segmentation fault)"),
+        ((*SERVE, "--timeout", "3"), "sleep", 2, "loading m.onnx took longer than 3 s"),
+    ],
+    ids=["predict", "serve", "serve that never loads"],
+)
+def test_predict_and_serve_meet_a_model_in_a_process_of_its_own(place, digits_bundle, words, act, code, sentence):
+    np.savez(place / "digits.npz", x=np.zeros((2, 1, 28, 28), np.float32))
+    running = start(place, act, *(str(digits_bundle.path) if word == "digits" else word for word in words))
+    _, stderr = running.communicate(timeout=120)
+    assert (running.returncode, sentence in stderr) == (code, True), stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_running_server_tries_a_model_in_another_process_before_it_loads_it_again(place, monkeypatch):
+    for name, text in (("PYTHONPATH", str(place)), ("ACT", "segfault")):
+        monkeypatch.setenv(name, text)
+    trials = Trials()
+    with pytest.raises(Unsupported, match=r"m\.onnx crashed the runtime that loaded it \(signal 11\)"):
+        trials.try_to_load(place / "m.onnx", ModelOptions("sick"))
+    monkeypatch.setenv("ACT", "sleep")
+    with pytest.raises(InputError, match="took longer than 2 s"):
+        trials.try_to_load(place / "m.onnx", ModelOptions("sick", load_seconds=2))
+    # One that cannot be loaded is left to the server, which has the reason.
+    trials.try_to_load(place / "missing.onnx", ModelOptions("sick"))
+
+
+@pytest.mark.parametrize("verb", ["export", "inspect", "verify", "census", "optimize", "compile", "bench", "predict", "package"])
+def test_every_verb_that_opens_a_model_runs_in_a_process_of_its_own(verb):
+    (action,) = (each for each in create_parser([verb])._actions if isinstance(each, argparse._SubParsersAction))
+    parser = action.choices[verb]
+    assert parser.get_default("models") in {each.dest for each in parser._actions}
+    assert "--timeout" in parser.format_help()
 
 
 def test_a_loop_without_end_is_ended(place):
