@@ -18,8 +18,8 @@ from relu_deploy.tensors import Array
 
 __all__ = ["convolve", "transposed_convolution"]
 
-#: elements of the largest patch matrix that is built at once: 128 MiB in float64
-PATCHES = 2**24
+#: elements of the largest patch matrix that is built at once: 8 MiB in float64, which stay in the processor's cache
+PATCHES = 2**20
 
 
 @operator("Conv")
