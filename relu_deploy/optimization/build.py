@@ -170,7 +170,9 @@ class VariantBuilder:
 
     def runner(self, progress: Progress) -> CandidateRunner:
         """Return what runs candidates of the search."""
-        return CandidateRunner(self.evaluator, self.target, self.prepared.model, self.options.threads, progress)
+        prepared = self.prepared
+        flops = prepared.cost.get("flops_after", 0)
+        return CandidateRunner(self.evaluator, self.target, prepared.model, self.options.threads, progress, flops)
 
     def _fallbacks(self, recipe: PrecisionRecipe, off: Sequence[str]) -> list[dict[str, str]]:
         """Return the nodes that stay float32, each with its operator, reason and segment."""

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "CandidateRunner", "SearchResult", "SearchStep", "best_method", "find_passing", "segment_costs"]
 
-#: rows on which the error of a group is measured: a continuous difference needs few
-ROWS_FOR_COST = 16
+#: rows on which the error of a group is measured, most and fewest: a continuous difference needs few
+ROWS_FOR_COST, FEWEST_ROWS = 16, 4
+#: floating-point operations of one such measurement, beyond which it takes fewer rows
+FLOPS_FOR_COST = 2 * 10**11
 #: stands for an infinite error among the groups
 BROKEN = 1e300
 
@@ -95,6 +97,7 @@ class CandidateRunner:
         float32: The model whose outputs errors are measured against.
         threads: Threads of the runtime.
         progress: Called with one line for each step.
+        flops: Floating-point operations of one row; 0 where they are not known.
     """
 
     evaluator: AccuracyEvaluator
@@ -102,6 +105,12 @@ class CandidateRunner:
     float32: ir.Model
     threads: int = 0
     progress: Callable[[str], None] = lambda _: None
+    flops: int = 0
+
+    @property
+    def rows_for_cost(self) -> int:
+        """Return on how many rows the error of a group is measured."""
+        return min(ROWS_FOR_COST, max(FEWEST_ROWS, FLOPS_FOR_COST // max(1, self.flops)))
 
     def measure(self, model: ir.Model) -> Candidate:
         """Return `model` with its accuracy and its confidence."""
@@ -117,7 +126,7 @@ class CandidateRunner:
                 kept.append(session.run(feeds))
                 return kept[-1]
 
-            few = len(evaluator.dataset) <= ROWS_FOR_COST
+            few = len(evaluator.dataset) <= self.rows_for_cost
             candidate = Candidate(model, *evaluator.measure(run if few else session.run))
             once = few and len(kept) == ceil(len(evaluator.dataset) / evaluator.batch)
             results = iter(kept)
@@ -134,7 +143,7 @@ class CandidateRunner:
 
     def _answers(self, run: Run) -> Mapping[str, Array]:
         dataset = self.evaluator.dataset
-        return answers_of(run, dataset.picked(spread_evenly(len(dataset), ROWS_FOR_COST)), self.evaluator.batch)
+        return answers_of(run, dataset.picked(spread_evenly(len(dataset), self.rows_for_cost)), self.evaluator.batch)
 
 
 def find_passing(

@@ -119,3 +119,9 @@ def test_the_answers_that_come_with_the_accuracy_are_those_of_a_run_of_their_own
     assert candidate == runner.measure(0.25)
     assert len(answers["y"]) == 16
     np.testing.assert_array_equal(answers["y"], runner.answers(0.25)["y"])
+
+
+@pytest.mark.parametrize(("flops", "rows"), [(0, 16), (10**9, 16), (2 * 10**10, 10), (10**12, 4)])
+def test_the_errors_of_groups_are_measured_on_fewer_rows_where_a_row_takes_many_operations(flops, rows):
+    runner = replace(runner_of(ArithmeticTarget()), flops=flops)
+    assert len(runner.answers(0.0)["y"]) == rows
