@@ -115,12 +115,12 @@ class VariantBuilder:
         """
         if not isinstance(found.recipe, Quantized):
             return None
+
+        def on_step(line: str) -> None:
+            progress(f"{found.precision} for {placement}: {line}")
+
         recipe = replace(found.recipe, placement=placement)
-        return FoundVariant(
-            found.precision,
-            recipe,
-            self._search(recipe, found.precision, lambda line: progress(f"{found.precision} for {placement}: {line}")),
-        )
+        return FoundVariant(found.precision, recipe, self._search(recipe, found.precision, on_step, None))
 
     def report(self, found: FoundVariant, verified: VerifyReport | None, speed: Ratio | None) -> OptimizeReport:
         """Return the report on a variant, not stored yet."""
