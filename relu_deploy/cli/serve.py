@@ -136,7 +136,8 @@ def run(options: argparse.Namespace) -> int:
     def started(addresses: dict[str, Any]) -> None:
         result = {"schema": "relu-deploy/serve/1", **addresses}
         finish(options, result, lambda: print_serve(result))
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
 
     with steps(options.quiet or options.log_json) as step:
         serve(options.paths, settings, progress=step, started=started, exits=True)
