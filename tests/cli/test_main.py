@@ -129,3 +129,16 @@ def test_closed_streams_are_no_error_and_no_file_takes_their_place(tmp_path, str
 def test_a_thread_that_the_system_refuses_is_no_bug():
     assert as_reported(RuntimeError("can't start new thread")).exit_code == 2
     assert as_reported(RuntimeError("another")).exit_code == 70
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "link.onnx"])
+def test_no_result_is_written_into_a_file_of_a_bundle(command, digits_copy, name):
+    (digits_copy.path / "link.onnx").symlink_to(digits_copy.path / "model.onnx")
+    target = digits_copy.path / name
+    before = target.read_bytes()
+    refused = command("zoo", "--json", target)
+    assert (refused.code, "is a file of a bundle, and would break it" in refused.stderr) == (2, True)
+    refused = command("verify", digits_copy.path, "--html", target, "--force", "--quiet")
+    assert (refused.code, "is a file of a bundle" in refused.stderr) == (2, True)
+    assert target.read_bytes() == before
+    assert command("zoo", "--json", digits_copy.path / "zoo.json").code == 0
