@@ -321,7 +321,8 @@ def _is_shape(shape: Any) -> bool:
 
 
 def _split_strings(raw: Any, shape: Sequence[int], spec: TensorSpec) -> Array:
-    found, view = [], memoryview(raw)
+    found: list[str | bytes] = []
+    view = memoryview(raw)
     if prod(shape) > MAX_STRINGS:
         raise InvalidArgument(f"input {spec.name!r} has more than {MAX_STRINGS} strings", "send fewer rows")
     while view and len(found) <= prod(shape):
