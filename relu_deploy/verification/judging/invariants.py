@@ -176,7 +176,7 @@ def _spread(name: str, pairs: Sequence[tuple[Feeds, Feeds]], limits: Mapping[str
             identical = False
             if a.shape != b.shape:
                 return Check(name, False, f"{tensor} has shape {b.shape} instead of {a.shape}")
-            noise = max(rms(a), 1e-300) * limits[tensor]
+            noise = max(rms(a), 1e-300) * limits[tensor] if a.dtype.kind == "f" else 0.0
             verdict = compare(b, a.astype(np.float64) if a.dtype.kind == "f" else a, noise, 1.0)
             if verdict.error_ratio >= worst:
                 worst, where = verdict.error_ratio, f"{tensor} by up to {verdict.max_abs:.3g}"

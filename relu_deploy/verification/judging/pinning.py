@@ -2,8 +2,9 @@
 
 A graph that draws random numbers gives another answer in every run, so nothing can be compared. Each random node is replaced
 by one draw, the same in the truth and on every backend; a Dropout in training mode by a multiplication with one draw of its
-mask. In the body of a Loop or Scan all iterations get the draw of the last. A node of an operator that the reference evaluator does not have is replaced, in the truth only, by what a runtime
-returned for it: the nodes around it are verified, it is not, and the report names it.
+mask. In the body of a Loop or Scan all iterations get the draw of the last. A node of an operator that the reference evaluator
+does not have is replaced, in the truth only, by what a runtime returned for it: the nodes around it are verified, it is not,
+and the report names it.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ __all__ = ["convolve", "transposed_convolution"]
 
 #: elements of the largest patch matrix that is built at once: 128 MiB in float64
 PATCHES = 2**24
+#: elements of a sum that stays in the cache while terms are added to it
+CACHED = 2**14
 
 
 @operator("Conv")
@@ -36,9 +38,7 @@ def convolve(x: Array, w: Array, geometry: Geometry, group: int) -> Array:
     batch, channels = x.shape[:2]
     filters, kernel = w.shape[0], w.shape[2:]
     if group == channels == filters:
-        weights = w.reshape(filters, -1)
-        spread = (1, filters, *(1,) * len(kernel))
-        return _sum_of_taps(x, weights.reshape(filters, -1), spread, geometry)
+        return _depthwise(x, w.reshape(filters, -1), geometry)
     sizes = geometry.steps(x.shape[2:])
     matrix = w.reshape(group, filters // group, -1)
     y = np.empty((batch, group, filters // group, *sizes), np.result_type(x, w))
@@ -55,16 +55,26 @@ def convolve(x: Array, w: Array, geometry: Geometry, group: int) -> Array:
     return y.reshape(batch, filters, *sizes)
 
 
-def _sum_of_taps(x: Array, weights: Array, spread: Sequence[int], geometry: Geometry) -> Array:
-    total: Array | None = None
-    for tap, window in enumerate(patches(x, geometry)):
-        term = window * weights[:, tap].reshape(spread)
-        if total is None:
-            total = term
-        else:
-            total += term
-    assert total is not None
-    return total
+def _depthwise(x: Array, weights: Array, geometry: Geometry) -> Array:
+    """Return the sum of the windows of each channel, multiplied by the channel's weights (C, taps).
+
+    A few channels at a time, so that the sum stays in the cache while the taps are added up.
+    """
+    batch, channels = x.shape[:2]
+    sizes = geometry.steps(x.shape[2:])
+    result = np.empty((batch, channels, *sizes), np.result_type(x, weights))
+    each = max(1, CACHED // max(1, prod(sizes)))
+    spread = (-1, *(1,) * len(sizes))
+    for row in range(batch):
+        for first in range(0, channels, each):
+            part = slice(first, first + each)
+            total = result[row, part]
+            term = np.empty_like(total)
+            for tap, window in enumerate(patches(x[row : row + 1, part], geometry)):
+                np.multiply(window[0], weights[part, tap].reshape(spread), out=term if tap else total)
+                if tap:
+                    total += term
+    return result
 
 
 @operator("ConvTranspose")
