@@ -9,7 +9,6 @@ from relu_deploy.backends.reference.registry import Call, operator
 from relu_deploy.backends.reference.types import is_float
 from relu_deploy.tensors import Array
 
-
 #: share of an axis up to which its largest elements are picked before they are sorted
 FEW = 8
 
