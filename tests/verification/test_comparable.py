@@ -318,3 +318,22 @@ def test_texts_of_a_table_of_labels_are_compared(tmp_path):
     assert verify(right, samples=8).passed
     report = verify(network("wrong.onnx", ["cat", "dog", "muesli"]), against=str(right), samples=8)
     assert "strings differ" in report.backends[0].outputs["y"].reason
+
+
+def test_a_fault_between_the_last_relu_and_an_unknown_operator_is_found(tmp_path):
+    def network(name, factor=1.0):
+        weights = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+        weights[:, 1] *= factor
+        nodes = [
+            helper.make_node("Relu", ["x"], ["r"], name="relu"),
+            helper.make_node("MatMul", ["r", "w"], ["m"], name="fc"),
+            helper.make_node("Normalizer", ["m"], ["p"], name="normalizer", domain="ai.onnx.ml", norm="L1"),
+            helper.make_node("Relu", ["p"], ["y"], name="last"),
+        ]
+        return saved(tmp_path / name, nodes, [info("x", ["n", 8])], [info("y", ["n", 4])], {"w": weights})
+
+    right = network("right.onnx")
+    assert verify(right, against=str(right), samples=4).passed
+    report = verify(network("wrong.onnx", 1.5), against=str(right), samples=4)
+    assert not report.passed
+    assert report.first_divergence == "fc"

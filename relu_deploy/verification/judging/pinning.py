@@ -229,9 +229,15 @@ def _last_evaluated(model: ir.Model, removed: AbstractSet[str], known: AbstractS
         for value in node.inputs:
             if value is None or value.producer() is None or value.name in known or value.name in removed:
                 continue
-            if all(any(output.name in removed for output in use.node.outputs) for use in value.uses()):
+            if all(_is_lost(use.node, removed) for use in value.uses()):
                 last[str(value.name)] = value
     return list(last.values())
+
+
+def _is_lost(node: ir.Node, removed: AbstractSet[str]) -> bool:
+    """Return whether `node` is removed or replaced, or nothing reads its results."""
+    unread = not any(output.uses() or output.is_graph_output() for output in node.outputs)
+    return unread or any(output.name in removed for output in node.outputs)
 
 
 def _multiply(graph: ir.Graph, dropout: ir.Node, factors: Array) -> None:
