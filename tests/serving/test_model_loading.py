@@ -83,7 +83,9 @@ def names_of_classes(path):
         ("Gather", ["labels", "i"], ["y"]),
     ]
     labels = np.array(["cat", "dog", "eel", "fox", "gnu"], object)
-    return written(path, nodes, [tensor("x", ["batch", 8])], [tensor("y", ["batch"], TensorProto.STRING)], w=WEIGHT, labels=labels)
+    return written(
+        path, nodes, [tensor("x", ["batch", 8])], [tensor("y", ["batch"], TensorProto.STRING)], w=WEIGHT, labels=labels
+    )
 
 
 def served(path, scenario):
