@@ -194,6 +194,14 @@ def test_layers_inside_a_branch_are_quantized_where_it_always_runs_and_else_list
         assert inside == dict.fromkeys(["if/fc", "if/fc_1"], "it is inside the body of an If, Loop or Scan")
 
 
+@pytest.mark.parametrize(("target", "others"), [("cpu", "fp32"), ("tensorrt-rtx", "bf16 or fp16 or fp32")])
+def test_a_graph_without_a_node_for_8_bits_is_refused_with_the_other_precisions_of_the_target(tmp_path, target, others):
+    path = save(tmp_path / "m.onnx", [node("Relu", ["x"], ["y"], "relu")], ["n", 8], ["n", 8])
+    with pytest.raises(InputError, match="no node that int8 could be used for") as refused:
+        optimized(path, target, "int8")
+    assert refused.value.hint == f"use --precision {others}"
+
+
 def test_an_infinite_cost_is_null_in_the_report():
     from relu_deploy.optimization.report import _finite
 

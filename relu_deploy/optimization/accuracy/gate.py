@@ -33,7 +33,7 @@ from relu_deploy.tasks.segmentation import classes_of_pixels
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.verdict import rms
 
-__all__ = ["MAX_DROP", "AccuracyEvaluator", "answers_of", "distance"]
+__all__ = ["MAX_DROP", "AccuracyEvaluator", "Run", "answers_of", "distance"]
 
 #: how much of each metric a variant may lose by default
 MAX_DROP = {

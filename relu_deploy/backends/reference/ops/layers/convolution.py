@@ -18,10 +18,10 @@ from relu_deploy.tensors import Array
 
 __all__ = ["convolve", "transposed_convolution"]
 
-#: elements of the largest patch matrix that is built at once: 128 MiB in float64
-PATCHES = 2**24
-#: elements of a sum that stays in the cache while terms are added to it
-CACHED = 2**14
+#: elements of the largest patch matrix that is built at once: 8 MiB in float64, which stay in the processor's cache
+PATCHES = 2**20
+#: elements of the output of a depthwise convolution that are summed up at once: with a term they stay in the cache
+BLOCK = 2**15
 
 
 @operator("Conv")
@@ -56,25 +56,19 @@ def convolve(x: Array, w: Array, geometry: Geometry, group: int) -> Array:
 
 
 def _depthwise(x: Array, weights: Array, geometry: Geometry) -> Array:
-    """Return the sum of the windows of each channel, multiplied by the channel's weights (C, taps).
-
-    A few channels at a time, so that the sum stays in the cache while the taps are added up.
-    """
+    """Return the convolution of each channel of the padded `x` with its own filter. weights: (C, taps)."""
     batch, channels = x.shape[:2]
     sizes = geometry.steps(x.shape[2:])
-    result = np.empty((batch, channels, *sizes), np.result_type(x, weights))
-    each = max(1, CACHED // max(1, prod(sizes)))
-    spread = (-1, *(1,) * len(sizes))
-    for row in range(batch):
-        for first in range(0, channels, each):
-            part = slice(first, first + each)
-            total = result[row, part]
-            term = np.empty_like(total)
-            for tap, window in enumerate(patches(x[row : row + 1, part], geometry)):
-                np.multiply(window[0], weights[part, tap].reshape(spread), out=term if tap else total)
-                if tap:
-                    total += term
-    return result
+    total = np.zeros((batch, channels, *sizes), np.result_type(x, weights))
+    count = max(1, BLOCK // max(1, batch * prod(sizes)))
+    for first in range(0, channels, count):
+        part, sums = x[:, first : first + count], total[:, first : first + count]
+        factors = weights[first : first + count]
+        term = np.empty_like(sums)
+        for tap, window in enumerate(patches(part, geometry)):
+            np.multiply(window, factors[:, tap].reshape(-1, *(1,) * len(sizes)), out=term)
+            sums += term
+    return total
 
 
 @operator("ConvTranspose")
