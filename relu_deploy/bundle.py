@@ -348,8 +348,12 @@ def _manifest_of_file(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     model = load_model(file)
     notes = (*model.meta["notes"], *stale_shapes_of(model))
+    try:
+        described = io_specs(model)
+    except InputError as error:
+        raise InputError(f"{file}: {error.message}", error.hint) from error
     axes = batch_axes(model)
-    inputs, outputs = (tuple(replace(spec, batch_axis=axes[spec.name]) for spec in specs) for specs in io_specs(model))
+    inputs, outputs = (tuple(replace(spec, batch_axis=axes[spec.name]) for spec in specs) for specs in described)
     manifest = {
         "schema": SCHEMA,
         "name": file.stem,

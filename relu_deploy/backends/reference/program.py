@@ -244,7 +244,7 @@ def attribute_value(value: Any) -> Any:
 
 def _array(tensor: Any, scope: Scope) -> Any:
     array = np.asarray(tensor.numpy())
-    if array.dtype.kind == "O":
+    if array.dtype.kind in "OSU":
         return as_text(array)
     return widened(array) if scope.wide else array
 

@@ -71,7 +71,15 @@ class LargeRounding(Rounding):
 
     def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
         noisy = super().operands(operator, values, weights)
-        return [old if new is old else old + self._factor * (new - old) for new, old in zip(noisy, values, strict=True)]
+        return [
+            old + self._factor * (new - old) if new is not old and _is_number(old) else old
+            for new, old in zip(noisy, values, strict=True)
+        ]
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether `value` has a rounding error: sizes and places have none, and stay integers."""
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 def behind_decisions(model: ir.Model) -> set[str]:
