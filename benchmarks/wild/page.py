@@ -16,6 +16,14 @@ from typing import Any
 PAGE = Path(__file__).parents[2] / "docs" / "public-models.md"
 SIGNS = {"passed": "✓", "check failed": "✗", "refused": "refused", "not usable": "not usable", "fault": "**fault**"}
 
+#: what a refusal means, by a part of its message
+EXPLANATIONS = {
+    "inside bodies of If, Loop and Scan stay float32": "Every layer is in a branch of an If whose condition depends on an input, and "
+    "8-bit pairs are placed outside of branches only.",
+    "graphScope.cpp": "TensorRT-RTX itself fails on an If whose condition depends on an input.",
+    "is allowed)": "No choice of int8 layers keeps enough of the float32 model's answers on these rows.",
+}
+
 
 def page(report: Mapping[str, Any], source: str) -> str:
     """Return the whole page: a table with a row a model and a column a verb, and every reason below it."""
@@ -70,7 +78,8 @@ def _cell(outcome: Mapping[str, Any] | None, limit: float) -> str:
 
 def _reason(outcome: Mapping[str, Any]) -> str:
     note = outcome["note"].replace("`", "'").replace("|", "/")
-    return f"- {outcome['model']}, {outcome['verb']}: `{note or outcome['status']}`"
+    meanings = [meaning for part, meaning in EXPLANATIONS.items() if part in note and outcome["status"] != "fault"]
+    return " ".join([f"- {outcome['model']}, {outcome['verb']}: `{note or outcome['status']}`", *meanings])
 
 
 def main() -> int:
