@@ -149,7 +149,7 @@ def run(words: list[str], limit: float, folder: Path) -> tuple[int, float, str]:
         return -2, seconds, "traceback: " + stderr.strip().splitlines()[-1]
     lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
     note = lines[0].removeprefix("error: ") if lines else _summary(stdout)
-    return process.returncode, seconds, note
+    return process.returncode, seconds, note.replace(f"{folder}/", "")
 
 
 def _summary(stdout: str) -> str:
