@@ -9,7 +9,8 @@
     python benchmarks/hardening.py table benchmarks/results/2026-11-29-cpu-hardening.json
 
 Each part can run in portions: with an --out that exists, the new results are added to it. `--limit SECONDS` ends a portion early, and
-`--first N` starts the next one where the last one ended. The generators are those of `tests/hardening`, where a few seconds of them run
+`--first N` starts the next one where the last one ended. Results are written while a portion runs, so that one which is interrupted keeps
+what it has tried; `ended` in its entry says how it ended. The generators are those of `tests/hardening`, where a few seconds of them run
 with the tests; `make fuzz SECONDS=3600 SEED=7` runs files, crashes and requests with new seeds until the time is over.
 """
 
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +39,8 @@ from hardening_table import table_of  # noqa: E402
 from relu_deploy.benchmark.environment import describe  # noqa: E402
 from relu_deploy.exporting.exporter import export_source  # noqa: E402
 
+#: the results of a portion are written as often as this
+SAVE_SECONDS = 20.0
 #: by name: yields one result after the other, from an empty folder and the options
 Part = Callable[[Path, argparse.Namespace], Iterator[dict[str, Any]]]
 
@@ -106,6 +111,8 @@ def main() -> None:
     if options.part == "table":
         print(table_of([json.loads(file.read_text()) for file in options.results]))
         return
+    # `timeout` and a shutdown send SIGTERM: the results of the portion are written then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     processes.begin()
     try:
         failed = _fuzz(options) if options.part == "fuzz" else _run(options.part, options)
@@ -116,31 +123,74 @@ def main() -> None:
 
 def _run(part: str, options: argparse.Namespace) -> bool:
     """Run a portion of `part`, add it to the results, print the faults, and return whether there are any."""
-    began, results = time.monotonic(), []
-    with TemporaryDirectory() as name:
+    began, count, faulty = time.monotonic(), 0, 0
+    portion = Portion(options.out, part, options.seed, options.first)
+    with TemporaryDirectory() as name, portion:
         folder = options.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         for result in PARTS[part](folder, options):
-            results.append(result)
+            portion.add(result)
+            count += 1
             if result.get("faults"):
+                faulty += 1
                 print(json.dumps(result), flush=True)
             if time.monotonic() - began > options.limit:
                 break
-    seconds = time.monotonic() - began
-    faulty = sum(bool(result.get("faults")) for result in results)
-    print(f"{part}: {len(results)} results, {faulty} with faults, {seconds:.0f} s", flush=True)
-    if options.out:
-        _add(options.out, part, results, {"seed": options.seed, "first": options.first, "seconds": round(seconds, 1)})
+    print(f"{part}: {count} results, {faulty} with faults, {time.monotonic() - began:.0f} s", flush=True)
     return faulty > 0
 
 
-def _add(file: Path, part: str, results: list[dict[str, Any]], portion: dict[str, Any]) -> None:
-    """Add a portion's results to `file`."""
-    content = json.loads(file.read_text()) if file.exists() else {}
-    entry = content.setdefault(part, {"portions": [], "results": []})
-    entry["portions"].append({**portion, "environment": describe(1), "results": len(results)})
-    entry["results"] += results
-    file.write_text(json.dumps(content, indent=None, separators=(",", ":")) + "\n")
+class Portion:
+    """The results of one run of a part. They are written every `SAVE_SECONDS`, and when the run ends in any way.
+
+    Args:
+        file: The file of results, which may hold others; None keeps nothing.
+        part: The name of the part.
+        seed: As given.
+        first: As given.
+    """
+
+    def __init__(self, file: Path | None, part: str, seed: int, first: int) -> None:
+        self._file, self._part = file, part
+        self._entry: dict[str, Any] = {"seed": seed, "first": first, "seconds": 0.0, "environment": {}, "results": 0, "ended": ""}
+        self._new: list[dict[str, Any]] = []
+        #: place of the portion in the file, None before it is written
+        self._place: int | None = None
+        self._began = self._saved = time.monotonic()
+
+    def __enter__(self) -> Portion:
+        if self._file is not None:
+            self._entry["environment"] = describe(1)
+        return self
+
+    def add(self, result: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        self._new.append(result)
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self._save("still running, or killed")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._save("complete" if kind is None else f"ended by {kind.__name__}")
+
+    def _save(self, ended: str) -> None:
+        if self._file is None:
+            return
+        # Other portions may have been added in the meantime.
+        content = json.loads(self._file.read_text()) if self._file.exists() else {}
+        entry = content.setdefault(self._part, {"portions": [], "results": []})
+        self._entry["results"] += len(self._new)
+        self._entry |= {"seconds": round(time.monotonic() - self._began, 1), "ended": ended}
+        if self._place is None:
+            self._place = len(entry["portions"])
+            entry["portions"].append(self._entry)
+        else:
+            entry["portions"][self._place] = self._entry
+        entry["results"] += self._new
+        temporary = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(content, indent=None, separators=(",", ":")) + "\n")
+        temporary.replace(self._file)
+        self._new, self._saved = [], time.monotonic()
 
 
 def _fuzz(options: argparse.Namespace) -> bool:

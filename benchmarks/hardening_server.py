@@ -134,9 +134,7 @@ def origins(bundle: Path, folder: Path) -> Iterator[dict[str, Any]]:
                 for attempt in attempts(f"127.0.0.1:{port}"):
                     tried += 1
                     found = violation(attempt, exchange(port, attempt.to_bytes()))
-                    # With keys every name is allowed, and the static page needs none.
-                    is_public = "--api-key-file" in options and attempt.path == "/"
-                    if found and not is_public and not ("--cors-origin" in options and "embedded" in found):
+                    if found and not ("--cors-origin" in options and "embedded" in found):
                         gained.append(f"{attempt.method} {attempt.path} {attempt.headers}: {found}")
                 if server.ask("GET", "/v2/models/digits/ready")[0] != 200:
                     gained.append("the model is not ready any more")

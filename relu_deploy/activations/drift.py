@@ -174,9 +174,29 @@ class Baseline:
                 parts: dict[str, Any] = {name: arrays[f"{name}_{index}"].astype(np.float64) for name in ARRAYS}
                 relus.append(ReluNorm(**fields, **parts))
             held_out = arrays["held_out"].astype(np.float64)
+            _check_shapes(relus, held_out)
             return cls(tuple(relus), held_out, header["fitted"], header["samples"], header["backend"], header["graph"])
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{file} is not the baseline of a census: {error}", "run relu-deploy census again") from error
+
+
+def _check_shapes(relus: Sequence[ReluNorm], held_out: Array) -> None:
+    """Raise ValueError where the arrays of a baseline do not fit each other or are not finite."""
+    if held_out.ndim != 2 or held_out.shape[1] != len(relus) or not len(held_out):
+        raise ValueError(f"held_out has the shape {held_out.shape}")
+    for index, relu in enumerate(relus):
+        channels, count = relu.mean.shape[:1], relu.variances.shape[:1]
+        shapes = {name: getattr(relu, name).shape for name in ARRAYS}
+        expected = {"mean": channels, "spread": channels, "directions": (*count, *channels), "variances": count}
+        if shapes != expected or relu.mean.ndim != 1 or relu.variances.ndim != 1:
+            raise ValueError(f"the arrays of Relu {index} have the shapes {shapes}")
+        if not all(np.isfinite(getattr(relu, name)).all() for name in ARRAYS) or not (relu.variances > 0).all():
+            raise ValueError(f"the arrays of Relu {index} are not finite")
+        texts, numbers = (relu.node, relu.output), (relu.maximum, relu.residual, 0.0 if relu.upper is None else relu.upper)
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"the facts of Relu {index} have other types")
+        if not 0 < relu.residual < math.inf:
+            raise ValueError(f"the residual of Relu {index} is {relu.residual}")
 
 
 class BaselineBuilder:

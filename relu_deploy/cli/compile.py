@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
 from relu_deploy.cli.output import finish, note_stale_signature, open_bundle
 from relu_deploy.cli.types import build_options
 
@@ -57,6 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rebuild", action="store_true", help="build even if the engine is kept")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
     add_shared_options(parser, "force")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -15,18 +15,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from relu_deploy.errors import InputError, ReluDeployError, Unsupported, UsageError
+from relu_deploy.errors import EXIT_INTERRUPTED, InputError, ReluDeployError, Unsupported, UsageError
 
-__all__ = ["run_isolated"]
+__all__ = ["check_timeout", "run_isolated", "try_in_child"]
 
 #: Seconds between the request to end and the kill.
 GRACE = 3.0
-#: Exit code of a child that ended on request.
-STOPPED = 128 + 15
+#: Exit codes of a child that ended on request, after Ctrl-C, and of a trial without enough memory.
+STOPPED, OUT_OF_MEMORY = 128 + 15, 90
 PR_SET_PDEATHSIG = 1
+#: Signals that request the end of a process.
+ENDING = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM), getattr(signal, "SIGQUIT", signal.SIGTERM))
 CRASHES = {
     "SIGSEGV": "segmentation fault",
     "SIGABRT": "abort",
@@ -51,16 +53,88 @@ def run_isolated(options: argparse.Namespace) -> int | None:
         Unsupported: In the parent, if the child crashed.
         UsageError: If `--timeout` is not positive, or not supported on this system.
     """
-    timeout = getattr(options, "timeout", None)
-    if timeout is not None and not timeout > 0:
-        raise UsageError(f"--timeout must be positive, not {timeout:g}", "for instance --timeout 60")
-    if not hasattr(signal, "sigtimedwait") or threading.active_count() > 1:
-        if timeout is not None:
-            raise UsageError("--timeout is not supported on this system", "leave it out")
+    timeout = check_timeout(options)
+    if not _can_fork():
         return None
     models = _model_files(options)
     if not models and timeout is None:
         return None
+    watch = _fork(timeout, core=options.debug)
+    if watch is None:
+        return None
+    if watch.has_exited:
+        return watch.code
+    _sweep(options)
+    raise watch.error(" ".join([options.verb, *models[:1]]))
+
+
+def check_timeout(options: argparse.Namespace) -> float | None:
+    """Return the seconds of `--timeout`, None for no limit. Raises UsageError if it is not positive or not supported here."""
+    timeout: float | None = getattr(options, "timeout", None)
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"--timeout must be positive, not {timeout:g}", "for instance --timeout 60")
+    if timeout is not None and not _can_fork():
+        raise UsageError("--timeout is not supported on this system", "leave it out")
+    return timeout
+
+
+def try_in_child(work: Callable[[], object], command: str, timeout: float | None) -> None:
+    """Run `work` in a process of its own and wait. What it prints is dropped, and an error that it raises is ignored.
+
+    Args:
+        work: What may crash the process that it runs in, and is done again in this one.
+        command: What to call it in an error.
+        timeout: Seconds that it may take, None for no limit.
+
+    Raises:
+        InputError: If it took longer than `timeout`, or all memory.
+        Unsupported: If it crashed.
+    """
+    if not _can_fork():
+        return
+    watch = _fork(timeout, core=False)
+    if watch is None:
+        os._exit(_quiet(work))
+    if watch.code == OUT_OF_MEMORY:
+        raise InputError(f"there is not enough memory for {command}", "use a smaller model or --max-batch")
+    if watch.code == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+    if not watch.has_exited:
+        raise watch.error(command)
+
+
+def _quiet(work: Callable[[], object]) -> int:
+    """Do `work` without output, and return the exit code of this process."""
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(nowhere, number)
+        work()
+    except MemoryError:
+        return OUT_OF_MEMORY
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
+    except Exception:  # the same error comes again where the work is done in earnest
+        return 0
+    return 0
+
+
+def _can_fork() -> bool:
+    return hasattr(signal, "sigtimedwait") and threading.active_count() == 1
+
+
+def _fork(timeout: float | None, core: bool) -> _Watch | None:
+    """Fork this process, and wait in the parent until the child has ended.
+
+    Args:
+        timeout: Seconds that the child may take.
+        core: Whether a crash of the child may leave a core file.
+
+    Returns:
+        How the child ended; None in the child.
+    """
     signals = {signal.SIGCHLD, *(getattr(signal, name) for name in FORWARDED)}
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -72,27 +146,15 @@ def run_isolated(options: argparse.Namespace) -> int | None:
     parent = os.getpid()
     child = os.fork()
     if child == 0:
-        _become_child(parent, core=options.debug)
+        _become_child(parent, core)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return None
     try:
         watch = _Watch(child, signals, timeout)
-        code = watch.wait()
+        watch.wait()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    if code >= 0 and not watch.timed_out and not (code == STOPPED and signal.SIGTERM in watch.forwarded):
-        return code
-    _sweep(options)
-    if watch.timed_out:
-        raise InputError(
-            f"{_command(options, models)} took longer than {timeout:g} s", "allow more with --timeout, or use smaller inputs"
-        )
-    number = signal.SIGTERM if code == STOPPED else -code
-    if number in watch.forwarded:
-        # End as this process would have without a child.
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(parent, number)
-    raise _crash(number, _command(options, models))
+    return watch
 
 
 def _model_files(options: argparse.Namespace) -> list[str]:
@@ -107,41 +169,77 @@ def _model_files(options: argparse.Namespace) -> list[str]:
     return files
 
 
-def _command(options: argparse.Namespace, models: Sequence[str]) -> str:
-    return " ".join([options.verb, *models[:1]])
-
-
 class _Watch:
     """Waits for a child.
 
     Attributes:
+        code: The exit code of the child, or minus the number of the signal that ended it.
         timed_out: The child was ended because it took too long.
         forwarded: Signals that another process sent, and that were passed on.
+        received: Those, and signals of the terminal, which the child received as well.
     """
 
     def __init__(self, child: int, signals: set[signal.Signals], timeout: float | None) -> None:
         self._child, self._signals = child, signals
+        self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
+        self.code = 0
         self.timed_out = False
         self.forwarded: set[int] = set()
+        self.received: set[int] = set()
+        self._kill_at: float | None = None
 
-    def wait(self) -> int:
-        """Return the exit code of the child, or minus the number of the signal that ended it."""
+    @property
+    def has_exited(self) -> bool:
+        """Return whether the child ended by itself."""
+        return self.code >= 0 and not self.timed_out and not (self.code == STOPPED and signal.SIGTERM in self.forwarded)
+
+    def error(self, command: str) -> ReluDeployError:
+        """Return the error for a child that did not end by itself; end this process where a signal was meant for it.
+
+        Args:
+            command: What the child ran.
+        """
+        if self.timed_out:
+            return InputError(
+                f"{command} took longer than {self._timeout:g} s", "allow more with --timeout, or use smaller inputs"
+            )
+        number = signal.SIGTERM if self.code == STOPPED else -self.code
+        # A runtime that is interrupted may end with an abort, and one that does not listen was killed.
+        ended_by = number if number in self.forwarded else next((one for one in ENDING if one in self.received), None)
+        if ended_by is not None:
+            # End as this process would have without a child.
+            signal.signal(ended_by, signal.SIG_DFL)
+            os.kill(os.getpid(), ended_by)
+        return _crash(number, command)
+
+    def wait(self) -> None:
+        """Wait for the end of the child."""
         while True:
             done, status = os.waitpid(self._child, os.WNOHANG)
             if done:
-                return os.waitstatus_to_exitcode(status)
-            remaining = 3600.0 if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+                self.code = os.waitstatus_to_exitcode(status)
+                return
+            ends = [end for end in (self._deadline, self._kill_at) if end is not None]
+            remaining = max(0.0, min(ends) - time.monotonic()) if ends else 3600.0
             received = signal.sigtimedwait(self._signals, remaining)
             if received is None:
                 self._expire()
-            elif received.si_signo != signal.SIGCHLD and received.si_code <= 0:
+            elif received.si_signo != signal.SIGCHLD:
+                self.received.add(received.si_signo)
+                if received.si_signo in ENDING and self._kill_at is None:
+                    self._kill_at = time.monotonic() + GRACE
                 # The terminal sends Ctrl-C to the child as well; what a process sent, only this one received.
-                self.forwarded.add(received.si_signo)
-                self._send(received.si_signo)
+                if received.si_code <= 0:
+                    self.forwarded.add(received.si_signo)
+                    self._send(received.si_signo)
 
     def _expire(self) -> None:
         """Request the child to end, or kill it if that was requested before."""
+        if self._kill_at is not None and time.monotonic() >= self._kill_at:
+            # It is inside a call of a runtime, where Python handles no signal.
+            self._send(signal.SIGKILL)
+            self._kill_at = None
         if self._deadline is None or time.monotonic() < self._deadline:
             return
         self._send(signal.SIGKILL if self.timed_out else signal.SIGTERM)

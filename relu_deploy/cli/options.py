@@ -60,5 +60,5 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         "--max-memory",
         type=float,
         metavar="GB",
-        help="largest tensor of a graph that is opened (default: a sixteenth of the memory)",
+        help="largest tensor of a graph that is opened, and a sixteenth of what verify may hold (default: a sixteenth of the memory)",
     )

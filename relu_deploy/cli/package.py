@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
 from relu_deploy.cli.output import finish, open_bundle
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -43,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--storage-uri", default="", metavar="URI", help="kserve: where the model is, such as s3://bucket/digits")
     parser.add_argument("--image", default="", metavar="NAME", help="kserve: the server's image; docker: the base image")
     add_shared_options(parser, "threads", "force")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:

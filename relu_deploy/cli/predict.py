@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from relu_deploy.cli.options import add_shared_options
+from relu_deploy.cli.options import add_shared_options, add_timeout_option
 from relu_deploy.cli.output import finish
 from relu_deploy.errors import EXIT_FINE, UsageError
 
@@ -44,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, metavar="X", help="score above which boxes count (default: the manifest's)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="most inputs that run together (default 8)")
     add_shared_options(parser, "threads", "device", "force")
+    add_timeout_option(parser, "path")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -81,6 +81,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-nan", action="store_true", help="take NaN and infinities in inputs (default: refuse them)")
     parser.add_argument("--no-watch", dest="watch", action="store_false", help="do not reload a model whose file changes")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="end with an error if loading a model takes longer (default: no limit)"
+    )
     add_shared_options(parser, "threads")
 
 
@@ -116,13 +119,19 @@ def _add_access_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from relu_deploy.backends import require
+    from relu_deploy.cli.isolation import check_timeout, try_in_child
     from relu_deploy.reporting.progress import steps
     from relu_deploy.reporting.tables.serve import print_serve
     from relu_deploy.serving.run import serve, serve_options
+    from relu_deploy.serving.trial import load_and_close
 
+    timeout = check_timeout(options)
     settings = serve_options(options)
     if options.backend:
         require(options.backend)
+    for path in options.paths if settings.settings.signature_key is None else ():
+        # A model that crashes the runtime, or is never loaded, ends another process than the server. A signed one is trusted.
+        try_in_child(lambda path=path: load_and_close(path, settings.settings), f"loading {path}", timeout)
 
     def started(addresses: dict[str, Any]) -> None:
         result = {"schema": "relu-deploy/serve/1", **addresses}

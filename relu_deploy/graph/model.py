@@ -12,6 +12,7 @@ from relu_deploy.errors import InputError
 from relu_deploy.graph.bodies import iterate_nodes, name_bodies
 from relu_deploy.graph.loading.external_data import check_external_data
 from relu_deploy.graph.loading.inline import inline_functions
+from relu_deploy.graph.loading.order import sort_nodes
 from relu_deploy.graph.loading.repairs import irregularities_of
 from relu_deploy.graph.loading.resources import check_resources, memory_limit
 from relu_deploy.graph.loading.sparse import expand_sparse_initializers
@@ -102,6 +103,7 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
     check_external_data(proto, path)
     notes = irregularities_of(proto)
     inline_functions(proto, where)
+    sort_nodes(proto.graph)
     _check_resources_once(proto, path)
     expand_sparse_initializers(proto.graph)
     normalize_dimensions(proto.graph)
@@ -115,8 +117,6 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
     is_external = _map_external_weights(model, path.resolve().parent)
     model.meta["notes"] = notes
     try:
-        # Some converters append their casts at the end; runtimes sort for themselves, readers of a graph may not.
-        model.graph.sort()
         name_nodes(model)
         if any(path for _, path in iterate_nodes(model)):
             name_bodies(model)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.graph.loading.structure import bodies_of
-from relu_deploy.graph.unfollowed import FOLLOWING, MAX_RANK, HiddenNodes
+from relu_deploy.graph.loading.structure import MAX_RANK, bodies_of
+from relu_deploy.graph.ranks import check_ranks
+from relu_deploy.graph.unfollowed import FOLLOWING, HiddenNodes
 
 if TYPE_CHECKING:
     import onnx
@@ -40,7 +41,17 @@ def infer_with_values(proto: onnx.ModelProto, **options: Any) -> onnx.ModelProto
     Args:
         proto: The graph, without its large weights. It is not changed.
         options: As for `onnx.shape_inference.infer_shapes`.
+
+    Raises:
+        TooManyDimensions: If a tensor has more dimensions than runtimes support.
+        onnx.shape_inference.InferenceError: As the options say.
     """
+    check_ranks(proto, _infer)
+    return _infer(proto, **options)
+
+
+def _infer(proto: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
+    """Return what `infer_with_values` does of a graph whose ranks were checked."""
     import onnx
 
     search, functions = _Search(), _Search()

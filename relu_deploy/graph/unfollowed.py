@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from relu_deploy.graph.loading.structure import bodies_of
+from relu_deploy.graph.loading.structure import MAX_RANK, bodies_of
 
 if TYPE_CHECKING:
     import onnx
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     Scope = ChainMap[str, onnx.TypeProto]
     Message = TypeVar("Message", onnx.NodeProto, onnx.TypeProto, onnx.ValueInfoProto)
 
-__all__ = ["FOLLOWING", "MAX_RANK", "HiddenNodes"]
+__all__ = ["FOLLOWING", "HiddenNodes"]
 
-#: dimensions that a tensor has at most, which the length of a shape is
-MAX_RANK = 64
 #: operators that hold each vector that they read element by element
 FOLLOWING = frozenset(["Cast", "Concat", "Gather", "MeanVarianceNormalization", "Size", "Slice", "Squeeze", "Unsqueeze"])
 #: operators whose inferred shapes depend on values that are followed

@@ -11,7 +11,6 @@ Example:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from relu_deploy.errors import InputError, missing_package
 from relu_deploy.integrations.scoring import score_files
 from relu_deploy.prediction.predictor import Predictor
 from relu_deploy.signing.run import is_signed
+from relu_deploy.storage.json_files import read_report
 from relu_deploy.version import __version__
 
 __all__ = ["BundleModel", "load", "log_bundle"]
@@ -105,5 +105,5 @@ def _import() -> Any:
 def _facts(bundle: Bundle, model_id: str) -> dict[str, Any]:
     """Return what MLflow shows about the model: its identity, the verdict of `verify`, and whether it is signed."""
     report = "reports/verify.json"
-    verdict = json.loads(bundle.file(report).read_text(encoding="utf-8"))["passed"] if bundle.has_file(report) else None
+    verdict = read_report(bundle.file(report), "verify").get("passed") if bundle.has_file(report) else None
     return {"relu_deploy": __version__, "model_id": model_id, "verified": verdict, "signed": is_signed(bundle.path)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +101,26 @@ class VariantBuilder:
     def _precisions_without_pairs(self) -> list[str]:
         """Return the target's precisions that need no node of 8 bits, the narrowest first."""
         return [name for name in reversed(self.target.precisions) if name not in ("int8", "fp8")]
+
+    def find_placed(self, found: FoundVariant, placement: str, progress: Progress) -> FoundVariant | None:
+        """Return a variant like `found` whose Q/DQ pairs are placed for other kernels.
+
+        Args:
+            found: An 8-bit variant.
+            placement: Rules of `graph.quantization.qdq_placement`.
+            progress: Called with one line for each step.
+
+        Returns:
+            The variant, None if `found` was not quantized here.
+        """
+        if not isinstance(found.recipe, Quantized):
+            return None
+
+        def on_step(line: str) -> None:
+            progress(f"{found.precision} for {placement}: {line}")
+
+        recipe = replace(found.recipe, placement=placement)
+        return FoundVariant(found.precision, recipe, self._search(recipe, found.precision, on_step, None))
 
     def report(self, found: FoundVariant, verified: VerifyReport | None, speed: Ratio | None) -> OptimizeReport:
         """Return the report on a variant, not stored yet."""

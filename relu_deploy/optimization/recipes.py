@@ -62,7 +62,7 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class Quantized:
-    """int8 or fp8, as `placement` (of "cpu" or "tensorrt") wants it.
+    """int8 or fp8, as `placement` (of "cpu", "openvino" or "tensorrt") wants it.
 
     weight_bits: 8, or 7 for CPUs without VNNI. excluded: nodes that stay float32 whatever the search finds, with the reason.
     """
@@ -94,8 +94,8 @@ class Quantized:
 
     @cached_property
     def _ranges(self) -> Mapping[str, tuple[float, float]]:
-        stored = SCHEMES[self.placement, PRECISIONS[self.precision]].activation
-        return {name: range_of(one, self.method, stored) for name, one in self.statistics.items()}
+        scheme = SCHEMES[self.placement, PRECISIONS[self.precision]]
+        return {name: range_of(one, self.method, scheme.kind(one.low)) for name, one in self.statistics.items()}
 
     def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:
         inside = {

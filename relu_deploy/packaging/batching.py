@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
+from relu_deploy.storage.json_files import read_report
 
 __all__ = ["Batching", "choose_batching", "rows_are_independent"]
 
@@ -106,7 +106,7 @@ def _measurements(bundle: Bundle, backends: Sequence[str], most: int | None) -> 
         return "", []
     file = bundle.file("reports/bench.json")
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = read_report(file, "bench")
         usable = [run for run in report["runs"] if _is_usable(run, bundle, most)]
         where = report["environment"]
         chosen: list[dict[str, Any]] = next(

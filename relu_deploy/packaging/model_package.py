@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.bundle import Bundle, sha256
-from relu_deploy.errors import InputError, Unsupported, UsageError
+from relu_deploy.errors import Unsupported, UsageError
 from relu_deploy.packaging.options import DeployedModel, PackageOptions, model_name
 from relu_deploy.packaging.output import copy_graph, write_text
+from relu_deploy.storage.json_files import read_report
 from relu_deploy.version import __version__
 
 __all__ = ["FLAVORS", "OPTIONS", "write"]
@@ -194,14 +195,7 @@ def _runs(bundle: Bundle) -> list[dict[str, Any]]:
 def _report(bundle: Bundle, name: str) -> dict[str, Any]:
     if not bundle.is_folder or not bundle.has_file(name):
         return {}
-    try:
-        report = json.loads(bundle.file(name).read_text(encoding="utf-8"))
-        if not isinstance(report, dict):
-            raise TypeError("it is not an object")
-    except (ValueError, TypeError) as error:
-        verb = Path(name).stem
-        raise InputError(f"{bundle.file(name)} is not a report of {verb}: {error}", f"run relu-deploy {verb} again") from error
-    return report
+    return read_report(bundle.file(name), Path(name).stem)
 
 
 def _notes(variants: list[_Variant]) -> list[str]:

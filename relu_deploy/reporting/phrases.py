@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["count_of", "first_names", "program_verdict", "shapes_of"]
+__all__ = ["count_of", "first_names", "program_verdict", "shapes_of", "verdict_phrase"]
 
 #: names that one line lists
 LISTED = 3
@@ -36,7 +36,20 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
-def program_verdict(verdict: Mapping[str, Any]) -> str:
+def program_verdict(result: Mapping[str, Any]) -> str:
+    """Return in words what is known of a graph and its PyTorch program, "" where it was verified against the program or has none.
+
+    Args:
+        result: What `verify --json` writes.
+    """
+    verdict = result.get("program_verdict")
+    if verdict and result["against"] != "torch":
+        return verdict_phrase(verdict)
+    reason = result.get("program_unknown")
+    return f"whether the graph agrees with its PyTorch program is unknown: {reason}" if reason else ""
+
+
+def verdict_phrase(verdict: Mapping[str, Any]) -> str:
     """Return in words what `export` found when it compared a graph with its PyTorch program."""
     compared = f"{count_of(verdict['relus'], 'Relu')} and {count_of(verdict['outputs'], 'output')}"
     if not verdict["passed"]:

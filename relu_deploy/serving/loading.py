@@ -41,6 +41,7 @@ class ModelOptions:
         deadline: Seconds that a request may wait in the queue, None for no limit.
         allow_nan: Accept NaN and infinities among the inputs.
         signature_key: Public key; models that are not signed by it are refused. None accepts all.
+        load_seconds: Most seconds that loading one model may take, None for no limit.
     """
 
     backend: str = ""
@@ -50,6 +51,7 @@ class ModelOptions:
     deadline: float | None = None
     allow_nan: bool = False
     signature_key: Path | None = None
+    load_seconds: float | None = None
 
     def backend_of(self, bundle: Bundle) -> str:
         """Return the name of the backend of one model."""

@@ -19,6 +19,7 @@ from relu_deploy.serving.prediction.texts import client_specs, encode_texts
 from relu_deploy.serving.protocol.routes import RequestContext
 from relu_deploy.serving.protocol.tensors import InferRequest, check_ranges, datatype_of, metadata_of
 from relu_deploy.serving.telemetry.statistics import Statistics
+from relu_deploy.serving.trial import Trials
 from relu_deploy.tensors import Feeds, TensorSpec
 
 __all__ = ["Model", "ModelOptions", "Models", "OutputObserver"]
@@ -205,6 +206,7 @@ class Models:
         self.settings, self._observer_factory = settings, observer_factory
         self._entries: dict[str, Entry] = {}
         self._changing = asyncio.Lock()
+        self._trials = Trials()
         self._ending: set[asyncio.Task[None]] = set()
 
     async def add(self, path: str | Path) -> Model:
@@ -220,15 +222,19 @@ class Models:
             raise UsageError(f"two models are called {name!r}: {self._entries[name].path} and {path}", "serve one of them")
         self._entries[name] = Entry(Path(path), Statistics())
         try:
-            return await self.load(name)
+            return await self.load(name, tried=True)
         except ReluDeployError:
             del self._entries[name]
             raise
 
-    async def load(self, name: str) -> Model:
+    async def load(self, name: str, tried: bool = False) -> Model:
         """Load model `name` again and return it.
 
         Requests go to the old one until the new one is warm; the old one then answers those that it has accepted.
+
+        Args:
+            name: Of the model.
+            tried: It is known not to crash this process. Otherwise it is first loaded in another one.
 
         Raises:
             NotFound: If there is no such model.
@@ -238,6 +244,8 @@ class Models:
         async with self._changing:
             try:
                 bundle = await asyncio.to_thread(Bundle.open, entry.path)
+                if not tried:
+                    await asyncio.to_thread(self._trials.try_to_load, entry.path, self.settings)
                 loaded = await asyncio.to_thread(load_warm, bundle, self.settings)
             except ReluDeployError as error:
                 entry.reason = error.message
@@ -321,6 +329,7 @@ class Models:
 
     async def close(self) -> None:
         """Answer all accepted requests and end all sessions."""
+        self._trials.stop()
         for entry in self._entries.values():
             if entry.model is not None:
                 self._end(entry.model)

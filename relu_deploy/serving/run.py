@@ -84,6 +84,7 @@ def serve_options(arguments: Any) -> ServeOptions:
             arguments.deadline,
             arguments.allow_nan,
             arguments.require_signature,
+            arguments.timeout,
         ),
         pictures=PictureLimits(max_pixels=int(arguments.max_pixels * 1e6)),
         watch=arguments.watch,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 
 from relu_deploy.bundle import MODEL, Bundle
+from relu_deploy.errors import InputError
+from relu_deploy.storage.json_files import read_report
 from relu_deploy.version import __version__
 
 __all__ = ["STATEMENT", "test_result_statement"]
@@ -21,7 +23,11 @@ def test_result_statement(bundle: Bundle) -> str | None:
     """Return the statement about the report of `verify` in a bundle, as JSON; None if the bundle has no such report."""
     if not bundle.has_file(REPORT):
         return None
-    report = json.loads(bundle.file(REPORT).read_text(encoding="utf-8"))
+    report = read_report(bundle.file(REPORT), "verify")
+    if missing := sorted({"passed", "precision"} - report.keys()):
+        raise InputError(
+            f"{bundle.file(REPORT)} is not a report of verify: it has no {missing[0]}", "run relu-deploy verify again"
+        )
     files = bundle.manifest["files"]
     backends = [(one["name"], one["passed"]) for one in report["backends"]]
     statement = {

@@ -13,6 +13,7 @@ from typing import Any
 
 from relu_deploy.errors import InputError
 from relu_deploy.storage.files import is_temporary_name, read_regular, reason, sha256, write_atomically
+from relu_deploy.storage.json_files import first_fault, parse_json
 
 __all__ = [
     "ENGINES",
@@ -53,12 +54,8 @@ def read_manifest(file: Path) -> dict[str, Any]:
         raise InputError(f"{file.parent} is not a bundle: it has no {MANIFEST}", "make one with relu-deploy export")
     content = read_regular(file, MAX_MANIFEST)
     try:
-        manifest = json.loads(content)
-        # Half of a surrogate pair is JSON but no text: it could not be printed or stored again.
-        json.dumps(manifest, ensure_ascii=False).encode()
-    except RecursionError:
-        raise InputError(f"{file} is nested too deeply", "export the model again") from None
-    except ValueError as error:  # not JSON, not UTF-8, or a number with thousands of digits
+        manifest = parse_json(content)
+    except ValueError as error:
         raise InputError(f"{file} is not JSON: {error}", "export the model again") from None
     validate(manifest, file)
     return dict(manifest)
@@ -74,13 +71,8 @@ def validate(manifest: Any, file: Path) -> None:
     Raises:
         InputError: Names the field that is wrong.
     """
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    fault = best_match(Draft202012Validator(schema()).iter_errors(manifest))
-    if fault is not None:
-        place = "/".join(map(str, fault.absolute_path)) or "the top level"
-        raise InputError(f"{file}: {place}: {fault.message[:300]}", "export the model again with this version of relu_deploy")
+    if fault := first_fault(manifest, schema()):
+        raise InputError(f"{file}: {fault}", "export the model again with this version of relu_deploy")
     steps = manifest.get("preprocess") or {}
     first = manifest["inputs"][0] if manifest["inputs"] else {"dtype": "", "shape": []}
     if "text" in steps and not (first["dtype"] == "uint8" and len(first["shape"]) == 2 and isinstance(first["shape"][1], int)):

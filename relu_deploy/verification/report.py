@@ -181,6 +181,7 @@ class VerifyReport:
         preprocess: The comparison of the preprocessing with arrays, None without arrays.
         program_verdict: What `export` found when it compared the model's graph with its PyTorch program, if the bundle has
             that verdict on its files; see `ProgramVerdict`.
+        program_unknown: Why there is no such verdict although the bundle has a program, "" otherwise.
     """
 
     model: str
@@ -193,6 +194,7 @@ class VerifyReport:
     unknown: Sequence[tuple[str, str]] = ()
     preprocess: PreprocessReport | None = None
     program_verdict: Mapping[str, Any] | None = None
+    program_unknown: str = ""
 
     @property
     def passed(self) -> bool:
@@ -215,6 +217,7 @@ class VerifyReport:
             "model": self.model,
             "against": self.against,
             "program_verdict": None if self.program_verdict is None else dict(self.program_verdict),
+            **({"program_unknown": self.program_unknown} if self.program_unknown else {}),
             "precision": self.precision,
             "limit": LIMITS[self.precision],
             "passed": self.passed,

@@ -27,10 +27,11 @@ from relu_deploy.verification.locating.backend_faults import BackendUnderTest, l
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.locating.graph_faults import faults_of_graph
 from relu_deploy.verification.measurement import Measurement, measure
+from relu_deploy.verification.memory import check_memory
 from relu_deploy.verification.plan import VerifyPlan
 from relu_deploy.verification.preprocess.comparison import compare_preprocess
 from relu_deploy.verification.report import BackendReport, VerifyReport
-from relu_deploy.verification.truth import Source, Truth, find_truth, open_source, relus_to_compare
+from relu_deploy.verification.truth import Source, Truth, find_truth, open_source, relus_to_compare, why_not_compared
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -116,6 +117,7 @@ def verify(
             random=compared.random,
             unknown=compared.unknown,
         )
+        check_memory(model, plan.relus, arrays, bundle.name)
         source, truth, measurements = _evaluate_and_measure(plan, compared.against, backends, progress)
         stack.enter_context(closing(source))
         reports = [_confirmed(plan, source, truth, judge(plan, truth, measured)) for measured in measurements]
@@ -134,6 +136,7 @@ def verify(
         unknown=plan.unknown,
         preprocess=preprocess,
         program_verdict=bundle.program_verdict,
+        program_unknown=why_not_compared(bundle, compared.shown),
     )
 
 

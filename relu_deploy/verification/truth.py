@@ -20,7 +20,7 @@ from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.judging.noise import LONG, LargeRounding, SumOrder, behind_decisions, draws_for
+from relu_deploy.verification.judging.noise import LONG, LargeRounding, SumOrder, behind_decisions, draws_for, rounded_numbers
 from relu_deploy.verification.judging.tensor_noise import TensorNoise
 from relu_deploy.verification.judging.verdict import LIMITS
 from relu_deploy.verification.tapping import arrays_of
@@ -28,7 +28,16 @@ from relu_deploy.verification.tapping import arrays_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Source", "Truth", "choose_against", "find_truth", "open_source", "program_source", "relus_to_compare"]
+__all__ = [
+    "Source",
+    "Truth",
+    "choose_against",
+    "find_truth",
+    "open_source",
+    "program_source",
+    "relus_to_compare",
+    "why_not_compared",
+]
 
 CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 
@@ -109,16 +118,44 @@ def choose_against(bundle: Bundle, against: str | None) -> str:
 
     That is `against` if it is given, and for a variant the float32 graph that it was made of. A model is compared with its own
     graph in float64. Only where that graph has not passed the comparison of `export` with its PyTorch program is the program
-    itself the truth, if there is one and torch is installed.
+    itself the truth, if there is one and torch is installed. A program that cannot be loaded safely is left out where the
+    comparison is unknown; one that the graph differs from is not.
     """
     if against is not None:
         return against
     if bundle.variant:
         return str(bundle.file(bundle.manifest["variants"][bundle.variant]["checked_against"]))
     verdict = bundle.program_verdict
-    if bundle.source is None or (verdict is not None and verdict["passed"]):
+    if bundle.source is None or (verdict is not None and verdict["passed"]) or not is_installed("torch"):
         return "reference"
-    return "torch" if is_installed("torch") else "reference"
+    return "reference" if verdict is None and _danger_of_program(bundle) else "torch"
+
+
+def why_not_compared(bundle: Bundle, against: str) -> str:
+    """Return why it is unknown whether the graph agrees with its PyTorch program; "" if it is known, or there is no program.
+
+    Args:
+        bundle: The graph under test.
+        against: What it was compared with.
+    """
+    if bundle.source is None or against == "torch" or bundle.program_verdict is not None:
+        return ""
+    if not is_installed("torch"):
+        return "torch is not installed"
+    return _danger_of_program(bundle) or "verify --against torch compares them"
+
+
+def _danger_of_program(bundle: Bundle) -> str:
+    """Return why the program of `bundle` must not be loaded, "" if it may be."""
+    from relu_deploy.backends.torch.program_file import check_program_file
+
+    if bundle.source is None or bundle.trusted:
+        return ""
+    try:
+        check_program_file(bundle.source)
+    except InputError as error:
+        return error.message
+    return ""
 
 
 def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
@@ -238,8 +275,12 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
     true = source.evaluate(feeds, seen=counted.seen)
     seconds = time.perf_counter() - started
     decided = behind_decisions(source.model)
-    decided = {source.inner.get(name, name) for name in decided} if not torch_names else decided
-    noise = {name: TensorNoise(value, precision, decided=name in decided) for name, value in true.items()}
+    rounded = rounded_numbers(source.model)
+    if not torch_names:
+        decided, rounded = ({source.inner.get(name, name) for name in names} for names in (decided, rounded))
+    noise = {
+        name: TensorNoise(value, precision, decided=name in decided, rounded=name in rounded) for name, value in true.items()
+    }
 
     def measure(evaluation: str, draw: int = 0, **options: Any) -> None:
         def add(name: str, value: Array) -> None:

@@ -1,5 +1,6 @@
 """What becomes of a command whose runtime crashes, hangs or takes all memory: one sentence, an exit code, and nothing left over."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -11,6 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from processes import python
+
+from relu_deploy.cli.main import create_parser
+from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.serving.loading import ModelOptions
+from relu_deploy.serving.trial import Trials
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="commands are isolated on Linux only")
 
@@ -38,7 +44,11 @@ class Session:
         if act == "abort":
             os.abort()
         if act == "deaf":
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+        if act == "abort on request":
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, lambda *_: os.abort())
         if act == "memory":
             kept = [np.empty(2**32, np.uint8) for _ in range(10**6)]  # reserved and never touched
         time.sleep(600)
@@ -110,13 +120,59 @@ def test_a_runtime_that_crashes_hangs_or_takes_all_memory_is_one_sentence(place,
     assert list((place / "temporary").iterdir()) == []
 
 
+SERVE = ("serve", "m.onnx", "--backend", "sick", "--http-port", "0", "--grpc-port", "-1", "--metrics-port", "-1")
+
+
+@pytest.mark.parametrize(
+    ("words", "act", "code", "sentence"),
+    [
+        (("predict", "digits", "digits.npz", "--backend", "sick"), "segfault", 3, "crashed in the runtime that ran the model"),
+        (SERVE, "segfault", 3, "loading m.onnx crashed in the runtime that ran the model (segmentation fault)"),
+        ((*SERVE, "--timeout", "3"), "sleep", 2, "loading m.onnx took longer than 3 s"),
+    ],
+    ids=["predict", "serve", "serve that never loads"],
+)
+def test_predict_and_serve_meet_a_model_in_a_process_of_its_own(place, digits_bundle, words, act, code, sentence):
+    np.savez(place / "digits.npz", x=np.zeros((2, 1, 28, 28), np.float32))
+    running = start(place, act, *(str(digits_bundle.path) if word == "digits" else word for word in words))
+    _, stderr = running.communicate(timeout=120)
+    assert (running.returncode, sentence in stderr) == (code, True), stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_running_server_tries_a_model_in_another_process_before_it_loads_it_again(place, monkeypatch):
+    for name, text in (("PYTHONPATH", str(place)), ("ACT", "segfault")):
+        monkeypatch.setenv(name, text)
+    trials = Trials()
+    with pytest.raises(Unsupported, match=r"m\.onnx crashed the runtime that loaded it \(signal 11\)"):
+        trials.try_to_load(place / "m.onnx", ModelOptions("sick"))
+    monkeypatch.setenv("ACT", "sleep")
+    with pytest.raises(InputError, match="took longer than 2 s"):
+        trials.try_to_load(place / "m.onnx", ModelOptions("sick", load_seconds=2))
+    # One that cannot be loaded is left to the server, which has the reason.
+    trials.try_to_load(place / "missing.onnx", ModelOptions("sick"))
+
+
+@pytest.mark.parametrize("verb", ["export", "inspect", "verify", "census", "optimize", "compile", "bench", "predict", "package"])
+def test_every_verb_that_opens_a_model_runs_in_a_process_of_its_own(verb):
+    (action,) = (each for each in create_parser([verb])._actions if isinstance(each, argparse._SubParsersAction))
+    parser = action.choices[verb]
+    assert parser.get_default("models") in {each.dest for each in parser._actions}
+    assert "--timeout" in parser.format_help()
+
+
 def test_a_loop_without_end_is_ended(place):
-    true = helper.make_node("Identity", ["going"], ["on"])
+    # Whether it goes on depends on what is fed: a constant condition is refused before the graph runs.
+    going = [
+        helper.make_node("ReduceMax", ["value"], ["largest"], keepdims=0),
+        helper.make_node("IsNaN", ["largest"], ["stop"]),
+        helper.make_node("Not", ["stop"], ["on"]),
+    ]
     kept = helper.make_node("Identity", ["value"], ["same"])
     infos = {name: helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("going", "on")}
     values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("value", "same", "x", "y")}
     count = helper.make_tensor_value_info("count", TensorProto.INT64, [])
-    body = helper.make_graph([true, kept], "body", [count, infos["going"], values["value"]], [infos["on"], values["same"]])
+    body = helper.make_graph([*going, kept], "body", [count, infos["going"], values["value"]], [infos["on"], values["same"]])
     constants = [
         helper.make_tensor("most", TensorProto.INT64, [], [2**63 - 1]),
         helper.make_tensor("yes", TensorProto.BOOL, [], [1]),
@@ -142,6 +198,22 @@ def test_a_command_that_is_ended_takes_its_process_along(place, number):
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == (130 if number == signal.SIGINT else -number)
     assert stderr == ("interrupted\n" if number == signal.SIGINT else "")
+    deadline = time.monotonic() + 30
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_running(child)
+
+
+@pytest.mark.parametrize(
+    ("act", "number"),
+    [("deaf", signal.SIGTERM), ("deaf", signal.SIGINT), ("deaf", signal.SIGHUP), ("abort on request", signal.SIGTERM)],
+)
+def test_a_command_whose_runtime_does_not_listen_ends_by_the_signal_that_it_got(place, act, number):
+    running = census(place, act)
+    child = int(running.stdout.readline())
+    running.send_signal(number)
+    _, stderr = running.communicate(timeout=60)
+    assert (running.returncode, stderr) == (-number, "")
     deadline = time.monotonic() + 30
     while is_running(child) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -104,6 +104,40 @@ def test_an_integer_clip_between_convolutions_is_no_error(tmp_path):
     assert report.passed or report.remedy
 
 
+def rounded_between_convolutions(path, seed, wrong=1.0):
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], "conv", pads=[1] * 4),
+        node("Cast", ["c"], ["i"], "cast", to=TensorProto.INT64),
+        node("Clip", ["i", "zero"], ["k"], "clip"),
+        node("Cast", ["k"], ["f"], "back", to=FLOAT),
+        node("Conv", ["f", "v"], ["y"], "last"),
+    ]
+    generator = np.random.default_rng(seed)
+    first = (40 * generator.uniform(-0.2, 0.2, (8, 3, 3, 3))).astype(np.float32)
+    first[5] *= wrong
+    last = generator.uniform(-0.3, 0.3, (4, 8, 1, 1)).astype(np.float32)
+    return save(path, nodes, ["n", 3, 8, 8], ["n", 4, 8, 8], w=first, v=last, zero=np.int64(0))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rounded_numbers_that_8_bits_move_by_some_units_are_stored(tmp_path, seed):
+    report = optimized(rounded_between_convolutions(tmp_path / "m.onnx", seed), "cpu", "int8")
+    assert report.search.passed
+    assert report.verified.passed, report.verified.to_json()
+    assert report.passed
+
+
+def test_a_wrong_weight_before_rounded_numbers_is_found_in_an_8_bit_graph(tmp_path):
+    from relu_deploy.verification.run import verify
+
+    right = rounded_between_convolutions(tmp_path / "right.onnx", 0)
+    variant = optimized(rounded_between_convolutions(tmp_path / "wrong.onnx", 0, wrong=-1.5), "cpu", "int8").bundle
+    rows = np.load(right.with_suffix(".npz"))["x"][:2]
+    report = verify(variant.with_variant("int8-cpu").onnx, feeds={"x": rows}, against=str(right))
+    assert not report.passed
+    assert report.first_divergence == "conv"
+
+
 def test_a_model_with_qdq_pairs_is_taken_as_it_is(tmp_path):
     nodes = [
         node("QuantizeLinear", ["x", "sx", "zx"], ["q"]),

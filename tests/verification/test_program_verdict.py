@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import onnx
@@ -84,6 +85,33 @@ def test_a_graph_that_failed_or_was_never_compared_is_verified_against_its_progr
     assert choose_against(failed, None) == "torch"
     without = rewritten(digits_copy, lambda manifest: manifest.pop("program_verdict"))
     assert choose_against(without, None) == "torch"
+
+
+@pytest.mark.parametrize("content", [b"no archive", None], ids=["damaged", "runs code"])
+def test_a_program_that_is_not_safe_to_load_leaves_the_graph_as_its_own_truth_and_the_comparison_unknown(
+    digits_copy, command, content
+):
+    program = digits_copy.path / "source.pt2"
+    if content is None:
+        with zipfile.ZipFile(program, "a") as archive:
+            root = archive.namelist()[0].partition("/")[0]
+            archive.writestr(f"{root}/data/extra.pkl", b"cos\nsystem\n.")
+    else:
+        program.write_bytes(content)
+
+    def change(manifest):
+        manifest.pop("program_verdict")
+        manifest["files"]["source.pt2"] = {"sha256": sha256(program), "bytes": program.stat().st_size}
+
+    changed = rewritten(digits_copy, change)
+    assert choose_against(changed, None) == "reference"
+    ended = command("verify", changed.path, "--json", "-", "--quiet")
+    assert (ended.code, ended.json["against"], ended.json["program_verdict"]) == (0, "reference", None), ended.stderr
+    assert "source.pt2" in ended.json["program_unknown"]
+    shown = command("verify", changed.path, "--quiet")
+    assert "whether the graph agrees with its PyTorch program is unknown: " in shown.stdout
+    # Whoever requests the comparison by name, or has a graph that is known to differ, gets no other one instead.
+    assert command("verify", changed.path, "--against", "torch", "--quiet").code == 2
 
 
 def test_the_verdict_stays_with_a_bundle_that_leaves_its_program_behind(digits_copy):

@@ -1,16 +1,19 @@
 """Inline local functions, so that the operators inside them are nodes like all others.
 
-A node inside a call is named `<call>/<node>`, a tensor `<call>/<tensor>`. The size of the result is computed before anything
-is expanded: functions that call each other twice at each of thirty levels are a file of a few kilobytes and a graph of 2^30 nodes.
+A node inside a call is named `<call>/<node>`, a tensor `<call>/<tensor>`. The number of nodes of the result is computed before
+anything is expanded: functions that call each other twice at each of thirty levels are a file of a few kilobytes and a graph of 2^30
+nodes. Its bytes are counted while it is expanded: a call may repeat a constant, an attribute or a long name as often.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph.loading.structure import bodies_of
+from relu_deploy.graph.loading.structure import bodies_of, check_links
 
 if TYPE_CHECKING:
     import onnx
@@ -21,6 +24,14 @@ __all__ = ["inline_functions"]
 MAX_NODES = 1_000_000
 #: deepest nesting of calls
 MAX_CALLS = 64
+#: bytes that the calls may add to the model
+MAX_ADDED = 2**29
+#: bytes of the metadata of a call that its nodes get
+MAX_METADATA = 4096
+#: longest name of an expanded node or tensor; a longer one ends in its hash
+MAX_NAME = 400
+#: domains whose operators a local function must not replace: runtimes differ in which of the two they run
+DEFINED = ("", "ai.onnx", "ai.onnx.ml")
 
 Key = tuple[str, str, str]
 
@@ -32,12 +43,19 @@ def inline_functions(proto: onnx.ModelProto, where: str) -> None:
     stays one as well.
 
     Raises:
-        InputError: If functions call each other in a circle, or expand to more than `MAX_NODES` nodes.
+        InputError: If functions call each other in a circle, expand to more than `MAX_NODES` nodes or `MAX_ADDED` bytes, are
+            defined twice or replace an operator, or if what they expand to is no valid graph.
     """
     if not proto.functions:
         return
     functions = {_key(function): function for function in proto.functions}
+    if twice := [key for key, count in Counter(map(_key, proto.functions)).items() if count > 1]:
+        raise InputError(f"{where}: the local function {twice[0][1]!r} is defined twice", "export the model again")
     versions = {opset.domain or "": opset.version for opset in proto.opset_import}
+    if replaced := next((key for key in functions if _is_operator(key, versions)), None):
+        raise InputError(
+            f"{where}: a local function replaces the operator {replaced[1]!r}", "export the model without local functions"
+        )
     usable = {key: function for key, function in functions.items() if _is_compatible(function, versions)}
     _check_size(proto.graph, functions, where)
     for function in usable.values():
@@ -45,12 +63,27 @@ def inline_functions(proto: onnx.ModelProto, where: str) -> None:
             if (opset.domain or "") not in versions:
                 versions[opset.domain or ""] = opset.version
                 proto.opset_import.add(domain=opset.domain, version=opset.version)
-    _inline(proto.graph, usable)
+    expansion = _Expansion(usable, where)
+    expansion.inline(proto.graph)
+    check_links(proto, where)
     called = {_called(node) for node in _all_nodes(proto.graph)}
     left = [function for key, function in functions.items() if key in called or key not in usable]
     del proto.functions[:]
     if any(key in called for key in functions):
         proto.functions.extend(left)
+
+
+def _is_operator(key: Key, versions: Mapping[str, int]) -> bool:
+    """Return whether ONNX defines an operator of this name at the model's operator sets."""
+    import onnx
+
+    domain, name, _ = key
+    if domain not in DEFINED:
+        return False
+    try:
+        return bool(onnx.defs.get_schema(name, versions.get(domain, versions.get("", 1)), "" if domain == "ai.onnx" else domain))
+    except onnx.defs.SchemaError:
+        return False
 
 
 def _key(function: onnx.FunctionProto) -> Key:
@@ -134,18 +167,61 @@ def _check_size(graph: onnx.GraphProto, functions: Mapping[Key, onnx.FunctionPro
         )
 
 
-def _inline(graph: onnx.GraphProto, functions: Mapping[Key, onnx.FunctionProto]) -> None:
-    """Replace every call in `graph` and in the graphs inside it."""
-    waiting = [graph]
-    while waiting:
-        current = waiting.pop()
-        if any(_called(node) in functions for node in current.node):
-            nodes = _expanded(list(current.node), functions)
-            copies = [_copy(node) for node in nodes]
-            del current.node[:]
-            current.node.extend(copies)
-        for node in current.node:
-            waiting += bodies_of(node)
+class _Expansion:
+    """Replaces calls by the nodes of the functions.
+
+    Args:
+        functions: Those that are inlined.
+        where: The file's name for error messages.
+    """
+
+    def __init__(self, functions: Mapping[Key, onnx.FunctionProto], where: str) -> None:
+        self._functions, self._where = functions, where
+        self._left = MAX_ADDED
+
+    def inline(self, graph: onnx.GraphProto) -> None:
+        """Replace every call in `graph` and in the graphs inside it."""
+        waiting = [graph]
+        while waiting:
+            current = waiting.pop()
+            if any(_called(node) in self._functions for node in current.node):
+                nodes = self._expanded(list(current.node))
+                copies = [_copy(node) for node in nodes]
+                del current.node[:]
+                current.node.extend(copies)
+            for node in current.node:
+                waiting += bodies_of(node)
+
+    def _expanded(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """Return `nodes` with the nodes of the functions in place of the calls, in order."""
+        result: list[onnx.NodeProto] = []
+        waiting = nodes[::-1]
+        while waiting:
+            node = waiting.pop()
+            function = self._functions.get(_called(node))
+            if function is None or any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+                result.append(node)
+                continue
+            inner = []
+            for each in _body_of(node, function):
+                inner.append(each)
+                self._left -= each.ByteSize()
+                if self._left < 0:
+                    raise InputError(
+                        f"{self._where}: its local functions add more than {MAX_ADDED // 2**20} MiB to the graph",
+                        "export the model without local functions",
+                    )
+            waiting += inner[::-1]
+        return result
+
+
+def _joined(prefix: str, name: str) -> str:
+    """Return the name of a node or tensor in a call."""
+    return _shortened(f"{prefix}/{name}")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 20]}...{sha256(name.encode()).hexdigest()[:17]}"
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
@@ -154,54 +230,37 @@ def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
     return copied
 
 
-def _expanded(nodes: list[onnx.NodeProto], functions: Mapping[Key, onnx.FunctionProto]) -> list[onnx.NodeProto]:
-    """Return `nodes` with the nodes of the functions in place of the calls, in order."""
-    result: list[onnx.NodeProto] = []
-    waiting = nodes[::-1]
-    while waiting:
-        node = waiting.pop()
-        function = functions.get(_called(node))
-        if function is None or any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            result.append(node)
-        else:
-            waiting += _body_of(node, function)[::-1]
-    return result
-
-
-def _body_of(call: onnx.NodeProto, function: onnx.FunctionProto) -> list[onnx.NodeProto]:
-    """Return the nodes of `function` with the tensors and attributes of `call`."""
+def _body_of(call: onnx.NodeProto, function: onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of `function` with the tensors and attributes of `call`."""
     import onnx
 
-    prefix = call.name or next(iter(call.output), function.name)
+    prefix = _shortened(call.name or next(iter(call.output), function.name))
+    metadata = list(call.metadata_props) if sum(entry.ByteSize() for entry in call.metadata_props) <= MAX_METADATA else []
     names = dict.fromkeys(function.input, "") | dict(zip(function.input, call.input, strict=False))
     results = dict(zip(function.output, call.output, strict=False))
     attributes = {attribute.name: attribute for attribute in (*function.attribute_proto, *call.attribute)}
     passed = {name: result for name, result in results.items() if name in names}
     names |= {name: result for name, result in results.items() if result and name not in passed}
-    nodes = []
     for position, inner in enumerate(function.node):
         node = _copy(inner)
-        node.name = f"{prefix}/{inner.name or f'{inner.op_type}_{position}'}"
+        node.name = _joined(prefix, inner.name or f"{inner.op_type}_{position}")
         _rename(node, names, prefix)
         _bind_attributes(node, attributes)
-        for entry in call.metadata_props:
-            if all(entry.key != known.key for known in node.metadata_props):
-                node.metadata_props.add(key=entry.key, value=entry.value)
-        nodes.append(node)
+        known = {entry.key for entry in node.metadata_props}
+        node.metadata_props.extend(entry for entry in metadata if entry.key not in known)
+        yield node
     for position, (name, result) in enumerate(passed.items()):
         if result:
             # An output that is an input: the caller knows it by two names.
-            nodes.append(
-                onnx.helper.make_node("Identity", [names[name]], [result], name=f"{prefix}/Identity_{len(nodes) + position}")
-            )
-    return nodes
+            made = _joined(prefix, f"Identity_{len(function.node) + position}")
+            yield onnx.helper.make_node("Identity", [names[name]], [result], name=made)
 
 
 def _rename(node: onnx.NodeProto, names: dict[str, str], prefix: str) -> None:
     """Give the tensors of `node`, and of the graphs inside it, the names that they have in the caller."""
 
     def outer(name: str) -> str:
-        return names.setdefault(name, f"{prefix}/{name}") if name else ""
+        return names.setdefault(name, _joined(prefix, name)) if name else ""
 
     node.input[:] = [outer(name) for name in node.input]
     node.output[:] = [outer(name) for name in node.output]
@@ -213,7 +272,7 @@ def _rename(node: onnx.NodeProto, names: dict[str, str], prefix: str) -> None:
         for tensor in body.initializer:
             tensor.name = outer(tensor.name)
         for inner in body.node:
-            inner.name = f"{prefix}/{inner.name}" if inner.name else ""
+            inner.name = _joined(prefix, inner.name) if inner.name else ""
             inner.input[:] = [outer(name) for name in inner.input]
             inner.output[:] = [outer(name) for name in inner.output]
             waiting += bodies_of(inner)

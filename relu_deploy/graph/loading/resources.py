@@ -1,42 +1,34 @@
-"""Refuse graphs with a tensor too large for this machine, before anything allocates it.
+"""Refuse graphs with a tensor too large for this machine, or with a Loop that never ends, before anything runs.
 
-A file of a few hundred bytes can compute a tensor of any size: ConstantOfShape, Expand, Resize, Tile, Pad, Range. Their sizes
-are inferred from the constants in the graph. What depends on the data that is fed cannot be known before the graph runs.
+A file of a few hundred bytes can compute a tensor of any size: with ConstantOfShape, Expand or Tile, or by joining or broadcasting
+tensors again and again. The sizes are inferred from the constants in the graph. What depends on the data that is fed cannot be known before the graph runs.
 """
 
 from __future__ import annotations
 
 import os
+from collections import ChainMap
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.loading.loops import check_loops
+from relu_deploy.graph.loading.structure import bodies_of, outer_reads
 from relu_deploy.graph.propagation import infer_with_values
+from relu_deploy.graph.ranks import TooManyDimensions
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check_resources", "memory_limit", "memory_size", "set_memory_limit"]
+__all__ = ["TENSORS", "check_resources", "memory_limit", "memory_size", "set_memory_limit"]
 
 #: a tensor is held in float32 and, more than once, in float64: the share of the memory that one may take by default
 DEFAULT_SHARE = 1 / 16
+#: tensors of the largest size that an evaluation may hold at once: all of the memory by default
+TENSORS = 16
 #: where the size of the memory is unknown
 DEFAULT_MEMORY = 2**35
-#: operators whose result may be much larger than what they read
-GROWING = frozenset(
-    [
-        "ConstantOfShape",
-        "Expand",
-        "EyeLike",
-        "OneHot",
-        "Pad",
-        "RandomNormal",
-        "RandomUniform",
-        "Range",
-        "Resize",
-        "Tile",
-        "Upsample",
-    ]
-)
+#: constants that are copied into bodies
+MOST_COPIES = 2**14
 #: constants above this many bytes do not travel through shape inference
 LARGEST_KEPT = 1024
 
@@ -62,29 +54,41 @@ def set_memory_limit(limit: int | None) -> None:
 
 
 def check_resources(proto: onnx.ModelProto, where: str) -> None:
-    """Raise InputError where a tensor of `proto` needs more than `memory_limit` bytes. Varying dimensions count as 1."""
-    _check_values([*proto.graph.input, *proto.graph.value_info, *proto.graph.output], where)
-    if not any(node.op_type in GROWING for node in proto.graph.node):
-        return
+    """Check the sizes of the tensors of `proto`, those of the graphs inside it included. Varying dimensions count as 1.
+
+    Args:
+        proto: The graph, its nodes in order.
+        where: The file's name for error messages.
+
+    Raises:
+        InputError: If a tensor needs more than `memory_limit` bytes, or has more dimensions than runtimes support, or if a Loop
+            never ends.
+    """
+    check_loops(proto, where)
+    _check_values(proto.graph, where)
     light = _without_weights(proto)
     try:
         inferred = infer_with_values(light)
+    except TooManyDimensions as error:
+        raise InputError(f"{where}: {error}", "export the model again with tensors of fewer dimensions") from None
     except Exception:  # a graph that inference does not accept is refused elsewhere, with its reason
         return
-    _check_values([*inferred.graph.value_info, *inferred.graph.output], where)
+    _check_values(inferred.graph, where)
 
 
-def _check_values(values: list[onnx.ValueInfoProto], where: str) -> None:
+def _check_values(graph: onnx.GraphProto, where: str) -> None:
     limit = memory_limit()
-    for value in values:
-        if value.type.WhichOneof("value") != "tensor_type":
-            continue
-        size = _bytes_of(value)
-        if size > limit:
-            raise InputError(
-                f"{where}: the tensor {value.name!r} needs {size / 1e9:.4g} GB, at most {limit / 1e9:.4g} GB are allowed here",
-                "give smaller input shapes, or allow more with --max-memory",
-            )
+    waiting = [graph]
+    while waiting:
+        current = waiting.pop()
+        for value in (*current.input, *current.value_info, *current.output):
+            if value.type.WhichOneof("value") == "tensor_type" and (size := _bytes_of(value)) > limit:
+                raise InputError(
+                    f"{where}: the tensor {value.name!r} needs {size / 1e9:.4g} GB, at most {limit / 1e9:.4g} GB are allowed here",
+                    "give smaller input shapes, or allow more with --max-memory",
+                )
+        for node in current.node:
+            waiting += bodies_of(node)
 
 
 def _bytes_of(value: onnx.ValueInfoProto) -> int:
@@ -122,4 +126,31 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
             graph.initializer.add().CopyFrom(tensor)
         elif tensor.name not in known:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    _pass_constants_on(graph)
     return light
+
+
+def _pass_constants_on(graph: onnx.GraphProto) -> None:
+    """Copy the constants that the graphs inside `graph` read from around them into those, in place.
+
+    Inference does not see the values of the tensors around a graph.
+    """
+    waiting: list[tuple[onnx.GraphProto, ChainMap[str, onnx.TensorProto]]] = [(graph, ChainMap())]
+    left = MOST_COPIES
+    while waiting:
+        current, outer = waiting.pop()
+        constants = list(current.initializer)
+        known = outer.new_child({tensor.name: tensor for tensor in constants if tensor.ByteSize() <= LARGEST_KEPT})
+        for node in current.node:
+            for attribute in node.attribute if node.op_type == "Constant" else ():
+                if attribute.HasField("t") and attribute.t.ByteSize() <= LARGEST_KEPT:
+                    known[node.output[0]] = attribute.t
+            for body in bodies_of(node):
+                taken = {tensor.name for tensor in body.initializer} | {value.name for value in body.input}
+                taken |= {name for each in body.node for name in each.output}
+                reads = {name for each in body.node for name in (*each.input, *outer_reads(each))} - taken
+                for name in [name for name in sorted(reads) if name in known][:left]:
+                    body.initializer.add().CopyFrom(known[name])
+                    body.initializer[-1].name = name
+                    left -= 1
+                waiting.append((body, known))

@@ -12,7 +12,7 @@ The checks take linear time and do not recurse, so that a hostile file costs no 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from functools import cache
 from math import prod
@@ -23,7 +23,7 @@ from relu_deploy.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["bodies_of", "check_structure", "tensors_of"]
+__all__ = ["bodies_of", "check_links", "check_structure", "outer_reads", "tensors_of"]
 
 #: NumPy's limit
 MAX_RANK = 64
@@ -33,6 +33,18 @@ MAX_ELEMENTS = 2**48
 #: attributes whose numbers must be positive in every operator that has them
 POSITIVE = frozenset(["group", "strides", "dilations", "kernel_shape"])
 HINT = "check that the file was copied whole, or export the model again: onnx.checker.check_model(path) should pass"
+
+
+def check_links(proto: onnx.ModelProto, where: str) -> None:
+    """Check the names and links of the main graph of `proto` alone: what was inlined may contradict it.
+
+    Raises:
+        InputError: If a tensor is read and not computed, computed twice or out of itself.
+    """
+    try:
+        _check_graph(proto.graph, None)
+    except _Broken as broken:
+        raise InputError(f"{where} is not a valid ONNX model once its local functions are inlined: {broken}", HINT) from None
 
 
 def check_structure(proto: onnx.ModelProto, where: str) -> None:
@@ -49,6 +61,10 @@ def check_structure(proto: onnx.ModelProto, where: str) -> None:
         _check_model(proto)
     except _Broken as broken:
         raise InputError(f"{where} is not a valid ONNX model: {broken}", HINT) from None
+
+
+#: by domain and name of a local function: how many inputs and outputs it has
+_Functions = dict[tuple[str, str], tuple[int, int]]
 
 
 class _Broken(Exception):
@@ -68,7 +84,7 @@ def _check_model(proto: onnx.ModelProto) -> None:
     if not proto.graph.output:
         raise _Broken("its graph has no outputs" if proto.graph.node else "it has no graph, or is cut short")
     versions = _versions(proto.opset_import)
-    functions = {(function.domain, function.name) for function in proto.functions}
+    functions = {(each.domain, each.name): (len(each.input), len(each.output)) for each in proto.functions}
     _check_graphs(proto.graph, versions, functions)
     for function in proto.functions:
         _check_function(function, versions | _versions(function.opset_import), functions)
@@ -82,9 +98,7 @@ def _versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     return versions
 
 
-def _check_graphs(
-    graph: onnx.GraphProto, versions: dict[str, int], functions: set[tuple[str, str]], around: _Scope | None = None
-) -> None:
+def _check_graphs(graph: onnx.GraphProto, versions: dict[str, int], functions: _Functions, around: _Scope | None = None) -> None:
     """Check a graph and those nested in it. around: the scope of the function that holds it, None for the main graph."""
     waiting: list[tuple[onnx.GraphProto, _Scope | None, int]] = [(graph, around, 0 if around is None else 1)]
     while waiting:
@@ -116,6 +130,8 @@ def _check_graph(graph: onnx.GraphProto, outer: _Scope | None) -> _Scope:
     _check_text(graph.name, graph.doc_string)
     for value in (*graph.input, *graph.output, *graph.value_info):
         _check_text(value.name, value.doc_string, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))
+    for value in graph.value_info:
+        _check_type(value, required=False)
     given = set()
     for value in graph.input:
         if not value.name or value.name in given:
@@ -158,7 +174,7 @@ def _check_order(graph: onnx.GraphProto, scope: _Scope, made: set[str]) -> None:
         reads = {name for name in node.input if name}
         if missing := next((name for name in node.input if name and name not in scope), None):
             raise _Broken(f"the {_called(node)} reads {missing!r}, which nothing provides")
-        for name in reads | _outer_reads(node):
+        for name in reads | outer_reads(node):
             if name in made:
                 pending[index] += 1
                 readers.setdefault(maker[name], []).append(index)
@@ -175,7 +191,7 @@ def _check_order(graph: onnx.GraphProto, scope: _Scope, made: set[str]) -> None:
         raise _Broken(f"the {_called(graph.node[stuck])} depends on its own result")
 
 
-def _outer_reads(node: onnx.NodeProto) -> set[str]:
+def outer_reads(node: onnx.NodeProto) -> set[str]:
     """Return the names that the graphs inside `node` read without computing them."""
     reads: set[str] = set()
     waiting = [(body, frozenset[str]()) for body in bodies_of(node)]
@@ -193,10 +209,13 @@ def _outer_reads(node: onnx.NodeProto) -> set[str]:
     return reads
 
 
-def _check_function(function: onnx.FunctionProto, versions: dict[str, int], functions: set[tuple[str, str]]) -> None:
+def _check_function(function: onnx.FunctionProto, versions: dict[str, int], functions: _Functions) -> None:
     _check_text(function.name, function.domain, function.overload, function.doc_string, *function.input, *function.output)
     if not function.name or not function.output:
         raise _Broken("a local function has no name or no outputs")
+    names = [*function.input, *(name for node in function.node for name in node.output if name)]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise _Broken(f"in the function {function.name!r} {twice!r} is computed twice")
     scope = _Scope(set(function.input) | {name for node in function.node for name in node.output if name}, None)
     for node in function.node:
         if missing := next((name for name in node.input if name and name not in scope), None):
@@ -218,7 +237,7 @@ class _Arity(NamedTuple):
     types: dict[str, int]
 
 
-def _check_node(node: onnx.NodeProto, versions: dict[str, int], functions: set[tuple[str, str]]) -> None:
+def _check_node(node: onnx.NodeProto, versions: dict[str, int], functions: _Functions) -> None:
     _check_text(node.name, node.op_type, node.domain, node.overload, node.doc_string, *node.input, *node.output)
     _check_text(*(text for entry in node.metadata_props for text in (entry.key, entry.value)))
     if not node.op_type:
@@ -226,8 +245,11 @@ def _check_node(node: onnx.NodeProto, versions: dict[str, int], functions: set[t
     if not any(node.output):
         raise _Broken(f"the {_called(node)} has no outputs")
     domain = "" if node.domain == "ai.onnx" else node.domain
-    is_function = (node.domain, node.op_type) in functions
-    arity = None if is_function else _arity(node.op_type, domain, versions.get(domain, 0))
+    if (node.domain, node.op_type) in functions:
+        inputs, outputs = functions[node.domain, node.op_type]
+        arity = _Arity((0, inputs), (0, outputs), (), {}) if not node.overload else None
+    else:
+        arity = _arity(node.op_type, domain, versions.get(domain, 0))
     attributes = {attribute.name for attribute in node.attribute}
     if arity is not None:
         for label, count, (least, most) in (
@@ -371,14 +393,18 @@ def _check_sparse(sparse: onnx.SparseTensorProto) -> None:
 
 
 def _check_type(value: onnx.ValueInfoProto, required: bool) -> None:
-    kind = value.type.WhichOneof("value")
-    if kind is None:
+    kind, depth = value.type, 0
+    while (field := kind.WhichOneof("value")) in ("sequence_type", "optional_type"):
+        kind, depth = getattr(kind, field).elem_type, depth + 1
+        if depth > MAX_DEPTH:
+            raise _Broken(f"the types of {value.name!r} nest more than {MAX_DEPTH} deep")
+    if field is None:
         if required:
             raise _Broken(f"its input {value.name!r} has no type")
         return
-    if kind != "tensor_type":
+    if field not in ("tensor_type", "sparse_tensor_type"):
         return
-    tensor = value.type.tensor_type
+    tensor = getattr(kind, field)
     if tensor.elem_type not in _item_bits() and (required or tensor.elem_type != 0):
         raise _Broken(f"{value.name!r} has the unknown type {tensor.elem_type}")
     if len(tensor.shape.dim) > MAX_RANK:

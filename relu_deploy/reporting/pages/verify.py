@@ -48,8 +48,8 @@ def verify_page(result: Result) -> str:
 
 
 def _program_verdict(result: Result) -> list[str]:
-    verdict = result.get("program_verdict")
-    return [f'<p class="soft">{escape(program_verdict(verdict))}</p>'] if verdict and result["against"] != "torch" else []
+    known = program_verdict(result)
+    return [f'<p class="soft">{escape(known)}</p>'] if known else []
 
 
 def _preprocess(compared: Result | None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from relu_deploy.reporting.phrases import count_of, program_verdict
+from relu_deploy.reporting.phrases import count_of, verdict_phrase
 from relu_deploy.reporting.terminal import markup, show
 
 __all__ = ["print_export"]
@@ -18,7 +18,7 @@ def print_export(result: Mapping[str, Any]) -> None:
     for label, kind in (("in ", "inputs"), ("out", "outputs")):
         show(f"  {label}  {markup(', '.join(map(_spec, result[kind])))}")
     if verdict := result.get("program_verdict"):
-        shown = markup(program_verdict(verdict))
+        shown = markup(verdict_phrase(verdict))
         show(f"  {shown}" if verdict["passed"] else f"  [bold red]{shown}[/]")
 
 

@@ -22,8 +22,8 @@ def print_verify(result: Result) -> None:
         f"[bold]{markup(result['model'])}[/] against {markup(result['against'])} in float64, "
         f"on {markup(inputs['source'])} input {markup(shapes_of(inputs))}"
     )
-    if result["against"] != "torch" and (verdict := result.get("program_verdict")):
-        show(f"[dim]{markup(program_verdict(verdict))}[/]")
+    if known := program_verdict(result):
+        show(f"[dim]{markup(known)}[/]")
     table = new_table("backend", "tensor", "scope", ">max abs", ">max ulp", ">error ratio", "passed")
     for backend in result["backends"]:
         for row in _rows(backend):

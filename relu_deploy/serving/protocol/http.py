@@ -29,6 +29,10 @@ __all__ = ["Handler", "HttpApp", "Request", "Response", "json_response"]
 
 #: times its own size that a compressed body may have, where that is more than FREE_BYTES
 MAX_RATIO, FREE_BYTES = 100, 2**20
+#: members of a compressed body, and bytes that are decompressed at a time: what follows a member is copied
+MAX_MEMBERS, PIECE = 1000, 2**16
+#: pieces of a body that are held before they are joined
+MOST_PIECES = 1024
 #: the hint for a body that is too large
 BODY_HINT = "send less, or raise serve --max-body (MiB)"
 
@@ -191,6 +195,7 @@ class _BodyReader:
         return content
 
     async def _receive_all(self) -> bytes:
+        joined: list[bytes] = []
         pieces: list[bytes] = []
         size = 0
         while True:
@@ -204,7 +209,11 @@ class _BodyReader:
                 raise TooLarge(f"the body exceeds the limit of {self._limits.max_body} bytes", BODY_HINT)
             if not message.get("more_body", False):
                 self.done = True
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                return pieces[0] if len(pieces) == 1 and not joined else b"".join([*joined, *pieces])
+            if len(pieces) == MOST_PIECES:
+                # A piece of one byte takes the memory of forty.
+                joined.append(b"".join(pieces))
+                pieces = []
 
 
 def _context_of(scope: Mapping[str, Any]) -> RequestContext:
@@ -232,18 +241,25 @@ def decompress(body: bytes, limit: int) -> bytes:
     pieces: list[bytes] = []
     # Either header, gzip's or zlib's; some clients send deflate without any.
     bits = zlib.MAX_WBITS | 32 if body[:2] == b"\x1f\x8b" or _has_zlib_header(body) else -zlib.MAX_WBITS
-    rest, left = body, limit
-    while rest or not pieces:
-        decompressor = zlib.decompressobj(bits)
-        try:
-            pieces.append(decompressor.decompress(rest, left + 1))
-        except zlib.error as error:
-            raise InvalidArgument(f"the body does not fit its content encoding: {error}") from None
-        left -= len(pieces[-1])
-        if left < 0:
-            raise TooLarge(f"the decompressed body exceeds the limit of {limit} bytes", BODY_HINT)
-        rest = decompressor.unused_data
-        if not decompressor.eof or (rest and not (body[:2] == rest[:2] == b"\x1f\x8b")):
+    view, at, left, members = memoryview(body), 0, limit, 0
+    while at < len(body) or not members:
+        decompressor, members = zlib.decompressobj(bits), members + 1
+        if members > MAX_MEMBERS:
+            raise TooLarge(f"the compressed body has more than {MAX_MEMBERS} members", "compress it as one")
+        while not decompressor.eof:
+            if at >= len(body):
+                raise InvalidArgument("the compressed body ends too early or too late")
+            piece = view[at : at + PIECE]
+            try:
+                # What is left of a piece comes again: a piece may decompress to a thousand times its size.
+                pieces.append(decompressor.decompress(piece, left + 1))
+            except zlib.error as error:
+                raise InvalidArgument(f"the body does not fit its content encoding: {error}") from None
+            left -= len(pieces[-1])
+            if left < 0:
+                raise TooLarge(f"the decompressed body exceeds the limit of {limit} bytes", BODY_HINT)
+            at += len(piece) - len(decompressor.unused_data) - len(decompressor.unconsumed_tail)
+        if at < len(body) and not (body[:2] == view[at : at + 2] == b"\x1f\x8b"):
             raise InvalidArgument("the compressed body ends too early or too late")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

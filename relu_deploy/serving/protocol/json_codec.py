@@ -7,6 +7,7 @@ A body is JSON, or JSON followed by the raw bytes of tensors in the order in whi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -206,12 +207,20 @@ def _from_json(entry: Mapping[str, Any], spec: TensorSpec) -> Array:
 
 
 def _array_of(data: list[Any], spec: TensorSpec) -> Array:
+    """Return the numbers in nested lists of equal lengths, flat. Raises ValueError for anything else."""
+    # NumPy would make room for the longest text once for each number beside it.
+    while (kinds := set(map(type, data))) == {list}:
+        if len(set(map(len, data))) > 1:
+            raise ValueError("the lists have different lengths")
+        data = list(chain.from_iterable(data))
+    if not kinds <= {int, float, bool}:
+        raise ValueError("there is more than numbers")
     array = np.array(data)
     if spec.dtype != "uint64" or array.dtype.kind != "f":
         return array
     # Of small and very large integers together NumPy makes floats, which do not hold the large ones.
     exact = np.array(data, object)
-    return exact.astype(np.uint64) if all(type(number) is int for number in exact.ravel()) else array
+    return exact.astype(np.uint64) if kinds == {int} else array
 
 
 def _raw_body(body: bytes, specs: Sequence[TensorSpec], allow_nan: bool) -> Array:

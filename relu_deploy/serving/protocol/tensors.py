@@ -57,6 +57,8 @@ DATATYPES = {
     "float64": "FP64",
     "object": "BYTES",
 }
+#: strings of one tensor in raw bytes; Python takes about 100 bytes for each
+MAX_STRINGS = 2**20
 _KNOWN = frozenset(DATATYPES.values())
 #: dtype kind of a tensor → the kinds of numbers that it may be given; an integer that was written as 1.5 is a mistake
 _ACCEPTED_KINDS = {"b": "b", "u": "ui", "i": "ui", "f": "fui"}
@@ -93,14 +95,18 @@ class InferRequest:
         """Return the outputs to answer with, of a model whose outputs are `specs`.
 
         Raises:
-            InvalidArgument: If the request names an output that the model does not have.
+            InvalidArgument: If the request names an output that the model does not have, or one twice: a small request could
+                have an answer of any size.
         """
         if self.outputs is None:
             return tuple(RequestedOutput(spec.name, self.binary) for spec in specs)
-        known = [spec.name for spec in specs]
+        known = {spec.name: False for spec in specs}
         for output in self.outputs:
             if output.name not in known:
                 raise InvalidArgument(f"there is no output {output.name!r}", f"the model's outputs are {', '.join(known)}")
+            if known[output.name]:
+                raise InvalidArgument(f"output {output.name!r} is requested twice")
+            known[output.name] = True
         return self.outputs
 
 
@@ -314,7 +320,9 @@ def _is_shape(shape: Any) -> bool:
 
 def _split_strings(raw: Any, shape: Sequence[int], spec: TensorSpec) -> Array:
     found, view = [], memoryview(raw)
-    while view:
+    if prod(shape) > MAX_STRINGS:
+        raise InvalidArgument(f"input {spec.name!r} has more than {MAX_STRINGS} strings", "send fewer rows")
+    while view and len(found) <= prod(shape):
         length = _LENGTH.unpack(view[:4])[0] if len(view) >= 4 else -1
         if not 0 <= length <= len(view) - 4:
             raise InvalidArgument(f"input {spec.name!r} has strings whose lengths do not fit its bytes")

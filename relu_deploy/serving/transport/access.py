@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ from pathlib import Path
 from relu_deploy.errors import InputError
 from relu_deploy.serving.errors import Forbidden, InvalidArgument, Unauthenticated
 from relu_deploy.serving.protocol.routes import RequestContext
+from relu_deploy.storage.files import read_regular
 
 __all__ = ["MIN_KEY", "ROLES", "AccessOptions", "AccessPolicy", "ApiKeys"]
 
 ROLES = ("infer", "admin", "metrics")
 #: characters of the shortest key that is accepted
 MIN_KEY = 16
+#: bytes of the largest file of keys
+MOST_KEYS = 2**20
 #: endpoints that need another role than "infer"; "" needs no key, for probes and for the page itself
 _ROLE_OF = {
     "server_live": "",
@@ -36,6 +40,8 @@ _ROLE_OF = {
 }
 #: names that public DNS cannot have, beside those without a dot
 _PRIVATE_SUFFIXES = (".localhost", ".svc", ".svc.cluster.local")
+#: a Host header: a name, an IPv4 address or an IPv6 address in brackets, and a port
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\s:/@?#\[\]]+))(?::[0-9]*)?")
 #: the headers of a cross-origin response
 _EXPOSED = b"inference-header-content-length, retry-after"
 _ALLOWED = (
@@ -59,10 +65,11 @@ class ApiKeys:
             InputError: If the file cannot be read, has no key, or a line is malformed; the message never quotes a key.
         """
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise InputError(f"cannot read --api-key-file {path}: {reason}", "check the path and its permissions") from None
+            lines = read_regular(Path(path), MOST_KEYS).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"cannot read --api-key-file {path}: it is not UTF-8", "write it as UTF-8") from None
+        except InputError as error:
+            raise InputError(f"--api-key-file: {error.message}", error.hint) from None
         keys = []
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.lstrip().startswith("#"):
@@ -112,8 +119,8 @@ class AccessPolicy:
         self._options = options
         names = {host, socket.gethostname(), *options.allowed_hosts}
         self._hosts = {name.lower().rstrip(".") for name in names}
-        # A page of another origin has no key, so that rebinding gains it nothing.
-        self._any_host = "*" in options.allowed_hosts or (options.api_keys is not None and not options.allowed_hosts)
+        # Keys change nothing here: the page and the probes need none.
+        self._any_host = "*" in options.allowed_hosts
 
     def check(self, context: RequestContext) -> None:
         """Check a request, once.
@@ -177,8 +184,10 @@ class AccessPolicy:
         return "*" in self._options.cors_origins or origin in self._options.cors_origins
 
     def _is_own_host(self, value: str) -> bool:
-        name = value.strip().lower()
-        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0].rstrip(".")
+        written = _HOST.fullmatch(value.strip().lower())
+        if written is None:
+            return False
+        name = written["address"] or written["name"].rstrip(".")
         if name in self._hosts or "." not in name or name.endswith(_PRIVATE_SUFFIXES):
             return True
         try:

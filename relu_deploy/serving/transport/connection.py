@@ -40,6 +40,13 @@ REFUSED_CYCLE: Any = SimpleNamespace(
 )
 
 
+def _with_host_of(url: Any, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return `headers` with the host of an absolute URL in place of the one in Host, as RFC 9112, section 3.2.2, requires."""
+    host = url.host if b":" not in url.host else b"[%b]" % url.host
+    host += b"" if url.port is None else b":%d" % url.port
+    return [(name, host if name == b"host" else value) for name, value in headers]
+
+
 @dataclass
 class ConnectionSettings:
     """What all connections of a server share.
@@ -163,13 +170,14 @@ class Connection(HttpToolsProtocol):
         )
 
     def _new_context(self) -> RequestContext:
-        method, path = self.parser.get_method().decode("ascii"), httptools.parse_url(self.url).path.decode("ascii")
+        method, url = self.parser.get_method().decode("ascii"), httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
         path = unquote(path) if "%" in path else path
         return RequestContext(
             method=method,
             path=path,
             client=self.client[0] if self.client else "",
-            headers=self.headers,
+            headers=self.headers if url.host is None else _with_host_of(url, self.headers),
             route=parse_route(method, path),
             cancel_on_disconnect=self._cancel_on_disconnect,
             http_version=self.parser.get_http_version(),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -270,3 +271,33 @@ def test_any_json_at_all_is_either_a_request_or_invalid(answer):
 
 def test_an_empty_body_is_an_empty_object():
     assert parse(b"") == {}
+
+
+def test_a_long_text_among_many_numbers_takes_no_memory_for_each_of_them():
+    """NumPy's array of texts has room for the longest one in each place: 40 GB of this request."""
+    sent = body({**tensor(), "data": ["x" * 10**4, *[0] * 10**6]}, N)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidArgument, match="not one array of numbers"):
+            decode(sent, None, SPECS)
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("data", [[[1, 2, 3]], [[[1], [2], [3]]], [1, 2, 3]])
+def test_nested_and_flat_numbers_are_the_same_tensor(data):
+    assert decode(body({**tensor(), "data": data}, N), None, SPECS).inputs["x"].tolist() == [[1.0, 2.0, 3.0]]
+
+
+def test_an_output_that_is_requested_twice_is_refused():
+    request = decode(body(tensor(), N, outputs=[{"name": "a"}, {"name": "a"}]), None, SPECS)
+    with pytest.raises(InvalidArgument, match="output 'a' is requested twice"):
+        request.select([TensorSpec("a", "float32", (1,))])
+
+
+def test_more_strings_than_a_tensor_may_have_are_refused_before_they_are_made():
+    with pytest.raises(InvalidArgument, match="more than 1048576 strings"):
+        from_raw(bytes(4 * (2**20 + 1)), [2**20 + 1], TensorSpec("t", "object", ("n",)))
+    with pytest.raises(InvalidArgument, match="needs 2 strings"):
+        from_raw(bytes(4 * 10**6), [2], TensorSpec("t", "object", ("n",)))

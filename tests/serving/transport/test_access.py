@@ -126,12 +126,34 @@ def test_own_names_addresses_and_names_outside_public_dns_are_allowed(host):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example.", "here.example.evil"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:8000",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example.",
+        "here.example.evil",
+        "127.0.0.1:8000@evil.example",
+        "127.0.0.1:evil.example",
+        "[::1]evil.example",
+        "localhost/evil.example",
+        "127.0.0.1 evil.example",
+    ],
 )
 @pytest.mark.parametrize(("path", "method"), [(INFER, "POST"), ("/v2/models/m", "GET"), ("/", "GET"), ("/v2/health/live", "GET")])
 def test_a_name_that_somebody_else_may_own_is_refused_for_everything(host, path, method):
     with pytest.raises(Forbidden, match="--allowed-host"):
         AccessPolicy(AccessOptions(), host="here.example").check(request(path, method, host=host))
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [("/", "GET"), ("/", "HEAD"), ("/v2/health/live", "GET"), ("/metrics", "GET"), (INFER, "POST")]
+)
+def test_keys_do_not_open_the_server_to_other_names(path, method):
+    """The static page and the probes need no key, so that a page could read them under a name of its own."""
+    keys = ApiKeys([(INFER_KEY, frozenset(["infer", "metrics"]))])
+    with pytest.raises(Forbidden, match="--allowed-host"):
+        AccessPolicy(AccessOptions(api_keys=keys)).check(request(path, method, host="evil.example"))
 
 
 def test_further_names_are_allowed_by_option():

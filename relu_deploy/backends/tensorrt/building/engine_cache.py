@@ -38,6 +38,8 @@ from relu_deploy.errors import BackendUnavailable, InputError, UsageError
 from relu_deploy.graph import load_model, precision_of
 from relu_deploy.storage.bundle_files import external_locations
 from relu_deploy.storage.engine_files import is_trusted, trust
+from relu_deploy.storage.files import read_regular
+from relu_deploy.storage.json_files import parse_json
 from relu_deploy.storage.manifest import ENGINES
 
 __all__ = [
@@ -53,6 +55,8 @@ __all__ = [
 ]
 
 SCHEMA = "relu-deploy/engine/1"
+#: bytes of the largest metadata
+MAX_FACTS = 64 * 2**20
 #: smallest, usual and largest batch of an engine if no sizes are given
 DEFAULT_BATCH = (1, 8, 32)
 #: fields that are equal in two engines of which the newer replaces the older
@@ -279,10 +283,12 @@ def _note(file: Path) -> Path:
 def _facts(note: Path) -> dict[str, Any] | None:
     """Return the metadata in the file `note`, None if there is none or it is invalid."""
     try:
-        facts = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        facts = parse_json(read_regular(note, MAX_FACTS))
+    except (InputError, ValueError):
         return None
-    return facts if isinstance(facts, dict) and facts.get("schema") == SCHEMA else None
+    if not isinstance(facts, dict) or facts.get("schema") != SCHEMA or not isinstance(facts.get("options", {}), dict):
+        return None
+    return facts
 
 
 def _entry(file: Path, identity: Mapping[str, Any]) -> Engine | str | None:
