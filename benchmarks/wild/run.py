@@ -155,6 +155,8 @@ def run(words: list[str], limit: float, folder: Path) -> tuple[int, float, str]:
 def _summary(stdout: str) -> str:
     """Return the line with the verdict of a verb, "" where it has none."""
     verdicts = (": passed", ": differs", "drop", "agree with")
+    if differs := [line.strip()[:160] for line in stdout.splitlines() if "by more than the precision explains" in line]:
+        return differs[0]
     return next((line.strip()[:160] for line in stdout.splitlines() if any(word in line for word in verdicts)), "")
 
 

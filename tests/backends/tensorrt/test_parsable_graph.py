@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from relu_deploy.backends.tensorrt.building.build import Refusal, listed_refusals
 from relu_deploy.backends.tensorrt.building.parsable_graph import parsable
 
 FLOAT = TensorProto.FLOAT
@@ -37,3 +38,12 @@ def test_the_parser_is_given_the_branch_that_runs_for_the_fixed_sizes_of_the_inp
 def test_the_parser_is_given_an_if_that_depends_on_a_varying_size(tmp_path):
     with parsable(saved(tmp_path / "m.onnx", "n")) as path:
         assert "If" in [one.op_type for one in onnx.load(path).graph.node]
+
+
+def test_an_operator_that_the_parser_refuses_at_many_nodes_is_named_once():
+    refusals = [Refusal(f"conv{index}", "ConvInteger", "not supported") for index in range(3)]
+    refusals.insert(1, Refusal("lstm", "DynamicQuantizeLSTM", "not found"))
+    assert listed_refusals(refusals) == (
+        "ConvInteger 'conv0': not supported (2 more nodes); DynamicQuantizeLSTM 'lstm': not found"
+    )
+    assert listed_refusals([]) == ""
