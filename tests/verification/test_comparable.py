@@ -5,7 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
+from relu_deploy.verification.judging.comparable import truth_of_outputs
 from relu_deploy.verification.run import verify
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
@@ -97,6 +99,15 @@ def test_an_unknown_operator_is_cut_out_of_the_truth_and_named(tmp_path):
     assert report.passed
     assert report.to_json()["unknown_nodes"] == [{"node": "normalizer", "operator": "ai.onnx.ml.Normalizer"}]
     assert set(report.backends[0].outputs) == {"y"}
+
+
+def test_the_outputs_behind_an_unknown_operator_have_a_truth_for_bench(tmp_path):
+    x = np.random.default_rng(1).standard_normal((4, 8)).astype(np.float32)
+    bundle = Bundle.open(with_normalizer(tmp_path / "m.onnx"))
+    truth = truth_of_outputs(bundle, {"x": x}, "float32", 1)
+    hidden = np.maximum(x.astype(np.float64) @ np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32), 0)
+    sums = hidden.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(truth.values["y"], 2 * hidden / np.where(sums, sums, 1), rtol=1e-5)
 
 
 def test_a_fault_before_an_unknown_operator_is_found(tmp_path):

@@ -1,4 +1,4 @@
-"""The noise of correct arithmetic where one random draw does not measure it: few numbers, long sums, decisions."""
+"""The noise of correct arithmetic where one random draw does not measure it: few numbers, long sums, faint sigmoids, decisions."""
 
 import numpy as np
 import onnx
@@ -49,6 +49,33 @@ def test_a_wrong_temperature_before_a_long_sum_is_a_fault(tmp_path):
     report = verify(model("wrong.onnx", 1.01), feeds={"x": x}, against=str(model("right.onnx", 1.0)))
     assert not report.passed
     assert report.first_divergence == "scale"
+
+
+def scores(path, offset):
+    """A Sigmoid of numbers far below 0, as the scores of an empty picture, with a Relu that multiplies them."""
+    nodes = [
+        helper.make_node("Add", ["x", "offset"], ["logits"], name="bias"),
+        helper.make_node("Sigmoid", ["logits"], ["s"], name="sigmoid"),
+        helper.make_node("Mul", ["s", "x"], ["m"], name="mul"),
+        helper.make_node("Relu", ["m"], ["r"], name="relu"),
+    ]
+    ends = [("x", FLOAT, ["n", 64])], [("s", FLOAT, ["n", 64]), ("r", FLOAT, ["n", 64])]
+    return saved(path, nodes, *ends, {"offset": np.float32(offset)})
+
+
+@pytest.mark.parametrize("offset", [-6, -14])
+def test_the_error_of_a_sigmoid_by_tanh_is_no_fault_however_small_its_result(tmp_path, offset):
+    # ONNX Runtime 1.32 gives 2.4e-6 with an error of 1.2e-7, which is 1e6 roundings of float32.
+    x = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    assert verify(scores(tmp_path / "m.onnx", offset), feeds={"x": x}).passed
+
+
+def test_a_wrong_bias_before_a_faint_sigmoid_is_a_fault(tmp_path):
+    x = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    right = scores(tmp_path / "right.onnx", -14)
+    report = verify(scores(tmp_path / "wrong.onnx", -14.01), feeds={"x": x}, against=str(right))
+    assert not report.passed
+    assert report.first_divergence == "bias"
 
 
 def decisions(path, scale=1e5):

@@ -21,12 +21,12 @@ from relu_deploy.verification.judging.pinning import (
     unknown_nodes_of,
     unknown_values,
 )
-from relu_deploy.verification.truth import choose_against
+from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Comparable", "comparable"]
+__all__ = ["Comparable", "comparable", "truth_of_outputs"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,16 @@ def _preferring(ours: PinnedNodes, theirs: PinnedNodes) -> PinnedNodes:
         for name, value in theirs.values.items()
     }
     return PinnedNodes(values, theirs.masks, theirs.removed)
+
+
+def truth_of_outputs(bundle: Bundle, feeds: Feeds, precision: str, threads: int = 0) -> Truth:
+    """Return the truth of the outputs of `bundle` alone, in the noise of `precision`.
+
+    Nodes that the reference evaluator does not have return what ONNX Runtime returns, as in `verify`. Outputs that only such
+    nodes make may be missing.
+    """
+    with comparable(bundle, None, (), feeds, {"threads": threads}) as compared:
+        return find_truth(open_source(compared.evaluable, compared.against, (), threads), feeds, precision)
 
 
 @contextmanager
