@@ -22,8 +22,9 @@ EXACT_TERMS = 256
 def rows_and_columns(a: Array, a_zero: Array | None, b: Array, b_zero: Array | None) -> Array:
     """Return (a - a_zero) @ (b - b_zero) in float64, exact for integers of 8 bits. Zero points of rows of a, columns of b."""
     small = a.dtype.itemsize == b.dtype.itemsize == 1 and min(a.ndim, b.ndim) > 1
-    kind = np.float32 if small else np.float64
-    left, right = a.astype(kind), b.astype(kind)
+    kind: Any = np.float32 if small else np.float64
+    left: Array = a.astype(kind)
+    right: Array = b.astype(kind)
     if a_zero is not None:
         left = left - rows(a_zero).astype(kind)
     if b_zero is not None:
