@@ -22,7 +22,7 @@ EXACT_TERMS = 256
 def rows_and_columns(a: Array, a_zero: Array | None, b: Array, b_zero: Array | None) -> Array:
     """Return (a - a_zero) @ (b - b_zero) in float64, exact for integers of 8 bits. Zero points of rows of a, columns of b."""
     small = a.dtype.itemsize == b.dtype.itemsize == 1 and min(a.ndim, b.ndim) > 1
-    kind = np.float32 if small else np.float64
+    kind: Any = np.float32 if small else np.float64
     left: Array = a.astype(kind)
     right: Array = b.astype(kind)
     if a_zero is not None:
@@ -30,9 +30,9 @@ def rows_and_columns(a: Array, a_zero: Array | None, b: Array, b_zero: Array | N
     if b_zero is not None:
         right = right - b_zero.astype(kind)
     if not small:
-        return np.asarray(np.matmul(left, right))
+        return np.asarray(left @ right)
     parts = [slice(start, start + EXACT_TERMS) for start in range(0, max(1, left.shape[-1]), EXACT_TERMS)]
-    products = (np.asarray(np.matmul(left[..., part], right[..., part, :])).astype(np.float64) for part in parts)
+    products = (np.asarray(left[..., part] @ right[..., part, :]).astype(np.float64) for part in parts)
     return np.asarray(reduce(np.add, products))
 
 
