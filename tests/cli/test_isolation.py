@@ -37,18 +37,17 @@ class Session:
         self.inputs, self.outputs, self.facts = bundle.inputs, bundle.outputs, {}
 
     def run(self, feeds):
-        print(os.getpid(), flush=True)
         act = os.environ["ACT"]
+        if act == "deaf":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+        if act == "abort on request":
+            signal.signal(signal.SIGTERM, lambda *_: os.abort())
+        # Whoever reads this may send a signal.
+        print(os.getpid(), flush=True)
         if act == "segfault":
             ctypes.string_at(0)
         if act == "abort":
             os.abort()
-        if act == "deaf":
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-        if act == "abort on request":
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, lambda *_: os.abort())
         if act == "memory":
             kept = [np.empty(2**32, np.uint8) for _ in range(10**6)]  # reserved and never touched
         time.sleep(600)
