@@ -99,13 +99,22 @@ class Contestant:
 class CachingBuilder(VariantBuilder):
     """Finds the variant of each precision once, for all batch sizes."""
 
-    found: dict[str, FoundVariant] = field(default_factory=dict)
+    found: dict[str, FoundVariant | None] = field(default_factory=dict)
 
     def find(self, precision: str, progress: Any) -> FoundVariant:
         """Return the variant of one precision."""
         if precision not in self.found:
             self.found[precision] = super().find(precision, progress)
-        return self.found[precision]
+        variant = self.found[precision]
+        assert variant is not None
+        return variant
+
+    def find_placed(self, found: FoundVariant, placement: str, progress: Any) -> FoundVariant | None:
+        """Return a variant like `found` for other kernels."""
+        name = f"{found.precision} {placement}"
+        if name not in self.found:
+            self.found[name] = super().find_placed(found, placement, progress)
+        return self.found[name]
 
 
 def waves(count: int, seed: int) -> np.ndarray:
@@ -149,23 +158,27 @@ def builder_for(bundle: Bundle, options: OptimizeOptions, folder: Path) -> Varia
 def contestants_for(builder: VariantBuilder, batch: int, folder: Path, skipped: Sequence[str]) -> list[Contestant]:
     """Return the contestants at one batch size."""
     float32, int8 = builder.bundle.path, folder / "int8.onnx"
+    for_openvino = folder / "int8-openvino.onnx"
     if not int8.exists():
-        save_model(builder.find("int8", say).search.model, int8)
+        variant = builder.find("int8", say)
+        save_model(variant.search.model, int8)
+        placed = builder.find_placed(variant, "openvino", say)
+        save_model((placed or variant).search.model, for_openvino)
     found = [
         Contestant(REFERENCE, "onnxruntime-cpu", float32),
         Contestant("onnxruntime-cpu int8", "onnxruntime-cpu", int8),
         Contestant("openvino float32", "openvino", float32),
         Contestant("openvino bfloat16", "openvino", float32, {"autocast": "bfloat16"}),
-        Contestant("openvino int8", "openvino", int8),
+        Contestant("openvino int8", "openvino", for_openvino),
         nncf_contestant(builder, folder),
         Contestant("torch", "torch", float32),
         Contestant("torch-compile", "torch-compile", float32),
     ]
-    chosen = [] if "auto" in skipped else [auto_contestant(builder, batch, folder, int8)]
+    chosen = [] if "auto" in skipped else [auto_contestant(builder, batch, folder)]
     return [one for one in (*found, *chosen) if one.name not in skipped]
 
 
-def auto_contestant(builder: VariantBuilder, batch: int, folder: Path, int8: Path) -> Contestant:
+def auto_contestant(builder: VariantBuilder, batch: int, folder: Path) -> Contestant:
     """Return what `optimize --precision auto` chooses for a batch size."""
     name, options = "auto", replace(builder.options, batch=batch)
     started = time.perf_counter()
@@ -173,7 +186,10 @@ def auto_contestant(builder: VariantBuilder, batch: int, folder: Path, int8: Pat
     seconds = time.perf_counter() - started
     if not report.passed:
         return Contestant(name, "", folder, reason=report.remedy)
-    path = int8 if report.precision == "int8" else folder / "prepared.onnx"
+    path = folder / "prepared.onnx"
+    if report.precision == "int8":
+        path = folder / f"auto-{batch}.onnx"
+        save_model(report.search.model, path)
     fields = report.to_json()
     facts = {"chose": f"{report.backend} {report.precision}", "settings": dict(report.settings), "seconds": round(seconds, 1)}
     return Contestant(
@@ -275,10 +291,10 @@ def row(one: Contestant, reference: Contestant, batch: int) -> dict[str, Any]:
     }
 
 
-def against_best(contestants: Sequence[Contestant]) -> dict[str, Any] | None:
-    """Return how many times faster what auto chose is than the fastest other contestant."""
+def against_best(contestants: Sequence[Contestant], max_drop: float) -> dict[str, Any] | None:
+    """Return how many times faster what auto chose is than the fastest other contestant that loses no more than `max_drop`."""
     auto = next((one for one in contestants if one.name == "auto" and one.rounds), None)
-    others = [one for one in contestants if not one.name.startswith("auto") and one.rounds]
+    others = [one for one in contestants if one.name != "auto" and one.rounds and one.facts["agreement"] >= 1 - max_drop]
     if auto is None or not others:
         return None
     best = max(others, key=lambda one: ratio_of(one.rounds, auto.rounds).value)
@@ -310,7 +326,7 @@ def run_model(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             reference = next(one for one in contestants if one.name == REFERENCE)
             result["batches"][str(batch)] = {
                 "rows": [row(one, reference, batch) for one in contestants],
-                "auto": against_best(contestants),
+                "auto": against_best(contestants, builder.max_drop),
             }
     return result
 

@@ -10,11 +10,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.errors import BackendUnavailable, InputError, ReluDeployError, Unsupported
+from relu_deploy.storage.folders import temporary_folder
 
 Keep = Callable[[Any], None]
 #: precision as people call it → options of PyTorch's sessions. int8 has no kernels there: float16 is what it competes with
@@ -108,6 +110,7 @@ def bench(
 ) -> None:
     from relu_deploy.backends.base import default_threads
     from relu_deploy.benchmark.gpu_limits import GpuLimits
+    from relu_deploy.benchmark.process import RowProcesses
     from relu_deploy.benchmark.roofline import calibrate
     from relu_deploy.benchmark.run import ratios_of
     from relu_deploy.benchmark.runner import BenchmarkPlan, measure_rows
@@ -132,7 +135,8 @@ def bench(
     keep(found)
     for batch in batches:
         try:
-            rows, timings = measure_rows(bundle, batch, plan)
+            with temporary_folder("bench") as folder, closing(RowProcesses(plan.threads, folder)) as started:
+                rows, timings = measure_rows(bundle, batch, plan, started)
         except ReluDeployError as error:
             found["not_measured"][str(batch)] = error.message
             keep(found)

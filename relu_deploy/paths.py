@@ -1,10 +1,11 @@
-"""Files of the package: the shipped models, and the JSON Schemas of its results and of the manifest."""
+"""Files of the package: the shipped models, and the JSON Schemas of its results and of the manifest; and the cache of the user."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-__all__ = ["models_folder", "schema_file", "schema_names"]
+__all__ = ["cache_folder", "models_folder", "schema_file", "schema_names"]
 
 PACKAGE = Path(__file__).parent
 
@@ -23,3 +24,8 @@ def schema_names() -> list[str]:
 def schema_file(name: str) -> Path:
     """Return the JSON Schema called `name`, one of `schema_names`."""
     return PACKAGE / "manifest.schema.json" if name == "bundle" else PACKAGE / "schemas" / f"{name}.json"
+
+
+def cache_folder(purpose: str) -> Path:
+    """Return the folder of the user's cache for `purpose`, which may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relu_deploy" / purpose

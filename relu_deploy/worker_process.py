@@ -1,7 +1,8 @@
 """Worker processes that execute commands: one line of JSON for each command and each reply.
 
 The parent starts a module as a process with `WorkerProcess`; the module calls `serve` with an object whose public methods are the
-commands. Output of runtimes in the worker goes to stderr, which is discarded.
+commands. Output of runtimes in the worker goes to stderr, which is discarded. A worker that has imported a runtime can be copied
+with `WorkerProcess.fork`, which takes milliseconds where another import takes seconds.
 """
 
 from __future__ import annotations
@@ -9,14 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from relu_deploy.errors import ReluDeployError, Unsupported
 
 __all__ = ["WorkerProcess", "answer", "serve"]
+
+#: seconds in which a worker ends after its commands have ended, or connects after it was forked
+PATIENCE = 5.0
 
 
 class WorkerProcess:
@@ -38,6 +45,36 @@ class WorkerProcess:
             text=True,
             env={**os.environ, **limited},
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._commands: IO[str] = self._process.stdin
+        self._replies: IO[str] = self._process.stdout
+
+    def fork(self, folder: Path) -> ForkedWorker | None:
+        """Return a copy of this worker with everything that it has imported, None if the system cannot fork it.
+
+        Processes with threads, which some runtimes start on import, are not forked: the copy would lack the threads.
+
+        Args:
+            folder: A folder that only this user can write to, for the socket through which the two meet.
+        """
+        if not hasattr(socket, "AF_UNIX"):
+            return None
+        address = folder / "socket"
+        with socket.socket(socket.AF_UNIX) as listener:
+            try:
+                listener.bind(str(address))
+                listener.listen(1)
+                listener.settimeout(PATIENCE)
+                reply = self.request(FORK, address=str(address))
+                if "error" in reply:
+                    return None
+                connection, _ = listener.accept()
+            except OSError:  # the path is too long for a socket, or its file system has none, or the copy does not connect
+                return None
+            finally:
+                address.unlink(missing_ok=True)
+        return ForkedWorker(connection, reply["pid"])
 
     def request(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Send a command and return the reply. If the worker has ended, the reply has an `error`."""
@@ -57,31 +94,67 @@ class WorkerProcess:
 
     def send(self, command: str, **arguments: Any) -> None:
         """Send a command without waiting for its reply, which `receive` returns."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # `receive` reports that the process has ended
-            self._process.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
-            self._process.stdin.flush()
+            self._commands.write(json.dumps({"do": command, **arguments}) + "\n")
+            self._commands.flush()
 
     def receive(self, command: str) -> dict[str, Any]:
         """Return the reply to the oldest command without one. `command` names it in errors."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        try:
+            line = self._replies.readline()
+        except ConnectionError:
+            line = ""
         if not line:
-            return {"error": f"its process ended with exit code {self._process.wait(10)} during {command!r}", "hint": ""}
+            return {"error": f"its process ended{self._exit_code()} during {command!r}", "hint": ""}
         reply: dict[str, Any] = json.loads(line)
         return reply
 
+    def _exit_code(self) -> str:
+        return f" with exit code {self._process.wait(10)}"
+
     def close(self) -> None:
-        """End the worker, and kill it if it does not end within five seconds."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None and not stream.closed:
+        """End the worker, and kill it if it does not end within `PATIENCE`."""
+        for stream in (self._commands, self._replies):
+            if not stream.closed:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
         try:
-            self._process.wait(5)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+class ForkedWorker(WorkerProcess):
+    """A copy of a worker process, which commands reach through a socket."""
+
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        """Use the worker `pid` at the other end of `connection`."""
+        self._connection, self._pid = connection, pid
+        self._commands, self._replies = connection.makefile("w"), connection.makefile("r")
+
+    def _exit_code(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        """End the worker, and kill it if it does not end within `PATIENCE`."""
+        if self._connection.fileno() < 0:
+            return
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+            self._connection.settimeout(PATIENCE)
+            try:
+                while self._connection.recv(4096):  # the other end is closed when the process has ended
+                    pass
+            except TimeoutError:
+                os.kill(self._pid, signal.SIGKILL)
+        for stream in (self._commands, self._replies, self._connection):
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+#: the command that `serve` executes itself
+FORK = "fork"
 
 
 def answer(worker: object, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,5 +180,49 @@ def serve(worker: object) -> None:
     # Replies use a copy of the descriptor, so that output of the runtime, redirected to stderr, does not mix with them.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    threads = _count_threads()
     for line in sys.stdin:
-        replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
+        command = json.loads(line)
+        forks = command["do"] == FORK
+        reply = _fork(worker, command["address"], threads, replies.fileno()) if forks else answer(worker, command)
+        replies.write(json.dumps(reply) + "\n")
+
+
+def _fork(worker: object, address: str, threads: int, replies: int) -> dict[str, Any]:
+    """Fork a process that executes the commands of a socket.
+
+    Args:
+        worker: The object whose methods are the commands.
+        address: Path of the socket.
+        threads: Number of threads of this process before any command.
+        replies: Descriptor of the replies of this process.
+    """
+    # The linear algebra library of NumPy has threads too, and starts them anew in a copy.
+    if not hasattr(os, "fork") or _count_threads() != threads:
+        return {"error": "this process cannot be forked", "hint": ""}
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system removes copies that have ended
+    pid = os.fork()
+    if pid:
+        return {"pid": pid}
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.close(replies)
+        _serve_socket(worker, address)
+    finally:
+        os._exit(0)
+
+
+def _serve_socket(worker: object, address: str) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        with connection.makefile("r") as commands, connection.makefile("w") as replies:
+            for line in commands:
+                replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
+                replies.flush()
+
+
+def _count_threads() -> int:
+    """Return the number of threads of this process, 0 if the system does not report it."""
+    tasks = Path("/proc/self/task")
+    return len(list(tasks.iterdir())) if tasks.is_dir() else 0

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -245,6 +246,10 @@ def write_rows(bundle: Path, file: Path) -> None:
 def steps(model: Model, source: Path, folder: Path, limit: float) -> Iterator[tuple[str, Callable[[], tuple[int, float, str]]]]:
     """Yield each verb and what runs it; later ones need what the earlier ones left."""
     bundle, shapes = folder / "m.rdb", model.shape_options
+    # Messages name a model by its file: the cache's names are hashes.
+    named = folder / f"{model.name.rpartition('/')[2]}.onnx"
+    shutil.copyfile(source, named)
+    source = named
     threads = ["--threads", "2", "--quiet"]
     data = str(folder / "rows.npz")
     yield "inspect", lambda: run(["inspect", str(source), *shapes], limit, folder)

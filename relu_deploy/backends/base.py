@@ -75,6 +75,8 @@ class Capabilities:
         tunables: Sets of fields of `Options` that may make it faster than its defaults do, for `relu_deploy.optimize` to measure.
         extra: The extra of this distribution that installs its runtime, "" if there is none.
         platform: The name of its model format in the Open Inference Protocol, "" for the backend's own name.
+        placement: The rules of `graph.quantization.qdq_placement` that its 8-bit kernels follow, "" for those of the target.
+        modules: Modules that it imports when it loads a model, beside those that `probe` imports.
     """
 
     on_gpu: bool = False
@@ -91,6 +93,8 @@ class Capabilities:
     tunables: tuple[Mapping[str, Any], ...] = ()
     extra: str = ""
     platform: str = ""
+    placement: str = ""
+    modules: tuple[str, ...] = ()
 
 
 #: modes of torch.compile; max-autotune times kernels and replays CUDA graphs, and takes minutes to compile

@@ -13,7 +13,7 @@ from typing import Any
 from relu_deploy.backends.threads import VARIABLES, ThreadCount, allowed_cpus, cpu_quota
 from relu_deploy.version import __version__
 
-__all__ = ["describe"]
+__all__ = ["describe", "describe_cpu", "library_versions"]
 
 LIBRARIES = (
     "numpy",
@@ -46,7 +46,7 @@ def describe(threads: ThreadCount | int) -> dict[str, Any]:
     return {
         "relu_deploy": __version__,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu(),
+        "cpu": describe_cpu(),
         "gpus": _gpus(),
         "memory_bytes": _memory(),
         "threads": threads.count,
@@ -56,11 +56,17 @@ def describe(threads: ThreadCount | int) -> dict[str, Any]:
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
+        "libraries": library_versions(),
     }
 
 
-def _cpu() -> dict[str, Any]:
+def library_versions() -> dict[str, str]:
+    """Return the versions of the installed libraries that results depend on, by distribution."""
+    return {name: found for name in LIBRARIES if (found := _version(name))}
+
+
+def describe_cpu() -> dict[str, Any]:
+    """Return the model, the number of usable CPUs, clock and governor, and the instruction sets that runtimes choose kernels by."""
     text = _read(Path("/proc/cpuinfo"))
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines()) if value}
     # Linux calls the list "flags" on x86 and "Features" on Arm.

@@ -12,11 +12,13 @@ from queue import SimpleQueue
 import relu_deploy.errors
 from relu_deploy.backends import usable
 from relu_deploy.backends.threads import find_threads
+from relu_deploy.benchmark.prepared_cache import keep_bundle, take_bundle
 from relu_deploy.benchmark.process import Process
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError
 from relu_deploy.exporting.exporter import export_source
 from relu_deploy.optimization.run import optimize
+from relu_deploy.paths import cache_folder
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.verification.run import verify
 from relu_deploy.zoo.recipes import recipe, recipes
@@ -38,8 +40,9 @@ def bundles_for(paths: Sequence[str], progress: Progress) -> Iterator[list[Path]
     """Yield a bundle for each of `paths`; with no path, for every zoo model that has weights.
 
     Zoo names are exported into a temporary folder and every Relu is verified on ONNX Runtime before anything is timed. Models
-    with a data set of their own get an int8 variant for CPUs. Several models are prepared in processes of their own, as many
-    at once as there are processors, up to `MOST_PROCESSES`.
+    with a data set of their own get an int8 variant for CPUs. What was prepared on this machine before, from the same code, weights
+    and libraries, is taken from the cache. Several models are prepared in processes of their own, as many at once as there are
+    processors, up to `MOST_PROCESSES`.
 
     Raises:
         InputError: If a shipped model does not verify.
@@ -48,12 +51,33 @@ def bundles_for(paths: Sequence[str], progress: Progress) -> Iterator[list[Path]
     names = list(paths) or [known.name for known in trained]
     with temporary_folder("bench") as folder:
         targets = {name: Path(folder) / f"{name}.rdb" for name in names if not Path(name).exists() and name in recipes()}
-        if len(targets) == 1:
-            for name, path in targets.items():
+        missing = {name: path for name, path in targets.items() if not _taken(name, path, progress)}
+        if len(missing) == 1:
+            for name, path in missing.items():
                 prepare_model(name, path, progress)
-        elif targets:
-            _prepare_concurrently(targets, progress)
+        elif missing:
+            _prepare_concurrently(missing, progress)
+        for name, path in missing.items():
+            _keep(name, path, progress)
         yield [targets.get(name, Path(name)) for name in names]
+
+
+def _taken(name: str, path: Path, progress: Progress) -> bool:
+    """Copy the bundle of a model from the cache to `path` if there is one. Return whether there was."""
+    made = take_bundle(name, path)
+    if made:
+        progress(f"{name}: exported, verified and quantized at {made}, taken from {cache_folder('bench')}")
+    return bool(made)
+
+
+def _keep(name: str, path: Path, progress: Progress) -> None:
+    """Put the bundle of a model into the cache, unless it lacks a variant that another environment may be able to make."""
+    if recipe(name).dataset and not Bundle.open(path).manifest.get("variants"):
+        return
+    try:
+        keep_bundle(name, path)
+    except InputError as error:
+        progress(f"{name}: not kept for later benchmarks: {error.message}")
 
 
 def prepare_model(name: str, path: Path, progress: Progress, threads: int = 0) -> None:

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from relu_deploy.backends import capabilities, names, probe, require
 from relu_deploy.backends.threads import ThreadCount, find_threads
 from relu_deploy.benchmark.environment import describe
 from relu_deploy.benchmark.gpu_limits import GpuLimits, calibrate_gpu
+from relu_deploy.benchmark.process import RowProcesses
 from relu_deploy.benchmark.result import BenchReport, Ratios, Run
 from relu_deploy.benchmark.roofline import calibrate
 from relu_deploy.benchmark.runner import BenchmarkPlan, Key, Timings, measure_rows
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported, UsageError
 from relu_deploy.latency_stats import ratio_of
+from relu_deploy.storage.folders import temporary_folder
 
 __all__ = ["BenchReport", "Ratios", "Run", "bench", "ratios_of"]
 
@@ -117,11 +120,12 @@ def bench(
     )
     runs: list[Run] = []
     ratios: list[Ratios] = []
-    for bundle in models:
-        for size in _batches_of(bundle, batches):
-            rows, timings = measure_rows(bundle, size, plan)
-            runs += rows
-            ratios += ratios_of(bundle, size, timings, against)
+    with temporary_folder("bench") as folder, closing(RowProcesses(threads, folder)) as started:
+        for bundle in models:
+            for size in _batches_of(bundle, batches):
+                rows, timings = measure_rows(bundle, size, plan, started)
+                runs += rows
+                ratios += ratios_of(bundle, size, timings, against)
     return BenchReport(environment, runs, ratios, left_out)
 
 

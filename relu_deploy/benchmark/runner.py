@@ -13,7 +13,7 @@ from relu_deploy.backends import capabilities, stored_settings
 from relu_deploy.backends.layer_times import LayerTime, LayerTimes
 from relu_deploy.benchmark.gpu_limits import GpuLimits, share_of_gpu_limit
 from relu_deploy.benchmark.layers import profile_by_segment
-from relu_deploy.benchmark.process import Process
+from relu_deploy.benchmark.process import RowProcesses
 from relu_deploy.benchmark.result import Run
 from relu_deploy.benchmark.roofline import Machine, share_of_limit
 from relu_deploy.bundle import Bundle
@@ -25,6 +25,7 @@ from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds, count_rows, row_axes, take_rows
 from relu_deploy.verification.judging.judge import compare_outputs
 from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
+from relu_deploy.worker_process import WorkerProcess
 
 __all__ = ["BenchmarkPlan", "Key", "Timings", "measure_rows"]
 
@@ -91,13 +92,14 @@ class Timings(NamedTuple):
     device: dict[Key, list[list[float]]]
 
 
-def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[Run], Timings]:
+def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan, started: RowProcesses) -> tuple[list[Run], Timings]:
     """Measure one model at one batch size.
 
     Args:
         bundle: The model.
         batch: Rows in one run.
         plan: Options of the benchmark.
+        started: Starts the process of each row.
 
     Returns:
         The rows and their timings.
@@ -109,20 +111,19 @@ def measure_rows(bundle: Bundle, batch: int, plan: BenchmarkPlan) -> tuple[list[
     plan.progress(f"{label}: computing the float64 truth")
     keys = _keys(bundle, plan)
     graphs = {key: bundle.with_variant(key.variant) if key.variant else bundle for key in keys}
-    # The workers import their runtimes while the truth is computed.
-    processes = {key: Process(plan.threads) for key in keys}
+    # Runtimes are imported while the truth is computed.
+    started.import_runtimes([key.backend for key in keys])
+    processes: dict[Key, WorkerProcess] = {}
     rows: dict[Key, Run] = {}
     try:
-        for key, process in processes.items():
-            process.send("prepare", backend=key.backend)
         feeds, _ = sample_feeds(bundle, batch, plan.seed, plan.data)
         checked = _checked_rows(bundle, batch)
         few = take_rows(feeds, row_axes(bundle.inputs), slice(checked))
         casts = {key: _cast(graphs[key], key, plan) for key in keys}
         truths = {(key.variant, casts[key]): _truth(graphs[key], few, plan.threads, casts[key]) for key in keys}
         costs = {key.variant: _cost(graphs[key], bundle, batch) for key in keys}
-        for process in processes.values():
-            process.receive("prepare")
+        for key in keys:
+            processes[key] = started.start(key.backend)
         loaded = _load(bundle, batch, plan, graphs, processes, rows)
         timings, kinds = _take_turns(label, plan, loaded, processes)
         for key, known in loaded.items():
@@ -167,7 +168,7 @@ def _load(
     batch: int,
     plan: BenchmarkPlan,
     graphs: Mapping[Key, Bundle],
-    processes: Mapping[Key, Process],
+    processes: Mapping[Key, WorkerProcess],
     rows: dict[Key, Run],
 ) -> dict[Key, dict[str, Any]]:
     """Load and warm up the sessions. Return the replies; sessions that cannot be loaded are added to `rows`."""
@@ -203,7 +204,7 @@ def _load(
 
 
 def _take_turns(
-    label: str, plan: BenchmarkPlan, loaded: Mapping[Key, Mapping[str, Any]], processes: Mapping[Key, Process]
+    label: str, plan: BenchmarkPlan, loaded: Mapping[Key, Mapping[str, Any]], processes: Mapping[Key, WorkerProcess]
 ) -> tuple[Timings, dict[Key, dict[str, list[list[float]]]]]:
     """Measure all rounds. Return the timings, and for rows on a GPU those of each kind of `device.DeviceMeter`."""
     timings = Timings({key: [] for key in loaded}, {})
@@ -221,7 +222,7 @@ def _take_turns(
 
 
 def _device(
-    process: Process, batch: int, plan: BenchmarkPlan, kinds: Mapping[str, list[list[float]]], known: Mapping[str, Any]
+    process: WorkerProcess, batch: int, plan: BenchmarkPlan, kinds: Mapping[str, list[list[float]]], known: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the row's `device`: None on the CPU, otherwise the measurements or the reason why there are none."""
     if not known["can_bind"]:
@@ -244,7 +245,9 @@ def _device(
     }
 
 
-def _layers(process: Process, bundle: Bundle, graph: Bundle, backend: str, batch: int, plan: BenchmarkPlan) -> dict[str, Any]:
+def _layers(
+    process: WorkerProcess, bundle: Bundle, graph: Bundle, backend: str, batch: int, plan: BenchmarkPlan
+) -> dict[str, Any]:
     """Return the row's `layers`: the times by segment, or the reason why there are none."""
     if not capabilities(backend).times_layers:
         return {"not_measured": f"{backend} does not report the times of its layers"}
@@ -326,7 +329,7 @@ def _row(
     )
 
 
-def _checked(process: Process, bundle: Bundle, feeds: Mapping[str, Any], truth: Truth, rows: int) -> dict[str, Any]:
+def _checked(process: WorkerProcess, bundle: Bundle, feeds: Mapping[str, Any], truth: Truth, rows: int) -> dict[str, Any]:
     """Verify the outputs of the measured session for the first `rows` rows of `feeds`."""
     with temporary_folder("bench") as folder:
         given, results = Path(folder) / "feeds.npz", Path(folder) / "outputs.npz"

@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,9 +39,12 @@ class Worker:
     """Executes commands on one session. Each public method is a command and returns the reply."""
 
     def prepare(self, backend: str) -> dict[str, Any]:
-        """Import the backend's runtime. Several workers do this concurrently."""
+        """Import the backend's runtime and what loading a model imports. Several workers do this concurrently."""
         started = time.perf_counter()
         probe(backend)
+        for module in ("onnx_ir", *capabilities(backend).modules):
+            with suppress(ImportError):  # private modules of a runtime, which another release may not have
+                import_module(module)
         return {"import_seconds": time.perf_counter() - started}
 
     def prepare_model(self, name: str, path: str, threads: int) -> dict[str, Any]:

@@ -27,6 +27,8 @@ GRACE = 3.0
 #: Exit codes of a child that ended on request, after Ctrl-C, and of a trial without enough memory.
 STOPPED, OUT_OF_MEMORY = 128 + 15, 90
 PR_SET_PDEATHSIG = 1
+#: Signals that request the end of a process.
+ENDING = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM), getattr(signal, "SIGQUIT", signal.SIGTERM))
 CRASHES = {
     "SIGSEGV": "segmentation fault",
     "SIGABRT": "abort",
@@ -174,6 +176,7 @@ class _Watch:
         code: The exit code of the child, or minus the number of the signal that ended it.
         timed_out: The child was ended because it took too long.
         forwarded: Signals that another process sent, and that were passed on.
+        received: Those, and signals of the terminal, which the child received as well.
     """
 
     def __init__(self, child: int, signals: set[signal.Signals], timeout: float | None) -> None:
@@ -183,6 +186,8 @@ class _Watch:
         self.code = 0
         self.timed_out = False
         self.forwarded: set[int] = set()
+        self.received: set[int] = set()
+        self._kill_at: float | None = None
 
     @property
     def has_exited(self) -> bool:
@@ -200,10 +205,12 @@ class _Watch:
                 f"{command} took longer than {self._timeout:g} s", "allow more with --timeout, or use smaller inputs"
             )
         number = signal.SIGTERM if self.code == STOPPED else -self.code
-        if number in self.forwarded:
+        # A runtime that is interrupted may end with an abort, and one that does not listen was killed.
+        ended_by = number if number in self.forwarded else next((one for one in ENDING if one in self.received), None)
+        if ended_by is not None:
             # End as this process would have without a child.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            signal.signal(ended_by, signal.SIG_DFL)
+            os.kill(os.getpid(), ended_by)
         return _crash(number, command)
 
     def wait(self) -> None:
@@ -213,17 +220,26 @@ class _Watch:
             if done:
                 self.code = os.waitstatus_to_exitcode(status)
                 return
-            remaining = 3600.0 if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+            ends = [end for end in (self._deadline, self._kill_at) if end is not None]
+            remaining = max(0.0, min(ends) - time.monotonic()) if ends else 3600.0
             received = signal.sigtimedwait(self._signals, remaining)
             if received is None:
                 self._expire()
-            elif received.si_signo != signal.SIGCHLD and received.si_code <= 0:
+            elif received.si_signo != signal.SIGCHLD:
+                self.received.add(received.si_signo)
+                if received.si_signo in ENDING and self._kill_at is None:
+                    self._kill_at = time.monotonic() + GRACE
                 # The terminal sends Ctrl-C to the child as well; what a process sent, only this one received.
-                self.forwarded.add(received.si_signo)
-                self._send(received.si_signo)
+                if received.si_code <= 0:
+                    self.forwarded.add(received.si_signo)
+                    self._send(received.si_signo)
 
     def _expire(self) -> None:
         """Request the child to end, or kill it if that was requested before."""
+        if self._kill_at is not None and time.monotonic() >= self._kill_at:
+            # It is inside a call of a runtime, where Python handles no signal.
+            self._send(signal.SIGKILL)
+            self._kill_at = None
         if self._deadline is None or time.monotonic() < self._deadline:
             return
         self._send(signal.SIGKILL if self.timed_out else signal.SIGTERM)

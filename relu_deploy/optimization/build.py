@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.prepare import Prepared
 from relu_deploy.optimization.recipes import Casts, PrecisionRecipe, Quantized, Unchanged
 from relu_deploy.optimization.report import OptimizeReport
-from relu_deploy.optimization.search import CandidateRunner, SearchResult, best_method, find_passing, segment_costs
+from relu_deploy.optimization.search import Candidate, CandidateRunner, SearchResult, best_method, find_passing, segment_costs
 from relu_deploy.optimization.speed import speedup
 from relu_deploy.optimization.targets import PRECISIONS, Target
 from relu_deploy.verification.run import VerifyReport, verify
@@ -87,16 +87,40 @@ class VariantBuilder:
         def on_step(line: str) -> None:
             progress(f"{precision}: {line}")
 
-        recipe = self._recipe(precision, on_step)
+        recipe, first = self._recipe(precision, on_step)
         if precision in ("int8", "fp8") and not recipe.segments and not self.prepared.is_quantized:
             inside = any(path for _, path in iterate_nodes(self.prepared.model))
             raise InputError(
                 f"{self.bundle.name} has no node that {precision} could be used for"
                 + (": those inside bodies of If, Loop and Scan stay float32" if inside else ""),
-                "use --precision fp16, or fp32 to leave it as it is",
+                f"use --precision {' or '.join(self._precisions_without_pairs())}",
             )
 
-        return FoundVariant(precision, recipe, self._search(recipe, precision, on_step))
+        return FoundVariant(precision, recipe, self._search(recipe, precision, on_step, first))
+
+    def _precisions_without_pairs(self) -> list[str]:
+        """Return the target's precisions that need no node of 8 bits, the narrowest first."""
+        return [name for name in reversed(self.target.precisions) if name not in ("int8", "fp8")]
+
+    def find_placed(self, found: FoundVariant, placement: str, progress: Progress) -> FoundVariant | None:
+        """Return a variant like `found` whose Q/DQ pairs are placed for other kernels.
+
+        Args:
+            found: An 8-bit variant.
+            placement: Rules of `graph.quantization.qdq_placement`.
+            progress: Called with one line for each step.
+
+        Returns:
+            The variant, None if `found` was not quantized here.
+        """
+        if not isinstance(found.recipe, Quantized):
+            return None
+
+        def on_step(line: str) -> None:
+            progress(f"{found.precision} for {placement}: {line}")
+
+        recipe = replace(found.recipe, placement=placement)
+        return FoundVariant(found.precision, recipe, self._search(recipe, found.precision, on_step, None))
 
     def report(self, found: FoundVariant, verified: VerifyReport | None, speed: Ratio | None) -> OptimizeReport:
         """Return the report on a variant, not stored yet."""
@@ -125,24 +149,29 @@ class VariantBuilder:
             method=found.recipe.method if isinstance(found.recipe, Quantized) else "",
         )
 
-    def _search(self, recipe: PrecisionRecipe, precision: str, on_step: Progress) -> SearchResult:
-        """Return the result of the search, which starts from the sensitivity list where there is one."""
+    def _search(self, recipe: PrecisionRecipe, precision: str, on_step: Progress, first: Candidate | None) -> SearchResult:
+        """Return the result of the search, which starts from the sensitivity list where there is one.
+
+        first: The candidate without float32 segments, where it was measured already.
+        """
         runner, options = self.runner(on_step), self.options
+        limits = self.max_drop, options.max_confidence_shift
         if options.sensitivity is None:
-            return find_passing(recipe, runner, self.max_drop, options.max_confidence_shift)
+            return find_passing(recipe, runner, *limits, first=first)
         sensitivity = SensitivityList(Path(options.sensitivity), self.bundle, self.target.name, precision)
         if self.force or not sensitivity.path.exists():
             sensitivity.write(sorted(segment_costs(recipe, runner), key=lambda each: -each[1]), self.data.measured_on.name)
-        return find_passing(recipe, runner, self.max_drop, options.max_confidence_shift, sensitivity.read(recipe.segments))
+        return find_passing(recipe, runner, *limits, sensitivity.read(recipe.segments), first)
 
-    def _recipe(self, precision: str, progress: Progress) -> PrecisionRecipe:
+    def _recipe(self, precision: str, progress: Progress) -> tuple[PrecisionRecipe, Candidate | None]:
+        """Return the recipe, and its candidate where the choice of the method has measured it."""
         prepared, options = self.prepared, self.options
         if precision == "fp32":
-            return Unchanged(prepared.model)
+            return Unchanged(prepared.model), None
         if precision in ("fp16", "bf16"):
-            return Casts(prepared.model, precision, {**prepared.keep(PRECISIONS[precision]), **prepared.excluded})
+            return Casts(prepared.model, precision, {**prepared.keep(PRECISIONS[precision]), **prepared.excluded}), None
         if prepared.is_quantized:
-            return Unchanged(prepared.model)
+            return Unchanged(prepared.model), None
         recipe = Quantized(
             prepared.model,
             precision,
@@ -156,12 +185,14 @@ class VariantBuilder:
         )
         # The range of a float8 tensor is the whole one with every method.
         if options.method != "auto" or precision == "fp8" or not recipe.segments:
-            return recipe
+            return recipe, None
         return best_method(recipe, self.runner(progress))
 
     def runner(self, progress: Progress) -> CandidateRunner:
         """Return what runs candidates of the search."""
-        return CandidateRunner(self.evaluator, self.target, self.prepared.model, self.options.threads, progress)
+        prepared = self.prepared
+        flops = prepared.cost.get("flops_after", 0)
+        return CandidateRunner(self.evaluator, self.target, prepared.model, self.options.threads, progress, flops)
 
     def _fallbacks(self, recipe: PrecisionRecipe, off: Sequence[str]) -> list[dict[str, str]]:
         """Return the nodes that stay float32, each with its operator, reason and segment."""

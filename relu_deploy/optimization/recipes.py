@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from relu_deploy.graph.bodies import iterate_nodes
@@ -61,7 +62,7 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class Quantized:
-    """int8 or fp8, as `placement` (of "cpu" or "tensorrt") wants it.
+    """int8 or fp8, as `placement` (of "cpu", "openvino" or "tensorrt") wants it.
 
     weight_bits: 8, or 7 for CPUs without VNNI. excluded: nodes that stay float32 whatever the search finds, with the reason.
     """
@@ -88,9 +89,13 @@ class Quantized:
         scheme = SCHEMES[self.placement, PRECISIONS[self.precision]]
         levels = SAFE_LEVELS if self.weight_bits == 7 else scheme.levels
         scheme = replace(scheme, per_channel=self.per_channel, levels=levels)
-        ranges = {name: range_of(one, self.method, scheme.activation) for name, one in self.statistics.items()}
         means = {name: one.means for name, one in self.statistics.items()} if self.correct_biases else None
-        return quantize(self.model, placed, ranges, scheme, means)
+        return quantize(self.model, placed, self._ranges, scheme, means)
+
+    @cached_property
+    def _ranges(self) -> Mapping[str, tuple[float, float]]:
+        scheme = SCHEMES[self.placement, PRECISIONS[self.precision]]
+        return {name: range_of(one, self.method, scheme.kind(one.low)) for name, one in self.statistics.items()}
 
     def float_nodes(self, off: Collection[str] = ()) -> dict[str, str]:
         inside = {

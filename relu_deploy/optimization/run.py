@@ -32,6 +32,7 @@ from relu_deploy.optimization.report import OptimizeReport
 from relu_deploy.optimization.store import store
 from relu_deploy.optimization.targets import PRECISIONS, TARGETS, Target, find_target
 from relu_deploy.storage.folders import temporary_folder
+from relu_deploy.verification.judging.noise import rounded_numbers
 
 __all__ = ["OptimizeOptions", "OptimizeReport", "optimize", "optimize_bundle"]
 
@@ -140,7 +141,10 @@ def optimize_bundle(
         prepared = replace(prepared, path=folder / "prepared.onnx")
         save_model(prepared.model, prepared.path)
         with TARGETS["cpu"].session(prepared.original, threads=options.threads) as session:
-            evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch, options.score_threshold)
+            rounded = rounded_numbers(prepared.original)
+            evaluator = AccuracyEvaluator.prepare(
+                bundle, data.measured_on, session.run, data.batch, options.score_threshold, rounded
+            )
         _check_confidence(evaluator, options)
         builder = VariantBuilder(bundle, goal, options, data, prepared, evaluator, force)
         if searched:

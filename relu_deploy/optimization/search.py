@@ -12,24 +12,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count as counter
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.data.datasets import spread_evenly
 from relu_deploy.optimization.accuracy.calibration import AUTO_METHODS
 from relu_deploy.optimization.accuracy.confidence import Confidence
-from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator, answers_of, distance
+from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator, Run, answers_of, distance
 from relu_deploy.optimization.recipes import PrecisionRecipe, Quantized
 from relu_deploy.optimization.targets import Target
 from relu_deploy.tasks.metrics import Metric
-from relu_deploy.tensors import Array
+from relu_deploy.tensors import Array, Feeds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["CandidateRunner", "SearchResult", "SearchStep", "best_method", "find_passing", "segment_costs"]
+__all__ = ["Candidate", "CandidateRunner", "SearchResult", "SearchStep", "best_method", "find_passing", "segment_costs"]
 
-#: rows on which the error of a group is measured: a continuous difference needs few
-ROWS_FOR_COST = 16
+#: rows on which the error of a group is measured, most and fewest: a continuous difference needs few
+ROWS_FOR_COST, FEWEST_ROWS = 16, 4
+#: floating-point operations of one such measurement, beyond which it takes fewer rows
+FLOPS_FOR_COST = 2 * 10**11
 #: stands for an infinite error among the groups
 BROKEN = 1e300
 
@@ -76,6 +79,15 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A graph that was run on the data, its accuracy, and its confidence (None where it has none)."""
+
+    model: ir.Model
+    metric: Metric
+    confidence: Confidence | None = None
+
+
+@dataclass(frozen=True)
 class CandidateRunner:
     """Runs candidates as `target` would, and compares them with the float32 model.
 
@@ -85,6 +97,7 @@ class CandidateRunner:
         float32: The model whose outputs errors are measured against.
         threads: Threads of the runtime.
         progress: Called with one line for each step.
+        flops: Floating-point operations of one row; 0 where they are not known.
     """
 
     evaluator: AccuracyEvaluator
@@ -92,15 +105,32 @@ class CandidateRunner:
     float32: ir.Model
     threads: int = 0
     progress: Callable[[str], None] = lambda _: None
+    flops: int = 0
 
-    def score(self, model: ir.Model) -> Metric:
-        """Return the accuracy of `model`."""
-        return self.measure(model)[0]
+    @property
+    def rows_for_cost(self) -> int:
+        """Return on how many rows the error of a group is measured."""
+        return min(ROWS_FOR_COST, max(FEWEST_ROWS, FLOPS_FOR_COST // max(1, self.flops)))
 
-    def measure(self, model: ir.Model) -> tuple[Metric, Confidence | None]:
-        """Return the accuracy and the confidence of `model`."""
+    def measure(self, model: ir.Model) -> Candidate:
+        """Return `model` with its accuracy and its confidence."""
         with self.target.session(model, threads=self.threads) as session:
-            return self.evaluator.measure(session.run)
+            return Candidate(model, *self.evaluator.measure(session.run))
+
+    def measure_with_answers(self, model: ir.Model) -> tuple[Candidate, Mapping[str, Array]]:
+        """Return what `measure` and `answers` return, with one session, and with one run of the rows where these are all rows."""
+        evaluator, kept = self.evaluator, []
+        with self.target.session(model, threads=self.threads) as session:
+
+            def run(feeds: Feeds) -> Feeds:
+                kept.append(session.run(feeds))
+                return kept[-1]
+
+            few = len(evaluator.dataset) <= self.rows_for_cost
+            candidate = Candidate(model, *evaluator.measure(run if few else session.run))
+            once = few and len(kept) == ceil(len(evaluator.dataset) / evaluator.batch)
+            results = iter(kept)
+            return candidate, self._answers((lambda _: next(results)) if once else session.run)
 
     def shift(self, confidence: Confidence | None) -> float | None:
         """Return the shift of the mean confidence from the float32 model's, None where there is none."""
@@ -108,10 +138,12 @@ class CandidateRunner:
 
     def answers(self, model: ir.Model) -> Mapping[str, Array]:
         """Return the outputs of `model` on a few rows."""
-        dataset = self.evaluator.dataset
-        few = dataset.picked(spread_evenly(len(dataset), ROWS_FOR_COST))
         with self.target.session(model, threads=self.threads) as session:
-            return answers_of(session.run, few, self.evaluator.batch)
+            return self._answers(session.run)
+
+    def _answers(self, run: Run) -> Mapping[str, Array]:
+        dataset = self.evaluator.dataset
+        return answers_of(run, dataset.picked(spread_evenly(len(dataset), self.rows_for_cost)), self.evaluator.batch)
 
 
 def find_passing(
@@ -120,6 +152,7 @@ def find_passing(
     max_drop: float,
     max_shift: float | None = None,
     known_costs: Sequence[tuple[str, float]] = (),
+    first: Candidate | None = None,
 ) -> SearchResult:
     """Return the variant with the fewest segments of `recipe` in float32 that passes.
 
@@ -129,13 +162,13 @@ def find_passing(
         max_drop: Largest accepted loss of the accuracy metric.
         max_shift: Largest accepted shift of the mean confidence; None accepts any.
         known_costs: Segments with the errors of an earlier run, costliest first; others are measured after them.
+        first: The candidate without float32 segments, where it was measured already.
 
     Returns:
         The variant that passes, or the one without float32 segments where none does.
     """
     curve: list[SearchStep] = []
-    models: dict[int, tuple[ir.Model, Metric]] = {}
-    confidences: dict[int, Confidence | None] = {}
+    tried: dict[int, Candidate] = {}
     segments = recipe.segments
     costs = [(name, cost) for name, cost in known_costs if name in segments]
     known = {name for name, _ in costs}
@@ -144,31 +177,38 @@ def find_passing(
     def passes(count: int) -> bool:
         while len(costs) < count:
             costs.append(next(costliest))
-        runner.progress(f"accuracy with {count} of {len(segments)} segments in float32" if count else "accuracy")
-        model = recipe.build([name for name, _ in costs[:count]])
-        metric, confidences[count] = runner.measure(model)
-        shift = runner.shift(confidences[count])
-        passed = runner.evaluator.before.value - metric.value <= max_drop
+        if count or first is None:
+            runner.progress(f"accuracy with {count} of {len(segments)} segments in float32" if count else "accuracy")
+            candidate = runner.measure(recipe.build([name for name, _ in costs[:count]]))
+        else:
+            candidate = first
+        shift = runner.shift(candidate.confidence)
+        passed = runner.evaluator.before.value - candidate.metric.value <= max_drop
         passed = passed and (max_shift is None or (shift is not None and abs(shift) <= max_shift))
-        curve.append(SearchStep(count, metric, passed, shift))
-        models[count] = model, metric
+        curve.append(SearchStep(count, candidate.metric, passed, shift))
+        tried[count] = candidate
         return passed
 
+    def result(count: int, *, passed: bool) -> SearchResult:
+        chosen = tried[count]
+        off = [name for name, _ in costs[:count]]
+        return SearchResult(passed, off or (), chosen.model, chosen.metric, curve, costs, chosen.confidence)
+
     if passes(0):
-        return SearchResult(True, (), *models[0], curve, costs, confidences[0])
+        return result(0, passed=True)
     # With every segment in float32 it would pass, but would no longer be in the requested precision.
     most = len(segments) - 1
     if most < 1:
-        return SearchResult(False, (), *models[0], curve, costs, confidences[0])
+        return result(0, passed=False)
     failed, count = 0, 1
     while not passes(count):
         if count == most:
-            return SearchResult(False, (), *models[0], curve, costs, confidences[0])
+            return result(0, passed=False)
         failed, count = count, min(2 * count, most)
     while count - failed > 1:
         middle = (failed + count) // 2
         failed, count = (failed, middle) if passes(middle) else (middle, count)
-    return SearchResult(True, [name for name, _ in costs[:count]], *models[count], curve, costs, confidences[count])
+    return result(count, passed=True)
 
 
 def segment_costs(recipe: PrecisionRecipe, runner: CandidateRunner) -> Iterator[tuple[str, float]]:
@@ -189,18 +229,17 @@ def segment_costs(recipe: PrecisionRecipe, runner: CandidateRunner) -> Iterator[
             heappush(groups, (-min(error, BROKEN), next(serial), half))
 
 
-def best_method(recipe: Quantized, runner: CandidateRunner) -> Quantized:
-    """Return `recipe` with the calibration method of `AUTO_METHODS` that is most accurate.
+def best_method(recipe: Quantized, runner: CandidateRunner) -> tuple[Quantized, Candidate]:
+    """Return `recipe` with the calibration method of `AUTO_METHODS` that is most accurate, and its candidate.
 
     Among methods of equal accuracy the one whose outputs are closest to the float32 model's is taken.
     """
     true = runner.answers(runner.float32)
-    best, best_score = recipe, (float("-inf"), float("-inf"))
+    found: list[tuple[Quantized, Candidate, tuple[float, float]]] = []
     for method in AUTO_METHODS:
         runner.progress(f"accuracy with the calibration method {method}")
-        candidate = replace(recipe, method=method)
-        model = candidate.build()
-        score = runner.score(model).value, -distance(runner.answers(model), true)
-        if score > best_score:
-            best, best_score = candidate, score
-    return best
+        changed = replace(recipe, method=method)
+        candidate, answers = runner.measure_with_answers(changed.build())
+        found.append((changed, candidate, (candidate.metric.value, -distance(answers, true))))
+    best, candidate, _ = max(found, key=lambda each: each[2])
+    return best, candidate

@@ -22,6 +22,8 @@ from relu_deploy.storage.files import write_atomically
 
 __all__ = ["PredictReport", "predict"]
 
+#: rows that are returned; more are written to a file
+MOST_ROWS = 100_000
 #: batches that are decoded ahead of the one that the model runs
 AHEAD = 3
 
@@ -82,7 +84,7 @@ def predict(
         predictor: The model.
         inputs: Picture files, folders, patterns, `.npz` files and files of texts; see `find_sources`.
         out: A `.jsonl`, `.csv` or `.parquet` file. Inputs that have a row in it are skipped, so an interrupted run continues.
-            None returns the rows in the report.
+            None returns the rows in the report, `MOST_ROWS` at most.
         draw: A folder for pictures with their predictions.
         shard: (I, N) takes every N-th input, starting with the I-th.
         force: Replace `out` and drawings that exist.
@@ -100,6 +102,10 @@ def predict(
             f"--shard {shard[0]}/{shard[1]} is not one of 1/{shard[1]} to {shard[1]}/{shard[1]}", "for instance --shard 1/4"
         )
     sources = shard_of(find_sources(predictor.bundle, inputs), shard)
+    if out is None and len(sources) > MOST_ROWS:
+        raise UsageError(
+            f"{len(sources):,} inputs have too many rows to show, at most {MOST_ROWS:,}", "write them to a file: -o OUT.jsonl"
+        )
     drawings = None if draw is None else _Drawings(Path(draw), sources)
     _ = predictor.session
     target = None if out is None else open_rows(Path(out), predictor.model_id, force)

@@ -24,6 +24,8 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 TEXT_SUFFIXES = (".txt", ".tsv")
 #: largest picture or text file
 MAX_FILE_BYTES = 2**28
+#: inputs of one run, each of which is held by its name
+MAX_INPUTS = 2_000_000
 
 
 class Source(Protocol):
@@ -40,7 +42,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _PictureFile:
     file: Path
     place: Path
@@ -53,7 +55,7 @@ class _PictureFile:
         return prepare_picture(bundle, read_regular(self.file, MAX_FILE_BYTES))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Text:
     name: str
     text: bytes
@@ -63,7 +65,7 @@ class _Text:
         return prepare_text(bundle, self.text)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Row:
     name: str
     arrays: Mapping[str, Array]
@@ -84,13 +86,22 @@ def find_sources(bundle: Bundle, inputs: Sequence[str | os.PathLike[str]]) -> li
 
     Raises:
         UsageError: If an input does not exist, or a pattern matches nothing.
-        InputError: If a folder has no pictures, or a file cannot be read.
+        InputError: If a folder has no pictures, a file cannot be read, or there are more than `MAX_INPUTS` inputs.
     """
     found: dict[str, Source] = {}
     for given in inputs:
         for source in _sources_at(bundle, str(given)):
             found.setdefault(source.name, source)
+        _check_count(len(found), str(given))
     return list(found.values())
+
+
+def _check_count(count: int, given: str) -> None:
+    if count > MAX_INPUTS:
+        raise InputError(
+            f"{given[:200]} has {count:,} inputs, at most {MAX_INPUTS:,} are predicted in one run",
+            "divide them among several runs",
+        )
 
 
 def shard_of(sources: Sequence[Source], shard: tuple[int, int] | None) -> list[Source]:
@@ -149,12 +160,16 @@ def _of_npz(bundle: Bundle, file: Path) -> list[Source]:
     lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
     if len(lengths) != 1 or lengths == {0}:
         raise InputError(f"the arrays in {file} do not have the same number of rows, at least 1", "save one row for each input")
-    return [_Row(f"{file.as_posix()}[{row}]", arrays, row) for row in range(lengths.pop())]
+    (count,) = lengths
+    _check_count(count, str(file))
+    return [_Row(f"{file.as_posix()}[{row}]", arrays, row) for row in range(count)]
 
 
 def _of_texts(file: Path) -> list[Source]:
     found: list[Source] = []
-    for number, line in enumerate(read_regular(file, MAX_FILE_BYTES).splitlines(), 1):
+    content = read_regular(file, MAX_FILE_BYTES)
+    _check_count(content.count(b"\n") + content.count(b"\r") - content.count(b"\r\n"), str(file))
+    for number, line in enumerate(content.splitlines(), 1):
         if line.strip() and not line.startswith(b"#"):
             text = line.partition(b"\t")[2] if file.suffix == ".tsv" else line
             found.append(_Text(f"{file.as_posix()}:{number}", text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from relu_deploy.verification.plan import VerifyPlan
 
 __all__ = ["TappedRelus", "arrays_of", "same_bits", "tap_relus"]
 
+#: taps are divided no further after so many sessions in a row whose outputs all changed
+PATIENCE = 12
+
 
 @dataclass(frozen=True)
 class TappedRelus:
@@ -27,12 +31,14 @@ class TappedRelus:
         as_deployed: The tensors that were read while the outputs stayed bit-identical to those of the untapped session. One
             that is not among them can only be read in another program than the one that ships.
         sessions: How many sessions it took.
+        together: Tensors that were read with others although the outputs changed, because `PATIENCE` was exhausted.
     """
 
     values: Feeds
     for_nan: Feeds
     as_deployed: frozenset[str]
     sessions: int
+    together: frozenset[str] = frozenset()
 
 
 def tap_relus(plan: VerifyPlan, backend: str, relus: Sequence[Relu], untapped: Feeds, nan_feeds: Feeds) -> TappedRelus:
@@ -40,7 +46,8 @@ def tap_relus(plan: VerifyPlan, backend: str, relus: Sequence[Relu], untapped: F
 
     A tapped tensor has to be written to memory, which may keep the runtime from fusing the kernels around it. So the outputs
     are compared bit by bit with those of the untapped session; where they differ, the taps are divided between two sessions,
-    neighbors apart, until the outputs agree or one tap is left.
+    neighbors apart, until the outputs agree or one tap is left. Where a runtime fuses nearly every Relu, which is the rule for
+    int8, nothing would be found with a session for each: the division ends after `PATIENCE` sessions in a row without success.
 
     Args:
         plan: The model and its inputs.
@@ -52,21 +59,24 @@ def tap_relus(plan: VerifyPlan, backend: str, relus: Sequence[Relu], untapped: F
     values: Feeds = {}
     for_nan: Feeds = {}
     as_deployed: set[str] = set()
-    groups, sessions = [list(relus)] if relus else [], 0
-    while groups:
-        group = groups.pop()
+    groups = deque([list(relus)] if relus else [])
+    sessions = changed = 0
+    while groups and changed < PATIENCE:
+        group = groups.popleft()
         with closing(load(plan.bundle, backend, taps=tuple(group), **plan.options)) as session:
             results = arrays_of(session.run(plan.feeds))
             results_of_nan = session.run(nan_feeds) if nan_feeds else {}
         sessions += 1
-        unchanged = all(name in results and same_bits(results[name], array) for name, array in untapped.items())
-        if unchanged or len(group) == 1:
-            values |= {relu.output: results[relu.output] for relu in group}
-            for_nan |= {relu.output: results_of_nan[relu.output] for relu in group} if results_of_nan else {}
-            as_deployed |= {relu.output for relu in group} if unchanged else set()
+        values |= {relu.output: results[relu.output] for relu in group}
+        for_nan |= {relu.output: results_of_nan[relu.output] for relu in group} if results_of_nan else {}
+        if all(name in results and same_bits(results[name], array) for name, array in untapped.items()):
+            changed = 0
+            as_deployed |= {relu.output for relu in group}
         else:
-            groups += [group[0::2], group[1::2]]
-    return TappedRelus(values, for_nan, frozenset(as_deployed), sessions)
+            changed += 1
+            groups += [group[0::2], group[1::2]] if len(group) > 1 else []
+    together = frozenset(relu.output for group in groups for relu in group)
+    return TappedRelus(values, for_nan, frozenset(as_deployed), sessions, together)
 
 
 def arrays_of(results: Mapping[str, Any]) -> Feeds:

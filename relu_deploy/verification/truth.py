@@ -20,7 +20,7 @@ from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.judging.noise import LONG, LargeRounding, SumOrder, behind_decisions, draws_for
+from relu_deploy.verification.judging.noise import LONG, LargeRounding, SumOrder, behind_decisions, draws_for, rounded_numbers
 from relu_deploy.verification.judging.tensor_noise import TensorNoise
 from relu_deploy.verification.judging.verdict import LIMITS
 from relu_deploy.verification.tapping import arrays_of
@@ -275,8 +275,12 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
     true = source.evaluate(feeds, seen=counted.seen)
     seconds = time.perf_counter() - started
     decided = behind_decisions(source.model)
-    decided = {source.inner.get(name, name) for name in decided} if not torch_names else decided
-    noise = {name: TensorNoise(value, precision, decided=name in decided) for name, value in true.items()}
+    rounded = rounded_numbers(source.model)
+    if not torch_names:
+        decided, rounded = ({source.inner.get(name, name) for name in names} for names in (decided, rounded))
+    noise = {
+        name: TensorNoise(value, precision, decided=name in decided, rounded=name in rounded) for name, value in true.items()
+    }
 
     def measure(evaluation: str, draw: int = 0, **options: Any) -> None:
         def add(name: str, value: Array) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urljoin, urlsplit
 
 from relu_deploy.errors import InputError, UsageError
+from relu_deploy.paths import cache_folder
 from relu_deploy.storage.files import reason, sha256, sweep, temporary_prefix, try_lock
-from relu_deploy.zoo.weights_sources import cache_folder
 
 __all__ = ["FILES", "published_url", "published_weights"]
 
@@ -72,7 +72,7 @@ def published_weights(name: str, mirror: str | None = None) -> Path:
     given = PurePosixPath(urlsplit(url).path).name
     file = given if DIGITS.search(given) else FILES[name]
     digits = DIGITS.search(file).group(1)  # type: ignore[union-attr]
-    target = cache_folder() / file
+    target = cache_folder("weights") / file
     damaged = ""
     for cached in (target, _torch_cache() / file):
         if cached.is_file():

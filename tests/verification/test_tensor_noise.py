@@ -3,6 +3,8 @@
 import weakref
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from bundles import exported
 from onnx import TensorProto, helper
@@ -12,7 +14,7 @@ from relu_deploy.backends.base import Rounding
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.graph import find_relus, load_model
-from relu_deploy.verification.judging.noise import FEW
+from relu_deploy.verification.judging.noise import FEW, rounded_numbers
 from relu_deploy.verification.judging.tensor_noise import TensorNoise, single_noise
 from relu_deploy.verification.judging.verdict import LIMITS
 from relu_deploy.verification.truth import find_truth, open_source
@@ -70,6 +72,35 @@ def test_integers_that_change_with_the_rounding_are_undecided():
     assert noise.undecided.tolist() == [True, False, True]
     assert noise.single.tolist() == [np.inf, 0, np.inf]
     assert noise.floor == 0
+
+
+def test_rounded_numbers_have_the_error_of_the_draws_where_the_precision_is_coarse():
+    true = np.array([1, 2, 3, 4])
+    for precision, floor in (("int8", np.sqrt(2.5)), ("float32", 0.0)):
+        noise = TensorNoise(true, precision, decided=True, rounded=True)
+        noise.add(np.array([1, 2, 3, 5]), "draw")
+        noise.add(np.array([2, 2, 3, 1]), "draw", 1)  # off by 1 and 3: the root of 10 / 4
+        noise.add(true + 100, "large")
+        assert noise.floor == pytest.approx(floor)
+    assert TensorNoise(true, "int8", decided=True).floor == 0
+
+
+def test_indices_and_what_is_gathered_at_them_are_no_rounded_numbers():
+    nodes = [
+        helper.make_node("Cast", ["x"], ["cast"], to=TensorProto.INT64),
+        helper.make_node("Relu", ["cast"], ["relu"]),
+        helper.make_node("ArgMax", ["x"], ["index"], keepdims=0),
+        helper.make_node("Cast", ["index"], ["float_index"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["float_index"], ["cast_index"], to=TensorProto.INT64),
+        helper.make_node("Add", ["relu", "cast_index"], ["mixed"]),
+        helper.make_node("Greater", ["x", "x"], ["compared"]),
+        helper.make_node("Cast", ["compared"], ["count"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["x", "relu"], ["rows"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 3]) for name in ("x", "rows")]
+    model = helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:]), opset_imports=[helper.make_opsetid("", 18)])
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    assert rounded_numbers(model) == {"cast", "relu"}
 
 
 def test_the_truth_is_that_of_whole_evaluations_one_after_the_other():

@@ -64,6 +64,7 @@ def capabilities(name: str) -> Capabilities:
         extra="cpu" if name == "onnxruntime-cpu" else "",
         # The backend openvino is compared instead.
         compared_by_default=name != "onnxruntime-openvino",
+        placement="openvino" if name == "onnxruntime-openvino" else "",
     )
 
 

@@ -19,7 +19,9 @@ DEVICE = "CPU"
 def capabilities(_: str) -> Capabilities:
     """Return what the backend supports."""
     tunables: tuple[Mapping[str, Any], ...] = (*({"threads": count} for count in alternative_counts()), {"spin": False})
-    return Capabilities(autocasts=True, times_layers=True, targets=("cpu",), tunables=tunables, extra="openvino")
+    return Capabilities(
+        autocasts=True, times_layers=True, targets=("cpu",), tunables=tunables, extra="openvino", placement="openvino"
+    )
 
 
 def probe(name: str) -> Probe:

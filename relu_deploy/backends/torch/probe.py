@@ -28,6 +28,7 @@ def capabilities(name: str) -> Capabilities:
         autocasts=on_gpu(name),
         # The first run takes a minute or more to compile.
         compared_by_default=not compiled,
+        modules=("torch.export", "torch._dynamo", "torch._export.serde.serialize", "torch._inductor.config", "networkx"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Refuse graphs with a tensor too large for this machine, before anything allocates it.
+"""Refuse graphs with a tensor too large for this machine, or with a Loop that never ends, before anything runs.
 
 A file of a few hundred bytes can compute a tensor of any size: with ConstantOfShape, Expand or Tile, or by joining or broadcasting
 tensors again and again. The sizes are inferred from the constants in the graph. What depends on the data that is fed cannot be known before the graph runs.
@@ -11,6 +11,7 @@ from collections import ChainMap
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.loading.loops import check_loops
 from relu_deploy.graph.loading.structure import bodies_of, outer_reads
 from relu_deploy.graph.propagation import infer_with_values
 from relu_deploy.graph.ranks import TooManyDimensions
@@ -60,8 +61,10 @@ def check_resources(proto: onnx.ModelProto, where: str) -> None:
         where: The file's name for error messages.
 
     Raises:
-        InputError: If a tensor needs more than `memory_limit` bytes, or has more dimensions than runtimes support.
+        InputError: If a tensor needs more than `memory_limit` bytes, or has more dimensions than runtimes support, or if a Loop
+            never ends.
     """
+    check_loops(proto, where)
     _check_values(proto.graph, where)
     light = _without_weights(proto)
     try:

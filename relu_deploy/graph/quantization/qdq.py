@@ -40,18 +40,25 @@ BIAS_STEPS = 2**30
 class Scheme:
     """How numbers are stored. activation, weight: "uint8", "int8" or "float8". levels: largest stored weight.
 
-    per_channel: whether each output channel of the weights has a scale of its own.
+    per_channel: whether each output channel of the weights has a scale of its own. signed: how activations are stored that may be
+    negative, "" for the same as others.
     """
 
     activation: str
     weight: str
     levels: int
     per_channel: bool = True
+    signed: str = ""
+
+    def kind(self, low: float) -> str:
+        """Return how activations are stored whose least number is `low`."""
+        return self.signed if self.signed and low < 0 else self.activation
 
 
-#: by target and precision
+#: by placement and precision. OpenVINO fuses an Add into the Conv before it only if no zero point has to be subtracted in between.
 SCHEMES = {
     ("cpu", "int8"): Scheme("uint8", "int8", 127),
+    ("openvino", "int8"): Scheme("uint8", "int8", 127, signed="int8"),
     ("tensorrt", "int8"): Scheme("int8", "int8", 127),
     ("tensorrt", "float8"): Scheme("float8", "float8", 448),
 }
@@ -115,7 +122,7 @@ def quantize(
         node = nodes[name]
         if node.op_type in _OUTPUT_AXIS:
             source, result = str(node.inputs[0].name), str(node.outputs[0].name)  # type: ignore[union-attr]
-            step = scale_and_zero(*ranges[source], scheme.activation)[0]
+            step = scale_and_zero(*ranges[source], scheme.kind(ranges[source][0]))[0]
             scale = _store_weights(quantized, node, scheme, means or {}, step)
             if scheme.activation == "uint8" and node.op_type == "Gemm" and result not in placement.results:
                 _store_bias(quantized, node, step * scale)
@@ -149,11 +156,12 @@ def _quantize_tensor(
     """Put a Q/DQ pair behind `value` and let `uses` read it; with None every reader, and the graph's output if it is one."""
     import onnx_ir as ir
 
-    scale, zero = scale_and_zero(*span, scheme.activation)
+    kind = scheme.kind(span[0])
+    scale, zero = scale_and_zero(*span, kind)
     name = str(value.name)
     parameters = [
         _constant(model, f"{name}/scale", np.asarray(scale, np.float32)),
-        _constant(model, f"{name}/zero_point", np.asarray(zero).astype(_STORED[scheme.activation])),
+        _constant(model, f"{name}/zero_point", np.asarray(zero).astype(_STORED[kind])),
     ]
     read = list(value.uses()) if uses is None else uses
     leaves = uses is None and value.is_graph_output()

@@ -8,14 +8,18 @@ Rules for `cpu` (ONNX Runtime's kernels take 8 bits in and give 8 bits out):
 3. A result that the body of an If, Loop or Scan reads stays float: ONNX Runtime 1.32 aborts the process when it moves a
    DequantizeLinear to where a body reads its result.
 
+Rules for `openvino` (the patterns that its low-precision passes turn into 8-bit kernels): 1 to 3, except that
+
+4. any node with weights may give float: what no other quantized node reads is not quantized.
+
 Rules for `tensorrt` (after NVIDIA's explicit-quantization guide and ModelOpt's placement):
 
-4. A Conv, Gemm or MatMul with constant weights reads its input quantized. Nothing follows it: Conv,
+5. A Conv, Gemm or MatMul with constant weights reads its input quantized. Nothing follows it: Conv,
    Add and Relu, then the next reader's quantization, are one kernel.
-5. At a residual Add the branch that is not computed by the Conv before it is quantized as well.
-6. Layers that 8 bits make slower keep their precision: few channels, a ConvTranspose, and for float8 grouped or very large kernels.
+6. At a residual Add the branch that is not computed by the Conv before it is quantized as well.
+7. Layers that 8 bits make slower keep their precision: few channels, a ConvTranspose, and for float8 grouped or very large kernels.
 
-For both: tensors that a pool, a Concat (TensorRT), a Resize or a Reshape links together have one scale, since these nodes
+For all: tensors that a pool, a Concat (not for `cpu`), a Resize or a Reshape links together have one scale, since these nodes
 only move numbers. A node belongs to the segment of the first Relu behind it; segments are the unit that is returned to float.
 """
 
@@ -70,13 +74,15 @@ def place_qdq(
 ) -> QdqPlacement:
     """Return what `target` quantizes of `model`, whose batch norms are folded.
 
-    target: "cpu" or "tensorrt". precision: "int8" or "float8". off: segments that stay float. excluded: nodes that do.
+    target: "cpu", "openvino" or "tensorrt". precision: "int8" or "float8". off: segments that stay float. excluded: nodes that do.
     """
     segments = segments_of(model)
     kept = {name for name, segment in segments.items() if segment in off} | set(excluded)
     refused: dict[str, str] = {}
-    if target == "cpu":
+    if target in ("cpu", "openvino"):
         nodes, reads, results = _place_cpu(model, kept, refused)
+        if target == "openvino":
+            results = {name for name in results if _is_read_quantized(model, name, reads)}
     else:
         nodes, reads = _place_tensorrt(model, precision, kept, refused)
         results = set()
@@ -121,7 +127,7 @@ def _place_cpu(
         result = _after_relu(node.outputs[0], relus)
         inside = str(result.name) in captured
         if node.op_type in WEIGHTED:
-            why = _no_weights(node) or ("ONNX Runtime has no 8-bit ConvTranspose" if node.op_type == "ConvTranspose" else "")
+            why = _no_weights(node) or ("there is no 8-bit ConvTranspose" if node.op_type == "ConvTranspose" else "")
             if inside and node.op_type == "Conv":
                 why = why or "its result is read inside the body of an If, Loop or Scan"
             if why:
@@ -139,6 +145,17 @@ def _place_cpu(
         if not (inside or (node.op_type in ("Gemm", "MatMul") and _only_leaves(result))):
             results.add(str(result.name))
     return nodes, reads, results
+
+
+def _is_read_quantized(model: ir.Model, name: str, reads: Collection[tuple[str, int]]) -> bool:
+    """Return whether a quantized node reads the tensor `name`, directly or through nodes that only move numbers."""
+    waiting = [value for node in model.graph for value in node.outputs if str(value.name) == name]
+    while waiting:
+        for user, position in waiting.pop().uses():
+            if (str(user.name), position) in reads:
+                return True
+            waiting += [user.outputs[0]] if user.op_type in MOVING else []
+    return False
 
 
 def _read_by_bodies(model: ir.Model) -> set[str]:

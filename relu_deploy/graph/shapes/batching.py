@@ -28,6 +28,8 @@ _GENERATED_NAME = re.compile(r"^(unk__\d+|DynamicDimension\.\d+|dyn_?\d*|d\d+|s\
 #: sizes that hardly any graph has by itself
 _PROBES = (7, 11)
 _OTHER_SIZE = 5
+#: most inputs for which shape inference is tried with a batch: each takes as long as the graph is large
+MOST_TRIALS = 32
 
 Shape = Sequence[int | str]
 
@@ -71,18 +73,19 @@ def _input_axes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, int |
         shared = [dim for dim in leading if symbols[dim] > 1]
         batch = shared[0] if shared else leading[0] if leading else None
     if batch is None:
-        return {name: 0 if _is_fixed_batch(shape, inputs) else None for name, shape in inputs.items()}
+        firsts = {shape[0] for shape in inputs.values() if len(shape) > 1}
+        return {name: 0 if len(shape) > 1 and len(firsts) == 1 else None for name, shape in inputs.items()}
     axes: dict[str, int | None] = {}
     for name, shape in inputs.items():
         axes[name] = shape.index(batch) if batch in shape else None
-    for name, shape in inputs.items():
-        # Converters name one batch differently in each input: it is the batch where another size does not fit.
-        if (
-            axes[name] is None
-            and shape
-            and isinstance(shape[0], str)
-            and (_GENERATED_NAME.match(shape[0]) or _must_be_equal(model, inputs, axes, name))
-        ):
+    # Converters name one batch differently in each input: it is the batch where another size does not fit.
+    leading_names = {
+        name: shape[0] for name, shape in inputs.items() if axes[name] is None and shape and isinstance(shape[0], str)
+    }
+    generated = [name for name, dim in leading_names.items() if _GENERATED_NAME.match(dim)]
+    axes |= dict.fromkeys(generated, 0)
+    for name in [name for name in leading_names if axes[name] is None][:MOST_TRIALS]:
+        if _must_be_equal(model, inputs, axes, name):
             axes[name] = 0
     return axes
 
@@ -113,11 +116,6 @@ def _following_axis(sizes: Sequence[Sequence[int | None] | None]) -> int | None:
 
 def _named_axis(shape: Shape, names: set[int | str]) -> int | None:
     return next((axis for axis, dim in enumerate(shape) if isinstance(dim, str) and dim in names), None)
-
-
-def _is_fixed_batch(shape: Shape, inputs: Mapping[str, Shape]) -> bool:
-    firsts = {other[0] for other in inputs.values() if len(other) > 1}
-    return len(shape) > 1 and len(firsts) == 1
 
 
 def _fixed_output_axes(

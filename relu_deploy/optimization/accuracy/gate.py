@@ -6,15 +6,19 @@
     none, a classifier        top1_agreement       share of rows with the float32 model's class
     none, a detector          AP_agreement         COCO's AP, against the float32 model's confident detections
     none, a segmenter         mIoU_agreement       mean IoU, against the float32 model's masks
+    none, classes             top1_agreement       the same, of a model whose only output is the class of each row
+    none, other integers      agreement            share of equal elements, or of equal rows, the worst output's
     none, anything else       signal               1 - RMS(difference) / RMS(float32 answer), the worst output's
 
+Integers that are rounded numbers have a signal. Where there are outputs of both kinds, the floating-point ones are measured.
 Without labels the float32 model scores 1 by definition, and a candidate loses points for every answer that is another one
 although some of those answers were wrong to begin with: the limits are wider.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +33,7 @@ from relu_deploy.tasks.segmentation import classes_of_pixels
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.verdict import rms
 
-__all__ = ["MAX_DROP", "AccuracyEvaluator", "answers_of", "distance"]
+__all__ = ["MAX_DROP", "AccuracyEvaluator", "Run", "answers_of", "distance"]
 
 #: how much of each metric a variant may lose by default
 MAX_DROP = {
@@ -39,6 +43,7 @@ MAX_DROP = {
     "top1_agreement": 0.05,
     "AP_agreement": 0.05,
     "mIoU_agreement": 0.05,
+    "agreement": 0.05,
     "signal": 0.1,
 }
 #: certainty from which a detection of the float32 model counts as true, where there are no labels
@@ -52,6 +57,7 @@ class AccuracyEvaluator:
     """Scores candidates on `dataset`, `batch` rows at a time.
 
     before: the float32 model's score. meter: measures confidence in the same runs; its `before` is the float32 model's.
+    rounded: names of the outputs of integers that are rounded numbers.
     """
 
     manifest: Mapping[str, Any]
@@ -60,10 +66,17 @@ class AccuracyEvaluator:
     before: Metric
     answers: Mapping[str, Array]
     meter: ConfidenceMeter | None = None
+    rounded: Collection[str] = ()
 
     @classmethod
     def prepare(
-        cls, bundle: Bundle, dataset: Dataset, run: Run, batch: int, score_threshold: float = SCORE_THRESHOLD
+        cls,
+        bundle: Bundle,
+        dataset: Dataset,
+        run: Run,
+        batch: int,
+        score_threshold: float = SCORE_THRESHOLD,
+        rounded: Collection[str] = (),
     ) -> AccuracyEvaluator:
         """Return the evaluator of `bundle`'s variants. run: the float32 model. score_threshold: where detections are cut.
 
@@ -89,7 +102,8 @@ class AccuracyEvaluator:
         meter = meter.with_reference(recording)
         if not all(np.isfinite(array).all() for array in answers.values() if array.dtype.kind == "f"):
             raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
-        evaluator = cls(manifest, dataset, batch, Metric(_kind(manifest, answers), 1.0, len(dataset)), answers, meter)
+        kind = _kind(manifest, answers, rounded, len(dataset))
+        evaluator = cls(manifest, dataset, batch, Metric(kind, 1.0, len(dataset)), answers, meter, rounded)
         if evaluator.before.name == "AP_agreement" and not len(evaluator._true_boxes()["labels"]):
             return replace(evaluator, before=Metric("signal", 1.0, len(dataset)))
         return evaluator
@@ -118,15 +132,22 @@ class AccuracyEvaluator:
             assert metric is not None  # it was not for the float32 model on the same data
             return replace(metric, name=name)
         answers = answers_of(run, self.dataset, self.batch)
-        value = {"top1_agreement": self._same_class, "AP_agreement": self._same_boxes, "signal": self._signal}[name](answers)
+        value = {
+            "top1_agreement": self._same_class,
+            "AP_agreement": self._same_boxes,
+            "agreement": self._signal,
+            "signal": self._signal,
+        }[name](answers)
         return Metric(name, value, len(self.dataset))
 
     def _same_class(self, answers: Mapping[str, Array]) -> float:
         (one, other) = (next(iter(them.values())) for them in (answers, self.answers))
+        if other.dtype.kind != "f":
+            return _agreement(one, other)
         return float(np.mean(one.reshape(len(one), -1).argmax(1) == other.reshape(len(other), -1).argmax(1)))
 
     def _signal(self, answers: Mapping[str, Array]) -> float:
-        return max(0.0, 1 - distance(answers, self.answers))
+        return max(0.0, 1 - distance(answers, self.answers, self.rounded))
 
     def _same_boxes(self, answers: Mapping[str, Array]) -> float:
         from relu_deploy.tasks.metrics import coco_ap
@@ -183,24 +204,45 @@ def _reference_masks(bundle: Bundle, run: Run, dataset: Dataset, batch: int) -> 
     return replace(dataset, targets={"mask": np.concatenate(masks).astype(np.int16)})
 
 
-def _kind(manifest: Mapping[str, Any], answers: Mapping[str, Array]) -> str:
+def _kind(manifest: Mapping[str, Any], answers: Mapping[str, Array], rounded: Collection[str], rows: int) -> str:
     decoded = (manifest.get("postprocess") or {}).get("decode") == "boxes"
     if manifest.get("task") == "detection":
         return "AP_agreement" if decoded and {"boxes", "scores"} <= set(answers) else "signal"
     only = next(iter(answers.values()))
+    if not any(name in rounded or array.dtype.kind == "f" for name, array in answers.items()):
+        return "top1_agreement" if len(answers) == 1 and only.shape in ((rows,), (rows, 1)) else "agreement"
     # What is not declared but has one row of at least two numbers for each input is a classifier's answer.
     looks = len(answers) == 1 and only.dtype.kind == "f" and only.reshape(len(only), -1).shape[1] > 1 and only.ndim == 2
     return "top1_agreement" if looks else "signal"
 
 
-def distance(answers: Mapping[str, Array], true: Mapping[str, Array]) -> float:
-    """Return the worst output's RMS difference from the float32 answers `true`, as a share of their RMS; infinite when broken."""
+def _agreement(answer: Array, true: Array) -> float:
+    """Return the share of equal elements; of a table, that of equal rows in any order where it is larger."""
+    same = float(np.mean(answer == true)) if answer.shape == true.shape and true.size else float(answer.shape == true.shape)
+    if true.ndim != 2 or answer.shape[1:] != true.shape[1:]:
+        return same
+    ours, theirs = (Counter(map(bytes, np.ascontiguousarray(each))) for each in (answer, true))
+    return max(same, sum((ours & theirs).values()) / max(len(answer), len(true), 1))
+
+
+def distance(answers: Mapping[str, Array], true: Mapping[str, Array], rounded: Collection[str] = ()) -> float:
+    """Return the worst output's RMS difference from the float32 answers, as a share of their RMS; infinite when broken.
+
+    Of answers that are all integers and no numbers, it is the share that disagrees.
+
+    Args:
+        answers: Outputs by name.
+        true: The float32 answers.
+        rounded: Outputs of integers that are measured like floating-point numbers.
+    """
     shares = []
     for name, array in true.items():
-        if array.dtype.kind != "f":
+        if array.dtype.kind != "f" and name not in rounded:
             continue
-        got = answers[name].astype(np.float64)
-        if got.shape != array.shape or not np.isfinite(got).all():
+        expected, got = array.astype(np.float64), answers[name].astype(np.float64)
+        if got.shape != expected.shape or not np.isfinite(got).all():
             return float("inf")
-        shares.append(rms(got - array) / max(rms(array), 1e-30))
-    return max(shares, default=0.0)
+        shares.append(rms(got - expected) / max(rms(expected), 1e-30))
+    if not shares:
+        return 1 - min((_agreement(answers[name], array) for name, array in true.items()), default=1.0)
+    return max(shares)

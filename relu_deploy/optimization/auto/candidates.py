@@ -14,10 +14,12 @@ from typing import Any
 from relu_deploy.backends import capabilities, names, probe
 from relu_deploy.optimization.targets import PRECISIONS
 
-__all__ = ["AUTOCAST", "Candidate", "base_candidates", "find_backends", "tuned"]
+__all__ = ["AUTOCAST", "PLACED", "Candidate", "base_candidates", "find_backends", "graph_name", "placements", "tuned"]
 
 #: precisions that a runtime computes float32 graphs in
 AUTOCAST = ("bf16",)
+#: precision of which backends may have graphs of their own
+PLACED = "int8"
 #: fields of `backends.Options` that a variant can store
 STORABLE = frozenset(("threads", "spin", "optimization", "autocast"))
 
@@ -44,8 +46,9 @@ class Candidate:
 
     @property
     def graph(self) -> str:
-        """The precision in which its graph is written: float32 where the runtime casts."""
-        return "fp32" if self.precision in AUTOCAST else self.precision
+        """The name of its graph: the precision that it is written in, float32 where the runtime casts, and other rules of placement."""
+        placement = capabilities(self.backend).placement if self.precision == PLACED else ""
+        return "fp32" if self.precision in AUTOCAST else graph_name(self.precision, placement)
 
     @property
     def base(self) -> Candidate:
@@ -55,6 +58,20 @@ class Candidate:
     def __str__(self) -> str:
         tuned = ", ".join(f"{name} {_shown(value)}" for name, value in self.tuning)
         return f"{self.backend} {self.precision}" + (f", {tuned}" if tuned else "")
+
+
+def graph_name(precision: str, placement: str) -> str:
+    """Return the name of the graph in a precision. placement: as in `Capabilities`."""
+    return f"{precision}-{placement}" if placement else precision
+
+
+def placements(backends: Sequence[str]) -> dict[str, str]:
+    """Return the rules of placement that differ from those of the target, each with the first backend that follows them."""
+    found: dict[str, str] = {}
+    for backend in backends:
+        if placement := capabilities(backend).placement:
+            found.setdefault(placement, backend)
+    return found
 
 
 def find_backends(target: str) -> tuple[list[str], dict[str, str]]:

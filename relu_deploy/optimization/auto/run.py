@@ -19,7 +19,16 @@ import numpy as np
 from relu_deploy.backends.threads import default_threads
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.graph import save_model
-from relu_deploy.optimization.auto.candidates import AUTOCAST, Candidate, base_candidates, find_backends, tuned
+from relu_deploy.optimization.auto.candidates import (
+    AUTOCAST,
+    PLACED,
+    Candidate,
+    base_candidates,
+    find_backends,
+    graph_name,
+    placements,
+    tuned,
+)
 from relu_deploy.optimization.auto.check import Checker
 from relu_deploy.optimization.auto.race import Race
 from relu_deploy.optimization.auto.report import OUTCOMES, AutoReport, CandidateReport, Check
@@ -38,6 +47,8 @@ KEPT, FINALISTS = 3, 3
 ROUNDS, LAST_ROUNDS = 3, 10
 #: default settings are taken where others are faster by less
 MARGIN = 0.01
+#: candidates of an earlier level, which has fewer rounds, count as faster than later ones by more than this share
+LEAD = 0.05
 #: inputs that the timed runs rotate through
 ROTATION = 4
 #: the graph of the model before it was prepared
@@ -56,7 +67,8 @@ def find_fastest(builder: VariantBuilder, precisions: Sequence[str], progress: P
         The report. If nothing passes, it is that on the fastest candidate, with `passed` false.
     """
     rows = builder.data.rows_of(builder.options)
-    found, unbuilt = _find_variants(builder, precisions, progress)
+    backends, unusable = find_backends(builder.target.name)
+    found, unbuilt = _find_variants(builder, precisions, placements(backends), progress)
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_folder("auto"))
         graphs = _save(builder, found, folder)
@@ -64,38 +76,63 @@ def find_fastest(builder: VariantBuilder, precisions: Sequence[str], progress: P
         fixed = {"threads": options.threads} if options.threads else {}
         threads = options.threads or default_threads()
         sessions = stack.enter_context(closing(CandidateSessions(graphs, _save_feeds(builder, rows, folder), threads, fixed)))
-        backends, unusable = find_backends(builder.target.name)
         reference = Candidate(builder.target.backend, ORIGINAL if ORIGINAL in graphs else "fp32")
         race = Race(sessions, reference, progress)
-        precisions = [name for name in precisions if Candidate("", name).graph in found]
-        _run_race(race, list(base_candidates(backends, precisions)), fixed)
+        _run_race(race, [one for one in base_candidates(backends, precisions) if one.graph in found], fixed)
         search = _Search(builder, race, Checker(builder, graphs, fixed), fixed, progress)
         search.check_finalists()
         return _report(search, found, unbuilt, AutoReport(options.minimize, rows, threads, (), unusable))
 
 
+@dataclass(frozen=True)
+class _Unbuilt:
+    """A graph that could not be made, or that misses the gate.
+
+    Attributes:
+        backend: The backend that it is for; "" for all.
+        precision: Its precision, as an option.
+        reason: Why there is none.
+        variant: The one that misses the gate.
+    """
+
+    backend: str
+    precision: str
+    reason: str
+    variant: FoundVariant | None = None
+
+
 def _find_variants(
-    builder: VariantBuilder, precisions: Sequence[str], progress: Progress
-) -> tuple[dict[str, FoundVariant], dict[str, tuple[str, FoundVariant | None]]]:
-    """Return the variant of each precision that has a graph of its own, and why others have none that passes."""
+    builder: VariantBuilder, precisions: Sequence[str], others: Mapping[str, str], progress: Progress
+) -> tuple[dict[str, FoundVariant], list[_Unbuilt]]:
+    """Return the variants that have graphs of their own by `Candidate.graph`, and those that cannot be made or do not pass.
+
+    others: rules of placement of some backends; see `placements`.
+    """
     found: dict[str, FoundVariant] = {}
-    unbuilt: dict[str, tuple[str, FoundVariant | None]] = {}
+    unbuilt: list[_Unbuilt] = []
+
+    def add(variant: FoundVariant, placement: str) -> None:
+        if variant.search.passed:
+            found[graph_name(variant.precision, placement)] = variant
+            return
+        before, after = builder.evaluator.before, variant.search.metric
+        lost = f"it loses {before.value - after.value:.4g} {after.name} on {after.samples} rows, {builder.max_drop:g} is allowed"
+        unbuilt.append(_Unbuilt(others.get(placement, ""), variant.precision, lost, variant))
+
     for precision in precisions:
         if precision in AUTOCAST:
             continue
         try:
             variant = builder.find(precision, progress)
         except ReluDeployError as error:
-            unbuilt[precision] = error.message, None
+            unbuilt.append(_Unbuilt("", precision, error.message))
             continue
-        if variant.search.passed:
-            found[precision] = variant
-        else:
-            before, after = builder.evaluator.before, variant.search.metric
-            reason = (
-                f"it loses {before.value - after.value:.4g} {after.name} on {after.samples} rows, {builder.max_drop:g} is allowed"
-            )
-            unbuilt[precision] = reason, variant
+        add(variant, "")
+        for placement in others if precision == PLACED else ():
+            if (placed := builder.find_placed(variant, placement, progress)) is not None:
+                add(placed, placement)
+            elif variant.search.passed:
+                found[graph_name(precision, placement)] = variant
     return found, unbuilt
 
 
@@ -155,7 +192,7 @@ class _Search:
     _checked: set[Candidate] = field(default_factory=set)
 
     def check_finalists(self) -> None:
-        """Check every finalist, and if none can be chosen the others in the order of their speed until one can."""
+        """Check every finalist, and the others in the order of their speed until none is left that may be faster than the chosen."""
         finalists = self._eligible(self.race.ranked())
         for candidate in finalists:
             self._check(candidate)
@@ -167,16 +204,22 @@ class _Search:
             set(self.race.rounds) - set(finalists), key=lambda one: (-self.race.last_level[one], self.race.milliseconds(one))
         )
         for candidate in self._eligible(eliminated):
-            if self.chosen() is not None:
-                return
-            self._check(candidate)
+            chosen = self.chosen()
+            if chosen is None or self._speed(candidate) > self._speed(chosen) * (1 + LEAD):
+                self._check(candidate)
 
     def chosen(self) -> Candidate | None:
-        """Return the fastest candidate that passes and is not slower than float32; None if there is none."""
+        """Return the fastest candidate that passes and is not slower than float32; None if there is none.
+
+        Candidates of later levels are compared first: those that faster ones drove out may pass where these do not.
+        """
         passing = sorted((one for one, check in self.checks.items() if check.passed and not self.is_slower(one)), key=self._order)
         if not passing:
             return None
         first = passing[0]
+        for one in passing[1:]:
+            if self.race.last_level[one] < self.race.last_level[first] and self._speed(one) > self._speed(first) * (1 + LEAD):
+                first = one
         return next(
             (one for one in passing if one == first.base and self._speed(one) >= self._speed(first) * (1 - MARGIN)), first
         )
@@ -217,18 +260,18 @@ def _same_kernels(one: Candidate, other: Candidate) -> bool:
 def _report(
     search: _Search,
     found: Mapping[str, FoundVariant],
-    unbuilt: Mapping[str, tuple[str, FoundVariant | None]],
+    unbuilt: Sequence[_Unbuilt],
     auto: AutoReport,
 ) -> OptimizeReport:
     race, builder, chosen = search.race, search.builder, search.chosen()
     reports = {one: _candidate_report(search, one, chosen) for one in (*race.rounds, *race.failures) if one.precision != ORIGINAL}
-    missing = [CandidateReport("", precision, {}, "failed", reason) for precision, (reason, _) in unbuilt.items()]
+    missing = [CandidateReport(one.backend, one.precision, {}, "failed", one.reason) for one in unbuilt]
     ranked = sorted((*reports.values(), *missing), key=lambda one: (OUTCOMES.index(one.outcome), -one.level, _milliseconds(one)))
     whole = replace(auto, candidates=ranked)
     shown = chosen or min(search.checks, key=race.milliseconds, default=None)
     if shown is None:
         # Nothing could be run at all: the report is that on the graph that missed the gate, or on float32.
-        failed = next((variant for _, variant in unbuilt.values() if variant is not None), None) or found["fp32"]
+        failed = next((one.variant for one in unbuilt if one.variant is not None), None) or found["fp32"]
         return replace(builder.report(replace(failed, search=replace(failed.search, passed=False)), None, None), auto=whole)
     check, variant = search.checks[shown], found[shown.graph]
     # A candidate that passes, and is slower than float32, is not stored either.
@@ -279,14 +322,17 @@ def _milliseconds(report: CandidateReport) -> float:
     return report.latency.mean if report.latency is not None else float("inf")
 
 
-def _tried(
-    search: _Search, found: Mapping[str, FoundVariant], unbuilt: Mapping[str, tuple[str, FoundVariant | None]]
-) -> list[dict[str, Any]]:
+def _tried(search: _Search, found: Mapping[str, FoundVariant], unbuilt: Sequence[_Unbuilt]) -> list[dict[str, Any]]:
     """Return one summary for each precision: of its fastest candidate that passes, or of its fastest one."""
     summaries = {
-        precision: {"precision": precision, "passed": False, "value": round(variant.search.metric.value, 6), "speedup": None}
-        for precision, (_, variant) in unbuilt.items()
-        if variant is not None
+        one.precision: {
+            "precision": one.precision,
+            "passed": False,
+            "value": round(one.variant.search.metric.value, 6),
+            "speedup": None,
+        }
+        for one in unbuilt
+        if one.variant is not None
     }
     for candidate in sorted(search.race.rounds, key=search._order):
         if candidate.precision == ORIGINAL:

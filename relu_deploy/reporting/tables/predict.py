@@ -10,18 +10,20 @@ from relu_deploy.reporting.terminal import markup, new_table, show
 
 __all__ = ["print_predict"]
 
-#: predictions of an input that the table shows
-LISTED = 3
+#: predictions of an input that the table shows, and inputs: laying out a row takes half a millisecond
+LISTED, MOST_ROWS = 3, 1000
 
 
 def print_predict(result: Mapping[str, Any]) -> None:
     """Print what `predict --json` writes."""
     if "rows" in result:
         table = new_table("input", "predictions")
-        for row in result["rows"]:
+        for row in result["rows"][:MOST_ROWS]:
             shown = f"[bold red]{markup(row['error'])}[/]" if "error" in row else markup(_predictions(row["predictions"]))
             table.add_row(markup(row["input"]), shown)
         show(table)
+        if len(result["rows"]) > MOST_ROWS:
+            show(f"[dim]and {len(result['rows']) - MOST_ROWS:,} more: --json and -o write all[/]")
     skipped = f", {result['skipped']:,} skipped that had a row" if result["skipped"] else ""
     failed = f", [bold red]{count_of(result['failed'], 'error')}[/]" if result["failed"] else ""
     done = result["predicted"] + result["failed"]

@@ -96,6 +96,8 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
         notes.append(f"{_relus(hidden, reports)} not been observed: inside a body that cannot show its tensors ({listed})")
     if tapped.sessions > 1:
         notes.append(f"tapping all Relus at once changed the outputs: they were spread over {tapped.sessions} sessions")
+    if tapped.together:
+        notes.append(f"smaller groups changed the outputs as well, so {len(tapped.together)} Relus were not tapped one by one")
     return _ReluVerdicts(reports, len(tapped.as_deployed) == len(tapped.values), "; ".join(notes))
 
 

@@ -23,16 +23,25 @@ from relu_deploy.tensors import Array, Feeds
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["FEW", "LONG", "LargeRounding", "SumOrder", "behind_decisions", "draws_for", "slack_of"]
+__all__ = ["COARSE", "FEW", "LONG", "LargeRounding", "SumOrder", "behind_decisions", "draws_for", "rounded_numbers", "slack_of"]
 
 #: elements below which one draw is no measure of a tensor's noise, and the draws taken for such tensors
 FEW, DRAWS = 16, {"float64": 4, "float32": 4}
 COARSE_DRAWS = 8
+#: precisions whose rounding shows in ordinary numbers
+COARSE = ("float16", "bfloat16", "float8", "int8")
 #: terms from which a sum is long: float32's limit allows for shorter ones in any order
 LONG = 1024
 #: operators that decide: their results change by whole steps
 DECIDING = {"ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod"}
 DECIDING |= {"NonMaxSuppression", "NonZero", "Round", "Sign", "TopK", "Unique", "BitwiseAnd", "IsInf", "IsNaN", "Shrink"}
+#: operators whose integers are places in a tensor: the one beside a place is as wrong as any other
+INDEXING = {"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "TopK", "Unique"}
+#: operators that round numbers to integers, and those that compute or move such integers
+ROUNDING = {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear"}
+COMPUTING = {"Abs", "Add", "Cast", "Clip", "Concat", "DepthToSpace", "Div", "Expand", "Flatten", "Identity", "Max", "MaxPool"}
+COMPUTING |= {"Min", "Mul", "Neg", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Slice"}
+COMPUTING |= {"SpaceToDepth", "Split", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Unsqueeze", "Where"}
 #: integer types of ONNX, by the value of the attribute `to`
 INTEGERS = {2, 3, 4, 5, 6, 7, 9, 12, 13, 21, 22}
 
@@ -76,11 +85,38 @@ def behind_decisions(model: ir.Model) -> set[str]:
 
 
 def _decides(node: ir.Node) -> bool:
-    if node.op_type == "Cast":
-        source = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
-        to = node.attributes["to"].as_int() if "to" in node.attributes else 0
-        return to in INTEGERS and (source is None or source.is_floating_point())
-    return node.op_type in DECIDING
+    return _casts_to_integers(node) if node.op_type == "Cast" else node.op_type in DECIDING
+
+
+def _casts_to_integers(node: ir.Node) -> bool:
+    """Return whether `node` is a Cast of floating-point numbers, or of numbers of an unknown type, to integers."""
+    if node.op_type != "Cast":
+        return False
+    source = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+    to = node.attributes["to"].as_int() if "to" in node.attributes else 0
+    return to in INTEGERS and (source is None or source.is_floating_point())
+
+
+def rounded_numbers(model: ir.Model) -> set[str]:
+    """Return the tensors that hold numbers which were rounded to integers, and what is computed from these alone.
+
+    Such an integer has the error of the number before it. An index, a class or a count that a comparison makes has none: it is
+    right or wrong.
+    """
+    places: set[str] = set()
+    numbers: set[str] = set()
+    for node in model.graph:
+        reads = {str(value.name) for value in node.inputs if value is not None}
+        made = {str(value.name) for value in node.outputs if value.name}
+        if node.op_type in INDEXING or reads & places:
+            places |= made
+        elif _rounds(node) or (node.op_type in COMPUTING and reads & numbers):
+            numbers |= made
+    return numbers
+
+
+def _rounds(node: ir.Node) -> bool:
+    return node.op_type in ROUNDING or node.op_type.startswith("QLinear") or _casts_to_integers(node)
 
 
 @dataclass

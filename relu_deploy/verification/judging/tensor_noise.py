@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 from relu_deploy.tensors import Array
-from relu_deploy.verification.judging.noise import FEW, slack_of
+from relu_deploy.verification.judging.noise import COARSE, FEW, slack_of
 from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, estimate_noise_floor, rms, rms_error
 
 __all__ = ["TensorNoise", "single_noise"]
@@ -23,16 +23,19 @@ class TensorNoise:
         undecided: Of a tensor of integers or booleans, the elements that change with the rounding; None for others.
     """
 
-    def __init__(self, true: Array, precision: str, *, decided: bool) -> None:
+    def __init__(self, true: Array, precision: str, *, decided: bool, rounded: bool = False) -> None:
         """Begin without evaluations.
 
         Args:
             true: The tensor in float64, or of integers, booleans or strings.
             precision: The precision of the graph under test.
             decided: The tensor depends on a decision.
+            rounded: Its integers are rounded numbers. In a coarse precision nearly all of them may differ by some units, and by
+                how much is judged as for other numbers.
         """
         self._true, self._precision, self._decided = true, precision, decided
         self._is_float = true.dtype.kind == "f"
+        self._is_rounded = rounded and true.dtype.kind in "iu" and precision in COARSE
         self._computed = self._other = 0.0
         self._draws: dict[int, float] = {}
         self._single: Array | None = None
@@ -52,8 +55,10 @@ class TensorNoise:
             self._add_error(value, evaluation, draw)
         elif self.undecided is not None and evaluation != "ordered" and np.shape(value) == self._true.shape:
             changed = value != self._true
+            error = _error(value, self._true.astype(np.float64)) if self._is_rounded and evaluation == "draw" else 0.0
             with self._lock:
                 self.undecided |= changed
+                self._draws[draw] = max(self._draws.get(draw, 0.0), error)
 
     def _add_error(self, value: Array, evaluation: str, draw: int) -> None:
         if evaluation == "large" and not self._decided:
@@ -80,9 +85,9 @@ class TensorNoise:
 
     @property
     def floor(self) -> float:
-        """Return the RMS error of correct arithmetic; 0 for integers, booleans and strings."""
+        """Return the RMS error of correct arithmetic; 0 for integers that are no rounded numbers, booleans and strings."""
         if not self._is_float:
-            return 0.0
+            return max(self._draws.values(), default=0.0) if self._is_rounded else 0.0
         floor = max(estimate_noise_floor(self._true, precision=self._precision), self._computed)
         if 0 < self._true.size < FEW:
             errors = [self._draws[draw] for draw in sorted(self._draws)]
@@ -94,7 +99,7 @@ class TensorNoise:
         """Return how far off single elements may be, of a shape that broadcasts to the tensor; None where there is no limit."""
         if self.undecided is not None:
             # An integer Relu that depends on a decision may be zero or not.
-            return np.where(self.undecided, np.inf, 0.0)
+            return np.where(self.undecided, np.inf, SINGLE * self.floor)
         if not self._is_float or self._true.ndim < 3:
             return None
         return single_noise(self._true) if self._single is None else self._single

@@ -102,7 +102,8 @@ def compare(
     Args:
         measured: Backend output, of any dtype.
         truth: Float64 or integer evaluation, same shape.
-        noise_floor: RMS error of correct arithmetic on the same input, as from `estimate_noise_floor`.
+        noise_floor: RMS error of correct arithmetic on the same input, as from `estimate_noise_floor`. Of integers it is above 0
+            where they are numbers that were rounded in a coarse precision.
         limit: Largest error ratio that passes.
         undecided: Elements of a tensor of integers that depend on rounding, bool of its shape; they may be anything.
     """
@@ -110,7 +111,8 @@ def compare(
     if measured.shape != truth.shape:
         return Comparison(False, np.inf, 0, np.inf, f"shape {measured.shape} instead of {truth.shape}")
     if not np.issubdtype(truth.dtype, np.floating):
-        return _compare_exactly(measured, truth, undecided)
+        exact = _compare_exactly(measured, truth, undecided)
+        return exact if exact.passed or not noise_floor > 0 else _compare_rounded(measured, truth, noise_floor, limit, exact)
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = truth.astype(np.float32)
     finite = np.isfinite(rounded)
@@ -142,6 +144,23 @@ def _compare_exactly(measured: Array, truth: Array, undecided: Array | None) -> 
     noun = {"b": "booleans"}.get(truth.dtype.kind, "integers" if numbers else "strings")
     reason = f"{wrong} of {truth.size} {noun} {verb}" if wrong else ""
     return Comparison(wrong == 0, float(np.max(apart, initial=0)), 0, np.inf if wrong else 0.0, reason)
+
+
+def _compare_rounded(measured: Array, truth: Array, noise_floor: float, limit: float, exact: Comparison) -> Comparison:
+    """Compare integers that are rounded numbers by the size of their error, as the numbers before them are.
+
+    Args:
+        measured: Integers.
+        truth: Integers of the same shape.
+        noise_floor: RMS error of correct arithmetic, in units.
+        limit: Largest error ratio that passes.
+        exact: The verdict on the same tensors if every integer counted.
+    """
+    error = measured.astype(np.float64) - truth
+    ratio = rms(error) / noise_floor
+    largest, relative = float(np.max(np.abs(error), initial=0)), rms(error) / max(rms(truth), 1e-300)
+    reason = "" if ratio <= limit else f"{exact.reason}, by {ratio:.3g} times the error of correct arithmetic (limit {limit:g})"
+    return Comparison(ratio <= limit, largest, 0, ratio, reason, relative)
 
 
 def error_ratio(measured: Array, truth: Array, noise_floor: float) -> float:

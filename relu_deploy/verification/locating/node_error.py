@@ -19,7 +19,7 @@ import numpy as np
 
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.judging.noise import COARSE_DRAWS, draws_for, slack_of
+from relu_deploy.verification.judging.noise import COARSE, COARSE_DRAWS, draws_for, slack_of
 from relu_deploy.verification.judging.verdict import LIMITS, estimate_noise_floor, rms
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ STORAGE = ("Cast", "QuantizeLinear", "DequantizeLinear")
 FLOATS = {1, 10, 11, 16, 17, 18, 19, 20}
 #: elements that a channel must have before it is judged alone: fewer give no steady root mean square
 CHANNEL = 16
-#: precisions whose rounding is drawn several times
-COARSE = ("float16", "bfloat16", "float8", "int8")
 #: how much more a single channel may differ than a whole tensor: it is the largest of many
 CHANNEL_SLACK = 1.5
 

@@ -37,6 +37,20 @@ def test_large_transposed_convolutions_are_done_in_strips_with_the_same_result(m
     np.testing.assert_allclose(evaluate("ConvTranspose", [x, w], **attributes)[0], whole, rtol=1e-12)
 
 
+@pytest.mark.parametrize("elements", [1, 40, 2**40])
+def test_depthwise_convolutions_are_summed_up_in_blocks_of_channels_with_the_same_result(monkeypatch, elements):
+    random = np.random.default_rng(0)
+    x, w = random.standard_normal((2, 3, 6, 7)), random.standard_normal((3, 1, 3, 2))
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    expected = np.zeros((2, 3, 3, 5))
+    for i in range(3):
+        for j in range(2):
+            expected += padded[:, :, i : i + 5 : 2, 2 * j : 2 * j + 5] * w[:, 0, i, j].reshape(-1, 1, 1)
+    monkeypatch.setattr(convolution, "BLOCK", elements)
+    (y,) = evaluate("Conv", [x, w], group=3, strides=[2, 1], dilations=[1, 2], pads=[1, 0, 1, 0])
+    np.testing.assert_allclose(y, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("auto_pad", "expected"), [("NOTSET", [1, 3, 2, 2]), ("SAME_UPPER", [1, 1, 3, 2]), ("SAME_LOWER", [1, 3, 2, 2])]
 )

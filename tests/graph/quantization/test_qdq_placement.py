@@ -46,6 +46,35 @@ def test_the_cpu_reads_and_gives_8_bits_and_a_last_gemm_gives_float():
     assert not placed.refused
 
 
+def test_openvino_gets_float_of_what_no_quantized_node_reads():
+    cpu, openvino = place_qdq(residual(), "cpu"), place_qdq(residual(), "openvino")
+    assert (openvino.nodes, openvino.reads, openvino.results) == (cpu.nodes, cpu.reads, cpu.results)
+    # A last Conv gives 8 bits in ONNX Runtime alone; what a Flatten passes on to a quantized node stays in 8 bits.
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("Flatten", ["c"], ["f"], "flat"),
+        helper.make_node("Gemm", ["f", "g"], ["y"], "gemm"),
+        helper.make_node("Conv", ["x", "w"], ["d"], "last"),
+        helper.make_node("Sigmoid", ["d"], ["z"], "sigmoid"),
+    ]
+    weights = [("w", np.ones((16, 16, 1, 1), np.float32)), ("g", np.ones((256, 4), np.float32))]
+    model = graph_of(nodes, [("x", [1, 16, 4, 4])], [("y", None), ("z", None)], weights)
+    assert place_qdq(model, "cpu").results == {"c", "d"}
+    assert place_qdq(model, "openvino").results == {"c"}
+
+
+def test_openvino_gets_numbers_that_may_be_negative_signed_and_others_unsigned():
+    scheme = SCHEMES["openvino", "int8"]
+    placed = place_qdq(residual(), "openvino")
+    names = [str(value.name) for node in residual().graph for value in node.outputs]
+    ranges = {name: (0.0, 4.0) if "relu" in name else (-1.0, 3.0) for name in (*names, "x")}
+    model = quantize(residual(), placed, ranges, scheme)
+    zeros = {str(node.inputs[0].name): node.inputs[2].const_value for node in model.graph if node.op_type == "QuantizeLinear"}
+    for name, zero in zeros.items():
+        assert (zero.dtype.name, int(zero.numpy())) == (("UINT8" if ranges[name][0] == 0 else "INT8"), 0)
+    assert {zero.dtype.name for zero in zeros.values()} == {"UINT8", "INT8"}
+
+
 def test_at_a_residual_add_tensorrt_gets_the_skip_branch_quantized_and_nothing_behind_the_conv():
     placed = place_qdq(residual(), "tensorrt")
     assert placed.reads == {("stem", 0), ("inner", 0), ("last", 0), ("add", 1), ("head", 0)}

@@ -18,8 +18,10 @@ from relu_deploy.tensors import Array
 
 __all__ = ["convolve", "transposed_convolution"]
 
-#: elements of the largest patch matrix that is built at once: 128 MiB in float64
-PATCHES = 2**24
+#: elements of the largest patch matrix that is built at once: 8 MiB in float64, which stay in the processor's cache
+PATCHES = 2**20
+#: elements of the output of a depthwise convolution that are summed up at once: with a term they stay in the cache
+BLOCK = 2**15
 
 
 @operator("Conv")
@@ -36,9 +38,7 @@ def convolve(x: Array, w: Array, geometry: Geometry, group: int) -> Array:
     batch, channels = x.shape[:2]
     filters, kernel = w.shape[0], w.shape[2:]
     if group == channels == filters:
-        weights = w.reshape(filters, -1)
-        spread = (1, filters, *(1,) * len(kernel))
-        return _sum_of_taps(x, weights.reshape(filters, -1), spread, geometry)
+        return _depthwise(x, w.reshape(filters, -1), geometry)
     sizes = geometry.steps(x.shape[2:])
     matrix = w.reshape(group, filters // group, -1)
     y = np.empty((batch, group, filters // group, *sizes), np.result_type(x, w))
@@ -55,15 +55,19 @@ def convolve(x: Array, w: Array, geometry: Geometry, group: int) -> Array:
     return y.reshape(batch, filters, *sizes)
 
 
-def _sum_of_taps(x: Array, weights: Array, spread: Sequence[int], geometry: Geometry) -> Array:
-    total: Array | None = None
-    for tap, window in enumerate(patches(x, geometry)):
-        term = window * weights[:, tap].reshape(spread)
-        if total is None:
-            total = term
-        else:
-            total += term
-    assert total is not None
+def _depthwise(x: Array, weights: Array, geometry: Geometry) -> Array:
+    """Return the convolution of each channel of the padded `x` with its own filter. weights: (C, taps)."""
+    batch, channels = x.shape[:2]
+    sizes = geometry.steps(x.shape[2:])
+    total = np.zeros((batch, channels, *sizes), np.result_type(x, weights))
+    count = max(1, BLOCK // max(1, batch * prod(sizes)))
+    for first in range(0, channels, count):
+        part, sums = x[:, first : first + count], total[:, first : first + count]
+        factors = weights[first : first + count]
+        term = np.empty_like(sums)
+        for tap, window in enumerate(patches(part, geometry)):
+            np.multiply(window, factors[:, tap].reshape(-1, *(1,) * len(sizes)), out=term)
+            sums += term
     return total
 
 

@@ -1,0 +1,126 @@
+"""Refuse Loops that run for ever, or for years: what their constants say is known before anything runs.
+
+A Loop ends after a number of turns, or when its condition becomes false. Where the condition is true in each turn whatever is computed,
+the number of turns decides alone. Other Loops depend on what is fed; `--timeout` limits the commands that run them.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from relu_deploy.errors import InputError
+from relu_deploy.graph.loading.structure import bodies_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import onnx
+
+__all__ = ["check_loops"]
+
+#: most times that a Loop may run the nodes in its body, those of Loops inside it included: a runtime takes half an hour for these
+MOST_RUNS = 10**9
+#: operators that pass a condition on unchanged
+_PASSING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+
+Constants = ChainMap[str, "onnx.TensorProto"]
+
+
+def check_loops(proto: onnx.ModelProto, where: str) -> None:
+    """Check the Loops of `proto`, in bodies and functions too.
+
+    Args:
+        proto: The model, its nodes in order.
+        where: The file's name for error messages.
+
+    Raises:
+        InputError: If a Loop never ends, or runs its nodes more than `MOST_RUNS` times.
+    """
+    waiting: list[tuple[Iterable[onnx.NodeProto], Constants, int]] = [(proto.graph.node, _constants(proto.graph), 1)]
+    waiting += [(function.node, ChainMap(), 1) for function in proto.functions]
+    while waiting:
+        nodes, known, turns = waiting.pop()
+        known = known.new_child(_constants_of_nodes(nodes))
+        for node in nodes:
+            inside = turns
+            if node.op_type == "Loop" and node.domain in ("", "ai.onnx") and (times := _times(node, known)) is not None:
+                inside = turns * times
+                body = next(iter(bodies_of(node)))
+                if inside * max(1, len(body.node)) > MOST_RUNS:
+                    often = f"{times:,} times" if times < 2**31 else "without end"
+                    raise InputError(
+                        f"{where}: the Loop {node.name or node.output[0]!r} runs its body {often}",
+                        "give the Loop a condition that becomes false, or fewer turns",
+                    )
+            waiting += [(body.node, known.new_child(_constants(body)), inside) for body in bodies_of(node)]
+
+
+def _times(node: onnx.NodeProto, known: Constants) -> int | None:
+    """Return how often `node` runs its body whatever is fed; None where that depends on what is computed."""
+    body = next(iter(bodies_of(node)), None)
+    if (
+        body is None
+        or not body.output
+        or len(body.input) < 2
+        or not _is_true(node.input[1] if len(node.input) > 1 else "", known)
+    ):
+        return None
+    if not _stays_true(body, known):
+        return None
+    count = node.input[0] if node.input else ""
+    if not count:
+        return 2**63
+    tensor = known.get(count)
+    return None if tensor is None else max(0, int(_number(tensor)))
+
+
+def _stays_true(body: onnx.GraphProto, known: Constants) -> bool:
+    """Return whether the condition that `body` computes is true if that which it is given is."""
+    inside = known.new_child(_constants(body)).new_child(_constants_of_nodes(body.node))
+    makers = {name: node for node in body.node for name in node.output}
+    name = body.output[0].name
+    for _ in range(len(body.node) + 1):
+        if name == body.input[1].name:
+            return True
+        if name in inside:
+            return _is_true(name, inside)
+        maker = makers.get(name)
+        if maker is None or maker.op_type not in _PASSING or not maker.input:
+            return False
+        name = maker.input[0]
+    return False
+
+
+def _is_true(name: str, known: Constants) -> bool:
+    """Return whether a condition is absent, which counts as true, or a constant that is true."""
+    return not name or (name in known and bool(_number(known[name])))
+
+
+def _number(tensor: onnx.TensorProto) -> float:
+    """Return the only number of a tensor, 0 if it has none."""
+    from onnx import numpy_helper
+
+    array = np.asarray(numpy_helper.to_array(tensor)).reshape(-1)
+    return array[0] if array.size == 1 else 0
+
+
+def _constants(graph: onnx.GraphProto) -> Constants:
+    return ChainMap({tensor.name: tensor for tensor in graph.initializer if _is_small(tensor)})
+
+
+def _constants_of_nodes(nodes: Iterable[onnx.NodeProto]) -> dict[str, onnx.TensorProto]:
+    return {
+        node.output[0]: attribute.t
+        for node in nodes
+        if node.op_type == "Constant" and node.output
+        for attribute in node.attribute
+        if attribute.name == "value" and _is_small(attribute.t)
+    }
+
+
+def _is_small(tensor: onnx.TensorProto) -> bool:
+    """Return whether a tensor is stored in the file and has at most one number."""
+    return not tensor.external_data and all(dim == 1 for dim in tensor.dims) and tensor.data_type in (1, 6, 7, 9, 10, 11)

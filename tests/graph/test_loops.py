@@ -1,0 +1,83 @@
+"""Loops that never end are refused before they run; all others run."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from relu_deploy.errors import InputError
+from relu_deploy.graph.loading.loops import check_loops
+
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+value = helper.make_tensor_value_info
+
+
+def constant(name, number):
+    return numpy_helper.from_array(np.asarray(number), name)
+
+
+def model(times, condition="yes", going="given", inner=None, constants=True):
+    """A Loop. going: how the body decides whether to go on."""
+    decide = {
+        "given": [helper.make_node("Identity", ["go"], ["on"])],
+        "chain": [helper.make_node("Cast", ["go"], ["g"], to=BOOL), helper.make_node("Identity", ["g"], ["on"])],
+        "constant": [helper.make_node("Constant", [], ["on"], value=constant("", True))],
+        "outer": [helper.make_node("Identity", ["yes"], ["on"])],
+        "false": [helper.make_node("Constant", [], ["on"], value=constant("", False))],
+        "computed": [helper.make_node("ReduceMax", ["a"], ["m"], keepdims=0), helper.make_node("Cast", ["m"], ["on"], to=BOOL)],
+    }[going]
+    nodes = inner or [helper.make_node("Relu", ["a"], ["next"])]
+    body = helper.make_graph(
+        [*nodes, *decide],
+        "body",
+        [value("i", INT64, []), value("go", BOOL, []), value("a", FLOAT, [2])],
+        [value("on", BOOL, []), value("next", FLOAT, [2])],
+    )
+    loop = helper.make_node("Loop", ["n" if times is not None else "", condition, "x"], ["y"], "loop", body=body)
+    initializers = [constant("yes", True), constant("no", False)]
+    inputs = [value("x", FLOAT, [2])]
+    if times is not None and constants:
+        initializers.append(constant("n", np.int64(times)))
+    elif times is not None:
+        inputs.append(value("n", INT64, []))
+    graph = helper.make_graph([loop], "g", inputs, [value("y", FLOAT, [2])], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize("going", ["given", "chain", "constant", "outer"])
+@pytest.mark.parametrize("times", [None, 2**62, 10**9])
+def test_a_loop_whose_condition_is_always_true_is_refused_if_it_runs_too_often(times, going):
+    with pytest.raises(InputError, match=r"the Loop 'loop' runs its body (without end|1,000,000,000 times)") as caught:
+        check_loops(model(times, going=going), "m.onnx")
+    assert caught.value.message.startswith("m.onnx: ")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"times": 1000},
+        {"times": 0},
+        {"times": 2**62, "going": "computed"},
+        {"times": None, "going": "computed", "condition": ""},
+        {"times": 2**62, "going": "false"},
+        {"times": 2**62, "condition": "no"},
+        {"times": 2**62, "constants": False},
+    ],
+    ids=str,
+)
+def test_loops_that_end_and_loops_that_depend_on_what_is_fed_are_not_refused(arguments):
+    onnx.checker.check_model(model(**arguments))
+    check_loops(model(**arguments), "m.onnx")
+
+
+def test_turns_of_loops_inside_loops_multiply():
+    def nested(times):
+        inner = model(times).graph.node[0]
+        inner.output[0] = "next"
+        inner.input[2] = "a"
+        return model(times, inner=[inner])
+
+    check_loops(nested(10_000), "m.onnx")
+    with pytest.raises(InputError, match="100,000 times"):
+        check_loops(nested(100_000), "m.onnx")

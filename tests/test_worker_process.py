@@ -1,0 +1,117 @@
+"""Worker processes: a copy has what the original has imported, and nothing else of it."""
+
+import os
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from relu_deploy.worker_process import WorkerProcess
+
+WORKER = """
+import os, sys, threading, time
+from relu_deploy.worker_process import serve
+
+class Worker:
+    count = 0
+    def prepare(self):
+        import json.tool
+        return {}
+    def add(self, number):
+        self.count += number
+        return {"count": self.count, "pid": os.getpid(), "imported": "json.tool" in sys.modules}
+    def start_thread(self):
+        threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+        return {}
+    def die(self):
+        os._exit(3)
+    def sleep(self):
+        time.sleep(60)
+        return {}
+    def fail(self):
+        print("noise of a runtime", flush=True)
+        raise ValueError("no such thing")
+
+if __name__ == "__main__":
+    serve(Worker())
+"""
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    (tmp_path / "counting_worker.py").write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    process = WorkerProcess("counting_worker", 1)
+    yield process
+    process.close()
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork processes: run it on Linux or macOS")
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@needs_fork
+def test_a_copy_has_imported_what_the_original_has_and_works_on_its_own(worker, tmp_path):
+    worker.get("prepare")
+    original = worker.get("add", number=1)
+    one, other = worker.fork(tmp_path), worker.fork(tmp_path)
+    assert one.get("add", number=10)["count"] == 11
+    assert one.get("add", number=10)["count"] == 21
+    answer = other.get("add", number=100)
+    assert (answer["count"], answer["imported"]) == (101, True)
+    assert len({original["pid"], answer["pid"], one.get("add", number=0)["pid"]}) == 3
+    assert worker.get("add", number=0)["count"] == 1
+    one.close()
+    other.close()
+    deadline = time.monotonic() + 10
+    while is_running(answer["pid"]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(answer["pid"])
+
+
+@needs_fork
+def test_a_copy_that_dies_is_an_error_and_the_original_lives_on(worker, tmp_path):
+    copy = worker.fork(tmp_path)
+    assert "process ended" in copy.request("die")["error"]
+    assert "process ended" in copy.request("add", number=1)["error"]
+    copy.close()
+    assert "no such thing" in worker.request("fail")["error"]
+    with closing(worker.fork(tmp_path)) as again:
+        assert "no such thing" in again.request("fail")["error"]
+        assert again.get("add", number=1)["count"] == 1
+
+
+@needs_fork
+def test_a_copy_that_is_busy_is_killed_when_it_is_closed(worker, tmp_path, monkeypatch):
+    monkeypatch.setattr("relu_deploy.worker_process.PATIENCE", 0.1)
+    copy = worker.fork(tmp_path)
+    pid = copy.get("add", number=0)["pid"]
+    copy.send("sleep")
+    copy.close()
+    deadline = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(pid)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the threads of a process are not known: run it on Linux")
+def test_a_process_that_has_started_threads_is_not_copied(worker, tmp_path):
+    worker.get("start_thread")
+    assert worker.fork(tmp_path) is None
+    assert worker.get("add", number=1)["count"] == 1
+
+
+def test_a_folder_whose_path_is_too_long_for_a_socket_gives_no_copy(worker, tmp_path):
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    assert worker.fork(folder) is None
+    assert worker.get("add", number=1)["count"] == 1
