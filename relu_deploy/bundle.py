@@ -35,6 +35,8 @@ from relu_deploy.storage.manifest import MANIFEST, MODEL, SCHEMA, SOURCE, VARIAN
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from relu_deploy.backends.base import Session
 
 __all__ = [
@@ -105,6 +107,11 @@ class Bundle:
                 complete_interrupted(path, bundle.manifest)
                 bundle.check_files()
         return bundle
+
+    @classmethod
+    def of_model(cls, model: ir.Model, path: Path) -> Bundle:
+        """Return the bundle of the plain `.onnx` file `path` that `model` was written to, without reading it again."""
+        return cls(path, _manifest_of_model(model, path))
 
     @property
     def name(self) -> str:
@@ -343,14 +350,23 @@ def refuse_existing(target: Path, force: bool) -> None:
 def _manifest_of_file(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return what a manifest would say of a plain `.onnx` file, and the notes about its repairs."""
     from relu_deploy.graph.loading.repairs import stale_shapes_of
-    from relu_deploy.graph.model import io_specs, load_model
-    from relu_deploy.graph.shapes.batching import batch_axes
+    from relu_deploy.graph.model import load_model
 
     model = load_model(file)
-    notes = (*model.meta["notes"], *stale_shapes_of(model))
+    return _manifest_of_model(model, file), (*model.meta["notes"], *stale_shapes_of(model))
+
+
+def _manifest_of_model(model: ir.Model, file: Path) -> dict[str, Any]:
+    from relu_deploy.graph.model import io_specs
+    from relu_deploy.graph.shapes.batching import batch_axes
+
+    try:
+        described = io_specs(model)
+    except InputError as error:
+        raise InputError(f"{file}: {error.message}", error.hint) from error
     axes = batch_axes(model)
-    inputs, outputs = (tuple(replace(spec, batch_axis=axes[spec.name]) for spec in specs) for specs in io_specs(model))
-    manifest = {
+    inputs, outputs = (tuple(replace(spec, batch_axis=axes[spec.name]) for spec in specs) for specs in described)
+    return {
         "schema": SCHEMA,
         "name": file.stem,
         "source": {"kind": "onnx", "spec": file.name},
@@ -360,4 +376,3 @@ def _manifest_of_file(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         "files": {},
         "variants": {},
     }
-    return manifest, notes

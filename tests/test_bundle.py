@@ -316,3 +316,16 @@ def test_a_path_that_cannot_be_is_refused_in_words(tmp_path, name):
         make(tmp_path / name)
     with pytest.raises(InputError, match="cannot"):
         write_atomically(tmp_path / name, "x")
+
+
+def test_the_bundle_of_a_model_that_was_written_is_that_of_its_file(tmp_path):
+    from onnx import TensorProto, helper
+
+    from relu_deploy.graph import load_model, save_model
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", None, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    (tmp_path / "made.onnx").write_bytes(helper.make_model(graph, ir_version=8).SerializeToString())
+    model, path = load_model(tmp_path / "made.onnx"), tmp_path / "written.onnx"
+    save_model(model, path)
+    assert Bundle.of_model(model, path) == Bundle.open(path)

@@ -149,12 +149,14 @@ def run(words: list[str], limit: float, folder: Path) -> tuple[int, float, str]:
         return -2, seconds, "traceback: " + stderr.strip().splitlines()[-1]
     lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
     note = lines[0].removeprefix("error: ") if lines else _summary(stdout)
-    return process.returncode, seconds, note
+    return process.returncode, seconds, note.replace(f"{folder}/", "")
 
 
 def _summary(stdout: str) -> str:
     """Return the line with the verdict of a verb, "" where it has none."""
     verdicts = (": passed", ": differs", "drop", "agree with")
+    if differs := [line.strip()[:160] for line in stdout.splitlines() if "by more than the precision explains" in line]:
+        return differs[0]
     return next((line.strip()[:160] for line in stdout.splitlines() if any(word in line for word in verdicts)), "")
 
 
@@ -276,14 +278,11 @@ def chosen(names: str) -> list[Model]:
     return [model for model in known_models() if any(name in model.name for name in names.split(","))]
 
 
-def earlier(file: Path | None, models: list[Model]) -> dict[str, list[dict[str, Any]]]:
-    """Return the outcomes in `file` by model, without those of `models`, which are run again."""
-    if file is None or not file.is_file():
-        return {}
-    again = {model.name for model in models}
+def earlier(file: Path | None) -> dict[str, list[dict[str, Any]]]:
+    """Return the outcomes in `file` by model."""
     kept: dict[str, list[dict[str, Any]]] = {}
-    for outcome in json.loads(file.read_text(encoding="utf-8"))["outcomes"]:
-        if outcome["model"] not in again:
+    if file is not None and file.is_file():
+        for outcome in json.loads(file.read_text(encoding="utf-8"))["outcomes"]:
             kept.setdefault(outcome["model"], []).append(outcome)
     return kept
 
@@ -294,25 +293,28 @@ def main() -> int:
     parser.add_argument("--models", default="", help="only models whose name contains one of these, separated by commas")
     parser.add_argument("--verbs", default="", help="only these, separated by commas; export is always run")
     parser.add_argument("--limit", type=float, default=300, help="seconds a verb may take")
-    parser.add_argument("--out", type=Path, help="write the outcomes here; those of models that are not run now are kept")
+    parser.add_argument(
+        "--out", type=Path, help="write the outcomes here; those of models and verbs that are not run now are kept"
+    )
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     only = [verb for verb in arguments.verbs.split(",") if verb]
     models = chosen(arguments.models)
-    outcomes = earlier(arguments.out, models)
+    outcomes = earlier(arguments.out)
     for number, model in enumerate(models, start=1):
         source = fetch(model, arguments.cache)
+        # Of a run of some verbs, the others keep their outcomes.
+        found = {each["verb"]: each for each in outcomes.get(model.name, ()) if only}
         with tempfile.TemporaryDirectory() as folder:
             for verb, call in steps(model, source, Path(folder), arguments.limit):
                 if only and verb != "export" and not any(verb.startswith(each) for each in only):
                     continue
                 code, seconds, note = call()
                 status = MEANING.get(code, "fault")
-                outcomes.setdefault(model.name, []).append(
-                    asdict(Outcome(model.name, verb, status, code, round(seconds, 2), note))
-                )
+                found[verb] = asdict(Outcome(model.name, verb, status, code, round(seconds, 2), note))
                 line = f"{number}/{len(models)} {model.name}: {verb}: {status} in {seconds:.1f} s {note}"
                 print(line, file=sys.stderr, flush=True)
+        outcomes[model.name] = list(found.values())
         if arguments.out:
             listed = [model for model in known_models() if model.name in outcomes]
             result = {

@@ -225,7 +225,7 @@ def census(
     dataset = load_dataset(bundle, data)
     dataset = dataset if samples is None else dataset.picked(spread_evenly(len(dataset), samples))
     rows = _batch_size(bundle, relus, batch, len(dataset))
-    left_over = len(dataset) % rows if isinstance(bundle.inputs[0].batch, int) else 0
+    left_over = len(dataset) % rows if isinstance(_fixed_batch(bundle), int) else 0
     counts = {relu.output: _Count(relu) for relu in relus}
     baselines = BaselineBuilder(relus, len(dataset) - left_over)
     done, outside = 0, 0
@@ -320,8 +320,12 @@ def _by_row(results: Mapping[str, Array], relus: Sequence[Relu]) -> dict[str, Ar
     }
 
 
+def _fixed_batch(bundle: Bundle) -> int | str | None:
+    return bundle.inputs[0].batch if bundle.inputs else None
+
+
 def _batch_size(bundle: Bundle, relus: Sequence[Relu], requested: int | None, rows: int) -> int:
-    fixed = bundle.inputs[0].batch
+    fixed = _fixed_batch(bundle)
     if isinstance(fixed, int):
         if requested not in (None, fixed):
             raise UsageError(f"{bundle.name} takes batches of {fixed} only, not {requested}", "omit --batch")

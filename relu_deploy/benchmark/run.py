@@ -174,7 +174,7 @@ def _require_layer_times(backends: Sequence[str]) -> None:
 
 
 def _batches_of(bundle: Bundle, sizes: Sequence[int]) -> list[int]:
-    fixed = bundle.inputs[0].batch
+    fixed = bundle.inputs[0].batch if bundle.inputs else 1
     if not isinstance(fixed, int):
         return list(sizes)
     if fixed not in sizes and list(sizes) != [1]:

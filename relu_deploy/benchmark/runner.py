@@ -23,8 +23,9 @@ from relu_deploy.graph import Cost, count_cost, load_model, precision_of
 from relu_deploy.latency_stats import summarize
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds, count_rows, row_axes, take_rows
+from relu_deploy.verification.judging.comparable import truth_of_outputs
 from relu_deploy.verification.judging.judge import compare_outputs
-from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
+from relu_deploy.verification.truth import Truth
 from relu_deploy.worker_process import WorkerProcess
 
 __all__ = ["BenchmarkPlan", "Key", "Timings", "measure_rows"]
@@ -285,9 +286,7 @@ def _checked_rows(bundle: Bundle, batch: int) -> int:
 
 def _truth(bundle: Bundle, feeds: Feeds, threads: int, cast: str) -> Truth:
     """Return the float64 outputs of the float32 graph, with the tolerance of the precision of `bundle`."""
-    against = choose_against(bundle, None)
-    precision = cast or precision_of(load_model(bundle.onnx))
-    return find_truth(open_source(bundle, against, (), threads), feeds, precision)
+    return truth_of_outputs(bundle, feeds, cast or precision_of(load_model(bundle.onnx)), threads)
 
 
 def _row(

@@ -24,6 +24,8 @@ __all__ = ["check_timeout", "run_isolated", "try_in_child"]
 
 #: Seconds between the request to end and the kill.
 GRACE = 3.0
+#: Seconds between a signal that ends this process and the kill: the child may have files to remove on a busy machine.
+ENDING_GRACE = 10.0
 #: Exit codes of a child that ended on request, after Ctrl-C, and of a trial without enough memory.
 STOPPED, OUT_OF_MEMORY = 128 + 15, 90
 PR_SET_PDEATHSIG = 1
@@ -228,7 +230,7 @@ class _Watch:
             elif received.si_signo != signal.SIGCHLD:
                 self.received.add(received.si_signo)
                 if received.si_signo in ENDING and self._kill_at is None:
-                    self._kill_at = time.monotonic() + GRACE
+                    self._kill_at = time.monotonic() + ENDING_GRACE
                 # The terminal sends Ctrl-C to the child as well; what a process sent, only this one received.
                 if received.si_code <= 0:
                     self.forwarded.add(received.si_signo)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import IO, NoReturn
 
 from relu_deploy.cli.options import add_output_options
@@ -42,6 +44,8 @@ VERBS = (
     "schema",
 )
 
+#: what Python says when the system has no memory or number left for a thread
+NO_THREAD = "can't start new thread"
 EPILOG = """exit codes: 0 success · 1 a check failed · 2 bad usage or input · 3 backend or hardware not usable here · 70 a bug
 PATH is a bundle (a folder made by export) or a plain .onnx file."""
 
@@ -91,6 +95,8 @@ def main(arguments: Sequence[str] | None = None, *, isolated: bool = False) -> i
         arguments: The command without the program's name; those of this process by default.
         isolated: Run a verb that runs models in a process of its own; see `isolation`.
     """
+    if isolated:
+        _open_closed_streams()
     _replace_unencodable()
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
@@ -122,6 +128,10 @@ def _run(arguments: Sequence[str] | None, isolated: bool) -> int:
                 return ended
         _escape_library_output()
         _limit_memory(options)
+        if options.json and options.json != "-":
+            from relu_deploy.storage.files import refuse_bundle_file
+
+            refuse_bundle_file(Path(options.json))
         code: int = options.run(options)
     except SystemExit:
         # --help and --version have printed, but not all of it may be written.
@@ -151,7 +161,7 @@ def as_reported(error: Exception) -> ReluDeployError:
     """
     if isinstance(error, ReluDeployError):
         return error
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and str(error) == NO_THREAD):
         return InputError("there is not enough memory for this", "use a smaller batch, fewer --samples or a smaller model")
     if isinstance(error, OSError) and error.errno is not None:
         name = f" {error.filename}" if error.filename else ""
@@ -163,6 +173,21 @@ def as_reported(error: Exception) -> ReluDeployError:
         f"unexpected {type(error).__name__}{': ' + lines[0][:300] if lines else ''}",
         "this is a bug in relu-deploy: report it with what the same command prints with --debug",
     )
+
+
+def _open_closed_streams() -> None:
+    """Open the null device in place of standard streams that are closed.
+
+    A file that is opened later would get the number of a closed one, and what runtimes print would be written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is taken.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False, errors="replace")  # it stays open until the process ends  # noqa: SIM115
 
 
 def _replace_unencodable() -> None:

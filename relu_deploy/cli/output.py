@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.errors import EXIT_FINE, ReluDeployError
+from relu_deploy.errors import EXIT_FINE, InputError, ReluDeployError
 
 if TYPE_CHECKING:
     from relu_deploy.bundle import Bundle
@@ -49,6 +49,8 @@ def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable
     """
     text = json_text(result)
     if options.json == "-":
+        if sys.stdout is None:
+            raise InputError("cannot write to standard output: it is closed", "write to a file with --json FILE")
         if not _can_encode(sys.stdout.encoding or "ascii", text):
             text = json_text(result, ascii_only=True)
         sys.stdout.write(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,13 @@ def run(options: argparse.Namespace) -> int:
         require(options.backend)
     for path in options.paths if settings.settings.signature_key is None else ():
         # A model that crashes the runtime, or is never loaded, ends another process than the server. A signed one is trusted.
-        try_in_child(lambda path=path: load_and_close(path, settings.settings), f"loading {path}", timeout)
+        try_in_child(partial(load_and_close, path, settings.settings), f"loading {path}", timeout)
 
     def started(addresses: dict[str, Any]) -> None:
         result = {"schema": "relu-deploy/serve/1", **addresses}
         finish(options, result, lambda: print_serve(result))
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
 
     with steps(options.quiet or options.log_json) as step:
         serve(options.paths, settings, progress=step, started=started, exits=True)

@@ -24,8 +24,9 @@ from relu_deploy.graph import load_model, precision_of
 from relu_deploy.latency_stats import Latency, summarize
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds
+from relu_deploy.verification.judging.comparable import truth_of_outputs
 from relu_deploy.verification.judging.judge import compare_outputs
-from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
+from relu_deploy.verification.truth import Truth
 
 __all__ = ["BuildTrial", "BuildVariance", "best_of"]
 
@@ -208,8 +209,7 @@ def _trial(facts: Mapping[str, Any], latency: Latency, outputs: Feeds, truth: Tr
 
 
 def _truth(bundle: Bundle, feeds: Feeds) -> Truth:
-    against = choose_against(bundle, None)
-    return find_truth(open_source(bundle, against, ()), feeds, precision_of(load_model(bundle.onnx)))
+    return truth_of_outputs(bundle, feeds, precision_of(load_model(bundle.onnx)))
 
 
 def _part(progress: Callable[[int, int], None], number: int, times: int) -> Callable[[int, int], None]:

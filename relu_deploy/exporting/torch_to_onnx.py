@@ -121,13 +121,15 @@ def save_program(program: torch.export.ExportedProgram, file: Path) -> None:
     """Write `program` to `file`.
 
     Raises:
-        InputError: If it cannot be written.
+        InputError: If it cannot be written, or the program is one that PyTorch reads and cannot write.
     """
     torch = import_torch()
     try:
         torch.export.save(program, str(file))
     except (OSError, RuntimeError) as error:  # RuntimeError for a full disk
         raise InputError(f"cannot write {file}: {reason_of(error)}", "choose a place with enough free space") from error
+    except Exception as error:  # a damaged program makes PyTorch raise anything
+        raise InputError(f"the program cannot be saved: {reason_of(error)}", "export the model from PyTorch again") from error
 
 
 def _output_names(program: torch.export.ExportedProgram, inputs: Sequence[str]) -> list[str]:

@@ -319,7 +319,7 @@ def io_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec,
 
 
 def _kind(value: ir.Value) -> str:
-    """Return the type of an output that is no tensor: "sequence", "optional", or "unknown", which maps are too."""
+    """Return the type of a value that is no tensor: "sequence", "optional", or "unknown", which maps are too."""
     import onnx_ir as ir
 
     if isinstance(value.type, ir.SequenceType):
@@ -332,6 +332,11 @@ def _spec(value: ir.Value, role: str) -> TensorSpec:
 
     if not isinstance(value.type, ir.TensorType | ir.SparseTensorType) and role == "output":
         return TensorSpec(str(value.name), _kind(value), ())
+    if isinstance(value.type, ir.SequenceType | ir.OptionalType):
+        raise InputError(
+            f"the graph's {role} {value.name!r} is of the type {_kind(value)}, and only tensors can be fed",
+            "let the graph take one tensor, or each element as an input of its own",
+        )
     if value.dtype is None or (value.shape is None and role == "input"):
         raise InputError(f"the graph's {role} {value.name!r} has no type or shape", "export the model with typed inputs")
     dims = [] if value.shape is None else list(value.shape)

@@ -95,9 +95,10 @@ class Target:
         """Yield `model`, simulated where need be, as a bundle, and the options that ONNX Runtime on the CPU runs it with."""
         with temporary_folder("trial") as folder:
             path = Path(folder) / "variant.onnx"
-            save_model(model if self.measurable else simulated(model), path)
+            written = model if self.measurable else simulated(model)
+            save_model(written, path)
             # Merging Q/DQ pairs into 8-bit kernels starts above "basic": these are another target's kernels.
-            yield Bundle.open(path), {} if self.measurable else {"optimization": "basic"}
+            yield Bundle.of_model(written, path), {} if self.measurable else {"optimization": "basic"}
 
 
 _FLOAT_ONLY = "ONNX Runtime's CUDA kernels compute 8-bit graphs in float, slower than float32; use --for tensorrt"

@@ -185,7 +185,7 @@ def _difference(name: str, together: Feeds, alone: Sequence[Feeds | None]) -> st
     if not both.ndim or len(both) != 2 or any(each.shape[:1] != (1,) or each.shape[1:] != both.shape[1:] for each in singles):
         return f"output {name!r} does not have one row for each row of the inputs"
     if both.dtype.kind in "OSU":
-        return "" if all((both[row] == singles[row][0]).all() for row in range(2)) else f"rows share output {name!r}"
+        return "" if all(np.all(both[row] == singles[row][0]) for row in range(2)) else f"rows share output {name!r}"
     pairs = [(_as_float(both[row]), _as_float(singles[row][0])) for row in range(2)]
     if both.dtype.kind in "biu":
         # The largest of two numbers that differ by rounding may be another one in a batch.

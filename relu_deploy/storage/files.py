@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ __all__ = [
     "locked_folder",
     "read_regular",
     "reason",
+    "refuse_bundle_file",
     "refuse_existing_file",
     "sha256",
     "sweep",
@@ -39,6 +41,8 @@ __all__ = [
 
 #: Seconds to wait for another process that writes the same bundle, and for one that reads a FIFO.
 LOCK_TIMEOUT, READER_TIMEOUT = 120.0, 10.0
+#: Folders above a file that may be its bundle, and bytes of the largest manifest that is looked into.
+MOST_PARENTS, MOST_MANIFEST = 4, 2**26
 TEMPORARY = re.compile(r"\.relu-deploy-[0-9a-f]{12}-\w{6,10}\.tmp")
 #: Hint for a place that cannot be written.
 CHOOSE = "choose a place that you may write to, with enough free space"
@@ -83,8 +87,34 @@ def read_regular(file: Path, limit: int) -> bytes:
     return content
 
 
+def refuse_bundle_file(target: Path) -> None:
+    """Raise InputError if `target` is a file of a bundle: whatever else is written into it breaks the bundle."""
+    try:
+        place = Path(os.path.realpath(target))
+        listed = place.is_file() and any(_lists(folder, place) for folder in list(place.parents)[:MOST_PARENTS])
+    except (OSError, ValueError):
+        return
+    if listed:
+        raise InputError(f"{target} is a file of a bundle, and would break it", "choose another name")
+
+
+def _lists(folder: Path, file: Path) -> bool:
+    """Return whether `folder` is a bundle whose manifest lists `file`, or is it."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file() or manifest.stat().st_size > MOST_MANIFEST:
+        return False
+    content = manifest.read_bytes()
+    # The schema's name and the file's, as the manifest is written: enough to keep somebody from a mistake.
+    name = json.dumps(file.relative_to(folder).as_posix(), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return b'"relu-deploy/bundle/' in content and (file == manifest or name in content)
+
+
 def refuse_existing_file(target: Path, force: bool) -> None:
-    """Raise InputError if the file `target` exists and `force` is false. Devices and FIFOs are written into, so they may exist."""
+    """Raise InputError if the file `target` exists and `force` is false, or if it is a file of a bundle.
+
+    Devices and FIFOs are written into, so they may exist.
+    """
+    refuse_bundle_file(target)
     if (target.is_file() or target.is_dir()) and not force:
         raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
 

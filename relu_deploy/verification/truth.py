@@ -292,7 +292,8 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
 
     runs = [partial(measure, "float32", wide=False)]
     runs += [partial(measure, "draw", seed, rounding=Rounding(precision, seed)) for seed in range(draws_for(true, precision))]
-    if counted.longest >= LONG:
+    ordered = counted.longest >= LONG or counted.is_faint
+    if ordered:
         sums = SumOrder.of(source.model, torch_names, feeds, replace=True)
         runs.append(partial(measure, "ordered", seen=sums.seen))
     draws = 0 if not decided & true.keys() else 24 if seconds < 0.05 else 8 if seconds < 1 else 3
@@ -309,7 +310,7 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
         precision=precision,
         single={name: single for name, each in noise.items() if (single := each.single) is not None},
         undecided={name: each.undecided for name, each in noise.items() if each.undecided is not None},
-        is_blurred=precision not in ("float32", "float64") or counted.longest >= LONG or draws > 0,
+        is_blurred=precision not in ("float32", "float64") or ordered or draws > 0,
     )
 
 

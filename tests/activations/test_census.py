@@ -274,3 +274,17 @@ def test_bad_usage_is_exit_2_with_a_hint(command, digits_bundle, options, says):
     assert says in answer.stderr
     assert "\nhint: " in answer.stderr
     assert answer.stdout == ""
+
+
+def test_a_graph_without_inputs_is_counted_on_its_constants(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["w"], ["y"], "relu")],
+        "g",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])],
+        [numpy_helper.from_array(np.array([[1, -2, 3], [4, -5, -6]], np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    np.savez(tmp_path / "none.npz")
+    report = census(tmp_path / "m.onnx", tmp_path / "none.npz")
+    assert report.relus[0].positive.tolist() == [2, 0, 1]

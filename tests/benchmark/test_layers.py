@@ -61,11 +61,15 @@ def test_a_runtime_reports_a_time_for_the_segment_of_each_relu(backend, digits_b
 
     assert capabilities(backend).times_layers
     session = load(digits_bundle, backend, profile=True, threads=1)
+    # Slow runs before do not count.
+    for _ in range(3):
+        session.run(sample_feeds(digits_bundle, 64, 0)[0])
     times = session.time_layers([sample_feeds(digits_bundle, 4, 0)[0]], 0.1)
     session.close()
     report = profile_by_segment(digits_bundle, digits_bundle, times, 4, Machine(1e11, 1e10)).to_json()
     assert all(segment["milliseconds"] > 0 for segment in report["segments"])
-    assert 0 < report["layers_ms"] <= report["call_ms"]
+    # Runtimes round the time of each layer, and read another clock.
+    assert 0 < report["layers_ms"] <= report["call_ms"] * 1.02
 
 
 def test_bench_shows_layers_and_says_which_backends_cannot_report_them(command, forked_workers, digits_bundle):

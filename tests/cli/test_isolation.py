@@ -206,7 +206,7 @@ def test_a_command_that_is_ended_takes_its_process_along(place, number):
 
 @pytest.mark.parametrize(
     ("act", "number"),
-    [("deaf", signal.SIGTERM), ("deaf", signal.SIGINT), ("deaf", signal.SIGHUP), ("abort on request", signal.SIGTERM)],
+    [("deaf", signal.SIGINT), ("abort on request", signal.SIGTERM)],
 )
 def test_a_command_whose_runtime_does_not_listen_ends_by_the_signal_that_it_got(place, act, number):
     running = census(place, act)

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from relu_deploy.cli.main import VERBS, as_reported, create_parser
 from relu_deploy.cli.output import json_text
@@ -102,3 +104,41 @@ def test_json_into_a_fifo_or_a_link_goes_into_it_and_leaves_it_there(tmp_path):
     assert relu_deploy("zoo", "--json", tmp_path / "link", stdout=subprocess.DEVNULL).returncode == 0
     assert (tmp_path / "link").is_symlink()
     assert json.loads((tmp_path / "file").read_text())["models"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes streams in a POSIX shell")
+@pytest.mark.parametrize("streams", ["2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error_and_no_file_takes_their_place(tmp_path, streams):
+    """What is printed must neither end the command nor be written into the file that was opened next."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], "relu")], "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+
+    def run(*words):
+        shell = ["sh", "-c", f'exec "$@" {streams}', "sh", sys.executable, "-m", "relu_deploy", *words]
+        return subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+
+    made = run("export", "m.onnx", "-o", "m.rdb")
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert json.loads((tmp_path / "m.rdb" / "manifest.json").read_text())["name"] == "m"
+    assert run("zoo", "--json", "-").returncode == (0 if streams == "2>&-" else 2)
+    refused = run("inspect", "missing.rdb")
+    assert (refused.returncode, refused.stdout) == (2, "")
+
+
+def test_a_thread_that_the_system_refuses_is_no_bug():
+    assert as_reported(RuntimeError("can't start new thread")).exit_code == 2
+    assert as_reported(RuntimeError("another")).exit_code == 70
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "link.onnx"])
+def test_no_result_is_written_into_a_file_of_a_bundle(command, digits_copy, name):
+    (digits_copy.path / "link.onnx").symlink_to(digits_copy.path / "model.onnx")
+    target = digits_copy.path / name
+    before = target.read_bytes()
+    refused = command("zoo", "--json", target)
+    assert (refused.code, "is a file of a bundle, and would break it" in refused.stderr) == (2, True)
+    refused = command("verify", digits_copy.path, "--html", target, "--force", "--quiet")
+    assert (refused.code, "is a file of a bundle" in refused.stderr) == (2, True)
+    assert target.read_bytes() == before
+    assert command("zoo", "--json", digits_copy.path / "zoo.json").code == 0

@@ -177,3 +177,19 @@ def test_a_file_that_is_no_program_is_refused(tmp_path, content):
     (tmp_path / "x.pt2").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.pt2"):
         load_program(tmp_path / "x.pt2")
+
+
+def test_a_program_that_torch_reads_and_cannot_write_is_refused_and_nothing_is_left(program, tmp_path, command):
+    def without_a_name(name, content):
+        if name != "models/model.json":
+            return content
+        read = json.loads(content)
+        graph = read["graph_module"]["module_call_graph"]
+        graph[-1]["fqn"] = None
+        return json.dumps(read).encode()
+
+    file = rewritten(program, tmp_path / "net.pt2", without_a_name)
+    made = command("export", file, "-o", tmp_path / "net.rdb", "--quiet")
+    assert made.code == InputError.exit_code
+    assert "the program cannot be saved" in made.stderr
+    assert not (tmp_path / "net.rdb").exists()

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.graph import count_cost, find_relus, io_specs, load_model, load_normalized_model, save_model, to_bytes
 from relu_deploy.graph.loading.resources import set_memory_limit
@@ -453,3 +454,12 @@ def test_a_file_that_was_written_again_is_loaded_again(tmp_path):
     (tmp_path / "new").replace(tmp_path / "model.onnx")
     assert load_model(tmp_path / "model.onnx").graph.initializers["w"].const_value.numpy()[0, 1] == 2
     assert held.graph.initializers["w"].const_value.numpy()[0, 1] == 0
+
+
+def test_an_input_that_is_a_sequence_is_refused_by_name(tmp_path):
+    sequence = helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, ["n", 4])
+    nodes = [helper.make_node("ConcatFromSequence", ["parts"], ["all"], axis=0), helper.make_node("Relu", ["all"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [sequence], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="input 'parts' is of the type sequence, and only tensors can be fed"):
+        Bundle.open(tmp_path / "m.onnx")

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.loading.loops import check_loops
+from relu_deploy.graph.loading.resources import check_resources, set_memory_limit
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 value = helper.make_tensor_value_info
@@ -81,3 +82,41 @@ def test_turns_of_loops_inside_loops_multiply():
     check_loops(nested(10_000), "m.onnx")
     with pytest.raises(InputError, match="100,000 times"):
         check_loops(nested(100_000), "m.onnx")
+
+
+@pytest.fixture
+def memory():
+    yield set_memory_limit
+    set_memory_limit(None)
+
+
+def growing(times, body_nodes):
+    body = helper.make_graph(
+        [*body_nodes, helper.make_node("Identity", ["go"], ["on"])],
+        "body",
+        [value("i", INT64, []), value("go", BOOL, []), value("a", FLOAT, None)],
+        [value("on", BOOL, []), value("next", FLOAT, None)],
+    )
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Loop", ["n", "yes", "r"], ["big"], "loop", body=body)]
+    nodes.append(helper.make_node("ReduceMax", ["big"], ["y"], keepdims=0))
+    constants = [constant("n", np.int64(times)), constant("yes", True)]
+    graph = helper.make_graph(nodes, "g", [value("x", FLOAT, [1, 4])], [value("y", FLOAT, [])], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_state_that_doubles_with_each_turn_is_refused_before_it_fills_the_memory():
+    double = [helper.make_node("Concat", ["a", "a"], ["next"], axis=0)]
+    check_resources(growing(10, double), "m.onnx")
+    with pytest.raises(InputError, match=r"the Loop 'loop' makes 'a' larger at each turn, 4.6e\+18 elements") as caught:
+        check_resources(growing(60, double), "m.onnx")
+    assert "--max-memory" in caught.value.hint
+    check_resources(growing(60, [helper.make_node("Relu", ["a"], ["next"])]), "m.onnx")
+
+
+def test_a_list_to_which_each_turn_adds_a_row_is_not_taken_for_one_that_doubles(memory):
+    row = [helper.make_node("Constant", [], ["row"], value=constant("", np.ones((1, 4), np.float32)))]
+    add = [*row, helper.make_node("Concat", ["a", "row"], ["next"], axis=0)]
+    memory(10**6)
+    check_resources(growing(10_000, add), "m.onnx")
+    with pytest.raises(InputError, match=r"1.2e\+06 elements in the end"):
+        check_resources(growing(300_000, add), "m.onnx")

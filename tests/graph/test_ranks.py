@@ -170,3 +170,34 @@ def test_tensors_that_grow_by_joining_and_broadcasting_are_found(tmp_path, opera
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(InputError, match="GB, at most"):
         load_model(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("equation", "inputs", "said"),
+    [
+        ("a(b,c->", 2, "malformed"),
+        ("......->...", 1, "malformed"),
+        ("ab-->a", 1, "malformed"),
+        ("ab->a->b", 1, "malformed"),
+        ("ab\0->a", 1, "malformed"),
+        ("ab->aa", 1, "repeats an index"),
+        ("ab->c", 1, "one that no operand has"),
+        ("ab,bc->ac", 1, "has 2 operands, the node 1"),
+    ],
+)
+def test_a_malformed_equation_is_refused_instead_of_read_without_end(tmp_path, equation, inputs, said):
+    proto = model_of([node("Einsum", ["x"] * inputs, ["y"], equation=equation)], [value("x", [2, 2])], value("y"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=said):
+        load_model(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "equation", ["ij,jk->ik", " i j , j k -> i k ", "...ij,...jk->...ik", "ij,jk", "ii->i", "i...->...", "Bi,Bj->B"]
+)
+def test_equations_of_every_valid_form_are_accepted(tmp_path, equation):
+    proto = model_of(
+        [node("Einsum", ["x"] * (1 + equation.count(",")), ["y"], equation=equation)], [value("x", [2, 2])], value("y")
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert len(load_model(tmp_path / "m.onnx").graph) == 1

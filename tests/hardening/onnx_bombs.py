@@ -174,6 +174,46 @@ def long_names(draw: random.Random) -> bytes:
     ).SerializeToString()
 
 
+def doubled_ranks(draw: random.Random) -> bytes:
+    """A tensor that gains dimensions with each node: twice as many by Gather, one by Unsqueeze, all at once by Expand."""
+    kind, length = draw.choice(("Gather", "GatherND", "Unsqueeze", "Expand")), draw.choice((30, 60, 2000))
+    inputs, constants = [value("x", (2, 2))], [constant("axis", np.array([0], np.int64))]
+    nodes = [h.make_node("Cast", ["x"], ["t0"], to=T.INT64)]
+    if kind == "Expand":
+        inputs.append(value("shape", (draw.choice((65, 10**6, 10**8)),), T.INT64))
+        nodes.append(h.make_node("Expand", ["t0", "shape"], ["t1"]))
+        length = 1
+    else:
+        second = "axis" if kind == "Unsqueeze" else ""
+        nodes += [h.make_node(kind, [f"t{at}", second or f"t{at}"], [f"t{at + 1}"]) for at in range(length)]
+    nodes.append(h.make_node("Cast", [f"t{length}"], ["y"], to=T.FLOAT))
+    return model_of(nodes, inputs, [value("y", None)], constants).SerializeToString()
+
+
+def repeated_constants(draw: random.Random) -> bytes:
+    """A function whose constant, names or attributes are repeated at each of its many calls."""
+    opsets = [h.make_opsetid("", 20), h.make_opsetid("local", 1)]
+    size = draw.choice((2**10, 2**18))
+    steps = [h.make_node("Constant", [], ["c"], value=constant("", np.zeros(size, np.float32)))]
+    steps += [
+        h.make_node("ReduceSum", ["c"], ["s"], "n" * draw.choice((1, 10**5)), keepdims=0),
+        h.make_node("Add", ["a", "s"], ["b"]),
+    ]
+    function = h.make_function("local", "F", ["a"], ["b"], steps, opsets)
+    count = draw.choice((100, 1000))
+    names = ["x", *(f"t{at}" for at in range(count - 1)), "y"]
+    calls = [h.make_node("F", [names[at]], [names[at + 1]], domain="local") for at in range(count)]
+    return model_of(calls, [value("x")], [value("y")], functions=[function]).SerializeToString()
+
+
+def malformed_equation(draw: random.Random) -> bytes:
+    """An Einsum whose equation onnx's shape inference reads without end."""
+    equation = draw.choice(("......->...", "a(b->", "ab-->a", "ab\0->a", "...->" + "." * 9, "," * 1000))
+    return model_of(
+        [h.make_node("Einsum", ["x"], ["y"], equation=equation)], [value("x")], [value("y", None)]
+    ).SerializeToString()
+
+
 BOMBS: dict[str, Callable[[random.Random], bytes]] = {
     each.__name__: each
     for each in (
@@ -191,5 +231,8 @@ BOMBS: dict[str, Callable[[random.Random], bytes]] = {
         endless_loop,
         growing_loop,
         long_names,
+        doubled_ranks,
+        repeated_constants,
+        malformed_equation,
     )
 }

@@ -279,3 +279,24 @@ def test_a_model_with_a_scalar_and_a_state_is_measured_and_counted(tmp_path, for
     report = relu_deploy.bench(path, ["onnxruntime-cpu"], batch=[1, 32], seconds=0.1).to_json()
     assert [(row["batch"], row["verified"], row["checked_rows"]) for row in report["runs"]] == [(1, True, 1), (32, True, 32)]
     assert relu_deploy.census(path, path.with_suffix(".npz")).samples == 40
+
+
+def test_weights_and_a_result_that_are_outputs_as_well_stay_so_in_8_bits(tmp_path):
+    generator = np.random.default_rng(0)
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], "conv"),
+        node("Relu", ["c"], ["r"], "relu"),
+        node("Conv", ["r", "v"], ["y"], "last"),
+    ]
+    constants = {"w": generator.standard_normal((8, 3, 1, 1)), "v": generator.standard_normal((4, 8, 1, 1))}
+    constants = {name: array.astype(np.float32) for name, array in constants.items()}
+    path = save(tmp_path / "m.onnx", nodes, ["n", 3, 4, 4], ["n", 4, 4, 4], **constants)
+    model = onnx.load(path)
+    model.graph.output.extend([value("w", FLOAT, [8, 3, 1, 1]), value("r", FLOAT, ["n", 8, 4, 4])])
+    onnx.save(model, path)
+    report = optimized(path, "cpu", "int8")
+    assert report.passed
+    variant = report.bundle.with_variant("int8-cpu")
+    results = variant.session("onnxruntime-cpu", threads=1).run({"x": np.ones((2, 3, 4, 4), np.float32)})
+    assert set(results) == {"y", "w", "r"}
+    assert np.array_equal(results["w"], constants["w"])

@@ -75,6 +75,19 @@ def edges(path):
     return written(path, nodes, [tensor("x", ["nodes", 4]), tensor("edges", ["edges"], INT64)], [tensor("y", ["edges", 4])])
 
 
+def names_of_classes(path):
+    nodes = [
+        ("MatMul", ["x", "w"], ["m"]),
+        ("Relu", ["m"], ["r"]),
+        ("ArgMax", ["r"], ["i"], {"axis": 1, "keepdims": 0}),
+        ("Gather", ["labels", "i"], ["y"]),
+    ]
+    labels = np.array(["cat", "dog", "eel", "fox", "gnu"], object)
+    return written(
+        path, nodes, [tensor("x", ["batch", 8])], [tensor("y", ["batch"], TensorProto.STRING)], w=WEIGHT, labels=labels
+    )
+
+
 def served(path, scenario):
     """Return what the coroutine `scenario(model)` returns for the model at `path`."""
 
@@ -141,6 +154,7 @@ def test_every_output_is_whole_and_the_runtimes_own(tmp_path, build, feeds):
         (two_names, ""),
         (table, ""),
         (edges, "edges"),
+        (names_of_classes, ""),
     ],
 )
 def test_requests_share_a_run_where_their_rows_are_independent_and_the_reason_is_told_where_not(tmp_path, build, words):

@@ -5,7 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
+from relu_deploy.verification.judging.comparable import truth_of_outputs
 from relu_deploy.verification.run import verify
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
@@ -99,6 +101,15 @@ def test_an_unknown_operator_is_cut_out_of_the_truth_and_named(tmp_path):
     assert set(report.backends[0].outputs) == {"y"}
 
 
+def test_the_outputs_behind_an_unknown_operator_have_a_truth_for_bench(tmp_path):
+    x = np.random.default_rng(1).standard_normal((4, 8)).astype(np.float32)
+    bundle = Bundle.open(with_normalizer(tmp_path / "m.onnx"))
+    truth = truth_of_outputs(bundle, {"x": x}, "float32", 1)
+    hidden = np.maximum(x.astype(np.float64) @ np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32), 0)
+    sums = hidden.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(truth.values["y"], 2 * hidden / np.where(sums, sums, 1), rtol=1e-5)
+
+
 def test_a_fault_before_an_unknown_operator_is_found(tmp_path):
     right, wrong = with_normalizer(tmp_path / "right.onnx"), with_normalizer(tmp_path / "wrong.onnx", 1.5)
     assert verify(wrong, against=str(right), samples=4).first_divergence == "fc"
@@ -173,3 +184,167 @@ def test_a_graph_without_relus_is_compared_at_its_outputs_and_says_so(tmp_path, 
     )
     print_verify(verify(path).to_json())
     assert "passed: no Relu in the graph; outputs compared" in capsys.readouterr().out
+
+
+def random_body(path, holder, factor=1.0):
+    """A RandomNormalLike in a branch, or in a loop of three steps, between two layers."""
+    generator = np.random.default_rng(1)
+    first, second = (generator.standard_normal((8, 8)).astype(np.float32) for _ in range(2))
+    second[:, 2] *= factor
+    noisy = [helper.make_node("RandomNormalLike", ["{}"], ["noise"], name="noise", scale=0.1)]
+    if holder == "If":
+        noisy[0].input[0] = "r"
+        then = helper.make_graph([*noisy, helper.make_node("Add", ["r", "noise"], ["a"])], "then", [], [info("a", ["n", 8])])
+        alone = helper.make_graph([helper.make_node("Identity", ["r"], ["b"])], "else", [], [info("b", ["n", 8])])
+        node = helper.make_node("If", ["yes"], ["d"], name="holder", then_branch=then, else_branch=alone)
+    else:
+        noisy[0].input[0] = "state"
+        step = [*noisy, helper.make_node("Add", ["state", "noise"], ["next"]), helper.make_node("Identity", ["on"], ["still"])]
+        carried = [info("i", [], TensorProto.INT64), info("on", [], TensorProto.BOOL), info("state", ["n", 8])]
+        loop = helper.make_graph(step, "body", carried, [info("still", [], TensorProto.BOOL), info("next", ["n", 8])])
+        node = helper.make_node("Loop", ["three", "", "r"], ["d"], name="holder", body=loop)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["m"], name="fc1"),
+        helper.make_node("Relu", ["m"], ["r"], name="relu"),
+        node,
+        helper.make_node("MatMul", ["d", "w2"], ["y"], name="fc2"),
+    ]
+    weights = {"w1": first, "w2": second}
+    weights |= {"yes": np.bool_(True)} if holder == "If" else {"three": np.array(3)}
+    return saved(path, nodes, [info("x", ["n", 8])], [info("y", ["n", 8])], weights)
+
+
+@pytest.mark.parametrize("holder", ["If", "Loop"])
+def test_random_numbers_inside_a_body_are_shared_and_hide_no_fault_behind_it(tmp_path, holder):
+    right, wrong = random_body(tmp_path / "right.onnx", holder), random_body(tmp_path / "wrong.onnx", holder, -1.5)
+    report = verify(right, samples=4)
+    assert report.passed
+    assert report.random == ("holder/noise",)
+    report = verify(wrong, against=str(right), samples=4)
+    assert not report.passed
+    assert report.first_divergence == "fc2"
+
+
+def test_a_live_dropout_whose_mask_is_an_output_is_verified_on_one_mask(tmp_path):
+    generator = np.random.default_rng(1)
+
+    def network(name, factor=1.0):
+        weights = first.copy()
+        weights[:, 1] *= factor
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["m"], name="fc"),
+            helper.make_node("Dropout", ["m", "ratio", "training"], ["d", "mask"], name="drop"),
+            helper.make_node("Relu", ["d"], ["y"], name="relu"),
+        ]
+        constants = {"w": weights, "ratio": np.float32(0.3), "training": np.bool_(True)}
+        outputs = [info("y", ["n", 6]), info("mask", ["n", 6], TensorProto.BOOL)]
+        return saved(tmp_path / name, nodes, [info("x", ["n", 8])], outputs, constants)
+
+    first = generator.standard_normal((8, 6)).astype(np.float32)
+    right = network("right.onnx")
+    report = verify(right, samples=4)
+    assert report.passed
+    assert report.random == ("drop",)
+    assert verify(network("wrong.onnx", 1.5), against=str(right), samples=4).first_divergence == "fc"
+
+
+def test_a_number_that_random_numbers_alone_decide_swallows_no_nan(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["m"], name="fc1"),
+        helper.make_node("Sigmoid", ["m"], ["p"]),
+        helper.make_node("Bernoulli", ["p"], ["draw"], name="draw"),
+        helper.make_node("MatMul", ["draw", "w2"], ["s"], name="fc2"),
+        helper.make_node("Relu", ["s"], ["y"], name="relu"),
+    ]
+    generator = np.random.default_rng(0)
+    weights = {name: generator.standard_normal((8, 8)).astype(np.float32) for name in ("w1", "w2")}
+    report = verify(saved(tmp_path / "m.onnx", nodes, [info("x", ["n", 8])], [info("y", ["n", 8])], weights), samples=2)
+    assert report.passed
+    (relu,) = report.backends[0].relus
+    assert relu.contract.nan_kept is None
+
+
+def test_the_largest_elements_in_any_order_are_right_and_a_wrong_weight_before_them_is_not(tmp_path):
+    def network(name, factor=1.0):
+        weights = np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)
+        weights[:, 3] *= factor
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["m"], name="fc"),
+            helper.make_node("TopK", ["m", "k"], ["values", "places"], name="largest", sorted=0),
+            helper.make_node("Relu", ["values"], ["y"], name="relu"),
+        ]
+        outputs = [info("y", ["n", 5]), info("places", ["n", 5], TensorProto.INT64)]
+        return saved(tmp_path / name, nodes, [info("x", ["n", 8])], outputs, {"w": weights, "k": np.array([5])})
+
+    right = network("right.onnx")
+    assert verify(right, samples=4).passed
+    assert verify(network("wrong.onnx", 1.5), against=str(right), samples=4).first_divergence == "fc"
+
+
+def test_where_every_output_is_of_an_unknown_operator_the_relus_before_it_are_compared(tmp_path):
+    def network(name, factor=1.0):
+        weights = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+        weights[:, 1] *= factor
+        linear = {"coefficients": [1.0, 2.0, 3.0, 4.0, 5.0, -6.0], "intercepts": [0.1, 0.2], "classlabels_ints": [0, 1]}
+        nodes = [
+            helper.make_node("Scaler", ["x"], ["s"], "scaler", domain="ai.onnx.ml", offset=[0.0, 1.0, 2.0, 3.0], scale=[2.0] * 4),
+            helper.make_node("MatMul", ["s", "w"], ["m"], name="fc"),
+            helper.make_node("Relu", ["m"], ["r"], name="relu"),
+            helper.make_node("LinearClassifier", ["r"], ["label", "scores"], "classifier", domain="ai.onnx.ml", **linear),
+        ]
+        outputs = [info("label", ["n"], TensorProto.INT64), info("scores", ["n", 2])]
+        return saved(tmp_path / name, nodes, [info("x", ["n", 4])], outputs, {"w": weights})
+
+    right = network("right.onnx")
+    report = verify(right, samples=4)
+    assert report.passed
+    assert [(relu.relu.node, relu.passed) for relu in report.backends[0].relus] == [("relu", True)]
+    assert [name for name, _ in report.unknown] == ["scaler", "classifier"]
+    assert verify(network("wrong.onnx", 1.5), against=str(right), samples=4).first_divergence == "fc"
+
+
+def test_what_is_behind_an_unknown_operator_is_compared_on_the_same_operands(tmp_path):
+    from relu_deploy.graph import load_model, save_model
+    from relu_deploy.graph.quantization.cast_precision import cast_model, simulated
+
+    right = with_normalizer(tmp_path / "right.onnx")
+    save_model(simulated(cast_model(load_model(right), "float16", {"normalizer": "float32"}).model), tmp_path / "half.onnx")
+    report = verify(tmp_path / "half.onnx", against=str(right), samples=4)
+    assert report.passed, report.to_json()
+
+
+def test_texts_of_a_table_of_labels_are_compared(tmp_path):
+    def network(name, labels):
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["m"], name="fc"),
+            helper.make_node("Relu", ["m"], ["r"], name="relu"),
+            helper.make_node("ArgMax", ["r"], ["i"], axis=1, keepdims=0),
+            helper.make_node("Gather", ["labels", "i"], ["y"], name="names"),
+        ]
+        weights = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+        constants = {"w": weights, "labels": np.array(labels, object)}
+        return saved(tmp_path / name, nodes, [info("x", ["n", 8])], [info("y", ["n"], TensorProto.STRING)], constants)
+
+    right = network("right.onnx", ["cat", "dog", "müsli"])
+    assert verify(right, samples=8).passed
+    report = verify(network("wrong.onnx", ["cat", "dog", "muesli"]), against=str(right), samples=8)
+    assert "strings differ" in report.backends[0].outputs["y"].reason
+
+
+def test_a_fault_between_the_last_relu_and_an_unknown_operator_is_found(tmp_path):
+    def network(name, factor=1.0):
+        weights = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+        weights[:, 1] *= factor
+        nodes = [
+            helper.make_node("Relu", ["x"], ["r"], name="relu"),
+            helper.make_node("MatMul", ["r", "w"], ["m"], name="fc"),
+            helper.make_node("Normalizer", ["m"], ["p"], name="normalizer", domain="ai.onnx.ml", norm="L1"),
+            helper.make_node("Relu", ["p"], ["y"], name="last"),
+        ]
+        return saved(tmp_path / name, nodes, [info("x", ["n", 8])], [info("y", ["n", 4])], {"w": weights})
+
+    right = network("right.onnx")
+    assert verify(right, against=str(right), samples=4).passed
+    report = verify(network("wrong.onnx", 1.5), against=str(right), samples=4)
+    assert not report.passed
+    assert report.first_divergence == "fc"

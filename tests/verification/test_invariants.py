@@ -88,3 +88,13 @@ def test_the_elements_of_a_sequence_are_compared(tmp_path):
     )
     (report,) = verify(tmp_path / "m.onnx").backends
     assert {name: one.passed for name, one in report.outputs.items()} == {"parts[0]": True, "parts[1]": True}
+
+
+def test_a_sequence_of_one_step_is_not_shortened_to_none(tmp_path):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("ReduceMax", ["r"], ["y"], axes=[0], keepdims=0),
+    ]
+    checks = checks_of(tmp_path / "m.onnx", nodes, [("x", FLOAT, ["time", "batch", 6])], [("y", FLOAT, ["batch", 6])])
+    assert not [name for name in checks if "time=0" in checks[name].name]
+    assert [check.name for check in checks.values() if check.name.startswith("size")] == ["size time=2"]

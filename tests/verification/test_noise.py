@@ -1,4 +1,4 @@
-"""The noise of correct arithmetic where one random draw does not measure it: few numbers, long sums, decisions."""
+"""The noise of correct arithmetic where one random draw does not measure it: few numbers, long sums, faint sigmoids, decisions."""
 
 import numpy as np
 import onnx
@@ -49,6 +49,33 @@ def test_a_wrong_temperature_before_a_long_sum_is_a_fault(tmp_path):
     report = verify(model("wrong.onnx", 1.01), feeds={"x": x}, against=str(model("right.onnx", 1.0)))
     assert not report.passed
     assert report.first_divergence == "scale"
+
+
+def scores(path, offset):
+    """A Sigmoid of numbers far below 0, as the scores of an empty picture, with a Relu that multiplies them."""
+    nodes = [
+        helper.make_node("Add", ["x", "offset"], ["logits"], name="bias"),
+        helper.make_node("Sigmoid", ["logits"], ["s"], name="sigmoid"),
+        helper.make_node("Mul", ["s", "x"], ["m"], name="mul"),
+        helper.make_node("Relu", ["m"], ["r"], name="relu"),
+    ]
+    ends = [("x", FLOAT, ["n", 64])], [("s", FLOAT, ["n", 64]), ("r", FLOAT, ["n", 64])]
+    return saved(path, nodes, *ends, {"offset": np.float32(offset)})
+
+
+@pytest.mark.parametrize("offset", [-6, -14])
+def test_the_error_of_a_sigmoid_by_tanh_is_no_fault_however_small_its_result(tmp_path, offset):
+    # ONNX Runtime 1.32 gives 2.4e-6 with an error of 1.2e-7, which is 1e6 roundings of float32.
+    x = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    assert verify(scores(tmp_path / "m.onnx", offset), feeds={"x": x}).passed
+
+
+def test_a_wrong_bias_before_a_faint_sigmoid_is_a_fault(tmp_path):
+    x = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    right = scores(tmp_path / "right.onnx", -14)
+    report = verify(scores(tmp_path / "wrong.onnx", -14.01), feeds={"x": x}, against=str(right))
+    assert not report.passed
+    assert report.first_divergence == "bias"
 
 
 def decisions(path, scale=1e5):
@@ -124,3 +151,42 @@ def test_one_number_of_a_float16_graph_is_not_refused_by_chance(tmp_path):
         refused += [] if report.passed else [seed]
     # One draw of noise for one number would refuse (2 / pi) atan(1 / 4), every sixth.
     assert refused == []
+
+
+def test_sizes_that_are_added_have_no_rounding_and_stay_integers():
+    from relu_deploy.verification.judging.noise import LargeRounding
+
+    sizes = [np.array([24]), np.array([2])]
+    for value, size in zip(LargeRounding("int8", 0, 4.0).operands("Add", sizes, [False, False]), sizes, strict=True):
+        assert value.dtype == np.int64
+        assert np.array_equal(value, size)
+    numbers = [np.array([24.0, 3.0]), np.array([2.0, 5.0])]
+    rounded = LargeRounding("int8", 0, 4.0).operands("Add", numbers, [False, False])
+    assert all((one != other).any() for one, other in zip(rounded, numbers, strict=True))
+
+
+def test_a_layer_in_8_bits_behind_which_sizes_are_computed_is_verified(tmp_path):
+    """TorchScript computes the parts of a chunk as (size + 2) / 3, which is 8 of 24 only for integers."""
+    from relu_deploy.optimization.options import OptimizeOptions
+    from relu_deploy.optimization.run import optimize_bundle
+
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="fc"),
+        helper.make_node("Relu", ["m"], ["r"], name="relu"),
+        helper.make_node("Shape", ["r"], ["shape"]),
+        helper.make_node("Gather", ["shape", "last"], ["size"]),
+        helper.make_node("Add", ["size", "two"], ["more"]),
+        helper.make_node("Div", ["more", "three"], ["third"]),
+        helper.make_node("Slice", ["r", "zero", "third", "last"], ["s"]),
+        helper.make_node("MatMul", ["s", "v"], ["t"], name="fc2"),
+        helper.make_node("Greater", ["t", "half"], ["y"]),
+    ]
+    random = np.random.default_rng(0)
+    weights = {"w": random.standard_normal((8, 24)).astype(np.float32), "v": random.standard_normal((8, 5)).astype(np.float32)}
+    weights |= {"last": np.array([-1]), "two": np.array([2]), "three": np.array([3]), "zero": np.array([0])}
+    weights |= {"half": np.float32(0.5)}
+    ends = [("x", FLOAT, ["n", 8])], [("t", FLOAT, ["n", 5]), ("y", TensorProto.BOOL, ["n", 5])]
+    path = saved(tmp_path / "m.onnx", nodes, *ends, weights)
+    np.savez(tmp_path / "rows.npz", x=random.standard_normal((32, 8)).astype(np.float32))
+    options = OptimizeOptions(calibration=str(tmp_path / "rows.npz"), threads=1, measure_speed=False)
+    assert optimize_bundle(path, "cpu", "int8", out=tmp_path / "out.rdb", options=options).passed

@@ -21,9 +21,10 @@ def load_error(error: Exception, name: str, bundle: Bundle) -> InputError | Unsu
     """
     if type(error).__name__ in ("InvalidGraph", "InvalidProtobuf"):
         return InputError(f"{bundle.onnx}: {message_of(error)}", "check the graph with: relu-deploy inspect")
-    return Unsupported(
-        f"{name} cannot run {bundle.name}: {message_of(error)}", "relu-deploy verify --backend reference runs any graph"
-    )
+    hint = "relu-deploy verify --backend reference runs any graph"
+    if "is not a registered function/op" in str(error):
+        hint = "the operator comes with a library of its own: remove its node, or write it with standard operators"
+    return Unsupported(f"{name} cannot run {bundle.name}: {message_of(error)}", hint)
 
 
 def run_error(error: Exception, name: str, title: str, arrays: Feeds) -> Unsupported:

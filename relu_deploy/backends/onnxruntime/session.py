@@ -22,7 +22,7 @@ from relu_deploy.backends.onnxruntime.errors import run_error
 from relu_deploy.backends.onnxruntime.placement import nodes_by_provider, nodes_elsewhere
 from relu_deploy.backends.onnxruntime.probe import PROVIDERS
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import Unsupported
+from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph.model import load_model
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
@@ -136,8 +136,14 @@ class OnnxRuntimeSession:
             return []
         self._profiled = False
         file = Path(self._session.end_profiling())
-        events = json.loads(file.read_text(encoding="utf-8"))
-        file.unlink()
+        try:
+            events = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise InputError(
+                f"ONNX Runtime could not write all of its profile to {file.parent}", "free some space there, or set TMPDIR"
+            ) from None
+        finally:
+            file.unlink(missing_ok=True)
         return [event for event in events if event.get("cat") == "Node" and event["name"].endswith(EVENT)]
 
     def close(self) -> None:

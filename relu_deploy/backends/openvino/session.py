@@ -56,6 +56,7 @@ class OpenVinoSession:
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self._compiled, self._request = compiled, compiled.create_infer_request()
         self._lock = threading.Lock()
+        self._runs = 0
         # With a single thread OpenVINO 2026.4 does not raise on a shape mismatch inside a dynamic graph: it returns the outputs
         # of the previous run, or terminates the process. Inferring the shapes of the uncompiled model raises.
         self._dynamic = model if model.is_dynamic() else None
@@ -88,6 +89,7 @@ class OpenVinoSession:
                     f"{self.name} stopped while running {self.title} on {shapes}: {self._with_nodes(message_of(error))}",
                     "relu-deploy verify --backend reference says whether the graph takes these sizes and values",
                 ) from error
+            self._runs += 1
             return {name: _array(results[port], port) for name, port in zip(self._names, self._compiled.outputs, strict=True)}
 
     def executed(self) -> Sequence[Executed]:
@@ -105,26 +107,32 @@ class OpenVinoSession:
 
     def time_layers(self, feeds: Sequence[Feeds], seconds: float) -> LayerTimes:
         """Return the times of the layers; see `base.ProfilingSession`."""
-        microseconds: dict[str, float] = {}
+        runs_before, before = 0, dict[str, float]()
         calls = 0
 
         def run(feed: Mapping[str, Any]) -> None:
-            nonlocal calls
+            nonlocal calls, runs_before, before
             self.run(feed)
             calls += 1
-            if calls <= WARM_UP_RUNS:
-                return
-            for each in self._request.get_profiling_info():
-                if each.status == each.Status.EXECUTED:
-                    microseconds[each.node_name] = microseconds.get(each.node_name, 0.0) + each.real_time.total_seconds() * 1e6
+            if calls == WARM_UP_RUNS:
+                runs_before, before = self._runs, self._mean_milliseconds()
 
         runs, milliseconds = run_in_turn(run, feeds, seconds)
-        layers = [
-            replace(layer, milliseconds=microseconds[layer.name] / runs / 1e3)
-            for layer in self._layers()
-            if layer.name in microseconds
-        ]
+        # OpenVINO reports the mean of all runs since the model was compiled, the slow first ones included.
+        means = {
+            name: max(0.0, mean * self._runs - before.get(name, 0.0) * runs_before) / (self._runs - runs_before)
+            for name, mean in self._mean_milliseconds().items()
+        }
+        layers = [replace(layer, milliseconds=means[layer.name]) for layer in self._layers() if layer.name in means]
         return LayerTimes(layers, runs, milliseconds)
+
+    def _mean_milliseconds(self) -> dict[str, float]:
+        """Return the mean time of each layer in all runs so far."""
+        found: dict[str, float] = {}
+        for each in self._request.get_profiling_info():
+            if each.status == each.Status.EXECUTED:
+                found[each.node_name] = found.get(each.node_name, 0.0) + each.real_time.total_seconds() * 1e3
+        return found
 
     def _layers(self) -> list[LayerTime]:
         """Return the layers of the compiled model that compute something, without times."""

@@ -227,6 +227,9 @@ def _compile_function(function: ir.Function, given: Mapping[str, Any], scope: Sc
 def _attribute(value: Any, scope: Scope) -> Any:
     import onnx_ir as ir
 
+    # Whether something has the members of a tensor takes a hundred times as long to find out.
+    if isinstance(value, bytes | float | int | str | tuple):
+        return attribute_value(value)
     if isinstance(value, ir.Graph):
         return compile_graph(value, scope)
     if isinstance(value, ir.TensorProtocol):
@@ -241,7 +244,7 @@ def attribute_value(value: Any) -> Any:
 
 def _array(tensor: Any, scope: Scope) -> Any:
     array = np.asarray(tensor.numpy())
-    if array.dtype.kind == "O":
+    if array.dtype.kind in "OSU":
         return as_text(array)
     return widened(array) if scope.wide else array
 

@@ -6,26 +6,29 @@ the number of turns decides alone. Other Loops depend on what is fed; `--timeout
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph.loading.structure import bodies_of
+from relu_deploy.graph.loading.structure import bodies_of, outer_reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import onnx
 
-__all__ = ["check_loops"]
+__all__ = ["check_loops", "growing_states"]
 
 #: most times that a Loop may run the nodes in its body, those of Loops inside it included: a runtime takes half an hour for these
 MOST_RUNS = 10**9
 #: operators that pass a condition on unchanged
 _PASSING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
+Infer = Callable[["onnx.GraphProto"], "onnx.GraphProto"]
 Constants = ChainMap[str, "onnx.TensorProto"]
 
 
@@ -56,6 +59,77 @@ def check_loops(proto: onnx.ModelProto, where: str) -> None:
                         "give the Loop a condition that becomes false, or fewer turns",
                     )
             waiting += [(body.node, known.new_child(_constants(body)), inside) for body in bodies_of(node)]
+
+
+def growing_states(graph: onnx.GraphProto, infer: Infer) -> Iterator[tuple[str, str, float]]:
+    """Yield the states of Loops that each turn makes larger, with the elements that they have in the end.
+
+    Args:
+        graph: A graph with inferred shapes. The Loops inside its bodies are not looked at.
+        infer: Infers the shapes of a graph.
+
+    Yields:
+        Name of the Loop, name of the state, number of elements.
+    """
+    types = {value.name: value.type for value in (*graph.input, *graph.value_info, *graph.output)}
+    known = _constants(graph).new_child(_constants_of_nodes(graph.node))
+    for node in graph.node:
+        if node.op_type != "Loop" or node.domain not in ("", "ai.onnx") or not (times := _times(node, known)):
+            continue
+        body = next(iter(bodies_of(node)))
+        states = [types.get(name) for name in node.input[2:]]
+        sizes = [states]
+        for _ in range(2):
+            typed = _with_types(body, states, types)
+            outputs = {value.name: value.type for value in infer(typed).output}
+            states = [outputs[value.name] for value in body.output[1 : len(states) + 1]]
+            sizes.append(states)
+        for value, *turns in zip(body.input[2:], *sizes, strict=False):
+            first, second, third = (_elements(kind) for kind in turns)
+            if first and second and third and third > second > first:
+                yield node.name or node.output[0], value.name, _after(times, first, second, third)
+
+
+def _after(times: int, first: int, second: int, third: int) -> float:
+    """Return the elements of a state after `times` turns, from those before and after the first two."""
+    if third - second <= second - first:
+        # A list to which each turn adds the same.
+        return first + float(times) * (second - first)
+    # Beyond float64's largest number it is infinite.
+    return float(2.0 ** min(times * math.log2(third / second) + math.log2(first), 1023.0))
+
+
+def _with_types(
+    body: onnx.GraphProto, states: Sequence[onnx.TypeProto | None], types: Mapping[str, onnx.TypeProto]
+) -> onnx.GraphProto:
+    """Return a copy of the body of a Loop in which states have the given types, and results no shape.
+
+    types: those of the tensors around the Loop.
+    """
+    import onnx
+
+    copy = onnx.GraphProto()
+    copy.CopyFrom(body)
+    for value, kind in zip(copy.input[2:], states, strict=False):
+        if kind is not None:
+            value.type.CopyFrom(kind)
+    for value in copy.output:
+        value.type.tensor_type.ClearField("shape")
+    made = {value.name for value in copy.input} | {tensor.name for tensor in copy.initializer}
+    made |= {name for each in copy.node for name in each.output}
+    for name in dict.fromkeys(name for each in copy.node for name in (*each.input, *outer_reads(each))):
+        if name and name not in made and name in types:
+            copy.input.add(name=name).type.CopyFrom(types[name])
+    return copy
+
+
+def _elements(kind: onnx.TypeProto | None) -> int | None:
+    """Return the number of elements of a tensor, None if a dimension is not known."""
+    if kind is None or kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.HasField("shape"):
+        return None
+    shape = kind.tensor_type.shape
+    sizes = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in shape.dim]
+    return None if any(size <= 0 for size in sizes) else math.prod(sizes)
 
 
 def _times(node: onnx.NodeProto, known: Constants) -> int | None:

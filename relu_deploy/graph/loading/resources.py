@@ -11,7 +11,7 @@ from collections import ChainMap
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph.loading.loops import check_loops
+from relu_deploy.graph.loading.loops import check_loops, growing_states
 from relu_deploy.graph.loading.structure import bodies_of, outer_reads
 from relu_deploy.graph.propagation import infer_with_values
 from relu_deploy.graph.ranks import TooManyDimensions
@@ -74,6 +74,31 @@ def check_resources(proto: onnx.ModelProto, where: str) -> None:
     except Exception:  # a graph that inference does not accept is refused elsewhere, with its reason
         return
     _check_values(inferred.graph, where)
+    _check_growth(inferred, where)
+
+
+def _check_growth(model: onnx.ModelProto, where: str) -> None:
+    """Check the states of Loops that grow with each turn."""
+    import onnx
+
+    def infer(graph: onnx.GraphProto) -> onnx.GraphProto:
+        body = onnx.ModelProto(
+            ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions, graph=graph
+        )
+        return infer_with_values(body).graph
+
+    limit = memory_limit()
+    try:
+        grown = list(growing_states(model.graph, infer))
+    except Exception:  # a body that inference does not accept is refused elsewhere, with its reason
+        return
+    for loop, state, elements in grown:
+        if elements > limit:
+            raise InputError(
+                f"{where}: the Loop {loop!r} makes {state!r} larger at each turn, {elements:.2g} elements in the end; "
+                f"at most {limit / 1e9:.4g} GB are allowed here",
+                "let the Loop run fewer turns, or allow more with --max-memory",
+            )
 
 
 def _check_values(graph: onnx.GraphProto, where: str) -> None:

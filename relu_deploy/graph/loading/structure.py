@@ -19,6 +19,7 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.loading.equations import fault_of_equation
 
 if TYPE_CHECKING:
     import onnx
@@ -250,6 +251,8 @@ def _check_node(node: onnx.NodeProto, versions: dict[str, int], functions: _Func
         arity = _Arity((0, inputs), (0, outputs), (), {}) if not node.overload else None
     else:
         arity = _arity(node.op_type, domain, versions.get(domain, 0))
+    if node.op_type == "Einsum" and (fault := fault_of_equation(node)):
+        raise _Broken(f"the {_called(node)}: {fault}")
     attributes = {attribute.name for attribute in node.attribute}
     if arity is not None:
         for label, count, (least, most) in (

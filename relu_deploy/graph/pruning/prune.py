@@ -70,6 +70,8 @@ class PruningReport:
 
     channels_before, channels_after: that all Conv, ConvTranspose, Gemm and MatMul nodes make together.
     surviving: for each tensor that lost channels, by name, the old places of those that it still has: int64, increasing.
+    is_exact: whether every bias that took up constants is the number that it has to be. Otherwise it was rounded to float32, and
+    tensors are what they were but for that.
     """
 
     removed: tuple[RemovedChannels, ...]
@@ -78,6 +80,7 @@ class PruningReport:
     channels_before: int
     channels_after: int
     surviving: Mapping[str, Array]
+    is_exact: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -111,10 +114,10 @@ def prune_model(
     never_clamp = [
         relu for relu in find_relus(compacted) if not relu.body and _never_clamps(relu, bounds, surviving.get(relu.output))
     ]
-    _shrink(compacted, channel_maps, decision)
+    is_exact = _shrink(compacted, channel_maps, decision)
     relus_removed, relus_kept = _bypass(compacted, never_clamp)
     _remove_unread_constants(compacted)
-    report = PruningReport(removed, relus_removed, (*kept, *relus_kept), before, _channels(compacted), surviving)
+    report = PruningReport(removed, relus_removed, (*kept, *relus_kept), before, _channels(compacted), surviving, is_exact)
     return PassResult(compacted, bool(removed or relus_removed), report)
 
 
@@ -151,8 +154,8 @@ def _kept(decision: PruningDecision) -> Iterator[KeptChannels]:
 # ---------------------------------------------------------------- channels
 
 
-def _shrink(model: ir.Model, channel_maps: ChannelMaps, decision: PruningDecision) -> None:
-    """Take the channels that go out of every constant, attribute and shape of `model`, in place."""
+def _shrink(model: ir.Model, channel_maps: ChannelMaps, decision: PruningDecision) -> bool:
+    """Take the channels that go out of every constant, attribute and shape of `model`, in place; return whether none was rounded."""
     new: dict[Operand, Array] = {}
     for node, channel_map in channel_maps.items():
         if isinstance(channel_map, ChannelMap):
@@ -165,12 +168,12 @@ def _shrink(model: ir.Model, channel_maps: ChannelMaps, decision: PruningDecisio
                     _slice(new, (node, position), axis, gone)
             if made.any():
                 _resize(new, node, channel_map, int((~made).sum()))
-    for reader in decision.readers:
-        _fold(new, reader, decision)
+    exact = [_fold(new, reader, decision) for reader in decision.readers]
     _write(model, new)
     for value in decision.places.values:
         if (gone := decision.gone(value)).any():
             _narrow(value, int((~gone).sum()))
+    return all(exact)
 
 
 def _slice(new: dict[Operand, Array], operand: Operand, axis: int, gone: Array) -> None:
@@ -192,15 +195,19 @@ def _resize(new: dict[Operand, Array], node: ir.Node, channel_map: ChannelMap, c
             new[node, channel_map.sizes] = sizes
 
 
-def _fold(new: dict[Operand, Array], reader: ChannelReader, decision: PruningDecision) -> None:
-    """Add what the constants that go contribute to the bias of the node that reads them: in float64, rounded once."""
+def _fold(new: dict[Operand, Array], reader: ChannelReader, decision: PruningDecision) -> bool:
+    """Add what the constants that go contribute to the bias of the node that reads them: in float64, rounded once.
+
+    Returns:
+        Whether the rounding changed nothing.
+    """
     import onnx_ir as ir
 
     node, values = reader.node, reader.constants.values
     folded = decision.gone(reader.source) & reader.uses & (values != 0)
     place = bias_of(node)
     if not folded.any() or place is None:
-        return
+        return True
     operands = Operands(node, {}, 0)
     weights = np.asarray(operands.constant(1))
     if node.op_type == "MatMul" or (node.op_type == "Gemm" and not operands.attribute("transB", 0)):
@@ -217,6 +224,7 @@ def _fold(new: dict[Operand, Array], reader: ChannelReader, decision: PruningDec
             contribution = contribution / beta
     wide = contribution if old is None else old.astype(np.float64) + contribution
     new[place] = wide.astype(weights.dtype)
+    return bool(np.array_equal(new[place], wide))
 
 
 def _narrow(value: ir.Value, channels: int) -> None:

@@ -182,7 +182,8 @@ def _quantize_tensor(
         # A graph output keeps its name.
         value.name, load.outputs[0].name = f"{name}/float", name
         outputs = model.graph.outputs
-        outputs[next(index for index, one in enumerate(outputs) if one is value)] = load.outputs[0]
+        for index in [index for index, one in enumerate(outputs) if one is value]:
+            outputs[index] = load.outputs[0]
 
 
 def _store_weights(model: ir.Model, node: ir.Node, scheme: Scheme, means: Mapping[str, Array], step: float) -> Array:
@@ -217,8 +218,7 @@ def _store_weights(model: ir.Model, node: ir.Node, scheme: Scheme, means: Mappin
         back = stored.astype(np.float64) * (scale.reshape(-1, *(1,) * (weights.ndim - 1)) if axis == 0 else scale)
         _correct_bias(model, node, back - weights, mean, bool(transposed))
     node.replace_input_with(1, load.outputs[0])
-    if not list(value.uses()) and name in model.graph.initializers:
-        del model.graph.initializers[name]
+    _drop_unread(model, value)
     return scale
 
 
@@ -257,8 +257,7 @@ def _store_bias(model: ir.Model, node: ir.Node, step: Array) -> None:
     load.outputs[0].type, load.outputs[0].shape = bias.type, bias.shape
     model.graph.insert_before(node, [load])
     node.replace_input_with(2, load.outputs[0])
-    if not list(bias.uses()) and str(bias.name) in model.graph.initializers:
-        del model.graph.initializers[str(bias.name)]
+    _drop_unread(model, bias)
 
 
 def _correct_bias(model: ir.Model, node: ir.Node, error: Array, mean: Array, transposed: bool) -> None:
@@ -281,8 +280,14 @@ def _correct_bias(model: ir.Model, node: ir.Node, error: Array, mean: Array, tra
     if len(node.inputs) < 3:
         node.resize_inputs(3)
     node.replace_input_with(2, new)
-    if bias is not None and not list(bias.uses()) and str(bias.name) in model.graph.initializers:
-        del model.graph.initializers[str(bias.name)]
+    if bias is not None:
+        _drop_unread(model, bias)
+
+
+def _drop_unread(model: ir.Model, value: ir.Value) -> None:
+    """Remove the initializer `value` if nothing reads it any more and the graph does not return it."""
+    if not value.uses() and not value.is_graph_output() and str(value.name) in model.graph.initializers:
+        del model.graph.initializers[str(value.name)]
 
 
 def _groups(node: ir.Node) -> int:

@@ -122,7 +122,7 @@ def _place_cpu(
     captured = _read_by_bodies(model)
     for node in model.graph:
         name = str(node.name)
-        if name in kept:
+        if name in kept or node.domain not in ("", "ai.onnx"):
             continue
         result = _after_relu(node.outputs[0], relus)
         inside = str(result.name) in captured
@@ -213,7 +213,7 @@ def _place_tensorrt(
     inputs = {value.name for value in model.graph.inputs}
     for node in model.graph:
         name = str(node.name)
-        if node.op_type not in WEIGHTED:
+        if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
             continue
         if why := _no_weights(node) or _not_worth(node, precision, first=node.inputs[0].name in inputs):  # type: ignore[union-attr]
             refused[name] = why

@@ -155,7 +155,7 @@ def _checked(bundle: Bundle, source: str | os.PathLike[str]) -> Dataset:
     dataset = load_dataset(bundle, source)
     declared = declared_range(bundle)
     for name, array in dataset.feeds.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or not array.size:
             continue
         low, high = float(np.min(array)), float(np.max(array))
         if not (np.isfinite(low) and np.isfinite(high)):

@@ -259,7 +259,7 @@ def decompress(body: bytes, limit: int) -> bytes:
             if left < 0:
                 raise TooLarge(f"the decompressed body exceeds the limit of {limit} bytes", BODY_HINT)
             at += len(piece) - len(decompressor.unused_data) - len(decompressor.unconsumed_tail)
-        if at < len(body) and not (body[:2] == view[at : at + 2] == b"\x1f\x8b"):
+        if at < len(body) and not (body[:2] == bytes(view[at : at + 2]) == b"\x1f\x8b"):
             raise InvalidArgument("the compressed body ends too early or too late")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

@@ -57,6 +57,8 @@ DATATYPES = {
     "float64": "FP64",
     "object": "BYTES",
 }
+#: dimensions of a tensor, NumPy's limit
+MAX_RANK = 64
 #: strings of one tensor in raw bytes; Python takes about 100 bytes for each
 MAX_STRINGS = 2**20
 _KNOWN = frozenset(DATATYPES.values())
@@ -314,12 +316,13 @@ def _integral(array: Array) -> Array:
 
 
 def _is_shape(shape: Any) -> bool:
-    sizes = isinstance(shape, list) and all(type(size) is int and 0 <= size < 2**31 for size in shape)
+    sizes = isinstance(shape, list) and len(shape) <= MAX_RANK and all(type(size) is int and 0 <= size < 2**31 for size in shape)
     return sizes and prod(shape) < 2**40
 
 
 def _split_strings(raw: Any, shape: Sequence[int], spec: TensorSpec) -> Array:
-    found, view = [], memoryview(raw)
+    found: list[str | bytes] = []
+    view = memoryview(raw)
     if prod(shape) > MAX_STRINGS:
         raise InvalidArgument(f"input {spec.name!r} has more than {MAX_STRINGS} strings", "send fewer rows")
     while view and len(found) <= prod(shape):

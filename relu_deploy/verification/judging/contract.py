@@ -141,8 +141,8 @@ def nan_is_kept(model: ir.Model, relus: Sequence[Relu], feeds: Feeds, results: F
             starts = {other.output for other in relus if other.output != relu.output} | set(feeds)
             piece = nodes_between(model, starts, [relu.output])
             reads = {value.name for node in piece for value in node.inputs if value is not None} & starts
-            # Only where everything before it is NaN and no node between may drop one did this Relu drop it.
-            certain = reads <= all_nan and all(node.op_type in LINEAR for node in piece)
+            # Only where everything before it is NaN, constants aside, and no node between may drop one did this Relu drop it.
+            certain = bool(reads) and reads <= all_nan and all(node.op_type in LINEAR for node in piece)
             kept[relu.output] = False if certain else None
     return kept
 

@@ -18,7 +18,9 @@ import numpy as np
 
 from relu_deploy.backends.base import Rounding
 from relu_deploy.graph import opset_of
+from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
+from relu_deploy.verification.judging.verdict import rms
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,6 +34,10 @@ COARSE_DRAWS = 8
 COARSE = ("float16", "bfloat16", "float8", "int8")
 #: terms from which a sum is long: float32's limit allows for shorter ones in any order
 LONG = 1024
+#: error of a Sigmoid that is computed by tanh: one unit in the last place of 1 in float32 (ONNX Runtime's largest is 1.05 times that)
+SIGMOID_ERROR = 2.0**-23
+#: RMS of a Sigmoid's result below which that error may exceed float32's limit
+FAINT = 0.1
 #: operators that decide: their results change by whole steps
 DECIDING = {"ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod"}
 DECIDING |= {"NonMaxSuppression", "NonZero", "Round", "Sign", "TopK", "Unique", "BitwiseAnd", "IsInf", "IsNaN", "Shrink"}
@@ -71,7 +77,15 @@ class LargeRounding(Rounding):
 
     def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
         noisy = super().operands(operator, values, weights)
-        return [old if new is old else old + self._factor * (new - old) for new, old in zip(noisy, values, strict=True)]
+        return [
+            old + self._factor * (new - old) if new is not old and _is_number(old) else old
+            for new, old in zip(noisy, values, strict=True)
+        ]
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether `value` has a rounding error: sizes and places have none, and stay integers."""
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 def behind_decisions(model: ir.Model) -> set[str]:
@@ -121,12 +135,13 @@ def _rounds(node: ir.Node) -> bool:
 
 @dataclass
 class SumOrder:
-    """Replaces the long sums of an evaluation by float32 sums that start with the largest terms.
+    """Replaces the long sums of an evaluation by float32 sums that start with the largest terms, and shifts its Sigmoids.
 
     Attributes:
-        nodes: The nodes that sum, by the name of their result in the evaluation.
+        nodes: The nodes that sum, and the Sigmoids, by the name of their result in the evaluation.
         tensor_names: The graph's tensor by the name in the evaluation, where they differ.
         longest: The most terms of a sum so far.
+        is_faint: Whether the result of a Sigmoid was so small that the way it is computed shows.
     """
 
     nodes: Mapping[str, ir.Node]
@@ -134,23 +149,30 @@ class SumOrder:
     opset: int
     replace: bool = True
     longest: int = 0
+    is_faint: bool = False
     _inputs: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ir.Model, tensor_names: Mapping[str, str], feeds: Feeds, *, replace: bool) -> SumOrder:
         """Return the sums of a graph. replace: False only counts their terms."""
-        nodes = {str(node.outputs[0].name): node for node in model.graph if node.op_type in SUMS}
+        nodes = {str(node.outputs[0].name): node for node, _ in iterate_nodes(model) if node.op_type in (*SUMS, "Sigmoid")}
         if tensor_names:
             nodes = {name: nodes[ours] for name, ours in tensor_names.items() if ours in nodes}
         sums = cls(nodes, tensor_names, opset_of(model), replace)
-        sums._inputs = {name: np.zeros(0) for name in {str(node.inputs[0].name) for node in nodes.values() if node.inputs[0]}}
+        added = [node.inputs[0] for node in nodes.values() if node.op_type in SUMS]
+        sums._inputs = {str(value.name): np.zeros(0) for value in added if value is not None}
         sums._inputs |= {name: array for name, array in feeds.items() if name in sums._inputs}
         return sums
 
     def seen(self, name: str, value: Any) -> Any:
         """Return the tensor as the least favorable order of its sum gives it; see `Seen`."""
         node = self.nodes.get(name)
-        if node is not None and node.inputs[0] is not None and isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        if node is None or node.inputs[0] is None or not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+            pass
+        elif node.op_type == "Sigmoid":
+            self.is_faint |= 0 < rms(value) < FAINT
+            value = value + SIGMOID_ERROR if self.replace else value
+        else:
             x = self._inputs.get(str(node.inputs[0].name), np.zeros(0))
             axes = _axes(node, x.ndim, self.opset)
             terms = math.prod(x.shape[axis] for axis in axes) if x.size else 0

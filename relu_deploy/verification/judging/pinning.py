@@ -2,8 +2,9 @@
 
 A graph that draws random numbers gives another answer in every run, so nothing can be compared. Each random node is replaced
 by one draw, the same in the truth and on every backend; a Dropout in training mode by a multiplication with one draw of its
-mask. A node of an operator that the reference evaluator does not have is replaced, in the truth only, by what a runtime
-returned for it: the nodes around it are verified, it is not, and the report names it.
+mask. In the body of a Loop or Scan all iterations get the draw of the last. A node of an operator that the reference evaluator
+does not have is replaced, in the truth only, by what a runtime returned for it: the nodes around it are verified, it is not,
+and the report names it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.graph import Relu, load_model, save_model
+from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Array, Feeds
@@ -50,8 +52,9 @@ class PinnedNodes:
 
 
 def random_nodes_of(model: ir.Model) -> list[ir.Node]:
-    """Return the nodes of the top graph that draw random numbers."""
-    return [node for node in model.graph if node.domain in ("", "ai.onnx") and node.op_type in RANDOM and _draws(node)]
+    """Return the nodes that draw random numbers, those inside bodies included."""
+    nodes = (node for node, _ in iterate_nodes(model))
+    return [node for node in nodes if node.domain in ("", "ai.onnx") and node.op_type in RANDOM and _draws(node)]
 
 
 def _draws(node: ir.Node) -> bool:
@@ -65,9 +68,10 @@ def _draws(node: ir.Node) -> bool:
 
 
 def random_values(bundle: Bundle, nodes: Sequence[ir.Node], feeds: Feeds) -> PinnedNodes:
-    """Return one draw of each of `nodes`."""
+    """Return one draw of each of `nodes`. A node in a branch that does not run on `feeds` has none."""
     operators = {str(node.outputs[0].name): node for node in nodes}
     reads = {str(node.inputs[0].name) for node in nodes if node.op_type == "Dropout" and node.inputs[0] is not None}
+    reads |= {str(node.outputs[1].name) for node in nodes if node.op_type == "Dropout" and _has_mask(node)}
     found: dict[str, Array] = {name: array for name, array in feeds.items() if name in reads}
 
     def keep(name: str, value: Any) -> Any:
@@ -87,7 +91,13 @@ def random_values(bundle: Bundle, nodes: Sequence[ir.Node], feeds: Feeds) -> Pin
             masks[name] = np.where(np.isnan(factor), np.nanmax(factor) if np.isfinite(factor).any() else 1, factor).astype(
                 x.dtype
             )
+            if _has_mask(node):
+                values[str(node.outputs[1].name)] = found[str(node.outputs[1].name)]
     return PinnedNodes(values, masks)
+
+
+def _has_mask(node: ir.Node) -> bool:
+    return len(node.outputs) > 1 and bool(node.outputs[1].name)
 
 
 def unknown_nodes_of(model: ir.Model) -> list[tuple[str, str]]:
@@ -144,6 +154,8 @@ def replaced(bundle: Bundle, pinned: PinnedNodes) -> Iterator[Bundle]:
 
 
 def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
+    import onnx_ir as ir
+
     graph = model.graph
     removed = set(pinned.removed)
     for node in graph:
@@ -151,35 +163,65 @@ def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
             removed |= {str(value.name) for value in node.outputs if value.name}
     given = removed | pinned.values.keys()
     outputs = [value for value in graph.outputs if value.name not in given]
-    outputs += _last_evaluated(model, removed, given | {str(value.name) for value in outputs})
-    if not outputs:
-        raise InputError(
-            "nothing can be verified: no output is computed by operators that the reference evaluator has",
-            "verify against another ONNX file",
-        )
+    last = _last_evaluated(model, given, given | {str(value.name) for value in outputs})
     graph.outputs.clear()
     graph.outputs.extend(outputs)
-    for node in list(graph):
+    for node, path in list(iterate_nodes(model)):
         if str(node.outputs[0].name) in pinned.masks:
             _multiply(graph, node, pinned.masks[str(node.outputs[0].name)])
         for value in node.outputs:
             name = str(value.name)
-            if name in pinned.values:
+            if name in pinned.values and path:
+                _read_constant(graph, value, pinned.values[name])
+            elif name in pinned.values:
                 constant = _constant(graph, name, pinned.values[name])
                 value.name = f"{name}/replaced"
                 value.replace_all_uses_with(constant)
+    if any(value.type is None for value in last):
+        # The types behind an operator that onnx does not know follow from the constant in its place.
+        infer_shapes(model)
+    graph.outputs.extend([value for value in last if isinstance(value.type, ir.TensorType)])
+    if not graph.outputs:
+        raise InputError(
+            "nothing can be verified: no output is computed by operators that the reference evaluator has",
+            "verify against another ONNX file",
+        )
     kept = {id(value) for value in graph.outputs}
     while unread := [n for n in graph if not any(value.uses() or id(value) in kept for value in n.outputs)]:
         graph.remove(unread, safe=False)
+    _remove_replaced(model)
     for name in [name for name, value in graph.initializers.items() if not value.uses() and id(value) not in kept]:
         # ONNX Runtime warns about each weight that nothing reads any more.
         del graph.initializers[name]
 
 
-def _last_evaluated(model: ir.Model, removed: AbstractSet[str], known: AbstractSet[str]) -> list[ir.Value]:
-    """Return the tensors that only removed nodes read: as outputs they, and the Relus before them, stay in the graph."""
+def _remove_replaced(model: ir.Model) -> None:
+    """Remove from the bodies the nodes whose results were replaced."""
+    for node, path in reversed(list(iterate_nodes(model))):
+        replaced_by_others = all(str(value.name or "/replaced").endswith("/replaced") for value in node.outputs)
+        if path and replaced_by_others and not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            assert node.graph is not None
+            node.graph.remove(node, safe=True)
+
+
+def _read_constant(graph: ir.Graph, value: ir.Value, array: Array) -> None:
+    """Let an Identity inside the body, which reads a constant of `graph`, make the tensor `value`."""
     import onnx_ir as ir
 
+    maker = value.producer()
+    assert maker is not None
+    assert maker.graph is not None
+    name = str(value.name)
+    copy = ir.node("Identity", [_constant(graph, f"{name}/drawn", array)], name=f"{maker.name}/drawn")
+    copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+    maker.graph.insert_before(maker, copy)
+    value.name = f"{name}/replaced"
+    value.replace_all_uses_with(copy.outputs[0], replace_graph_outputs=True)
+    copy.outputs[0].name = name
+
+
+def _last_evaluated(model: ir.Model, removed: AbstractSet[str], known: AbstractSet[str]) -> list[ir.Value]:
+    """Return the tensors that only removed and replaced nodes read: as outputs they, and the Relus before them, stay."""
     last: dict[str, ir.Value] = {}
     for node in model.graph:
         if not any(value.name in removed for value in node.outputs):
@@ -187,11 +229,15 @@ def _last_evaluated(model: ir.Model, removed: AbstractSet[str], known: AbstractS
         for value in node.inputs:
             if value is None or value.producer() is None or value.name in known or value.name in removed:
                 continue
-            if all(any(output.name in removed for output in use.node.outputs) for use in value.uses()):
+            if all(_is_lost(use.node, removed) for use in value.uses()):
                 last[str(value.name)] = value
-    if any(value.type is None for value in last.values()):
-        infer_shapes(model)
-    return [value for value in last.values() if isinstance(value.type, ir.TensorType)]
+    return list(last.values())
+
+
+def _is_lost(node: ir.Node, removed: AbstractSet[str]) -> bool:
+    """Return whether `node` is removed or replaced, or nothing reads its results."""
+    unread = not any(output.uses() or output.is_graph_output() for output in node.outputs)
+    return unread or any(output.name in removed for output in node.outputs)
 
 
 def _multiply(graph: ir.Graph, dropout: ir.Node, factors: Array) -> None:
@@ -202,7 +248,9 @@ def _multiply(graph: ir.Graph, dropout: ir.Node, factors: Array) -> None:
     name = str(result.name)
     product = ir.node("Mul", [dropout.inputs[0], _constant(graph, f"{name}/factors", factors)], name=dropout.name)
     product.outputs[0].name, product.outputs[0].type, product.outputs[0].shape = name, result.type, result.shape
-    graph.insert_before(dropout, product)
+    assert dropout.graph is not None
+    dropout.graph.insert_before(dropout, product)
+    dropout.name = f"{dropout.name}/replaced"
     result.name = f"{name}/replaced"
     result.replace_all_uses_with(product.outputs[0], replace_graph_outputs=True)
 

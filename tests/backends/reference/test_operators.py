@@ -334,3 +334,59 @@ def test_large_grids_are_read_in_parts_with_the_same_result(monkeypatch):
     (whole,) = evaluate("GridSample", [x, grid])
     monkeypatch.setattr(sampling, "BLOCK", 5)
     np.testing.assert_array_equal(evaluate("GridSample", [x, grid])[0], whole)
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("levels", [0, 40], ids=["all different", "many equal"])
+def test_a_few_of_many_elements_are_those_of_a_stable_sort(levels, largest):
+    random = np.random.default_rng(0)
+    x = random.integers(0, levels, (3, 2, 500)).astype(np.float32) if levels else random.standard_normal((3, 2, 500))
+    values, places = evaluate("TopK", [x, np.array([7])], outputs=2, largest=largest)
+    expected = np.argsort(-x if largest else x, axis=-1, kind="stable")[..., :7]
+    assert np.array_equal(places, expected)
+    assert np.array_equal(values, np.take_along_axis(x, expected, -1))
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.0, 1.0, 2.0, -0.5])
+def test_a_leaky_relu_of_any_slope_takes_every_number(alpha):
+    x = np.array([-2.0, -0.0, 0.0, 3.0, np.inf, np.nan])
+    expected = [np.float32(alpha).astype(float) * -2, 0.0, 0.0, 3.0, np.inf, np.nan]
+    check(evaluate("LeakyRelu", [x], alpha=alpha), expected)
+
+
+@pytest.mark.parametrize("exponent", [2.0, 3.0, 4.0, 2.5])
+def test_a_power_is_that_of_the_specification_for_negative_and_infinite_numbers(exponent):
+    x = np.array([-2.0, -0.5, 0.0, 3.0, -np.inf, np.inf, np.nan])
+    with np.errstate(invalid="ignore"):
+        check(evaluate("Pow", [x, np.array(exponent)]), np.power(x, exponent))
+
+
+def test_a_depthwise_convolution_adds_its_taps_a_few_channels_at_a_time_with_the_same_result(monkeypatch):
+    random = np.random.default_rng(0)
+    x, w = random.standard_normal((2, 5, 7, 6)), random.standard_normal((5, 1, 3, 2))
+    attributes = {"group": 5, "strides": [2, 1], "pads": [1, 0, 1, 1]}
+    expected = np.concatenate(
+        [
+            evaluate("Conv", [x[:, channel : channel + 1], w[channel : channel + 1]], strides=[2, 1], pads=[1, 0, 1, 1])[0]
+            for channel in range(5)
+        ],
+        1,
+    )
+    for size in (1, convolution.BLOCK):
+        monkeypatch.setattr(convolution, "BLOCK", size)
+        check(evaluate("Conv", [x, w], **attributes), expected)
+
+
+@pytest.mark.parametrize("terms", [1, 256, 257, 900])
+def test_sums_of_8_bit_products_are_exact_for_any_number_of_terms(terms):
+    random = np.random.default_rng(0)
+    a, b = (random.integers(0, 256, shape).astype(np.uint8) for shape in ((3, terms), (terms, 4)))
+    zeros = np.array(255, np.uint8), np.array(0, np.uint8)
+    expected = (a.astype(np.int64) - 255) @ b.astype(np.int64)
+    assert np.array_equal(evaluate("MatMulInteger", [a, b, *zeros])[0], expected)
+
+
+def test_a_level_far_out_of_range_is_clipped_and_a_nan_is_the_zero_point():
+    x = np.array([1e30, -1e30, np.inf, -np.inf, np.nan, 1.5, 2.5], np.float32)
+    levels = evaluate("QuantizeLinear", [x, np.float32(1), np.uint8(7)])[0]
+    assert levels.tolist() == [255, 0, 255, 0, 7, 9, 9]

@@ -70,3 +70,16 @@ def test_a_reversed_sequence_starts_at_its_own_end():
     operands = [x, one, one, None, np.array([2], np.int32)]
     y, h = evaluate("RNN", operands, opset=14, outputs=2, hidden_size=1, direction="reverse", activations=["Relu"])
     assert (y.ravel().tolist(), h.item()) == ([3, 2, 0], 3)
+
+
+def test_a_plain_lstm_is_one_whose_sequences_all_have_every_step():
+    random = np.random.default_rng(0)
+    x, w, r, b = (random.standard_normal(shape) for shape in ((6, 2, 3), (2, 16, 3), (2, 16, 4), (2, 32)))
+    h, c = random.standard_normal((2, 2, 2, 4))
+    attributes = {"opset": 14, "outputs": 3, "hidden_size": 4, "direction": "bidirectional"}
+    plain = evaluate("LSTM", [x, w, r, b, None, h, c], **attributes)
+    # Lengths and the peepholes of 0 are the long way round.
+    lengths, peepholes = np.array([6, 6], np.int32), np.zeros((2, 12))
+    for others in ([lengths, h, c], [None, h, c, peepholes]):
+        for one, other in zip(plain, evaluate("LSTM", [x, w, r, b, *others], **attributes), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)

@@ -179,3 +179,14 @@ def test_a_result_that_a_body_reads_stays_float_and_the_graph_runs_on_onnx_runti
     save_model(quantize(model, placed, {"x": (-1.0, 1.0), "r0": (0.0, 9.0)}, SCHEMES["cpu", "int8"]), path)
     code = f"import onnxruntime; onnxruntime.InferenceSession({str(path)!r}, providers=['CPUExecutionProvider'])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_operators_of_other_domains_with_the_same_name_are_left_alone(target):
+    model = residual()
+    nodes = [node for node in model.graph if node.op_type == "Conv"]
+    quantized = set(place_qdq(model, target).nodes)
+    assert {str(node.name) for node in nodes} <= quantized
+    for node in nodes:
+        node.domain = "com.microsoft.nchwc"
+    assert not {str(node.name) for node in nodes} & set(place_qdq(model, target).nodes)

@@ -95,6 +95,14 @@ class Refusal:
         return f"{self.operator} {self.node!r}: {self.reason}" if self.node else f"{self.operator}: {self.reason}"
 
 
+def listed_refusals(refusals: Sequence[Refusal]) -> str:
+    """Return the refusals in one line: each operator with its reason once, with the number of further nodes."""
+    groups: dict[tuple[str, str], list[Refusal]] = {}
+    for refusal in refusals:
+        groups.setdefault((refusal.operator, refusal.reason), []).append(refusal)
+    return "; ".join(f"{first}" + (f" ({len(more)} more nodes)" if more else "") for first, *more in groups.values())
+
+
 class Refused(Unsupported):
     """The parser does not support the graph.
 
@@ -235,7 +243,7 @@ def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
         return network, parser
     model = load_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph
     refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
-    listed = "; ".join(str(refusal) for refusal in refusals) or "the parser gives no reason"
+    listed = listed_refusals(refusals) or "the parser gives no reason"
     raise Refused(f"{name} does not take {path}: {listed}", _other_graph(name, refusals, precision_of(model)), refusals)
 
 

@@ -1,4 +1,8 @@
-"""Write a graph in the operators that TensorRT's ONNX parser supports, where it has others with the same meaning."""
+"""Write a graph in the operators that TensorRT supports, where it has others with the same meaning.
+
+Its parser has no Clip of integers, and its builder fails on many graphs with Ifs: those whose branch is always the same for
+the sizes of the graph's inputs are inlined.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.model import load_model, save_model
+from relu_deploy.graph.rewriting.constant_branches import has_branches, inline_constant_branches
 from relu_deploy.graph.rewriting.integer_clip import has_integer_clip, without_integer_clip
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.storage.folders import temporary_folder
@@ -21,7 +26,7 @@ __all__ = ["parsable"]
 
 @contextmanager
 def parsable(path: Path) -> Iterator[Path]:
-    """Yield `path`, or a temporary file with the same graph in which Max and Min stand for each Clip of integers.
+    """Yield `path`, or a temporary file with the same graph in operators that TensorRT supports.
 
     Args:
         path: An ONNX file. One that is not valid is yielded as it is.
@@ -42,5 +47,8 @@ def _changed(path: Path) -> ir.Model | None:
         model = load_model(path)
     except InputError:
         return None
+    changed = None
+    if has_branches(model):
+        model = changed = inline_constant_branches(model)
     infer_shapes(model)
-    return without_integer_clip(model) if has_integer_clip(model) else None
+    return without_integer_clip(model) if has_integer_clip(model) else changed

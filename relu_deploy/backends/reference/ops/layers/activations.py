@@ -18,7 +18,11 @@ def relu(_: Call, x: Array) -> Array:
 
 @operator("LeakyRelu")
 def leaky_relu(call: Call, x: Array) -> Array:
-    return np.asarray(np.where(x < 0, x * x.dtype.type(call.float("alpha", 0.01)), x))
+    alpha = x.dtype.type(call.float("alpha", 0.01))
+    if 0 < alpha <= 1:
+        # The larger of both: many times as fast as a choice by sign.
+        return np.asarray(np.maximum(x, x * alpha))
+    return np.asarray(np.where(x < 0, x * alpha, x))
 
 
 @operator("PRelu")

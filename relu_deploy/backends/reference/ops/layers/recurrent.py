@@ -80,6 +80,11 @@ class Direction:
     functions: Sequence[Activation]
     clip: float | None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every sequence has all steps and no argument of an activation is bounded."""
+        return self.valid is None and self.clip is None
+
     def clipped(self, x: Array) -> Array:
         """Return the argument of an activation within ±clip."""
         return x if self.clip is None else np.clip(x, -self.clip, self.clip)
@@ -197,20 +202,15 @@ def lstm(call: Call, *operands: Array | None) -> tuple[Array, ...]:
         ys, recurrent = np.empty((*part.x.shape[:2], n), h.dtype), part.r.T
         zero = h.dtype.type(0)
         p_i, p_o, p_f = (zero, zero, zero) if peephole is None else np.split(peephole, 3)
-        together = peephole is None and not coupled
+        if peephole is None and not coupled and part.is_plain and (f, g, last) == (sigmoid, np.tanh, np.tanh):
+            return _plain_lstm(inputs, recurrent, h, c)
         for time, incoming in enumerate(inputs):
             gates = h @ recurrent
             gates += incoming
-            if together:
-                # One call for three gates: a step of a small layer takes as long as its calls do.
-                opened = f(part.clipped(gates[:, : 3 * n]))
-                i, o, forget = opened[:, :n], opened[:, n : 2 * n], opened[:, 2 * n :]
-            else:
-                i = f(part.clipped(gates[:, :n] + p_i * c))
-                forget = 1 - i if coupled else f(part.clipped(gates[:, 2 * n : 3 * n] + p_f * c))
+            i = f(part.clipped(gates[:, :n] + p_i * c))
+            forget = 1 - i if coupled else f(part.clipped(gates[:, 2 * n : 3 * n] + p_f * c))
             new_c = forget * c + i * g(part.clipped(gates[:, 3 * n :]))
-            if not together:
-                o = f(part.clipped(gates[:, n : 2 * n] + p_o * new_c))
+            o = f(part.clipped(gates[:, n : 2 * n] + p_o * new_c))
             # The clip bounds the sums of the gates. The cell's own activation takes the cell as it is, as ONNX Runtime does.
             new_h = o * last(new_c)
             h, c = part.keep(time, new_h, h), part.keep(time, new_c, c)
@@ -218,3 +218,37 @@ def lstm(call: Call, *operands: Array | None) -> tuple[Array, ...]:
         return ys, h, c
 
     return _run(call, operands, ["Sigmoid", "Tanh", "Tanh"], step)
+
+
+def _plain_lstm(inputs: Array, recurrent: Array, h: Array, c: Array) -> tuple[Array, Array, Array]:
+    """Return Y, the last h and the last c of an LSTM with the default activations and nothing else.
+
+    A step of a small layer takes as long as its calls do: each gate has its place in one array, which is computed in place.
+
+    Args:
+        inputs: What the inputs and the biases add to the gates, (T, N, 4 * H).
+        recurrent: (H, 4 * H).
+        h: The first state, (N, H).
+        c: The first cell, (N, H).
+    """
+    n = h.shape[1]
+    gates, c, ys = np.empty(inputs.shape[1:], h.dtype), c.copy(), np.empty((*inputs.shape[:2], n), h.dtype)
+    opened, new = gates[:, : 3 * n], gates[:, 3 * n :]
+    i, o, forget = opened[:, :n], opened[:, n : 2 * n], opened[:, 2 * n :]
+    # The sign of what exp takes in 1 / (1 + exp(-x)) is turned once and not in every step.
+    turned = np.where(np.arange(4 * n) < 3 * n, -1, 1).astype(h.dtype)
+    inputs, recurrent = inputs * turned, recurrent * turned
+    for incoming, y in zip(inputs, ys, strict=True):
+        np.matmul(h, recurrent, out=gates)
+        np.add(gates, incoming, out=gates)
+        np.exp(opened, out=opened)
+        np.add(opened, 1, out=opened)
+        np.reciprocal(opened, out=opened)
+        np.tanh(new, out=new)
+        np.multiply(c, forget, out=c)
+        np.multiply(new, i, out=new)
+        np.add(c, new, out=c)
+        np.tanh(c, out=y)
+        np.multiply(y, o, out=y)
+        h = y
+    return ys, h, c

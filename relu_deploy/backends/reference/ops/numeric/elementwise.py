@@ -86,11 +86,20 @@ def is_infinite(call: Call, x: Array) -> Array:
     return found
 
 
+#: powers that a few products make, in a fraction of the time
+PRODUCTS: dict[float, Callable[[Array], Array]] = {
+    2.0: np.square,
+    3.0: lambda x: np.square(x) * x,
+    4.0: lambda x: np.square(np.square(x)),
+}
+
+
 @operator("Pow")
 def power(call: Call, x: Array, exponent: Array) -> Array:
     x, exponent = _aligned(call, x, exponent)
     if is_float(x):
-        return np.asarray(np.power(x, exponent.astype(x.dtype)))
+        whole = float(exponent.reshape(-1)[0]) if exponent.size == 1 and exponent.ndim <= x.ndim else 0.0
+        return PRODUCTS[whole](x) if whole in PRODUCTS else np.asarray(np.power(x, exponent.astype(x.dtype)))
     if is_float(exponent) or (exponent < 0).any():
         return np.asarray(np.power(x.astype(np.float64), exponent)).astype(x.dtype)
     return np.asarray(np.power(x, exponent)).astype(x.dtype)

@@ -74,17 +74,12 @@ def mel_weight_matrix(
     spaced = mel[0] + np.arange(count + 2) * ((mel[1] - mel[0]) / (count + 2))
     hertz = 700 * (10 ** (spaced / 2595) - 1)
     places = (((size + 1) * hertz) // float(rate.reshape(()))).astype(np.int64)
-    result = np.zeros((frequencies, count))
-    for band in range(count):
-        left, middle, right = places[band : band + 3]
-        if middle == left:
-            result[middle, band] = 1
-        else:
-            up = np.arange(left, middle + 1)
-            result[up, band] = (up - left) / (middle - left)
-        if right > middle:
-            down = np.arange(middle, right)
-            result[down, band] = (right - down) / (right - middle)
+    left, middle, right = places[:-2], places[1:-1], places[2:]
+    place = np.arange(frequencies)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        up, down = (place - left) / (middle - left), (right - place) / (right - middle)
+    rising, falling = (place >= left) & (place < middle), (place > middle) & (place < right)
+    result = np.where(rising, up, np.where(falling, down, np.where(place == middle, 1.0, 0.0)))
     dtype = call.dtype("output_datatype", 1)
     return result.astype(dtype if dtype is not None else np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,25 @@ from relu_deploy.tensors import Array
 
 __all__ = ["convolved", "rows_and_columns"]
 
+#: products of two numbers of 8 bits less their zero points, at most 255² each, whose sum float32 holds exactly
+EXACT_TERMS = 256
+
 
 def rows_and_columns(a: Array, a_zero: Array | None, b: Array, b_zero: Array | None) -> Array:
     """Return (a - a_zero) @ (b - b_zero) in float64, exact for integers of 8 bits. Zero points of rows of a, columns of b."""
-    left, right = a.astype(np.float64), b.astype(np.float64)
+    small = a.dtype.itemsize == b.dtype.itemsize == 1 and min(a.ndim, b.ndim) > 1
+    kind: Any = np.float32 if small else np.float64
+    left: Array = a.astype(kind)
+    right: Array = b.astype(kind)
     if a_zero is not None:
-        left = left - rows(a_zero).astype(np.float64)
+        left = left - rows(a_zero).astype(kind)
     if b_zero is not None:
-        right = right - b_zero.astype(np.float64)
-    return np.asarray(left @ right)
+        right = right - b_zero.astype(kind)
+    if not small:
+        return np.asarray(left @ right)
+    parts = [slice(start, start + EXACT_TERMS) for start in range(0, max(1, left.shape[-1]), EXACT_TERMS)]
+    products = (np.asarray(left[..., part] @ right[..., part, :]).astype(np.float64) for part in parts)
+    return np.asarray(reduce(np.add, products))
 
 
 def rows(values: Array) -> Array:

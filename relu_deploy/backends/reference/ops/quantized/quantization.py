@@ -36,10 +36,19 @@ def limits(dtype: np.dtype[Any]) -> tuple[int, int]:
 def quantize(x: Array, scale: Array, zero: Any, dtype: np.dtype[Any]) -> Array:
     """Return saturate(round(x / scale) + zero) in an integer type; halves are rounded to even."""
     low, high = limits(dtype)
-    levels = np.rint(x / scale) + (0 if zero is None else np.asarray(zero).astype(np.int64))
-    # A NaN has no level: it is taken as the zero point, where a conversion in C would leave it undefined.
-    levels = np.where(np.isnan(levels), 0 if zero is None else np.asarray(zero).astype(np.float64), levels)
-    return np.clip(levels, low, high).astype(np.int64).astype(dtype)
+    # Levels of up to 16 bits are exact in float32, and larger ones are clipped.
+    kind = np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
+    quotients = np.asarray(x / scale)
+    levels = np.asarray(np.rint(quotients, out=quotients)).astype(kind, copy=False)
+    offset = np.zeros((), kind) if zero is None else np.asarray(zero).astype(np.int64).astype(kind)
+    if offset.any():
+        levels = np.asarray(levels + offset)
+    unknown = np.isnan(levels)
+    if unknown.any():
+        # A NaN has no level: it is taken as the zero point, where a conversion in C would leave it undefined.
+        levels = np.where(unknown, offset, levels)
+    levels = np.minimum(np.maximum(levels, kind.type(low)), kind.type(high))
+    return levels.astype(np.int64).astype(dtype) if dtype.name in NARROW_INTEGERS or dtype.itemsize > 2 else levels.astype(dtype)
 
 
 def centered(x: Array, zero: Array | None, axis: int = 1) -> Array:
@@ -56,8 +65,13 @@ def _exact(x: Array) -> Array:
 
 def dequantize(x: Array, scale: Array, zero: Array | None, axis: int = 1, block: int = 0) -> Array:
     """Return (x - zero) * scale in the type of `scale`; the difference is exact."""
-    offset = 0 if zero is None else spread(_exact(zero), x, axis, block)
-    return np.asarray((_exact(x) - offset).astype(scale.dtype) * spread(scale, x, axis, block))
+    # An array of its own, which is computed in place.
+    exact = np.asarray(_exact(x))
+    if zero is not None and zero.any():
+        exact -= spread(_exact(zero), x, axis, block)
+    exact = exact.astype(scale.dtype, copy=False)
+    exact *= spread(scale, x, axis, block)
+    return exact
 
 
 @operator("QuantizeLinear", keeps_types=True)

@@ -9,6 +9,9 @@ from relu_deploy.backends.reference.registry import Call, operator
 from relu_deploy.backends.reference.types import is_float
 from relu_deploy.tensors import Array
 
+#: share of an axis up to which its largest elements are picked before they are sorted
+FEW = 8
+
 
 @operator("TopK", until=9)
 def top_k_by_attribute(call: Call, x: Array) -> tuple[Array, Array]:
@@ -22,9 +25,22 @@ def top_k(call: Call, x: Array, k: Array) -> tuple[Array, Array]:
 
 def _top(x: Array, k: int, axis: int, *, largest: bool) -> tuple[Array, Array]:
     """Sorted whether the node asks for it or not; of equal elements that with the lower index comes first."""
-    order = np.argsort(_descending(x) if largest else x, axis=axis, kind="stable")
-    index = np.take(order, np.arange(k), axis)
+    keys = np.moveaxis(_descending(x) if largest else x, axis, -1)
+    index = np.moveaxis(_smallest(keys, k), -1, axis)
     return np.take_along_axis(x, index, axis), index.astype(np.int64)
+
+
+def _smallest(keys: Array, k: int) -> Array:
+    """Return the places of the `k` smallest keys along the last axis, the smallest first."""
+    if 0 < k <= keys.shape[-1] // FEW and keys.size:
+        rows = keys.reshape(-1, keys.shape[-1])
+        among = rows <= np.partition(rows, k - 1)[:, k - 1 : k]
+        # Of several equal elements at the limit only some belong to the result: then everything is sorted.
+        if (among.sum(axis=1) == k).all():
+            places = np.nonzero(among)[1].reshape(*keys.shape[:-1], k)
+            order = np.argsort(np.take_along_axis(keys, places, -1), axis=-1, kind="stable")
+            return np.take_along_axis(places, order, -1)
+    return np.argsort(keys, axis=-1, kind="stable")[..., :k]
 
 
 def _descending(x: Array) -> Array:
