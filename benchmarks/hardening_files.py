@@ -43,12 +43,17 @@ def run(valid: Originals, folder: Path, seed: int, numbers: Iterable[int]) -> It
                 result["commands"].append([words[0], outcome.code, None if seconds is None else round(seconds, 2)])
                 result["faults"] += [f"{words[0]}: {fault}" for fault in outcome.faults]
                 if outcome.faults:
-                    result["trace"] = runner.trace(outcome) if "exit code" in outcome.faults else ""
-                    result["output"] = outcome.reply.get("output", "")[-800:] + outcome.reply.get("escaped", "")
+                    result["trace"] = _without_folders(runner.trace(outcome)) if "exit code" in outcome.faults else ""
+                    result["output"] = _without_folders(outcome.reply.get("output", "")[-800:] + outcome.reply.get("escaped", ""))
             if number % REAL_SHARE == 0 and not result["faults"]:
                 _through_script(case, valid, result)
             shutil.rmtree(place)
             yield result
+
+
+def _without_folders(text: str) -> str:
+    """Return `text` with the paths of the project's files relative to it: results are read on other machines."""
+    return text.replace(f"{Path(__file__).parents[1]}/", "")
 
 
 def _through_script(case: Case, valid: Originals, result: dict[str, Any]) -> None:
@@ -75,4 +80,4 @@ def _through_script(case: Case, valid: Originals, result: dict[str, Any]) -> Non
         valid.canary.rmdir()
         result["faults"].append("script: code run")
     if result["faults"]:
-        result["output"] = ended.stderr.decode(errors="replace")[-800:]
+        result["output"] = _without_folders(ended.stderr.decode(errors="replace")[-800:])

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from processes import is_running
 
 from relu_deploy.worker_process import WorkerProcess
 
@@ -49,14 +50,6 @@ def worker(tmp_path, monkeypatch):
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork processes: run it on Linux or macOS")
-
-
-def is_running(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @needs_fork

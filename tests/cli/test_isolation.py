@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from processes import python
+from processes import is_running, python
 
 from relu_deploy.cli.main import create_parser
 from relu_deploy.errors import InputError, Unsupported
@@ -87,14 +87,6 @@ def census(place, act, *words):
     """Start the verb that runs a model on one backend and on nothing else."""
     np.savez(place / "x.npz", x=np.zeros((4, 2), np.float32))
     return start(place, act, "census", "m.onnx", "--data", "x.npz", "--backend", "sick", "--quiet", *words)
-
-
-def is_running(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(

@@ -93,3 +93,12 @@ def _start(folder: Path) -> None:
             raise RuntimeError(f"the fork server did not start: {(folder / 'errors').read_text()}")
         time.sleep(0.01)
     (folder / "pid").write_text(str(server.pid))
+
+
+def is_running(pid: int) -> bool:
+    """Return whether there is a process `pid`."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

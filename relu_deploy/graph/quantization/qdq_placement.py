@@ -82,7 +82,8 @@ def place_qdq(
     if target in ("cpu", "openvino"):
         nodes, reads, results = _place_cpu(model, kept, refused)
         if target == "openvino":
-            results = {name for name in results if _is_read_quantized(model, name, reads)}
+            made = {str(value.name): value for node in model.graph for value in node.outputs}
+            results = {name for name in results if _is_read_quantized(made[name], reads)}
     else:
         nodes, reads = _place_tensorrt(model, precision, kept, refused)
         results = set()
@@ -147,9 +148,9 @@ def _place_cpu(
     return nodes, reads, results
 
 
-def _is_read_quantized(model: ir.Model, name: str, reads: Collection[tuple[str, int]]) -> bool:
-    """Return whether a quantized node reads the tensor `name`, directly or through nodes that only move numbers."""
-    waiting = [value for node in model.graph for value in node.outputs if str(value.name) == name]
+def _is_read_quantized(value: ir.Value, reads: Collection[tuple[str, int]]) -> bool:
+    """Return whether a quantized node reads `value`, directly or through nodes that only move numbers."""
+    waiting = [value]
     while waiting:
         for user, position in waiting.pop().uses():
             if (str(user.name), position) in reads:
