@@ -49,7 +49,7 @@ def check_loops(proto: onnx.ModelProto, where: str) -> None:
         known = known.new_child(_constants_of_nodes(nodes))
         for node in nodes:
             inside = turns
-            if node.op_type == "Loop" and node.domain in ("", "ai.onnx") and (times := _times(node, known)) is not None:
+            if (times := _times(node, known)) is not None:
                 inside = turns * times
                 body = next(iter(bodies_of(node)))
                 if inside * max(1, len(body.node)) > MOST_RUNS:
@@ -74,7 +74,7 @@ def growing_states(graph: onnx.GraphProto, infer: Infer) -> Iterator[tuple[str, 
     types = {value.name: value.type for value in (*graph.input, *graph.value_info, *graph.output)}
     known = _constants(graph).new_child(_constants_of_nodes(graph.node))
     for node in graph.node:
-        if node.op_type != "Loop" or node.domain not in ("", "ai.onnx") or not (times := _times(node, known)):
+        if not (times := _times(node, known)):
             continue
         body = next(iter(bodies_of(node)))
         states = [types.get(name) for name in node.input[2:]]
@@ -133,7 +133,9 @@ def _elements(kind: onnx.TypeProto | None) -> int | None:
 
 
 def _times(node: onnx.NodeProto, known: Constants) -> int | None:
-    """Return how often `node` runs its body whatever is fed; None where that depends on what is computed."""
+    """Return how often the Loop `node` runs its body whatever is fed; None where that is computed, or for another node."""
+    if node.op_type != "Loop" or node.domain not in ("", "ai.onnx"):
+        return None
     body = next(iter(bodies_of(node)), None)
     if (
         body is None
