@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -54,6 +54,8 @@ from relu_deploy.worker_process import WorkerProcess
 
 REFERENCE = "onnxruntime-cpu float32"
 ROUNDS = 8
+#: rounds of the final between auto and the contestants that may be as fast, and how many of those it meets
+FINAL_ROUNDS, RIVALS = 40, 3
 #: runs in one slot of a round, and the shortest and longest slot in seconds
 SLOT_RUNS, SHORTEST, LONGEST = 6, 0.1, 0.8
 #: rows that are calibrated on, and rows on which agreement and error are measured
@@ -71,6 +73,9 @@ class Contestant:
         settings: Fields of `backends.Options`.
         reason: Why it cannot run, "" if it can.
         facts: What else is reported about it.
+        process: Runs it, None before the race and where it cannot run.
+        rounds: Milliseconds of its runs in each round of the race.
+        final: Likewise of the final.
     """
 
     name: str
@@ -81,6 +86,7 @@ class Contestant:
     facts: dict[str, Any] = field(default_factory=dict)
     process: WorkerProcess | None = None
     rounds: list[list[float]] = field(default_factory=list)
+    final: list[list[float]] = field(default_factory=list)
 
     def request(self, command: str, **arguments: Any) -> dict[str, Any] | None:
         """Return the reply to a command, or None: then `reason` says why the contestant cannot go on."""
@@ -240,11 +246,22 @@ def race(contestants: Sequence[Contestant], builder: VariantBuilder, batch: int,
     compare(usable, builder, batch, folder)
     for turn in range(ROUNDS):
         say(f"batch {batch}: round {turn + 1} of {ROUNDS}")
-        running = [one for one in usable if one.process is not None]
-        for one in (*running[turn % len(running) :], *running[: turn % len(running)]):
-            slot = min(LONGEST, max(SHORTEST, SLOT_RUNS * one.facts["expected_ms"] / 1e3))
-            if (reply := one.request("measure", seconds=slot, lead=LEAD)) is not None:
-                one.rounds.append(reply["milliseconds"])
+        run_round(usable, turn, lambda one: one.rounds)
+    finalists = finalists_of(contestants, builder.max_drop)
+    for turn in range(FINAL_ROUNDS if finalists else 0):
+        if turn % 8 == 0:
+            say(f"batch {batch}: final round {turn + 1} of {FINAL_ROUNDS}: {', '.join(one.name for one in finalists)}")
+        run_round(finalists, turn, lambda one: one.final)
+
+
+def run_round(contestants: Sequence[Contestant], turn: int, results: Callable[[Contestant], list[list[float]]]) -> None:
+    """Time each contestant once, beginning with another one in each turn."""
+    running = [one for one in contestants if one.process is not None]
+    start = turn % max(1, len(running))
+    for one in (*running[start:], *running[:start]):
+        slot = min(LONGEST, max(SHORTEST, SLOT_RUNS * one.facts["expected_ms"] / 1e3))
+        if (reply := one.request("measure", seconds=slot, lead=LEAD)) is not None:
+            results(one).append(reply["milliseconds"])
 
 
 def compare(contestants: Sequence[Contestant], builder: VariantBuilder, batch: int, folder: Path) -> None:
@@ -291,16 +308,25 @@ def row(one: Contestant, reference: Contestant, batch: int) -> dict[str, Any]:
     }
 
 
-def against_best(contestants: Sequence[Contestant], max_drop: float) -> dict[str, Any] | None:
-    """Return how many times faster what auto chose is than the fastest other contestant that loses no more than `max_drop`."""
+def finalists_of(contestants: Sequence[Contestant], max_drop: float) -> list[Contestant]:
+    """Return auto and the fastest others that lose no more than `max_drop`; none where there is no such pair."""
     auto = next((one for one in contestants if one.name == "auto" and one.rounds), None)
     others = [one for one in contestants if one.name != "auto" and one.rounds and one.facts["agreement"] >= 1 - max_drop]
     if auto is None or not others:
+        return []
+    return [auto, *sorted(others, key=lambda one: -ratio_of(one.rounds, auto.rounds).value)[:RIVALS]]
+
+
+def against_best(contestants: Sequence[Contestant]) -> dict[str, Any] | None:
+    """Return how many times faster what auto chose is than the fastest of the others in the final."""
+    auto = next((one for one in contestants if one.name == "auto" and one.final), None)
+    others = [one for one in contestants if one is not auto and auto is not None and len(one.final) == len(auto.final)]
+    if auto is None or not others:
         return None
-    best = max(others, key=lambda one: ratio_of(one.rounds, auto.rounds).value)
-    ratio = ratio_of(auto.rounds, best.rounds)
+    best = max(others, key=lambda one: ratio_of(one.final, auto.final).value)
+    ratio = ratio_of(auto.final, best.final)
     ci95 = None if ratio.ci95 is None else [round(bound, 4) for bound in ratio.ci95]
-    return {"best_other": best.name, "auto_over_best": round(ratio.value, 4), "ci95": ci95}
+    return {"best_other": best.name, "auto_over_best": round(ratio.value, 4), "ci95": ci95, "rounds": len(auto.final)}
 
 
 def run_model(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -326,7 +352,7 @@ def run_model(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             reference = next(one for one in contestants if one.name == REFERENCE)
             result["batches"][str(batch)] = {
                 "rows": [row(one, reference, batch) for one in contestants],
-                "auto": against_best(contestants, builder.max_drop),
+                "auto": against_best(contestants),
             }
     return result
 

@@ -132,6 +132,7 @@ async def _serve(
     exits: bool,
 ) -> None:
     from relu_deploy.serving.transport.connection import Connection, ConnectionSettings
+    from relu_deploy.serving.transport.http_server import HttpServer
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -165,7 +166,8 @@ async def _serve(
                 models, admission, observer, {**Management(models, ready).handlers(), **page.handlers()}, options.limits
             )
             connections = ConnectionSettings(options.limits, admission.admit_early)
-            server, serving = await _started(app, partial(Connection, connections), http, options)
+            server = HttpServer(app, partial(Connection, connections), options.tls, options.drain_seconds)
+            serving = await server.serve_on(http)
             end_metrics = await _metrics(models, access, metrics, options)
             if grpc is not None:
                 await grpc.start()
@@ -240,27 +242,19 @@ async def _metrics(
     """Serve /metrics on `bound`, if any, and return a function that stops it."""
     from relu_deploy.serving.telemetry.metrics import Metrics, MetricsApp
     from relu_deploy.serving.transport.connection import Connection, ConnectionSettings
+    from relu_deploy.serving.transport.http_server import HttpServer
 
     if bound is None:
         return partial(asyncio.sleep, 0)
-    server, serving = await _started(
-        MetricsApp(Metrics(models), access), partial(Connection, ConnectionSettings(options.limits)), bound, options
-    )
+    protocol = partial(Connection, ConnectionSettings(options.limits))
+    server = HttpServer(MetricsApp(Metrics(models), access), protocol, options.tls, options.drain_seconds)
+    serving = await server.serve_on(bound)
 
     async def end() -> None:
         server.should_exit = True
         await serving
 
     return end
-
-
-async def _started(app: Any, protocol: Any, bound: socket.socket, options: ServeOptions) -> tuple[Any, asyncio.Task[None]]:
-    """Return a uvicorn server that serves on `bound`, and the task that it runs in."""
-    server = _uvicorn(app, protocol, options)
-    serving = asyncio.create_task(server.serve([bound]))
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.005)
-    return server, serving
 
 
 def _grpc(
@@ -274,32 +268,6 @@ def _grpc(
     with listening(options.host, port, "--grpc-port"):  # its error has the reason, which gRPC's does not
         pass
     return GrpcServer(services, options.host, port, options.limits.max_body, options.tls)
-
-
-def _uvicorn(app: Any, protocol: Any, options: ServeOptions) -> Any:
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            # The signals belong to the process, which has several servers to stop.
-            yield
-
-    config = uvicorn.Config(
-        app,
-        http=protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=options.drain_seconds,  # type: ignore[arg-type]
-        backlog=4096,
-        **({} if options.tls is None else options.tls.uvicorn_options()),
-    )
-    return Server(config)
 
 
 async def _watch(models: Models) -> None:

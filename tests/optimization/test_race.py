@@ -70,6 +70,32 @@ def test_speeds_are_exact_ratios_although_the_machine_is_busy_in_every_second_ro
     assert race.latency(Candidate("d", "fp32")).mean == pytest.approx(1.5)
 
 
+def test_a_pause_of_the_machine_in_every_round_decides_nothing():
+    sessions = KnownSessions()
+    race = race_of(sessions, "abd")
+    measure = sessions.measure
+    pauses = {"b": 0.0, "d": 500.0}
+    sessions.measure = lambda candidate, seconds: [*measure(candidate, seconds), TIMES["d"] + pauses.get(candidate.backend, 0.0)]
+    race.run_level(3, lambda ranked: ranked)
+    assert names_of(race.ranked()) == "dba"
+    assert race.compare(Candidate("d", "fp32"), Candidate("b", "fp32")).value == pytest.approx(4.0)
+    assert race.speedup(Candidate("d", "fp32")).value == pytest.approx(8.0)
+
+
+def test_a_rematch_is_between_those_that_are_named_and_the_reference_and_loads_what_was_dropped():
+    sessions = KnownSessions()
+    race = race_of(sessions)
+    race.run_level(2, lambda ranked: ranked[:2])
+    assert names_of(race.alive) == "acd"
+    sessions.order.clear()
+    sessions.together = 3
+    race.rematch([Candidate("b", "fp32"), Candidate("d", "fp32")], 2)
+    assert sorted(sessions.order) == list("aabbdd")
+    assert names_of(race.ranked()) == "dba"
+    assert [race.last_level[Candidate(name, "fp32")] for name in "abcde"] == [2, 2, 1, 2, 1]
+    assert sessions.freed == ["b", "e", "c"]
+
+
 def test_a_candidate_keeps_the_times_of_its_last_level():
     race = race_of(KnownSessions())
     race.run_level(2, lambda ranked: ranked[:2])

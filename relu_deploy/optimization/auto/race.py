@@ -3,13 +3,16 @@
 In each level all remaining candidates are timed in turn, in an order that rotates from round to round, so that a busy neighbor or a
 lower clock affects all of them alike. The slower part of a level is dropped, and the remaining ones are timed longer in the next
 (Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016).
+
+What is compared are the medians of rounds: a level is short, and one pause of the machine would decide it by the mean. Times of
+different levels are not compared directly, because the machine may have been another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from statistics import median
 from typing import Protocol
 
 from relu_deploy.errors import ReluDeployError
@@ -102,9 +105,17 @@ class Race:
             self.alive.remove(candidate)
             self.sessions.free(candidate)
 
+    def rematch(self, candidates: Sequence[Candidate], rounds: int) -> None:
+        """Time `candidates` and the reference once more, in a level of their own. Those that were dropped are loaded again."""
+        for candidate in [one for one in self.alive if one not in candidates and one != self.reference]:
+            self.alive.remove(candidate)
+            self.sessions.free(candidate)
+        self.add([one for one in candidates if one not in self.alive])
+        self.run_level(rounds, lambda ranked: ranked)
+
     def milliseconds(self, candidate: Candidate) -> float:
-        """Return the typical time of a run: the median over the rounds of their means."""
-        return median(fmean(one) for one in self.rounds[candidate])
+        """Return the typical time of a run: the median over the rounds of their medians."""
+        return median(median(one) for one in self.rounds[candidate])
 
     def ranked(self) -> list[Candidate]:
         """Return the remaining candidates, the fastest first."""
@@ -119,7 +130,11 @@ class Race:
         reference = self.reference_rounds.get(candidate)
         if not reference or not self.rounds.get(candidate):
             return None
-        return ratio_of(self.rounds[candidate], reference)
+        return ratio_of(_medians(self.rounds[candidate]), _medians(reference))
+
+    def compare(self, one: Candidate, other: Candidate) -> Ratio:
+        """Return how many times faster `one` is than `other`. Both were last timed in the same level."""
+        return ratio_of(_medians(self.rounds[one]), _medians(self.rounds[other]))
 
     def _slot(self, candidate: Candidate) -> float:
         return min(LONGEST, max(SHORTEST, SLOT_RUNS * self._expected[candidate] / 1e3))
@@ -129,3 +144,7 @@ class Race:
         if candidate in self.alive:
             self.alive.remove(candidate)
         self.sessions.free(candidate)
+
+
+def _medians(rounds: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[median(one)] for one in rounds]

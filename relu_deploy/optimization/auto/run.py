@@ -1,9 +1,10 @@
 """Finds the fastest variant that passes, over backends, precisions and settings.
 
-    every backend × precision ─► race ─► settings of the fastest ─► race ─► finalists ─► accuracy, every Relu ─► the fastest that passes
+    every backend × precision ─► race ─► settings of the fastest ─► race ─► finalists ─► accuracy, every Relu ─► final of those that pass
 
 The finalists are the fastest candidates and the fastest of each precision, so that the report compares the precisions in the same
-rounds. Where no finalist passes, the other candidates are checked in the order of their speed.
+rounds. Where no finalist passes, or one that was dropped may be faster than all that pass, the other candidates are checked in the
+order of their speed. The fastest that pass are then timed once more, because times of different levels do not compare.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ Progress = Callable[[str], None]
 KEPT, FINALISTS = 3, 3
 #: rounds of a level, and of the last one
 ROUNDS, LAST_ROUNDS = 3, 10
-#: default settings are taken where others are faster by less
+#: default settings are taken where others are faster by less, or not for sure
 MARGIN = 0.01
-#: candidates of an earlier level, which has fewer rounds, count as faster than later ones by more than this share
-LEAD = 0.05
+#: dropped candidates are checked that seemed faster than all that pass by more than this share
+LEAD = 0.03
+#: the final: rounds, candidates, and the share by which these may seem slower than the fastest
+FINAL_ROUNDS, CONTENDERS, CLOSE = 12, 4, 0.15
 #: inputs that the timed runs rotate through
 ROTATION = 4
 #: the graph of the model before it was prepared
@@ -196,33 +199,49 @@ class _Search:
         finalists = self._eligible(self.race.ranked())
         for candidate in finalists:
             self._check(candidate)
-        # Another candidate's verdict may have been taken over.
-        while (chosen := self.chosen()) is not None and chosen not in self._checked:
-            self._checked.add(chosen)
-            self.checks[chosen] = self.checker.check(chosen)
         eliminated = sorted(
             set(self.race.rounds) - set(finalists), key=lambda one: (-self.race.last_level[one], self.race.milliseconds(one))
         )
         for candidate in self._eligible(eliminated):
-            chosen = self.chosen()
-            if chosen is None or self._speed(candidate) > self._speed(chosen) * (1 + LEAD):
+            fastest = max(map(self._speed, self._passing()), default=None)
+            if fastest is None or self._speed(candidate) > fastest * (1 + LEAD):
                 self._check(candidate)
+        self._run_final()
+        # Another candidate's verdict may have been taken over.
+        while (chosen := self.chosen()) is not None and chosen not in self._checked:
+            self._checked.add(chosen)
+            self.checks[chosen] = self.checker.check(chosen)
 
     def chosen(self) -> Candidate | None:
-        """Return the fastest candidate that passes and is not slower than float32; None if there is none.
+        """Return the fastest candidate of the last level that passes and is not slower than float32; None if there is none.
 
-        Candidates of later levels are compared first: those that faster ones drove out may pass where these do not.
+        Default settings are preferred to others that are not faster for sure.
         """
-        passing = sorted((one for one, check in self.checks.items() if check.passed and not self.is_slower(one)), key=self._order)
+        first = min(self._passing(), key=self._order, default=None)
+        if first is None or first.base == first or first.base not in self._passing():
+            return first
+        if self.race.last_level[first.base] != self.race.last_level[first]:
+            return first
+        lead = self.race.compare(first, first.base)
+        surely = lead.ci95 is None or lead.ci95[0] > 1
+        return first if surely and lead.value > 1 + MARGIN else first.base
+
+    def _passing(self) -> list[Candidate]:
+        return [one for one, check in self.checks.items() if check.passed and not self.is_slower(one)]
+
+    def _run_final(self) -> None:
+        """Time the fastest candidates that pass together, and the default settings of the fastest."""
+        passing = sorted(self._passing(), key=self._speed, reverse=True)
         if not passing:
-            return None
-        first = passing[0]
-        for one in passing[1:]:
-            if self.race.last_level[one] < self.race.last_level[first] and self._speed(one) > self._speed(first) * (1 + LEAD):
-                first = one
-        return next(
-            (one for one in passing if one == first.base and self._speed(one) >= self._speed(first) * (1 - MARGIN)), first
-        )
+            return
+        base = passing[0].base
+        if base not in self.checks and base in self.race.rounds:
+            self._check(base)
+        close = [one for one in passing if self._speed(one) >= self._speed(passing[0]) * (1 - CLOSE)][:CONTENDERS]
+        if base in self._passing() and base not in close:
+            close.append(base)
+        if len(close) > 1:
+            self.race.rematch(close, FINAL_ROUNDS)
 
     def is_slower(self, candidate: Candidate) -> bool:
         """Return whether a candidate of another precision is slower than float32."""

@@ -92,6 +92,8 @@ class HttpApp:
         """
         self._models, self._admission, self._observer, self._limits = models, admission, observer, limits
         self._handlers = {**handlers, "infer": self._infer}
+        # A parser holds Python's lock: several long bodies at once would keep the event loop from it several times as long.
+        self._parsing = asyncio.Lock()
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -143,14 +145,16 @@ class HttpApp:
         self._admission.admit(context)
         length = _json_length(request.headers)
         in_thread = (length if length is not None else len(body)) > THREADED_PARSE_BYTES
-        memory = await asyncio.to_thread(memory_of, body, length) if in_thread else memory_of(body, length)
-        self._admission.hold_memory(context, memory)
-        model = self._models.get(name, version)
         if in_thread:
-            inference = await asyncio.to_thread(decode, body, length, model.inputs, model.settings.allow_nan)
+            async with self._parsing:
+                self._admission.hold_memory(context, await asyncio.to_thread(memory_of, body, length))
+                model = self._models.get(name, version)
+                inference = await asyncio.to_thread(decode, body, length, model.inputs, model.settings.allow_nan)
             # The model may have been replaced meanwhile.
             model = self._models.get(name, version)
         else:
+            self._admission.hold_memory(context, memory_of(body, length))
+            model = self._models.get(name, version)
             inference = decode(body, length, model.inputs, model.settings.allow_nan)
         outputs = inference.select(model.outputs)
         context.model, context.id = name, inference.id

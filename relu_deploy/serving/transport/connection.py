@@ -1,4 +1,4 @@
-"""One HTTP connection, on top of uvicorn's protocol: limits on headers and trailers, graceful close, and early refusals.
+"""One HTTP connection, on top of uvicorn's protocol: limits on headers and trailers, graceful close, early refusals, and turns.
 
 uvicorn bounds neither the headers nor the time that they take, closes idle connections at once when it stops, and gives up
 a request whose client has shut down its sending side. A client may do that and still wait for its answer. It also loses the
@@ -22,6 +22,7 @@ from relu_deploy.serving.transport.admission import EarlyAdmission, Refusal
 from relu_deploy.serving.transport.limits import HttpLimits
 from relu_deploy.serving.transport.lingering_close import CloseHookTransport, Lingering
 from relu_deploy.serving.transport.paused_connections import PausedConnections
+from relu_deploy.serving.transport.sliced_input import InputFlow, SlicedInput
 
 __all__ = ["Connection", "ConnectionSettings"]
 
@@ -82,24 +83,33 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.flow = self._flow = InputFlow(transport)
+        self._input = SlicedInput(self._flow, self._parse, self._may_parse, self._input_drained)
         self._header_timer = self.loop.call_later(self._settings.limits.header_seconds, self._headers_too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._input.end()
         self._stop_header_timer()
         if self._pending is not None:
             self._pending.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        self._input.add(data)
+
+    def _may_parse(self) -> bool:
+        return not self.pipeline and not self.transport.is_closing()
+
+    def _parse(self, data: memoryview) -> None:
         if self._is_idle() and self._header_timer is None:
             self._header_timer = self.loop.call_later(self._settings.limits.header_seconds, self._headers_too_slow)
         self._unframed_bytes += len(data)
-        self._unset_keepalive_if_required()
-        self._parse(data)
+        self._feed(data)
         if self._unframed_bytes > self._settings.limits.header_bytes and self.parser is not None:
             self._reject(TOO_LONG)
 
-    def _parse(self, data: bytes) -> None:
+    def _feed(self, data: memoryview) -> None:
         try:
             while data:
                 try:
@@ -143,6 +153,7 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._unframed_bytes = 0
+        self._input.body_left = max(0, self._input.body_left - len(body))
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
@@ -150,6 +161,7 @@ class Connection(HttpToolsProtocol):
             return
         self._stop_header_timer()
         self._headers_complete, self._ignored_upgrade = True, self.parser.should_upgrade() and self._has_body()
+        self._input.body_left = self._content_length() or 0
         context = self._new_context()
         if self._can_refuse_early() and (refusal := self._settings.admit_early(context)) is not None:
             self._refuse(refusal)
@@ -168,6 +180,10 @@ class Connection(HttpToolsProtocol):
             name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ") != b"")
             for name, value in self.headers
         )
+
+    def _content_length(self) -> int | None:
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        return int(length) if length.isdigit() else None
 
     def _new_context(self) -> RequestContext:
         method, url = self.parser.get_method().decode("ascii"), httptools.parse_url(self.url)
@@ -194,10 +210,11 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _linger(self) -> None:
+        self._input.end()
         if self._received_eof or not self._is_idle() or self.transport.is_closing() or not self.transport.can_write_eof():
             self.transport.close()
         else:
-            self.flow.resume_reading()
+            self._flow.read_on()
             Lingering(self.transport, self._settings.limits.linger, self.connection_lost)
 
     def on_message_complete(self) -> None:
@@ -207,12 +224,16 @@ class Connection(HttpToolsProtocol):
         self._stop_header_timer()
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._input.proceed()
+
     def _can_refuse_early(self) -> bool:
         """Return whether the rest of the request can be skipped, and the connection then be used again."""
         if not self._is_idle() or self._settings.draining or self.expect_100_continue or not self.parser.should_keep_alive():
             return False
-        length = next((value for name, value in self.headers if name == b"content-length"), b"")
-        return length.isdigit() and int(length) <= MAX_SKIPPED and self.parser.get_http_version() == "1.1"
+        length = self._content_length()
+        return length is not None and length <= MAX_SKIPPED and self.parser.get_http_version() == "1.1"
 
     def _refuse(self, refusal: Refusal) -> None:
         self.cycle = REFUSED_CYCLE
@@ -227,6 +248,8 @@ class Connection(HttpToolsProtocol):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own signature
         self._received_eof = True
+        if self._input:
+            return True  # requests that wait to be parsed are answered first
         if self._is_idle():
             return None
         if self.cycle.more_body and not self.cycle.response_started:
@@ -238,6 +261,10 @@ class Connection(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.cycle.keep_alive = False
         return True
+
+    def _input_drained(self) -> None:
+        if self._received_eof and not self.eof_received():
+            self.transport.close()
 
     def shutdown(self) -> None:
         if self._is_idle():
@@ -251,7 +278,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _close_if_idle(self) -> None:
-        if self._is_idle() and self._header_timer is None and not self.transport.is_closing():
+        if self._is_idle() and not self._input and self._header_timer is None and not self.transport.is_closing():
             self.transport.close()
 
     def _headers_too_slow(self) -> None:

@@ -69,6 +69,23 @@ def test_the_body_behind_an_upgrade_is_never_read_as_a_request(server):
     assert statuses(server, post(smuggled, UPGRADE) + LIVE) == [400, 200]
 
 
+def test_thousands_of_pipelined_requests_are_all_answered_also_behind_the_end_of_the_sending_side(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as one:
+        one.sendall(LIVE * 3000 + post())
+        one.shutdown(socket.SHUT_WR)
+        received = b""
+        while part := one.recv(2**16):
+            received += part
+    assert received.count(b"HTTP/1.1 200 OK") == 3001
+    assert b'"outputs"' in received[-2000:]
+
+
+def test_a_body_in_chunks_of_a_byte_is_read_whole_and_followed_by_the_next_request(server):
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    body = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"0\r\n\r\n"
+    assert statuses(server, head + body + LIVE) == [200, 200]
+
+
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [

@@ -1,0 +1,98 @@
+"""Accepting connections: many in each turn of the event loop, and none that its client has reset already.
+
+uvloop accepts one connection a turn. A client that opens thousands and resets them at once would fill the queue of the
+listening socket, and every other client would wait until each of those had been set up, parsed, and answered in vain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+__all__ = ["BACKLOG", "Acceptor"]
+
+#: connections that wait to be accepted
+BACKLOG = 4096
+#: seconds that a turn accepts, and seconds until the next attempt where the process has no file descriptor left
+TURN_SECONDS, RETRY_SECONDS = 0.001, 0.1
+#: seconds that a TLS handshake may take
+HANDSHAKE_SECONDS = 10.0
+#: what accept raises when the process or the machine cannot hold another connection
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+log = logging.getLogger("relu_deploy.serve")
+
+
+class Acceptor:
+    """Gives each connection of a listening socket a protocol. It stands for asyncio's server in uvicorn."""
+
+    def __init__(self, bound: socket.socket, protocol: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None) -> None:
+        """Listen, and begin to accept in the running loop.
+
+        Args:
+            bound: The socket, bound.
+            protocol: Makes the protocol of one connection.
+            tls: None for plain TCP.
+        """
+        self._bound, self._protocol = bound, protocol
+        self._tls = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
+        self._loop = asyncio.get_running_loop()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._retry: asyncio.TimerHandle | None = None
+        bound.setblocking(False)
+        bound.listen(BACKLOG)
+        self._loop.add_reader(bound, self._accept)
+
+    def close(self) -> None:
+        """Accept no more connections."""
+        if self._retry is not None:
+            self._retry.cancel()
+        self._loop.remove_reader(self._bound)
+
+    async def wait_closed(self) -> None:
+        """Wait until the connections that were accepted last have their protocol."""
+        if self._opening:
+            await asyncio.wait(self._opening)
+
+    def _accept(self) -> None:
+        end = time.perf_counter() + TURN_SECONDS
+        while True:
+            try:
+                connection, _ = self._bound.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in EXHAUSTED:
+                    raise
+                log.warning("cannot accept connections for now: %s", error.strerror)
+                self._loop.remove_reader(self._bound)
+                self._retry = self._loop.call_later(RETRY_SECONDS, self._loop.add_reader, self._bound, self._accept)
+                return
+            if _is_connected(connection):
+                task = self._loop.create_task(self._open(connection))
+                self._opening.add(task)
+                task.add_done_callback(self._opening.discard)
+            else:
+                connection.close()
+            if time.perf_counter() > end:
+                return
+
+    async def _open(self, connection: socket.socket) -> None:
+        # A client that leaves, or that speaks no TLS, is no event.
+        with suppress(OSError, asyncio.TimeoutError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._loop.connect_accepted_socket(self._protocol, connection, **self._tls)  # type: ignore[arg-type]
+
+
+def _is_connected(connection: socket.socket) -> bool:
+    try:
+        connection.getpeername()
+    except OSError:
+        return False
+    return True
