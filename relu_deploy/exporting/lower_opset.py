@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph import name_nodes
+from relu_deploy.graph.domains import is_standard
 
 if TYPE_CHECKING:
     import onnx
@@ -40,7 +41,7 @@ def lower_opset(model: ir.Model, opset: int) -> ir.Model:
         reason = str(error).strip().splitlines()[0].rpartition("Assertion `false` failed: ")[2]
         raise InputError(f"this model cannot be written at opset {opset}: {reason}", hint) from error
     for entry in lowered.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if is_standard(entry):
             entry.version = opset
     zeros = {
         each.name for each in lowered.graph.initializer if each.data_type == each.INT64 and not numpy_helper.to_array(each).all()
@@ -75,7 +76,7 @@ def _fits(node: onnx.NodeProto, opset: int, zeros: Collection[str]) -> bool:
     """
     from onnx import defs
 
-    if node.domain not in ("", "ai.onnx"):
+    if not is_standard(node):
         return True
     try:
         old, new = (defs.get_schema(node.op_type, version, "") for version in (opset, LOWEST_OF_TORCH))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.graph.bodies import is_exposable, iterate_nodes
+from relu_deploy.graph.domains import is_standard
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -112,7 +113,7 @@ def find_relus(model: ir.Model) -> list[Relu]:
 
 
 def _relu_kind(node: ir.Node) -> tuple[str, ir.Value | None, float | None]:
-    if node.domain not in ("", "ai.onnx"):
+    if not is_standard(node):
         return "", None, None
     if node.op_type == "Relu":
         return "relu", node.inputs[0], None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.loading.structure import MAX_RANK, bodies_of
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class HiddenNodes:
 
     def _settle(self, node: onnx.NodeProto, types: Scope, is_open: bool) -> bool:
         """Return whether the types of the outputs of `node` are open. Add the ones to `types` that changed since the last pass."""
-        needs_pass = node.op_type in READERS or node.domain not in ("", "ai.onnx")
+        needs_pass = node.op_type in READERS or not is_standard(node)
         if self._is_first or is_open:
             return is_open or needs_pass
         if needs_pass and any(name in self._fresh for name in node.input):
@@ -164,7 +165,7 @@ class HiddenNodes:
 
     def _is_fresh(self, node: onnx.NodeProto) -> bool:
         """Return whether the next pass may find values of `node` that the last one did not."""
-        if node.op_type not in CARRYING and node.domain in ("", "ai.onnx") and not any(bodies_of(node)):
+        if node.op_type not in CARRYING and is_standard(node) and not any(bodies_of(node)):
             return False
         return any(name in self._fresh or name in self._changed or name in self._open for name in node.input)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals import math_ops as arithmetic
 from relu_deploy.graph.intervals import shape_ops as move
 from relu_deploy.graph.intervals.interval import UNKNOWN, Interval
@@ -46,7 +47,7 @@ def _walked(model: ir.Model, input_ranges: Mapping[str, tuple[Any, Any]]) -> tup
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
     for node in model.graph:
         operands = Operands(node, known, opset)
-        operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        operator = OPERATORS.get(node.op_type) if is_standard(node) else None
         found = UNKNOWN if operator is None else operator(operands)
         results = found if isinstance(found, list) else [found, *[UNKNOWN] * (len(node.outputs) - 1)]
         for value, result in zip(node.outputs, results, strict=True):

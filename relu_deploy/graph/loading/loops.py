@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.loading.structure import bodies_of, outer_reads
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _elements(kind: onnx.TypeProto | None) -> int | None:
 
 def _times(node: onnx.NodeProto, known: Constants) -> int | None:
     """Return how often the Loop `node` runs its body whatever is fed; None where that is computed, or for another node."""
-    if node.op_type != "Loop" or node.domain not in ("", "ai.onnx"):
+    if node.op_type != "Loop" or not is_standard(node):
         return None
     body = next(iter(bodies_of(node)), None)
     if (

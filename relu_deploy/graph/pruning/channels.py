@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals.operands import Operands, Shape, constant_of, shape_of
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def channels_of(value: ir.Value) -> int | None:
 
 def channel_map_of(node: ir.Node, opset: int) -> ChannelMap | str:
     """Return how `node` passes channels on; where it does not, or not in a way that is known here, why not."""
-    find = CHANNEL_MAPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    find = CHANNEL_MAPS.get(node.op_type) if is_standard(node) else None
     if find is None:
         return "what it does with channels is not known"
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals.operands import Operands, constant_of, shape_of
 from relu_deploy.graph.model import opset_of
 from relu_deploy.graph.pruning.channels import WEIGHTED, channel_map_of
@@ -76,7 +77,7 @@ def find_layer_pairs(model: ir.Model) -> tuple[list[LayerPair], list[SkippedLaye
     relus = {relu.node: relu for relu in find_relus(model)}
     layer_pairs, skipped = [], []
     for node in model.graph:
-        if node.op_type in WEIGHTED and node.domain in ("", "ai.onnx"):
+        if node.op_type in WEIGHTED and is_standard(node):
             try:
                 layer_pairs.append(_followed(model, node, relus))
             except _Unfit as unfit:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals.operands import constant_of
 from relu_deploy.tensors import Array
 
@@ -89,7 +90,7 @@ def fold_constant_quantizers(model: ir.Model) -> list[str]:
     folded = []
     for node in list(model.graph):
         array = constant_input(node, 0)
-        if array is None or node.domain not in ("", "ai.onnx"):
+        if array is None or not is_standard(node):
             continue
         if node.op_type == "QuantizeLinear":
             stored = _quantized(node, array)

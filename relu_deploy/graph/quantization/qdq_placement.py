@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals.operands import constant_of
 from relu_deploy.graph.relus import find_relus
 
@@ -123,7 +124,7 @@ def _place_cpu(
     captured = _read_by_bodies(model)
     for node in model.graph:
         name = str(node.name)
-        if name in kept or node.domain not in ("", "ai.onnx"):
+        if name in kept or not is_standard(node):
             continue
         result = _after_relu(node.outputs[0], relus)
         inside = str(result.name) in captured
@@ -214,7 +215,7 @@ def _place_tensorrt(
     inputs = {value.name for value in model.graph.inputs}
     for node in model.graph:
         name = str(node.name)
-        if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in WEIGHTED or not is_standard(node):
             continue
         if why := _no_weights(node) or _not_worth(node, precision, first=node.inputs[0].name in inputs):  # type: ignore[union-attr]
             refused[name] = why

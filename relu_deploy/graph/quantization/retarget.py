@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.quantization.qdq_pairs import (
     constant_input,
     dequantize_constant,
@@ -116,7 +117,7 @@ class _Retargeting:
         return [node for node in self.model.graph if node.op_type == "QuantizeLinear" and constant_input(node, 0) is None]
 
     def _weighted(self) -> list[ir.Node]:
-        return [node for node in self.model.graph if node.op_type in WEIGHTED and node.domain in ("", "ai.onnx")]
+        return [node for node in self.model.graph if node.op_type in WEIGHTED and is_standard(node)]
 
     def _count(self, change: str, places: int = 1) -> None:
         if places:

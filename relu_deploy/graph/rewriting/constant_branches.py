@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals.operands import constant_of
 from relu_deploy.graph.shapes.settled import fold_sizes
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
@@ -64,7 +65,7 @@ def _settled_conditions(model: ir.Model) -> dict[str, Array]:
 
 
 def _is_if(node: ir.Node) -> bool:
-    return node.op_type == "If" and node.domain in ("", "ai.onnx")
+    return node.op_type == "If" and is_standard(node)
 
 
 def _inline_where(model: ir.Model, condition_of: Callable[[ir.Node], Array | None]) -> bool:

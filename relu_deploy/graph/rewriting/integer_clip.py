@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.domains import is_standard
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -51,5 +52,5 @@ def without_integer_clip(model: ir.Model) -> ir.Model:
 
 
 def _is_integer_clip(node: ir.Node) -> bool:
-    value = node.inputs[0] if node.op_type == "Clip" and node.domain in ("", "ai.onnx") else None
+    value = node.inputs[0] if node.op_type == "Clip" and is_standard(node) else None
     return value is not None and value.dtype is not None and value.dtype.is_integer()

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals.operands import constant_of, shape_of
 from relu_deploy.graph.model import forget_unsupported_types, name_nodes, opset_of
 from relu_deploy.graph.relus import TORCH_NODE_KEY
@@ -94,7 +95,7 @@ def _prepare(model: ir.Model, was: int, least: int) -> dict[str, dict[str, str]]
     resizes = {}
     for node in _nodes(model):
         called = f"{node.op_type} {node.name!r}"
-        if node.domain not in ("", "ai.onnx"):
+        if not is_standard(node):
             continue
         if node.op_type == "Scan" and was == 8:
             raise _refused(called, was, least, "it has a batch axis, which later ones do not have")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from relu_deploy.graph.domains import is_standard
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -20,7 +22,7 @@ def replace_wide_integer_relus(model: ir.Model) -> None:
     import onnx_ir as ir
 
     for node in list(model.graph):
-        x = node.inputs[0] if node.op_type == "Relu" and node.domain in ("", "ai.onnx") else None
+        x = node.inputs[0] if node.op_type == "Relu" and is_standard(node) else None
         if x is None or x.dtype != ir.DataType.INT64:
             continue
         name = f"{node.name}/zero"

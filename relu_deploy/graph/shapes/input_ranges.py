@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals.operands import constant_of, shape_of
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _accepted(node: ir.Node, position: int) -> tuple[float, float] | None:
         table = _EMBEDDING_TABLES[position]
         size = _size(node.inputs[table], 0) if table < len(node.inputs) else None
         return None if size is None else (0, size - 1)
-    if node.domain not in ("", "ai.onnx"):
+    if not is_standard(node):
         return None
     if node.op_type in _INDEXING and position == _INDEXING[node.op_type][0]:
         table_value = node.inputs[_INDEXING[node.op_type][1]]
@@ -123,7 +124,7 @@ def _size(value: ir.Value | None, axis: int) -> int | None:
 
 def _copies(node: ir.Node, position: int) -> list[tuple[ir.Value, int]]:
     """Return the results of `node` that hold the values of the input there, each with the constant added to them."""
-    if node.domain not in ("", "ai.onnx") or not node.outputs:
+    if not is_standard(node) or not node.outputs:
         return []
     if node.op_type in ("Add", "Sub"):
         other = constant_of(node.inputs[1 - position])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals.operands import Operands, constant_of
 from relu_deploy.tensors import Array
 
@@ -40,7 +41,7 @@ def fold_sizes(model: ir.Model) -> bool:
 
     found = False
     for node in list(model.graph):
-        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS or len(node.outputs) != 1:
+        if not is_standard(node) or node.op_type not in OPERATORS or len(node.outputs) != 1:
             continue
         result = node.outputs[0]
         if not list(result.uses()) or (value := _settled(node)) is None:

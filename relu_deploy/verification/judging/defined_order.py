@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from relu_deploy.bundle import Bundle
 from relu_deploy.graph import load_model, save_model
 from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.storage.folders import temporary_folder
 
 if TYPE_CHECKING:
@@ -41,5 +42,5 @@ def with_defined_order(bundle: Bundle) -> Iterator[Bundle]:
 
 
 def _is_unsorted(node: ir.Node) -> bool:
-    is_top_k = node.op_type == "TopK" and node.domain in ("", "ai.onnx")
+    is_top_k = node.op_type == "TopK" and is_standard(node)
     return is_top_k and "sorted" in node.attributes and not node.attributes["sorted"].as_int()

@@ -24,6 +24,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.graph import Relu, load_model, save_model
 from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Array, Feeds
@@ -54,7 +55,7 @@ class PinnedNodes:
 def random_nodes_of(model: ir.Model) -> list[ir.Node]:
     """Return the nodes that draw random numbers, those inside bodies included."""
     nodes = (node for node, _ in iterate_nodes(model))
-    return [node for node in nodes if node.domain in ("", "ai.onnx") and node.op_type in RANDOM and _draws(node)]
+    return [node for node in nodes if is_standard(node) and node.op_type in RANDOM and _draws(node)]
 
 
 def _draws(node: ir.Node) -> bool:
