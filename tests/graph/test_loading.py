@@ -463,3 +463,16 @@ def test_an_input_that_is_a_sequence_is_refused_by_name(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     with pytest.raises(InputError, match="input 'parts' is of the type sequence, and only tensors can be fed"):
         Bundle.open(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_attribute_that_refers_to_a_functions_is_refused_where_there_is_no_function(tmp_path, inside):
+    reader = node("LeakyRelu", ["x"], ["inner" if inside else "y"], "leaks", alpha=0.5)
+    reader.attribute[0].ref_attr_name = "slope"
+    nodes = [reader]
+    if inside:
+        body = helper.make_graph(nodes, "body", [], [value("inner", FLOAT, ["n", 4])])
+        nodes = [node("If", ["yes"], ["y"], then_branch=body, else_branch=body)]
+    proto = model_of(nodes, [value("x", FLOAT, ["n", 4])], [value("y", FLOAT, ["n", 4])], yes=np.array(True))
+    with pytest.raises(InputError, match="'alpha' of the LeakyRelu 'leaks' refers to a function's, outside of any"):
+        load(proto, tmp_path)

@@ -109,6 +109,8 @@ def _check_graphs(graph: onnx.GraphProto, versions: dict[str, int], functions: _
         scope = _check_graph(current, outer)
         for node in current.node:
             _check_node(node, versions, functions)
+            if around is None and (referring := next((each for each in node.attribute if each.ref_attr_name), None)):
+                raise _Broken(f"the attribute {referring.name!r} of the {_called(node)} refers to a function's, outside of any")
             waiting += [(body, scope, depth + 1) for body in bodies_of(node)]
 
 
