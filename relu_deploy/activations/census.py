@@ -28,7 +28,7 @@ from relu_deploy.data.datasets import InputRange, Ranges, declared_range, load_d
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import Relu, find_relus, load_model, load_normalized_model
 from relu_deploy.graph.intervals.ranges import bounds_of
-from relu_deploy.tensors import Array, count_rows
+from relu_deploy.tensors import Array, count_rows, fixed_batch
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -225,7 +225,7 @@ def census(
     dataset = load_dataset(bundle, data)
     dataset = dataset if samples is None else dataset.picked(spread_evenly(len(dataset), samples))
     rows = _batch_size(bundle, relus, batch, len(dataset))
-    left_over = len(dataset) % rows if isinstance(_fixed_batch(bundle), int) else 0
+    left_over = 0 if fixed_batch(bundle.inputs) is None else len(dataset) % rows
     counts = {relu.output: _Count(relu) for relu in relus}
     baselines = BaselineBuilder(relus, len(dataset) - left_over)
     done, outside = 0, 0
@@ -320,13 +320,9 @@ def _by_row(results: Mapping[str, Array], relus: Sequence[Relu]) -> dict[str, Ar
     }
 
 
-def _fixed_batch(bundle: Bundle) -> int | str | None:
-    return bundle.inputs[0].batch if bundle.inputs else None
-
-
 def _batch_size(bundle: Bundle, relus: Sequence[Relu], requested: int | None, rows: int) -> int:
-    fixed = _fixed_batch(bundle)
-    if isinstance(fixed, int):
+    fixed = fixed_batch(bundle.inputs)
+    if fixed is not None:
         if requested not in (None, fixed):
             raise UsageError(f"{bundle.name} takes batches of {fixed} only, not {requested}", "omit --batch")
         if rows < fixed:

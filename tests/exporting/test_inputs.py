@@ -26,6 +26,13 @@ class Nested(nn.Module):
         return {"sum": torch.relu(batch["a"] + offset), "difference": torch.relu(batch["a"] - batch["b"])}
 
 
+class Cached(nn.Module):
+    """Keys and values of two layers, as transformers keep them."""
+
+    def forward(self, x, past):
+        return torch.relu(x + past[0][0] - past[0][1] + 10 * past[1][0] - 10 * past[1][1])
+
+
 class Recurrent(nn.Module):
     """A state (layers, N, 4) beside the input (N, 4)."""
 
@@ -99,6 +106,20 @@ def test_keyword_and_dictionary_arguments_become_inputs_and_outputs_by_their_key
         answer = bundle.session(backend).run(feeds)
         assert answer["sum"][0, 0] == 8
         assert answer["difference"][0, 0] == 2
+
+
+def test_elements_of_nested_tuples_become_inputs_by_their_places(tmp_path):
+    names = ["past.1.0", "past.0.1", "past.0.0", "past.1.1"]
+    bundle = exported(Cached(), tmp_path, inputs={"x": (1, 3), **dict.fromkeys(names, (1, 3))})
+    feeds = {"x": 100, "past.0.0": 1, "past.0.1": 2, "past.1.0": 3, "past.1.1": 4}
+    assert [spec.name for spec in bundle.inputs] == list(feeds)
+    arrays = {name: np.full((2, 3), value, np.float32) for name, value in feeds.items()}
+    assert bundle.session("onnxruntime-cpu").run(arrays)["y"].tolist() == [[100 + 1 - 2 + 30 - 40] * 3] * 2
+
+
+def test_an_input_and_a_part_of_it_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"past: past\.0 is a part of it"):
+        exported(Cached(), tmp_path, inputs={"x": (1, 3), "past": (1, 3), "past.0": (1, 3)})
 
 
 def test_integer_inputs_take_their_type_and_without_it_the_error_says_how(tmp_path):
