@@ -299,6 +299,19 @@ def test_the_batch_is_that_of_the_first_input_that_has_one(tmp_path, forked_work
     assert (run["batch"], run["verified"]) == (3, True)
 
 
+def test_a_sequence_among_the_outputs_is_no_tensor_to_calibrate(tmp_path):
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"], "fc"),
+        node("Relu", ["m"], ["y"], "relu"),
+        node("SplitToSequence", ["y", "one"], ["parts"], "split", axis=1),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, ["n", 8], ["n", 4], w=weights(8, 4), one=np.int64(1))
+    model = onnx.load(path)
+    model.graph.output.append(helper.make_tensor_sequence_value_info("parts", FLOAT, ["n", 1]))
+    onnx.save(model, path)
+    assert optimized(path, "tensorrt-rtx", "fp16").passed
+
+
 def test_weights_and_a_result_that_are_outputs_as_well_stay_so_in_8_bits(tmp_path):
     generator = np.random.default_rng(0)
     nodes = [
