@@ -109,8 +109,7 @@ def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | 
     parameters = inspect.signature(module.forward).parameters
     grouped = _by_parameter([spec.name for spec in specs], parameters)
     if grouped is None:
-        names = tuple(tensors)
-        return ExampleInputs(names, tuple(tensors.values()), {}, tuple(shapes.values()) if varying else None)
+        return _by_position(tensors, shapes if varying else None, list(parameters.values()))
     trees = {name: _nested(grouped[name]) for name in parameters if name in grouped}
     ordered = {name: list(_leaves(tree)) for name, tree in trees.items()}
     arguments = {name: _filled(tree, tensors) for name, tree in trees.items()}
@@ -126,6 +125,20 @@ def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | 
         {name: value for name, value in arguments.items() if name not in leading},
         nested_shapes if varying else None,
     )
+
+
+def _by_position(
+    tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Any] | None, parameters: Sequence[inspect.Parameter]
+) -> ExampleInputs:
+    """Return inputs that are passed by position, and by their names where only `**keywords` takes them."""
+    names, dynamic = tuple(tensors), None if shapes is None else tuple(shapes.values())
+    kinds = [parameter.kind for parameter in parameters]
+    if kinds == [inspect.Parameter.VAR_KEYWORD]:
+        return ExampleInputs(names, (), dict(tensors), None if shapes is None else {parameters[0].name: dict(shapes)})
+    if dynamic is not None and inspect.Parameter.VAR_POSITIONAL in kinds:
+        first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        dynamic = (*dynamic[:first], dynamic[first:])
+    return ExampleInputs(names, tuple(tensors.values()), {}, dynamic)
 
 
 def _by_parameter(names: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> dict[str, list[str]] | None:
