@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'relu-deploy[torch]'")
@@ -235,6 +236,22 @@ def test_an_older_operator_set_is_written_with_a_varying_batch_and_the_names_of_
     with torch.no_grad():
         expected = module(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(bundle.session("onnxruntime-cpu").run({"x": x})["y"], expected, atol=1e-5)
+
+
+def test_sizes_that_are_computed_from_the_input_are_written_at_the_oldest_operator_set(tmp_path):
+    class Resized(nn.Module):
+        """Halved and brought back to the height and width of the input, with as many rows as that has."""
+
+        def forward(self, x):
+            half = nn.functional.max_pool2d(torch.relu(x), 2)
+            return nn.functional.interpolate(half, size=x.shape[2:]) + x.new_zeros(x.shape[0], 1, 1, 1)
+
+    bundle = exported(Resized(), tmp_path, inputs={"x": (1, 1, 2, 4)}, opset=13)
+    assert onnx.load(bundle.onnx).opset_import[0].version == 13
+    assert bundle.program_verdict["passed"]
+    x = np.arange(24, dtype=np.float32).reshape(3, 1, 2, 4)
+    answer = bundle.session("onnxruntime-cpu").run({"x": x})["y"]
+    assert answer[:, 0, 0].tolist() == answer[:, 0, 1].tolist() == [[5, 5, 7, 7], [13, 13, 15, 15], [21, 21, 23, 23]]
 
 
 def test_an_operator_set_that_is_too_old_is_refused_in_words(tmp_path):
