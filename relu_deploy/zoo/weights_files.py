@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["load_weights"]
 
 #: Keys under which training checkpoints keep the model's state dict.
-CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params_ema")
-CHECKPOINT_KEYS += ("params", "ema", "model_ema", "ema_state_dict", "state")
+CHECKPOINT_KEYS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights"),
+    *("params_ema", "params", "ema", "model_ema", "ema_state_dict", "state"),
+)
 #: Parts that wrappers put into names: torch.compile, activation checkpointing, fully sharded training, Fabric, DataParallel.
 WRAPPERS = frozenset(["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "module"])
 #: Kept beside averaged weights by `torch.optim.swa_utils.AveragedModel`.
