@@ -16,6 +16,7 @@ __all__ = [
     "TensorSpec",
     "check_feeds",
     "count_rows",
+    "fixed_batch",
     "pad_rows",
     "parse_shape",
     "random_feeds",
@@ -91,6 +92,11 @@ class TensorSpec:
 def row_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
     """Return the batch axis by tensor, None for a tensor that is the same for all rows; without those on axis 0."""
     return {spec.name: spec.batch_axis for spec in specs if spec.batch_axis != 0}
+
+
+def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
+    """Return the only number of rows that a model with the inputs `specs` takes, None if the batch varies or there is none."""
+    return next((spec.batch for spec in specs if isinstance(spec.batch, int)), None)
 
 
 def count_rows(feeds: Mapping[str, Array], axes: Mapping[str, int | None]) -> int:

@@ -26,9 +26,9 @@ from relu_deploy.backends import load, require
 from relu_deploy.bundle import Bundle, sha256
 from relu_deploy.data.datasets import InputRange, Ranges, declared_range, load_dataset, rows_outside, spread_evenly
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.graph import Relu, find_relus, load_model, load_normalized_model
+from relu_deploy.graph import Relu, batch_axes, find_relus, load_model, load_normalized_model, with_taps
 from relu_deploy.graph.intervals.ranges import bounds_of
-from relu_deploy.tensors import Array, count_rows
+from relu_deploy.tensors import Array, count_rows, fixed_batch
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -225,9 +225,10 @@ def census(
     dataset = load_dataset(bundle, data)
     dataset = dataset if samples is None else dataset.picked(spread_evenly(len(dataset), samples))
     rows = _batch_size(bundle, relus, batch, len(dataset))
-    left_over = len(dataset) % rows if isinstance(_fixed_batch(bundle), int) else 0
+    left_over = 0 if fixed_batch(bundle.inputs) is None else len(dataset) % rows
     counts = {relu.output: _Count(relu) for relu in relus}
     baselines = BaselineBuilder(relus, len(dataset) - left_over)
+    axes = _batch_axes_of_relus(bundle, model, relus)
     done, outside = 0, 0
     with closing(load(bundle, backend, taps=tuple(relus), threads=threads, device=device)) as session:
         for feeds in dataset.batches(rows):
@@ -239,11 +240,11 @@ def census(
             for name, count in counts.items():
                 # The branch of an If that did not run has no values.
                 if results[name].size:
-                    count.add(results[name])
+                    count.add(np.moveaxis(results[name], axes.get(name, 0), 0))
             baselines.add(results, size)
             done += size
             progress(done, len(dataset) - left_over)
-    proven = _proven(model, relus, declared.bounds if declared else {}, counts)
+    proven = _proven(model, relus, declared.bounds if declared else {}, counts, axes)
     found = [counts[relu.output].result(done, *proven[relu.output]) for relu in relus]
     if declared is not None:
         declared = replace(declared, rows_outside=outside)
@@ -296,15 +297,29 @@ def _per_channel(happened: Array, channels: int) -> Array:
     return rows.reshape(-1, channels).sum(axis=0, dtype=np.int64)
 
 
+def _batch_axes_of_relus(bundle: Bundle, model: ir.Model, relus: Sequence[Relu]) -> dict[str, int]:
+    """Return the batch axis of each Relu's output where it is not 0, as in a recurrent model that takes (steps, rows, features)."""
+    if all(not spec.batch_axis for spec in bundle.inputs):
+        return {}
+    found = batch_axes(with_taps(model, [relu.output for relu in relus if not relu.body]))
+    axes = ((relu.output, found.get(relu.output)) for relu in relus)
+    return {name: axis for name, axis in axes if axis}
+
+
 def _proven(
-    model: ir.Model, relus: Sequence[Relu], ranges: Ranges, counts: Mapping[str, _Count]
+    model: ir.Model, relus: Sequence[Relu], ranges: Ranges, counts: Mapping[str, _Count], axes: Mapping[str, int]
 ) -> dict[str, tuple[Array, Array]]:
-    """Return by the Relu's output which channels are dead, and which always on, for every input in `ranges`."""
+    """Return by the Relu's output which channels are dead, and which always on, for every input in `ranges`.
+
+    axes: Of the Relus whose batch is not on axis 0, so that their channels are not those that bounds are known of.
+    """
     bounds = bounds_of(model, ranges) if relus else {}
     proven = {}
     for relu in relus:
         low, high = bounds.get(relu.input, (np.asarray(-np.inf), np.asarray(np.inf)))
         channels = len(counts[relu.output].positive)
+        if relu.output in axes:
+            low, high = np.asarray(np.min(low)), np.asarray(np.max(high))
         if low.shape not in ((), (channels,)):  # the graph declares wrong shapes, so its bounds are not valid
             low, high = np.asarray(-np.inf), np.asarray(np.inf)
         proven[relu.output] = (np.broadcast_to(high <= 0, (channels,)), np.broadcast_to(low > 0, (channels,)))
@@ -320,13 +335,9 @@ def _by_row(results: Mapping[str, Array], relus: Sequence[Relu]) -> dict[str, Ar
     }
 
 
-def _fixed_batch(bundle: Bundle) -> int | str | None:
-    return bundle.inputs[0].batch if bundle.inputs else None
-
-
 def _batch_size(bundle: Bundle, relus: Sequence[Relu], requested: int | None, rows: int) -> int:
-    fixed = _fixed_batch(bundle)
-    if isinstance(fixed, int):
+    fixed = fixed_batch(bundle.inputs)
+    if fixed is not None:
         if requested not in (None, fixed):
             raise UsageError(f"{bundle.name} takes batches of {fixed} only, not {requested}", "omit --batch")
         if rows < fixed:

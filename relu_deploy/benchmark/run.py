@@ -25,6 +25,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported, UsageError
 from relu_deploy.latency_stats import ratio_of
 from relu_deploy.storage.folders import temporary_folder
+from relu_deploy.tensors import fixed_batch
 
 __all__ = ["BenchReport", "Ratios", "Run", "bench", "ratios_of"]
 
@@ -174,8 +175,8 @@ def _require_layer_times(backends: Sequence[str]) -> None:
 
 
 def _batches_of(bundle: Bundle, sizes: Sequence[int]) -> list[int]:
-    fixed = bundle.inputs[0].batch if bundle.inputs else 1
-    if not isinstance(fixed, int):
+    fixed = fixed_batch(bundle.inputs) if bundle.inputs else 1
+    if fixed is None:
         return list(sizes)
     if fixed not in sizes and list(sizes) != [1]:
         raise InputError(f"{bundle.name} was exported for batch {fixed} only", "export it with --batch dynamic")

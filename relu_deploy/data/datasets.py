@@ -29,7 +29,7 @@ from relu_deploy.data.targets import TARGETS, check_targets
 from relu_deploy.data.texts import read_texts, takes_texts
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.paths import models_folder
-from relu_deploy.tensors import Array, Feeds, check_feeds, count_rows, pad_rows, random_feeds, row_axes
+from relu_deploy.tensors import Array, Feeds, check_feeds, count_rows, fixed_batch, pad_rows, random_feeds, row_axes
 
 __all__ = [
     "Dataset",
@@ -176,8 +176,7 @@ def several_feeds(
     bundle: Bundle, samples: int, seeds: Sequence[int], data: str | None = None
 ) -> list[tuple[Feeds, dict[str, Any]]]:
     """Return the result of `sample_feeds` for each of `seeds`, reading the data once."""
-    fixed = bundle.inputs[0].batch if bundle.inputs else None
-    rows = fixed if isinstance(fixed, int) else samples
+    rows = fixed_batch(bundle.inputs) or samples
     if samples < 1:
         raise UsageError(f"--samples must be at least 1, not {samples}", "for instance --samples 4")
     if name := data or bundle.manifest.get("dataset"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,11 +109,11 @@ def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | 
     parameters = inspect.signature(module.forward).parameters
     grouped = _by_parameter([spec.name for spec in specs], parameters)
     if grouped is None:
-        names = tuple(tensors)
-        return ExampleInputs(names, tuple(tensors.values()), {}, tuple(shapes.values()) if varying else None)
-    ordered = {name: sorted(grouped[name], key=_tuple_index) for name in parameters if name in grouped}
-    arguments = {name: _nested(names, tensors) for name, names in ordered.items()}
-    nested_shapes = {name: _nested(names, shapes) for name, names in ordered.items()}
+        return _by_position(tensors, shapes if varying else None, list(parameters.values()))
+    trees = {name: _nested(grouped[name]) for name in parameters if name in grouped}
+    ordered = {name: list(_leaves(tree)) for name, tree in trees.items()}
+    arguments = {name: _filled(tree, tensors) for name, tree in trees.items()}
+    nested_shapes = {name: _filled(tree, shapes) for name, tree in trees.items()}
     leading = []
     for (name, parameter), given in zip(parameters.items(), ordered, strict=False):
         if name != given or parameter.kind is parameter.KEYWORD_ONLY:
@@ -125,6 +125,20 @@ def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | 
         {name: value for name, value in arguments.items() if name not in leading},
         nested_shapes if varying else None,
     )
+
+
+def _by_position(
+    tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Any] | None, parameters: Sequence[inspect.Parameter]
+) -> ExampleInputs:
+    """Return inputs that are passed by position, and by their names where only `**keywords` takes them."""
+    names, dynamic = tuple(tensors), None if shapes is None else tuple(shapes.values())
+    kinds = [parameter.kind for parameter in parameters]
+    if kinds == [inspect.Parameter.VAR_KEYWORD]:
+        return ExampleInputs(names, (), dict(tensors), None if shapes is None else {parameters[0].name: dict(shapes)})
+    if dynamic is not None and inspect.Parameter.VAR_POSITIONAL in kinds:
+        first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        dynamic = (*dynamic[:first], dynamic[first:])
+    return ExampleInputs(names, tuple(tensors.values()), {}, dynamic)
 
 
 def _by_parameter(names: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> dict[str, list[str]] | None:
@@ -139,17 +153,45 @@ def _by_parameter(names: Sequence[str], parameters: Mapping[str, inspect.Paramet
     return grouped if named else None
 
 
-def _nested(names: Sequence[str], values: Mapping[str, Any]) -> Any:
-    """Return the argument made of the inputs `names`: one value, a dictionary ("batch.ids") or a tuple ("state.0")."""
-    keys = [name.partition(".")[2] for name in names]
-    if not any(keys):
-        return values[names[0]]
-    if all(key.isascii() and key.isdigit() for key in keys):
-        return tuple(values[name] for name in names)
-    return {key: values[name] for key, name in zip(keys, names, strict=True)}
+def _nested(names: Sequence[str], depth: int = 1) -> Any:
+    """Return the argument made of the inputs `names`, with names in place of tensors.
+
+    One input is itself; "batch.ids" is an entry of a dictionary and "state.0" an element of a tuple, to any depth.
+
+    Args:
+        names: Inputs that agree in their first `depth` parts.
+        depth: How many parts of the names lead here.
+
+    Raises:
+        UsageError: If an input is named like a container of others.
+    """
+    parts = {name: name.split(".") for name in names}
+    if whole := [name for name in names if len(parts[name]) == depth]:
+        if len(names) > 1:
+            other = next(name for name in names if name != whole[0])
+            raise UsageError(f"--input {whole[0]}: {other} is a part of it", "give the parts of an argument, or the whole")
+        return whole[0]
+    grouped: dict[str, list[str]] = {}
+    for name in names:
+        grouped.setdefault(parts[name][depth], []).append(name)
+    if all(key.isascii() and key.isdigit() for key in grouped):
+        return tuple(_nested(grouped[key], depth + 1) for key in sorted(grouped, key=int))
+    return {key: _nested(group, depth + 1) for key, group in grouped.items()}
 
 
-def _tuple_index(name: str) -> int:
-    """Return where an input such as "state.1" stands in its tuple; 0 for all others, which keep their order."""
-    key = name.partition(".")[2]
-    return int(key) if key.isascii() and key.isdigit() else 0
+def _leaves(tree: Any) -> Iterator[str]:
+    """Yield the names in `tree`, in the order in which torch flattens it."""
+    if isinstance(tree, str):
+        yield tree
+        return
+    for part in tree.values() if isinstance(tree, dict) else tree:
+        yield from _leaves(part)
+
+
+def _filled(tree: Any, values: Mapping[str, Any]) -> Any:
+    """Return `tree` with the values of its names."""
+    if isinstance(tree, str):
+        return values[tree]
+    if isinstance(tree, dict):
+        return {key: _filled(part, values) for key, part in tree.items()}
+    return tuple(_filled(part, values) for part in tree)

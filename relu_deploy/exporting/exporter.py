@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,7 +135,8 @@ def export_source(source: nn.Module | str | os.PathLike[str], out: str | os.Path
     verdict, not_compared, made = None, "", None
     with create_bundle(out, force=chosen.force) as folder:
         if loaded.module is None:
-            model, not_compared = _adopted(Path(str(source)), chosen), "there is no PyTorch program"
+            model, axes = _adopted(Path(str(source)), chosen)
+            chosen, not_compared = replace(chosen, batch_axes={**axes, **chosen.batch_axes}), "there is no PyTorch program"
         elif chosen.shapes:
             raise UsageError("--shape is for ONNX files", "write it as --input, which gives a PyTorch model its shapes")
         else:
@@ -180,18 +181,49 @@ def _loaded(source: nn.Module | str | os.PathLike[str], options: ExportOptions) 
     return Loaded(source, "module", type(source).__name__)
 
 
-def _adopted(file: Path, options: ExportOptions) -> ir.Model:
+def _adopted(file: Path, options: ExportOptions) -> tuple[ir.Model, dict[str, int | None]]:
+    """Return the graph in `file`, and the batch axis of each tensor where the graph does not tell because its batch was fixed."""
     for option, value in options.for_pytorch_only.items():
         if value:
             raise UsageError(f"{option} needs a PyTorch source; {file} is a finished ONNX graph", f"leave {option} out")
     model = load_normalized_model(file)
-    model = set_input_shapes(model, options.shapes) if options.shapes else model
+    model, axes = _with_fixed_sizes(model, options)
     if not options.embed_preprocess:
-        return model
+        return model, axes
     if options.pixels is None:
         raise UsageError("--embed-preprocess needs to know the normalization", NORMALIZATION)
     described = manifest_preprocess(options, io_specs(model)[0], embedded=False)
-    return normalize_model(embed_normalization(model, read_preprocess(described or {})), str(file))
+    return normalize_model(embed_normalization(model, read_preprocess(described or {})), str(file)), {}
+
+
+def _with_fixed_sizes(model: ir.Model, options: ExportOptions) -> tuple[ir.Model, dict[str, int | None]]:
+    """Return `model` with the sizes of `options.shapes` and `options.batch`, and its batch axes, {} where no size was given.
+
+    Raises:
+        UsageError: If a shape does not fit the graph, or the batch is fixed at another size or does not exist.
+    """
+    if not options.shapes and options.batch == "dynamic":
+        return model, {}
+    axes = batch_axes(model)
+    if options.batch == "dynamic":
+        return set_input_shapes(model, options.shapes), axes
+    shapes: dict[str, Sequence[int | str]] = dict(options.shapes)
+    batches = []
+    for spec in io_specs(model)[0]:
+        axis = options.batch_axes.get(spec.name, axes[spec.name])
+        if axis is None or axis >= len(spec.shape):
+            continue
+        batches.append(spec.shape[axis])
+        given = shapes.get(spec.name, spec.shape)
+        if len(given) == len(spec.shape) and isinstance(spec.shape[axis], str):
+            shapes[spec.name] = [options.batch if place == axis else size for place, size in enumerate(given)]
+    other = next((size for size in batches if isinstance(size, int) and size != options.batch), None)
+    if other is not None or not batches:
+        reason = "no input has a batch axis" if other is None else f"the graph fixes its batch at {other}"
+        raise UsageError(
+            f"--batch {options.batch}: {reason}", "leave --batch out, or say with --batch-axis which axis is the batch"
+        )
+    return set_input_shapes(model, shapes), axes
 
 
 def _manifest(model: ir.Model, loaded: Loaded, options: ExportOptions) -> dict[str, Any]:

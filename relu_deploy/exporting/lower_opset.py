@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from relu_deploy.errors import InputError
 from relu_deploy.graph import name_nodes
 from relu_deploy.graph.domains import is_standard
@@ -17,6 +19,8 @@ __all__ = ["LOWEST", "LOWEST_OF_TORCH", "lower_opset"]
 
 #: Oldest operator set to write: before 13, more operators have their axes as attributes.
 LOWEST, LOWEST_OF_TORCH = 13, 18
+#: The first operator set whose Shape takes a part of the dimensions.
+RANGED_SHAPES = 15
 #: The IR version of ONNX 1.13, which runtimes that stop at opset 17 read.
 OLD_IR_VERSION = 8
 
@@ -35,14 +39,16 @@ def lower_opset(model: ir.Model, opset: int) -> ir.Model:
     proto = ir.to_proto(model)
     hint = f"export it with --opset {LOWEST_OF_TORCH} or later"
     try:
-        # It writes nothing older than 14 for many operators.
-        lowered = version_converter.convert_version(proto, max(opset, 14))
+        # It writes nothing older than 15 for many operators.
+        lowered = version_converter.convert_version(proto, max(opset, 15))
     except Exception as error:  # the converter raises RuntimeError and its own ConvertError
         reason = str(error).strip().splitlines()[0].rpartition("Assertion `false` failed: ")[2]
         raise InputError(f"this model cannot be written at opset {opset}: {reason}", hint) from error
     for entry in lowered.opset_import:
         if is_standard(entry):
             entry.version = opset
+    if opset < RANGED_SHAPES:
+        _slice_shapes(lowered.graph)
     zeros = {
         each.name for each in lowered.graph.initializer if each.data_type == each.INT64 and not numpy_helper.to_array(each).all()
     }
@@ -64,6 +70,31 @@ def lower_opset(model: ir.Model, opset: int) -> ir.Model:
     converted = ir.from_proto(ModelProto.FromString(lowered.SerializeToString()))
     name_nodes(converted)
     return converted
+
+
+def _slice_shapes(graph: onnx.GraphProto) -> None:
+    """Write each Shape of a part of the dimensions as a Shape of all and a Slice, in place."""
+    from onnx import helper, numpy_helper
+
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        limits = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type != "Shape" or not is_standard(node) or not limits:
+            continue
+        result = node.output[0]
+        whole = f"{result}/whole"
+        bounds = {"start": limits.get("start", 0), "end": limits.get("end", np.iinfo(np.int64).max), "axes": 0}
+        graph.initializer.extend(
+            numpy_helper.from_array(np.array([value], np.int64), f"{result}/{name}") for name, value in bounds.items()
+        )
+        del node.attribute[:]
+        node.output[0] = whole
+        operands = [whole, *(f"{result}/{name}" for name in bounds)]
+        nodes.append(helper.make_node("Slice", operands, [result], f"{node.name or result}/slice"))
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def _fits(node: onnx.NodeProto, opset: int, zeros: Collection[str]) -> bool:

@@ -85,14 +85,16 @@ def _family(name: str) -> str:
 
 
 def _rename_dim(model: ir.Model, old: Any, new: str) -> None:
+    import onnx_ir as ir
+
     if isinstance(old, int):
         return
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
-        shape = value.shape
-        for axis, dim in enumerate(shape or ()):
-            if shape is not None and not isinstance(dim, int) and dim.value == old.value:
-                shape[axis] = new
+        dims = list(value.shape or ())
+        if any(not isinstance(dim, int) and dim.value == old.value for dim in dims):
+            # A shape may be frozen.
+            value.shape = ir.Shape([new if not isinstance(dim, int) and dim.value == old.value else dim for dim in dims])
 
 
 def _scope(node: Any) -> str:

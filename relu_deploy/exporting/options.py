@@ -32,9 +32,10 @@ class ExportOptions:
     Attributes:
         inputs: Shape of each input by name, batch included, or `(shape, dtype)`. Known for zoo models and `.pt2` files. A name
             such as "batch.ids" is the entry "ids" of the dictionary that the argument "batch" takes, "state.0" the first
-            element of a tuple.
+            element of a tuple, "past.0.1" the second element of the first element.
         shapes: Of the inputs of a finished ONNX graph, fixed in the graph; for a PyTorch source, `inputs`.
-        batch: "dynamic", or the fixed size of the batch axes. A `.pt2` file keeps its own dynamic shapes with "dynamic".
+        batch: "dynamic", or the fixed size of the batch axes. A `.pt2` or `.onnx` file keeps its own dynamic shapes with
+            "dynamic".
         batch_axes: Axis of the batch by input name, None for an input without one. By default axis 0 of the inputs whose first
             size equals that of the first input.
         opset: Version of the ONNX operator set.

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relu_deploy.errors import InputError
 from relu_deploy.exporting.example_inputs import ExampleInputs
 from relu_deploy.exporting.lower_opset import LOWEST_OF_TORCH, lower_opset
 from relu_deploy.exporting.node_scopes import annotate
+from relu_deploy.exporting.plain_outputs import plain_outputs
 from relu_deploy.exporting.sources import import_torch, reason_of
 from relu_deploy.gc_pause import without_collecting
 from relu_deploy.graph import normalize_model, opset_of
@@ -52,7 +53,7 @@ def trace(module: nn.Module, examples: ExampleInputs) -> torch.export.ExportedPr
         InputError: If the module does not accept the inputs, or torch cannot trace it.
     """
     torch = import_torch()
-    with _quiet_torch(), _fast_tracing(), torch.no_grad():
+    with _quiet_torch(), _fast_tracing(), torch.no_grad(), plain_outputs(module):
         try:
             return torch.export.export(  # type: ignore[no-any-return]
                 module, examples.arguments, dict(examples.keywords), dynamic_shapes=examples.dynamic_shapes
@@ -104,6 +105,7 @@ def program_to_onnx(program: torch.export.ExportedProgram, names: Names, opset: 
                 "see the operator it names; --debug shows everything",
             ) from error
     model = converted.model
+    _rename_weights(model)
     annotate(model, program, names.only_batch_varies)
     if opset < LOWEST_OF_TORCH:
         model = lower_opset(model, opset)
@@ -115,6 +117,18 @@ def program_to_onnx(program: torch.export.ExportedProgram, names: Names, opset: 
             f"export it with --opset {opset_of(model)}",
         )
     return model
+
+
+def _rename_weights(model: ir.Model) -> None:
+    """Rename the initializers that are called like an input or output, in place: torch names them after the parameters."""
+    interface = {str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)}
+    weights = model.graph.initializers
+    for value in [value for name, value in weights.items() if name in interface]:
+        if value in model.graph.outputs:
+            continue
+        del weights[str(value.name)]
+        value.name = _free_name(f"{value.name}_weight", interface | weights.keys())
+        weights[value.name] = value
 
 
 def save_program(program: torch.export.ExportedProgram, file: Path) -> None:
@@ -135,15 +149,31 @@ def save_program(program: torch.export.ExportedProgram, file: Path) -> None:
 def _output_names(program: torch.export.ExportedProgram, inputs: Sequence[str]) -> list[str]:
     outputs = program.graph_signature.user_outputs
     count = len([value for value in outputs if value is not None])
-    spec = program.call_spec.out_spec
-    if spec is not None and spec.type is dict and spec.num_leaves == spec.num_children == count:
-        names = [str(key) for key in spec.context]
+    paths = _paths_of(program.call_spec.out_spec)
+    if paths and len(paths) == len(outputs) and len(set(paths)) == len(paths):
+        names = [path for path, value in zip(paths, outputs, strict=True) if value is not None]
     else:
         names = ["y"] if count == 1 else [f"y{index}" for index in range(count)]
     for index, name in enumerate(names):
         if name in inputs:
             names[index] = _free_name(name, {*inputs, *names})
     return names
+
+
+def _paths_of(spec: Any) -> list[str]:
+    """Return the keys that lead to each leaf of a dictionary, such as "hidden.0"; [] where the outermost container is another."""
+    if spec is None or spec.type is not dict:
+        return []
+
+    def paths(part: Any, path: str) -> Iterator[str]:
+        if part.is_leaf():
+            yield path
+            return
+        keys = part.context if part.type is dict else range(part.num_children)
+        for key, child in zip(keys, part.children(), strict=True):
+            yield from paths(child, f"{path}.{key}" if path else str(key))
+
+    return list(paths(spec, ""))
 
 
 def _free_name(name: str, taken: AbstractSet[str]) -> str:
@@ -170,7 +200,8 @@ def _quiet_torch() -> Iterator[None]:
     """Silence what torch's exporter prints about itself; its errors still come as exceptions."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    printed = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

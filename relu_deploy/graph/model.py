@@ -13,7 +13,7 @@ from relu_deploy.graph.bodies import iterate_nodes, name_bodies
 from relu_deploy.graph.loading.external_data import check_external_data
 from relu_deploy.graph.loading.inline import inline_functions
 from relu_deploy.graph.loading.order import sort_nodes
-from relu_deploy.graph.loading.repairs import irregularities_of
+from relu_deploy.graph.loading.repairs import irregularities_of, repair_lists
 from relu_deploy.graph.loading.resources import check_resources, memory_limit
 from relu_deploy.graph.loading.sparse import expand_sparse_initializers
 from relu_deploy.graph.loading.structure import check_structure
@@ -41,6 +41,8 @@ __all__ = [
 NOT_WHOLE = "check that the file was copied whole: onnx.checker.check_model(path) should pass"
 #: protobuf cannot hold a message above 2 GiB; graph and attributes need a little room beside the weights
 SINGLE_FILE_LIMIT = 2**31 - 2**24
+#: the first version of the format in which initializers need not be inputs
+FREE_INITIALIZERS = 4
 #: path, time, size and memory limit of the files whose tensors were found to be small enough
 _affordable: set[tuple[str, int, int, int]] = set()
 
@@ -99,9 +101,10 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
 
     proto = _read(path)
     where = str(path)
+    notes = repair_lists(proto)
     check_structure(proto, where)
     check_external_data(proto, path)
-    notes = irregularities_of(proto)
+    notes += irregularities_of(proto)
     inline_functions(proto, where)
     sort_nodes(proto.graph)
     _check_resources_once(proto, path)
@@ -206,8 +209,8 @@ def load_normalized_model(path: Path) -> ir.Model:
 def normalize_model(model: ir.Model, where: str) -> ir.Model:
     """Check `model`, infer its shapes and name its nodes: what a bundle's model.onnx is.
 
-    Initializers that old files also list as inputs are no longer inputs, and initializers that nothing reads are removed.
-    Recorded shapes that contradict the graph are dropped.
+    Initializers that old files also list as inputs are no longer inputs, which needs version 4 of the format, and initializers
+    that nothing reads are removed. Recorded shapes that contradict the graph are dropped.
 
     Args:
         model: The graph, modified in place.
@@ -219,6 +222,7 @@ def normalize_model(model: ir.Model, where: str) -> ir.Model:
     Raises:
         InputError: If the ONNX checker or shape inference refuses the graph.
     """
+    model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
     _infer_checked(model, where)
     initializers = set(model.graph.initializers)
     if any(value.name in initializers for value in model.graph.inputs):

@@ -132,10 +132,12 @@ class Casts:
 
 def calibrated_tensors(model: ir.Model, precision: str, placement: str) -> Sequence[str]:
     """Return the tensors whose statistics the recipe of `precision` needs."""
+    import onnx_ir as ir
+
     if precision in ("int8", "fp8"):
         placed = place_qdq(model, placement, PRECISIONS[precision])
         nodes = {str(node.name): node for node in model.graph}
         read = [str(nodes[name].inputs[position].name) for name, position in sorted(placed.reads)]  # type: ignore[union-attr]
         return list(dict.fromkeys([*read, *sorted(placed.results), *sorted(name for tied in placed.tied for name in tied)]))
-    floats = [value for node in model.graph for value in node.outputs if value.dtype is not None and value.dtype.name == "FLOAT"]
-    return [str(value.name) for value in floats]
+    made = [value for node in model.graph for value in node.outputs if isinstance(value.type, ir.TensorType)]
+    return [str(value.name) for value in made if value.dtype == ir.DataType.FLOAT]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from relu_deploy.backends import load, usable
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError, UsageError
+from relu_deploy.errors import InputError, ReluDeployError, UsageError
+from relu_deploy.graph import integer_ranges, load_model
+from relu_deploy.serving.row_trial import RowTrial, declared_reason
 from relu_deploy.storage.json_files import read_report
 
 __all__ = ["Batching", "choose_batching", "rows_are_independent"]
 
 DEFAULT_MAX_BATCH = 8
+#: runs the graph to find out whether its rows are independent
+TRIAL_BACKEND = "onnxruntime-cpu"
 #: microseconds that a request waits for others without a measurement: far less than a network's latency
 DEFAULT_DELAY = 100
 
@@ -37,10 +43,28 @@ class Batching:
 
 
 def rows_are_independent(bundle: Bundle) -> bool:
-    """Return whether the first dimension of every input and output is the same variable batch size."""
+    """Return whether the first dimension of every input and output is a batch of any size whose rows do not depend on each other.
+
+    Where ONNX Runtime can run the graph, a trial decides; else all of these dimensions must have the same name.
+    """
     specs = (*bundle.inputs, *bundle.outputs)
-    first = bundle.inputs[0].batch if bundle.inputs else None
-    return isinstance(first, str) and all(spec.batch == first for spec in specs)
+    if not bundle.inputs or declared_reason(bundle.inputs, bundle.outputs) or any(isinstance(spec.batch, int) for spec in specs):
+        return False
+    reason = _trial_reason(bundle)
+    return len({spec.batch for spec in specs}) == 1 if reason is None else not reason
+
+
+def _trial_reason(bundle: Bundle) -> str | None:
+    """Return why a trial shows that rows depend on each other, "" where they do not, None where the graph cannot be tried."""
+    if not usable([TRIAL_BACKEND]):
+        return None
+    try:
+        with closing(load(bundle, TRIAL_BACKEND)) as session:
+            trial = RowTrial(session, integer_ranges(load_model(bundle.onnx)))
+            reason = trial.reason()
+            return reason if trial.has_run else None
+    except ReluDeployError:
+        return None
 
 
 def choose_batching(
@@ -61,10 +85,12 @@ def choose_batching(
     if not rows_are_independent(bundle):
         if max_batch is not None or max_delay:
             raise UsageError(
-                f"{bundle.title} has no variable batch size, so requests cannot run together",
+                f"{bundle.title} has no variable batch size of independent rows, so requests cannot run together",
                 "leave out --max-batch and --max-delay",
             )
-        return Batching(0, reasons=("Its inputs and outputs share no variable first dimension: each request runs alone.",))
+        return Batching(
+            0, reasons=("Its inputs and outputs do not have one independent row each for a request: each request runs alone.",)
+        )
     if limit is not None and max_batch is not None and max_batch > limit:
         raise UsageError(
             f"--max-batch {max_batch} is more than the {limit} rows that the engine was compiled for",

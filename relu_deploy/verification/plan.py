@@ -30,6 +30,7 @@ class VerifyPlan:
         accepted: Findings that do not fail a backend.
         random: The nodes that were replaced by one draw of their random numbers.
         unknown: The nodes that cannot be evaluated, and their operators.
+        hidden: Names of the Relus inside bodies that cannot show their tensors.
         autocast: The precision in which the runtime may compute float32 nodes, "" for none.
     """
 
@@ -44,4 +45,5 @@ class VerifyPlan:
     accepted: Collection[str] = ()
     random: Sequence[str] = ()
     unknown: Sequence[tuple[str, str]] = ()
+    hidden: Sequence[str] = ()
     autocast: str = ""

@@ -17,7 +17,7 @@ from typing import Any
 from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, require, stored_settings
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
-from relu_deploy.graph import load_model, precision_of
+from relu_deploy.graph import find_relus, load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.judging.comparable import comparable
 from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED
@@ -116,6 +116,7 @@ def verify(
             accepted=accept,
             random=compared.random,
             unknown=compared.unknown,
+            hidden=[relu.node for relu in find_relus(model) if not relu.observable],
         )
         check_memory(model, plan.relus, arrays, bundle.name)
         source, truth, measurements = _evaluate_and_measure(plan, compared.against, backends, progress)

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["load_weights"]
 
 #: Keys under which training checkpoints keep the model's state dict.
-CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "ema", "model_ema", "ema_state_dict")
-#: What wrappers put before every name: torch.compile, DataParallel, Lightning.
-PREFIXES = ("_orig_mod.", "module.", "model.")
+CHECKPOINT_KEYS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights"),
+    *("params_ema", "params", "ema", "model_ema", "ema_state_dict", "state"),
+)
+#: Parts that wrappers put into names: torch.compile, activation checkpointing, fully sharded training, Fabric, DataParallel.
+WRAPPERS = frozenset(["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "module"])
 #: Kept beside averaged weights by `torch.optim.swa_utils.AveragedModel`.
 AVERAGED = "n_averaged"
 #: How much larger than the file the unpacked weights may be: they are stored without compression.
@@ -78,14 +81,21 @@ def _check_tensor(file: Path, name: str, key: str, given: torch.Tensor, own: tor
 
 
 def _without_prefixes(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state dict without the prefixes that wrappers put before every name."""
+    """Return the state dict without what wrappers put into the names, and without what they put before every name."""
     state = {key: value for key, value in state.items() if key != AVERAGED or key in own}
-    candidates = [state]
-    while prefix := next((each for each in PREFIXES if state and all(key.startswith(each) for key in state)), ""):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-        candidates.append(state)
-    # A model may have such a name itself: the fewest prefixes removed of those that fit best.
+    unwrapped = {_without_wrappers(key): value for key, value in state.items()}
+    candidates = []
+    for named in (state, unwrapped) if len(unwrapped) == len(state) else (state,):
+        parts = next(iter(named), "").split(".")
+        prefixes = [".".join((*parts[:count], "")) for count in range(1, len(parts))]
+        shared = ["", *(prefix for prefix in prefixes if all(key.startswith(prefix) for key in named))]
+        candidates += [{key.removeprefix(prefix): value for key, value in named.items()} for prefix in shared]
+    # A model may have such a name itself: the least removed of those that fit best.
     return max(candidates, key=lambda each: sum(key in own for key in each))
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _with_tied(state: dict[str, Any], module: nn.Module) -> dict[str, Any]:
@@ -113,10 +123,8 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
     except Exception as error:  # pickle, zip, safetensors and torch raise a dozen types for a file that is not weights
         lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(f"{file} is not a weights file that can be read safely: {lines[0].split('. ')[0]}", hint) from error
-    for key in CHECKPOINT_KEYS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
+    while isinstance(state, dict) and (inner := next((key for key in CHECKPOINT_KEYS if isinstance(state.get(key), dict)), None)):
+        state = state[inner]
     if not isinstance(state, dict) or not state or not all(hasattr(value, "shape") for value in state.values()):
         keys = ", ".join(repr(str(key))[:40] for key in list(state)[:5]) if isinstance(state, dict) else type(state).__name__
         raise InputError(

@@ -288,3 +288,34 @@ def test_a_graph_without_inputs_is_counted_on_its_constants(tmp_path):
     np.savez(tmp_path / "none.npz")
     report = census(tmp_path / "m.onnx", tmp_path / "none.npz")
     assert report.relus[0].positive.tolist() == [2, 0, 1]
+
+
+def test_rows_are_counted_along_the_axis_of_the_batch(tmp_path):
+    """(steps, rows, features): as many rows as two batches and a half, and the counts of the same model with the rows in front."""
+    values = np.random.default_rng(0).standard_normal((160, 3, 4))
+    counts = []
+    for shape, array in ((["n", 3, 4], values), ([3, "n", 4], values.transpose(1, 0, 2))):
+        model = saved(tmp_path / "model.onnx", [helper.make_node("Relu", ["x"], ["y"], "r")], shape, {})
+        report = census(model, data(tmp_path, array))
+        counts.append((report.samples, report.batch, report.relus[0].positive.tolist()))
+    assert counts[0] == counts[1] == (160, 64, (values > 0).sum((0, 2)).tolist())
+
+
+@pytest.mark.parametrize("operator", ["Concat", "Slice"])
+def test_a_tensor_without_elements_bounds_nothing(tmp_path, operator):
+    """An empty constant behind the rows, and an empty piece of the rows behind them."""
+    empty = helper.make_node("Slice", ["x", "start", "start"], ["e"], "slice")
+    nodes = [
+        *([empty] if operator == "Slice" else []),
+        helper.make_node("Concat", ["x", "e"], ["c"], "concat", axis=0),
+        helper.make_node("Relu", ["c"], ["y"], "r"),
+    ]
+    model = saved(tmp_path / "model.onnx", nodes, ["n", 4], {"e": np.zeros((0, 4))} if operator == "Concat" else {})
+    if operator == "Slice":
+        proto = onnx.load(model)
+        proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), "start"))
+        onnx.save(proto, model)
+    report = census(model, data(tmp_path, np.full((5, 4), 2)), input_range=(1, 3))
+    assert report.relus[0].always_on.tolist() == [True] * 4
+    # A part of the tensor could lie below 1 as far as the bounds know.
+    assert not report.relus[0].proven_dead.any()

@@ -1,6 +1,10 @@
 """Inputs are exported with the names, shapes, types and batch axes that were given; a `.pt2` keeps its own."""
 
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'relu-deploy[torch]'")
@@ -26,6 +30,13 @@ class Nested(nn.Module):
         return {"sum": torch.relu(batch["a"] + offset), "difference": torch.relu(batch["a"] - batch["b"])}
 
 
+class Cached(nn.Module):
+    """Keys and values of two layers, as transformers keep them."""
+
+    def forward(self, x, past):
+        return torch.relu(x + past[0][0] - past[0][1] + 10 * past[1][0] - 10 * past[1][1])
+
+
 class Recurrent(nn.Module):
     """A state (layers, N, 4) beside the input (N, 4)."""
 
@@ -46,6 +57,49 @@ class Words(nn.Module):
 class Scaled(nn.Module):
     def forward(self, x, factor):
         return torch.relu(x * factor)
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@dataclass
+class Answer:
+    scale: Any
+    pair: Pair
+    missing: Any
+    spectrum: Any
+    size: Any
+
+
+class Containers(nn.Module):
+    """A data class and a named tuple out, with a number, a parameter, complex numbers, and a field named like the parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([2.0, 3.0, 4.0]))
+
+    def forward(self, x):
+        y = torch.relu(x) * self.scale
+        return Answer(y, Pair(y + 1, self.scale), None, torch.fft.rfft(y), 7)
+
+
+class MixedTypes(nn.Module):
+    """A layer in half precision, and a batch norm that has no statistics of its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Linear(8, 16).half(), nn.BatchNorm1d(16, track_running_stats=False)
+
+    def forward(self, x):
+        return self.norm(torch.relu(self.first(x.half())).float())
+
+
+class Sum(nn.Module):
+    def forward(self, x, *others):
+        return torch.relu(x - sum(others))
 
 
 def exported(module, folder, **options):
@@ -101,6 +155,53 @@ def test_keyword_and_dictionary_arguments_become_inputs_and_outputs_by_their_key
         assert answer["difference"][0, 0] == 2
 
 
+def test_elements_of_nested_tuples_become_inputs_by_their_places(tmp_path):
+    names = ["past.1.0", "past.0.1", "past.0.0", "past.1.1"]
+    bundle = exported(Cached(), tmp_path, inputs={"x": (1, 3), **dict.fromkeys(names, (1, 3))})
+    feeds = {"x": 100, "past.0.0": 1, "past.0.1": 2, "past.1.0": 3, "past.1.1": 4}
+    assert [spec.name for spec in bundle.inputs] == list(feeds)
+    arrays = {name: np.full((2, 3), value, np.float32) for name, value in feeds.items()}
+    assert bundle.session("onnxruntime-cpu").run(arrays)["y"].tolist() == [[100 + 1 - 2 + 30 - 40] * 3] * 2
+
+
+def test_any_container_of_results_becomes_outputs_by_the_names_of_its_fields(tmp_path):
+    module = Containers()
+    bundle = exported(module, tmp_path, inputs={"x": (1, 3)})
+    assert "forward" not in vars(module)
+    assert bundle.program_verdict["passed"]
+    x = np.array([[1, -1, 2], [3, 4, -5]], np.float32)
+    y = np.maximum(x, 0) * [2, 3, 4]
+    spectrum = np.fft.rfft(y)
+    expected = {
+        "scale": y,
+        "pair.first": y + 1,
+        "pair.second": [2, 3, 4],
+        "spectrum": np.stack([spectrum.real, spectrum.imag], -1),
+        "size": 7,
+    }
+    assert [spec.name for spec in bundle.outputs] == list(expected)
+    for backend in ("onnxruntime-cpu", "torch"):
+        answer = bundle.session(backend).run({"x": x})
+        for name, values in expected.items():
+            np.testing.assert_allclose(answer[name], values, atol=1e-5)
+
+
+def test_a_program_of_several_types_is_compared_in_float64(tmp_path):
+    bundle = exported(MixedTypes(), tmp_path, inputs={"x": ((2, 8), "float32")})
+    assert bundle.program_verdict["passed"]
+
+
+def test_variable_arguments_are_inputs_in_their_order(tmp_path):
+    bundle = exported(Sum(), tmp_path, inputs=dict.fromkeys(("a", "b", "c"), (1, 3)))
+    feeds = {name: np.full((2, 3), value, np.float32) for name, value in (("a", 7), ("b", 2), ("c", 1))}
+    assert bundle.session("onnxruntime-cpu").run(feeds)["y"].tolist() == [[4] * 3] * 2
+
+
+def test_an_input_and_a_part_of_it_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"past: past\.0 is a part of it"):
+        exported(Cached(), tmp_path, inputs={"x": (1, 3), "past": (1, 3), "past.0": (1, 3)})
+
+
 def test_integer_inputs_take_their_type_and_without_it_the_error_says_how(tmp_path):
     bundle = exported(Words(), tmp_path, inputs={"ids": ((1, 6), "int64")})
     assert [str(spec) for spec in bundle.inputs] == ["ids: int64[batchx6]"]
@@ -135,6 +236,22 @@ def test_an_older_operator_set_is_written_with_a_varying_batch_and_the_names_of_
     with torch.no_grad():
         expected = module(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(bundle.session("onnxruntime-cpu").run({"x": x})["y"], expected, atol=1e-5)
+
+
+def test_sizes_that_are_computed_from_the_input_are_written_at_the_oldest_operator_set(tmp_path):
+    class Resized(nn.Module):
+        """Halved and brought back to the height and width of the input, with as many rows as that has."""
+
+        def forward(self, x):
+            half = nn.functional.max_pool2d(torch.relu(x), 2)
+            return nn.functional.interpolate(half, size=x.shape[2:]) + x.new_zeros(x.shape[0], 1, 1, 1)
+
+    bundle = exported(Resized(), tmp_path, inputs={"x": (1, 1, 2, 4)}, opset=13)
+    assert onnx.load(bundle.onnx).opset_import[0].version == 13
+    assert bundle.program_verdict["passed"]
+    x = np.arange(24, dtype=np.float32).reshape(3, 1, 2, 4)
+    answer = bundle.session("onnxruntime-cpu").run({"x": x})["y"]
+    assert answer[:, 0, 0].tolist() == answer[:, 0, 1].tolist() == [[5, 5, 7, 7], [13, 13, 15, 15], [21, 21, 23, 23]]
 
 
 def test_an_operator_set_that_is_too_old_is_refused_in_words(tmp_path):

@@ -5,6 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import relu_deploy
+
 
 @pytest.fixture
 def free(tmp_path):
@@ -48,6 +50,27 @@ def test_an_export_keeps_the_shape_in_the_graph(free, command):
     shape = onnx.load("fixed.rdb/model.onnx").graph.input[0].type.tensor_type.shape
     assert [dim.dim_value for dim in shape.dim] == [1, 3, 8, 10]
     assert command("verify", "fixed.rdb", "--quiet").code == 0
+
+
+def test_an_export_of_a_finished_graph_fixes_the_batch_and_nothing_else(free, command):
+    made = command("export", free, "-o", "fixed.rdb", "--batch", "3", "--quiet")
+    assert made.code == 0, made.stderr
+    inputs, outputs = onnx.load("fixed.rdb/model.onnx").graph.input, onnx.load("fixed.rdb/model.onnx").graph.output
+    assert [dim.dim_value or dim.dim_param for dim in inputs[0].type.tensor_type.shape.dim] == [3, 3, "h", "w_"]
+    assert [dim.dim_value or dim.dim_param for dim in outputs[0].type.tensor_type.shape.dim] == [3, 4, "h", "w_"]
+    again = command("export", "fixed.rdb/model.onnx", "-o", "other.rdb", "--batch", "1", "--quiet")
+    assert again.code == 2
+    assert "--batch 1: the graph fixes its batch at 3" in again.stderr
+
+
+def test_a_fixed_batch_that_is_not_in_front_stays_where_it_is(tmp_path):
+    nodes = [helper.make_node("Add", ["x", "state"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [5, "n", 8]) for name in ("x", "state", "y")]
+    graph = helper.make_graph(nodes, "steps", values[:2], values[2:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "steps.onnx")
+    bundle = relu_deploy.export(str(tmp_path / "steps.onnx"), tmp_path / "steps.rdb", batch=2)
+    specs = (*bundle.inputs, *bundle.outputs)
+    assert [(spec.shape, spec.batch_axis) for spec in specs] == [((5, 2, 8), 1)] * 3
 
 
 @pytest.mark.parametrize(

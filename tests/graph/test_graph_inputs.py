@@ -111,6 +111,23 @@ def test_indices_stay_inside_the_tables_that_they_index():
     assert integer_ranges(model) == {"ids": (0, 20), "kind": (1, 2), "label": (0, 4)}
 
 
+def test_sizes_that_no_shape_records_limit_what_is_indexed_too():
+    """Lengths of sequences whose steps are on axis 0 only behind a Transpose."""
+    model = graph(
+        [
+            node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+            node("GRU", ["t", "w", "r", "", "lengths"], ["o"], hidden_size=2),
+        ],
+        [value("x", FLOAT, ["n", 5, 3]), value("lengths", TensorProto.INT32, ["n"])],
+        [out("o")],
+        w=np.zeros((1, 6, 3), np.float32),
+        r=np.zeros((1, 6, 2), np.float32),
+    )
+    for each in model.graph:
+        each.outputs[0].shape = None
+    assert integer_ranges(model) == {"lengths": (1, 5)}
+
+
 def test_an_input_that_indexes_two_tables_stays_inside_the_smaller():
     model = graph(
         [node("Gather", ["a", "i"], ["x"]), node("Gather", ["b", "i"], ["y"], axis=1)],

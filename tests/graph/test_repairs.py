@@ -1,6 +1,7 @@
 """Irregular files that runtimes accept: each irregularity is named once, and a regular file has no notes."""
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -37,8 +38,23 @@ def _unsorted(proto):
     proto.graph.node.extend(nodes)
 
 
+def _listed_twice(proto):
+    proto.graph.initializer.append(numpy_helper.from_array(np.full((4, 4), 2, np.float32), "w"))
+
+
+def _not_imported(proto):
+    nodes = [
+        node("Gelu", ["y"], ["g"], "gelu", domain="com.microsoft"),
+        node("Scaler", ["g"], ["s"], "scaler", domain="ai.onnx.ml", offset=[0.0], scale=[2.0]),
+    ]
+    proto.graph.node.extend(nodes)
+    proto.graph.output.append(value("s", FLOAT, ["n", 4]))
+
+
 IRREGULAR = {"stale": (_stale, "m is recorded as nx7"), "repeated": (_repeated, "made_by"), "unused": (_unused, "spare")}
 IRREGULAR["unsorted"] = (_unsorted, "topological order")
+IRREGULAR["listed twice"] = (_listed_twice, "and the last counts: w")
+IRREGULAR["not imported"] = (_not_imported, "com.microsoft, ai.onnx.ml")
 
 
 def saved(change, folder):
@@ -75,3 +91,30 @@ def test_verbs_print_the_notes_of_a_file_on_stderr_and_of_its_bundle_no_more(tmp
         assert stderr.count("note: ") == 2 * times
         assert stderr.count("made_by") == times
         assert stderr.count("contradict") == times
+
+
+@pytest.mark.parametrize("kind", ["listed twice", "not imported"])
+def test_an_irregular_file_becomes_a_bundle_that_answers_as_onnx_runtime_does_from_the_file(tmp_path, kind):
+    ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
+    path, rows = saved(IRREGULAR[kind][0], tmp_path), np.arange(8, dtype=np.float32).reshape(2, 4)
+    expected = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": rows})
+    assert main(["export", str(path), "-o", str(tmp_path / "m.rdb"), "--quiet"]) == 0
+    assert main(["verify", str(tmp_path / "m.rdb"), "--quiet"]) == 0
+    answers = Bundle.open(tmp_path / "m.rdb").session("onnxruntime-cpu").run({"x": rows})
+    for name, array in zip(("y", "s"), expected, strict=False):
+        np.testing.assert_allclose(answers[name], array, rtol=1e-6)
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["inputs", "no inputs"])
+def test_a_file_of_the_third_version_becomes_a_graph_that_the_checker_accepts(tmp_path, listed):
+    def old(proto):
+        proto.ir_version = 3
+        proto.opset_import[0].version = 8
+        if listed:
+            proto.graph.input.append(value("w", FLOAT, [4, 4]))
+
+    bundle = tmp_path / "m.rdb"
+    assert main(["export", str(saved(old, tmp_path)), "-o", str(bundle), "--quiet"]) == 0
+    onnx.checker.check_model(str(bundle / "model.onnx"))
+    # What was adopted can be adopted again.
+    assert main(["export", str(bundle / "model.onnx"), "-o", str(tmp_path / "again.rdb"), "--quiet"]) == 0

@@ -281,6 +281,37 @@ def test_a_model_with_a_scalar_and_a_state_is_measured_and_counted(tmp_path, for
     assert relu_deploy.census(path, path.with_suffix(".npz")).samples == 40
 
 
+def test_the_batch_is_that_of_the_first_input_that_has_one(tmp_path, forked_workers):
+    """A scalar, and an input whose batch is fixed at 3."""
+    nodes = [node("MatMul", ["x", "w"], ["m"]), node("Mul", ["m", "gain"], ["g"]), node("Relu", ["g"], ["y"], name="relu")]
+    inputs, outputs = [value("gain", FLOAT, []), value("x", FLOAT, [3, 6])], [value("y", FLOAT, [3, 4])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(weights(6, 4), "w")])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    rows = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+    np.savez(path.with_suffix(".npz"), x=rows, gain=np.float32(2))
+    report = optimized(path, "cpu", "int8")
+    assert report.passed
+    assert report.data.batch == 3
+    counted = relu_deploy.census(path, path.with_suffix(".npz"))
+    assert (counted.batch, counted.samples, counted.left_over) == (3, 39, 1)
+    (run,) = relu_deploy.bench(path, ["onnxruntime-cpu"], seconds=0.1).to_json()["runs"]
+    assert (run["batch"], run["verified"]) == (3, True)
+
+
+def test_a_sequence_among_the_outputs_is_no_tensor_to_calibrate(tmp_path):
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"], "fc"),
+        node("Relu", ["m"], ["y"], "relu"),
+        node("SplitToSequence", ["y", "one"], ["parts"], "split", axis=1),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, ["n", 8], ["n", 4], w=weights(8, 4), one=np.int64(1))
+    model = onnx.load(path)
+    model.graph.output.append(helper.make_tensor_sequence_value_info("parts", FLOAT, ["n", 1]))
+    onnx.save(model, path)
+    assert optimized(path, "tensorrt-rtx", "fp16").passed
+
+
 def test_weights_and_a_result_that_are_outputs_as_well_stay_so_in_8_bits(tmp_path):
     generator = np.random.default_rng(0)
     nodes = [

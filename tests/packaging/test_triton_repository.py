@@ -141,6 +141,40 @@ def test_detections_whose_number_varies_have_no_batch_and_so_has_the_picture(tmp
     assert [list(one.inputs[0].value.dims) for one in reported.model_warmup] == [[1, 1, 8, 8]]
 
 
+def test_a_batch_that_is_not_in_front_is_a_size_like_any_other(tmp_path):
+    file = onnx_file(
+        tmp_path / "steps.onnx", {"x": (TensorProto.FLOAT, [5, "batch", 8])}, {"y": (TensorProto.FLOAT, [5, "batch", 8])}
+    )
+    package(file, "triton", tmp_path / "repository")
+    reported = config(tmp_path / "repository")
+    assert reported.max_batch_size == 0
+    assert [list(one.dims) for one in (*reported.input, *reported.output)] == [[5, -1, 8]] * 2
+
+
+def test_rows_that_depend_on_each_other_do_not_run_together(tmp_path):
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["x", "m"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "normalized", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    package(tmp_path / "m.onnx", "triton", tmp_path / "repository")
+    reported = config(tmp_path / "repository")
+    assert reported.max_batch_size == 0
+    assert [list(one.dims) for one in (*reported.input, *reported.output)] == [[-1, 8]] * 2
+
+
+def test_a_batch_of_another_name_in_every_tensor_is_one_batch_where_a_trial_shows_it(tmp_path):
+    file = onnx_file(
+        tmp_path / "converted.onnx", {"x": (TensorProto.FLOAT, ["unk__1", 8])}, {"y": (TensorProto.FLOAT, ["unk__2", 8])}
+    )
+    package(file, "triton", tmp_path / "repository")
+    reported = config(tmp_path / "repository")
+    assert reported.max_batch_size == 8
+    assert [list(one.dims) for one in (*reported.input, *reported.output)] == [[8]] * 2
+
+
 def test_one_number_a_row_is_a_vector_of_one_that_is_reshaped_to_nothing(tmp_path):
     file = onnx_file(tmp_path / "scalar.onnx", {"x": (TensorProto.FLOAT, ["n"])}, {"y": (TensorProto.FLOAT, ["n"])})
     package(file, "triton", tmp_path / "repository")

@@ -11,7 +11,7 @@ from relu_deploy.verification.judging.comparable import truth_of_outputs
 from relu_deploy.verification.run import verify
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
-FLOAT = TensorProto.FLOAT
+BOOL, FLOAT, INT64 = TensorProto.BOOL, TensorProto.FLOAT, TensorProto.INT64
 
 
 def info(name, shape, kind=FLOAT):
@@ -170,6 +170,47 @@ def test_the_relu_of_the_branch_that_runs_is_verified_and_the_other_is_counted(t
 def test_a_fault_inside_a_branch_is_located_there(tmp_path, change, node):
     report = verify(branches(tmp_path / "wrong.onnx", **change), against=str(branches(tmp_path / "right.onnx")), samples=4)
     assert [fault.node for fault in report.backends[0].faults] == [node]
+
+
+def branch_in_a_loop(path):
+    """A Relu of each branch of an If in the body of a Loop, which cannot be observed, and one behind the Loop, which can."""
+    halves = [
+        helper.make_graph(
+            [helper.make_node("Relu", ["going"], [f"{name}_y"], name=f"{name}_relu")], name, [], [info(f"{name}_y", None)]
+        )
+        for name in ("a", "b")
+    ]
+    bodies = [
+        helper.make_node("ReduceMax", ["going"], ["largest"], keepdims=0),
+        helper.make_node("Greater", ["largest", "half"], ["greater"]),
+        helper.make_node("If", ["greater"], ["next"], name="if", then_branch=halves[0], else_branch=halves[1]),
+        helper.make_node("Identity", ["on"], ["still_on"]),
+    ]
+    values = [(name, helper.make_tensor_value_info(name, kind, [])) for name, kind in (("i", INT64), ("on", BOOL))]
+    still_on = helper.make_tensor_value_info("still_on", BOOL, [])
+    loop_body = helper.make_graph(
+        bodies, "body", [*(value for _, value in values), info("going", ["n", 8])], [still_on, info("next", ["n", 8])]
+    )
+    nodes = [
+        helper.make_node("Loop", ["count", "", "x"], ["looped"], name="loop", body=loop_body),
+        helper.make_node("Relu", ["looped"], ["y"], name="last"),
+    ]
+    constants = {"count": np.int64(2), "half": np.float32(0.5)}
+    return saved(path, nodes, [info("x", ["n", 8])], [info("y", ["n", 8])], constants)
+
+
+def test_relus_that_cannot_be_observed_are_counted_and_named_in_every_answer(tmp_path, capsys):
+    from relu_deploy.reporting.pages.verify import verify_page
+    from relu_deploy.reporting.tables.verify import print_verify
+
+    result = verify(branch_in_a_loop(tmp_path / "m.onnx"), samples=2).to_json()
+    assert [relu["node"] for relu in result["backends"][0]["relus"]] == ["last"]
+    said = "2 further Relus have not been observed: inside a body that cannot show its tensors (loop/if/a_relu, loop/if/b_relu)"
+    assert result["backends"][0]["note"] == said
+    print_verify(result)
+    assert said in " ".join(capsys.readouterr().out.split())
+    # The Relu has index 2 and is the first of the list.
+    assert "2: last" in verify_page(result)
 
 
 def test_a_graph_without_relus_is_compared_at_its_outputs_and_says_so(tmp_path, capsys):

@@ -78,6 +78,36 @@ def test_a_wrong_bias_before_a_faint_sigmoid_is_a_fault(tmp_path):
     assert report.first_divergence == "bias"
 
 
+def faint_exponentials(path, operator, factor=1.0):
+    domain = "com.microsoft" if operator == "QuickGelu" else ""
+    nodes = [
+        helper.make_node("Mul", ["x", "factor"], ["m"], name="mul"),
+        helper.make_node(operator, ["m"], ["y"], name="activation", domain=domain),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", FLOAT, ["n", 64])],
+        [numpy_helper.from_array(np.float32(factor), "factor")],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("operator", "center", "width"), [("Elu", 0, 1e-6), ("Selu", 0, 1e-4), ("Celu", 0, 1e-3), ("QuickGelu", -8, 1)]
+)
+def test_an_exponential_computed_as_it_is_written_is_no_fault_and_a_wrong_factor_is(tmp_path, operator, center, width):
+    x = np.random.default_rng(0).normal(center, width, (8, 64)).astype(np.float32)
+    right = faint_exponentials(tmp_path / "right.onnx", operator)
+    assert verify(right, feeds={"x": x}).passed
+    report = verify(faint_exponentials(tmp_path / "wrong.onnx", operator, 1.5), feeds={"x": x}, against=str(right))
+    assert not report.passed
+    assert report.first_divergence == "mul"
+
+
 def decisions(path, scale=1e5):
     """Indices of a sort, rounded numbers, a Relu of integers, and a float tensor that depends on it."""
     nodes = [

@@ -56,9 +56,15 @@ def test_tied_weights_that_safetensors_stored_once_are_loaded(tmp_path):
         assert torch.equal(answer, kind(seed=1)(torch.ones(1, 4)))
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "model.", "net.", "_forward_module."])
 def test_the_prefix_of_a_wrapper_is_removed(tmp_path, prefix):
     state = {prefix + key: value for key, value in Tied(seed=1).state_dict().items()}
+    assert torch.equal(loaded(Tied, state, tmp_path), Tied(seed=1)(torch.ones(1, 4)))
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module"])
+def test_a_wrapper_around_a_part_of_the_model_is_removed(tmp_path, wrapper):
+    state = {key.replace("encoder.", f"encoder.{wrapper}."): value for key, value in Tied(seed=1).state_dict().items()}
     assert torch.equal(loaded(Tied, state, tmp_path), Tied(seed=1)(torch.ones(1, 4)))
 
 
@@ -70,10 +76,15 @@ def test_a_prefix_that_is_the_models_own_stays(tmp_path):
     assert torch.equal(module["module"].bias, state["module.bias"])
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "ema"])
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "ema", "params_ema", "params"])
 def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, key):
     module = Tied(seed=1)
     checkpoint = {"epoch": 3, key: module.state_dict(), "optimizer": torch.optim.Adam(module.parameters()).state_dict()}
+    assert torch.equal(loaded(Tied, checkpoint, tmp_path), Tied(seed=1)(torch.ones(1, 4)))
+
+
+def test_a_state_dict_inside_two_dictionaries_is_found(tmp_path):
+    checkpoint = {"ema": {"decay": 0.99, "state_dict": Tied(seed=1).state_dict()}, "epoch": 3}
     assert torch.equal(loaded(Tied, checkpoint, tmp_path), Tied(seed=1)(torch.ones(1, 4)))
 
 

@@ -43,21 +43,25 @@ def interpreter(module: torch.fx.GraphModule, taps: Mapping[str, str], way: Eval
     from torch.utils._pytree import tree_map
 
     rounding = way.rounding
+    floats = frozenset([torch.float32, torch.float16, torch.bfloat16])
 
     def widened(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.float16, torch.bfloat16):
-            return value.double()
-        return torch.float64 if value is torch.float32 else value
+        if isinstance(value, torch.Tensor):
+            return value.double() if value.dtype in floats else value
+        return torch.float64 if isinstance(value, torch.dtype) and value in floats else value
 
     def rounded(value: Any) -> Any:
         return (
-            torch.from_numpy(np.asarray(rounding.result(value.numpy())))
-            if rounding and isinstance(value, torch.Tensor)
+            torch.from_numpy(np.asarray(rounding.result(value.detach().numpy())))
+            if rounding and isinstance(value, torch.Tensor) and not value.is_complex()
             else value
         )
 
     class Stepping(torch.fx.Interpreter):  # type: ignore[misc]
         def run_node(self, n: torch.fx.Node) -> Any:
+            if way.wide and n.target is torch.ops.aten._assert_tensor_metadata.default:
+                # The types that the program was traced with are not those of a wider evaluation.
+                return None
             if n.op == "call_function" and way.wide:
                 args, kwargs = tree_map(widened, self.fetch_args_kwargs_from_env(n))
                 value = n.target(*self.stored(n, args), **kwargs)

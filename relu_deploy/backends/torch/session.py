@@ -119,10 +119,14 @@ def to_torch(array: Any) -> torch.Tensor:
 
 
 def to_numpy(tensor: torch.Tensor) -> Any:
-    """Return `tensor` as a NumPy array with the same dtype, including bfloat16."""
+    """Return `tensor` as a NumPy array with the same dtype, including bfloat16; complex numbers as ONNX has them, in pairs."""
     import ml_dtypes
     import torch
 
+    # A parameter may be an output itself.
+    tensor = tensor.detach()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
     if tensor.dtype == torch.bfloat16:
         return tensor.cpu().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.cpu().numpy()

@@ -48,6 +48,8 @@ class Interval:
 
     def merged(self, axes: Sequence[int] | None = None) -> Interval:
         """Return the interval with one bound for all places along `axes`; with None, for the whole tensor, of shape ()."""
+        if not self.low.size:
+            return NOTHING
         if axes is None:
             return replace(self, low=np.asarray(self.low.min()), high=np.asarray(self.high.max()))
         if self.low.ndim == 0 or not axes:
@@ -87,12 +89,14 @@ class Interval:
 
 
 UNKNOWN = Interval(np.asarray(-np.inf), np.asarray(np.inf))
+#: of a tensor without elements: none of them is outside any interval
+NOTHING = Interval(np.asarray(0.0), np.asarray(0.0))
 
 
 def exactly(array: Array) -> Interval:
     """Return the interval of the constant `array`."""
     wide = np.asarray(array, np.float64)
-    return Interval(wide, wide)
+    return Interval(wide, wide) if wide.size else NOTHING
 
 
 def rounded_sum(true: Interval, magnitude: Array, terms: int, unit: float) -> Interval:

@@ -1,6 +1,6 @@
 """Describe what an ONNX file records wrongly although runtimes accept it: loading repairs it, and people should know.
 
-Each note is one sentence. Functions that repair something themselves add their own notes (see `load_model`).
+Each note is one sentence. Functions that repair something themselves return their own notes (see `load_model`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,48 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["irregularities_of", "stale_shapes_of"]
+__all__ = ["irregularities_of", "repair_lists", "stale_shapes_of"]
 
 #: names that one note lists
 LISTED = 3
+
+
+def repair_lists(proto: onnx.ModelProto) -> list[str]:
+    """Remove repeated initializers and import operator sets that nodes use, in place, as ONNX Runtime does. Return a note for each."""
+    notes = []
+    initializers = proto.graph.initializer
+    last = {tensor.name: place for place, tensor in enumerate(initializers)}
+    if len(last) < len(initializers):
+        count = Counter(tensor.name for tensor in initializers)
+        notes.append(
+            f"initializers occur more than once, and the last counts: {_listed([name for name in last if count[name] > 1])}"
+        )
+        kept = [tensor for place, tensor in enumerate(initializers) if last[tensor.name] == place]
+        del initializers[:]
+        initializers.extend(kept)
+    imported = {opset.domain for opset in proto.opset_import}
+    versions = _versions_of_other_domains()
+    used = [domain for domain in dict.fromkeys(_domains(proto.graph)) if domain in versions and domain not in imported]
+    for domain in used if imported else ():
+        proto.opset_import.add(domain=domain, version=versions[domain])
+    if used:
+        notes.append(f"these operator sets are used and not imported: {_listed(used)}")
+    return notes
+
+
+def _versions_of_other_domains() -> dict[str, int]:
+    """Return the version of each operator set besides ONNX's own that a model means which does not import it."""
+    import onnx
+
+    return {"com.microsoft": 1, "ai.onnx.ml": onnx.defs.onnx_ml_opset_version()}
+
+
+def _domains(graph: onnx.GraphProto) -> Iterator[str]:
+    waiting = [graph]
+    while waiting:
+        for node in waiting.pop().node:
+            yield node.domain
+            waiting += bodies_of(node)
 
 
 def irregularities_of(proto: onnx.ModelProto) -> list[str]:

@@ -57,12 +57,12 @@ def _fresh(name: str, taken: set[str]) -> str:
     return name
 
 
-def set_input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Model:
+def set_input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int | str]]) -> ir.Model:
     """Return a copy of `model` (weights shared) whose inputs have the given shapes, with all other shapes inferred again.
 
     Args:
         model: The graph. A dimension that shares its name with one that is set gets the same size everywhere.
-        shapes: By input name, the whole shape, for instance `(1, 3, 320, 320)`.
+        shapes: By input name, the whole shape, for instance `(1, 3, 320, 320)`; a dimension that stays has its own name.
 
     Raises:
         UsageError: If an input does not exist, or a shape has another rank or another size where the graph fixes one.
@@ -72,7 +72,7 @@ def set_input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir
 
     fixed = model.clone()
     inputs = {str(value.name): value for value in fixed.graph.inputs if not value.is_initializer()}
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int | str] = {}
     for name, shape in shapes.items():
         if name not in inputs:
             raise UsageError(f"there is no input {name!r}", nearest(name, inputs))

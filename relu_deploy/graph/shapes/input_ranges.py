@@ -12,6 +12,7 @@ import numpy as np
 
 from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals.operands import constant_of, shape_of
+from relu_deploy.graph.shapes.shape_inference import infer_shapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -45,14 +46,20 @@ def integer_ranges(model: ir.Model) -> dict[str, Range]:
     """Return the values that `model` accepts at its integer inputs, as far as the graph determines them.
 
     Args:
-        model: Shapes need not be inferred; a table whose size is unknown sets no limit.
+        model: Shapes are inferred where it records none; a table whose size is unknown sets no limit.
 
     Returns:
         By input name, the smallest and the largest valid value, both inclusive. Inputs without a known limit are absent.
     """
     ranges: dict[str, Range] = {}
-    for value in model.graph.inputs:
-        if value.dtype is None or not value.dtype.is_integer() or value.is_initializer():
+    integers = [value for value in model.graph.inputs if value.dtype is not None and value.dtype.is_integer()]
+    if integers and any(value.shape is None for node in model.graph for value in node.outputs):
+        names = {value.name for value in integers}
+        model = model.clone()
+        infer_shapes(model)
+        integers = [value for value in model.graph.inputs if value.name in names]
+    for value in integers:
+        if value.is_initializer():
             continue
         limits = _limits(value)
         if limits is not None and limits[0] <= limits[1]:

@@ -16,7 +16,7 @@ from relu_deploy.data.datasets import Dataset, declared_range, load_dataset, spr
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import integer_ranges, load_model
 from relu_deploy.optimization.options import OptimizeOptions
-from relu_deploy.tensors import Feeds, random_feeds, row_axes
+from relu_deploy.tensors import Feeds, fixed_batch, random_feeds, row_axes
 
 __all__ = ["EvaluationData", "load_evaluation_data"]
 
@@ -104,8 +104,8 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
             "8-bit precisions need calibration data, and none was given",
             f"for instance --calibration {like}: a folder of pictures, an .npz file, or the name of a shipped data set",
         )
-    fixed = bundle.inputs[0].batch if bundle.inputs else None
-    batch = fixed if isinstance(fixed, int) else _batch(bundle)
+    fixed = fixed_batch(bundle.inputs)
+    batch = _batch(bundle) if fixed is None else fixed
     known = _declared_data(bundle, declared)
     given = None if options.calibration is None else _checked(bundle, options.calibration)
     measured = _checked(bundle, options.data) if options.data is not None else (known if known is not None else given)
@@ -125,9 +125,9 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
     if options.eval_samples is not None:
         measured = measured.picked(spread_evenly(len(measured), options.eval_samples))
     calibrated = calibrated.picked(rows)
-    if isinstance(fixed, int) and len(calibrated) < fixed:
+    if fixed is not None and len(calibrated) < fixed:
         raise InputError(f"{bundle.name} takes {fixed} rows at a time, {calibrated.name} has {len(calibrated)}", "give more data")
-    return EvaluationData(calibrated, measured, held_out, random, batch, _weight_bits(), isinstance(fixed, int))
+    return EvaluationData(calibrated, measured, held_out, random, batch, _weight_bits(), fixed is not None)
 
 
 def _random_rows(bundle: Bundle, rows: int, seed: int) -> Feeds:

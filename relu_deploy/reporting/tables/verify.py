@@ -111,14 +111,15 @@ def _verdict(backend: Result) -> Iterator[str]:
     compared = [relu for relu in backend["relus"] if relu["passed"] is not None]
     right = sum(relu["passed"] for relu in compared)
     note = f" ({markup(backend['note'])})" if backend["note"] else ""
-    if backend["relus"] or note:
+    if backend["relus"]:
         # A fault behind the last Relu shows at the outputs only.
         place = "in" if right < len(compared) or all(one["passed"] for one in backend["outputs"]) else "at the outputs, in"
         verdict = f"[green]passed[/]: {right}" if backend["passed"] else f"[bold red]differs[/]: {place} {len(compared) - right}"
         yield f"{markup(backend['name'])}: {verdict} of {count_of(len(compared), 'Relu')}{_observed(backend)}{note}"
     else:
         verdict = "[green]passed[/]" if backend["passed"] else "[bold red]differs[/]"
-        yield f"{markup(backend['name'])}: {verdict}: no Relu in the graph; outputs compared"
+        compared_at = "outputs compared" if note else "no Relu in the graph; outputs compared"
+        yield f"{markup(backend['name'])}: {verdict}: {compared_at}{note}"
     for fault in backend["faults"][:LISTED]:
         place = "in the graph" if fault["where"] == "graph" else f"on {markup(fault['where'])}"
         scope = f" ({markup(fault['scope'])})" if fault["scope"] else ""

@@ -71,7 +71,7 @@ class Monitor:
         self._bundle, self._random = bundle, np.random.default_rng(seed)
         first = bundle.inputs[0].batch if bundle.inputs else None
         # Rows of one batch can be sampled one by one.
-        self._by_row = isinstance(first, str) and all(spec.batch == first for spec in bundle.inputs)
+        self._by_row = isinstance(first, str) and all(spec.batch == first and spec.batch_axis == 0 for spec in bundle.inputs)
         self._skip = self._gap()
         self._queue: queue.Queue[Feeds | None] = queue.Queue()
         self._lock = threading.Lock()

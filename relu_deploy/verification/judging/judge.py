@@ -52,7 +52,7 @@ def judge(plan: VerifyPlan, truth: Truth, measured: Measurement) -> BackendRepor
         faults=verdicts.faults,
         checks=checks,
         execution=measured.execution,
-        note=verdicts.note,
+        note="; ".join(filter(None, (verdicts.note, _not_observed(plan.hidden)))),
         audit=measured.audit,
     )
 
@@ -82,23 +82,27 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
             None if true is None else compare(got, true, noise, LIMITS[truth.precision], truth.undecided.get(relu.output))
         )
         reports.append(ReluReport(relu, comparison, contract, relu.output in tapped.as_deployed))
-    hidden = sum(not report.relu.observable for report in reports)
-    idle = sum(report.relu.observable and report.relu.body != "" and report.comparison is None for report in reports)
-    missing = sum(report.comparison is None for report in reports) - hidden - idle
+    idle = sum(report.relu.body != "" and report.comparison is None for report in reports)
+    missing = sum(report.comparison is None for report in reports) - idle
     notes = []
     if missing:
         notes.append(f"{_relus(missing, reports)} no counterpart to compare with")
     if idle:
         notes.append(f"{_relus(idle, reports)} not run on this input: in a branch that was not taken")
-    if hidden:
-        names = [report.relu.node for report in reports if not report.relu.observable]
-        listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-        notes.append(f"{_relus(hidden, reports)} not been observed: inside a body that cannot show its tensors ({listed})")
     if tapped.sessions > 1:
         notes.append(f"tapping all Relus at once changed the outputs: they were spread over {tapped.sessions} sessions")
     if tapped.together:
         notes.append(f"smaller groups changed the outputs as well, so {len(tapped.together)} Relus were not tapped one by one")
     return _ReluVerdicts(reports, len(tapped.as_deployed) == len(tapped.values), "; ".join(notes))
+
+
+def _not_observed(names: Sequence[str]) -> str:
+    """Return the note on the Relus `names`, which no backend can show; "" for none."""
+    if not names:
+        return ""
+    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    noun = "1 further Relu has" if len(names) == 1 else f"{len(names)} further Relus have"
+    return f"{noun} not been observed: inside a body that cannot show its tensors ({listed})"
 
 
 def _relus(count: int, reports: Sequence[ReluReport]) -> str:

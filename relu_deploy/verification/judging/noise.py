@@ -36,7 +36,9 @@ COARSE = ("float16", "bfloat16", "float8", "int8")
 LONG = 1024
 #: error of a Sigmoid that is computed by tanh: one unit in the last place of 1 in float32 (ONNX Runtime's largest is 1.05 times that)
 SIGMOID_ERROR = 2.0**-23
-#: RMS of a Sigmoid's result below which that error may exceed float32's limit
+#: error of an exponential less 1 near 1: half a unit in the last place
+EXPONENTIAL_ERROR = 2.0**-24
+#: RMS of a result below which the errors above may exceed float32's limit
 FAINT = 0.1
 #: operators that decide: their results change by whole steps
 DECIDING = {"ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod"}
@@ -135,13 +137,13 @@ def _rounds(node: ir.Node) -> bool:
 
 @dataclass
 class SumOrder:
-    """Replaces the long sums of an evaluation by float32 sums that start with the largest terms, and shifts its Sigmoids.
+    """Replaces the long sums of an evaluation by float32 sums that start with the largest terms, and shifts what `SHIFTED` lists.
 
     Attributes:
-        nodes: The nodes that sum, and the Sigmoids, by the name of their result in the evaluation.
+        nodes: The nodes that sum or are shifted, by the name of their result in the evaluation.
         tensor_names: The graph's tensor by the name in the evaluation, where they differ.
         longest: The most terms of a sum so far.
-        is_faint: Whether the result of a Sigmoid was so small that the way it is computed shows.
+        is_faint: Whether a result that is shifted was so small that the way it is computed shows.
     """
 
     nodes: Mapping[str, ir.Node]
@@ -155,12 +157,12 @@ class SumOrder:
     @classmethod
     def of(cls, model: ir.Model, tensor_names: Mapping[str, str], feeds: Feeds, *, replace: bool) -> SumOrder:
         """Return the sums of a graph. replace: False only counts their terms."""
-        nodes = {str(node.outputs[0].name): node for node, _ in iterate_nodes(model) if node.op_type in (*SUMS, "Sigmoid")}
+        nodes = {str(node.outputs[0].name): node for node, _ in iterate_nodes(model) if node.op_type in (*SUMS, *SHIFTED)}
         if tensor_names:
             nodes = {name: nodes[ours] for name, ours in tensor_names.items() if ours in nodes}
         sums = cls(nodes, tensor_names, opset_of(model), replace)
-        added = [node.inputs[0] for node in nodes.values() if node.op_type in SUMS]
-        sums._inputs = {str(value.name): np.zeros(0) for value in added if value is not None}
+        read = [node.inputs[0] for node in nodes.values() if node.op_type != "Sigmoid"]
+        sums._inputs = {str(value.name): np.zeros(0) for value in read if value is not None}
         sums._inputs |= {name: array for name, array in feeds.items() if name in sums._inputs}
         return sums
 
@@ -169,9 +171,10 @@ class SumOrder:
         node = self.nodes.get(name)
         if node is None or node.inputs[0] is None or not isinstance(value, np.ndarray) or value.dtype.kind != "f":
             pass
-        elif node.op_type == "Sigmoid":
+        elif node.op_type in SHIFTED:
             self.is_faint |= 0 < rms(value) < FAINT
-            value = value + SIGMOID_ERROR if self.replace else value
+            x = self._inputs.get(str(node.inputs[0].name), np.zeros(0))
+            value = value + SHIFTED[node.op_type](node, x, value) if self.replace else value
         else:
             x = self._inputs.get(str(node.inputs[0].name), np.zeros(0))
             axes = _axes(node, x.ndim, self.opset)
@@ -266,6 +269,26 @@ def _normalized(x: Array, axes: tuple[int, ...], value: Array) -> Array:
     return value / np.sqrt(_ratio(np.square(x - x.mean(axis=axes, keepdims=True)), axes))
 
 
+def _exponential_shift(scale: float, factor: str = "") -> Callable[[ir.Node, Array, Array], Array]:
+    """Return the shift of the negative results of `scale` times (exponential less 1), times the attribute `factor`, 1 by default."""
+
+    def shift(node: ir.Node, _: Array, value: Array) -> Array:
+        given = float(node.attributes[factor].as_float()) if factor in node.attributes else 1.0
+        return np.where(value < 0, abs(scale * given) * EXPONENTIAL_ERROR, 0.0)
+
+    return shift
+
+
+#: by operator that runtimes compute in another way than exactly: how far that moves its result, from its operand and result
+SHIFTED: dict[str, Callable[[ir.Node, Array, Array], Array]] = {
+    "Celu": _exponential_shift(1.0, "alpha"),
+    "Elu": _exponential_shift(1.0, "alpha"),
+    # The product of its two default attributes.
+    "Selu": _exponential_shift(1.7581),
+    "Sigmoid": lambda _, __, value: np.full(value.shape, SIGMOID_ERROR),
+    # x times a Sigmoid.
+    "QuickGelu": lambda _, x, value: SIGMOID_ERROR * x if x.shape == value.shape else np.zeros(value.shape),
+}
 #: what the order of a long sum does to the result of each operator that has one
 SUMS: dict[str, Callable[[Array, tuple[int, ...], Array], Array]] = {
     "GlobalAveragePool": _mean,
