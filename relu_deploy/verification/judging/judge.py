@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from relu_deploy.verification.engine.audit import AuditReport
 from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED, check_contract
 from relu_deploy.verification.judging.invariants import check_invariance
+from relu_deploy.verification.judging.row_lists import compare_lists
 from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, Comparison, compare
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.measurement import Measurement
@@ -59,11 +62,13 @@ def judge(plan: VerifyPlan, truth: Truth, measured: Measurement) -> BackendRepor
 
 def compare_outputs(results: Mapping[str, Any], truth: Truth) -> dict[str, Comparison]:
     """Return the verdict on each output in `results` (by name) that the truth has."""
-    return {
-        name: compare(value, truth.values[name], truth.noise_floor[name], LIMITS[truth.precision], truth.undecided.get(name))
-        for name, value in results.items()
-        if name in truth.values
-    }
+    return {name: _compare_output(name, np.asarray(value), truth) for name, value in results.items() if name in truth.values}
+
+
+def _compare_output(name: str, value: Any, truth: Truth) -> Comparison:
+    true, limit = truth.values[name], LIMITS[truth.precision]
+    listed = compare_lists(value, true, truth.list_noise[name], limit) if name in truth.list_noise else None
+    return listed or compare(value, true, truth.noise_floor[name], limit, truth.undecided.get(name))
 
 
 def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Mapping[str, bool | None]) -> _ReluVerdicts:
