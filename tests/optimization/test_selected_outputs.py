@@ -104,14 +104,15 @@ def selected_by_logarithms():
         helper.make_node("Relu", ["more"], ["likely"], "likely"),
         helper.make_node("Log", ["likely"], ["logarithms"], "log"),
         helper.make_node("TopK", ["logarithms", "k"], ["top_scores", "top"], "top", axis=1),
-        helper.make_node("Exp", ["top_scores"], ["detections"], "exp"),
+        helper.make_node("Exp", ["top_scores"], ["certainties"], "exp"),
+        helper.make_node("Unsqueeze", ["certainties", "last"], ["detections"], "column"),
     ]
-    constants |= {"k": np.array([models.KEPT]), "least": np.float32(0.5)}
+    constants |= {"k": np.array([models.KEPT]), "least": np.float32(0.5), "last": np.array([2])}
     graph = helper.make_graph(
         nodes,
         "logarithms",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 32])],
-        [helper.make_tensor_value_info("detections", TensorProto.FLOAT, [1, models.KEPT])],
+        [helper.make_tensor_value_info("detections", TensorProto.FLOAT, [1, models.KEPT, 1])],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -15,13 +15,14 @@ def test_the_order_of_the_rows_does_not_count():
 
 
 def test_a_row_that_moves_or_is_missing_counts_as_the_distance_to_the_nearest():
-    moved = ROWS + [[0, 0], [3, 4], [0, 0]]
+    moved = np.add(ROWS, [[0, 0], [3, 4], [0, 0]])
     # The mean of the squares 3² and 4² over two columns, in one row of three.
     assert list_distance(moved, ROWS) == pytest.approx(np.sqrt(12.5 / 3))
     # (10, 0) is nearest to (0, 0): a mean square of 100 / 2, in one row of three.
     assert list_distance(ROWS[[0, 2]], ROWS) == pytest.approx(np.sqrt(50 / 3))
     assert list_distance(ROWS[:0], ROWS[:0]) == 0
-    assert list_distance(ROWS[:0], ROWS) > 10
+    # No row is near: the root mean square of all.
+    assert list_distance(ROWS[:0], ROWS) == pytest.approx(np.sqrt(500 / 6))
 
 
 def test_tensors_that_differ_in_two_sizes_are_no_lists():

@@ -16,8 +16,8 @@ from relu_deploy.verification.judging.verdict import Comparison, rms
 
 __all__ = ["compare_lists", "is_other_list", "list_distance"]
 
-#: most pairs of rows
-MOST_PAIRS = 1 << 22
+#: most products of a distance
+MOST_PRODUCTS = 1 << 27
 
 
 def is_other_list(value: Array, true: Array) -> bool:
@@ -39,9 +39,9 @@ def list_distance(value: Array, true: Array) -> float | None:
         return None
     differing = [axis for axis in range(true.ndim) if value.shape[axis] != true.shape[axis]]
     axis = next(iter((*differing, *(axis for axis, size in enumerate(true.shape) if size != 1))), None)
-    if axis is None or value.shape[axis] * true.shape[axis] > MOST_PAIRS:
-        return None
     width = prod(size for place, size in enumerate(true.shape) if place != axis)
+    if axis is None or value.shape[axis] * true.shape[axis] * width > MOST_PRODUCTS:
+        return None
     ours, theirs = (np.moveaxis(each, axis, 0).reshape(each.shape[axis], width).astype(np.float64) for each in (value, true))
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return None
