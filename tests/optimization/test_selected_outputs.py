@@ -15,6 +15,7 @@ from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.optimization.run import optimize, optimize_bundle
 from relu_deploy.paths import schema_file
 from relu_deploy.reporting.optimize_phrases import accuracy_of
+from relu_deploy.verification.run import verify
 from tests.support import selecting_models as models
 
 BUILDS = {"suppressed": models.suppressed, "top_k": models.top_k, "thresholded": models.thresholded}
@@ -55,10 +56,40 @@ def test_the_outputs_themselves_would_have_missed_the_gate(tmp_path):
     """The variant that is stored has its boxes in another order, or another number of them."""
     path = models.save(models.suppressed(), tmp_path)
     report, _ = optimized(path, "cpu", "int8")
-    sessions = [bundle.session("onnxruntime-cpu") for bundle in (Bundle.open(path), report.bundle.with_variant("int8-cpu"))]
+    variant = report.bundle.with_variant("int8-cpu")
+    sessions = [bundle.session("onnxruntime-cpu") for bundle in (Bundle.open(path), variant)]
     found = [[session.run({"x": x[None]})["detections"] for session in sessions] for x in models.pictures(40)]
     assert any(one.shape != other.shape for one, other in found)
     assert any(one.shape == other.shape and np.abs(one - other).max() > 4 for one, other in found)
+    differing = next(row for row, (one, other) in enumerate(found) if one.shape != other.shape)
+    feeds = {"x": models.pictures(40)[differing : differing + 1]}
+    verified = verify(variant, feeds=feeds, against=str(path), threads=1)
+    assert verified.passed
+    assert f"instead of {found[differing][0].shape}" in verified.backends[0].note
+
+
+def test_a_wrong_number_between_the_last_relu_and_the_selection_is_found_in_the_variant(tmp_path):
+    path = models.save(models.suppressed(), tmp_path)
+    report, _ = optimized(path, "cpu", "int8")
+    wrong = onnx.load(report.bundle.with_variant("int8-cpu").onnx)
+    stride = next(one for one in wrong.graph.initializer if one.name == "stride")
+    stride.CopyFrom(numpy_helper.from_array(np.float32(4.6), "stride"))
+    onnx.save(wrong, tmp_path / "wrong.onnx")
+    verified = verify(tmp_path / "wrong.onnx", feeds={"x": models.pictures(1)}, against=str(path), threads=1)
+    assert not verified.passed
+    assert verified.first_divergence == "center"
+
+
+def test_a_list_whose_axis_has_the_name_of_the_batch_is_no_classification(tmp_path):
+    model = models.suppressed()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    flat = next(one for one in model.graph.initializer if one.name == "flat")
+    flat.CopyFrom(numpy_helper.from_array(np.array([0, 4 + models.CLASSES, models.ANCHORS]), "flat"))
+    report, result = optimized(models.save(model, tmp_path), "cpu", "int8")
+    assert result["accuracy"]["tensors"] == ENTERING["suppressed"]
+    assert result["confidence"] is None
+    assert report.passed
 
 
 @pytest.mark.parametrize("name", BUILDS)

@@ -118,7 +118,7 @@ class AccuracyEvaluator:
         kind = _kind(manifest, answers, compared.rounded, len(dataset))
         before = Metric(kind, 1.0, len(dataset))
         evaluator = cls(manifest, dataset, batch, before, answers, meter.with_reference(recording), compared)
-        if kind == "top1_agreement" and _is_list(bundle, compared, answers):
+        if kind == "top1_agreement" and _is_list(bundle, compared, answers, len(dataset)):
             evaluator = replace(evaluator, before=replace(before, name=_kind_of_list(answers)), meter=None)
         if kind == "AP_agreement" and not len(evaluator._true_boxes()["labels"]):
             evaluator = replace(evaluator, before=replace(before, name="signal"))
@@ -257,11 +257,15 @@ def _are_finite(answers: Mapping[str, Array]) -> bool:
     return all(np.isfinite(array).all() for array in answers.values() if array.dtype.kind == "f")
 
 
-def _is_list(bundle: Bundle, compared: ComparedTensors, answers: Mapping[str, Array]) -> bool:
-    """Return whether the only output is a list of what the graph selects, and no row of it belongs to a row of the inputs."""
+def _is_list(bundle: Bundle, compared: ComparedTensors, answers: Mapping[str, Array], rows: int) -> bool:
+    """Return whether the only output is a list of what the graph selects, and no row of it belongs to a row of the inputs.
+
+    rows: Of the inputs.
+    """
     if bundle.manifest.get("task") == "classification" or compared.selection.outputs.isdisjoint(answers):
         return False
-    return all(spec.batch_axis is None for spec in bundle.outputs if spec.name in answers)
+    # Exporters may give the axis of the list the name of the batch.
+    return all(spec.batch_axis is None or len(answers[spec.name]) != rows for spec in bundle.outputs if spec.name in answers)
 
 
 def _kind_of_list(answers: Mapping[str, Array]) -> str:

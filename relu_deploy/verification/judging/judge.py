@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,16 +46,18 @@ def judge(plan: VerifyPlan, truth: Truth, measured: Measurement) -> BackendRepor
         verdicts = _from_taps(plan, truth, measured.tapped, measured.nan_kept)
     else:
         verdicts = _ReluVerdicts(note=measured.note)
+    outputs = compare_outputs(measured.outputs, truth)
+    notes = [verdicts.note, *_other_lengths(measured.outputs, truth, outputs)]
     return BackendReport(
         name=measured.name,
-        outputs=compare_outputs(measured.outputs, truth),
+        outputs=outputs,
         relus=verdicts.relus,
         as_deployed=verdicts.as_deployed,
         facts=measured.facts,
         faults=verdicts.faults,
         checks=checks,
         execution=measured.execution,
-        note=verdicts.note,
+        note="; ".join(filter(None, notes)),
         audit=measured.audit,
     )
 
@@ -63,6 +65,17 @@ def judge(plan: VerifyPlan, truth: Truth, measured: Measurement) -> BackendRepor
 def compare_outputs(results: Mapping[str, Any], truth: Truth) -> dict[str, Comparison]:
     """Return the verdict on each output in `results` (by name) that the truth has."""
     return {name: _compare_output(name, np.asarray(value), truth) for name, value in results.items() if name in truth.values}
+
+
+def _other_lengths(results: Mapping[str, Any], truth: Truth, verdicts: Mapping[str, Comparison]) -> Iterator[str]:
+    """Yield a note for each output that passes with another shape than the truth's."""
+    for name, verdict in verdicts.items():
+        shapes = np.shape(results[name]), truth.values[name].shape
+        if verdict.passed and shapes[0] != shapes[1]:
+            yield (
+                f"output {name} has the shape {shapes[0]} instead of {shapes[1]}: which rows the graph selects depends on rounding, "
+                "and each was compared with its nearest row"
+            )
 
 
 def _compare_output(name: str, value: Any, truth: Truth) -> Comparison:
