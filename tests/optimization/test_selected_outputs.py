@@ -108,6 +108,20 @@ def test_a_variant_with_a_wrecked_scale_is_still_refused(tmp_path, monkeypatch, 
     assert result["accuracy"]["tensors"]
 
 
+def test_layers_between_two_selections_stay_float32_and_their_rows_may_have_another_order(tmp_path):
+    path = models.save(models.two_stages(), tmp_path)
+    report, result = optimized(path, "cpu", "int8")
+    assert report.passed, result["verified"]
+    assert sorted(result["accuracy"]["tensors"]) == ["boxes", "objectness", "table"]
+    kept = {one["node"]: one["reason"] for one in result["fallbacks"]}
+    assert kept.keys() == {"hidden", "classify"}
+    assert kept["hidden"] == "it follows the selection, and accuracy is measured before it"
+    for row in range(4):
+        feeds = {"x": models.pictures(4, 3)[row : row + 1]}
+        verified = verify(report.bundle.with_variant("int8-cpu"), feeds=feeds, against=str(path), threads=1)
+        assert verified.passed, verified.backends[0].to_json()["relus"]
+
+
 def test_auto_measures_each_candidate_before_the_selection_and_stores_one(tmp_path, monkeypatch):
     import relu_deploy.optimization.auto.run as auto
 

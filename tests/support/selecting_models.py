@@ -143,6 +143,39 @@ def thresholded(seed=0):
     return _model(nodes, constants, {"detected": ["found", 4], "labels": ["found"], "certainties": ["found"]})
 
 
+def two_stages(seed=0):
+    """Return a detector that selects the features of its best places, and classifies these: boxes (1, 5, 4) and scores (1, 5)."""
+    nodes, constants = backbone(seed)
+    generator = np.random.default_rng(seed + 1)
+    nodes += [
+        node("ReduceMax", ["scores"], ["objectness"], "objectness", axes=[2], keepdims=0),
+        node("TopK", ["objectness", "k"], ["proposed", "places"], "proposals", axis=1),
+        node("Reshape", ["r2", "features_by_place"], ["features"], "features"),
+        node("Transpose", ["features"], ["rows"], "rows", perm=[0, 2, 1]),
+        node("Squeeze", ["rows", "zero"], ["table"], "table"),
+        node("Squeeze", ["places", "zero"], ["place_list"], "place_list"),
+        node("Gather", ["table", "place_list"], ["regions"], "regions"),
+        node("MatMul", ["regions", "w4"], ["hidden"], "hidden"),
+        node("Relu", ["hidden"], ["hidden_relu"], "hidden_relu"),
+        node("MatMul", ["hidden_relu", "w5"], ["class_logits"], "classify"),
+        node("Sigmoid", ["class_logits"], ["class_scores"], "class_scores"),
+        node("ReduceMax", ["class_scores"], ["region_scores"], "region_scores", axes=[1], keepdims=0),
+        node("TopK", ["region_scores", "most"], ["best_scores", "best_regions"], "best_regions", axis=0),
+        node("Gather", ["place_list", "best_regions"], ["best_places"], "best_places"),
+        node("Gather", ["boxes", "best_places"], ["detected"], "detected", axis=1),
+        node("Unsqueeze", ["best_scores", "zero"], ["certainties"], "certainties"),
+    ]
+    constants |= {
+        "k": np.array([KEPT]),
+        "most": np.array([5]),
+        "zero": np.array([0]),
+        "features_by_place": np.array([1, 32, ANCHORS]),
+        "w4": (generator.standard_normal((32, 24)) / 4).astype(np.float32),
+        "w5": (generator.standard_normal((24, CLASSES)) / 4).astype(np.float32),
+    }
+    return _model(nodes, constants, {"detected": [1, 5, 4], "certainties": [1, 5]})
+
+
 def pictures(count, seed=1):
     """Return random pictures (count, 3, 32, 32) with more power in the low frequencies."""
     noise = np.random.default_rng(seed).standard_normal((count, 3, 32, 32))
