@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import struct
+from typing import ClassVar
 
 import pytest
 
@@ -18,7 +19,7 @@ RESET = struct.pack("ii", 1, 0)
 class Echo(asyncio.Protocol):
     """Sends back what it receives, and counts the connections."""
 
-    made: list["Echo"] = []
+    made: ClassVar[list["Echo"]] = []
 
     def connection_made(self, transport):
         self.made.append(self)
