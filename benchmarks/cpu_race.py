@@ -32,17 +32,18 @@ from accuracy import CALIBRATION, MEASURING, photographs
 from cpu_race_table import table
 from cpu_race_worker import ENDING, NNCF
 
-from relu_deploy.backends import probe
+from relu_deploy.backends import capabilities, probe
 from relu_deploy.backends.threads import default_threads
 from relu_deploy.benchmark.environment import describe
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import spread_evenly
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.exporting.exporter import export_source
-from relu_deploy.graph import save_model
+from relu_deploy.graph import load_model, save_model
 from relu_deploy.latency_stats import ratio_of, summarize
+from relu_deploy.optimization.accuracy.compared_tensors import ComparedTensors
 from relu_deploy.optimization.accuracy.evaluation_data import load_evaluation_data
-from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator, answers_of, distance
+from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator
 from relu_deploy.optimization.auto.candidates import AUTOCAST
 from relu_deploy.optimization.auto.run import find_fastest
 from relu_deploy.optimization.auto.sessions import LEAD
@@ -62,6 +63,8 @@ FINAL_ROUNDS, RIVALS = 40, 3
 SLOT_RUNS, SHORTEST, LONGEST = 6, 0.1, 0.8
 #: rows that are calibrated on, and rows on which agreement and error are measured
 CALIBRATED, MEASURED = 64, 32
+#: keys of the sessions in a process: the one that is timed, and one of a graph that shows the tensors that accuracy is measured on
+TIMED, SHOWING = "timed", "showing"
 
 
 @dataclass
@@ -90,11 +93,11 @@ class Contestant:
     rounds: list[list[float]] = field(default_factory=list)
     final: list[list[float]] = field(default_factory=list)
 
-    def request(self, command: str, **arguments: Any) -> dict[str, Any] | None:
-        """Return the reply to a command, or None: then `reason` says why the contestant cannot go on."""
+    def request(self, command: str, key: str = TIMED, **arguments: Any) -> dict[str, Any] | None:
+        """Return the reply to a command, or None: then `reason` says why the contestant cannot go on. key: Of the session."""
         if self.process is None:
             return None
-        reply = self.process.request(command, key="one", **arguments)
+        reply = self.process.request(command, key=key, **arguments)
         if "error" not in reply:
             return reply
         self.reason = reply["error"]
@@ -176,8 +179,9 @@ def builder_for(bundle: Bundle, options: OptimizeOptions, folder: Path) -> Varia
     data = load_evaluation_data(bundle, options, data_needed=True)
     prepared = replace(prepare(bundle, target, target.precisions, options, data, say), path=folder / "prepared.onnx")
     save_model(prepared.model, prepared.path)
-    with target.session(prepared.original) as session:
-        evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch)
+    compared = ComparedTensors.find(prepared.original, prepared.model)
+    with target.session(compared.expose(prepared.original)) as session:
+        evaluator = AccuracyEvaluator.prepare(bundle, data.measured_on, session.run, data.batch, compared=compared)
     return CachingBuilder(bundle, target, options, data, prepared, evaluator)
 
 
@@ -288,26 +292,40 @@ def compare(contestants: Sequence[Contestant], builder: VariantBuilder, batch: i
     """Measure how contestants agree with the float32 model, on rows that were not calibrated on."""
     evaluator = replace(builder.evaluator, batch=batch)
     rows = evaluator.dataset.picked(spread_evenly(len(evaluator.dataset), 16))
-    with builder.target.session(builder.prepared.original) as session:
-        true = answers_of(session.run, rows, batch)
+    with builder.target.session(evaluator.exposed(builder.prepared.original)) as session:
+        true = evaluator.answers_on(session.run, rows)
+    key = SHOWING if evaluator.compared.names else TIMED
     for one in contestants:
 
         def run(feeds: Mapping[str, Any], one: Contestant = one) -> dict[str, Any]:
             given, results = folder / "given.npz", folder / "results.npz"
             np.savez(given, **feeds)
-            if one.request("outputs", feeds=str(given), results=str(results)) is None:
+            if one.request("outputs", key, feeds=str(given), results=str(results)) is None:
                 raise ReluDeployError(one.reason)
             with np.load(results) as archive:
                 return {name: archive[name] for name in archive.files}
 
-        if one.process is None:
+        if one.process is None or not load_showing(one, evaluator, folder):
             continue
         try:
             metric = evaluator.score(run)
             one.facts |= {"metric": metric.name, "agreement": round(metric.value, 6), "rows": metric.samples}
-            one.facts["relative_error"] = float(f"{distance(answers_of(run, rows, batch), true):.4g}")
+            one.facts["relative_error"] = float(f"{evaluator.distance(evaluator.answers_on(run, rows), true):.4g}")
         except ReluDeployError as error:
             one.reason = error.message
+        if key == SHOWING:
+            one.request("close", key)
+
+
+def load_showing(one: Contestant, evaluator: AccuracyEvaluator, folder: Path) -> bool:
+    """Load the graph of a contestant with the tensors that accuracy is measured on. Return whether it has such a graph."""
+    if not evaluator.compared.names:
+        return True
+    if one.backend == NNCF or capabilities(one.backend).runs_program:
+        return False
+    path = folder / "showing.onnx"
+    save_model(evaluator.exposed(load_model(Bundle.open(one.path).onnx)), path)
+    return one.request("load", SHOWING, model=str(path), backend=one.backend, settings=one.settings, feeds=[]) is not None
 
 
 def row(one: Contestant, reference: Contestant, batch: int) -> dict[str, Any]:
@@ -331,7 +349,7 @@ def row(one: Contestant, reference: Contestant, batch: int) -> dict[str, Any]:
 def finalists_of(contestants: Sequence[Contestant], max_drop: float) -> list[Contestant]:
     """Return auto and the fastest others that lose no more than `max_drop`; none where there is no such pair."""
     auto = next((one for one in contestants if one.name == "auto" and one.rounds), None)
-    others = [one for one in contestants if one.name != "auto" and one.rounds and one.facts["agreement"] >= 1 - max_drop]
+    others = [one for one in contestants if one.name != "auto" and one.rounds and one.facts.get("agreement", 0.0) >= 1 - max_drop]
     if auto is None or not others:
         return []
     return [auto, *sorted(others, key=lambda one: -ratio_of(one.rounds, auto.rounds).value)[:RIVALS]]

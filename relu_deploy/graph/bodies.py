@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["BodyStep", "bodies_of", "expose", "is_exposable", "iterate_nodes", "name_bodies"]
+__all__ = ["BodyStep", "bodies_of", "expose", "inner_nodes", "is_exposable", "iterate_nodes", "name_bodies"]
 
 _ITERATING = ("Loop", "Scan")
 
@@ -56,6 +56,14 @@ def bodies_of(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
             yield name, attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from ((f"{name}/{index}", graph) for index, graph in enumerate(attribute.as_graphs()))
+
+
+def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield the nodes in the bodies of `node`, those in the bodies of these included."""
+    for _, body in bodies_of(node):
+        for inner in body:
+            yield inner
+            yield from inner_nodes(inner)
 
 
 def name_bodies(model: ir.Model) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.bodies import inner_nodes, iterate_nodes
 from relu_deploy.graph.taps import with_taps
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["extract_subgraph", "nodes_between"]
+__all__ = ["extract_subgraph", "nodes_between", "outer_reads"]
 
 
 def nodes_between(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> list[ir.Node]:
@@ -32,7 +32,7 @@ def nodes_between(model: ir.Model, inputs: Collection[str], outputs: Sequence[st
         if node not in needed:
             needed.add(node)
             # Subgraphs (If, Loop) read outer tensors without naming them as inputs.
-            reads = [*node.inputs, *_outer_reads(node)]
+            reads = [*node.inputs, *(value for value, _, _ in outer_reads(node))]
             waiting += [
                 computed[value.name]
                 for value in reads
@@ -62,7 +62,8 @@ def extract_subgraph(model: ir.Model, inputs: Collection[str], outputs: Sequence
     piece.graph.outputs.clear()
     piece.graph.outputs.extend(values[name] for name in outputs)
     piece.graph.remove([node for node in reversed(list(piece.graph)) if node.name not in keep], safe=False)
-    read = {value.name for node in piece.graph for value in (*node.inputs, *_outer_reads(node)) if value is not None}
+    read = {value.name for node in piece.graph for value in node.inputs if value is not None}
+    read |= {value.name for node in piece.graph for value, _, _ in outer_reads(node)}
     for value in [value for value in piece.graph.inputs if value.name not in read]:
         piece.graph.inputs.remove(value)
     for name in [name for name in piece.graph.initializers if name not in read]:
@@ -81,8 +82,11 @@ def _feed(model: ir.Model, made: ir.Value) -> None:
     model.graph.inputs.append(fed)
 
 
-def _outer_reads(node: ir.Node) -> list[ir.Value]:
-    import onnx_ir as ir
-
-    graphs = [attribute.as_graph() for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH]
-    return [value for graph in graphs for inner in graph for value in (*inner.inputs, *_outer_reads(inner)) if value is not None]
+def outer_reads(node: ir.Node) -> list[tuple[ir.Value, ir.Node, int]]:
+    """Return the tensors that the nodes in the bodies of `node` read, those of the bodies included, each with the node and the position."""
+    return [
+        (value, inner, position)
+        for inner in inner_nodes(node)
+        for position, value in enumerate(inner.inputs)
+        if value is not None
+    ]

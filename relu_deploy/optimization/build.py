@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.quantization.qdq_placement import WEIGHTED
 from relu_deploy.latency_stats import Ratio
 from relu_deploy.optimization.accuracy.calibration import AUTO_METHODS
 from relu_deploy.optimization.accuracy.confidence import confidence_to_json
@@ -131,6 +132,8 @@ class VariantBuilder:
             precision=found.precision,
             search=search,
             before=self.evaluator.before,
+            compared=self.evaluator.compared.shown_names,
+            selected_by=self.evaluator.selected_by,
             max_drop=self.max_drop,
             confidence=confidence_to_json(
                 None if self.evaluator.meter is None else self.evaluator.meter.before,
@@ -169,7 +172,8 @@ class VariantBuilder:
         if precision == "fp32":
             return Unchanged(prepared.model), None
         if precision in ("fp16", "bf16"):
-            return Casts(prepared.model, precision, {**prepared.keep(PRECISIONS[precision]), **prepared.excluded}), None
+            kept = {**self._behind_selection(), **prepared.keep(PRECISIONS[precision]), **prepared.excluded}
+            return Casts(prepared.model, precision, kept), None
         if prepared.is_quantized:
             return Unchanged(prepared.model), None
         recipe = Quantized(
@@ -181,12 +185,24 @@ class VariantBuilder:
             options.per_channel,
             options.correct_biases,
             options.weight_bits or self.data.weight_bits if self.target.adds_pairs else 8,
-            prepared.excluded,
+            {**self._behind_selection(WEIGHTED), **prepared.excluded},
         )
         # The range of a float8 tensor is the whole one with every method.
         if options.method != "auto" or precision == "fp8" or not recipe.segments:
             return recipe, None
         return best_method(recipe, self.runner(progress))
+
+    def _behind_selection(self, operators: Collection[str] | None = None) -> dict[str, str]:
+        """Return the nodes whose error accuracy would not show, because what enters a selection before them is measured.
+
+        operators: Their operators; None for any.
+        """
+        behind = set(self.evaluator.compared.behind)
+        return {
+            str(node.name): "it follows the selection, and accuracy is measured before it"
+            for node in self.prepared.model.graph
+            if node.name in behind and (operators is None or node.op_type in operators)
+        }
 
     def runner(self, progress: Progress) -> CandidateRunner:
         """Return what runs candidates of the search."""

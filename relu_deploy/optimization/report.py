@@ -38,6 +38,8 @@ class OptimizeReport:
         settings: Its fields of `backends.Options` that differ from the defaults.
         auto: All candidates of `auto`, None without such a search.
         confidence: As `confidence_to_json` returns it.
+        compared: The tensors that accuracy was measured on where the graph selects the outputs; () for the outputs.
+        selected_by: Operators that select the outputs which accuracy would be measured on.
     """
 
     model: str
@@ -61,6 +63,8 @@ class OptimizeReport:
     settings: Mapping[str, Any] = field(default_factory=dict)
     auto: AutoReport | None = None
     confidence: dict[str, Any] | None = None
+    compared: Sequence[str] = ()
+    selected_by: Sequence[str] = ()
 
     @property
     def variant(self) -> str:
@@ -80,6 +84,11 @@ class OptimizeReport:
         """Return what to do about a variant that does not pass, "" for one that does."""
         if self.passed:
             return ""
+        if self.selected_by and not self.compared and self.drop > self.max_drop:
+            return (
+                f"the graph selects its outputs ({', '.join(self.selected_by)}), so that the order and number of rows depend on "
+                "rounding: give labels with --data, or export the model without the selection"
+            )
         if self.auto is not None:
             return "each candidate has its reason: allow more with --max-drop, or accept a finding with --accept"
         wider = "--precision fp16" if "fp16" in self.target.precisions and self.precision != "fp16" else "--precision fp32"
@@ -107,6 +116,8 @@ class OptimizeReport:
             "file": None if self.bundle is None else str(self.bundle.with_variant(self.variant).onnx),
             "accuracy": {
                 "metric": self.before.name,
+                "tensors": list(self.compared),
+                "selected_by": list(self.selected_by),
                 "before": round(self.before.value, 6),
                 "after": round(self.search.metric.value, 6),
                 "drop": round(self.drop, 6),

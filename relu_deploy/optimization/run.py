@@ -20,6 +20,7 @@ from typing import Any
 from relu_deploy.bundle import Bundle, refuse_existing
 from relu_deploy.errors import AccuracyTooLow, InputError, ReluDeployError, UsageError
 from relu_deploy.graph import load_model, save_model
+from relu_deploy.optimization.accuracy.compared_tensors import ComparedTensors
 from relu_deploy.optimization.accuracy.evaluation_data import load_evaluation_data
 from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator
 from relu_deploy.optimization.accuracy.sensitivity import SensitivityList
@@ -74,7 +75,9 @@ def optimize(
     if report.bundle is None:
         raise AccuracyTooLow(
             f"{report.variant} of {report.model} was not stored: {_why_not(report)}",
-            "raise max_drop, calibrate on data closer to production, or choose a wider precision",
+            report.remedy
+            if report.selected_by and not report.compared
+            else "raise max_drop, calibrate on data closer to production, or choose a wider precision",
         )
     return report.bundle
 
@@ -140,10 +143,10 @@ def optimize_bundle(
         prepared = prepare(bundle, goal, [name for name in precisions if name in goal.precisions], options, data, progress)
         prepared = replace(prepared, path=folder / "prepared.onnx")
         save_model(prepared.model, prepared.path)
-        with TARGETS["cpu"].session(prepared.original, threads=options.threads) as session:
-            rounded = rounded_numbers(prepared.original)
+        compared = ComparedTensors.find(prepared.original, prepared.model, rounded_numbers(prepared.original))
+        with TARGETS["cpu"].session(compared.expose(prepared.original), threads=options.threads) as session:
             evaluator = AccuracyEvaluator.prepare(
-                bundle, data.measured_on, session.run, data.batch, options.score_threshold, rounded
+                bundle, data.measured_on, session.run, data.batch, options.score_threshold, compared
             )
         _check_confidence(evaluator, options)
         builder = VariantBuilder(bundle, goal, options, data, prepared, evaluator, force)

@@ -9,16 +9,19 @@ until the gate is passed, then the count is halved in between.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count as counter
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from relu_deploy.backends import Session
 from relu_deploy.data.datasets import spread_evenly
 from relu_deploy.optimization.accuracy.calibration import AUTO_METHODS
+from relu_deploy.optimization.accuracy.compared_tensors import Run
 from relu_deploy.optimization.accuracy.confidence import Confidence
-from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator, Run, answers_of, distance
+from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator
 from relu_deploy.optimization.recipes import PrecisionRecipe, Quantized
 from relu_deploy.optimization.targets import Target
 from relu_deploy.tasks.metrics import Metric
@@ -114,13 +117,13 @@ class CandidateRunner:
 
     def measure(self, model: ir.Model) -> Candidate:
         """Return `model` with its accuracy and its confidence."""
-        with self.target.session(model, threads=self.threads) as session:
+        with self._session(model) as session:
             return Candidate(model, *self.evaluator.measure(session.run))
 
     def measure_with_answers(self, model: ir.Model) -> tuple[Candidate, Mapping[str, Array]]:
         """Return what `measure` and `answers` return, with one session, and with one run of the rows where these are all rows."""
         evaluator, kept = self.evaluator, []
-        with self.target.session(model, threads=self.threads) as session:
+        with self._session(model) as session:
 
             def run(feeds: Feeds) -> Feeds:
                 kept.append(session.run(feeds))
@@ -138,12 +141,19 @@ class CandidateRunner:
 
     def answers(self, model: ir.Model) -> Mapping[str, Array]:
         """Return the outputs of `model` on a few rows."""
-        with self.target.session(model, threads=self.threads) as session:
+        with self._session(model) as session:
             return self._answers(session.run)
+
+    def distance(self, answers: Mapping[str, Array], true: Mapping[str, Array]) -> float:
+        """Return the distance of answers from those of the float32 model."""
+        return self.evaluator.distance(answers, true)
+
+    def _session(self, model: ir.Model) -> AbstractContextManager[Session]:
+        return self.target.session(self.evaluator.exposed(model), threads=self.threads)
 
     def _answers(self, run: Run) -> Mapping[str, Array]:
         dataset = self.evaluator.dataset
-        return answers_of(run, dataset.picked(spread_evenly(len(dataset), self.rows_for_cost)), self.evaluator.batch)
+        return self.evaluator.answers_on(run, dataset.picked(spread_evenly(len(dataset), self.rows_for_cost)))
 
 
 def find_passing(
@@ -225,7 +235,7 @@ def segment_costs(recipe: PrecisionRecipe, runner: CandidateRunner) -> Iterator[
         middle = (len(group) + 1) // 2
         for half in filter(None, (group[:middle], group[middle:])):
             runner.progress(f"error of {len(half)} of {len(segments)} segments")
-            error = distance(runner.answers(recipe.build([name for name in segments if name not in half])), true)
+            error = runner.distance(runner.answers(recipe.build([name for name in segments if name not in half])), true)
             heappush(groups, (-min(error, BROKEN), next(serial), half))
 
 
@@ -240,6 +250,6 @@ def best_method(recipe: Quantized, runner: CandidateRunner) -> tuple[Quantized, 
         runner.progress(f"accuracy with the calibration method {method}")
         changed = replace(recipe, method=method)
         candidate, answers = runner.measure_with_answers(changed.build())
-        found.append((changed, candidate, (candidate.metric.value, -distance(answers, true))))
+        found.append((changed, candidate, (candidate.metric.value, -runner.distance(answers, true))))
     best, candidate, _ = max(found, key=lambda each: each[2])
     return best, candidate

@@ -11,6 +11,8 @@ from relu_deploy.reporting.phrases import count_of
 __all__ = ["accuracy_of", "confidence_of", "preparation_of", "runtime_of", "size_of", "speed_of", "verification_of"]
 
 Result = Mapping[str, Any]
+#: compared tensors that are listed
+LISTED = 4
 
 
 def accuracy_of(result: Result) -> str:
@@ -20,9 +22,18 @@ def accuracy_of(result: Result) -> str:
     # Only 8-bit precisions are calibrated, so only their accuracy can be measured on calibration rows.
     overlap = ", calibrated on too" if result["precision"] in ("int8", "fp8") and not result["evidence"]["held_out"] else ""
     return (
-        f"{accuracy['metric']} {accuracy['before']:.4f} → {accuracy['after']:.4f} on {count_of(accuracy['samples'], 'row')}{overlap} "
+        f"{accuracy['metric']} {accuracy['before']:.4f} → {accuracy['after']:.4f} on {count_of(accuracy['samples'], 'row')}{overlap}{_compared(accuracy)} "
         f"(drop {accuracy['drop']:.4f}, {accuracy['max_drop']:g} is allowed{simulated})"
     )
+
+
+def _compared(accuracy: Result) -> str:
+    """Return what was compared where that is not the outputs."""
+    names = accuracy.get("tensors") or ()
+    if not names:
+        return ""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f" of {', '.join(names[:LISTED])}{more}, before {' and '.join(accuracy['selected_by'])}"
 
 
 def confidence_of(result: Result) -> str:

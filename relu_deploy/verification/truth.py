@@ -55,6 +55,7 @@ class Truth:
             because rounding one channel's weights may be many times as noisy as rounding another's.
         undecided: By tensor of integers or booleans, the elements that change where the noise is at its limit: two candidates
             are too close to tell which is right.
+        list_noise: By tensor behind a decision, how far off it may be as a list of rows, of which there may be more or fewer.
         is_blurred: The noise of some tensors could hide a fault: that of a coarse precision, of a long sum or of a decision.
     """
 
@@ -64,6 +65,7 @@ class Truth:
     precision: str = "float32"
     single: Mapping[str, Array] = field(default_factory=dict)
     undecided: Mapping[str, Array] = field(default_factory=dict)
+    list_noise: Mapping[str, float] = field(default_factory=dict)
     is_blurred: bool = False
 
 
@@ -310,6 +312,7 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
         precision=precision,
         single={name: single for name, each in noise.items() if (single := each.single) is not None},
         undecided={name: each.undecided for name, each in noise.items() if each.undecided is not None},
+        list_noise={name: each.list_noise for name, each in noise.items() if each.list_noise is not None},
         is_blurred=precision not in ("float32", "float64") or ordered or draws > 0,
     )
 

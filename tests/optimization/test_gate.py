@@ -7,6 +7,7 @@ import pytest
 
 from relu_deploy.data.datasets import Dataset
 from relu_deploy.errors import InputError
+from relu_deploy.optimization.accuracy.compared_tensors import ComparedTensors
 from relu_deploy.optimization.accuracy.gate import MAX_DROP, AccuracyEvaluator, distance
 
 ROWS = 40
@@ -166,6 +167,6 @@ def test_integers_that_are_rounded_numbers_have_a_signal():
 
     bundle = SimpleNamespace(name="m", manifest={"task": None})
     x = np.arange(ROWS, dtype=np.float32)[:, None]
-    evaluator = AccuracyEvaluator.prepare(bundle, Dataset("d", {"x": x}, {}), run, batch=8, rounded={"y"})
+    evaluator = AccuracyEvaluator.prepare(bundle, Dataset("d", {"x": x}, {}), run, batch=8, compared=ComparedTensors({"y"}))
     assert evaluator.before.name == "signal"
     assert evaluator.score(lambda feeds: run(feeds, 3)).value == pytest.approx(0.97)

@@ -10,6 +10,8 @@
     none, other integers      agreement            share of equal elements, or of equal rows, the worst output's
     none, anything else       signal               1 - RMS(difference) / RMS(float32 answer), the worst output's
 
+Where the graph selects what a signal or an agreement would compare (NonMaxSuppression, TopK and Gather), the signal is that of the
+tensors that enter the selection; see `compared_tensors`.
 Integers that are rounded numbers have a signal. Where there are outputs of both kinds, the floating-point ones are measured.
 Without labels the float32 model scores 1 by definition, and a candidate loses points for every answer that is another one
 although some of those answers were wrong to begin with: the limits are wider.
@@ -18,22 +20,26 @@ although some of those answers were wrong to begin with: the limits are wider.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import Dataset
 from relu_deploy.errors import InputError
+from relu_deploy.optimization.accuracy.compared_tensors import ComparedTensors, Run, answers_of, rows_that_fit
 from relu_deploy.optimization.accuracy.confidence import SCORE_THRESHOLD, Confidence, ConfidenceMeter
 from relu_deploy.tasks.metrics import Metric, score
 from relu_deploy.tasks.segmentation import classes_of_pixels
-from relu_deploy.tensors import Array, Feeds
+from relu_deploy.tensors import Array
 from relu_deploy.verification.judging.verdict import rms
 
-__all__ = ["MAX_DROP", "AccuracyEvaluator", "Run", "answers_of", "distance"]
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["MAX_DROP", "AccuracyEvaluator", "distance"]
 
 #: how much of each metric a variant may lose by default
 MAX_DROP = {
@@ -49,15 +55,13 @@ MAX_DROP = {
 #: certainty from which a detection of the float32 model counts as true, where there are no labels
 SURE = SCORE_THRESHOLD
 
-Run = Callable[[Feeds], Feeds]
-
 
 @dataclass(frozen=True)
 class AccuracyEvaluator:
     """Scores candidates on `dataset`, `batch` rows at a time.
 
     before: the float32 model's score. meter: measures confidence in the same runs; its `before` is the float32 model's.
-    rounded: names of the outputs of integers that are rounded numbers.
+    compared: the tensors that candidates are compared on where there is no task's metric.
     """
 
     manifest: Mapping[str, Any]
@@ -66,7 +70,7 @@ class AccuracyEvaluator:
     before: Metric
     answers: Mapping[str, Array]
     meter: ConfidenceMeter | None = None
-    rounded: Collection[str] = ()
+    compared: ComparedTensors = field(default_factory=ComparedTensors)
 
     @classmethod
     def prepare(
@@ -76,41 +80,90 @@ class AccuracyEvaluator:
         run: Run,
         batch: int,
         score_threshold: float = SCORE_THRESHOLD,
-        rounded: Collection[str] = (),
+        compared: ComparedTensors | None = None,
     ) -> AccuracyEvaluator:
-        """Return the evaluator of `bundle`'s variants. run: the float32 model. score_threshold: where detections are cut.
+        """Return the evaluator of `bundle`'s variants.
 
-        Raises InputError when the data are no rows at all, or the float32 model itself is not finite on them.
+        Args:
+            bundle: The float32 model's.
+            dataset: The data.
+            run: The float32 model, which `compared.expose` has returned.
+            batch: Rows in one run.
+            score_threshold: Score at which detections are cut.
+            compared: What is known about the outputs.
+
+        Raises:
+            InputError: If the data are no rows at all, or the float32 model itself is not finite on them.
         """
         if not len(dataset):
             raise InputError("there are no data to measure accuracy on", "give some with --data")
-        manifest = dict(bundle.manifest)
+        manifest, compared = dict(bundle.manifest), compared or ComparedTensors()
+        plain = compared.outputs_of(run)
         meter = ConfidenceMeter(manifest, dataset, batch, score_threshold)
-        recording = meter.recording(run)
+        recording = meter.recording(plain)
         labeled = score(manifest, recording, dataset, batch)
         if labeled is not None and labeled.samples:
             return cls(manifest, dataset, batch, labeled, {}, meter.with_reference(recording))
-        recording = meter.recording(run)
+        recording = meter.recording(plain)
         if (
             manifest.get("task") == "segmentation"
             and (labeled_by_model := _reference_masks(bundle, recording, dataset, batch)) is not None
         ):
             before = Metric("mIoU_agreement", 1.0, len(dataset))
             return cls(manifest, labeled_by_model, batch, before, {}, meter.with_reference(recording))
-        recording = meter.recording(run)
+        recording = meter.recording(plain)
         answers = answers_of(recording, dataset, batch)
-        meter = meter.with_reference(recording)
-        if not all(np.isfinite(array).all() for array in answers.values() if array.dtype.kind == "f"):
+        if not _are_finite(answers):
             raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
-        kind = _kind(manifest, answers, rounded, len(dataset))
-        evaluator = cls(manifest, dataset, batch, Metric(kind, 1.0, len(dataset)), answers, meter, rounded)
-        if evaluator.before.name == "AP_agreement" and not len(evaluator._true_boxes()["labels"]):
-            return replace(evaluator, before=Metric("signal", 1.0, len(dataset)))
-        return evaluator
+        kind = _kind(manifest, answers, compared.rounded, len(dataset))
+        before = Metric(kind, 1.0, len(dataset))
+        evaluator = cls(manifest, dataset, batch, before, answers, meter.with_reference(recording), compared)
+        if kind == "top1_agreement" and _is_list(bundle, compared, answers, len(dataset)):
+            evaluator = replace(evaluator, before=replace(before, name=_kind_of_list(answers)), meter=None)
+        if kind == "AP_agreement" and not len(evaluator._true_boxes()["labels"]):
+            evaluator = replace(evaluator, before=replace(before, name="signal"))
+        return evaluator._before_selection(run)
+
+    def _before_selection(self, run: Run) -> AccuracyEvaluator:
+        """Return the evaluator that measures what enters the selection, where the outputs that it compares are selected.
+
+        run: The float32 model.
+        """
+        if not self.compared.exposed or not self.compared.selects(self.before.name, self.answers):
+            return self
+        names = self.compared.entering(self.answers)
+        rows = rows_that_fit(run, self.dataset, self.batch, names)
+        answers = answers_of(run, rows, self.batch, names)
+        # A score of minus infinity leaves a row out, and has no difference.
+        if not _are_finite(answers):
+            return self
+        compared = replace(self.compared, names=names)
+        return replace(
+            self, dataset=rows, before=Metric("signal", 1.0, len(rows)), answers=answers, meter=None, compared=compared
+        )
 
     @property
     def max_drop(self) -> float:
         return MAX_DROP[self.before.name]
+
+    @property
+    def selected_by(self) -> tuple[str, ...]:
+        """The operators that select the outputs which would be compared, () where none does."""
+        metric = "signal" if self.compared.names else self.before.name
+        is_selected = bool(self.compared.names) or self.compared.selects(metric, self.answers)
+        return self.compared.selection.operators if is_selected else ()
+
+    def exposed(self, model: ir.Model) -> ir.Model:
+        """Return `model` as it has to be run to be measured: with the compared tensors among its outputs."""
+        return self.compared.expose(model) if self.compared.names else model
+
+    def answers_on(self, run: Run, dataset: Dataset) -> dict[str, Array]:
+        """Return the compared tensors of the candidate behind `run` on `dataset`."""
+        return answers_of(run, dataset, self.batch, self.compared.names)
+
+    def distance(self, answers: Mapping[str, Array], true: Mapping[str, Array]) -> float:
+        """Return the distance of a candidate's answers from those of the float32 model, as `distance` does."""
+        return distance(answers, true, self.compared.rounded)
 
     def measure(self, run: Run) -> tuple[Metric, Confidence | None]:
         """Return the score and the confidence of the candidate behind `run`; None for outputs without confidence."""
@@ -131,7 +184,7 @@ class AccuracyEvaluator:
             metric = score(self.manifest, run, self.dataset, self.batch)
             assert metric is not None  # it was not for the float32 model on the same data
             return replace(metric, name=name)
-        answers = answers_of(run, self.dataset, self.batch)
+        answers = self.answers_on(run, self.dataset)
         value = {
             "top1_agreement": self._same_class,
             "AP_agreement": self._same_boxes,
@@ -147,7 +200,7 @@ class AccuracyEvaluator:
         return float(np.mean(one.reshape(len(one), -1).argmax(1) == other.reshape(len(other), -1).argmax(1)))
 
     def _signal(self, answers: Mapping[str, Array]) -> float:
-        return max(0.0, 1 - distance(answers, self.answers, self.rounded))
+        return max(0.0, 1 - self.distance(answers, self.answers))
 
     def _same_boxes(self, answers: Mapping[str, Array]) -> float:
         from relu_deploy.tasks.metrics import coco_ap
@@ -169,22 +222,6 @@ class AccuracyEvaluator:
             "labels": np.concatenate([one["labels"][mine] for _, one, mine in sure]),
             "image": np.concatenate([np.full(int(mine.sum()), row) for row, _, mine in sure]),
         }
-
-
-def answers_of(run: Run, dataset: Dataset, batch: int) -> dict[str, Array]:
-    """Return every output of `run` that is a tensor of numbers, for all rows of `dataset`, fed `batch` rows at a time.
-
-    Strings, sequences and maps are left out. Raises InputError where no output is a tensor of numbers.
-    """
-    parts: list[Feeds] = []
-    for full, rows in dataset.full_batches(batch):
-        results = {
-            name: value for name, value in run(full).items() if isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
-        }
-        if not results:
-            raise InputError("no output of the model is a tensor of numbers", "optimize a model whose scores are an output")
-        parts.append({name: value[:rows] if value.ndim and len(value) == batch else value for name, value in results.items()})
-    return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
 
 
 def _reference_masks(bundle: Bundle, run: Run, dataset: Dataset, batch: int) -> Dataset | None:
@@ -214,6 +251,25 @@ def _kind(manifest: Mapping[str, Any], answers: Mapping[str, Array], rounded: Co
     # What is not declared but has one row of at least two numbers for each input is a classifier's answer.
     looks = len(answers) == 1 and only.dtype.kind == "f" and only.reshape(len(only), -1).shape[1] > 1 and only.ndim == 2
     return "top1_agreement" if looks else "signal"
+
+
+def _are_finite(answers: Mapping[str, Array]) -> bool:
+    return all(np.isfinite(array).all() for array in answers.values() if array.dtype.kind == "f")
+
+
+def _is_list(bundle: Bundle, compared: ComparedTensors, answers: Mapping[str, Array], rows: int) -> bool:
+    """Return whether the only output is a list of what the graph selects, and no row of it belongs to a row of the inputs.
+
+    rows: Of the inputs.
+    """
+    if bundle.manifest.get("task") == "classification" or compared.selection.outputs.isdisjoint(answers):
+        return False
+    # Exporters may give the axis of the list the name of the batch.
+    return all(spec.batch_axis is None or len(answers[spec.name]) != rows for spec in bundle.outputs if spec.name in answers)
+
+
+def _kind_of_list(answers: Mapping[str, Array]) -> str:
+    return "signal" if any(array.dtype.kind == "f" for array in answers.values()) else "agreement"
 
 
 def _agreement(answer: Array, true: Array) -> float:

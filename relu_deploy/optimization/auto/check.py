@@ -8,10 +8,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from relu_deploy.backends import load
+from relu_deploy.backends import Session, load
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import spread_evenly
-from relu_deploy.optimization.accuracy.gate import answers_of, distance
 from relu_deploy.optimization.auto.candidates import Candidate
 from relu_deploy.optimization.auto.report import Check, Kernels
 from relu_deploy.optimization.build import VariantBuilder
@@ -29,15 +28,18 @@ ROWS_FOR_ERROR = 16
 class Checker:
     """Checks candidates of one model."""
 
-    def __init__(self, builder: VariantBuilder, graphs: Mapping[str, Path], fixed: Mapping[str, Any]) -> None:
+    def __init__(
+        self, builder: VariantBuilder, graphs: Mapping[str, Path], measured: Mapping[str, Path], fixed: Mapping[str, Any]
+    ) -> None:
         """Compute the float32 model's answers.
 
         Args:
             builder: The model, its data and its gate.
             graphs: The graph of each precision.
+            measured: The same graphs with the tensors that accuracy is measured on among their outputs.
             fixed: Fields of `backends.Options` for every candidate.
         """
-        self._builder, self._graphs, self._fixed = builder, graphs, fixed
+        self._builder, self._graphs, self._measured, self._fixed = builder, graphs, measured, fixed
         dataset = builder.evaluator.dataset
         self._rows = dataset.picked(spread_evenly(len(dataset), ROWS_FOR_ERROR))
         self._true = self._answers(Candidate(builder.target.backend, "fp32"))
@@ -50,9 +52,9 @@ class Checker:
         """
         builder, evaluator = self._builder, self._builder.evaluator
         bundle, settings = Bundle.open(self._graphs[candidate.graph]), {**self._fixed, **candidate.settings}
-        with closing(load(bundle, candidate.backend, **settings)) as session:
+        with closing(self._session(candidate, self._measured)) as session:
             metric, confidence = evaluator.measure(session.run)
-        error = distance(self._answers(candidate), self._true)
+        error = evaluator.distance(self._answers(candidate), self._true)
         kernels = self._kernels(candidate)
         drop = evaluator.before.value - metric.value
         # Not `drop > max_drop`: a NaN misses the gate.
@@ -75,19 +77,19 @@ class Checker:
         return Check(metric, error, verified, kernels, "" if verified.passed else _fault(report), confidence)
 
     def _answers(self, candidate: Candidate) -> Mapping[str, Array]:
-        with closing(self._session(candidate)) as session:
-            return answers_of(session.run, self._rows, self._builder.evaluator.batch)
+        with closing(self._session(candidate, self._measured)) as session:
+            return self._builder.evaluator.answers_on(session.run, self._rows)
 
     def _kernels(self, candidate: Candidate) -> Kernels:
-        with closing(self._session(candidate, profile=True)) as session:
+        with closing(self._session(candidate, self._graphs, profile=True)) as session:
             session.run(self._builder.data.one_row)
             executed = session.executed()
         computing = Counter(kernel.precision for kernel in executed if kernel.precision and not kernel.converts)
         return Kernels(dict(sorted(computing.items())), sum(kernel.converts for kernel in executed))
 
-    def _session(self, candidate: Candidate, **options: Any) -> Any:
+    def _session(self, candidate: Candidate, graphs: Mapping[str, Path], **options: Any) -> Session:
         settings = {**self._fixed, **candidate.settings, **options}
-        return load(Bundle.open(self._graphs[candidate.graph]), candidate.backend, **settings)
+        return load(Bundle.open(graphs[candidate.graph]), candidate.backend, **settings)
 
 
 def _fault(report: BackendReport) -> str:

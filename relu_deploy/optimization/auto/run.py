@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from relu_deploy.optimization.auto.sessions import CandidateSessions
 from relu_deploy.optimization.build import FoundVariant, VariantBuilder
 from relu_deploy.optimization.report import OptimizeReport
 from relu_deploy.storage.folders import temporary_folder
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["find_fastest"]
 
@@ -74,7 +77,12 @@ def find_fastest(builder: VariantBuilder, precisions: Sequence[str], progress: P
     found, unbuilt = _find_variants(builder, precisions, placements(backends), progress)
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_folder("auto"))
-        graphs = _save(builder, found, folder)
+        models = _models(builder, found)
+        graphs = _save(models, folder, "")
+        evaluator = builder.evaluator
+        measured = graphs
+        if evaluator.compared.names:
+            measured = _save({name: evaluator.exposed(model) for name, model in models.items()}, folder, "-measured")
         options = builder.options
         fixed = {"threads": options.threads} if options.threads else {}
         threads = options.threads or default_threads()
@@ -82,7 +90,7 @@ def find_fastest(builder: VariantBuilder, precisions: Sequence[str], progress: P
         reference = Candidate(builder.target.backend, ORIGINAL if ORIGINAL in graphs else "fp32")
         race = Race(sessions, reference, progress)
         _run_race(race, [one for one in base_candidates(backends, precisions) if one.graph in found], fixed)
-        search = _Search(builder, race, Checker(builder, graphs, fixed), fixed, progress)
+        search = _Search(builder, race, Checker(builder, graphs, measured, fixed), fixed, progress)
         search.check_finalists()
         return _report(search, found, unbuilt, AutoReport(options.minimize, rows, threads, (), unusable))
 
@@ -139,13 +147,18 @@ def _find_variants(
     return found, unbuilt
 
 
-def _save(builder: VariantBuilder, found: Mapping[str, FoundVariant], folder: Path) -> dict[str, Path]:
-    """Return the files of the graphs, by precision; `ORIGINAL` is the model where another graph was prepared from it."""
+def _models(builder: VariantBuilder, found: Mapping[str, FoundVariant]) -> dict[str, ir.Model]:
+    """Return the graphs, by precision; `ORIGINAL` is the model where another graph was prepared from it."""
     models = {precision: variant.search.model for precision, variant in found.items()}
     models.setdefault("fp32", builder.prepared.model)
     if builder.prepared.is_another:
         models[ORIGINAL] = builder.prepared.original
-    paths = {precision: folder / f"{precision}.onnx" for precision in models}
+    return models
+
+
+def _save(models: Mapping[str, ir.Model], folder: Path, suffix: str) -> dict[str, Path]:
+    """Return the files of the graphs, by precision. suffix: Of the names of the files."""
+    paths = {precision: folder / f"{precision}{suffix}.onnx" for precision in models}
     for precision, model in models.items():
         save_model(model, paths[precision])
     return paths

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from relu_deploy.tensors import Array
 from relu_deploy.verification.engine.audit import AuditReport
 from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED, check_contract
 from relu_deploy.verification.judging.invariants import check_invariance
-from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, Comparison, compare
+from relu_deploy.verification.judging.row_lists import compare_lists, list_distance
+from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, Comparison, compare, rms
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.measurement import Measurement
 from relu_deploy.verification.plan import VerifyPlan
@@ -43,27 +47,51 @@ def judge(plan: VerifyPlan, truth: Truth, measured: Measurement) -> BackendRepor
         verdicts = _from_taps(plan, truth, measured.tapped, measured.nan_kept)
     else:
         verdicts = _ReluVerdicts(note=measured.note)
+    outputs = compare_outputs(measured.outputs, truth)
+    notes = [verdicts.note, _not_observed(plan.hidden), *_other_lengths(measured.outputs, truth, outputs)]
     return BackendReport(
         name=measured.name,
-        outputs=compare_outputs(measured.outputs, truth),
+        outputs=outputs,
         relus=verdicts.relus,
         as_deployed=verdicts.as_deployed,
         facts=measured.facts,
         faults=verdicts.faults,
         checks=checks,
         execution=measured.execution,
-        note="; ".join(filter(None, (verdicts.note, _not_observed(plan.hidden)))),
+        note="; ".join(filter(None, notes)),
         audit=measured.audit,
     )
 
 
 def compare_outputs(results: Mapping[str, Any], truth: Truth) -> dict[str, Comparison]:
     """Return the verdict on each output in `results` (by name) that the truth has."""
-    return {
-        name: compare(value, truth.values[name], truth.noise_floor[name], LIMITS[truth.precision], truth.undecided.get(name))
-        for name, value in results.items()
-        if name in truth.values
-    }
+    return {name: _compare_output(name, np.asarray(value), truth) for name, value in results.items() if name in truth.values}
+
+
+def _other_lengths(results: Mapping[str, Any], truth: Truth, verdicts: Mapping[str, Comparison]) -> Iterator[str]:
+    """Yield a note for each output that passes with another shape than the truth's."""
+    for name, verdict in verdicts.items():
+        shapes = np.shape(results[name]), truth.values[name].shape
+        if verdict.passed and shapes[0] != shapes[1]:
+            yield (
+                f"output {name} has the shape {shapes[0]} instead of {shapes[1]}: which rows the graph selects depends on rounding, "
+                "and each was compared with its nearest row"
+            )
+
+
+def _compare_output(name: str, value: Any, truth: Truth) -> Comparison:
+    true, limit = truth.values[name], LIMITS[truth.precision]
+    listed = compare_lists(value, true, truth.list_noise[name], limit) if name in truth.list_noise else None
+    return listed or compare(value, true, truth.noise_floor[name], limit, truth.undecided.get(name))
+
+
+def _has_other_order(name: str, value: Array, truth: Truth) -> bool:
+    """Return whether the rows of a tensor behind a decision are much nearer to other rows of the truth than to those in their place."""
+    true = truth.values[name]
+    if name not in truth.list_noise or value.shape != true.shape:
+        return False
+    distance = list_distance(value, true)
+    return distance is not None and distance < rms(value.astype(np.float64) - true) / 2
 
 
 def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Mapping[str, bool | None]) -> _ReluVerdicts:
@@ -76,11 +104,11 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
             continue
         noise = truth.noise_floor.get(relu.output, 0.0)
         single = truth.single.get(relu.output, SINGLE * noise)
-        contract = check_contract(relu, got, true, single, truth.precision, nan_kept.get(relu.output))
+        # Rows in another order are zero in other places.
+        in_place = None if true is None or _has_other_order(relu.output, got, truth) else true
+        contract = check_contract(relu, got, in_place, single, truth.precision, nan_kept.get(relu.output))
         contract = replace(contract, accepts_lost_nan=NAN_NOT_PROPAGATED in plan.accepted)
-        comparison = (
-            None if true is None else compare(got, true, noise, LIMITS[truth.precision], truth.undecided.get(relu.output))
-        )
+        comparison = None if true is None else _compare_output(relu.output, got, truth)
         reports.append(ReluReport(relu, comparison, contract, relu.output in tapped.as_deployed))
     idle = sum(report.relu.body != "" and report.comparison is None for report in reports)
     missing = sum(report.comparison is None for report in reports) - idle

@@ -18,7 +18,8 @@ import numpy as np
 
 from relu_deploy.backends.base import Rounding
 from relu_deploy.graph import opset_of
-from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.bodies import inner_nodes, iterate_nodes
+from relu_deploy.graph.selection import INDEXING
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.verdict import rms
 
@@ -43,8 +44,6 @@ FAINT = 0.1
 #: operators that decide: their results change by whole steps
 DECIDING = {"ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod"}
 DECIDING |= {"NonMaxSuppression", "NonZero", "Round", "Sign", "TopK", "Unique", "BitwiseAnd", "IsInf", "IsNaN", "Shrink"}
-#: operators whose integers are places in a tensor: the one beside a place is as wrong as any other
-INDEXING = {"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "TopK", "Unique"}
 #: operators that round numbers to integers, and those that compute or move such integers
 ROUNDING = {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear"}
 COMPUTING = {"Abs", "Add", "Cast", "Clip", "Concat", "DepthToSpace", "Div", "Expand", "Flatten", "Identity", "Max", "MaxPool"}
@@ -91,11 +90,15 @@ def _is_number(value: Any) -> bool:
 
 
 def behind_decisions(model: ir.Model) -> set[str]:
-    """Return the tensors that depend on a decision: of `DECIDING` operators and of casts from numbers to integers."""
+    """Return the tensors that depend on a decision: of `DECIDING` operators and of casts from numbers to integers.
+
+    A node with bodies decides where a node inside it does.
+    """
     found: set[str] = set()
     for node in model.graph:
-        reads = any(value is not None and value.name in found for value in node.inputs)
-        if reads or _decides(node):
+        inner = list(inner_nodes(node))
+        reads = any(value is not None and value.name in found for each in (node, *inner) for value in each.inputs)
+        if reads or any(map(_decides, (node, *inner))):
             found |= {str(value.name) for value in node.outputs}
     return found
 

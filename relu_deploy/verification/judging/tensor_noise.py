@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
 
 from relu_deploy.tensors import Array
 from relu_deploy.verification.judging.noise import COARSE, FEW, slack_of
+from relu_deploy.verification.judging.row_lists import list_distance
 from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, estimate_noise_floor, rms, rms_error
 
 __all__ = ["TensorNoise", "single_noise"]
@@ -17,9 +19,11 @@ class TensorNoise:
     """How far off correct arithmetic leaves one tensor. Evaluations are added in any order, by several threads.
 
     Only numbers, and an array of the channels, are kept of an evaluation. Where its shape is another, which may depend on the
-    rounding (how many rows come out), it does not count.
+    rounding (how many rows come out), it counts as a list of rows only.
 
     Attributes:
+        list_noise: The largest distance as lists of rows of evaluations with the noise at its limit; None where there is none.
+            Integers may be anything where the number of rows depends on the rounding.
         undecided: Of a tensor of integers or booleans, the elements that change with the rounding; None for others.
     """
 
@@ -40,6 +44,7 @@ class TensorNoise:
         self._draws: dict[int, float] = {}
         self._single: Array | None = None
         self._lock = threading.Lock()
+        self.list_noise: float | None = None
         self.undecided = np.zeros(true.shape, bool) if true.dtype.kind in "iub" else None
 
     def add(self, value: Array, evaluation: str, draw: int = 0) -> None:
@@ -51,6 +56,8 @@ class TensorNoise:
                 favorable order; "large" with the noise at its limit.
             draw: Number of the draw.
         """
+        if self._decided and evaluation in ("draw", "large"):
+            self._add_list(value)
         if self._is_float:
             self._add_error(value, evaluation, draw)
         elif self.undecided is not None and evaluation != "ordered" and np.shape(value) == self._true.shape:
@@ -59,6 +66,16 @@ class TensorNoise:
             with self._lock:
                 self.undecided |= changed
                 self._draws[draw] = max(self._draws.get(draw, 0.0), error)
+
+    def _add_list(self, value: Array) -> None:
+        numbers = self._true.dtype.kind in "fiu" and np.asarray(value).dtype.kind in "fiu"
+        distance = list_distance(np.asarray(value), self._true) if numbers else None
+        if distance is None:
+            return
+        if not self._is_float:
+            distance = math.inf if np.shape(value) != self._true.shape else 0.0
+        with self._lock:
+            self.list_noise = max(self.list_noise or 0.0, distance)
 
     def _add_error(self, value: Array, evaluation: str, draw: int) -> None:
         if evaluation == "large" and not self._decided:
