@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,7 @@ from relu_deploy.serving.transport.lingering_close import CloseHookTransport, Li
 from relu_deploy.serving.transport.paused_connections import PausedConnections
 from relu_deploy.serving.transport.sliced_input import InputFlow, SlicedInput
 
-__all__ = ["Connection", "ConnectionSettings"]
+__all__ = ["Connection", "ConnectionSettings", "close_longest_idle"]
 
 ERROR = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
 SLOW = (b"408 Request Timeout", b'{"error":"the headers did not arrive in time"}')
@@ -34,6 +36,9 @@ MALFORMED = (b"400 Bad Request", b'{"error":"this is not an HTTP request"}')
 #: bytes of the largest body that is skipped when its request is refused early
 MAX_SKIPPED = 2**15
 log = logging.getLogger("relu_deploy.serve")
+
+#: share of the idle connections that are closed where a new one needs their file descriptors
+SHARE_CLOSED = 1 / 8
 
 #: in place of uvicorn's cycle, for a request that was refused without one
 REFUSED_CYCLE: Any = SimpleNamespace(
@@ -80,9 +85,12 @@ class Connection(HttpToolsProtocol):
         self._pending: asyncio.Future[Any] | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         self._received_eof = False
+        #: the loop's time at which it last had no request in progress
+        self.idle_since = 0.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.idle_since = self.loop.time()
         self.flow = self._flow = InputFlow(transport)
         self._input = SlicedInput(self._flow, self._parse, self._may_parse, self._input_drained)
         self._header_timer = self.loop.call_later(self._settings.limits.header_seconds, self._headers_too_slow)
@@ -226,6 +234,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self.idle_since = self.loop.time()
         self._input.proceed()
 
     def _can_refuse_early(self) -> bool:
@@ -274,6 +283,14 @@ class Connection(HttpToolsProtocol):
         else:
             self.cycle.keep_alive = False
 
+    def close_idle(self) -> bool:
+        """Close the connection if it has no request in progress, and return whether it was closed."""
+        closes = self._is_idle() and not self._input
+        if closes:
+            # At once: a shutdown of TLS waits for the client.
+            self.transport.abort()
+        return closes
+
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
@@ -301,3 +318,18 @@ class Connection(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(ERROR % (error[0], len(error[1]), error[1]))
             self._linger()
+
+
+def close_longest_idle(connections: Collection[Any]) -> int:
+    """Close some of the idle connections, those that have been idle longest, and return how many.
+
+    Args:
+        connections: Of type Connection.
+    """
+    closed = 0
+    most = math.ceil(len(connections) * SHARE_CLOSED)
+    for connection in sorted(connections, key=lambda one: one.idle_since):
+        if closed >= most:
+            break
+        closed += connection.close_idle()
+    return closed
