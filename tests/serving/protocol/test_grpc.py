@@ -382,9 +382,11 @@ def test_bytes_that_are_no_message_are_refused_and_the_server_goes_on(server):
 
 @pytest.mark.parametrize("name", ["Check", "Watch"])
 def test_a_health_check_that_is_no_message_is_refused_in_words(server, name):
-    kind = server.channel.unary_unary if name == "Check" else server.channel.unary_stream
+    method = f"/grpc.health.v1.Health/{name}"
+    check, watch = server.channel.unary_unary(method), server.channel.unary_stream(method)
+    ends = check if name == "Check" else watch
     for garbage in (b"\xff" * 100, b"\x0a\x02\xff\xfe", b"\x1f\x8bdamaged"):
-        error = refused(lambda one: list(kind(f"/grpc.health.v1.Health/{name}")(one, timeout=10)), garbage)
+        error = refused(lambda one, **options: [*ends(one, **options)], garbage)
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
