@@ -52,6 +52,8 @@ class RowFile:
         try:
             self._refuse_special(path)
             path.parent.mkdir(parents=True, exist_ok=True)
+            #: the file is new, and no row has been written into it
+            self._is_empty = not path.exists()
             self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         except OSError as error:
             raise InputError(f"cannot write {path}: {reason(error)}", "choose another place with -o") from error
@@ -73,7 +75,7 @@ class RowFile:
             if end == 0:
                 self._append(self._header())
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     @staticmethod
@@ -84,6 +86,7 @@ class RowFile:
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows. Raises InputError if they cannot be written."""
         self._append(b"".join(self._line(row) for row in rows))
+        self._is_empty = False
 
     def _append(self, data: bytes) -> None:
         try:
@@ -94,6 +97,7 @@ class RowFile:
 
     def finish(self) -> None:
         """Flush the rows to the disk and close the file."""
+        self._is_empty = False
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -102,7 +106,10 @@ class RowFile:
             self._file.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and remove it if it was made for rows of which none could be written."""
+        if self._is_empty:
+            self.path.unlink(missing_ok=True)
+            self._is_empty = False
         self._file.close()
 
     def _begins(self, content: bytes) -> bool:

@@ -1,5 +1,7 @@
 """The result file of `predict`, and the files beside it: what another program wrote stays as it is."""
 
+import errno
+import os
 from pathlib import Path
 
 import bundles
@@ -80,3 +82,15 @@ def test_a_byte_order_mark_is_no_part_of_the_first_text(command):
     Path("marked.txt").write_text("wo liegt der Schlüssel\n", encoding="utf-8-sig")
     rows = command("predict", model.path, "plain.txt", "marked.txt", "--quiet", "--json", "-").json["rows"]
     assert rows[0]["predictions"] == rows[1]["predictions"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_disk_without_space_for_the_first_row_leaves_no_file(predict, monkeypatch, form):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("relu_deploy.prediction.rows.RowFile._line", full)
+    monkeypatch.setattr("relu_deploy.prediction.rows._CsvFile._line", full)
+    answer = predict("-o", f"out.{form}")
+    assert (answer.code, len(answer.stderr.splitlines())) == (2, 2)
+    assert [each.name for each in Path().iterdir()] == ["0.png"]

@@ -23,6 +23,7 @@ from relu_deploy.serving.protocol.routes import EXTENSIONS, RequestContext, Rout
 from relu_deploy.serving.protocol.tensors import THREADED_PARSE_BYTES, check_load_parameters
 from relu_deploy.serving.telemetry.observer import RequestObserver
 from relu_deploy.serving.transport.admission import AdmissionControl
+from relu_deploy.serving.transport.sockets import descriptor_limit
 from relu_deploy.serving.transport.tls import TlsOptions
 from relu_deploy.version import __version__
 
@@ -283,8 +284,9 @@ def _options(max_body: int) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", max_body),
         ("grpc.max_send_message_length", -1),
         *RECEIVE_OPTIONS,
-        # A client that connects and sends nothing holds a file descriptor.
-        ("grpc.server_handshake_timeout_ms", 10_000),
+        # A client that connects and sends nothing holds a file descriptor, and the other ports need some as well.
+        ("grpc.server_handshake_timeout_ms", 5_000),
+        ("grpc.max_allowed_incoming_connections", max(1, descriptor_limit() // 2)),
         # Two processes must not share a port without knowing.
         ("grpc.so_reuseport", 0),
         # A client that vanished is noticed; clients may ping every 10 s, also between calls.

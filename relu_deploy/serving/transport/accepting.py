@@ -4,7 +4,7 @@ uvloop accepts one connection a turn. A client that opens thousands and resets t
 listening socket, and every other client would wait until each of those had been set up, parsed, and answered in vain.
 
 A client that opens as many connections as the process can hold, and sends nothing, would keep all others out. So when no file
-descriptor is left, the connections that have been idle longest are closed, and so are the oldest TLS handshakes.
+descriptor is left, the connections that have waited longest for their clients are closed, and so are the oldest TLS handshakes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ TURN_SECONDS, CLOSING_SECONDS, RETRY_SECONDS = 0.001, 0.005, 0.1
 SHARE_CLOSED = 1 / 8
 #: seconds that a TLS handshake may take
 HANDSHAKE_SECONDS = 10.0
+#: seconds that handshakes may still take when the server stops
+LAST_SECONDS = 1.0
 #: what accept raises when the process or the machine cannot hold another connection
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -45,7 +47,7 @@ class Acceptor:
         bound: socket.socket,
         protocol: Callable[[], asyncio.Protocol],
         tls: ssl.SSLContext | None,
-        close_idle: Callable[[], int] = lambda: 0,
+        close_waiting: Callable[[], int] = lambda: 0,
     ) -> None:
         """Listen, and begin to accept in the running loop.
 
@@ -53,9 +55,9 @@ class Acceptor:
             bound: The socket, bound.
             protocol: Makes the protocol of one connection.
             tls: None for plain TCP.
-            close_idle: Closes some idle connections, and returns how many.
+            close_waiting: Closes some connections that wait for their clients, and returns how many.
         """
-        self._bound, self._protocol, self._close_idle = bound, protocol, close_idle
+        self._bound, self._protocol, self._close_waiting = bound, protocol, close_waiting
         self._tls = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
         self._loop = asyncio.get_running_loop()
         #: connections without a protocol, the oldest first
@@ -72,9 +74,11 @@ class Acceptor:
         self._loop.remove_reader(self._bound)
 
     async def wait_closed(self) -> None:
-        """Wait until the connections that were accepted last have their protocol."""
+        """Wait until the connections that were accepted last have their protocol, and give up handshakes that take longer."""
         if self._opening:
-            await asyncio.wait(self._opening)
+            _, late = await asyncio.wait(self._opening, timeout=LAST_SECONDS)
+            for task in late:
+                task.cancel()
 
     def _accept(self) -> None:
         end = time.perf_counter() + TURN_SECONDS
@@ -88,7 +92,7 @@ class Acceptor:
                     raise
                 log.warning("cannot accept connections for now: %s", error.strerror)
                 self._loop.remove_reader(self._bound)
-                seconds = CLOSING_SECONDS if self._close_idle() + self._close_handshakes() else RETRY_SECONDS
+                seconds = CLOSING_SECONDS if self._close_waiting() + self._close_handshakes() else RETRY_SECONDS
                 self._retry = self._loop.call_later(seconds, self._loop.add_reader, self._bound, self._accept)
                 return
             if _is_connected(connection):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from relu_deploy.errors import InputError
 
-__all__ = ["is_loopback", "listening", "raise_descriptor_limit", "stop_accepting"]
+__all__ = ["descriptor_limit", "is_loopback", "listening", "raise_descriptor_limit", "stop_accepting"]
 
 #: more file descriptors than a server needs
 MOST_DESCRIPTORS = 2**16
@@ -82,3 +82,13 @@ def raise_descriptor_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < enough:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (enough, most))
+
+
+def descriptor_limit() -> int:
+    """Return how many files and connections this process may open, at most MOST_DESCRIPTORS."""
+    try:
+        import resource
+    except ImportError:
+        return MOST_DESCRIPTORS
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MOST_DESCRIPTORS)

@@ -154,10 +154,11 @@ def test_the_oldest_tls_handshakes_are_given_up_when_no_file_descriptor_is_left(
             one.setblocking(False)
             with pytest.raises(BlockingIOError):
                 one.recv(1)
+        monkeypatch.setattr(accepting, "LAST_SECONDS", 0.1)
         acceptor.close()
-        for task in acceptor._opening:
-            task.cancel()
         await acceptor.wait_closed()
+        clients[-1].settimeout(5)
+        assert await echoed(clients[-1]) == b""  # handshakes without end do not keep the server from its end
         for one in clients:
             one.close()
 

@@ -181,13 +181,32 @@ def test_a_client_that_holds_as_many_connections_as_there_can_be_keeps_no_other_
         pid = server.process.pid
         most = len(list(Path(f"/proc/{pid}/fd").iterdir())) + 40
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
-        for start in (b"", b"POST / HTTP/1.1\r\nHost: localhost\r\n"):
+        for start in (b"", b"POST / HTTP/1.1\r\nHost: localhost\r\n", post()[:-1]):
             for _ in range(150):
                 one = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=patience))
                 with contextlib.suppress(OSError):
                     one.sendall(start)
             with contextlib.closing(server.connect(patience)) as good:
                 assert answer_on(good, "POST", INFER, BODY)[0] == 200
+
+
+def test_pipelined_requests_that_are_no_longer_answered_take_no_answer_from_their_client(server):
+    closing = post(more="Connection: close\r\n")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as one:
+        one.sendall(LIVE * 20 + closing + post() * 200)
+        time.sleep(0.5)
+        received = b""
+        while part := one.recv(2**16):  # a reset would raise
+            received += part
+    assert received.count(b"HTTP/1.1 200") == 21
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x00\x01garbage\r\n\r\n", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"]
+)
+@pytest.mark.parametrize("before", [1, 3])
+def test_what_is_no_request_does_not_take_the_answers_of_the_requests_before_it(server, garbage, before):
+    assert statuses(server, post() * before + garbage)[:before] == [200] * before
 
 
 def test_pictures_and_bodies_that_expand_are_refused(server):
