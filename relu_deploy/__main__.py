@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from relu_deploy.interrupts import end_on_interrupt, raise_on_interrupt
+from relu_deploy.interrupts import end_on_interrupt, end_on_signals, raise_on_interrupt
 
 __all__ = ["main"]
 
@@ -19,7 +19,7 @@ def main() -> int:
     try:
         return run(isolated=True)
     finally:
-        end_on_interrupt()
+        end_on_signals()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Ctrl-C before a command has begun and after it has ended: it ends the process, without a traceback."""
+"""Signals before a command has begun and after it has ended: they end the process, without a traceback."""
 
 from __future__ import annotations
 
 import signal
 
-__all__ = ["end_on_interrupt", "raise_on_interrupt"]
+__all__ = ["end_on_interrupt", "end_on_signals", "raise_on_interrupt"]
 
 
 def end_on_interrupt() -> None:
@@ -15,6 +15,13 @@ def end_on_interrupt() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def end_on_signals() -> None:
+    """Let Ctrl-C and SIGTERM end this process at once. For the end of a command, whose own handler of SIGTERM raises SystemExit."""
+    end_on_interrupt()
+    if callable(signal.getsignal(signal.SIGTERM)):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def raise_on_interrupt() -> None:
