@@ -30,7 +30,7 @@ def _faults(results: Results, *words: str) -> int:
     return sum(any(not words or any(word in fault for word in words) for fault in result["faults"]) for result in results)
 
 
-def _files(results: Results) -> Rows:
+def _files(results: Results, figure: str = "hostile or corrupt files") -> Rows:
     kinds = Counter(result["kind"] for result in results)
     listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
     scripts = sum("script" in result for result in results)
@@ -46,7 +46,11 @@ def _files(results: Results) -> Rows:
         }.items()
     ]
     tried = f"{len(results):,} ({listed}), {scripts} of them also through the console script"
-    yield "hostile or corrupt files", tried, ", ".join(counts)
+    yield figure, tried, ", ".join(counts)
+
+
+def _files_again(results: Results) -> Rows:
+    yield from _files(results, "those that failed, once more")
 
 
 def _crashes(results: Results) -> Rows:
@@ -110,4 +114,13 @@ def _stops(results: Results) -> Rows:
     )
 
 
-ROWS = {"files": _files, "crashes": _crashes, "requests": _requests, "waits": _waits, "origins": _origins, "stops": _stops}
+#: by the name of the part in the results; "files again" are the files of faults, run with the mended code
+ROWS = {
+    "files": _files,
+    "files again": _files_again,
+    "crashes": _crashes,
+    "requests": _requests,
+    "waits": _waits,
+    "origins": _origins,
+    "stops": _stops,
+}

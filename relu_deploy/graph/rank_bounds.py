@@ -25,7 +25,7 @@ RAISING = frozenset(["OneHot", "OneHotEncoder", "StringSplit"])
 #: operators whose result has at most as many elements as their first operand
 PASSING = frozenset(
     [
-        "Abs", "ArgMax", "ArgMin", "BitwiseNot", "Cast", "Ceil", "Clip", "Compress", "CumSum", "Flatten", "Floor", "Identity",
+        "Abs", "ArgMax", "ArgMin", "BitwiseNot", "Cast", "CastLike", "Ceil", "Clip", "Compress", "CumSum", "Flatten", "Floor", "Identity",
         "Neg", "Not", "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Sign", "Slice", "Split", "Sqrt", "Squeeze",
         "TopK", "Transpose", "Unsqueeze"
     ]
@@ -81,6 +81,8 @@ def _rank(node: onnx.NodeProto, operands: Sequence[Bound]) -> int | None:
         return size + 2 if operator == "Col2Im" else max(size, first or 0)
     if operator == "Einsum":
         return _einsum_rank(node, known)
+    if operator == "CastLike":
+        return first
     if first is None:
         return max(known, default=None)
     if operator in ("Gather", "GatherND") and len(operands) > 1:
@@ -124,6 +126,8 @@ def _size(node: onnx.NodeProto, operands: Sequence[Bound]) -> int | None:
         return (max(sizes) if is_flat else min(OPEN, prod(sizes))) if sizes else None
     if operator == "ConstantOfShape" and first.product is not None:
         return first.product
+    if operator == "Expand" and len(operands) > 1 and first.size is not None and operands[1].product is not None:
+        return min(OPEN, first.size * operands[1].product)
     return OPEN
 
 

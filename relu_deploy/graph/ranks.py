@@ -7,6 +7,7 @@ linear time and are enough for nearly all graphs. Where a bound exceeds `MAX_RAN
 
 from __future__ import annotations
 
+import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TooManyDimensions", "check_ranks"]
 
-#: passes of shape inference at most; each settles the nodes up to the next one whose bound is too large
-MOST_PASSES = 8
+#: passes of shape inference at least, and the seconds after which there are no more; each settles the nodes up to the next one whose
+#: bound is too large
+FEWEST_PASSES, SECONDS = 8, 10.0
 
 Scope = ChainMap[str, Bound]
 Functions = Mapping[tuple[str, str, str], "onnx.FunctionProto"]
@@ -47,7 +49,9 @@ def check_ranks(proto: onnx.ModelProto, infer: Infer) -> None:
     # The identity of a node is its own only as long as something holds it.
     held: list[onnx.NodeProto] = []
     functions = _functions_of(proto)
-    for _ in range(MOST_PASSES):
+    began, passes = time.monotonic(), 0
+    while passes < FEWEST_PASSES or time.monotonic() - began < SECONDS:
+        passes += 1
         bounds = _Bounds(functions, exact)
         bounds.visit(proto.graph, ChainMap(), ())
         if not bounds.suspects:
@@ -80,7 +84,8 @@ class _Bounds:
     Attributes:
         functions: As given.
         suspects: Nodes whose results may have too many dimensions.
-        ready: The identities of the suspects whose operands depend on no other suspect.
+        suspected: The identities of the suspects.
+        ready: Those of the suspects whose operands depend on no other suspect.
     """
 
     def __init__(self, functions: Functions, exact: Mapping[int, Bound]) -> None:
@@ -89,6 +94,7 @@ class _Bounds:
         #: tensors that depend on the result of a suspect
         self._pending: set[str] = set()
         self.suspects: list[onnx.NodeProto] = []
+        self.suspected: set[int] = set()
         self.ready: set[int] = set()
 
     def visit(self, graph: onnx.GraphProto, outer: Scope, operands: Sequence[Bound]) -> Scope:
@@ -120,6 +126,7 @@ class _Bounds:
             results = [self._exact[id(node)]]
         elif any(each.rank is not None and each.rank > MAX_RANK for each in results):
             self.suspects.append(node)
+            self.suspected.add(id(node))
             if not is_pending:
                 self.ready.add(id(node))
             results, is_pending = [Bound()], True
@@ -175,7 +182,7 @@ class _Bounds:
 
 
 def _settle(graph: onnx.GraphProto, inferred: onnx.GraphProto, outer: Scope, bounds: _Bounds, exact: dict[int, Bound]) -> None:
-    """Find the bounds of the results of the suspects that are ready, from the inferred types of their operands.
+    """Find the bounds of the results of suspects from the inferred types of their operands, where these depend on no other suspect.
 
     Args:
         graph: The graph.
@@ -196,11 +203,14 @@ def _settle(graph: onnx.GraphProto, inferred: onnx.GraphProto, outer: Scope, bou
             _settle(body, twin_body, known, bounds, exact)
         if node.op_type == "Constant":
             known[node.output[0]] = bound_of_result(node, ())
-        if id(node) not in bounds.ready:
+        operands = [known.get(name, Bound()) for name in node.input]
+        # Types that were inferred although other suspects are hidden do not depend on these.
+        is_ready = id(node) in bounds.ready or all(each.rank is not None for each in operands)
+        if id(node) not in bounds.suspected or not is_ready:
             continue
         if any(bodies_of(node)) or (node.domain, node.op_type, node.overload) in bounds.functions:
             raise _unbounded(node, "it contains a graph")
-        result = bound_of_result(node, [known.get(name, Bound()) for name in node.input])
+        result = bound_of_result(node, operands)
         if result.rank is not None and result.rank > MAX_RANK:
             dimensions = f"{result.rank} dimensions" if result.rank < OPEN else "too many dimensions"
             raise TooManyDimensions(f"{_called(node)} computes a tensor of {dimensions}, at most {MAX_RANK} are supported")

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from relu_deploy.errors import InputError
 from relu_deploy.graph.model import load_model
 from relu_deploy.graph.propagation import infer_with_values
-from relu_deploy.graph.ranks import TooManyDimensions
+from relu_deploy.graph.ranks import TooManyDimensions, check_ranks
 
 INT64, FLOAT, BOOL = TensorProto.INT64, TensorProto.FLOAT, TensorProto.BOOL
 
@@ -90,6 +90,54 @@ def test_a_shape_that_is_a_long_vector_is_refused(operator, source):
 def test_a_shape_whose_length_is_found_by_inference_alone_is_accepted():
     nodes = [node("Tile", ["short", "two"], ["shape"]), node("Reshape", ["x", "shape"], ["y"])]
     proto = model_of(nodes, [value("x", [2, 2])], value("y"), short=np.array([1, 2]), two=np.array([2]))
+    assert len(infer_with_values(proto).graph.output[0].type.tensor_type.shape.dim) == 4
+
+
+def test_the_biases_of_an_export_that_was_not_simplified_are_bounded_without_inference():
+    """PyTorch expands a zero to as many channels as the weights have, of the type of what the Conv reads."""
+    nodes = []
+    for at in range(60):
+        nodes += [
+            node("Shape", ["w"], [f"all{at}"], start=0, end=1),
+            node("Expand", [f"all{at}", "one"], [f"channels{at}"]),
+            node("CastLike", ["zero", f"t{at}"], [f"typed{at}"]),
+            node("Expand", [f"typed{at}", f"channels{at}"], [f"bias{at}"]),
+            node("Conv", [f"t{at}", "w", f"bias{at}"], [f"t{at + 1}"]),
+        ]
+    constants = {"w": np.zeros((4, 4, 1, 1), np.float32), "one": np.array([1]), "zero": np.zeros((), np.float32)}
+    proto = model_of(nodes, [value("t0", [1, 4, 3, 3])], value("t60"), **constants)
+    check_ranks(proto, lambda _: pytest.fail("inferred"))
+    assert [dim.dim_value for dim in infer_with_values(proto).graph.output[0].type.tensor_type.shape.dim] == [1, 4, 3, 3]
+
+
+def test_shapes_that_inference_alone_finds_are_settled_together_where_types_do_not_depend_on_them():
+    nodes = []
+    for at in range(60):
+        nodes += [
+            node("Tile", ["four", "one"], [f"channels{at}"]),
+            node("Expand", ["zero", f"channels{at}"], [f"bias{at}"]),
+            node("Conv", [f"t{at}", "w", f"bias{at}"], [f"u{at}"]),
+            node("Shape", [f"u{at}"], [f"size{at}"]),
+            node("Tile", [f"size{at}", "one"], [f"same{at}"]),
+            node("Reshape", [f"u{at}", f"same{at}"], [f"t{at + 1}"]),
+        ]
+    constants = {"w": np.zeros((4, 4, 1, 1), np.float32), "one": np.array([1]), "zero": np.zeros(1, np.float32)}
+    passes = []
+
+    def infer(proto):
+        passes.append(1)
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+
+    check_ranks(model_of(nodes, [value("t0", [1, 4, 3, 3])], value("t60"), four=np.array([4]), **constants), infer)
+    assert len(passes) <= 61  # a Reshape each, and all biases in one
+
+
+def test_a_long_chain_of_shapes_that_depend_on_each_other_is_accepted():
+    nodes = []
+    for at in range(60):
+        nodes += [node("Shape", [f"t{at}"], [f"s{at}"]), node("Tile", [f"s{at}", "one"], [f"u{at}"])]
+        nodes += [node("Expand", [f"t{at}", f"u{at}"], [f"t{at + 1}"])]
+    proto = model_of(nodes, [value("t0", [1, 4, 3, 3])], value("t60"), one=np.array([1]))
     assert len(infer_with_values(proto).graph.output[0].type.tensor_type.shape.dim) == 4
 
 

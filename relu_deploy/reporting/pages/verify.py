@@ -132,16 +132,18 @@ def _growth(backends: Sequence[Result], limit: float) -> str:
     ]
     entries += [Line("correct arithmetic", noise, 6, guide="guide")]
     entries += [Line("limit", [None if value is None else value * limit for value in noise], 6, guide="limit")]
-    marked = next((relu["index"] for backend in backends for relu in backend["relus"] if relu["passed"] is False), None)
+    failing = (position for backend in backends for position, relu in enumerate(backend["relus"]) if relu["passed"] is False)
+    # Relus that are not compared have an index and no place in the lists.
     notes = [
-        f"{relu['index']}: {relu['node']}" + "".join(_note(backend, relu["index"]) for backend in backends) for relu in first
+        f"{relu['index']}: {relu['node']}" + "".join(_note(backend, position) for backend in backends)
+        for position, relu in enumerate(first)
     ]
-    chart = lines("Relative error at each Relu", "Relu, from input to output", entries, notes, marked)
+    chart = lines("Relative error at each Relu", "Relu, from input to output", entries, notes, next(failing, None))
     return f'<figure class="wide"><figcaption>RMS error over RMS of the truth, at each Relu</figcaption><div class="scroll">{chart}</div></figure>'
 
 
-def _note(backend: Result, index: int) -> str:
-    relu = backend["relus"][index]
+def _note(backend: Result, position: int) -> str:
+    relu = backend["relus"][position]
     return f"\n{backend['name']}: error ratio {_number(relu['error_ratio'])}"
 
 
