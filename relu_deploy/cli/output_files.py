@@ -37,13 +37,13 @@ def check_output_files(options: argparse.Namespace) -> None:
     outputs: dict[object, str] = {}
     for name in OUTPUTS:
         for path in _paths(getattr(options, name, None)):
-            if path == "-" or (key := _output(path)) is None:
+            if path == "-" or (written := _output(path)) is None:
                 continue
-            if key in inputs:
+            if written in inputs:
                 raise UsageError(f"--{name} {path} is a file that the command reads", "choose another name")
-            if key in outputs:
-                raise UsageError(f"--{outputs[key]} and --{name} are the same file {path}", "give each its own file")
-            outputs[key] = name
+            if written in outputs:
+                raise UsageError(f"--{outputs[written]} and --{name} are the same file {path}", "give each its own file")
+            outputs[written] = name
 
 
 def _paths(value: object) -> Iterator[str]:

@@ -18,8 +18,8 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
+from io import BufferedRandom
 from pathlib import Path
-from typing import IO
 
 from relu_deploy.errors import InputError
 
@@ -144,7 +144,7 @@ def write_atomically(target: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(target: Path) -> Iterator[IO[bytes]]:
+def atomic_file(target: Path) -> Iterator[BufferedRandom]:
     """Yield a file that takes the place of `target` when the block ends without an error; otherwise nothing is left.
 
     A symbolic link is followed. An ordinary file that is replaced passes its permissions on; those of a new one follow the umask.
