@@ -22,6 +22,7 @@ LAYERS = (
         "paths",
         "graph_signature",
         "gc_pause",
+        "interrupts",
         "latency_stats",
         "worker_process",
     ),

@@ -91,6 +91,43 @@ def test_without_a_usable_temporary_folder_the_error_names_tmpdir(tmp_path, monk
     assert "TMPDIR" in raised.value.hint
 
 
+@pytest.mark.parametrize(
+    ("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o007, 0o660, 0o770)]
+)
+def test_new_files_and_folders_have_the_permissions_that_the_umask_leaves(tmp_path, umask, file_mode, folder_mode):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", b"new")
+        with whole_folder(tmp_path / "folder") as folder:
+            (folder / "file").write_text("new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == file_mode
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == folder_mode
+
+
+def test_what_is_replaced_passes_its_permissions_on(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "file").chmod(0o600)
+    (tmp_path / "folder").mkdir(mode=0o700)
+    write_atomically(tmp_path / "file", b"new")
+    with whole_folder(tmp_path / "folder"):
+        pass
+    assert (tmp_path / "file").read_text() == "new"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_link_to_a_folder_that_is_replaced_stays_a_link_and_nothing_else_is_left(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with whole_folder(tmp_path / "link") as folder:
+        (folder / "file").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "file").read_text() == "new"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "real"]
+
+
 def test_a_fifo_without_a_reader_is_refused_instead_of_waited_for(tmp_path, monkeypatch):
     import relu_deploy.storage.files
 

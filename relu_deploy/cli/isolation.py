@@ -275,6 +275,8 @@ def _become_child(parent: int, core: bool) -> None:
 
 
 def _stop(*_: object) -> None:
+    # A second signal must not interrupt the removal of unfinished files.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(STOPPED)
 
 

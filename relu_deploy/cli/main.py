@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from relu_deploy.cli.options import add_output_options
+from relu_deploy.cli.output_files import check_output_files
 from relu_deploy.errors import EXIT_FINE, EXIT_INTERRUPTED, InputError, InternalError, ReluDeployError, UsageError
+from relu_deploy.interrupts import end_on_interrupt
 from relu_deploy.version import __version__
 
 __all__ = ["VERBS", "create_parser", "main"]
@@ -106,6 +108,8 @@ def main(arguments: Sequence[str] | None = None, *, isolated: bool = False) -> i
         sys.stdout = None  # type: ignore[assignment]
         return EXIT_FINE
     except KeyboardInterrupt:
+        if isolated:
+            end_on_interrupt()
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
@@ -121,6 +125,7 @@ def _run(arguments: Sequence[str] | None, isolated: bool) -> int:
         words = sys.argv[1:] if arguments is None else arguments
         # The first word without a dash is the verb.
         options = create_parser([word for word in words if not word.startswith("-")][:1]).parse_args(words)
+        check_output_files(options)
         if isolated and "models" in options:
             from relu_deploy.cli.isolation import run_isolated
 

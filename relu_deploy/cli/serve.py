@@ -124,6 +124,7 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.reporting.progress import steps
     from relu_deploy.reporting.tables.serve import print_serve
     from relu_deploy.serving.run import serve, serve_options
+    from relu_deploy.serving.transport.sockets import raise_descriptor_limit
     from relu_deploy.serving.trial import load_and_close
 
     timeout = check_timeout(options)
@@ -140,6 +141,7 @@ def run(options: argparse.Namespace) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
 
+    raise_descriptor_limit()
     with steps(options.quiet or options.log_json) as step:
         serve(options.paths, settings, progress=step, started=started, exits=True)
     return EXIT_FINE

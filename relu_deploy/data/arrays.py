@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,10 @@ def load_npz(path: Path) -> Feeds:
     try:
         with zipfile.ZipFile(path) as members:
             unpacked = sum(member.file_size for member in members.infolist())
+            names = [name.removesuffix(".npy") for name in members.namelist()]
+        if len(set(names)) < len(names):
+            twice = Counter(names).most_common(1)[0][0]
+            raise InputError(f"{path} holds the array {twice[:80]!r} twice", "save it with numpy.savez(FILE, x=array)")
         if unpacked > MOST_MEMORY * memory_size():
             raise InputError(f"{path} unpacks to {unpacked / 1e9:.4g} GB, too much for this machine", "give fewer rows")
         with np.load(path, allow_pickle=False) as archive:

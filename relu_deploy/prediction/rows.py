@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import InputError, UsageError, missing_package
-from relu_deploy.storage.files import reason, try_lock
+from relu_deploy.storage.files import atomic_file, reason, refuse_bundle_file, try_lock
 
 __all__ = ["FORMATS", "RowFile", "open_rows"]
 
 COLUMNS = ("input", "model", "predictions", "mask", "error")
 #: rows that are converted to Parquet at a time
 CHUNK = 10_000
+#: the first bytes of a row of JSON Lines
+FIRST = b'{"input": "'
 OTHER = "choose another name, or replace it with --force"
 
 
@@ -46,9 +48,12 @@ class RowFile:
         """
         self.path, self._model = path, model
         self.done: set[str] = set()
+        refuse_bundle_file(path)
         try:
             self._refuse_special(path)
             path.parent.mkdir(parents=True, exist_ok=True)
+            #: the file is new, and no row has been written into it
+            self._is_empty = not path.exists()
             self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         except OSError as error:
             raise InputError(f"cannot write {path}: {reason(error)}", "choose another place with -o") from error
@@ -60,6 +65,8 @@ class RowFile:
                 self._file.truncate(0)
             content = self._file.readall()
             end = self._end_of_whole_rows(content)
+            if end == 0 and content and not self._begins(content):
+                raise InputError(f"{path} is not a file of predictions", OTHER)
             for row in self._parse(content[:end]):
                 self._check(row)
                 self.done.add(row["input"])
@@ -68,7 +75,7 @@ class RowFile:
             if end == 0:
                 self._append(self._header())
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     @staticmethod
@@ -79,6 +86,7 @@ class RowFile:
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows. Raises InputError if they cannot be written."""
         self._append(b"".join(self._line(row) for row in rows))
+        self._is_empty = False
 
     def _append(self, data: bytes) -> None:
         try:
@@ -89,6 +97,7 @@ class RowFile:
 
     def finish(self) -> None:
         """Flush the rows to the disk and close the file."""
+        self._is_empty = False
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -97,11 +106,18 @@ class RowFile:
             self._file.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and remove it if it was made for rows of which none could be written."""
+        if self._is_empty:
+            self.path.unlink(missing_ok=True)
+            self._is_empty = False
         self._file.close()
 
+    def _begins(self, content: bytes) -> bool:
+        """Return whether `content`, which holds no whole row, is the beginning of a first one that was interrupted."""
+        return content[: len(FIRST)] == FIRST[: len(content)]
+
     def _check(self, row: Mapping[str, Any]) -> None:
-        if not row.get("input") or (row.get("model") is None):
+        if not (isinstance(row.get("input"), str) and row["input"] and isinstance(row.get("model"), str)):
             raise InputError(f"{self.path} is not a file of predictions", OTHER)
         if row["model"] != self._model:
             raise InputError(f"{self.path} holds predictions of {row['model']}, not of {self._model}", OTHER)
@@ -121,7 +137,7 @@ class RowFile:
         for line in content.splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
                 raise InputError(f"{self.path} is not a file of predictions", OTHER)
@@ -138,6 +154,9 @@ class _CsvFile(RowFile):
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow([_cell(row.get(name)) for name in COLUMNS])
         return line.getvalue().encode("utf-8", "backslashreplace")
+
+    def _begins(self, content: bytes) -> bool:
+        return self._header().startswith(content)
 
     def _end_of_whole_rows(self, content: bytes) -> int:
         # A line feed between quotes does not end a row.
@@ -234,9 +253,13 @@ def _write_parquet(journal: Path, target: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema, temporary = _schema(), target.with_name(target.name + ".tmp")
+    schema = _schema()
     try:
-        with journal.open(encoding="utf-8") as lines, pq.ParquetWriter(temporary, schema) as writer:
+        with (
+            journal.open(encoding="utf-8") as lines,
+            atomic_file(target) as file,
+            pq.ParquetWriter(file, schema) as writer,
+        ):
             rows: list[Any] = []
             for line in lines:
                 row = json.loads(line)
@@ -246,9 +269,9 @@ def _write_parquet(journal: Path, target: Path) -> None:
                     writer.write_table(pa.Table.from_pylist(rows, schema))
                     rows = []
             writer.write_table(pa.Table.from_pylist(rows, schema))
-        os.replace(temporary, target)
+    except pa.ArrowException as error:
+        raise InputError(f"{journal} is not a file of predictions", "remove it and run the command again") from error
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {target}: {reason(error)}", "free some space and run the command again") from error
 
 
@@ -257,18 +280,14 @@ def _restore_journal(source: Path, journal: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    temporary = journal.with_name(journal.name + ".tmp")
     try:
-        with pq.ParquetFile(source) as file, temporary.open("w", encoding="utf-8") as lines:
+        with pq.ParquetFile(source) as file, atomic_file(journal) as lines:
             if not file.schema_arrow.equals(_schema()):
                 raise InputError(f"{source} is not a file of predictions", OTHER)
             for batch in file.iter_batches(CHUNK):
-                lines.writelines(json.dumps(_without_null(row), ensure_ascii=False) + "\n" for row in batch.to_pylist())
-        os.replace(temporary, journal)
+                lines.writelines(json.dumps(_without_null(row), ensure_ascii=False).encode() + b"\n" for row in batch.to_pylist())
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"cannot read {source}: {' '.join(str(error).split())[:200]}", OTHER) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _without_null(value: Any) -> Any:

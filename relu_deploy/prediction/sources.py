@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 from collections.abc import Mapping, Sequence
@@ -167,7 +168,7 @@ def _of_npz(bundle: Bundle, file: Path) -> list[Source]:
 
 def _of_texts(file: Path) -> list[Source]:
     found: list[Source] = []
-    content = read_regular(file, MAX_FILE_BYTES)
+    content = read_regular(file, MAX_FILE_BYTES).removeprefix(codecs.BOM_UTF8)
     _check_count(content.count(b"\n") + content.count(b"\r") - content.count(b"\r\n"), str(file))
     for number, line in enumerate(content.splitlines(), 1):
         if line.strip() and not line.startswith(b"#"):

@@ -264,7 +264,7 @@ def _grpc(
     port = options.ports.grpc
     if port is None:
         return None
-    services = [GrpcService(models, admission, observer, ready), HealthService(models, ready)]
+    services = [GrpcService(models, admission, observer, ready, options.limits.max_body), HealthService(models, ready)]
     with listening(options.host, port, "--grpc-port"):  # its error has the reason, which gRPC's does not
         pass
     return GrpcServer(services, options.host, port, options.limits.max_body, options.tls)

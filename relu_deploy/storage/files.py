@@ -13,17 +13,18 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
+from io import BufferedRandom
 from pathlib import Path
-from typing import IO
 
 from relu_deploy.errors import InputError
 
 __all__ = [
+    "atomic_file",
     "fsync_folder",
     "is_temporary_name",
     "locked_folder",
@@ -136,24 +137,49 @@ def write_atomically(target: Path, content: bytes | str) -> None:
                 raise InputError(f"cannot write {target}: it is a link to a file that does not exist", "remove the link")
             _write_into(target, data)
             return
-        place = Path(os.path.realpath(target)) if target.is_symlink() else target
-        place.parent.mkdir(parents=True, exist_ok=True)
-        sweep(place.parent, temporary_prefix(place.name))
-        with tempfile.NamedTemporaryFile(
-            dir=place.parent, prefix=temporary_prefix(place.name), suffix=".tmp", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            try:
-                try_lock(file.fileno())
-                _write_synced(file, data)
-                temporary.chmod(0o644)
-                os.replace(temporary, place)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-        fsync_folder(place.parent)
+        with atomic_file(target) as file:
+            file.write(data)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {target}: {reason(error)}", CHOOSE) from error
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[BufferedRandom]:
+    """Yield a file that takes the place of `target` when the block ends without an error; otherwise nothing is left.
+
+    A symbolic link is followed. An ordinary file that is replaced passes its permissions on; those of a new one follow the umask.
+
+    Raises:
+        OSError: If the place cannot be written.
+    """
+    place = Path(os.path.realpath(target)) if target.is_symlink() else target
+    place.parent.mkdir(parents=True, exist_ok=True)
+    sweep(place.parent, temporary_prefix(place.name))
+    temporary, handle = _locked_temporary(place)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(handle)
+            if place.is_file() and hasattr(os, "fchmod"):
+                os.fchmod(handle, stat.S_IMODE(place.stat().st_mode))
+            os.replace(temporary, place)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(place.parent)
+
+
+def _locked_temporary(place: Path) -> tuple[Path, int]:
+    """Return a new file beside `place` and a handle that holds its lock."""
+    while True:
+        temporary = place.with_name(f"{temporary_prefix(place.name)}{secrets.token_hex(4)}.tmp")
+        # Not through `tempfile`, whose files only their owner may read, whatever the umask says.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        # Another process may have swept the file before it was locked.
+        if try_lock(handle) and temporary.exists():
+            return temporary, handle
+        os.close(handle)
 
 
 def _write_into(target: Path, data: bytes) -> None:
@@ -177,16 +203,12 @@ def write_synced(file: Path, data: bytes) -> None:
     """Write `data` to the new file `file` and flush it to the disk; nothing is left on failure. Raises OSError."""
     try:
         with file.open("wb") as stream:
-            _write_synced(stream, data)
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
     except BaseException:
         file.unlink(missing_ok=True)
         raise
-
-
-def _write_synced(stream: IO[bytes], data: bytes) -> None:
-    stream.write(data)
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from relu_deploy.errors import InputError
@@ -20,21 +22,24 @@ def whole_folder(target: Path, *, force: bool = True) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` when the block ends without an error; otherwise nothing is left.
 
     Args:
-        target: The folder to write. An existing one stays whole until it is exchanged for the new one in one step.
+        target: The folder to write. An existing one stays whole until it is exchanged for the new one in one step, which gets its
+            permissions; those of a new one follow the umask. A symbolic link is followed.
         force: Replace an existing `target`.
 
     Raises:
         InputError: If the folder cannot be written, or `target` exists and `force` is false.
     """
     try:
+        target = Path(os.path.realpath(target)) if target.is_symlink() else target
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target.parent, temporary_prefix(target.name))
-        folder, lock = _locked_temporary(target.parent, temporary_prefix(target.name))
+        folder, lock = _locked_temporary(target.parent, temporary_prefix(target.name), _new_folder)
+        if target.is_dir():
+            folder.chmod(stat.S_IMODE(target.stat().st_mode) | stat.S_IRWXU)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {target}: {reason(error)}", "choose a folder that you may write to with -o") from error
     try:
         try:
-            folder.chmod(0o755)
             yield folder
             _fsync_tree(folder)
             _move_folder(folder, target, force)
@@ -91,7 +96,7 @@ def temporary_folder(purpose: str = "work") -> Iterator[Path]:
     """
     try:
         sweep_temporary_folders()
-        folder, lock = _locked_temporary(Path(tempfile.gettempdir()), _temporary_prefix())
+        folder, lock = _locked_temporary(Path(tempfile.gettempdir()), _temporary_prefix(), _private_folder)
     except OSError as error:
         raise InputError(
             f"cannot make a temporary folder: {reason(error)}", "set TMPDIR to a folder that you may write to"
@@ -125,12 +130,26 @@ def _fsync_tree(folder: Path) -> None:
         fsync_folder(Path(place))
 
 
-def _locked_temporary(parent: Path, prefix: str) -> tuple[Path, int]:
+def _locked_temporary(parent: Path, prefix: str, create: Callable[[Path, str], Path]) -> tuple[Path, int]:
     """Return a new folder in `parent` and a handle that holds its lock."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=parent))
+        folder = create(parent, prefix)
+        # The umask may leave a folder that not even its owner can open.
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXU)
         handle = os.open(folder, os.O_RDONLY)
         # Another process may have swept the folder before it was locked.
         if try_lock(handle) and folder.exists():
             return folder, handle
         os.close(handle)
+
+
+def _private_folder(parent: Path, prefix: str) -> Path:
+    """Return a new folder that only this user may read."""
+    return Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=parent))
+
+
+def _new_folder(parent: Path, prefix: str) -> Path:
+    """Return a new folder with the permissions that the umask leaves."""
+    folder = parent / f"{prefix}{secrets.token_hex(4)}.tmp"
+    folder.mkdir()
+    return folder

@@ -12,14 +12,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.parse import urljoin, urlsplit
 
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.paths import cache_folder
-from relu_deploy.storage.files import reason, sha256, sweep, temporary_prefix, try_lock
+from relu_deploy.storage.files import atomic_file, reason, sha256
 
 __all__ = ["FILES", "published_url", "published_weights"]
 
@@ -105,33 +104,19 @@ def _download(url: str, target: Path, digits: str, damaged: str) -> None:
     import urllib.request
 
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        prefix = temporary_prefix(target.name)
-        sweep(target.parent, prefix)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=prefix, suffix=".tmp", delete=False) as stream:
-            temporary = Path(stream.name)
-            try:
-                try_lock(stream.fileno())
-                digest, size = hashlib.sha256(), 0
-                with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-                    while chunk := response.read(CHUNK):
-                        stream.write(chunk)
-                        digest.update(chunk)
-                        size += len(chunk)
-                        if size > MAX_BYTES:
-                            raise InputError(f"{url} has more than {MAX_BYTES} bytes", "check --weights-url")
-                if not digest.hexdigest().startswith(digits):
-                    raise InputError(
-                        f"{url} gave {size} bytes with SHA-256 {digest.hexdigest()[:16]}…, which does not start with {digits}",
-                        "the file is damaged or another one: try again, or name a mirror with --weights-url",
-                    )
-                stream.flush()
-                os.fsync(stream.fileno())
-                temporary.chmod(0o644)
-                os.replace(temporary, target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        digest, size = hashlib.sha256(), 0
+        with atomic_file(target) as stream, urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            while chunk := response.read(CHUNK):
+                stream.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                if size > MAX_BYTES:
+                    raise InputError(f"{url} has more than {MAX_BYTES} bytes", "check --weights-url")
+            if not digest.hexdigest().startswith(digits):
+                raise InputError(
+                    f"{url} gave {size} bytes with SHA-256 {digest.hexdigest()[:16]}…, which does not start with {digits}",
+                    "the file is damaged or another one: try again, or name a mirror with --weights-url",
+                )
     except (OSError, HTTPException, ValueError) as error:
         cause = getattr(error, "reason", None)
         why = reason(cause) if isinstance(cause, Exception) else str(cause or "") or reason(error)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.errors import InputError
+from relu_deploy.storage.json_files import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,8 @@ CHECKPOINT_KEYS = (
 WRAPPERS = frozenset(["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "module"])
 #: Kept beside averaged weights by `torch.optim.swa_utils.AveragedModel`.
 AVERAGED = "n_averaged"
+#: Bytes of the largest header of a safetensors file, the format's own limit.
+MAX_HEADER = 100_000_000
 #: How much larger than the file the unpacked weights may be: they are stored without compression.
 MAX_RATIO = 4
 
@@ -76,7 +79,11 @@ def _check_tensor(file: Path, name: str, key: str, given: torch.Tensor, own: tor
         raise InputError(f"{file}: {key!r} is a {kind} tensor, and {name} has dense weights", hint)
     if given.is_complex() and not own.is_complex():
         raise InputError(f"{file}: {key!r} is complex, and {name} has real weights", hint)
-    if given.is_floating_point() and not bool(given.isfinite().all()):
+    if own.is_floating_point() and not given.is_floating_point() and not given.is_complex():
+        kind = str(given.dtype).removeprefix("torch.")
+        raise InputError(f"{file}: {key!r} is {kind}, and {name} has floating-point weights", hint)
+    # Not every type has this test; float32 holds all values of smaller ones.
+    if given.is_floating_point() and not bool((given.float() if given.element_size() < 2 else given).isfinite().all()):
         raise InputError(f"{file}: {key!r} has values that are NaN or infinite", "use weights of a training that did not diverge")
 
 
@@ -136,6 +143,12 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
 def _read_safetensors(file: Path) -> Any:
     from safetensors.torch import load_file
 
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(MAX_HEADER, file.stat().st_size):
+            raise InputError(f"{file} is not a weights file: its header of {length} bytes is too long", "save it again")
+        # The format forbids two tensors of one name; the library takes one of them.
+        parse_json(stream.read(length))
     return load_file(file)
 
 

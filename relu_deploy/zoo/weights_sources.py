@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
 from relu_deploy.paths import cache_folder
-from relu_deploy.storage.files import sha256
+from relu_deploy.storage.files import atomic_file, sha256
 
 if TYPE_CHECKING:
     from relu_deploy.zoo.model_recipe import ModelRecipe
@@ -73,22 +69,11 @@ def _download(url: str, target: Path, expected: str) -> bool:
     import urllib.request
 
     try:
-        with urllib.request.urlopen(url, timeout=10) as response, _temporary_beside(target) as stream:
+        with urllib.request.urlopen(url, timeout=10) as response, atomic_file(target) as stream:
             shutil.copyfileobj(response, stream)
             stream.seek(0)
             if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
                 raise InputError(f"{url} gave a file whose sha256 is not the recipe's", "give the file with --weights")
-            os.replace(stream.name, target)
     except OSError:
         return False
     return True
-
-
-@contextmanager
-def _temporary_beside(target: Path) -> Iterator[Any]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as stream:
-        try:
-            yield stream
-        finally:
-            Path(stream.name).unlink(missing_ok=True)

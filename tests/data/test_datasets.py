@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 import zipfile
 
 import numpy as np
@@ -79,6 +80,20 @@ def test_a_model_of_inputs_without_a_batch_has_one_row():
 def test_object_arrays_are_refused_and_not_unpickled(tmp_path):
     with pytest.raises(InputError, match="plain arrays"):
         read(tmp_path, bundle(FLOATS), x=np.array([{}], object))
+
+
+def test_an_archive_that_holds_an_array_twice_is_refused(tmp_path):
+    import io
+
+    array = io.BytesIO()
+    np.save(array, np.zeros((2, 4), np.float32))
+    for names in (("x.npy", "x.npy"), ("x", "x.npy")):
+        with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+            warnings.simplefilter("ignore")
+            for name in names:
+                archive.writestr(name, array.getvalue())
+        with pytest.raises(InputError, match="holds the array 'x' twice"):
+            arrays.load_npz(tmp_path / "d.npz")
 
 
 def test_a_member_that_is_no_array_is_refused(tmp_path):

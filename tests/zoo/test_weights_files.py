@@ -1,5 +1,6 @@
 """Weights load from files as people have them, and are refused in words where they cannot be."""
 
+import json
 import zipfile
 
 import pytest
@@ -109,6 +110,9 @@ def test_half_precision_weights_are_widened_exactly(tmp_path):
         (torch.empty(4, device="meta"), "meta device"),
         (torch.ones(4).to_sparse(), "is a sparse coo tensor"),
         (torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8), "is a quantized tensor"),
+        (torch.ones(4, dtype=torch.int64), "is int64"),
+        (torch.ones(4, dtype=torch.bool), "is bool"),
+        (torch.full((4,), float("nan")).to(torch.float8_e4m3fn), "NaN or infinite"),
     ],
 )
 def test_weights_without_usable_values_are_refused_with_their_name(tmp_path, value, words):
@@ -127,6 +131,24 @@ def test_an_empty_file_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(InputError, match="it is empty"):
         loaded(Tied, None, tmp_path, name)
+
+
+def test_a_safetensors_file_with_a_name_twice_or_a_header_without_end_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    file = tmp_path / "w.safetensors"
+    save_file({key: value for key, value in Tied(seed=1).state_dict().items() if key != "decoder.weight"}, file)
+    content = file.read_bytes()
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    names = json.loads(header)
+    first = next(name for name in names if name != "__metadata__")
+    twice = header.rstrip()[:-1] + b"," + json.dumps({first: names[first]}).encode()[1:]
+    file.write_bytes(len(twice).to_bytes(8, "little") + twice + content[8 + len(header) :])
+    with pytest.raises(InputError, match="twice"):
+        loaded(Tied, None, tmp_path, file.name)
+    file.write_bytes((2**60).to_bytes(8, "little") + content[8:])
+    with pytest.raises(InputError, match="too long"):
+        loaded(Tied, None, tmp_path, file.name)
 
 
 def test_a_small_file_that_unpacks_to_a_large_one_is_refused_before_it_is_read(tmp_path):

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.reporting.terminal import printable
-from relu_deploy.storage.files import refuse_existing_file, write_atomically
+from relu_deploy.storage.files import read_regular, refuse_existing_file, write_atomically
 
 __all__ = ["SUMMARY_VARIABLE", "check_summary", "error_line", "verify_error", "write_summary"]
 
 #: the environment variable with the path of a job's summary
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+#: bytes of the largest summary that is appended to: GitHub takes 1 MiB
+MAX_SUMMARY = 2**26
 
 
 def error_line(title: str, message: str) -> str:
@@ -71,8 +73,9 @@ def write_summary(target: str, text: str) -> None:
         text: Markdown.
     """
     path, appends = _summary_path(target)
-    before = path.read_text(encoding="utf-8") if appends and path.is_file() else ""
-    write_atomically(path, f"{before}\n{text}" if before else text)
+    before = read_regular(path, MAX_SUMMARY) if appends and path.is_file() else b""
+    # Other steps may have written anything into it.
+    write_atomically(path, before + b"\n" + text.encode() if before else text)
 
 
 def _summary_path(target: str) -> tuple[Path, bool]:

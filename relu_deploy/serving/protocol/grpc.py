@@ -13,14 +13,17 @@ from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from relu_deploy.errors import InputError, ReluDeployError, missing_package
-from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, Unavailable, serve_error
+from relu_deploy.serving.errors import InternalError, NotFound, ServeError, Unavailable, serve_error
 from relu_deploy.serving.models import VERSION, Models
 from relu_deploy.serving.protocol.grpc_codec import decode, fill, parameters_of
+from relu_deploy.serving.protocol.grpc_health import HealthService
+from relu_deploy.serving.protocol.grpc_messages import RECEIVE_OPTIONS, decompress_message, message_of
 from relu_deploy.serving.protocol.proto import SERVICE, messages
 from relu_deploy.serving.protocol.routes import EXTENSIONS, RequestContext, Route
 from relu_deploy.serving.protocol.tensors import THREADED_PARSE_BYTES, check_load_parameters
 from relu_deploy.serving.telemetry.observer import RequestObserver
 from relu_deploy.serving.transport.admission import AdmissionControl
+from relu_deploy.serving.transport.sockets import descriptor_limit
 from relu_deploy.serving.transport.tls import TlsOptions
 from relu_deploy.version import __version__
 
@@ -64,6 +67,7 @@ class GrpcServer:
         import grpc.aio
 
         self._services = [service for service in services if isinstance(service, GrpcService)]
+        self._watched = [service for service in services if isinstance(service, HealthService)]
         self._server = grpc.aio.server(handlers=[service.handler() for service in services], options=_options(max_body))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -87,6 +91,8 @@ class GrpcServer:
         until = time.monotonic() + min(QUIET_WITHIN, seconds)
         while time.monotonic() < min(max(each.last_call for each in self._services) + QUIET_SECONDS, until):
             await asyncio.sleep(QUIET_SECONDS / 2)
+        for watched in self._watched:
+            watched.end_watches()
         await self._server.stop(seconds)
 
 
@@ -104,6 +110,7 @@ class GrpcService:
         admission: AdmissionControl,
         observer: RequestObserver,
         ready: Callable[[], bool] = lambda: True,
+        max_body: int = 2**26,
     ) -> None:
         """Make the service.
 
@@ -112,6 +119,7 @@ class GrpcService:
             admission: Gives requests their place in a model's queue.
             observer: Is notified of each call when it has ended.
             ready: Whether the server takes traffic, beside its models.
+            max_body: Bytes of a message, once it is decompressed.
 
         Raises:
             BackendUnavailable: If gRPC is not installed.
@@ -121,6 +129,7 @@ class GrpcService:
         except ImportError as error:
             raise missing_package(error.name or "grpcio", "serve") from error
         self._models, self._admission, self._observer, self._ready = models, admission, observer, ready
+        self._max_body = max_body
         self._messages = messages()
         self.closing, self.last_call = False, 0.0
 
@@ -157,7 +166,10 @@ class GrpcService:
             try:
                 self._admission.access.check(context)
                 self._admission.hold_memory(context, len(received))
-                response = await _run(call, kind, received, context)
+                content = await decompress_message(received, self._max_body)
+                if content is not received:
+                    self._admission.hold_memory(context, len(content))
+                response = await _run(call, kind, content, context)
                 status = 200
                 return response
             except ServeError as error:
@@ -238,16 +250,11 @@ async def _run(call: Call, kind: Any, received: bytes, context: RequestContext) 
     Raises:
         ServeError: Whatever went wrong.
     """
-    from google.protobuf.message import DecodeError
-
     try:
-        message = kind.FromString(received)
+        message = message_of(kind, received)
         context.model, context.id = getattr(message, "model_name", ""), getattr(message, "id", "")
         serialized: bytes = (await call(message, context)).SerializeToString()
         return serialized
-    except DecodeError:
-        # Here and not in gRPC, which would call it an unknown error and log a traceback.
-        raise InvalidArgument(f"the message is not a {kind.DESCRIPTOR.name}") from None
     except ServeError:
         raise
     except ReluDeployError as error:
@@ -276,6 +283,10 @@ def _options(max_body: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", max_body),
         ("grpc.max_send_message_length", -1),
+        *RECEIVE_OPTIONS,
+        # A client that connects and sends nothing holds a file descriptor, and the other ports need some as well.
+        ("grpc.server_handshake_timeout_ms", 5_000),
+        ("grpc.max_allowed_incoming_connections", max(1, descriptor_limit() // 2)),
         # Two processes must not share a port without knowing.
         ("grpc.so_reuseport", 0),
         # A client that vanished is noticed; clients may ping every 10 s, also between calls.

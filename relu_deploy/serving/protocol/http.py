@@ -9,7 +9,6 @@ import asyncio
 import logging
 import math
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.serving.errors import InternalError, InvalidArgument, NotFound, ServeError, TooLarge, serve_error
 from relu_deploy.serving.models import VERSION, Models
+from relu_deploy.serving.protocol.compression import BODY_HINT, decompress, decompressed_limit
 from relu_deploy.serving.protocol.json_codec import decode, dump, encode, memory_of
 from relu_deploy.serving.protocol.routes import CONTEXT, RequestContext, parse_route
 from relu_deploy.serving.protocol.tensors import THREADED_PARSE_BYTES
@@ -27,14 +27,8 @@ from relu_deploy.serving.transport.limits import HttpLimits
 
 __all__ = ["Handler", "HttpApp", "Request", "Response", "json_response"]
 
-#: times its own size that a compressed body may have, where that is more than FREE_BYTES
-MAX_RATIO, FREE_BYTES = 100, 2**20
-#: members of a compressed body, and bytes that are decompressed at a time: what follows a member is copied
-MAX_MEMBERS, PIECE = 1000, 2**16
 #: pieces of a body that are held before they are joined
 MOST_PIECES = 1024
-#: the hint for a body that is too large
-BODY_HINT = "send less, or raise serve --max-body (MiB)"
 
 log = logging.getLogger("relu_deploy.serve")
 
@@ -194,7 +188,7 @@ class _BodyReader:
             raise InvalidArgument(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
         if encoding == "identity":
             return body
-        content = await asyncio.to_thread(decompress, body, min(limit, max(FREE_BYTES, MAX_RATIO * len(body))))
+        content = await asyncio.to_thread(decompress, body, decompressed_limit(body, limit))
         self._hold(len(content))
         return content
 
@@ -229,47 +223,6 @@ def _context_of(scope: Mapping[str, Any]) -> RequestContext:
     route = parse_route(scope["method"], scope["path"])
     address, version = client[0] if client else "", scope.get("http_version", "1.0")
     return RequestContext(scope["method"], scope["path"], address, scope["headers"], route, http_version=version)
-
-
-def decompress(body: bytes, limit: int) -> bytes:
-    """Return the decompressed `body`, without ever holding more than `limit` bytes.
-
-    Args:
-        body: In the format of gzip, also of several members (RFC 1952), of zlib, or raw deflate.
-        limit: Bytes.
-
-    Raises:
-        TooLarge: If it is longer than `limit`.
-        InvalidArgument: If it is damaged, cut short or followed by something else.
-    """
-    pieces: list[bytes] = []
-    # Either header, gzip's or zlib's; some clients send deflate without any.
-    bits = zlib.MAX_WBITS | 32 if body[:2] == b"\x1f\x8b" or _has_zlib_header(body) else -zlib.MAX_WBITS
-    view, at, left, members = memoryview(body), 0, limit, 0
-    while at < len(body) or not members:
-        decompressor, members = zlib.decompressobj(bits), members + 1
-        if members > MAX_MEMBERS:
-            raise TooLarge(f"the compressed body has more than {MAX_MEMBERS} members", "compress it as one")
-        while not decompressor.eof:
-            if at >= len(body):
-                raise InvalidArgument("the compressed body ends too early or too late")
-            piece = view[at : at + PIECE]
-            try:
-                # What is left of a piece comes again: a piece may decompress to a thousand times its size.
-                pieces.append(decompressor.decompress(piece, left + 1))
-            except zlib.error as error:
-                raise InvalidArgument(f"the body does not fit its content encoding: {error}") from None
-            left -= len(pieces[-1])
-            if left < 0:
-                raise TooLarge(f"the decompressed body exceeds the limit of {limit} bytes", BODY_HINT)
-            at += len(piece) - len(decompressor.unused_data) - len(decompressor.unconsumed_tail)
-        if at < len(body) and not (body[:2] == bytes(view[at : at + 2]) == b"\x1f\x8b"):
-            raise InvalidArgument("the compressed body ends too early or too late")
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _has_zlib_header(body: bytes) -> bool:
-    return len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
 
 
 def _timeout(headers: Mapping[str, str]) -> float | None:

@@ -2,6 +2,9 @@
 
 uvloop accepts one connection a turn. A client that opens thousands and resets them at once would fill the queue of the
 listening socket, and every other client would wait until each of those had been set up, parsed, and answered in vain.
+
+A client that opens as many connections as the process can hold, and sends nothing, would keep all others out. So when no file
+descriptor is left, the connections that have waited longest for their clients are closed, and so are the oldest TLS handshakes.
 """
 
 from __future__ import annotations
@@ -9,20 +12,27 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 
 __all__ = ["BACKLOG", "Acceptor"]
 
 #: connections that wait to be accepted
 BACKLOG = 4096
-#: seconds that a turn accepts, and seconds until the next attempt where the process has no file descriptor left
-TURN_SECONDS, RETRY_SECONDS = 0.001, 0.1
+#: seconds that a turn accepts, and seconds until the next attempt where the process has no file descriptor left: after connections
+#: were closed, which takes a turn, and where none could be
+TURN_SECONDS, CLOSING_SECONDS, RETRY_SECONDS = 0.001, 0.005, 0.1
+#: share of the handshakes that are given up at a time
+SHARE_CLOSED = 1 / 8
 #: seconds that a TLS handshake may take
 HANDSHAKE_SECONDS = 10.0
+#: seconds that handshakes may still take when the server stops
+LAST_SECONDS = 1.0
 #: what accept raises when the process or the machine cannot hold another connection
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -32,18 +42,26 @@ log = logging.getLogger("relu_deploy.serve")
 class Acceptor:
     """Gives each connection of a listening socket a protocol. It stands for asyncio's server in uvicorn."""
 
-    def __init__(self, bound: socket.socket, protocol: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        bound: socket.socket,
+        protocol: Callable[[], asyncio.Protocol],
+        tls: ssl.SSLContext | None,
+        close_waiting: Callable[[], int] = lambda: 0,
+    ) -> None:
         """Listen, and begin to accept in the running loop.
 
         Args:
             bound: The socket, bound.
             protocol: Makes the protocol of one connection.
             tls: None for plain TCP.
+            close_waiting: Closes some connections that wait for their clients, and returns how many.
         """
-        self._bound, self._protocol = bound, protocol
+        self._bound, self._protocol, self._close_waiting = bound, protocol, close_waiting
         self._tls = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
         self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[None]] = set()
+        #: connections without a protocol, the oldest first
+        self._opening: dict[asyncio.Task[None], None] = {}
         self._retry: asyncio.TimerHandle | None = None
         bound.setblocking(False)
         bound.listen(BACKLOG)
@@ -56,9 +74,11 @@ class Acceptor:
         self._loop.remove_reader(self._bound)
 
     async def wait_closed(self) -> None:
-        """Wait until the connections that were accepted last have their protocol."""
+        """Wait until the connections that were accepted last have their protocol, and give up handshakes that take longer."""
         if self._opening:
-            await asyncio.wait(self._opening)
+            _, late = await asyncio.wait(self._opening, timeout=LAST_SECONDS)
+            for task in late:
+                task.cancel()
 
     def _accept(self) -> None:
         end = time.perf_counter() + TURN_SECONDS
@@ -72,16 +92,24 @@ class Acceptor:
                     raise
                 log.warning("cannot accept connections for now: %s", error.strerror)
                 self._loop.remove_reader(self._bound)
-                self._retry = self._loop.call_later(RETRY_SECONDS, self._loop.add_reader, self._bound, self._accept)
+                seconds = CLOSING_SECONDS if self._close_waiting() + self._close_handshakes() else RETRY_SECONDS
+                self._retry = self._loop.call_later(seconds, self._loop.add_reader, self._bound, self._accept)
                 return
             if _is_connected(connection):
                 task = self._loop.create_task(self._open(connection))
-                self._opening.add(task)
-                task.add_done_callback(self._opening.discard)
+                self._opening[task] = None
+                task.add_done_callback(self._opening.pop)
             else:
                 connection.close()
             if time.perf_counter() > end:
                 return
+
+    def _close_handshakes(self) -> int:
+        """Give up the oldest TLS handshakes, and return how many."""
+        oldest = list(islice(self._opening, math.ceil(len(self._opening) * SHARE_CLOSED))) if self._tls else []
+        for task in oldest:
+            task.cancel()
+        return len(oldest)
 
     async def _open(self, connection: socket.socket) -> None:
         # A client that leaves, or that speaks no TLS, is no event.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,7 @@ from relu_deploy.serving.transport.lingering_close import CloseHookTransport, Li
 from relu_deploy.serving.transport.paused_connections import PausedConnections
 from relu_deploy.serving.transport.sliced_input import InputFlow, SlicedInput
 
-__all__ = ["Connection", "ConnectionSettings"]
+__all__ = ["Connection", "ConnectionSettings", "close_longest_waiting"]
 
 ERROR = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
 SLOW = (b"408 Request Timeout", b'{"error":"the headers did not arrive in time"}')
@@ -34,6 +36,9 @@ MALFORMED = (b"400 Bad Request", b'{"error":"this is not an HTTP request"}')
 #: bytes of the largest body that is skipped when its request is refused early
 MAX_SKIPPED = 2**15
 log = logging.getLogger("relu_deploy.serve")
+
+#: share of the connections that are closed where a new one needs their file descriptors
+SHARE_CLOSED = 1 / 8
 
 #: in place of uvicorn's cycle, for a request that was refused without one
 REFUSED_CYCLE: Any = SimpleNamespace(
@@ -80,9 +85,14 @@ class Connection(HttpToolsProtocol):
         self._pending: asyncio.Future[Any] | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         self._received_eof = False
+        #: what follows the request in progress is no request: its answer is the last
+        self._ends = False
+        #: the loop's time since which it waits for its client, unless it answers a request
+        self.waits_since = 0.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.waits_since = self.loop.time()
         self.flow = self._flow = InputFlow(transport)
         self._input = SlicedInput(self._flow, self._parse, self._may_parse, self._input_drained)
         self._header_timer = self.loop.call_later(self._settings.limits.header_seconds, self._headers_too_slow)
@@ -96,6 +106,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        self.waits_since = self.loop.time()
         self._input.add(data)
 
     def _may_parse(self) -> bool:
@@ -203,8 +214,13 @@ class Connection(HttpToolsProtocol):
         self._pending = future
 
     def _end(self) -> None:
-        """Close after the answer; but while the client still sends, closing would take the answer from it."""
-        if self.cycle.more_body:
+        """Close after the answer; but while the client still sends, or has sent more, closing would take the answer from it."""
+        if self.pipeline or self._ends:
+            # The next request has been parsed, but not begun.
+            self.pipeline.clear()
+            self._ends, self.cycle = False, REFUSED_CYCLE
+            self._linger()
+        elif self.cycle.more_body or self._input:
             self._linger()
         else:
             self.transport.close()
@@ -225,7 +241,12 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        if self._ends and not self.pipeline:
+            if not self.transport.is_closing():
+                self._end()
+            return
         super().on_response_complete()
+        self.waits_since = self.loop.time()
         self._input.proceed()
 
     def _can_refuse_early(self) -> bool:
@@ -248,8 +269,8 @@ class Connection(HttpToolsProtocol):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own signature
         self._received_eof = True
-        if self._input:
-            return True  # requests that wait to be parsed are answered first
+        if self._input or self._ends:
+            return True  # requests before this end are answered first
         if self._is_idle():
             return None
         if self.cycle.more_body and not self.cycle.response_started:
@@ -274,8 +295,16 @@ class Connection(HttpToolsProtocol):
         else:
             self.cycle.keep_alive = False
 
+    def close_waiting(self) -> bool:
+        """Close the connection if it waits for its client, for a request or the rest of one, and return whether it did."""
+        waits = not self._input and (self._is_idle() or (self.cycle.more_body and not self.cycle.response_started))
+        if waits:
+            # At once: a shutdown of TLS waits for the client.
+            self.transport.abort()
+        return waits
+
     def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        return self.cycle is None or (self.cycle.response_complete and not self._ends)
 
     def _close_if_idle(self) -> None:
         if self._is_idle() and not self._input and self._header_timer is None and not self.transport.is_closing():
@@ -296,8 +325,30 @@ class Connection(HttpToolsProtocol):
             self._header_timer = None
 
     def _reject(self, error: tuple[bytes, bytes]) -> None:
-        """Answer with a status line and a body, and close."""
+        """Answer with a status line and a body, and close. While an earlier request is in progress, close after its answer instead."""
         self._stop_header_timer()
-        if not self.transport.is_closing():
+        if self.pipeline or not (self._is_idle() or self.cycle.more_body):
+            # The error would be taken for the answer to that request.
+            self._ends = True
+            self._input.end()
+            if self.pipeline and self.cycle.more_body:
+                self.pipeline.popleft()  # the last request that has begun: the rest of it is missing
+                self.cycle = self.pipeline[0][0] if self.pipeline else REFUSED_CYCLE
+        elif not self.transport.is_closing():
             self.transport.write(ERROR % (error[0], len(error[1]), error[1]))
             self._linger()
+
+
+def close_longest_waiting(connections: Collection[Any]) -> int:
+    """Close some of the connections that wait for their clients, those that have waited longest, and return how many.
+
+    Args:
+        connections: Of type Connection.
+    """
+    closed = 0
+    most = math.ceil(len(connections) * SHARE_CLOSED)
+    for connection in sorted(connections, key=lambda one: one.waits_since):
+        if closed >= most:
+            break
+        closed += connection.close_waiting()
+    return closed

@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 
 from relu_deploy.serving.transport.accepting import Acceptor
+from relu_deploy.serving.transport.connection import close_longest_waiting
 from relu_deploy.serving.transport.tls import TlsOptions
 
 __all__ = ["HttpServer"]
@@ -53,7 +54,8 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections on `sockets`."""
         protocol = partial(self._protocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-        self.servers = [Acceptor(bound, protocol, self.config.ssl) for bound in sockets or ()]  # type: ignore[misc]
+        close_waiting = partial(close_longest_waiting, self.server_state.connections)
+        self.servers = [Acceptor(bound, protocol, self.config.ssl, close_waiting) for bound in sockets or ()]  # type: ignore[misc]
         self.started = True
 
     async def serve_on(self, bound: socket.socket) -> asyncio.Task[None]:

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 
 from relu_deploy.errors import InputError
 
-__all__ = ["is_loopback", "listening", "stop_accepting"]
+__all__ = ["descriptor_limit", "is_loopback", "listening", "raise_descriptor_limit", "stop_accepting"]
 
+#: more file descriptors than a server needs
+MOST_DESCRIPTORS = 2**16
 #: Linux: the socket option, and a classic BPF program that drops segments that begin a connection: SYN without ACK, byte 13 of
 #: TCP's header (asm/socket.h, linux/filter.h). Segments that end a handshake pass, or its client would send a request in vain.
 SO_ATTACH_FILTER = 26
@@ -67,3 +69,26 @@ def stop_accepting(bound: socket.socket) -> None:
     with contextlib.suppress(OSError):
         described = struct.pack("HxxxxxxP", len(DROP_SYN) // 8, ctypes.addressof(program))
         bound.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, described)
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process open as many files and connections as it may: many systems allow 1024 until a process requests more."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (enough, most))
+
+
+def descriptor_limit() -> int:
+    """Return how many files and connections this process may open, at most MOST_DESCRIPTORS."""
+    try:
+        import resource
+    except ImportError:
+        return MOST_DESCRIPTORS
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MOST_DESCRIPTORS)

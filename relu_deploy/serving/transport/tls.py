@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import InputError
+from relu_deploy.storage.files import read_regular
 
 __all__ = ["TlsOptions"]
+
+#: bytes of the largest file of certificates
+MAX_PEM = 2**24
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,12 @@ class TlsOptions:
 
     def check(self) -> None:
         """Load the files. Raises InputError if one cannot be used."""
+        for file in (self.certificate, self.key, *([] if self.client_ca is None else [self.client_ca])):
+            read_regular(file, MAX_PEM)  # a FIFO would be waited for
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(self.certificate, self.key)
+            # Without a password, one for an encrypted key would be read from the terminal.
+            context.load_cert_chain(self.certificate, self.key, password="")
         except OSError as error:  # SSLError is one
             raise InputError(
                 f"cannot use --tls-cert {self.certificate} with --tls-key {self.key}: {error.strerror or error}",

@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from relu_deploy.serving.errors import InvalidArgument, TooLarge
-from relu_deploy.serving.protocol.http import decompress
+from relu_deploy.serving.protocol.compression import decompress
 
 TEXT = b'{"inputs": []}' * 100
 

@@ -23,7 +23,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.serving.protocol.proto import messages
 from relu_deploy.serving.protocol.tensors import DATATYPES
 
-MESSAGES = messages()
+MESSAGES, MESSAGES_OF_HEALTH = messages(), messages("health")
 LISTS = {
     "BOOL": "bool_contents",
     "UINT8": "uint_contents",
@@ -378,6 +378,27 @@ def test_bytes_that_are_no_message_are_refused_and_the_server_goes_on(server):
             raw.settimeout(0.5)
             raw.recv(1000)
     assert server.stub.ServerReady(MESSAGES.ServerReadyRequest(), timeout=10).ready
+
+
+@pytest.mark.parametrize("name", ["Check", "Watch"])
+def test_a_health_check_that_is_no_message_is_refused_in_words(server, name):
+    method = f"/grpc.health.v1.Health/{name}"
+    check, watch = server.channel.unary_unary(method), server.channel.unary_stream(method)
+    ends = check if name == "Check" else watch
+    for garbage in (b"\xff" * 100, b"\x0a\x02\xff\xfe", b"\x1f\x8bdamaged"):
+        error = refused(lambda one, **options: [*ends(one, **options)], garbage)
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_client_that_watches_the_health_does_not_keep_the_server_from_its_end(folder):
+    with serving(folder, folder / "same_bool.onnx") as running:
+        watch = running.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=60)
+        seen = [next(watch)]
+        running.process.terminate()
+        assert running.process.wait(timeout=30) == 0
+        seen += list(watch)
+    status = MESSAGES_OF_HEALTH.HealthCheckResponse
+    assert [status.FromString(each).status for each in seen] == [1, 2]  # SERVING, NOT_SERVING
 
 
 def test_a_method_of_another_extension_is_unimplemented(server):

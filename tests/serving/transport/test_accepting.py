@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import socket
+import ssl
 import struct
 from typing import ClassVar
 
@@ -13,6 +14,8 @@ from relu_deploy.serving.transport import accepting
 from relu_deploy.serving.transport.accepting import Acceptor
 from relu_deploy.serving.transport.sockets import listening
 
+uvloop = pytest.importorskip("uvloop", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -62,6 +65,25 @@ def test_connections_that_were_reset_before_they_were_accepted_get_no_protocol_a
     assert len(Echo.made) == 1
 
 
+class Full:
+    """A listening socket whose next accepts fail with these numbers."""
+
+    def __init__(self, bound, *numbers):
+        self._bound, self.numbers = bound, list(numbers)
+
+    def __getattr__(self, name):
+        return getattr(self._bound, name)
+
+    def fileno(self):
+        return self._bound.fileno()
+
+    def accept(self):
+        if self.numbers:
+            number = self.numbers.pop()
+            raise OSError(number, os.strerror(number))
+        return self._bound.accept()
+
+
 def test_many_connections_are_accepted_in_one_turn(bound, monkeypatch):
     monkeypatch.setattr(accepting, "TURN_SECONDS", 60.0)
 
@@ -87,31 +109,61 @@ def bound_and_listening(bound):
 
 
 def test_a_process_without_file_descriptors_left_says_so_and_accepts_when_it_has_some_again(bound, monkeypatch, caplog):
-    refusals = [errno.EMFILE, errno.ENFILE]
-
-    class Full:
-        """A socket whose first accepts fail."""
-
-        def __getattr__(self, name):
-            return getattr(bound, name)
-
-        def fileno(self):
-            return bound.fileno()
-
-        def accept(self):
-            if refusals:
-                number = refusals.pop()
-                raise OSError(number, os.strerror(number))
-            return bound.accept()
-
     async def run():
-        acceptor = Acceptor(Full(), Echo, None)
+        acceptor = Acceptor(Full(bound, errno.EMFILE, errno.ENFILE), Echo, None)
         with connected(bound, b"hello") as one:
             assert await echoed(one) == b"hello"
         acceptor.close()
 
     asyncio.run(run())
     assert caplog.text.count("cannot accept connections for now") == 2
+
+
+def test_idle_connections_make_room_for_new_ones_at_once(bound, monkeypatch):
+    monkeypatch.setattr(accepting, "RETRY_SECONDS", 60.0)
+    closed = []
+
+    async def run():
+        acceptor = Acceptor(Full(bound, errno.EMFILE), Echo, None, lambda: closed.append(1) or 1)
+        with connected(bound, b"hello") as one:
+            assert await echoed(one) == b"hello"
+        acceptor.close()
+
+    asyncio.run(run())
+    assert closed == [1]
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_the_oldest_tls_handshakes_are_given_up_when_no_file_descriptor_is_left(bound, monkeypatch, new_loop):
+    monkeypatch.setattr(accepting, "RETRY_SECONDS", 60.0)
+    bound.listen(20)
+    full = Full(bound)
+
+    async def run():
+        clients = [connected(bound) for _ in range(8)]
+        acceptor = Acceptor(full, Echo, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        while len(acceptor._opening) < 8:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        full.numbers.append(errno.EMFILE)
+        clients.append(connected(bound))
+        assert await echoed(clients[0]) == b""  # the server has closed it
+        while len(acceptor._opening) < 8:
+            await asyncio.sleep(0.01)
+        for one in clients[1:]:
+            one.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                one.recv(1)
+        monkeypatch.setattr(accepting, "LAST_SECONDS", 0.1)
+        acceptor.close()
+        await acceptor.wait_closed()
+        clients[-1].settimeout(5)
+        assert await echoed(clients[-1]) == b""  # handshakes without end do not keep the server from its end
+        for one in clients:
+            one.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(run())
 
 
 def test_after_its_end_nothing_is_accepted(bound):

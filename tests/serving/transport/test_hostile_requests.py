@@ -3,14 +3,18 @@
 import contextlib
 import json
 import re
+import resource
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("uvicorn", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 
-from running import Running
+from running import Running, answer_on
+
+from relu_deploy.serving.transport.limits import HttpLimits
 
 INFER = "/v2/models/digits/infer"
 UPGRADE = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
@@ -167,6 +171,42 @@ def test_a_chunk_extension_without_end_is_cut_off(server):
                 one.sendall(b"x" * 2**16)
                 sent += 2**16
     assert sent < 2**24
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process can only be set on Linux: run this there")
+def test_a_client_that_holds_as_many_connections_as_there_can_be_keeps_no_other_out(digits_bundle):
+    # Without what is tested, the good client waits for the connections to time out, which takes `header_seconds`.
+    patience = HttpLimits().header_seconds * 0.7
+    with Running(digits_bundle.path, "--threads", "1", forked=False) as server, contextlib.ExitStack() as stack:
+        pid = server.process.pid
+        most = len(list(Path(f"/proc/{pid}/fd").iterdir())) + 40
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
+        for start in (b"", b"POST / HTTP/1.1\r\nHost: localhost\r\n", post()[:-1]):
+            for _ in range(150):
+                one = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=patience))
+                with contextlib.suppress(OSError):
+                    one.sendall(start)
+            with contextlib.closing(server.connect(patience)) as good:
+                assert answer_on(good, "POST", INFER, BODY)[0] == 200
+
+
+def test_pipelined_requests_that_are_no_longer_answered_take_no_answer_from_their_client(server):
+    closing = post(more="Connection: close\r\n")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as one:
+        one.sendall(LIVE * 20 + closing + post() * 200)
+        time.sleep(0.5)
+        received = b""
+        while part := one.recv(2**16):  # a reset would raise
+            received += part
+    assert received.count(b"HTTP/1.1 200") == 21
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x00\x01garbage\r\n\r\n", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"]
+)
+@pytest.mark.parametrize("before", [1, 3])
+def test_what_is_no_request_does_not_take_the_answers_of_the_requests_before_it(server, garbage, before):
+    assert statuses(server, post() * before + garbage)[:before] == [200] * before
 
 
 def test_pictures_and_bodies_that_expand_are_refused(server):
