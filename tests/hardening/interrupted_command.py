@@ -64,7 +64,7 @@ def main() -> None:
 
 def _is_inside(path: Any, folder: str) -> bool:
     try:
-        return os.fsdecode(path).startswith(folder)
+        return str(Path(os.fsdecode(path)).absolute()).startswith(folder)
     except TypeError:  # a file descriptor
         return False
 
