@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import ReluDeployError
+from relu_deploy.errors import ReluDeployError, Unsupported
 from relu_deploy.records import JsonRecord
 from relu_deploy.tensors import Array, Feeds, random_feeds
 from relu_deploy.verification.judging.batch_rows import BatchRows
@@ -113,18 +113,17 @@ def confirm_by_truth(checks: Sequence[Check], of_truth: Sequence[Check]) -> list
 
 
 def _batches(run: Run, batch: BatchRows, many: Feeds, rows: int, seed: int) -> Iterator[InvarianceCheck]:
-    def outputs(feeds: Feeds) -> Feeds:
-        results = run(feeds)
-        return {name: results[name] for name in batch.output_axes}
+    def outputs(indices: Sequence[int]) -> Feeds:
+        return _rows_of(run(batch.take_inputs(many, indices)), batch, len(indices))
 
-    whole = outputs(many)
-    alike = outputs(batch.take_inputs(many, [0] * rows))
+    whole = outputs(range(rows))
+    alike = outputs([0] * rows)
     pairs = [(batch.take_outputs(alike, [0]), batch.take_outputs(alike, [row])) for row in range(1, rows)]
     yield InvarianceCheck(f"identical rows ({rows})", pairs)
-    order = np.roll(np.random.default_rng(seed).permutation(rows), 1)
-    yield InvarianceCheck("permuted rows", [(batch.take_outputs(whole, order), outputs(batch.take_inputs(many, order)))])
+    order = np.roll(np.random.default_rng(seed).permutation(rows), 1).tolist()
+    yield InvarianceCheck("permuted rows", [(batch.take_outputs(whole, order), outputs(order))])
     sizes = sorted({1, 2, min(3, rows), rows})
-    pairs = [(outputs(batch.take_inputs(many, range(size))), batch.take_outputs(whole, range(size))) for size in sizes[:-1]]
+    pairs = [(outputs(range(size)), batch.take_outputs(whole, range(size))) for size in sizes[:-1]]
     yield InvarianceCheck(f"batch sizes {', '.join(map(str, sizes))}", pairs)
 
 
@@ -139,13 +138,23 @@ def _odd_sizes(bundle: Bundle, run: Run, batch: BatchRows, feeds: Feeds, seed: i
         name = "size " + ", ".join(f"{dim}={size}" for dim, size in odd.items())
         try:
             two = random_feeds(bundle.inputs, 2, seed, {**odd, **dict.fromkeys(batch.dims, 2)}, _ranges(feeds))
-            whole = run(two)
-            parts = [run(batch.take_inputs(two, [row])) for row in (0, 1)]
+            whole = _rows_of(run(two), batch, 2)
+            parts = [_rows_of(run(batch.take_inputs(two, [row])), batch, 1) for row in (0, 1)]
         except Exception as error:  # a runtime may raise anything for a size that the graph does not take after all
             yield InvarianceCheck(name, skipped=f"does not run: {_first_line(error)}"[:200])
             continue
-        pairs = [({n: part[n] for n in batch.output_axes}, batch.take_outputs(whole, [row])) for row, part in enumerate(parts)]
-        yield InvarianceCheck(name, pairs)
+        yield InvarianceCheck(name, [(part, batch.take_outputs(whole, [row])) for row, part in enumerate(parts)])
+
+
+def _rows_of(results: Feeds, batch: BatchRows, rows: int) -> Feeds:
+    """Return the outputs that have rows. Raises Unsupported if one has another number of them than the input."""
+    for name, axis in batch.output_axes.items():
+        if np.shape(results[name])[axis : axis + 1] != (rows,):
+            found = "x".join(map(str, np.shape(results[name]))) or "no dimensions"
+            raise Unsupported(
+                f"{name} has shape {found} for {rows} rows of the input, and {rows} along axis {axis} were declared"
+            )
+    return {name: results[name] for name in batch.output_axes}
 
 
 def _rows(bundle: Bundle, batch: BatchRows, feeds: Feeds, rows: int, seed: int) -> Feeds:
