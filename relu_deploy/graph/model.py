@@ -34,6 +34,7 @@ __all__ = [
     "name_nodes",
     "normalize_model",
     "opset_of",
+    "read_model",
     "save_model",
     "to_bytes",
 ]
@@ -43,6 +44,8 @@ NOT_WHOLE = "check that the file was copied whole: onnx.checker.check_model(path
 SINGLE_FILE_LIMIT = 2**31 - 2**24
 #: the first version of the format in which initializers need not be inputs
 FREE_INITIALIZERS = 4
+#: bytes of a file whose model is kept although nobody uses it
+KEPT_BYTES = 2**25
 #: path, time, size and memory limit of the files whose tensors were found to be small enough
 _affordable: set[tuple[str, int, int, int]] = set()
 
@@ -63,16 +66,35 @@ def load_model(path: Path) -> ir.Model:
         InputError: If the file is not a valid ONNX model, its weights are missing or outside its folder, or one of its tensors
             is too large for this machine (see `resources`).
     """
+    loaded = _shared(path)
+    copy = loaded.model.clone()
+    # As long as a copy is in use, the file need not be parsed again.
+    copy.meta.update({**loaded.model.meta, "loaded": loaded})
+    return copy
+
+
+def read_model(path: Path) -> ir.Model:
+    """Return what `load_model` does, shared with other callers: it must not be changed.
+
+    Copying takes as long as everything else for graphs of many nodes.
+
+    Raises:
+        InputError: As `load_model`.
+    """
+    return _shared(path).model
+
+
+def _shared(path: Path) -> _Loaded:
+    """Return the model in the file `path`, which is parsed unless it is in use or is the last one and small."""
     key = _file_key(path)
     loaded = _loaded.get(key) if key is not None else None
     if loaded is None:
         loaded = _Loaded(*_load(path))
         if key is not None and not loaded.is_external:
             _loaded[key] = loaded
-    copy = loaded.model.clone()
-    # As long as a copy is in use, the file need not be parsed again.
-    copy.meta.update({**loaded.model.meta, "loaded": loaded})
-    return copy
+            if path.stat().st_size <= KEPT_BYTES:
+                _last[:] = [loaded]
+    return loaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +107,8 @@ class _Loaded:
 
 #: the models that are in use, by the path, identity, time and size of their files and the memory limit
 _loaded: WeakValueDictionary[tuple[str, int, int, int, int], _Loaded] = WeakValueDictionary()
+#: the last model of at most `KEPT_BYTES`, which is in use from one step of a command to the next
+_last: list[_Loaded] = []
 
 
 def _file_key(path: Path) -> tuple[str, int, int, int, int] | None:

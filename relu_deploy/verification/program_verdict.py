@@ -23,6 +23,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import ReluDeployError, Unsupported
 from relu_deploy.graph import Relu, find_relus, load_model, precision_of
+from relu_deploy.graph.model import read_model
 from relu_deploy.records import JsonRecord
 from relu_deploy.storage.manifest import MODEL, SOURCE
 from relu_deploy.tensors import Array, Feeds
@@ -63,7 +64,7 @@ class ProgramVerdict(JsonRecord):
 
 def relus_of_program(bundle: Bundle) -> list[Relu]:
     """Return the Relus of the graph of `bundle` that are nodes of its PyTorch program."""
-    return [relu for relu in find_relus(load_model(bundle.onnx)) if relu.observable and relu.torch_node]
+    return [relu for relu in find_relus(read_model(bundle.onnx)) if relu.observable and relu.torch_node]
 
 
 def compare_with_program(bundle: Bundle, program: TruthSession, relus: Sequence[Relu]) -> ProgramVerdict:

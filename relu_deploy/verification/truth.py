@@ -19,6 +19,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
 from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.noise import LONG, LargeRounding, SumOrder, behind_decisions, draws_for, rounded_numbers
 from relu_deploy.verification.judging.tensor_noise import TensorNoise
@@ -171,7 +172,7 @@ def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
         return ours
     made = {str(value.name): (place, node) for place, (node, _) in enumerate(iterate_nodes(model)) for value in node.outputs}
     known = {relu.output for relu in ours}
-    theirs = [relu for relu in find_relus(load_model(_graph_file(against))) if relu.observable]
+    theirs = [relu for relu in find_relus(read_model(_graph_file(against))) if relu.observable]
     replaced = [relu for relu in theirs if relu.output in made and relu.output not in known]
     shipped_as = {source for relu in replaced if (source := _converted_from(made[relu.output][1]))}
     ours = [relu for relu in ours if relu.output not in shipped_as]
@@ -252,7 +253,7 @@ def program_source(session: TruthSession, model: ir.Model) -> Source:
 
 def _existing(relus: Sequence[Relu], bundle: Bundle) -> tuple[Relu, ...]:
     """Return the Relus whose tensors the graph of `bundle` has and shows."""
-    known = {relu.output for relu in find_relus(load_model(bundle.onnx)) if relu.observable}
+    known = {relu.output for relu in find_relus(read_model(bundle.onnx)) if relu.observable}
     return tuple(relu for relu in relus if relu.output in known)
 
 

@@ -1,5 +1,7 @@
 """What loading accepts, repairs and refuses."""
 
+import gc
+
 import numpy as np
 import onnx
 import pytest
@@ -8,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.graph import count_cost, find_relus, io_specs, load_model, load_normalized_model, save_model, to_bytes
+from relu_deploy.graph import model as model_module
 from relu_deploy.graph.loading.resources import set_memory_limit
 
 FLOAT = TensorProto.FLOAT
@@ -31,6 +34,23 @@ def load(proto, folder):
     path = folder / "model.onnx"
     path.write_bytes(proto.SerializeToString())
     return load_model(path)
+
+
+def test_a_small_file_is_parsed_once_by_the_steps_of_a_command_and_a_copy_can_be_changed(tmp_path, monkeypatch):
+    path, parsed, read = tmp_path / "model.onnx", [], model_module._read
+    path.write_bytes(linear().SerializeToString())
+    monkeypatch.setattr(model_module, "_read", lambda file: parsed.append(file) or read(file))
+    copy = load_model(path)
+    copy.graph.node(0).name = "changed"
+    del copy
+    gc.collect()
+    assert [one.node for one in find_relus(model_module.read_model(path))] == [one.node for one in find_relus(load_model(path))]
+    assert "changed" not in {node.name for node in model_module.read_model(path).graph}
+    assert parsed == [path]
+    path.write_bytes(
+        model_of([node("Relu", ["x"], ["y"])], [value("x", FLOAT, [1])], [value("y", FLOAT, [1])]).SerializeToString()
+    )
+    assert len(list(model_module.read_model(path).graph)) == 1
 
 
 # ---------------------------------------------------------------- external weights

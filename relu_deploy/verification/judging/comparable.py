@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.graph import load_model
+from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Feeds
 from relu_deploy.verification.judging.defined_order import with_defined_order
 from relu_deploy.verification.judging.pinning import (
@@ -63,7 +63,7 @@ def comparable(
     shown = choose_against(bundle, against)
     with ExitStack() as stack:
         bundle = stack.enter_context(with_defined_order(bundle))
-        nodes = random_nodes_of(load_model(bundle.onnx))
+        nodes = random_nodes_of(read_model(bundle.onnx))
         if nodes and shown == "torch":
             if against is not None:
                 listed = ", ".join(f"{node.name} ({node.op_type})" for node in nodes[:3])
@@ -81,7 +81,7 @@ def comparable(
             if chosen != "reference":
                 chosen = str(stack.enter_context(_with_same_draws(Path(chosen), nodes, draws)).onnx)
             bundle = stack.enter_context(replaced(bundle, draws))
-        unknown = unknown_nodes_of(load_model(bundle.onnx)) if chosen != "torch" else []
+        unknown = unknown_nodes_of(read_model(bundle.onnx)) if chosen != "torch" else []
         evaluable = bundle
         known_by_runtime = PinnedNodes({}, {})
         if unknown:
@@ -89,7 +89,7 @@ def comparable(
             evaluable = stack.enter_context(replaced(bundle, known_by_runtime))
         if chosen not in ("torch", "reference"):
             other = _open(Path(chosen))
-            if unknown_theirs := unknown_nodes_of(load_model(other.onnx)):
+            if unknown_theirs := unknown_nodes_of(read_model(other.onnx)):
                 values = _preferring(
                     known_by_runtime, unknown_values(other, [name for name, _ in unknown_theirs], backends, feeds, options)
                 )
@@ -125,7 +125,7 @@ def truth_of_outputs(bundle: Bundle, feeds: Feeds, precision: str, threads: int 
 def _with_same_draws(path: Path, ours: Sequence[ir.Node], draws: PinnedNodes) -> Iterator[Bundle]:
     """Yield the other graph with the draws of ours, node by node in the order of the graphs."""
     other_bundle = _open(path)
-    nodes = random_nodes_of(load_model(other_bundle.onnx))
+    nodes = random_nodes_of(read_model(other_bundle.onnx))
     if len(nodes) != len(ours):
         raise InputError(
             f"{path} draws random numbers at {len(nodes)} nodes, the graph under test at {len(ours)}", "compare like with like"

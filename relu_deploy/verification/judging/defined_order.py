@@ -10,6 +10,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.graph import load_model, save_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.domains import is_standard
+from relu_deploy.graph.model import read_model
 from relu_deploy.storage.folders import temporary_folder
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ def with_defined_order(bundle: Bundle) -> Iterator[Bundle]:
     """Yield `bundle`, or for as long as the block lasts a copy of its graph in which every TopK sorts."""
     import onnx_ir as ir
 
-    model = load_model(bundle.onnx)
-    if not has_undefined_order(model):
+    if not has_undefined_order(read_model(bundle.onnx)):
         yield bundle
         return
+    model = load_model(bundle.onnx)
     for node, _ in iterate_nodes(model):
         if _is_unsorted(node):
             node.attributes["sorted"] = ir.AttrInt64("sorted", 1)
