@@ -350,9 +350,9 @@ def refuse_existing(target: Path, force: bool) -> None:
 def _manifest_of_file(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return what a manifest would say of a plain `.onnx` file, and the notes about its repairs."""
     from relu_deploy.graph.loading.repairs import stale_shapes_of
-    from relu_deploy.graph.model import load_model
+    from relu_deploy.graph.model import read_model
 
-    model = load_model(file)
+    model = read_model(file)
     return _manifest_of_model(model, file), (*model.meta["notes"], *stale_shapes_of(model))
 
 

@@ -37,6 +37,10 @@ def to_proto_without_weights(model: ir.Model) -> onnx.ModelProto:
     """Return `model` serialized, with each large weight as an input of its type and shape."""
     import onnx_ir as ir
 
-    light = model.clone()
-    detach_weights(light)
+    light = model
+    # A copy takes longer than all the rest where there are many nodes.
+    constants = (value.const_value for value in model.graph.initializers.values())
+    if any(constant is not None and constant.nbytes > LARGEST_KEPT for constant in constants):
+        light = model.clone()
+        detach_weights(light)
     return ir.to_proto(light)
