@@ -7,7 +7,7 @@ a scan output: the values of all iterations along a new first axis, which needs 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["BodyStep", "bodies_of", "expose", "inner_nodes", "is_exposable", "iterate_nodes", "name_bodies"]
+__all__ = ["BodyStep", "bodies_of", "dependents", "expose", "inner_nodes", "is_exposable", "iterate_nodes", "name_bodies"]
 
 _ITERATING = ("Loop", "Scan")
 
@@ -64,6 +64,17 @@ def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
         for inner in body:
             yield inner
             yield from inner_nodes(inner)
+
+
+def dependents(model: ir.Model, starts: Callable[[ir.Node], bool]) -> Iterator[ir.Node]:
+    """Yield the nodes of the top graph that `starts` holds for, or for a node in their bodies, and all that depend on their results."""
+    made: set[str] = set()
+    for node in model.graph:
+        inside = [node, *inner_nodes(node)]
+        reads = any(value is not None and value.name in made for each in inside for value in each.inputs)
+        if reads or any(map(starts, inside)):
+            made |= {str(value.name) for value in node.outputs if value.name}
+            yield node
 
 
 def name_bodies(model: ir.Model) -> None:

@@ -18,6 +18,7 @@ from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, requi
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.graph import find_relus, load_model, precision_of
+from relu_deploy.graph.bodies import dependents, inner_nodes
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.judging.comparable import comparable
@@ -201,12 +202,9 @@ def _confirmed(plan: VerifyPlan, source: Source, truth: Truth, report: BackendRe
 
 def _behind_unknown(plan: VerifyPlan) -> set[str]:
     """Return the nodes that cannot be evaluated, and those that depend on their results."""
-    found, values = {name for name, _ in plan.unknown}, set[str]()
-    for node in read_model(plan.bundle.onnx).graph:
-        if str(node.name) in found or any(value is not None and str(value.name) in values for value in node.inputs):
-            found.add(str(node.name))
-            values.update(str(value.name) for value in node.outputs)
-    return found
+    unknown = {name for name, _ in plan.unknown}
+    behind = dependents(read_model(plan.bundle.onnx), lambda node: str(node.name) in unknown)
+    return {str(each.name) for node in behind for each in (node, *inner_nodes(node))}
 
 
 def _with_faults(plan: VerifyPlan, source: Source, truth: Truth, reports: Sequence[BackendReport]) -> list[BackendReport]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from relu_deploy.backends.base import Rounding
 from relu_deploy.graph import opset_of
-from relu_deploy.graph.bodies import inner_nodes, iterate_nodes
+from relu_deploy.graph.bodies import dependents, iterate_nodes
 from relu_deploy.graph.selection import INDEXING
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.verdict import rms
@@ -94,13 +94,7 @@ def behind_decisions(model: ir.Model) -> set[str]:
 
     A node with bodies decides where a node inside it does.
     """
-    found: set[str] = set()
-    for node in model.graph:
-        inner = list(inner_nodes(node))
-        reads = any(value is not None and value.name in found for each in (node, *inner) for value in each.inputs)
-        if reads or any(map(_decides, (node, *inner))):
-            found |= {str(value.name) for value in node.outputs}
-    return found
+    return {str(value.name) for node in dependents(model, _decides) for value in node.outputs}
 
 
 def _decides(node: ir.Node) -> bool:
