@@ -20,6 +20,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 
+from relu_deploy.serving.transport.limits import SHARE_CLOSED
+
 __all__ = ["BACKLOG", "Acceptor"]
 
 #: connections that wait to be accepted
@@ -27,8 +29,6 @@ BACKLOG = 4096
 #: seconds that a turn accepts, and seconds until the next attempt where the process has no file descriptor left: after connections
 #: were closed, which takes a turn, and where none could be
 TURN_SECONDS, CLOSING_SECONDS, RETRY_SECONDS = 0.001, 0.005, 0.1
-#: share of the handshakes that are given up at a time
-SHARE_CLOSED = 1 / 8
 #: seconds that a TLS handshake may take
 HANDSHAKE_SECONDS = 10.0
 #: seconds that handshakes may still take when the server stops

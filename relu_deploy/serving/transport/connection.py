@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from relu_deploy.serving.protocol.routes import CONTEXT, RequestContext, parse_route
 from relu_deploy.serving.transport.admission import EarlyAdmission, Refusal
-from relu_deploy.serving.transport.limits import HttpLimits
+from relu_deploy.serving.transport.limits import SHARE_CLOSED, HttpLimits
 from relu_deploy.serving.transport.lingering_close import CloseHookTransport, Lingering
 from relu_deploy.serving.transport.paused_connections import PausedConnections
 from relu_deploy.serving.transport.sliced_input import InputFlow, SlicedInput
@@ -37,8 +37,6 @@ MALFORMED = (b"400 Bad Request", b'{"error":"this is not an HTTP request"}')
 MAX_SKIPPED = 2**15
 log = logging.getLogger("relu_deploy.serve")
 
-#: share of the connections that are closed where a new one needs their file descriptors
-SHARE_CLOSED = 1 / 8
 
 #: in place of uvicorn's cycle, for a request that was refused without one
 REFUSED_CYCLE: Any = SimpleNamespace(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["HttpLimits", "LingerLimits"]
+__all__ = ["SHARE_CLOSED", "HttpLimits", "LingerLimits"]
+
+#: share of the connections, and of the TLS handshakes, that are given up at a time where a new one needs their file descriptors
+SHARE_CLOSED = 1 / 8
 
 
 @dataclass(frozen=True)
