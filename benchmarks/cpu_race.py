@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -57,8 +58,9 @@ from relu_deploy.zoo.recipes import build
 
 REFERENCE = "onnxruntime-cpu float32"
 ROUNDS = 8
-#: rounds of the final between auto and the contestants that may be as fast, and how many of those it meets
-FINAL_ROUNDS, RIVALS = 40, 3
+#: the final between auto and its fastest rivals: how many rivals, the fewest rounds, after how many rounds its interval is computed,
+#: the half-width of that interval (relative) at which it ends, and the seconds after which it ends in any case
+RIVALS, FINAL_ROUNDS, FINAL_STEP, FINAL_WIDTH, FINAL_SECONDS = 3, 40, 20, 0.02, 300
 #: runs in one slot of a round, and the shortest and longest slot in seconds
 SLOT_RUNS, SHORTEST, LONGEST = 6, 0.1, 0.8
 #: rows that are calibrated on, and rows on which agreement and error are measured
@@ -271,11 +273,24 @@ def race(contestants: Sequence[Contestant], builder: VariantBuilder, batch: int,
     for turn in range(ROUNDS):
         say(f"batch {batch}: round {turn + 1} of {ROUNDS}")
         run_round(usable, turn, lambda one: one.rounds)
-    finalists = finalists_of(contestants, builder.max_drop)
-    for turn in range(FINAL_ROUNDS if finalists else 0):
-        if turn % 8 == 0:
-            say(f"batch {batch}: final round {turn + 1} of {FINAL_ROUNDS}: {', '.join(one.name for one in finalists)}")
+    run_final(finalists_of(contestants, builder.max_drop), batch)
+
+
+def run_final(finalists: Sequence[Contestant], batch: int) -> None:
+    """Time auto and its rivals in turn until the interval of auto against the best of them is narrow."""
+    started, turn = time.perf_counter(), 0
+    while finalists and time.perf_counter() - started < FINAL_SECONDS:
         run_round(finalists, turn, lambda one: one.final)
+        turn += 1
+        if turn < FINAL_ROUNDS or turn % FINAL_STEP:
+            continue
+        result = against_best(finalists)
+        if result is None or result["ci95"] is None:
+            return
+        low, high = result["ci95"]
+        say(f"batch {batch}: final round {turn}: auto over {result['best_other']} {result['auto_over_best']} [{low}, {high}]")
+        if math.log(high / low) / 2 <= FINAL_WIDTH:
+            return
 
 
 def run_round(contestants: Sequence[Contestant], turn: int, results: Callable[[Contestant], list[list[float]]]) -> None:
