@@ -25,7 +25,6 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ from relu_deploy.data.datasets import spread_evenly
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.exporting.exporter import export_source
 from relu_deploy.graph import load_model, save_model
-from relu_deploy.latency_stats import ratio_of, summarize
+from relu_deploy.latency_stats import median_ratio_of, ratio_of, summarize
 from relu_deploy.optimization.accuracy.compared_tensors import ComparedTensors
 from relu_deploy.optimization.accuracy.evaluation_data import load_evaluation_data
 from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator
@@ -367,7 +366,7 @@ def finalists_of(contestants: Sequence[Contestant], max_drop: float) -> list[Con
     others = [one for one in contestants if one.name != "auto" and one.rounds and one.facts.get("agreement", 0.0) >= 1 - max_drop]
     if auto is None or not others:
         return []
-    return [auto, *sorted(others, key=lambda one: -ratio_of(one.rounds, auto.rounds).value)[:RIVALS]]
+    return [auto, *sorted(others, key=lambda one: -median_ratio_of(one.rounds, auto.rounds).value)[:RIVALS]]
 
 
 def against_best(contestants: Sequence[Contestant]) -> dict[str, Any] | None:
@@ -376,8 +375,8 @@ def against_best(contestants: Sequence[Contestant]) -> dict[str, Any] | None:
     others = [one for one in contestants if one is not auto and auto is not None and len(one.final) == len(auto.final)]
     if auto is None or not others:
         return None
-    best = max(others, key=lambda one: ratio_of(medians(one.final), medians(auto.final)).value)
-    by_means, by_medians = ratio_of(auto.final, best.final), ratio_of(medians(auto.final), medians(best.final))
+    best = max(others, key=lambda one: median_ratio_of(one.final, auto.final).value)
+    by_means, by_medians = ratio_of(auto.final, best.final), median_ratio_of(auto.final, best.final)
     return {
         "best_other": best.name,
         "auto_over_best": round(by_medians.value, 4),
@@ -388,11 +387,6 @@ def against_best(contestants: Sequence[Contestant]) -> dict[str, Any] | None:
         },
         "rounds": len(auto.final),
     }
-
-
-def medians(rounds: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Return rounds of one latency each, their median, which a pause of the machine does not move."""
-    return [[median(one)] for one in rounds]
 
 
 def run_model(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
