@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = [
+    "ITERATING",
     "Source",
     "Truth",
     "choose_against",
@@ -41,6 +43,10 @@ __all__ = [
 ]
 
 CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
+#: operators whose body runs several times: its tensors have a value for each iteration
+ITERATING = ("Loop", "Scan", "SequenceMap")
+#: iterations, and bytes of all tensors together, up to which the values inside such bodies are kept
+MOST_ITERATIONS, MOST_BYTES = 64, 2**28
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,9 @@ class Source:
         against: "torch", "reference" or a path.
         names: Its outputs and taps → the names in the graph under test, where they differ.
         inner: The tensors inside it → the tensors of the graph under test that they correspond to.
+        iterated: The tensors inside its bodies of `ITERATING` operators that the graph under test has as well.
         model: The graph that it evaluates, or the one that its program was exported to.
+        reference: Options of the reference evaluator.
     """
 
     against: str
@@ -86,6 +94,8 @@ class Source:
     model: ir.Model
     names: Mapping[str, str] = field(default_factory=dict)
     inner: Mapping[str, str] = field(default_factory=dict)
+    iterated: frozenset[str] = frozenset()
+    reference: Mapping[str, Any] = field(default_factory=dict)
 
     def close(self) -> None:
         self.session.close()
@@ -114,6 +124,24 @@ class Source:
             return value
 
         return values | self.evaluate(feeds, seen=cast(Seen, keep))
+
+    def iterations(self, feeds: Feeds) -> dict[str, list[Array]]:
+        """Return the values of each tensor of `iterated` in float64, one for each of the first iterations."""
+        values: dict[str, list[Array]] = {name: [] for name in self.iterated}
+        size = 0
+
+        def keep(name: str, value: Any) -> Any:
+            nonlocal size
+            if name in values and isinstance(value, np.ndarray) and len(values[name]) < MOST_ITERATIONS and size < MOST_BYTES:
+                values[name].append(value)
+                size += value.nbytes
+            return value
+
+        if self.iterated:
+            # Taps make other tensors of those that they expose.
+            with closing(cast(TruthSession, load(self.against, "reference", **self.reference))) as session:
+                session.evaluate(feeds, seen=keep)
+        return {name: arrays for name, arrays in values.items() if arrays}
 
 
 def choose_against(bundle: Bundle, against: str | None) -> str:
@@ -198,7 +226,7 @@ def _converted_from(node: ir.Node) -> str:
     return source
 
 
-def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: int = 0) -> Source:
+def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], reference: Mapping[str, Any] | None = None) -> Source:
     """Return the loaded source of the truth.
 
     Args:
@@ -207,21 +235,23 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
             many outputs, which are taken in order; its inner tensors are those of the same name, and its Relus, where none
             has the name of one of `relus` and there are as many, are taken in order.
         relus: The Relus to compare.
-        threads: CPU threads.
+        reference: Options of the reference evaluator, as for `load`.
 
     Raises:
         InputError: If the other file is missing or its inputs and outputs differ.
         UsageError: If there is nothing to compare with.
     """
+    options = dict(reference or {})
     if against == "torch":
-        return _torch_source(bundle, relus, threads)
+        return _torch_source(bundle, relus, options.get("threads", 0))
     if against == "reference":
-        session = load(bundle, "reference", taps=_existing(relus, bundle), threads=threads)
+        session = load(bundle, "reference", taps=_existing(relus, bundle), **options)
         return Source(against, cast(TruthSession, session), load_model(bundle.onnx))
     other = _other(bundle, Path(against))
     other_model, model = load_model(other.onnx), load_model(bundle.onnx)
     theirs = [relu for relu in find_relus(other_model) if relu.observable]
-    inner = {name: name for name in _tensors_made(other_model) & _tensors_made(model)}
+    (made, iterated), (made_by_other, iterated_by_other) = _tensors_made(model), _tensors_made(other_model)
+    inner = {name: name for name in made_by_other & made}
     outputs = {relu.output for relu in relus}
     clamped = clamped_tensors(model)
     if not outputs & {clamped.get(name, name) for name in inner} and len(theirs) == len(relus):
@@ -230,8 +260,8 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
     # Where a quantization is the Relu, the dequantized tensor has the Relu's values.
     names = {their_name: clamped.get(name, name) for their_name, name in inner.items()}
     taps = tuple(relu for relu in theirs if relu.observable and names.get(relu.output) in outputs)
-    session = cast(TruthSession, load(other, "reference", taps=taps, threads=threads))
-    return Source(against, session, other_model, names, inner)
+    session = cast(TruthSession, load(other, "reference", taps=taps, **options))
+    return Source(against, session, other_model, names, inner, frozenset(iterated & iterated_by_other), options)
 
 
 def _torch_source(bundle: Bundle, relus: Sequence[Relu], threads: int) -> Source:
@@ -257,14 +287,14 @@ def _existing(relus: Sequence[Relu], bundle: Bundle) -> tuple[Relu, ...]:
     return tuple(relu for relu in relus if relu.output in known)
 
 
-def _tensors_made(model: ir.Model) -> set[str]:
-    """Return the tensors of a graph and of the branches in it; those of a loop's body have a value for each iteration."""
-    return {
-        str(value.name)
-        for node, path in iterate_nodes(model)
-        if not any(step.node.op_type in ("Loop", "Scan") for step in path)
-        for value in node.outputs
-    }
+def _tensors_made(model: ir.Model) -> tuple[set[str], set[str]]:
+    """Return the tensors of a graph and of the branches in it, and those inside bodies of `ITERATING` operators."""
+    once: set[str] = set()
+    iterated: set[str] = set()
+    for node, path in iterate_nodes(model):
+        made = iterated if any(step.node.op_type in ITERATING for step in path) else once
+        made.update(str(value.name) for value in node.outputs if value.name)
+    return once, iterated
 
 
 def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Truth:

@@ -21,6 +21,7 @@ from relu_deploy.graph import opset_of
 from relu_deploy.graph.bodies import dependents, iterate_nodes
 from relu_deploy.graph.selection import INDEXING
 from relu_deploy.tensors import Array, Feeds
+from relu_deploy.verification.judging.normalization_noise import NORMALIZATIONS, normalized_terms, shift_of_order
 from relu_deploy.verification.judging.verdict import rms
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ FAINT = 0.1
 #: operators that decide: their results change by whole steps
 DECIDING = {"ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod"}
 DECIDING |= {"NonMaxSuppression", "NonZero", "Round", "Sign", "TopK", "Unique", "BitwiseAnd", "IsInf", "IsNaN", "Shrink"}
+DECIDING |= {"Binarizer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 #: operators that round numbers to integers, and those that compute or move such integers
 ROUNDING = {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear"}
 COMPUTING = {"Abs", "Add", "Cast", "Clip", "Concat", "DepthToSpace", "Div", "Expand", "Flatten", "Identity", "Max", "MaxPool"}
@@ -154,7 +156,7 @@ class SumOrder:
     @classmethod
     def of(cls, model: ir.Model, tensor_names: Mapping[str, str], feeds: Feeds, *, replace: bool) -> SumOrder:
         """Return the sums of a graph. replace: False only counts their terms."""
-        nodes = {str(node.outputs[0].name): node for node, _ in iterate_nodes(model) if node.op_type in (*SUMS, *SHIFTED)}
+        nodes = {str(node.outputs[0].name): node for node, _ in iterate_nodes(model) if node.op_type in OF_ORDER}
         if tensor_names:
             nodes = {name: nodes[ours] for name, ours in tensor_names.items() if ours in nodes}
         sums = cls(nodes, tensor_names, opset_of(model), replace)
@@ -172,6 +174,11 @@ class SumOrder:
             self.is_faint |= 0 < rms(value) < FAINT
             x = self._inputs.get(str(node.inputs[0].name), np.zeros(0))
             value = value + SHIFTED[node.op_type](node, x, value) if self.replace else value
+        elif node.op_type in NORMALIZATIONS:
+            x = self._inputs.get(str(node.inputs[0].name), np.zeros(0))
+            terms = normalized_terms(node, x)
+            self.longest = max(self.longest, terms)
+            value = value + shift_of_order(node, x, self.opset) if self.replace and terms >= LONG else value
         else:
             x = self._inputs.get(str(node.inputs[0].name), np.zeros(0))
             axes = _axes(node, x.ndim, self.opset)
@@ -188,9 +195,9 @@ class SumOrder:
 def _axes(node: ir.Node, rank: int, opset: int) -> tuple[int, ...]:
     """Return the axes that a node sums over, () when they are not constants."""
     spatial = tuple(range(2, rank))
-    if node.op_type in ("GlobalAveragePool", "InstanceNormalization"):
+    if node.op_type == "GlobalAveragePool":
         return spatial
-    if node.op_type == "LayerNormalization":
+    if node.op_type == "RMSNormalization":
         start = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
         return tuple(range(start % rank, rank)) if rank else ()
     if node.op_type in ("Softmax", "LogSoftmax"):
@@ -261,9 +268,9 @@ def _mean(x: Array, axes: tuple[int, ...], value: Array) -> Array:
     return value + (in_order - exact).reshape(value.shape) / math.prod(x.shape[axis] for axis in axes)
 
 
-def _normalized(x: Array, axes: tuple[int, ...], value: Array) -> Array:
-    """The variance is a sum of squares, and the result is divided by its root; the mean's own error is small beside it."""
-    return value / np.sqrt(_ratio(np.square(x - x.mean(axis=axes, keepdims=True)), axes))
+def _standardized(x: Array, axes: tuple[int, ...], value: Array) -> Array:
+    """The result is divided by the root of a sum of squares."""
+    return value / np.sqrt(_ratio(np.square(x), axes))
 
 
 def _exponential_shift(scale: float, factor: str = "") -> Callable[[ir.Node, Array, Array], Array]:
@@ -289,8 +296,6 @@ SHIFTED: dict[str, Callable[[ir.Node, Array, Array], Array]] = {
 #: what the order of a long sum does to the result of each operator that has one
 SUMS: dict[str, Callable[[Array, tuple[int, ...], Array], Array]] = {
     "GlobalAveragePool": _mean,
-    "InstanceNormalization": _normalized,
-    "LayerNormalization": _normalized,
     "LogSoftmax": _log_softmax,
     "ReduceL1": _scaled_by(np.abs),
     "ReduceL2": _scaled_by(np.square, 0.5),
@@ -298,5 +303,7 @@ SUMS: dict[str, Callable[[Array, tuple[int, ...], Array], Array]] = {
     "ReduceMean": _mean,
     "ReduceSum": _sum,
     "ReduceSumSquare": _scaled_by(np.square),
+    "RMSNormalization": _standardized,
     "Softmax": _softmax,
 }
+OF_ORDER = frozenset([*SUMS, *SHIFTED, *NORMALIZATIONS])

@@ -123,8 +123,9 @@ class TensorNoise:
 
 
 def _error(value: Array, true: Array) -> float:
-    """Return the RMS error of the elements that are finite on both sides."""
-    finite = np.isfinite(value) & np.isfinite(true)
+    """Return the RMS error of the elements that are finite on both sides, as float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(value.astype(np.float32)) & np.isfinite(true.astype(np.float32))
     return rms(value[finite].astype(np.float64) - true[finite])
 
 
