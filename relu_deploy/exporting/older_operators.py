@@ -70,7 +70,8 @@ class _Parts:
         name = f"{self._node.name}/constant_{len(self._nodes)}"
         tensor = ir.tensor(np.asarray(array), name=name)
         made = ir.node("Constant", [], {"value": tensor}, name=name)
-        made.outputs[0].name, made.outputs[0].type, made.outputs[0].shape = name, ir.TensorType(tensor.dtype), tensor.shape
+        made.outputs[0].name, made.outputs[0].type = name, ir.TensorType(tensor.dtype)
+        made.outputs[0].shape = ir.Shape(tensor.shape)
         self._nodes.append(made)
         return made.outputs[0]
 

@@ -22,7 +22,8 @@ from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus,
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.judging.noise import LONG, LargeRounding, SumOrder, behind_decisions, draws_for, rounded_numbers
+from relu_deploy.verification.judging.noise import LargeRounding, behind_decisions, draws_for, rounded_numbers
+from relu_deploy.verification.judging.sum_order import LONG, SumOrder
 from relu_deploy.verification.judging.tensor_noise import TensorNoise
 from relu_deploy.verification.judging.verdict import LIMITS
 from relu_deploy.verification.tapping import arrays_of

@@ -36,8 +36,9 @@ def set_input_ranks(model: ir.Model, ranks: Mapping[str, int]) -> ir.Model:
         return model
     ranked = model.clone()
     for value in ranked.graph.inputs:
-        if value.shape is None and value.name in ranks:
-            value.shape = _unknown_sizes(value.name, ranks[value.name])
+        name = str(value.name)
+        if value.shape is None and name in ranks:
+            value.shape = _unknown_sizes(name, ranks[name])
     return ranked
 
 

@@ -168,7 +168,7 @@ def evaluated_on(
         given.setdefault(name, {})[place] = value
 
     def add_square(name: str, place: int, value: Any) -> None:
-        exact = given.get(name, {}).get(place)
+        exact: Any = given.get(name, {}).get(place)
         if name not in known or not isinstance(value, np.ndarray) or value.shape != np.shape(exact):
             return
         key = name, place

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["NORMALIZATIONS", "normalized_terms", "shift_of_order"]
 
-NORMALIZATIONS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "MeanVarianceNormalization")
+NORMALIZATIONS = (
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "MeanVarianceNormalization",
+    "SkipLayerNormalization",
+)
 
 
 def normalized_terms(node: ir.Node, x: Array) -> int:
@@ -49,7 +55,7 @@ def _summed(rows: Array) -> Array:
 
 
 def _axes(node: ir.Node, x: Array) -> tuple[int, ...]:
-    if node.op_type == "LayerNormalization":
+    if node.op_type in ("LayerNormalization", "SkipLayerNormalization"):
         return tuple(range(int(_number(node, "axis", -1)) % x.ndim, x.ndim))
     if node.op_type == "MeanVarianceNormalization":
         axes = node.attributes["axes"].as_ints() if "axes" in node.attributes else (0, 2, 3)
@@ -62,7 +68,8 @@ def _groups(node: ir.Node) -> int:
 
 
 def _epsilon(node: ir.Node) -> float:
-    return 0.0 if node.op_type == "MeanVarianceNormalization" else _number(node, "epsilon", 1e-5)
+    defaults = {"MeanVarianceNormalization": 0.0, "SkipLayerNormalization": 1e-12}
+    return _number(node, "epsilon", defaults.get(node.op_type, 1e-5))
 
 
 def _number(node: ir.Node, name: str, default: float) -> float:
@@ -71,8 +78,9 @@ def _number(node: ir.Node, name: str, default: float) -> float:
 
 def _scale(node: ir.Node, x: Array, opset: int) -> Array:
     """Return the factor of the normalized numbers, which broadcasts to `x`; 1 where it is no constant."""
-    scale = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
-    if scale is None or node.op_type == "LayerNormalization":
+    place = 2 if node.op_type == "SkipLayerNormalization" else 1
+    scale = constant_of(node.inputs[place]) if len(node.inputs) > place else None
+    if scale is None or node.op_type in ("LayerNormalization", "SkipLayerNormalization"):
         return np.ones(()) if scale is None else np.asarray(scale, np.float64)
     per_group = node.op_type == "GroupNormalization" and opset < 21
     channels = np.repeat(scale, x.shape[1] // _groups(node)) if per_group else scale
