@@ -187,3 +187,37 @@ def test_a_weight_times_minus_one_and_a_half_in_such_a_graph_fails(convolutions,
     assert not report.passed
     (fault,) = report.backends[0].faults
     assert fault.node == node.name or node.name in fault.region
+
+
+def test_a_dynamically_quantized_graph_that_onnx_runtime_fused_is_judged_as_8_bits(tmp_path):
+    from onnxruntime.quantization import quantize_dynamic
+
+    def network(name, factor=1.0):
+        generator = np.random.default_rng(0)
+        weights = {f"w{k}": generator.standard_normal((32, 32)).astype(np.float32) for k in (1, 2)}
+        weights |= {f"b{k}": generator.standard_normal(32).astype(np.float32) for k in (1, 2)}
+        weights["w2"][:, 1] *= factor
+        nodes = [
+            helper.make_node("MatMul", ["x", "w1"], ["m1"], "first"),
+            helper.make_node("Add", ["m1", "b1"], ["a1"], "bias1"),
+            helper.make_node("Relu", ["a1"], ["r"], "relu"),
+            helper.make_node("MatMul", ["r", "w2"], ["m2"], "second"),
+            helper.make_node("Add", ["m2", "b2"], ["y"], "bias2"),
+        ]
+        return saved(tmp_path / name, nodes, ([info("x", ["n", 32])], [info("y", ["n", 32])]), weights)
+
+    def fused(path):
+        quantize_dynamic(str(path), str(path.with_suffix(".int8.onnx")))
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        settings.optimized_model_filepath = str(path.with_suffix(".fused.onnx"))
+        onnxruntime.InferenceSession(str(path.with_suffix(".int8.onnx")), settings, providers=["CPUExecutionProvider"])
+        return path.with_suffix(".fused.onnx")
+
+    right = network("right.onnx")
+    made = fused(right)
+    assert "DynamicQuantizeMatMul" in {node.op_type for node in onnx.load(made).graph.node}
+    report = verify(made, against=str(right), samples=8)
+    assert report.precision == "int8"
+    assert report.passed, report.to_json()
+    assert not verify(fused(network("wrong.onnx", -1.5)), against=str(right), samples=8).passed
