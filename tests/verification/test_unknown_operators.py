@@ -131,6 +131,23 @@ def test_a_graph_of_nothing_but_such_operators_is_refused_in_words_unless_anothe
     assert verify(scaler("wrong.onnx", 2.01), against=str(right)).first_divergence == "scaler"
 
 
+def test_an_operator_that_nobody_has_is_named_without_the_files_that_stand_for_it(tmp_path, capfd):
+    node = helper.make_node("Foo", ["r"], ["y"], "foo", domain="com.microsoft")
+    path = saved(
+        tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["r"]), node], ([info("x", ["n", 2])], [info("y", ["n", 2])])
+    )
+    standard = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Neg", ["r"], ["y"])]
+    plain = saved(tmp_path / "plain.onnx", standard, ([info("x", ["n", 2])], [info("y", ["n", 2])]))
+    with pytest.raises(Unsupported, match=r"the operator of node 'foo' \(com\.microsoft\.Foo\)") as error:
+        verify(plain, against=str(path))
+    assert "tmp" not in error.value.message
+    assert "--backend" in error.value.hint
+    with pytest.raises(Unsupported, match="onnxruntime-cpu cannot run m"):
+        verify(path, against=str(plain))
+    # The runtime logs nothing of its own beside the error.
+    assert capfd.readouterr().err == ""
+
+
 # ---------------------------------------------------------------- graphs that ONNX Runtime saved
 
 

@@ -97,7 +97,16 @@ class Delegate:
         with temporary_folder("node") as folder:
             path = folder / "node.onnx"
             save_model(_piece(self._model, node, fed), path)
-            return self._load(Bundle.open(path))
+            try:
+                return self._load(Bundle.open(path))
+            except Unsupported as error:
+                # Runtimes name the file, which the user does not know.
+                reason = error.message.replace(f"Load model from {path} failed:", "").removeprefix("node: ")
+                raise Unsupported(
+                    f"the reference evaluator does not have the operator of node {str(node.name)!r} "
+                    f"({node.domain}.{node.op_type}), and a runtime refuses it: {reason}",
+                    "name a --backend that has it, or verify against another ONNX file",
+                ) from error
 
 
 def _piece(model: ir.Model, node: ir.Node, fed: dict[str, Array]) -> ir.Model:
