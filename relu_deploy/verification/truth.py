@@ -23,6 +23,7 @@ from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.noise import LargeRounding, behind_decisions, draws_for, rounded_numbers
+from relu_deploy.verification.judging.overflow import NonFinite, behind_overflow
 from relu_deploy.verification.judging.sum_order import LONG, SumOrder
 from relu_deploy.verification.judging.tensor_noise import TensorNoise
 from relu_deploy.verification.judging.verdict import LIMITS
@@ -324,7 +325,8 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
 
         source.evaluate_each(feeds, add, **options)
 
-    runs = [partial(measure, "float32", wide=False)]
+    finite = NonFinite()
+    runs = [partial(measure, "float32", wide=False, seen=None if torch_names else finite.seen)]
     runs += [partial(measure, "draw", seed, rounding=Rounding(precision, seed)) for seed in range(draws_for(true, precision))]
     ordered = counted.longest >= LONG or counted.is_faint
     if ordered:
@@ -337,6 +339,12 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
     with ThreadPoolExecutor(1 if source.against == "torch" else 2) as pool:
         for run in [pool.submit(run) for run in runs]:
             run.result()
+    if finite.counts:
+        own = NonFinite()
+        source.evaluate(feeds, seen=own.seen)
+        for name in behind_overflow(source.model, finite, own):
+            if (ours := source.names.get(name, name)) in noise:
+                noise[ours].forget_overflow()
     return Truth(
         against=source.against,
         values=true,
