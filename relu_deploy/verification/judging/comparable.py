@@ -107,8 +107,9 @@ def _unknown_nodes(bundle: Bundle, against: str) -> tuple[tuple[str, str], ...]:
         return tuple(dict.fromkeys((*unknown, *_unknown_of(read_model(_open(Path(against)).onnx)))))
     names = {name for name, _ in unknown}
     if names and all(str(node.name) in names or node.op_type == "Constant" for node in model.graph):
+        node, operator = unknown[0]
         raise InputError(
-            "nothing can be verified: no output is computed by operators that the reference evaluator has",
+            f"nothing can be verified: the reference evaluator has no operator of the graph, such as {operator} (node {node!r})",
             "verify against another ONNX file",
         )
     return tuple(unknown)
