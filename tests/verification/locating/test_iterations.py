@@ -129,3 +129,49 @@ def test_a_fault_in_a_branch_inside_a_loop_is_located_there(tmp_path):
     assert verify(right, against=str(right), feeds={"x": x}).passed
     report = verify(wrong, against=str(right), feeds={"x": x})
     assert [fault.node for fault in report.backends[0].faults] == ["loop/if/product"]
+
+
+def nested(path, factor=1.0):
+    """A Loop of 1, 2 and 3 iterations in a Loop of three."""
+    tensors = [numpy_helper.from_array(weights_of(4, factor), "w")]
+    product = [
+        helper.make_node("MatMul", ["inner_state", "w"], ["m"], "product"),
+        helper.make_node("Tanh", ["m"], ["inner_next"], "tanh"),
+        helper.make_node("Identity", ["inner_on"], ["inner_still"], "go"),
+    ]
+    carried = [info("j", [], INT64), info("inner_on", [], BOOL), info("inner_state", ["n", 8])]
+    inner = helper.make_graph(product, "inner", carried, [info("inner_still", [], BOOL), info("inner_next", ["n", 8])], tensors)
+    nodes = [
+        helper.make_node("Add", ["i", "one"], ["times"], "count"),
+        helper.make_node("Loop", ["times", "", "state"], ["looped"], "inside", body=inner),
+        helper.make_node("Add", ["looped", "state"], ["next"], "add"),
+        helper.make_node("Identity", ["on"], ["still"], "continue"),
+    ]
+    carried = [info("i", [], INT64), info("on", [], BOOL), info("state", ["n", 8])]
+    outer = helper.make_graph(nodes, "outer", carried, [info("still", [], BOOL), info("next", ["n", 8])])
+    loop = helper.make_node("Loop", ["three", "", "x"], ["y"], "loop", body=outer)
+    return saved(path, [loop], ([info("x", ["n", 8])], [info("y", ["n", 8])]), {"three": np.int64(3), "one": np.int64(1)})
+
+
+def mapped(path, factor=1.0):
+    """Each row of x alone, multiplied by a matrix, with a Mul behind them that reads the rows together."""
+    tensors = [numpy_helper.from_array(weights_of(5, factor), "w")]
+    nodes = [helper.make_node("MatMul", ["row", "w"], ["m"], "product"), helper.make_node("Relu", ["m"], ["r"], "relu")]
+    body = helper.make_graph(nodes, "body", [info("row", ["k", 8])], [info("r", ["k", 8])], tensors)
+    around = [
+        helper.make_node("SplitToSequence", ["x", "one"], ["rows"], "split", axis=0),
+        helper.make_node("SequenceMap", ["rows"], ["products"], "map", body=body),
+        helper.make_node("ConcatFromSequence", ["products"], ["c"], "join", axis=0),
+        helper.make_node("Mul", ["c", "two"], ["y"], "double"),
+    ]
+    weights = {"one": np.int64(1), "two": np.float32(2)}
+    return saved(path, around, ([info("x", ["n", 8])], [info("y", ["n", 8])]), weights)
+
+
+@pytest.mark.parametrize(("network", "node"), [(nested, "loop/inside/product"), (mapped, "map/product")])
+def test_a_fault_in_a_loop_inside_a_loop_or_in_a_map_of_a_sequence_is_located_there(tmp_path, network, node):
+    right, wrong = network(tmp_path / "right.onnx"), network(tmp_path / "wrong.onnx", 1.2)
+    assert verify(right, against=str(right), samples=3).passed
+    report = verify(wrong, against=str(right), samples=3)
+    assert not report.passed
+    assert [fault.node for fault in report.backends[0].faults] == [node]
