@@ -21,6 +21,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.graph import find_relus, load_model, precision_of
 from relu_deploy.tensors import Feeds, check_feeds
+from relu_deploy.verification.against import relus_to_compare, why_not_compared
 from relu_deploy.verification.judging.comparable import comparable
 from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED
 from relu_deploy.verification.judging.invariants import check_invariance, confirm_by_truth, run_invariance_checks
@@ -33,7 +34,7 @@ from relu_deploy.verification.memory import check_memory
 from relu_deploy.verification.plan import VerifyPlan
 from relu_deploy.verification.preprocess.comparison import compare_preprocess
 from relu_deploy.verification.report import BackendReport, VerifyReport
-from relu_deploy.verification.truth import Source, Truth, find_truth, open_source, relus_to_compare, why_not_compared
+from relu_deploy.verification.truth import Source, Truth, find_truth, open_source
 
 __all__ = ["VerifyReport", "verify"]
 

@@ -19,9 +19,10 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Feeds
+from relu_deploy.verification.against import choose_against
 from relu_deploy.verification.judging.defined_order import with_defined_order
 from relu_deploy.verification.judging.pinning import PinnedNodes, random_nodes_of, random_values, replaced
-from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
+from relu_deploy.verification.truth import Truth, find_truth, open_source
 
 if TYPE_CHECKING:
     import onnx_ir as ir
