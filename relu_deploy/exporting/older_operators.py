@@ -71,7 +71,7 @@ class _Parts:
         tensor = ir.tensor(np.asarray(array), name=name)
         made = ir.node("Constant", [], {"value": tensor}, name=name)
         made.outputs[0].name, made.outputs[0].type = name, ir.TensorType(tensor.dtype)
-        made.outputs[0].shape = ir.Shape(tensor.shape)
+        made.outputs[0].shape = ir.Shape(np.shape(array))
         self._nodes.append(made)
         return made.outputs[0]
 

@@ -118,7 +118,8 @@ def _piece(model: ir.Model, node: ir.Node, fed: dict[str, Array]) -> ir.Model:
         name = _input(place)
         tensor = None if value is None else _constant(value)
         if tensor is not None:
-            read.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor))
+            shape = ir.Shape(tensor.numpy().shape)
+            read.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor))
         elif name in fed:
             kind = ir.TensorType(ir.DataType(element_type(fed[name].dtype)))
             sizes = [f"{name}_{axis}" for axis in range(fed[name].ndim)]
