@@ -48,7 +48,7 @@ Progress = Callable[[str], None]
 #: candidates that are kept: of the default settings, and of all settings
 KEPT, FINALISTS = 3, 3
 #: fewest rounds of a level, and of the last one, and the seconds that a level may last for what it drops to be slower for sure
-ROUNDS, LAST_ROUNDS, LEVEL_SECONDS = 3, 10, 12.0
+ROUNDS, LAST_ROUNDS, LEVEL_SECONDS = 3, 6, 12.0
 #: default settings are taken where others are faster by less, or not for sure
 MARGIN = 0.01
 #: dropped candidates are checked that seemed faster than all that pass by more than this share
