@@ -66,10 +66,12 @@ def load_model(path: Path) -> ir.Model:
         InputError: If the file is not a valid ONNX model, its weights are missing or outside its folder, or one of its tensors
             is too large for this machine (see `resources`).
     """
-    loaded = _shared(path)
-    copy = loaded.model.clone()
-    # As long as a copy is in use, the file need not be parsed again.
-    copy.meta.update({**loaded.model.meta, "loaded": loaded})
+    model = _shared(path).model
+    try:
+        copy = model.clone()
+    except Exception as error:  # onnx_ir raises a dozen types for graphs that break its invariants
+        raise _invalid(path, error) from error
+    copy.meta.update(model.meta)
     return copy
 
 
@@ -90,6 +92,8 @@ def _shared(path: Path) -> _Loaded:
     loaded = _loaded.get(key) if key is not None else None
     if loaded is None:
         loaded = _Loaded(*_load(path))
+        # As long as the model or a copy is in use, the file need not be parsed again.
+        loaded.model.meta["loaded"] = loaded
         if key is not None and not loaded.is_external:
             _loaded[key] = loaded
             if path.stat().st_size <= KEPT_BYTES:
@@ -149,11 +153,15 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
             name_bodies(model)
             # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
             infer_shapes(model)
-        # What cannot be copied cannot be changed either.
-        model.clone()
+            # What cannot be copied cannot be changed either. The links of a graph without bodies were checked.
+            model.clone()
     except Exception as error:  # onnx_ir raises a dozen types for graphs that break its invariants
-        raise InputError(f"{path} is not a valid ONNX model: {_first_line(error)}", NOT_WHOLE) from error
+        raise _invalid(path, error) from error
     return model, is_external
+
+
+def _invalid(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is not a valid ONNX model: {_first_line(error)}", NOT_WHOLE)
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ from typing import Any
 
 from relu_deploy.bundle import MANIFEST, SOURCE, Bundle, seal, sha256
 from relu_deploy.errors import InputError
-from relu_deploy.graph import load_model
+from relu_deploy.graph import read_model
 from relu_deploy.storage.bundle_files import external_locations
 
 __all__ = ["RECORD", "copy_bundle", "copy_graph", "record_files", "refuse_target", "write_text"]
@@ -92,7 +92,7 @@ def copy_graph(graph: Path, target: Path) -> None:
     Raises:
         InputError: If a file of external weights is missing, or lies outside the folder of `graph`.
     """
-    load_model(graph)  # raises where the weights are not what the graph says
+    read_model(graph)  # raises where the weights are not what the graph says
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(graph, target)
     for location in external_locations(graph):

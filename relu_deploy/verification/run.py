@@ -17,7 +17,7 @@ from typing import Any
 from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, require, stored_settings
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
-from relu_deploy.graph import find_relus, load_model, precision_of
+from relu_deploy.graph import find_relus, precision_of
 from relu_deploy.graph.bodies import dependents, inner_nodes
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Feeds, check_feeds
@@ -104,7 +104,7 @@ def verify(
     cast = _autocast(bundle, backends, options)
     with ExitStack() as stack:
         compared = stack.enter_context(comparable(bundle, against, backends, arrays, options))
-        model = load_model(compared.bundle.onnx)
+        model = read_model(compared.bundle.onnx)
         plan = VerifyPlan(
             bundle=compared.bundle,
             evaluable=compared.evaluable,

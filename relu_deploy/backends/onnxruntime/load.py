@@ -12,7 +12,7 @@ from relu_deploy.backends.onnxruntime.probe import PROVIDERS, needs_nvidia
 from relu_deploy.backends.onnxruntime.session import OnnxRuntimeSession, settings_for
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable
-from relu_deploy.graph.model import load_model, to_bytes
+from relu_deploy.graph.model import read_model, to_bytes
 from relu_deploy.graph.precision import precision_of
 from relu_deploy.graph.taps import with_taps
 
@@ -29,7 +29,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     """
     model: str | bytes = str(bundle.onnx)
     if options.taps:
-        model = to_bytes(with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
+        model = to_bytes(with_taps(read_model(bundle.onnx), [relu.output for relu in options.taps]))
     if needs_nvidia(name):
         from relu_deploy.backends.onnxruntime.load_gpu import load_on_gpu
 
@@ -61,4 +61,4 @@ def _device(onnxruntime: Any, name: str, bundle: Bundle, options: Options) -> tu
             f"backend {name!r} is not usable here: {plugin.provider} offers {len(devices)} devices, and none with index {index}",
             f"run it on a machine with {plugin.needs}" if not devices else "use a smaller --device",
         )
-    return [devices[index]], plugin.options(options, precision_of(load_model(bundle.onnx)))
+    return [devices[index]], plugin.options(options, precision_of(read_model(bundle.onnx)))

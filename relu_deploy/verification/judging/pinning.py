@@ -22,7 +22,7 @@ from relu_deploy.backends.base import Seen, TruthSession
 from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
-from relu_deploy.graph import Relu, load_model, save_model
+from relu_deploy.graph import Relu, load_model, read_model, save_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
@@ -121,7 +121,7 @@ def unknown_values(
     Raises:
         InputError: If a node is inside a body, where it cannot be replaced.
     """
-    model = load_model(bundle.onnx)
+    model = read_model(bundle.onnx)
     nodes = {str(node.name): node for node in model.graph}
     if inside := [name for name in names if name not in nodes]:
         raise InputError(

@@ -23,7 +23,7 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.graph import find_relus, load_model, nodes_between, quantized_relu
+from relu_deploy.graph import find_relus, nodes_between, quantized_relu, read_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.noise import FEW
@@ -50,13 +50,13 @@ def faults_of_graph(bundle: Bundle, source: Source, feeds: Feeds, precision: str
     """
     if source.against == "reference":
         return []
-    model = load_model(bundle.onnx)
+    model = read_model(bundle.onnx)
     # The inputs too: a node that stores one of them again is judged itself, not the first node that reads it.
     known = {**_widened(feeds), **source.everything(feeds)}
     known |= stored_again(model, known)
     errors, given = evaluated_on(known, cast(TruthSession, load(bundle, "reference")), feeds, precision)
     bounds = {relu.node: np.inf if relu.upper is None else relu.upper for relu in find_relus(model)}
-    truth_model = None if source.against == "torch" else load_model(Bundle.open(source.against).onnx)
+    truth_model = None if source.against == "torch" else read_model(Bundle.open(source.against).onnx)
     truth_names = {ours: name for name, ours in source.inner.items()}
     faults = []
     for node, path in iterate_nodes(model):

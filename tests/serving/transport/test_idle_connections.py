@@ -1,0 +1,100 @@
+"""Idle connections are closed before there is no room for new ones."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from relu_deploy.serving.transport.idle_connections import IdleConnections, peer_name
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how long a connection has been silent")
+
+#: more bytes than a client sends before its first call, and seconds after which it counts as silent
+CALL, SILENCE = b"x" * 400, 0.3
+
+
+class Listener:
+    """A port of this process and the connections to it: the clients' ends and the accepted ones."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._bound = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.port = self._bound.getsockname()[1]
+
+    def connect(self) -> socket.socket:
+        client = self._stack.enter_context(socket.create_connection(("127.0.0.1", self.port)))
+        accepted = self._stack.enter_context(self._bound.accept()[0])
+        client.accepted = accepted  # type: ignore[attr-defined]
+        return client
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    with ExitStack() as stack:
+        yield Listener(stack)
+
+
+def is_open(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        return client.recv(1) != b""
+    except BlockingIOError:
+        return True
+
+
+def test_clients_that_never_called_are_closed_before_those_that_did(listener: Listener) -> None:
+    called = [listener.connect() for _ in range(3)]
+    for client in called:
+        client.sendall(CALL)
+    silent = [listener.connect() for _ in range(5)]
+    time.sleep(SILENCE)
+    # Six of eight may stay.
+    assert IdleConnections(listener.port, 8, lambda _: False).close_excess() == 2
+    assert all(is_open(client) for client in called)
+    assert sum(is_open(client) for client in silent) == 3
+
+
+def test_the_client_that_has_been_silent_longest_is_closed_first(listener: Listener) -> None:
+    clients = [listener.connect() for _ in range(4)]
+    for client in clients:
+        client.sendall(CALL)
+        time.sleep(SILENCE)
+    assert IdleConnections(listener.port, 4, lambda _: False).close_excess() == 1
+    assert [is_open(client) for client in clients] == [False, True, True, True]
+
+
+def test_connections_that_are_new_or_wait_for_an_answer_stay_open(listener: Listener) -> None:
+    waiting = [listener.connect() for _ in range(4)]
+    names = {peer_name(client.getsockname()) for client in waiting}
+    time.sleep(SILENCE)
+    new = [listener.connect() for _ in range(4)]
+    assert IdleConnections(listener.port, 1, names.__contains__).close_excess() == 0
+    assert all(is_open(client) for client in (*waiting, *new))
+
+
+def test_connections_to_other_ports_are_left_alone(listener: Listener) -> None:
+    with ExitStack() as stack:
+        other = Listener(stack)
+        clients = [other.connect() for _ in range(6)]
+        ours = [listener.connect() for _ in range(3)]
+        time.sleep(SILENCE)
+        assert IdleConnections(listener.port, 1, lambda _: False).close_excess() == 3
+        assert all(is_open(client) for client in clients)
+        assert not any(is_open(client) for client in ours)
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        (("10.0.0.1", 50000), "ipv4:10.0.0.1:50000"),
+        (("::ffff:10.0.0.1", 50000, 0, 0), "ipv4:10.0.0.1:50000"),
+        (("::1", 50000, 0, 0), "ipv6:[::1]:50000"),
+    ],
+)
+def test_peers_have_the_names_that_grpc_gives_them(address: tuple[object, ...], name: str) -> None:
+    assert peer_name(address) == name
