@@ -15,6 +15,7 @@ from relu_deploy.backends.reference.program import Node, Program, Scope, attribu
 from relu_deploy.backends.reference.registry import Call
 from relu_deploy.backends.reference.types import HALF, element_type, narrowed, widened
 from relu_deploy.errors import InputError, ReluDeployError
+from relu_deploy.gc_pause import without_collecting
 
 if TYPE_CHECKING:
     import onnx
@@ -93,6 +94,7 @@ class Evaluator:
         Unsupported: If a node has neither an operator nor a function body.
     """
 
+    @without_collecting()
     def __init__(self, model: ir.Model, *, wide: bool) -> None:
         functions = {(str(key[0]), str(key[1]), str(key[2])): function for key, function in model.functions.items()}
         scope = Scope(opsets_of(model.opset_imports), functions, wide, {})
@@ -140,14 +142,13 @@ def run_program(
     """Return the outputs of `program` in its order; none of them with `consume`, which gets each as soon as it is computed."""
     values: dict[str, Any] = {**captured, **_weights(program, evaluation, keep=consume is None), **feeds, "": None}
     pending = dict.fromkeys(program.outputs) if consume else {}
-    rounding, seen = evaluation.rounding, evaluation.seen
+    rounding, seen, tensors = evaluation.rounding, evaluation.seen, Tensors(values, evaluation)
     for node in program.nodes:
         operands = [values[name] for name in node.inputs]
         if rounding:
-            constant = dict(zip(node.reads, node.constant, strict=True))
-            operands = rounding.operands(node.op_type, operands, [constant.get(name, False) for name in node.inputs])
+            operands = rounding.operands(node.op_type, operands, node.weights)
         evaluation.check_time(node.name)
-        results = _run_node(node, operands, Tensors(values, evaluation), program)
+        results = _run_node(node, operands, tensors, program)
         for name, result in zip(node.outputs, results, strict=False):
             if not name:
                 continue

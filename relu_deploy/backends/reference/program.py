@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,14 +37,16 @@ class Scope:
     constants: AbstractSet[str] = frozenset()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Node:
     """A node bound to what evaluates it: an operator, a local function, or the body that the specification defines.
 
+    Nothing changes it once its graph is compiled. Making frozen ones takes much longer.
+
     attributes: Python values; tensors are arrays, graphs are programs. reads: every tensor around it that it or its graphs
-    read. source: the node itself. sizes: it computes nothing but
-    sizes. constant: which inputs are weights of the graph. done: tensors that nothing reads after this node, without the
-    graph's outputs. done_outputs: the outputs among them.
+    read. constant: which of these are weights of the graph. weights: which of the inputs are. source: the node itself. sizes: it
+    computes nothing but sizes. done: tensors that nothing reads after this node, without the graph's outputs. done_outputs: the
+    outputs among them.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Node:
     outputs: tuple[str, ...]
     reads: tuple[str, ...]
     constant: tuple[bool, ...]
+    weights: tuple[bool, ...]
     operator: Operator | None = None
     function: Program | None = None
     source: ir.Node | None = None
@@ -121,8 +125,9 @@ def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
         captures.update(dict.fromkeys(name for name in bound.reads if name not in made))
         made.update(bound.outputs)
     captures.update(dict.fromkeys(name for name in outputs if name and name not in made))
-    sizing = computing_sizes(nodes, outputs)
-    nodes = [replace(node, sizes=place in sizing) for place, node in enumerate(_with_last_readers(nodes, outputs))]
+    for place in computing_sizes(nodes, outputs):
+        nodes[place].sizes = True
+    _set_last_readers(nodes, outputs)
     return Program(
         str(graph.name or ""), inputs, outputs, initializers, tuple(nodes), tuple(captures),
         never_rounded(nodes), scope.opsets, scope.wide, tuple(_type_of(value) for value in graph.outputs),
@@ -143,12 +148,14 @@ def unsupported_nodes(model: ir.Model) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = []
 
     def look(nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> None:
+        @cache
+        def is_supported(domain: str, operator: str) -> bool:
+            version = opsets.get(domain, 1)
+            return find(domain, operator, version) is not None or _has_body(domain, operator, version)
+
         for position, node in enumerate(nodes):
             domain = normal_domain(node.domain)
-            if (node.domain, node.op_type) in functions:
-                continue
-            version = opsets.get(domain, 1)
-            if find(domain, node.op_type, version) is None and not _has_body(domain, node.op_type, version):
+            if not is_supported(domain, node.op_type) and (node.domain, node.op_type) not in functions:
                 found.append((str(node.name or f"{node.op_type}_{position}"), domain, node.op_type))
 
     opsets = opsets_of(model.opset_imports)
@@ -203,7 +210,7 @@ def _bind(node: ir.Node, position: int, scope: Scope) -> Node:
     function = _compile_function(local, attributes, scope) if local is not None else None
     bound = Node(
         name, domain, node.op_type, version, attributes, inputs, tuple(str(value.name or "") for value in node.outputs),
-        tuple(reads), tuple(text in scope.constants for text in reads),
+        tuple(reads), tuple(text in scope.constants for text in reads), tuple(text in scope.constants for text in inputs),
         None if function else find(domain, node.op_type, version), function, node,
     )  # fmt: skip
     if bound.operator is None and function is None and not _has_body(domain, node.op_type, version):
@@ -249,15 +256,15 @@ def _array(tensor: Any, scope: Scope) -> Any:
     return widened(array) if scope.wide else array
 
 
-def _with_last_readers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
-    """Return `nodes` with the tensors that can be freed after each: in float64 they would fill the memory."""
+def _set_last_readers(nodes: Sequence[Node], outputs: Sequence[str]) -> None:
+    """Set the tensors that can be freed after each node: in float64 they would fill the memory."""
     last = {name: place for place, node in enumerate(nodes) for name in (*node.reads, *node.outputs) if name}
     kept = set(outputs)
     done: dict[int, list[str]] = {}
     done_outputs: dict[int, list[str]] = {}
     for name, place in last.items():
         (done_outputs if name in kept else done).setdefault(place, []).append(name)
-    return [
-        replace(node, done=tuple(done.get(place, ())), done_outputs=tuple(done_outputs.get(place, ())))
-        for place, node in enumerate(nodes)
-    ]
+    for place, names in done.items():
+        nodes[place].done = tuple(names)
+    for place, names in done_outputs.items():
+        nodes[place].done_outputs = tuple(names)

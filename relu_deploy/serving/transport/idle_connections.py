@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 __all__ = ["IdleConnections", "peer_name"]
 
@@ -27,7 +28,7 @@ INTERVAL, REST = 0.05, 20
 IDLE_MILLISECONDS = 200
 #: bytes that a client sends before its first call at most: preface, settings and a ping
 CALL_BYTES = 192
-DESCRIPTORS = "/proc/self/fd"
+DESCRIPTORS = Path("/proc/self/fd")
 #: of struct tcp_info (linux/tcp.h): its size, the offsets of the milliseconds since data was sent and received and of the bytes
 #: received, and the state of an open connection
 INFO_SIZE, SENT_AT, HEARD_AT, RECEIVED_AT, ESTABLISHED = 136, 44, 52, 128, 1
@@ -105,9 +106,9 @@ def _borrowed(number: int) -> socket.socket:
 
 
 def _descriptors() -> list[int]:
-    return [int(name) for name in os.listdir(DESCRIPTORS)]
+    return [int(entry.name) for entry in DESCRIPTORS.iterdir()]
 
 
 def _open_descriptors() -> int:
     """Return how many file descriptors are open; Linux 6.2 and later know without a search."""
-    return os.stat(DESCRIPTORS).st_size or len(os.listdir(DESCRIPTORS))
+    return DESCRIPTORS.stat().st_size or len(_descriptors())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 import time
@@ -10,12 +11,18 @@ from contextlib import ExitStack
 
 import pytest
 
+from relu_deploy.serving.loading import ModelOptions
+from relu_deploy.serving.models import Models
+from relu_deploy.serving.protocol.grpc_health import HealthService
+from relu_deploy.serving.protocol.proto import messages
 from relu_deploy.serving.transport.idle_connections import IdleConnections, peer_name
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how long a connection has been silent")
 
 #: more bytes than a client sends before its first call, and seconds after which it counts as silent
 CALL, SILENCE = b"x" * 400, 0.3
+#: what a client of HTTP/2 sends first, with empty settings
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 class Listener:
@@ -98,3 +105,34 @@ def test_connections_to_other_ports_are_left_alone(listener: Listener) -> None:
 )
 def test_peers_have_the_names_that_grpc_gives_them(address: tuple[object, ...], name: str) -> None:
     assert peer_name(address) == name
+
+
+@pytest.mark.parametrize("sent", [b"", PREFACE], ids=["nothing", "settings"])
+def test_clients_that_hold_all_grpc_connections_and_do_nothing_keep_no_other_out(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    grpc_protocol = pytest.importorskip("relu_deploy.serving.protocol.grpc", reason="grpcio is not installed")
+    # More connections than that are refused.
+    monkeypatch.setattr(grpc_protocol, "most_connections", lambda: 8)
+
+    async def check_beside_idle_clients() -> int:
+        import grpc.aio
+
+        service = HealthService(Models(ModelOptions()), lambda: True)
+        server = grpc_protocol.GrpcServer([service], "127.0.0.1", 0, 2**20)
+        await server.start()
+        try:
+            idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(12)]
+            for _, writer in idle:
+                writer.write(sent)
+            await asyncio.sleep(2 * SILENCE)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                response = await channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
+            for _, writer in idle:
+                writer.close()
+            return int(messages("health").HealthCheckResponse.FromString(response).status)
+        finally:
+            await server.drain(0)
+
+    # Without a model it is NOT_SERVING; what counts is that there is an answer.
+    assert asyncio.run(check_beside_idle_clients()) == 2
