@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.graph.loading.structure import MAX_RANK, bodies_of
+from relu_deploy.graph.loading.structure import MAX_RANK
+from relu_deploy.graph.loading.traversal import bodies_of
 from relu_deploy.graph.rank_bounds import may_raise_rank
 from relu_deploy.graph.ranks import check_ranks
 from relu_deploy.graph.unfollowed import FOLLOWING, HiddenNodes

@@ -117,6 +117,30 @@ def test_weights_outside_the_models_folder_are_refused(tmp_path, location):
         load(external(location.format(root=tmp_path)), folder)
 
 
+@pytest.mark.parametrize("part", ["values", "indices"])
+@pytest.mark.parametrize("place", ["initializer", "attribute"])
+def test_sparse_tensors_read_no_file(tmp_path, monkeypatch, place, part):
+    # onnx reads the file from the current folder.
+    (tmp_path / "secret").write_bytes(np.ones(1, np.float32).tobytes() * 2)
+    monkeypatch.chdir(tmp_path)
+    sparse = onnx.SparseTensorProto(
+        values=numpy_helper.from_array(np.ones(1, np.float32), "s"),
+        indices=numpy_helper.from_array(np.zeros(1, np.int64)),
+        dims=[4],
+    )
+    stored = getattr(sparse, part)
+    stored.ClearField("raw_data")
+    stored.data_location = TensorProto.EXTERNAL
+    stored.external_data.add(key="location", value="secret")
+    constant = node("Constant", [], ["s"], sparse_value=sparse) if place == "attribute" else None
+    nodes = [*([constant] if constant else []), node("Add", ["x", "s"], ["y"])]
+    proto = model_of(nodes, [value("x", FLOAT, [4])], [value("y", FLOAT, [4])])
+    if constant is None:
+        proto.graph.sparse_initializer.append(sparse)
+    with pytest.raises(InputError, match="is stored in another file"):
+        load(proto, tmp_path)
+
+
 def test_a_link_inside_the_folder_is_followed(tmp_path):
     (tmp_path / "real").write_bytes(np.full(4, 2, np.float32).tobytes())
     (tmp_path / "link").symlink_to("real")

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph.loading.structure import tensors_of
+from relu_deploy.graph.loading.traversal import tensors_of
 
 if TYPE_CHECKING:
     import onnx
