@@ -105,9 +105,8 @@ def test_an_archive_in_which_torch_finds_another_pickle_than_python_is_refused_a
     [
         lambda archive: bytes(100) + archive,
         lambda archive: archive[:-2] + b"\3\0abc",
-        lambda archive: archive[:-14] + struct.pack("<H", 1) + archive[-12:],
     ],
-    ids=["something before it", "a comment", "another number of members"],
+    ids=["something before it", "a comment"],
 )
 def test_an_archive_that_is_not_as_torch_writes_it_is_refused(program, tmp_path, change):
     (tmp_path / "odd.pt2").write_bytes(change(program.read_bytes()))

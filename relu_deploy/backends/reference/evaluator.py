@@ -87,7 +87,7 @@ class Evaluator:
     """A model that is ready to be evaluated.
 
     Args:
-        model: The graph; external weights are read.
+        model: The graph, whose external weights are read, or what another evaluator has compiled in the graph's own types.
         wide: Evaluate in float64: every floating-point weight, constant and cast is widened, so nothing is rounded.
 
     Raises:
@@ -95,10 +95,9 @@ class Evaluator:
     """
 
     @without_collecting()
-    def __init__(self, model: ir.Model, *, wide: bool) -> None:
-        functions = {(str(key[0]), str(key[1]), str(key[2])): function for key, function in model.functions.items()}
-        scope = Scope(opsets_of(model.opset_imports), functions, wide, {})
-        self.program = compile_graph(model.graph, scope)
+    def __init__(self, model: ir.Model | Program, *, wide: bool) -> None:
+        program = model if isinstance(model, Program) else _compile(model)
+        self.program = program.widened() if wide else program
         self._expansions: dict[Any, Program] = {}
 
     @property
@@ -130,6 +129,11 @@ class Evaluator:
         with np.errstate(all="ignore"):
             results = run_program(self.program, inputs, evaluation, {}, consume)
         return {} if consume else dict(zip(self.program.outputs, results, strict=True))
+
+
+def _compile(model: ir.Model) -> Program:
+    functions = {(str(key[0]), str(key[1]), str(key[2])): function for key, function in model.functions.items()}
+    return compile_graph(model.graph, Scope(opsets_of(model.opset_imports), functions, {}))
 
 
 def run_program(
@@ -258,7 +262,8 @@ def _expanded(node: Node, operands: Sequence[Any], program: Program, compiled: d
     }
     opsets = {**program.opsets, **opsets_of(function.opset_imports)}
     bindings = {**defaults, **node.attributes}
-    expansion = compile_graph(function, Scope(opsets, {}, program.wide, bindings))
+    expansion = compile_graph(function, Scope(opsets, {}, bindings))
+    expansion = expansion.widened() if program.wide else expansion
     # Optional outputs that the body does not make for this node are empty.
     compiled[key] = replace(expansion, outputs=tuple(name if name in made else "" for name in declared))
     return compiled[key]

@@ -26,13 +26,12 @@ __all__ = ["Node", "Program", "Scope", "attribute_value", "compile_graph", "opse
 class Scope:
     """What a graph is compiled in.
 
-    opsets: version of each domain's operator set. functions: the model's local functions. wide: floating-point types become
-    float64. bindings: values of a function's attributes. constants: tensors of the graph around that are weights.
+    opsets: version of each domain's operator set. functions: the model's local functions. bindings: values of a function's
+    attributes. constants: tensors of the graph around that are weights.
     """
 
     opsets: Mapping[str, int]
     functions: Mapping[tuple[str, str, str], ir.Function]
-    wide: bool
     bindings: Mapping[str, Any]
     constants: AbstractSet[str] = frozenset()
 
@@ -66,10 +65,23 @@ class Node:
     done: tuple[str, ...] = ()
     done_outputs: tuple[str, ...] = ()
 
+    def widened(self) -> Node:
+        """Return the node with its constants, bodies and function in float64; itself where it has none."""
+        if self.function is None and not any(isinstance(value, np.ndarray | Program) for value in self.attributes.values()):
+            return self
+        attributes = {
+            key: value.widened() if isinstance(value, Program) else widened(value) if isinstance(value, np.ndarray) else value
+            for key, value in self.attributes.items()
+        }
+        return replace(self, attributes=attributes, function=None if self.function is None else self.function.widened())
+
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled graph. captures: tensors of the graphs around it that it reads. exact: tensors that are never rounded."""
+    """A compiled graph.
+
+    captures: tensors of the graphs around it that it reads. exact: tensors that are never rounded. wide: it is evaluated in float64.
+    """
 
     name: str
     inputs: tuple[str, ...]
@@ -79,8 +91,13 @@ class Program:
     captures: tuple[str, ...]
     exact: frozenset[str]
     opsets: Mapping[str, int]
-    wide: bool
     output_types: tuple[tuple[np.dtype[Any] | None, tuple[int, ...] | None], ...] = ()
+    wide: bool = False
+
+    def widened(self) -> Program:
+        """Return the graph in float64. It shares what does not depend on that: binding many nodes again takes seconds."""
+        initializers = {name: widened(value) for name, value in self.initializers.items()}
+        return replace(self, initializers=initializers, nodes=tuple(node.widened() for node in self.nodes), wide=True)
 
     def empty_output(self, index: int) -> Array:
         """Return no elements of the output at `index`, stacked: what a loop without iterations collects."""
@@ -104,12 +121,12 @@ class Program:
 
 
 def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
-    """Return `graph` with every node bound.
+    """Return `graph` with every node bound, in its own types.
 
     Raises:
         Unsupported: If a node has neither an operator nor a function body.
     """
-    initializers = {str(name): _array(value.const_value, scope) for name, value in getattr(graph, "initializers", {}).items()}
+    initializers = {str(name): _array(value.const_value) for name, value in getattr(graph, "initializers", {}).items()}
     constants = set(initializers) | scope.constants
     inner, nodes = replace(scope, constants=constants), []
     for position, node in enumerate(graph):
@@ -130,7 +147,7 @@ def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
     _set_last_readers(nodes, outputs)
     return Program(
         str(graph.name or ""), inputs, outputs, initializers, tuple(nodes), tuple(captures),
-        never_rounded(nodes), scope.opsets, scope.wide, tuple(_type_of(value) for value in graph.outputs),
+        never_rounded(nodes), scope.opsets, tuple(_type_of(value) for value in graph.outputs),
     )  # fmt: skip
 
 
@@ -240,7 +257,7 @@ def _attribute(value: Any, scope: Scope) -> Any:
     if isinstance(value, ir.Graph):
         return compile_graph(value, scope)
     if isinstance(value, ir.TensorProtocol):
-        return _array(value, scope)
+        return _array(value)
     return attribute_value(value)
 
 
@@ -249,11 +266,11 @@ def attribute_value(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _array(tensor: Any, scope: Scope) -> Any:
+def _array(tensor: Any) -> Any:
     array = np.asarray(tensor.numpy())
     if array.dtype.kind in "OSU":
         return as_text(array)
-    return widened(array) if scope.wide else array
+    return array
 
 
 def _set_last_readers(nodes: Sequence[Node], outputs: Sequence[str]) -> None:

@@ -29,12 +29,11 @@ class ReferenceSession:
                 f"{bundle.name}: the reference evaluator does not have the operators of {listed}{more}",
                 "compare with the PyTorch program or with a graph of standard operators (--against), or cut these nodes off",
             )
-        self._bundle, self._model = bundle, model
-        self._evaluators: dict[bool, Evaluator] = {}
+        self._bundle = bundle
+        self._evaluators = {False: Evaluator(model, wide=False)}
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self.facts: Mapping[str, Any] = {"precision": "float32", "device": "CPU"}
-        self._evaluator(wide=False)
 
     @property
     def random_nodes(self) -> tuple[str, ...]:
@@ -76,5 +75,5 @@ class ReferenceSession:
 
     def _evaluator(self, wide: bool) -> Evaluator:
         if wide not in self._evaluators:
-            self._evaluators[wide] = Evaluator(self._model, wide=wide)
+            self._evaluators[wide] = Evaluator(self._evaluators[False].program, wide=wide)
         return self._evaluators[wide]

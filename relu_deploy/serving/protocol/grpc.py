@@ -94,7 +94,7 @@ class GrpcServer:
         for service in self._services:
             service.closing = True
         until = time.monotonic() + min(QUIET_WITHIN, seconds)
-        while time.monotonic() < min(max(each.last_call for each in self._services) + QUIET_SECONDS, until):
+        while time.monotonic() < min(max((each.last_call for each in self._services), default=0.0) + QUIET_SECONDS, until):
             await asyncio.sleep(QUIET_SECONDS / 2)
         for watched in self._watched:
             watched.end_watches()

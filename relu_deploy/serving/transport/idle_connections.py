@@ -83,7 +83,7 @@ class IdleConnections:
     def _look(self, number: int) -> tuple[str, int, int] | None:
         """Return the peer, bytes received and milliseconds of silence of an open connection to the port, None for another file."""
         with suppress(OSError), _borrowed(number) as connection:
-            if connection.getsockname()[1] != self._port:
+            if not self._is_ours(connection):
                 return None
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_SIZE)
             if len(info) == INFO_SIZE and info[0] == ESTABLISHED:
@@ -91,10 +91,15 @@ class IdleConnections:
                 return peer_name(connection.getpeername()), struct.unpack_from("<Q", info, RECEIVED_AT)[0], silent
         return None
 
+    def _is_ours(self, connection: socket.socket) -> bool:
+        address = connection.getsockname()
+        # A socket of the machine itself has a path.
+        return isinstance(address, tuple) and address[1] == self._port
+
     def _close(self, number: int, peer: str) -> bool:
         """End a connection, unless its file descriptor is another one's by now. Who holds it is notified as if the client had left."""
         with suppress(OSError), _borrowed(number) as connection:
-            if connection.getsockname()[1] == self._port and peer_name(connection.getpeername()) == peer:
+            if self._is_ours(connection) and peer_name(connection.getpeername()) == peer:
                 connection.shutdown(socket.SHUT_RDWR)
                 return True
         return False

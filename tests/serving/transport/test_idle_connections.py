@@ -35,8 +35,7 @@ class Listener:
 
     def connect(self) -> socket.socket:
         client = self._stack.enter_context(socket.create_connection(("127.0.0.1", self.port)))
-        accepted = self._stack.enter_context(self._bound.accept()[0])
-        client.accepted = accepted  # type: ignore[attr-defined]
+        self._stack.enter_context(self._bound.accept()[0])
         return client
 
 
