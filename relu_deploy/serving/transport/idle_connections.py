@@ -72,7 +72,11 @@ class IdleConnections:
 
         First those whose clients have never called, then those that have been silent longest.
         """
-        found = [(number, *known) for number in _descriptors() if (known := self._look(number)) is not None]
+        try:
+            numbers = _descriptors()
+        except OSError:  # no file descriptor is left for the list of them
+            return 0
+        found = [(number, *known) for number in numbers if (known := self._look(number)) is not None]
         excess = len(found) - self._kept
         if excess <= 0:
             return 0
@@ -106,8 +110,13 @@ class IdleConnections:
 
 
 def _borrowed(number: int) -> socket.socket:
-    """Return a socket for a duplicate of a file descriptor, which may be that of any file."""
-    return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, os.dup(number))
+    """Return a socket for a duplicate of a file descriptor. Raises OSError if it is not that of a socket."""
+    copy = os.dup(number)
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, copy)
+    except OSError:
+        os.close(copy)
+        raise
 
 
 def _descriptors() -> list[int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +83,17 @@ def test_connections_that_are_new_or_wait_for_an_answer_stay_open(listener: List
     new = [listener.connect() for _ in range(4)]
     assert IdleConnections(listener.port, 1, names.__contains__).close_excess() == 0
     assert all(is_open(client) for client in (*waiting, *new))
+
+
+def test_a_search_leaves_no_file_descriptor_open(listener: Listener, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        stack.enter_context((tmp_path / "file").open("w"))
+        for end in (*socket.socketpair(), *map(os.fdopen, os.pipe())):
+            stack.enter_context(end)
+        listener.connect()
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        IdleConnections(listener.port, 1, lambda _: False).close_excess()
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_connections_to_other_ports_are_left_alone(listener: Listener) -> None:
