@@ -21,9 +21,9 @@ from pathlib import Path
 __all__ = ["IdleConnections", "peer_name"]
 
 #: share of the connections of the limit that stay open
-SHARE_KEPT = 3 / 4
-#: seconds between two checks at least, and how many times as long a search may take as it is waited for the next
-INTERVAL, REST = 0.05, 20
+SHARE_KEPT = 1 / 2
+#: seconds between two checks at least, and how many times as long as a search takes
+INTERVAL, REST = 0.05, 5
 #: milliseconds of silence before a connection is idle: its client may still be busy with a handshake
 IDLE_MILLISECONDS = 200
 #: bytes that a client sends before its first call at most: preface, settings and a ping

@@ -61,8 +61,8 @@ def test_clients_that_never_called_are_closed_before_those_that_did(listener: Li
         client.sendall(CALL)
     silent = [listener.connect() for _ in range(5)]
     time.sleep(SILENCE)
-    # Six of eight may stay.
-    assert IdleConnections(listener.port, 8, lambda _: False).close_excess() == 2
+    # Six of twelve may stay.
+    assert IdleConnections(listener.port, 12, lambda _: False).close_excess() == 2
     assert all(is_open(client) for client in called)
     assert sum(is_open(client) for client in silent) == 3
 
@@ -72,7 +72,7 @@ def test_the_client_that_has_been_silent_longest_is_closed_first(listener: Liste
     for client in clients:
         client.sendall(CALL)
         time.sleep(SILENCE)
-    assert IdleConnections(listener.port, 4, lambda _: False).close_excess() == 1
+    assert IdleConnections(listener.port, 6, lambda _: False).close_excess() == 1
     assert [is_open(client) for client in clients] == [False, True, True, True]
 
 
