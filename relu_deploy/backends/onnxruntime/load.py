@@ -18,6 +18,9 @@ from relu_deploy.graph.taps import with_taps
 
 __all__ = ["load"]
 
+#: level of ONNX Runtime's log
+FATAL = 4
+
 
 def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     """Return a session that runs all of the graph of `bundle` on the execution provider of backend `name`.
@@ -40,6 +43,9 @@ def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     if name in PLUGINS:
         settings.add_provider_for_devices(*_device(onnxruntime, name, bundle, options))
         named = {}
+    else:
+        # What it logs is raised as well, and would reach the terminal with the names of nodes as they are.
+        settings.log_severity_level = FATAL
     try:
         session = onnxruntime.InferenceSession(model, settings, **named)
     except Exception as error:  # the runtime's exception types share no base class
