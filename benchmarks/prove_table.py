@@ -3,8 +3,9 @@
     python benchmarks/prove_table.py --out benchmarks/results/DATE-cpu-special-values.json
     python benchmarks/prove_table.py --page benchmarks/results/DATE-cpu-special-values.json    # writes docs/reference/special-values.md
 
-Further runs with the same --out replace the dtypes that they measure. Each backend and dtype is a process of its own, so that a runtime that crashes costs one row. float32 runs all 2^32 bit patterns
-through two kernels, which takes from half a minute to several minutes on each backend.
+Further runs with the same --out replace the dtypes that they measure. Each backend and dtype is a process of its own, so that a
+runtime that crashes costs one row. float32 runs all 2^32 bit patterns through two kernels, which takes from half a minute to
+several minutes on each backend.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from relu_deploy.benchmark.roofline import Machine, share_of_limit
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import Unsupported
-from relu_deploy.graph import Cost, count_cost, load_model, precision_of
+from relu_deploy.graph import Cost, count_cost, precision_of, read_model
 from relu_deploy.latency_stats import summarize
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds, count_rows, row_axes, take_rows
@@ -257,7 +257,7 @@ def _layers(
         return {"not_measured": reply["error"]}
     layers = [LayerTime(**{**layer, "nodes": tuple(layer["nodes"])}) for layer in reply["layers"]]
     # The CPU's rate is that of float32.
-    floating = precision_of(load_model(graph.onnx)) == "float32" and not plan.settings.get("autocast")
+    floating = precision_of(read_model(graph.onnx)) == "float32" and not plan.settings.get("autocast")
     times = LayerTimes(layers, reply["runs"], reply["call_milliseconds"])
     return profile_by_segment(bundle, graph, times, batch, plan.machine if floating else None).to_json()
 
@@ -271,10 +271,10 @@ def _cast(bundle: Bundle, key: Key, plan: BenchmarkPlan) -> str:
 
 def _cost(graph: Bundle, bundle: Bundle, batch: int) -> Cost:
     """Return the operations of the model with the bytes of the variant, whose Q/DQ nodes do not count as operations."""
-    whole = count_cost(load_model(bundle.onnx), batch)
+    whole = count_cost(read_model(bundle.onnx), batch)
     if not graph.variant or graph.variant == bundle.variant:
         return whole
-    mine = count_cost(load_model(graph.onnx), batch)
+    mine = count_cost(read_model(graph.onnx), batch)
     return replace(whole, bytes=mine.bytes, compulsory=mine.compulsory)
 
 
@@ -286,7 +286,7 @@ def _checked_rows(bundle: Bundle, batch: int) -> int:
 
 def _truth(bundle: Bundle, feeds: Feeds, threads: int, cast: str) -> Truth:
     """Return the float64 outputs of the float32 graph, with the tolerance of the precision of `bundle`."""
-    return truth_of_outputs(bundle, feeds, cast or precision_of(load_model(bundle.onnx)), threads)
+    return truth_of_outputs(bundle, feeds, cast or precision_of(read_model(bundle.onnx)), threads)
 
 
 def _row(
@@ -295,7 +295,7 @@ def _row(
     reported, device, latency = facts["facts"], facts["device"], summarize(calls)
     precision = reported.get("precision", "float32")
     if bundle.variant and not bundle.runtime[1].get("autocast"):
-        precision = precision_of(load_model(bundle.onnx))
+        precision = precision_of(read_model(bundle.onnx))
     if precision == "float32" and reported.get("tf32"):
         precision = "tf32"
     roofline = None

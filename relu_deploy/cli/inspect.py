@@ -22,11 +22,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    from relu_deploy.graph import count_cost, find_relus, load_model, opset_of, set_input_shapes
+    from relu_deploy.graph import count_cost, find_relus, opset_of, read_model, set_input_shapes
     from relu_deploy.reporting.tables.inspect import print_inspect
 
     bundle = open_bundle(options.path)
-    model = load_model(bundle.onnx)
+    model = read_model(bundle.onnx)
     if options.shape:
         model = set_input_shapes(model, dict(options.shape))
     cost = count_cost(model, options.batch)

@@ -131,6 +131,9 @@ def run(options: argparse.Namespace) -> int:
     settings = serve_options(options)
     if options.backend:
         require(options.backend)
+    if settings.settings.signature_key is None:
+        # Imported once for the processes below and the server. Unlike a runtime it starts no threads, which a fork would lose.
+        import onnx_ir  # noqa: F401
     for path in options.paths if settings.settings.signature_key is None else ():
         # A model that crashes the runtime, or is never loaded, ends another process than the server. A signed one is trusted.
         try_in_child(partial(load_and_close, path, settings.settings), f"loading {path}", timeout)

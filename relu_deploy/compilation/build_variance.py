@@ -20,7 +20,7 @@ from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import AccuracyTooLow, UsageError
-from relu_deploy.graph import load_model, precision_of
+from relu_deploy.graph import precision_of, read_model
 from relu_deploy.latency_stats import Latency, summarize
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds
@@ -209,7 +209,7 @@ def _trial(facts: Mapping[str, Any], latency: Latency, outputs: Feeds, truth: Tr
 
 
 def _truth(bundle: Bundle, feeds: Feeds) -> Truth:
-    return truth_of_outputs(bundle, feeds, precision_of(load_model(bundle.onnx)))
+    return truth_of_outputs(bundle, feeds, precision_of(read_model(bundle.onnx)))
 
 
 def _part(progress: Callable[[int, int], None], number: int, times: int) -> Callable[[int, int], None]:

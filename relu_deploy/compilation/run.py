@@ -15,6 +15,7 @@ from relu_deploy.backends.tensorrt.options import BuildOptions
 from relu_deploy.bundle import MANIFEST, Bundle, create_bundle, seal, write_atomically
 from relu_deploy.compilation.build_variance import BuildVariance, best_of
 from relu_deploy.errors import InputError, UsageError, nearest
+from relu_deploy.storage.files import refuse_bundle_file
 
 __all__ = ["CompileReport", "compile"]
 
@@ -108,8 +109,12 @@ def compile(  # noqa: A001  # named for the verb
         bundle = _copied(bundle, target, force)
     elif target is not None and (target.is_dir() or str(out).endswith(("/", os.sep))):
         folder = target
-    elif target is not None and target.exists() and not force:
-        _refuse_another(target, None if rebuild or repeat > 1 else find_engine(backend, bundle, options, device=device))
+    elif target is not None:
+        refuse_bundle_file(target)
+        if target.is_file() and not force:
+            kept = None if rebuild or repeat > 1 else find_engine(backend, bundle, options, device=device)
+            if kept is None or not _holds(target, kept):
+                raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
     build_variance = None
     if repeat > 1:
         engine, build_variance = best_of(
@@ -120,7 +125,7 @@ def compile(  # noqa: A001  # named for the verb
     placed = engine.file
     if target is not None and folder is None and not _is_bundle(target):
         placed = target
-        if not target.exists() or target.read_bytes() != engine.read():
+        if not _holds(target, engine):
             write_atomically(target, engine.read())
     return CompileReport(placed, engine, time.perf_counter() - started, build_variance)
 
@@ -138,11 +143,9 @@ def _is_bundle(target: Path) -> bool:
     return target.suffix == ".rdb" or (target / MANIFEST).is_file()
 
 
-def _refuse_another(target: Path, kept: Engine | None) -> None:
-    """Raise InputError unless the file `target` is the cached engine."""
-    if target.is_file() and kept is not None and target.read_bytes() == kept.read():
-        return
-    raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
+def _holds(target: Path, engine: Engine) -> bool:
+    """Return whether `target` is an ordinary file with this engine."""
+    return target.is_file() and target.read_bytes() == engine.read()
 
 
 def _copied(bundle: Bundle, target: Path, force: bool) -> Bundle:

@@ -200,10 +200,10 @@ def integer_ranges_of(bundle: Bundle) -> dict[str, tuple[int, int]]:
     """Return (smallest, largest) valid value of each integer input with a known range, such as the index of an embedding."""
     if not any(spec.dtype != "uint8" and "int" in spec.dtype for spec in bundle.inputs):
         return {}
-    from relu_deploy.graph.model import load_model
+    from relu_deploy.graph.model import read_model
     from relu_deploy.graph.shapes.input_ranges import integer_ranges
 
-    return {name: (int(limits[0]), int(limits[1])) for name, limits in integer_ranges(load_model(bundle.onnx)).items()}
+    return {name: (int(limits[0]), int(limits[1])) for name, limits in integer_ranges(read_model(bundle.onnx)).items()}
 
 
 def _drawn(dataset: Dataset, rows: int, seed: int) -> Feeds:

@@ -11,6 +11,7 @@ from relu_deploy.graph.model import (
     name_nodes,
     normalize_model,
     opset_of,
+    read_model,
     save_model,
     to_bytes,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "opset_of",
     "precision_of",
     "quantized_relu",
+    "read_model",
     "save_model",
     "set_input_shapes",
     "to_bytes",

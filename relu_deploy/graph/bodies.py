@@ -32,6 +32,7 @@ Path = tuple[BodyStep, ...]
 
 def iterate_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, Path]]:
     """Yield every node of `model` with the steps to its graph: a node first, then those inside it."""
+    functions = model.functions
     waiting: list[tuple[Iterator[ir.Node], Path]] = [(iter(model.graph), ())]
     while waiting:
         nodes, path = waiting[-1]
@@ -40,8 +41,11 @@ def iterate_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, Path]]:
             waiting.pop()
             continue
         yield node, path
+        # Nearly all nodes of a large graph end here.
+        if not node.attributes and not functions:
+            continue
         inner = [(iter(graph), (*path, BodyStep(node, name))) for name, graph in bodies_of(node)]
-        function = model.functions.get(node.op_identifier())
+        function = functions.get(node.op_identifier())
         if function is not None:
             inner.append((iter(function), (*path, BodyStep(node, ""))))
         waiting += inner[::-1]
@@ -51,6 +55,8 @@ def bodies_of(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
     """Yield the graphs in the attributes of `node`, each with the attribute's name. `then_branch` comes before `else_branch`."""
     import onnx_ir as ir
 
+    if not node.attributes:
+        return
     for name, attribute in sorted(node.attributes.items(), reverse=True) if node.op_type == "If" else node.attributes.items():
         if attribute.type == ir.AttributeType.GRAPH:
             yield name, attribute.as_graph()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 from relu_deploy.errors import InputError
+from relu_deploy.gc_pause import without_collecting
 from relu_deploy.graph.bodies import iterate_nodes, name_bodies
 from relu_deploy.graph.loading.external_data import check_external_data
 from relu_deploy.graph.loading.inline import inline_functions
@@ -20,6 +19,7 @@ from relu_deploy.graph.loading.structure import check_structure
 from relu_deploy.graph.shapes.dimensions import normalize_dimensions
 from relu_deploy.graph.shapes.input_ranks import settle_input_ranks
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
+from relu_deploy.graph.shared_models import shared_model
 from relu_deploy.graph.weights import to_proto_without_weights
 from relu_deploy.tensors import TensorSpec
 
@@ -45,12 +45,11 @@ NOT_WHOLE = "check that the file was copied whole: onnx.checker.check_model(path
 SINGLE_FILE_LIMIT = 2**31 - 2**24
 #: the first version of the format in which initializers need not be inputs
 FREE_INITIALIZERS = 4
-#: bytes of a file whose model is kept although nobody uses it
-KEPT_BYTES = 2**25
 #: path, time, size and memory limit of the files whose tensors were found to be small enough
 _affordable: set[tuple[str, int, int, int]] = set()
 
 
+@without_collecting()
 def load_model(path: Path) -> ir.Model:
     """Load and check the ONNX file `path`.
 
@@ -67,10 +66,12 @@ def load_model(path: Path) -> ir.Model:
         InputError: If the file is not a valid ONNX model, its weights are missing or outside its folder, or one of its tensors
             is too large for this machine (see `resources`).
     """
-    loaded = _shared(path)
-    copy = loaded.model.clone()
-    # As long as a copy is in use, the file need not be parsed again.
-    copy.meta.update({**loaded.model.meta, "loaded": loaded})
+    model = read_model(path)
+    try:
+        copy = model.clone()
+    except Exception as error:  # onnx_ir raises a dozen types for graphs that break its invariants
+        raise _invalid(path, error) from error
+    copy.meta.update(model.meta)
     return copy
 
 
@@ -82,44 +83,10 @@ def read_model(path: Path) -> ir.Model:
     Raises:
         InputError: As `load_model`.
     """
-    return _shared(path).model
+    return shared_model(path, _load).model
 
 
-def _shared(path: Path) -> _Loaded:
-    """Return the model in the file `path`, which is parsed unless it is in use or is the last one and small."""
-    key = _file_key(path)
-    loaded = _loaded.get(key) if key is not None else None
-    if loaded is None:
-        loaded = _Loaded(*_load(path))
-        if key is not None and not loaded.is_external:
-            _loaded[key] = loaded
-            if path.stat().st_size <= KEPT_BYTES:
-                _last[:] = [loaded]
-    return loaded
-
-
-@dataclass(frozen=True, eq=False)
-class _Loaded:
-    """A model as it was loaded, which is copied and never changed, and whether its weights are in other files."""
-
-    model: ir.Model
-    is_external: bool
-
-
-#: the models that are in use, by the path, identity, time and size of their files and the memory limit
-_loaded: WeakValueDictionary[tuple[str, int, int, int, int], _Loaded] = WeakValueDictionary()
-#: the last model of at most `KEPT_BYTES`, which is in use from one step of a command to the next
-_last: list[_Loaded] = []
-
-
-def _file_key(path: Path) -> tuple[str, int, int, int, int] | None:
-    try:
-        status = path.stat()
-        return str(path.resolve()), status.st_ino, status.st_mtime_ns, status.st_size, memory_limit()
-    except (OSError, ValueError):
-        return None
-
-
+@without_collecting()
 def _load(path: Path) -> tuple[ir.Model, bool]:
     """Return the checked model in the file `path`, and whether its weights are in other files."""
     import onnx_ir as ir
@@ -128,7 +95,7 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
     where = str(path)
     notes = repair_lists(proto)
     check_structure(proto, where)
-    check_external_data(proto, path)
+    is_external = check_external_data(proto, path)
     notes += irregularities_of(proto)
     inline_functions(proto, where)
     sort_nodes(proto.graph)
@@ -142,7 +109,8 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises a dozen types for contents that it does not support
         raise InputError(f"{path} cannot be read: {_first_line(error)}", NOT_WHOLE) from error
-    is_external = _map_external_weights(model, path.resolve().parent)
+    if is_external:
+        _map_external_weights(model, path.resolve().parent)
     model.meta["notes"] = notes
     try:
         name_nodes(model)
@@ -150,12 +118,16 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
             name_bodies(model)
             # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
             infer_shapes(model)
+            # What cannot be copied cannot be changed either. The links of a graph without bodies were checked.
+            model.clone()
         settle_input_ranks(model)
-        # What cannot be copied cannot be changed either.
-        model.clone()
     except Exception as error:  # onnx_ir raises a dozen types for graphs that break its invariants
-        raise InputError(f"{path} is not a valid ONNX model: {_first_line(error)}", NOT_WHOLE) from error
+        raise _invalid(path, error) from error
     return model, is_external
+
+
+def _invalid(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is not a valid ONNX model: {_first_line(error)}", NOT_WHOLE)
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -185,22 +157,20 @@ def _check_resources_once(proto: onnx.ModelProto, path: Path) -> None:
         _affordable.add(key)
 
 
-def _map_external_weights(model: ir.Model, folder: Path) -> bool:
-    """Replace the weights in external files by arrays that are mapped from them, in place. Return whether there are any."""
+def _map_external_weights(model: ir.Model, folder: Path) -> None:
+    """Replace the weights in external files by arrays that are mapped from them, in place."""
     import onnx_ir as ir
     from onnx_ir.external_data import set_base_dir
 
     set_base_dir(model.graph, folder)
-    found = False
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value, found = _mapped(value.const_value), True
+                value.const_value = _mapped(value.const_value)
         for node in graph:
             for name, attribute in list(node.attributes.items()):
                 if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                    node.attributes[name], found = ir.AttrTensor(name, _mapped(attribute.value)), True
-    return found
+                    node.attributes[name] = ir.AttrTensor(name, _mapped(attribute.value))
 
 
 def _mapped(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.graph.loading.structure import MAX_RANK, bodies_of
+from relu_deploy.graph.loading.structure import MAX_RANK
+from relu_deploy.graph.loading.traversal import bodies_of
+from relu_deploy.graph.rank_bounds import may_raise_rank
 from relu_deploy.graph.ranks import check_ranks
 from relu_deploy.graph.unfollowed import FOLLOWING, HiddenNodes
 
@@ -46,8 +48,26 @@ def infer_with_values(proto: onnx.ModelProto, **options: Any) -> onnx.ModelProto
         TooManyDimensions: If a tensor has more dimensions than runtimes support.
         onnx.shape_inference.InferenceError: As the options say.
     """
-    check_ranks(proto, _infer)
+    import onnx
+
+    # Most graphs have none of these operators, and it takes a fraction of the time to see that.
+    operators = _operators_of(proto)
+    if any(map(may_raise_rank, operators)):
+        check_ranks(proto, _infer)
+    if operators.isdisjoint(FOLLOWING | ELEMENTWISE):
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True, **options)
     return _infer(proto, **options)
+
+
+def _operators_of(proto: onnx.ModelProto) -> set[str]:
+    """Return the types of the nodes of `proto`, those in bodies and functions included."""
+    operators: set[str] = set()
+    waiting: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
+    while waiting:
+        for node in waiting.pop().node:
+            operators.add(node.op_type)
+            waiting += bodies_of(node)
+    return operators
 
 
 def _infer(proto: onnx.ModelProto, **options: Any) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ from relu_deploy.graph.loading.structure import MAX_RANK
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OPEN", "Bound", "bound_of_constant", "bound_of_result", "bound_of_type", "union"]
+__all__ = ["OPEN", "Bound", "bound_of_constant", "bound_of_result", "bound_of_type", "may_raise_rank", "union"]
 
 #: an upper bound of a size that is not computed here
 OPEN = 2**62
@@ -22,6 +22,13 @@ FIXED = {"Shape": 1, "Size": 0, "NonZero": 2, "Flatten": 2, "Range": 1, "RoiAlig
 FIXED |= dict.fromkeys(("LSTM", "GRU", "RNN"), 4)
 #: operators whose result has one dimension more than their operand
 RAISING = frozenset(["OneHot", "OneHotEncoder", "StringSplit"])
+#: the other operators whose result may have more dimensions than their operands
+SHAPING = frozenset(
+    [
+        "Col2Im", "ConcatFromSequence", "ConstantOfShape", "Einsum", "Expand", "Gather", "GatherND", "Loop", "RandomNormal",
+        "RandomUniform", "Reshape", "Scan", "SequenceMap", "Unsqueeze"
+    ]
+)  # fmt: skip
 #: operators whose result has at most as many elements as their first operand
 PASSING = frozenset(
     [
@@ -51,6 +58,11 @@ class Bound(NamedTuple):
     rank: int | None = None
     size: int | None = None
     product: int | None = None
+
+
+def may_raise_rank(operator: str) -> bool:
+    """Return whether the results of an operator may have more than 5 dimensions, and more than its operands."""
+    return operator in RAISING or operator in SHAPING
 
 
 def bound_of_result(node: onnx.NodeProto, operands: Sequence[Bound]) -> Bound:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING
 
-from relu_deploy.graph.loading.structure import MAX_RANK, bodies_of
+from relu_deploy.graph.loading.structure import MAX_RANK
+from relu_deploy.graph.loading.traversal import bodies_of
 from relu_deploy.graph.rank_bounds import OPEN, Bound, bound_of_constant, bound_of_result, bound_of_type, union
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from relu_deploy.graph.cost import sized_graph
 from relu_deploy.graph.relus import Relu, find_relus
-from relu_deploy.graph.subgraph import nodes_between
+from relu_deploy.graph.subgraph import Producers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -54,14 +54,16 @@ class SegmentCost:
 def divide_at_relus(model: ir.Model) -> list[Segment]:
     """Return the segments of `model` in the order of their Relus. Relus inside bodies end no segment."""
     segments: list[Segment] = []
+    producers = Producers(model)
+    ends: set[str] = set()
     taken: set[str] = set()
     for relu in find_relus(model):
         if relu.body:
             continue
-        ends = {segment.relu.output for segment in segments if segment.relu is not None}
-        nodes = [str(node.name) for node in nodes_between(model, ends, [relu.output])]
+        nodes = [str(node.name) for node in producers.nodes_between(ends, [relu.output])]
         segments.append(Segment(relu, tuple(name for name in nodes if name not in taken)))
         taken.update(nodes)
+        ends.add(relu.output)
     rest = tuple(str(node.name) for node in model.graph if node.name not in taken and node.op_type not in CONSTANT)
     return [*segments, Segment(None, rest)] if rest or not segments else segments
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
+from relu_deploy.gc_pause import without_collecting
 from relu_deploy.graph.bodies import expose, is_exposable, iterate_nodes
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["with_taps"]
 
 
+@without_collecting()
 def with_taps(model: ir.Model, tensors: Iterable[str]) -> ir.Model:
     """Return a copy of `model` with the outputs of `model`, then `tensors` in the given order.
 

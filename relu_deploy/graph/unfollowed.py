@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from relu_deploy.graph.domains import is_standard
-from relu_deploy.graph.loading.structure import MAX_RANK, bodies_of
+from relu_deploy.graph.loading.structure import MAX_RANK
+from relu_deploy.graph.loading.traversal import bodies_of
 
 if TYPE_CHECKING:
     import onnx

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from relu_deploy.gc_pause import without_collecting
+from relu_deploy.graph.shared_models import shared_by
+
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
@@ -35,6 +38,18 @@ def detach_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
 
 def to_proto_without_weights(model: ir.Model) -> onnx.ModelProto:
     """Return `model` serialized, with each large weight as an input of its type and shape."""
+    shared = shared_by(model)
+    if shared is None:
+        return _serialized(model)
+    if shared.light is None:
+        shared.light = _serialized(model)
+    copy = type(shared.light)()
+    copy.CopyFrom(shared.light)
+    return copy
+
+
+@without_collecting()
+def _serialized(model: ir.Model) -> onnx.ModelProto:
     import onnx_ir as ir
 
     light = model

@@ -19,7 +19,7 @@ from relu_deploy.backends import load
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import declared_range
 from relu_deploy.errors import ReluDeployError, UsageError
-from relu_deploy.graph import count_cost, find_relus, load_model, normalize_model, precision_of, save_model
+from relu_deploy.graph import count_cost, find_relus, load_model, normalize_model, precision_of, read_model, save_model
 from relu_deploy.graph.pruning.prune import PruningReport, prune_model
 from relu_deploy.graph.quantization.cast_precision import range_reasons
 from relu_deploy.graph.quantization.equalization import EqualizationReport, equalize
@@ -209,7 +209,7 @@ def _ratio(
     A Relu that lost channels is held against those of the model's that are left, one that was scaled is scaled back.
     """
     feeds = data.one_row
-    original_relus = [relu for relu in find_relus(load_model(bundle.onnx)) if relu.observable]
+    original_relus = [relu for relu in find_relus(read_model(bundle.onnx)) if relu.observable]
     truth = find_truth(open_source(bundle, "reference", original_relus), feeds)
     left = {} if pruning is None else pruning.surviving
     scales = {} if equalization is None else equalization.scales

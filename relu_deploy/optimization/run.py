@@ -19,7 +19,7 @@ from typing import Any
 
 from relu_deploy.bundle import Bundle, refuse_existing
 from relu_deploy.errors import AccuracyTooLow, InputError, ReluDeployError, UsageError
-from relu_deploy.graph import load_model, save_model
+from relu_deploy.graph import read_model, save_model
 from relu_deploy.optimization.accuracy.compared_tensors import ComparedTensors
 from relu_deploy.optimization.accuracy.evaluation_data import load_evaluation_data
 from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator
@@ -192,7 +192,7 @@ def _precisions(target: Target, precision: str) -> list[str]:
 
 def _trained_precision(bundle: Bundle) -> str:
     try:
-        return trained_precision(load_model(bundle.onnx))
+        return trained_precision(read_model(bundle.onnx))
     except ReluDeployError:
         return ""  # the graph is checked, with a better message, when it is prepared
 

@@ -10,14 +10,18 @@ from typing import Any
 
 from relu_deploy.bundle import MANIFEST, SOURCE, Bundle, seal, sha256
 from relu_deploy.errors import InputError
-from relu_deploy.graph import load_model
+from relu_deploy.graph import read_model
 from relu_deploy.storage.bundle_files import external_locations
+from relu_deploy.storage.files import read_regular
+from relu_deploy.storage.json_files import parse_json
 
 __all__ = ["RECORD", "copy_bundle", "copy_graph", "record_files", "refuse_target", "write_text"]
 
 SCHEMA = "relu-deploy/package-note/1"
 #: the record of the files in the folder. kubectl applies no file with this ending, and Triton takes only folders for models.
 RECORD = ".relu-deploy-package"
+#: bytes of the largest record
+MAX_RECORD = 2**26
 #: written by Python where a server imported model.py
 PYTHON_CACHE = "__pycache__"
 
@@ -38,7 +42,9 @@ def refuse_target(target: Path, force: bool) -> None:
     if not target.is_dir():
         raise InputError(f"{target} exists and is not a folder", other)
     present = {
-        file.relative_to(target).as_posix() for file in target.rglob("*") if PYTHON_CACHE not in file.parts and not file.is_dir()
+        file.relative_to(target).as_posix()
+        for file in target.rglob("*")
+        if PYTHON_CACHE not in file.parts and (file.is_symlink() or not file.is_dir())
     }
     recorded = _recorded_files(target)
     if recorded is None and (present or any(target.iterdir())):
@@ -52,12 +58,14 @@ def refuse_target(target: Path, force: bool) -> None:
 
 
 def _recorded_files(target: Path) -> Mapping[str, str] | None:
-    """Return the SHA-256 of each file in the record of `target`, None without a record."""
+    """Return the SHA-256 of each file in the record of `target`, None without a valid record."""
     try:
-        record = json.loads((target / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = parse_json(read_regular(target / RECORD, MAX_RECORD))
+    except (InputError, ValueError):
         return None
-    return record["files"] if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA or not isinstance(record.get("files"), dict):
+        return None
+    return dict(record["files"])
 
 
 def record_files(folder: Path, **facts: Any) -> tuple[Path, ...]:
@@ -92,7 +100,7 @@ def copy_graph(graph: Path, target: Path) -> None:
     Raises:
         InputError: If a file of external weights is missing, or lies outside the folder of `graph`.
     """
-    load_model(graph)  # raises where the weights are not what the graph says
+    read_model(graph)  # raises where the weights are not what the graph says
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(graph, target)
     for location in external_locations(graph):

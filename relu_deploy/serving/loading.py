@@ -10,7 +10,7 @@ from pathlib import Path
 from relu_deploy.backends import Session, backend_for, load
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, Unsupported
-from relu_deploy.graph import load_model
+from relu_deploy.graph import read_model
 from relu_deploy.graph.shapes.input_ranges import integer_ranges
 from relu_deploy.serving.batcher import Limits
 from relu_deploy.serving.protocol.tensors import DATATYPES
@@ -86,7 +86,7 @@ def load_warm(bundle: Bundle, options: ModelOptions) -> Loaded:
         log.warning("%s: %s", bundle.path, note)
     session = load(bundle, options.backend, threads=options.threads, device=options.device, spin=False)
     try:
-        ranges = integer_ranges(load_model(bundle.onnx))
+        ranges = integer_ranges(read_model(bundle.onnx))
         trial = RowTrial(session, ranges)
         reason = declared_reason(session.inputs, session.outputs) or trial.reason()
         limits = options.limits if not reason else Limits(1, 0.0, options.limits.queue)

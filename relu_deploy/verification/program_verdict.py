@@ -22,7 +22,7 @@ from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import ReluDeployError, Unsupported
-from relu_deploy.graph import Relu, find_relus, load_model, precision_of
+from relu_deploy.graph import Relu, find_relus, precision_of
 from relu_deploy.graph.model import read_model
 from relu_deploy.records import JsonRecord
 from relu_deploy.storage.manifest import MODEL, SOURCE
@@ -79,7 +79,7 @@ def compare_with_program(bundle: Bundle, program: TruthSession, relus: Sequence[
         Unsupported: If the graph draws random numbers, or one side cannot be evaluated in float64.
         InputError: If the graph cannot be evaluated on the inputs.
     """
-    model = load_model(bundle.onnx)
+    model = read_model(bundle.onnx)
     if random := random_nodes_of(model):
         raise Unsupported(f"the graph draws random numbers, at {random[0].name}")
     if unknown := unsupported_nodes(model):

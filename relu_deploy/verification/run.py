@@ -19,7 +19,8 @@ import numpy as np
 from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, require, stored_settings
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
-from relu_deploy.graph import find_relus, load_model, precision_of
+from relu_deploy.graph import find_relus, precision_of
+from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.against import relus_to_compare, why_not_compared
 from relu_deploy.verification.judging.comparable import comparable
@@ -105,7 +106,7 @@ def verify(
     cast = _autocast(bundle, backends, options)
     with ExitStack() as stack:
         compared = stack.enter_context(comparable(bundle, against, backends, arrays, options))
-        model = load_model(compared.bundle.onnx)
+        model = read_model(compared.bundle.onnx)
         plan = VerifyPlan(
             bundle=compared.bundle,
             reference=compared.reference,

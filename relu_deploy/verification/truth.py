@@ -17,7 +17,7 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus, load_model
+from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Array, Feeds
@@ -154,9 +154,9 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], reference: 
         return _torch_source(bundle, relus, options.get("threads", 0))
     if against == "reference":
         session = load(bundle, "reference", taps=_existing(relus, bundle), **options)
-        return Source(against, cast(TruthSession, session), load_model(bundle.onnx))
+        return Source(against, cast(TruthSession, session), read_model(bundle.onnx))
     other = _other(bundle, Path(against))
-    other_model, model = load_model(other.onnx), load_model(bundle.onnx)
+    other_model, model = read_model(other.onnx), read_model(bundle.onnx)
     theirs = [relu for relu in find_relus(other_model) if relu.observable]
     (made, iterated), (made_by_other, iterated_by_other) = _tensors_made(model), _tensors_made(other_model)
     inner = {name: name for name in made_by_other & made}
@@ -179,7 +179,7 @@ def _torch_source(bundle: Bundle, relus: Sequence[Relu], threads: int) -> Source
             "verify --against reference, or export it from PyTorch",
         )
     session = load(bundle, "torch", taps=tuple(relu for relu in relus if relu.torch_node), threads=threads)
-    return program_source(cast(TruthSession, session), load_model(bundle.onnx))
+    return program_source(cast(TruthSession, session), read_model(bundle.onnx))
 
 
 def program_source(session: TruthSession, model: ir.Model) -> Source:
@@ -191,6 +191,8 @@ def program_source(session: TruthSession, model: ir.Model) -> Source:
 
 def _existing(relus: Sequence[Relu], bundle: Bundle) -> tuple[Relu, ...]:
     """Return the Relus whose tensors the graph of `bundle` has and shows."""
+    if not relus:
+        return ()
     known = {relu.output for relu in find_relus(read_model(bundle.onnx)) if relu.observable}
     return tuple(relu for relu in relus if relu.output in known)
 

@@ -61,6 +61,15 @@ def test_an_engine_file_is_written_where_it_is_wanted_and_never_over_another(com
     assert (tmp_path / "digits.engine").read_bytes() != plan
 
 
+def test_an_engine_is_written_into_a_device_and_never_over_a_file_of_a_bundle(command, bundle):
+    before = (bundle / "model.onnx").read_bytes()
+    refused = command("compile", bundle, "--backend", "tensorrt-rtx", "-o", bundle / "model.onnx", "--force")
+    assert refused.code == 2
+    assert "is a file of a bundle" in refused.stderr
+    assert (bundle / "model.onnx").read_bytes() == before
+    assert command("compile", bundle, "--backend", "tensorrt-rtx", "-o", "/dev/null").code == 0
+
+
 def test_a_folder_keeps_engines_and_a_bundle_is_copied_with_its_engine(command, bundle, tmp_path):
     for _ in range(2):
         kept = command("compile", bundle, "--backend", "tensorrt-rtx", "-o", "cache/", "--json", "-")

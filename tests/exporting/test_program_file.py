@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import zipfile
 
 import pytest
@@ -73,6 +74,44 @@ def test_a_pickle_in_the_sample_inputs_is_refused_and_not_run(program, tmp_path)
         load_program(file)
     assert "--trust-source" in raised.value.hint
     assert not (tmp_path / "run").exists()
+
+
+def test_an_archive_in_which_torch_finds_another_pickle_than_python_is_refused_and_not_run(program, tmp_path):
+    buffer = io.BytesIO()
+    torch.save(((Payload(tmp_path / "run"),), {}), buffer)
+    change = lambda name, content: buffer.getvalue() if name == "data/sample_inputs/model.pt" else content  # noqa: E731
+    evil = rewritten(program, tmp_path / "evil.pt2", change, extra={"extra/fill": bytes(10_000)}).read_bytes()
+    good = rewritten(program, tmp_path / "good.pt2", lambda _, content: content, extra={"extra/fill": b""}).read_bytes()
+    (evil_size, evil_start), (size, start) = (struct.unpack_from("<2L", archive, len(archive) - 10) for archive in (evil, good))
+    assert size == evil_size
+    # Python takes the directory before the last record and moves what it says; torch takes the one at the place in the record.
+    directory, place = bytearray(good[start : start + size]), 0
+    while place < size:
+        (offset,) = struct.unpack_from("<L", directory, place + 42)
+        struct.pack_into("<L", directory, place + 42, offset - start + evil_start)
+        place += 46 + sum(struct.unpack_from("<3H", directory, place + 28))
+    end = good[-22:-10] + struct.pack("<2LH", size, evil_start, 0)
+    file = tmp_path / "both.pt2"
+    file.write_bytes(evil[:-22] + good[:start] + directory + end)
+    with zipfile.ZipFile(file) as read, zipfile.ZipFile(tmp_path / "good.pt2") as expected:
+        assert [read.read(name) for name in read.namelist()] == [expected.read(name) for name in expected.namelist()]
+    with pytest.raises(InputError, match="readers may read differently"):
+        load_program(file)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda archive: bytes(100) + archive,
+        lambda archive: archive[:-2] + b"\3\0abc",
+    ],
+    ids=["something before it", "a comment"],
+)
+def test_an_archive_that_is_not_as_torch_writes_it_is_refused(program, tmp_path, change):
+    (tmp_path / "odd.pt2").write_bytes(change(program.read_bytes()))
+    with pytest.raises(InputError):
+        check_program_file(tmp_path / "odd.pt2")
 
 
 @pytest.mark.parametrize("config", ["weights/model_weights_config.json", "constants/model_constants_config.json"])

@@ -9,9 +9,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
-from relu_deploy.graph import count_cost, find_relus, io_specs, load_model, load_normalized_model, save_model, to_bytes
+from relu_deploy.graph import (
+    count_cost,
+    find_relus,
+    io_specs,
+    load_model,
+    load_normalized_model,
+    read_model,
+    save_model,
+    to_bytes,
+)
 from relu_deploy.graph import model as model_module
 from relu_deploy.graph.loading.resources import set_memory_limit
+from relu_deploy.graph.weights import to_proto_without_weights
 
 FLOAT = TensorProto.FLOAT
 node, value = helper.make_node, helper.make_tensor_value_info
@@ -105,6 +115,30 @@ def test_weights_outside_the_models_folder_are_refused(tmp_path, location):
     (folder / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(InputError, match=r"outside the model's folder|no file name"):
         load(external(location.format(root=tmp_path)), folder)
+
+
+@pytest.mark.parametrize("part", ["values", "indices"])
+@pytest.mark.parametrize("place", ["initializer", "attribute"])
+def test_sparse_tensors_read_no_file(tmp_path, monkeypatch, place, part):
+    # onnx reads the file from the current folder.
+    (tmp_path / "secret").write_bytes(np.ones(1, np.float32).tobytes() * 2)
+    monkeypatch.chdir(tmp_path)
+    sparse = onnx.SparseTensorProto(
+        values=numpy_helper.from_array(np.ones(1, np.float32), "s"),
+        indices=numpy_helper.from_array(np.zeros(1, np.int64)),
+        dims=[4],
+    )
+    stored = getattr(sparse, part)
+    stored.ClearField("raw_data")
+    stored.data_location = TensorProto.EXTERNAL
+    stored.external_data.add(key="location", value="secret")
+    constant = node("Constant", [], ["s"], sparse_value=sparse) if place == "attribute" else None
+    nodes = [*([constant] if constant else []), node("Add", ["x", "s"], ["y"])]
+    proto = model_of(nodes, [value("x", FLOAT, [4])], [value("y", FLOAT, [4])])
+    if constant is None:
+        proto.graph.sparse_initializer.append(sparse)
+    with pytest.raises(InputError, match="is stored in another file"):
+        load(proto, tmp_path)
 
 
 def test_a_link_inside_the_folder_is_followed(tmp_path):
@@ -496,3 +530,29 @@ def test_an_attribute_that_refers_to_a_functions_is_refused_where_there_is_no_fu
     proto = model_of(nodes, [value("x", FLOAT, ["n", 4])], [value("y", FLOAT, ["n", 4])], yes=np.array(True))
     with pytest.raises(InputError, match="'alpha' of the LeakyRelu 'leaks' refers to a function's, outside of any"):
         load(proto, tmp_path)
+
+
+def test_a_shared_model_is_serialized_once_and_nobody_sees_the_changes_of_others(tmp_path, monkeypatch):
+    load(linear(), tmp_path)
+    model = read_model(tmp_path / "model.onnx")
+    first = to_proto_without_weights(model)
+    assert [node.op_type for node in first.graph.node] == ["MatMul", "Add", "Relu"]
+    monkeypatch.setattr("onnx_ir.to_proto", None)  # serializing it again would call this
+    del first.graph.node[:]
+    assert [node.op_type for node in to_proto_without_weights(model).graph.node] == ["MatMul", "Add", "Relu"]
+
+
+def test_a_changed_copy_is_serialized_as_it_is(tmp_path):
+    load(linear(), tmp_path)
+    to_proto_without_weights(read_model(tmp_path / "model.onnx"))
+    copy = load_model(tmp_path / "model.onnx")
+    copy.graph.node(2).op_type = "Tanh"
+    assert [node.op_type for node in to_proto_without_weights(copy).graph.node] == ["MatMul", "Add", "Tanh"]
+
+
+def test_a_large_file_is_not_parsed_again_while_its_shared_model_is_in_use(tmp_path, monkeypatch):
+    monkeypatch.setattr("relu_deploy.graph.shared_models.KEPT_BYTES", 0)
+    load(linear(), tmp_path)
+    held = read_model(tmp_path / "model.onnx")
+    monkeypatch.setattr("relu_deploy.graph.model._load", None)  # parsing it again would call this
+    assert read_model(tmp_path / "model.onnx") is held

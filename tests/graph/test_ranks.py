@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 from relu_deploy.errors import InputError
 from relu_deploy.graph.model import load_model
 from relu_deploy.graph.propagation import infer_with_values
+from relu_deploy.graph.rank_bounds import Bound, bound_of_result, may_raise_rank
 from relu_deploy.graph.ranks import TooManyDimensions, check_ranks
 
 INT64, FLOAT, BOOL = TensorProto.INT64, TensorProto.FLOAT, TensorProto.BOOL
@@ -249,3 +250,13 @@ def test_equations_of_every_valid_form_are_accepted(tmp_path, equation):
     )
     onnx.save(proto, tmp_path / "m.onnx")
     assert len(load_model(tmp_path / "m.onnx").graph) == 1
+
+
+def test_only_operators_that_are_known_to_raise_ranks_do():
+    operators = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain in ("", "ai.onnx.ml")}
+    plain = sorted(operator for operator in operators if not may_raise_rank(operator))
+    assert len(plain) > 150
+    operands = [Bound(6, 64, 64)] * 3
+    for operator in plain:
+        result = bound_of_result(onnx.helper.make_node(operator, ["a", "b", "c"], ["y"]), operands)
+        assert result.rank is None or result.rank <= 6, operator

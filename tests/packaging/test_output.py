@@ -1,6 +1,7 @@
 """The folder that a package is: whole or not there, and nothing of anybody else's is ever lost."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
+from relu_deploy.packaging.output import RECORD, SCHEMA, record_files, refuse_target
 from relu_deploy.packaging.run import TARGETS, package
 
 TARGET_NAMES = sorted(TARGETS)
@@ -52,6 +54,34 @@ def test_a_file_that_somebody_put_into_a_package_is_not_replaced_with_it(command
     assert made.code == 2
     assert "other_model/config.pbtxt" in made.stderr
     assert (tmp_path / "out" / "other_model" / "config.pbtxt").exists()
+
+
+@pytest.mark.parametrize(
+    "record",
+    ['{"schema": "%s"}', '{"schema": "%s", "files": 7}', '{"schema": "%s", "files": ["thesis.tex"]}', "[" * 100_000, None],
+)
+def test_a_folder_with_an_invalid_record_is_not_replaced(tmp_path, record):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years")
+    if record is None:
+        os.mkfifo(folder / RECORD)
+    else:
+        (folder / RECORD).write_text(record.replace("%s", SCHEMA))
+    with pytest.raises(InputError, match="did not write"):
+        refuse_target(folder, force=True)
+
+
+def test_a_link_that_somebody_put_into_a_package_is_not_removed_with_it(tmp_path):
+    package, elsewhere = tmp_path / "package", tmp_path / "elsewhere"
+    for folder in (package, elsewhere):
+        folder.mkdir()
+    (package / "config.pbtxt").write_text("name: 'a'")
+    record_files(package, target="triton", model="a")
+    refuse_target(package, force=True)
+    (package / "data").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="data, which relu-deploy package did not write"):
+        refuse_target(package, force=True)
 
 
 def test_what_a_server_compiled_from_our_file_does_not_stand_in_the_way(command, digits_bundle, tmp_path):

@@ -1,5 +1,7 @@
 """verify finds what differs and where, and calls nothing different that is only rounded otherwise."""
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import pytest
@@ -121,3 +123,38 @@ def test_an_unknown_backend_is_a_usage_error_with_the_nearest_name(digits_bundle
 def test_torch_cannot_run_a_file_that_carries_no_program(digits_bundle):
     with pytest.raises(Unsupported, match="has no PyTorch program"):
         verify(digits_bundle.onnx, ["torch"])
+
+
+def test_a_verification_parses_and_serializes_a_graph_once_and_copies_it_for_its_taps_only(tmp_path, monkeypatch):
+    # Each takes as long as everything else where a graph has many nodes.
+    import onnx_ir as ir
+
+    counts = Counter()
+
+    def counted(name, function):
+        def call(*arguments, **options):
+            counts[name] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(ir, "from_proto", counted("parsed", ir.from_proto))
+    monkeypatch.setattr(ir, "to_proto", counted("serialized", ir.to_proto))
+    monkeypatch.setattr(ir.Model, "clone", counted("copied", ir.Model.clone))
+    onnx.save(chain("Identity"), tmp_path / "identity.onnx")
+    assert verify(tmp_path / "identity.onnx", ["onnxruntime-cpu"]).passed
+    assert counts == {"parsed": 1, "serialized": 1}
+    counts.clear()
+    onnx.save(chain("Relu"), tmp_path / "relu.onnx")
+    assert verify(tmp_path / "relu.onnx", ["onnxruntime-cpu"]).passed
+    # The copies: the tapped graphs of the truth and of the runtime, which is given the latter, and one in which the sizes of the
+    # tapped tensors are inferred.
+    assert counts == {"parsed": 1, "serialized": 3, "copied": 3}
+
+
+def chain(operator):
+    """Return a graph of ten nodes, one behind the other, whose batch varies."""
+    nodes = [onnx.helper.make_node(operator, [f"t{place}"], [f"t{place + 1}"]) for place in range(10)]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 3]) for name in ("t0", "t10")]
+    graph = onnx.helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)

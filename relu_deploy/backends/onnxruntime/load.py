@@ -12,11 +12,14 @@ from relu_deploy.backends.onnxruntime.probe import PROVIDERS, needs_nvidia
 from relu_deploy.backends.onnxruntime.session import OnnxRuntimeSession, settings_for
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable
-from relu_deploy.graph.model import load_model, to_bytes
+from relu_deploy.graph.model import read_model, to_bytes
 from relu_deploy.graph.precision import precision_of
 from relu_deploy.graph.taps import with_taps
 
 __all__ = ["load"]
+
+#: level of ONNX Runtime's log
+FATAL = 4
 
 
 def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
@@ -29,7 +32,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     """
     model: str | bytes = str(bundle.onnx)
     if options.taps:
-        model = to_bytes(with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps]))
+        model = to_bytes(with_taps(read_model(bundle.onnx), [relu.output for relu in options.taps]))
     if needs_nvidia(name):
         from relu_deploy.backends.onnxruntime.load_gpu import load_on_gpu
 
@@ -40,6 +43,9 @@ def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     if name in PLUGINS:
         settings.add_provider_for_devices(*_device(onnxruntime, name, bundle, options))
         named = {}
+    else:
+        # What it logs is raised as well, and would reach the terminal with the names of nodes as they are.
+        settings.log_severity_level = FATAL
     try:
         session = onnxruntime.InferenceSession(model, settings, **named)
     except Exception as error:  # the runtime's exception types share no base class
@@ -61,4 +67,4 @@ def _device(onnxruntime: Any, name: str, bundle: Bundle, options: Options) -> tu
             f"backend {name!r} is not usable here: {plugin.provider} offers {len(devices)} devices, and none with index {index}",
             f"run it on a machine with {plugin.needs}" if not devices else "use a smaller --device",
         )
-    return [devices[index]], plugin.options(options, precision_of(load_model(bundle.onnx)))
+    return [devices[index]], plugin.options(options, precision_of(read_model(bundle.onnx)))

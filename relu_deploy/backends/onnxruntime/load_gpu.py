@@ -27,7 +27,7 @@ from relu_deploy.backends.onnxruntime.providers import cache_folder, default_pro
 from relu_deploy.backends.onnxruntime.session import settings_for
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable
-from relu_deploy.graph import load_model, node_precisions
+from relu_deploy.graph import node_precisions, read_model
 from relu_deploy.storage.engine_files import remove_untrusted
 
 __all__ = ["load_on_gpu"]
@@ -60,7 +60,7 @@ def load_on_gpu(name: str, bundle: Bundle, options: Options, model: str | bytes)
     if name != "onnxruntime-cuda":
         profile = default_profile(bundle.inputs)
         cache = cache_folder(name, bundle, model if isinstance(model, bytes) else None, onnxruntime.__version__)
-    precisions = frozenset(node_precisions(load_model(bundle.onnx)).values())
+    precisions = frozenset(node_precisions(read_model(bundle.onnx)).values())
     provider_options = options_for(
         name,
         options.device,

@@ -69,10 +69,10 @@ def require_provider(name: str, provider: str, session: Any, bundle: Bundle) -> 
 
 def shape_nodes(bundle: Bundle) -> list[str]:
     """Return the names of the nodes of the graph that compute shapes, and may be on the CPU."""
-    from relu_deploy.graph.model import load_model
+    from relu_deploy.graph.model import read_model
 
     integers = _integer_nodes(bundle)
-    nodes = load_model(bundle.onnx).graph
+    nodes = read_model(bundle.onnx).graph
     return [str(node.name) for node in nodes if node.op_type in SHAPE_OPERATORS and integers.get(str(node.name))]
 
 

@@ -23,7 +23,7 @@ from relu_deploy.backends.onnxruntime.placement import nodes_by_provider, nodes_
 from relu_deploy.backends.onnxruntime.probe import PROVIDERS
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
-from relu_deploy.graph.model import load_model
+from relu_deploy.graph.model import read_model
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
@@ -125,7 +125,7 @@ class OnnxRuntimeSession:
         kernels: dict[str, list[Any]] = {}
         for event in self._end_profiling():
             kernels.setdefault(event["args"]["node_index"], []).append(event)
-        graph = load_model(self._bundle.onnx).graph
+        graph = read_model(self._bundle.onnx).graph
         nodes = {str(value.name) + NCHWC: str(node.name) for node in graph for value in node.outputs}
         nodes |= {str(node.name): str(node.name) for node in graph}
         layers = [_layer_time(events, runs, nodes) for events in kernels.values()]

@@ -14,7 +14,7 @@ from relu_deploy.backends.openvino.probe import DEVICE
 from relu_deploy.backends.openvino.session import OpenVinoSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported, UsageError
-from relu_deploy.graph.model import load_model, to_bytes
+from relu_deploy.graph.model import read_model, to_bytes
 from relu_deploy.graph.precision import node_precisions, precision_of
 from relu_deploy.graph.taps import with_taps
 
@@ -38,7 +38,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OpenVinoSession:
     import openvino
 
     core = openvino.Core()
-    graph = load_model(bundle.onnx)
+    graph = read_model(bundle.onnx)
     precision = _precision(name, core, options.autocast, graph)
     source: Any = str(bundle.onnx)
     if options.taps:

@@ -16,6 +16,7 @@ from relu_deploy.backends.reference.program import Node, Program, Scope, attribu
 from relu_deploy.backends.reference.registry import Call
 from relu_deploy.backends.reference.types import HALF, element_type, narrowed, widened
 from relu_deploy.errors import InputError, ReluDeployError
+from relu_deploy.gc_pause import without_collecting
 
 if TYPE_CHECKING:
     import onnx
@@ -89,7 +90,7 @@ class Evaluator:
     """A model that is ready to be evaluated.
 
     Args:
-        model: The graph; external weights are read.
+        model: The graph, whose external weights are read, or what another evaluator has compiled in the graph's own types.
         wide: Evaluate in float64: every floating-point weight, constant and cast is widened, so nothing is rounded.
         delegate: Runs the nodes that have neither an operator nor a function body.
 
@@ -97,10 +98,10 @@ class Evaluator:
         Unsupported: If there is such a node and no delegate.
     """
 
-    def __init__(self, model: ir.Model, *, wide: bool, delegate: Delegate | None = None) -> None:
-        functions = {(str(key[0]), str(key[1]), str(key[2])): function for key, function in model.functions.items()}
-        scope = Scope(opsets_of(model.opset_imports), functions, wide, {}, delegates=delegate is not None)
-        self.program, self._delegate = compile_graph(model.graph, scope), delegate
+    @without_collecting()
+    def __init__(self, model: ir.Model | Program, *, wide: bool, delegate: Delegate | None = None) -> None:
+        program = model if isinstance(model, Program) else _compile(model, delegates=delegate is not None)
+        self.program, self._delegate = program.widened() if wide else program, delegate
         self._expansions: dict[Any, Program] = {}
 
     @property
@@ -134,6 +135,11 @@ class Evaluator:
         return {} if consume else dict(zip(self.program.outputs, results, strict=True))
 
 
+def _compile(model: ir.Model, *, delegates: bool) -> Program:
+    functions = {(str(key[0]), str(key[1]), str(key[2])): function for key, function in model.functions.items()}
+    return compile_graph(model.graph, Scope(opsets_of(model.opset_imports), functions, {}, delegates=delegates))
+
+
 def run_program(
     program: Program,
     feeds: Mapping[str, Any],
@@ -144,14 +150,13 @@ def run_program(
     """Return the outputs of `program` in its order; none of them with `consume`, which gets each as soon as it is computed."""
     values: dict[str, Any] = {**captured, **_weights(program, evaluation, keep=consume is None), **feeds, "": None}
     pending = dict.fromkeys(program.outputs) if consume else {}
-    rounding, seen = evaluation.rounding, evaluation.seen
+    rounding, seen, tensors = evaluation.rounding, evaluation.seen, Tensors(values, evaluation)
     for node in program.nodes:
         operands = [values[name] for name in node.inputs]
         if rounding:
-            constant = dict(zip(node.reads, node.constant, strict=True))
-            operands = rounding.operands(node.op_type, operands, [constant.get(name, False) for name in node.inputs])
+            operands = rounding.operands(node.op_type, operands, node.weights)
         evaluation.check_time(node.name)
-        results = _run_node(node, operands, Tensors(values, evaluation), program)
+        results = _run_node(node, operands, tensors, program)
         for name, result in zip(node.outputs, results, strict=False):
             if not name:
                 continue
@@ -273,7 +278,8 @@ def _expanded(node: Node, operands: Sequence[Any], program: Program, compiled: d
     }
     opsets = {**program.opsets, **opsets_of(function.opset_imports)}
     bindings = {**defaults, **node.attributes}
-    expansion = compile_graph(function, Scope(opsets, {}, program.wide, bindings))
+    expansion = compile_graph(function, Scope(opsets, {}, bindings))
+    expansion = expansion.widened() if program.wide else expansion
     # Optional outputs that the body does not make for this node are empty.
     compiled[key] = replace(expansion, outputs=tuple(name if name in made else "" for name in declared))
     return compiled[key]

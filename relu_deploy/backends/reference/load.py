@@ -6,7 +6,7 @@ from relu_deploy.backends.base import Options, Session
 from relu_deploy.backends.reference.delegate import Delegate
 from relu_deploy.backends.reference.session import ReferenceSession
 from relu_deploy.bundle import Bundle
-from relu_deploy.graph.model import load_model
+from relu_deploy.graph.model import read_model
 from relu_deploy.graph.taps import with_taps
 
 __all__ = ["load"]
@@ -18,7 +18,9 @@ def load(_: str, bundle: Bundle, options: Options) -> ReferenceSession:
     Raises:
         Unsupported: If a node of the graph cannot be evaluated, and `options` name no backend that runs it.
     """
-    model = with_taps(load_model(bundle.onnx), [relu.output for relu in options.taps])
+    model = read_model(bundle.onnx)
+    if options.taps:
+        model = with_taps(model, [relu.output for relu in options.taps])
     if not options.delegate:
         return ReferenceSession(bundle, model)
 

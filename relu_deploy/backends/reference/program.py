@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,27 +26,27 @@ __all__ = ["Node", "Program", "Scope", "attribute_value", "compile_graph", "opse
 class Scope:
     """What a graph is compiled in.
 
-    opsets: version of each domain's operator set. functions: the model's local functions. wide: floating-point types become
-    float64. bindings: values of a function's attributes. constants: tensors of the graph around that are weights. delegates:
-    nodes that cannot be evaluated are run elsewhere.
+    opsets: version of each domain's operator set. functions: the model's local functions. bindings: values of a function's
+    attributes. constants: tensors of the graph around that are weights. delegates: nodes that cannot be evaluated are run elsewhere.
     """
 
     opsets: Mapping[str, int]
     functions: Mapping[tuple[str, str, str], ir.Function]
-    wide: bool
     bindings: Mapping[str, Any]
     constants: AbstractSet[str] = frozenset()
     delegates: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Node:
     """A node bound to what evaluates it: an operator, a local function, the body that the specification defines, or a `Delegate`.
 
+    Nothing changes it once its graph is compiled. Making frozen ones takes much longer.
+
     attributes: Python values; tensors are arrays, graphs are programs. reads: every tensor around it that it or its graphs
-    read. source: the node itself. delegated: a `Delegate` runs it. sizes: it computes nothing but
-    sizes. constant: which inputs are weights of the graph. done: tensors that nothing reads after this node, without the
-    graph's outputs. done_outputs: the outputs among them.
+    read. constant: which of these are weights of the graph. weights: which of the inputs are. source: the node itself. delegated: a
+    `Delegate` runs it. sizes: it computes nothing but sizes. done: tensors that nothing reads after this node, without the graph's
+    outputs. done_outputs: the outputs among them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Node:
     outputs: tuple[str, ...]
     reads: tuple[str, ...]
     constant: tuple[bool, ...]
+    weights: tuple[bool, ...]
     operator: Operator | None = None
     function: Program | None = None
     source: ir.Node | None = None
@@ -65,10 +67,23 @@ class Node:
     done: tuple[str, ...] = ()
     done_outputs: tuple[str, ...] = ()
 
+    def widened(self) -> Node:
+        """Return the node with its constants, bodies and function in float64; itself where it has none."""
+        if self.function is None and not any(isinstance(value, np.ndarray | Program) for value in self.attributes.values()):
+            return self
+        attributes = {
+            key: value.widened() if isinstance(value, Program) else widened(value) if isinstance(value, np.ndarray) else value
+            for key, value in self.attributes.items()
+        }
+        return replace(self, attributes=attributes, function=None if self.function is None else self.function.widened())
+
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled graph. captures: tensors of the graphs around it that it reads. exact: tensors that are never rounded."""
+    """A compiled graph.
+
+    captures: tensors of the graphs around it that it reads. exact: tensors that are never rounded. wide: it is evaluated in float64.
+    """
 
     name: str
     inputs: tuple[str, ...]
@@ -78,8 +93,13 @@ class Program:
     captures: tuple[str, ...]
     exact: frozenset[str]
     opsets: Mapping[str, int]
-    wide: bool
     output_types: tuple[tuple[np.dtype[Any] | None, tuple[int, ...] | None], ...] = ()
+    wide: bool = False
+
+    def widened(self) -> Program:
+        """Return the graph in float64. It shares what does not depend on that: binding many nodes again takes seconds."""
+        initializers = {name: widened(value) for name, value in self.initializers.items()}
+        return replace(self, initializers=initializers, nodes=tuple(node.widened() for node in self.nodes), wide=True)
 
     def empty_output(self, index: int) -> Array:
         """Return no elements of the output at `index`, stacked: what a loop without iterations collects."""
@@ -103,12 +123,12 @@ class Program:
 
 
 def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
-    """Return `graph` with every node bound.
+    """Return `graph` with every node bound, in its own types.
 
     Raises:
         Unsupported: If a node has neither an operator nor a function body.
     """
-    initializers = {str(name): _array(value.const_value, scope) for name, value in getattr(graph, "initializers", {}).items()}
+    initializers = {str(name): _array(value.const_value) for name, value in getattr(graph, "initializers", {}).items()}
     constants = set(initializers) | scope.constants
     inner, nodes = replace(scope, constants=constants), []
     for position, node in enumerate(graph):
@@ -124,11 +144,12 @@ def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
         captures.update(dict.fromkeys(name for name in bound.reads if name not in made))
         made.update(bound.outputs)
     captures.update(dict.fromkeys(name for name in outputs if name and name not in made))
-    sizing = computing_sizes(nodes, outputs)
-    nodes = [replace(node, sizes=place in sizing) for place, node in enumerate(_with_last_readers(nodes, outputs))]
+    for place in computing_sizes(nodes, outputs):
+        nodes[place].sizes = True
+    _set_last_readers(nodes, outputs)
     return Program(
         str(graph.name or ""), inputs, outputs, initializers, tuple(nodes), tuple(captures),
-        never_rounded(nodes), scope.opsets, scope.wide, tuple(_type_of(value) for value in graph.outputs),
+        never_rounded(nodes), scope.opsets, tuple(_type_of(value) for value in graph.outputs),
     )  # fmt: skip
 
 
@@ -146,12 +167,14 @@ def unsupported_nodes(model: ir.Model) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = []
 
     def look(nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> None:
+        @cache
+        def is_supported(domain: str, operator: str) -> bool:
+            version = opsets.get(domain, 1)
+            return find(domain, operator, version) is not None or _has_body(domain, operator, version)
+
         for position, node in enumerate(nodes):
             domain = normal_domain(node.domain)
-            if (node.domain, node.op_type) in functions:
-                continue
-            version = opsets.get(domain, 1)
-            if find(domain, node.op_type, version) is None and not _has_body(domain, node.op_type, version):
+            if not is_supported(domain, node.op_type) and (node.domain, node.op_type) not in functions:
                 found.append((str(node.name or f"{node.op_type}_{position}"), domain, node.op_type))
 
     opsets = opsets_of(model.opset_imports)
@@ -204,17 +227,18 @@ def _bind(node: ir.Node, position: int, scope: Scope) -> Node:
     version = scope.opsets.get(domain, 1)
     local = scope.functions.get((node.domain, node.op_type, node.overload or ""))
     function = _compile_function(local, attributes, scope) if local is not None else None
-    operator = None if function else find(domain, node.op_type, version)
-    is_unknown = operator is None and function is None and not _has_body(domain, node.op_type, version)
-    if is_unknown and not scope.delegates:
+    bound = Node(
+        name, domain, node.op_type, version, attributes, inputs, tuple(str(value.name or "") for value in node.outputs),
+        tuple(reads), tuple(text in scope.constants for text in reads), tuple(text in scope.constants for text in inputs),
+        None if function else find(domain, node.op_type, version), function, node,
+    )  # fmt: skip
+    bound.delegated = bound.operator is None and function is None and not _has_body(domain, node.op_type, version)
+    if bound.delegated and not scope.delegates:
         raise Unsupported(
             f"the reference evaluator has no operator {domain or 'ai.onnx'}.{node.op_type} of version {version} (node {name!r})",
             "compare with the PyTorch program or with a graph of standard operators (--against), or cut this node off",
         )
-    return Node(
-        name, domain, node.op_type, version, attributes, inputs, tuple(str(value.name or "") for value in node.outputs),
-        tuple(reads), tuple(text in scope.constants for text in reads), operator, function, node, is_unknown,
-    )  # fmt: skip
+    return bound
 
 
 def _compile_function(function: ir.Function, given: Mapping[str, Any], scope: Scope) -> Program:
@@ -236,7 +260,7 @@ def _attribute(value: Any, scope: Scope) -> Any:
     if isinstance(value, ir.Graph):
         return compile_graph(value, scope)
     if isinstance(value, ir.TensorProtocol):
-        return _array(value, scope)
+        return _array(value)
     return attribute_value(value)
 
 
@@ -245,22 +269,22 @@ def attribute_value(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _array(tensor: Any, scope: Scope) -> Any:
+def _array(tensor: Any) -> Any:
     array = np.asarray(tensor.numpy())
     if array.dtype.kind in "OSU":
         return as_text(array)
-    return widened(array) if scope.wide else array
+    return array
 
 
-def _with_last_readers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
-    """Return `nodes` with the tensors that can be freed after each: in float64 they would fill the memory."""
+def _set_last_readers(nodes: Sequence[Node], outputs: Sequence[str]) -> None:
+    """Set the tensors that can be freed after each node: in float64 they would fill the memory."""
     last = {name: place for place, node in enumerate(nodes) for name in (*node.reads, *node.outputs) if name}
     kept = set(outputs)
     done: dict[int, list[str]] = {}
     done_outputs: dict[int, list[str]] = {}
     for name, place in last.items():
         (done_outputs if name in kept else done).setdefault(place, []).append(name)
-    return [
-        replace(node, done=tuple(done.get(place, ())), done_outputs=tuple(done_outputs.get(place, ())))
-        for place, node in enumerate(nodes)
-    ]
+    for place, names in done.items():
+        nodes[place].done = tuple(names)
+    for place, names in done_outputs.items():
+        nodes[place].done_outputs = tuple(names)

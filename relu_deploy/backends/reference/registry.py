@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -118,11 +119,13 @@ def operator(
             if any(entry.since <= until and since <= entry.until for entry in entries):
                 raise ValueError(f"{name} is registered twice for one version")
             entries.append(Operator(name, domain, run, since, until, keeps_types, random))
+        find.cache_clear()
         return run
 
     return register
 
 
+@lru_cache(maxsize=4096)
 def find(domain: str, name: str, version: int) -> Operator | None:
     """Return the operator of `domain` ("" is ai.onnx) called `name` at a version of its operator set, or None."""
     _load_operators()

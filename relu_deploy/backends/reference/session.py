@@ -34,12 +34,11 @@ class ReferenceSession:
                 f"{bundle.name}: the reference evaluator does not have the operators of {listed}{more}",
                 "compare with the PyTorch program or with a graph of standard operators (--against), or cut these nodes off",
             )
-        self._bundle, self._model, self._delegate = bundle, model, delegate if missing else None
-        self._evaluators: dict[bool, Evaluator] = {}
+        self._bundle, self._delegate = bundle, delegate if missing else None
+        self._evaluators = {False: Evaluator(model, wide=False, delegate=self._delegate)}
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self.facts: Mapping[str, Any] = {"precision": "float32", "device": "CPU"}
-        self._evaluator(wide=False)
 
     @property
     def random_nodes(self) -> tuple[str, ...]:
@@ -86,5 +85,5 @@ class ReferenceSession:
 
     def _evaluator(self, wide: bool) -> Evaluator:
         if wide not in self._evaluators:
-            self._evaluators[wide] = Evaluator(self._model, wide=wide, delegate=self._delegate)
+            self._evaluators[wide] = Evaluator(self._evaluators[False].program, wide=wide, delegate=self._delegate)
         return self._evaluators[wide]

@@ -28,7 +28,7 @@ from relu_deploy.backends.tensorrt.logger import logger_of
 from relu_deploy.backends.tensorrt.probe import MODULES, compiles_ahead
 from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.errors import InputError, Unsupported
-from relu_deploy.graph import load_model, precision_of
+from relu_deploy.graph import precision_of, read_model
 from relu_deploy.storage.engine_files import is_trusted, trust
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
@@ -147,7 +147,7 @@ class TensorRtSession:
         self._lent: weakref.WeakSet[TensorRtIoBinding] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._device = str(find_gpu(gpu.index))
-        self._precision = precision_of(load_model(bundle.onnx))
+        self._precision = precision_of(read_model(bundle.onnx))
         self._cuda_graph = "by the library" if self._config is not None else "captured after the first run of a shape"
 
     @property

@@ -11,7 +11,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -55,6 +57,8 @@ MAX_POWERS = 3
 #: Types of the containers that arguments and results may be in.
 CONTAINERS = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", "torch.Size", None}
 MAX_JSON = 512 * 2**20
+#: Records at the end of a ZIP archive: the last one, the locator of the larger one, and the larger one itself.
+END, LOCATOR, END_64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 TRUST = "load it only if you trust where it came from: --trust-source"
 
 
@@ -97,6 +101,8 @@ def check_program_file(file: Path) -> None:
     """
     try:
         with zipfile.ZipFile(file) as archive:
+            if _is_ambiguous(file, len(archive.infolist())):
+                raise InputError(f"{file} is an archive that readers may read differently", "save it with torch.export.save")
             for reason in _dangers(archive):
                 raise InputError(f"{file} can run code when it is loaded: {reason}", TRUST)
     except InputError:
@@ -105,6 +111,29 @@ def check_program_file(file: Path) -> None:
         raise InputError(f"{file} is nested too deeply", TRUST) from None
     except Exception as error:  # zipfile and json raise many types of exceptions for other content
         raise InputError(f"{file} is not an exported PyTorch program: {error}", "save it with torch.export.save") from error
+
+
+def _is_ambiguous(file: Path, members: int) -> bool:
+    """Return whether torch may find other members in an archive than Python does.
+
+    Python looks for the directory right before the record at the end, and torch where that record says; so these must be the same
+    place, and the directory must have as many `members`. Neither may search for the record behind a comment.
+
+    Source: APPNOTE.TXT, sections 4.3.14 to 4.3.16.
+    """
+    with file.open("rb") as stream:
+        position = stream.seek(-END.size, os.SEEK_END)
+        signature, _, _, _, entries, size, offset, comment = END.unpack(stream.read())
+        stream.seek(max(0, position - LOCATOR.size))
+        located, _, record, _ = LOCATOR.unpack(stream.read(LOCATOR.size))
+        if located == b"PK\6\7":
+            position -= LOCATOR.size + END_64.size
+            stream.seek(position)
+            signature_64, length, *_, entries, size, offset = END_64.unpack(stream.read(END_64.size))
+            # The length is that of the rest of the record.
+            if signature_64 != b"PK\6\6" or length != END_64.size - 12 or record != position:
+                return True
+    return bool(signature != b"PK\5\6" or comment or offset + size != position or entries != members)
 
 
 def _dangers(archive: zipfile.ZipFile) -> Iterator[str]:

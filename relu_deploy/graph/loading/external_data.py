@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph.loading.structure import tensors_of
+from relu_deploy.graph.loading.traversal import tensors_of
 
 if TYPE_CHECKING:
     import onnx
@@ -20,8 +20,8 @@ __all__ = ["check_external_data"]
 HINT = "keep the weights in the model's own folder, or save the model in one file"
 
 
-def check_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    """Check every weight of `proto` that lies in another file.
+def check_external_data(proto: onnx.ModelProto, path: Path) -> bool:
+    """Check every weight of `proto` that lies in another file, and return whether there is one.
 
     Args:
         proto: The model, its weights not read.
@@ -44,6 +44,7 @@ def check_external_data(proto: onnx.ModelProto, path: Path) -> None:
             if location not in sizes:
                 sizes[location] = _size_of(location, folder, f"{path}: the weights of {tensor.name!r}")
             _check_extent(tensor, fields, sizes[location], path)
+    return bool(sizes)
 
 
 def _as_graph(function: onnx.FunctionProto) -> onnx.GraphProto:

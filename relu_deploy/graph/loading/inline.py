@@ -13,7 +13,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph.loading.structure import bodies_of, check_links
+from relu_deploy.graph.loading.structure import check_links
+from relu_deploy.graph.loading.traversal import bodies_of
 
 if TYPE_CHECKING:
     import onnx

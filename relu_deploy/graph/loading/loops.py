@@ -15,7 +15,7 @@ import numpy as np
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.domains import is_standard
-from relu_deploy.graph.loading.structure import bodies_of, outer_reads
+from relu_deploy.graph.loading.traversal import bodies_of, outer_reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

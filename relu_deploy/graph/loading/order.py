@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from relu_deploy.graph.loading.structure import bodies_of, outer_reads
+from relu_deploy.graph.loading.traversal import bodies_of, outer_reads
 
 if TYPE_CHECKING:
     import onnx

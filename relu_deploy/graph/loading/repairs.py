@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from relu_deploy.graph.loading.structure import bodies_of
+from relu_deploy.graph.loading.traversal import bodies_of
 from relu_deploy.graph.propagation import infer_with_values
 from relu_deploy.graph.shapes.shape_inference import forget_shapes
 from relu_deploy.graph.weights import to_proto_without_weights

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.loading.loops import check_loops, growing_states
-from relu_deploy.graph.loading.structure import bodies_of, outer_reads
+from relu_deploy.graph.loading.traversal import bodies_of, outer_reads
 from relu_deploy.graph.propagation import infer_with_values
 from relu_deploy.graph.ranks import TooManyDimensions
 

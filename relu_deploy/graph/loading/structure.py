@@ -13,18 +13,19 @@ The checks take linear time and do not recurse, so that a hostile file costs no 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.loading.equations import fault_of_equation
+from relu_deploy.graph.loading.traversal import bodies_of, outer_reads
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["bodies_of", "check_links", "check_structure", "outer_reads", "tensors_of"]
+__all__ = ["MAX_RANK", "check_links", "check_structure"]
 
 #: NumPy's limit
 MAX_RANK = 64
@@ -194,24 +195,6 @@ def _check_order(graph: onnx.GraphProto, scope: _Scope, made: set[str]) -> None:
         raise _Broken(f"the {_called(graph.node[stuck])} depends on its own result")
 
 
-def outer_reads(node: onnx.NodeProto) -> set[str]:
-    """Return the names that the graphs inside `node` read without computing them."""
-    reads: set[str] = set()
-    waiting = [(body, frozenset[str]()) for body in bodies_of(node)]
-    while waiting:
-        body, known = waiting.pop()
-        inner = known.union(
-            (value.name for value in body.input),
-            (tensor.name for tensor in body.initializer),
-            (name for each in body.node for name in each.output),
-        )
-        for each in body.node:
-            reads.update(name for name in each.input if name and name not in inner)
-            waiting += [(nested, inner) for nested in bodies_of(each)]
-        reads.update(value.name for value in body.output if value.name not in inner)
-    return reads
-
-
 def _check_function(function: onnx.FunctionProto, versions: dict[str, int], functions: _Functions) -> None:
     _check_text(function.name, function.domain, function.overload, function.doc_string, *function.input, *function.output)
     if not function.name or not function.output:
@@ -292,8 +275,8 @@ def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> No
             raise _Broken(f"the attribute {attribute.name!r} of the {_called(node)} must be positive")
     for tensor in (*((attribute.t,) if attribute.HasField("t") else ()), *attribute.tensors):
         check_tensor(tensor)
-    if attribute.HasField("sparse_tensor"):
-        _check_sparse(attribute.sparse_tensor)
+    for sparse in (*((attribute.sparse_tensor,) if attribute.HasField("sparse_tensor") else ()), *attribute.sparse_tensors):
+        _check_sparse(sparse)
 
 
 @cache
@@ -314,29 +297,7 @@ def _called(node: onnx.NodeProto) -> str:
     return f"{node.op_type} {node.name!r}" if node.name else f"{node.op_type} that computes {next(iter(node.output), '')!r}"
 
 
-def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs in the attributes of `node`."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 # ---------------------------------------------------------------- tensors and types
-
-
-def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield the constants of `graph` and of the graphs inside it: initializers and attributes."""
-    waiting = [graph]
-    while waiting:
-        current = waiting.pop()
-        yield from current.initializer
-        for node in current.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-            waiting += bodies_of(node)
 
 
 def check_tensor(tensor: onnx.TensorProto) -> None:
@@ -391,8 +352,12 @@ def _item_bits() -> dict[int, int]:
 
 
 def _check_sparse(sparse: onnx.SparseTensorProto) -> None:
-    check_tensor(sparse.values)
-    check_tensor(sparse.indices)
+    import onnx
+
+    for tensor in (sparse.values, sparse.indices):
+        check_tensor(tensor)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise _Broken(f"the sparse tensor {sparse.values.name!r} is stored in another file")
     if any(dim < 0 for dim in sparse.dims) or prod(sparse.dims) > MAX_ELEMENTS or len(sparse.dims) > MAX_RANK:
         raise _Broken(f"the sparse tensor {sparse.values.name!r} has an invalid shape")
 

@@ -16,6 +16,8 @@ __all__ = ["set_input_ranks", "settle_input_ranks"]
 
 #: the largest rank that is tried: that of a batch of videos is 5
 LARGEST = 6
+#: the most inputs whose ranks are tried: each takes an inference of the whole graph for each rank
+MOST = 8
 
 
 def settle_input_ranks(model: ir.Model) -> None:
@@ -23,9 +25,10 @@ def settle_input_ranks(model: ir.Model) -> None:
 
     A Conv takes the rank of its weights, a Gemm matrices, a Transpose as many axes as it permutes.
     """
-    for value in model.graph.inputs:
-        if value.shape is not None or value.dtype is None or value.is_initializer():
-            continue
+    unknown = [
+        value for value in model.graph.inputs if value.shape is None and value.dtype is not None and not value.is_initializer()
+    ]
+    for value in unknown if len(unknown) <= MOST else ():
         fitting = [rank for rank in range(LARGEST + 1) if _fits(model, value, rank)]
         value.shape = _unknown_sizes(str(value.name), fitting[0]) if len(fitting) == 1 else None
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.backends import Session, load
-from relu_deploy.graph import Relu, find_relus, load_model
+from relu_deploy.graph import Relu, find_relus, read_model
 from relu_deploy.serving.bounded_executor import BoundedExecutor
 from relu_deploy.serving.models import VERSION, Model, Models
 from relu_deploy.serving.prediction.predict import Preparation, PreparedPicture, refuse_unsupported
@@ -56,7 +56,7 @@ class ReluView:
         self._close_all_but(loaded)
         started = time.perf_counter()
         if model.name not in self._tapped:
-            relus = find_relus(load_model(model.bundle.onnx))
+            relus = find_relus(read_model(model.bundle.onnx))
             settings = model.settings
             session = load(model.bundle, model.backend, threads=settings.threads, device=settings.device, taps=tuple(relus))
             self._tapped[model.name] = model, relus, session

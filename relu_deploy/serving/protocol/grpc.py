@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -23,6 +24,7 @@ from relu_deploy.serving.protocol.routes import EXTENSIONS, RequestContext, Rout
 from relu_deploy.serving.protocol.tensors import THREADED_PARSE_BYTES, check_load_parameters
 from relu_deploy.serving.telemetry.observer import RequestObserver
 from relu_deploy.serving.transport.admission import AdmissionControl
+from relu_deploy.serving.transport.idle_connections import IdleConnections
 from relu_deploy.serving.transport.sockets import descriptor_limit
 from relu_deploy.serving.transport.tls import TlsOptions
 from relu_deploy.version import __version__
@@ -79,21 +81,29 @@ class GrpcServer:
             raise InputError(
                 f"cannot listen on {address} for gRPC", "choose another port with --grpc-port, 0 for any, -1 for no gRPC"
             ) from error
+        self._room: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Take calls from now on."""
         await self._server.start()
+        idle = IdleConnections(self.port, most_connections(), self._is_calling)
+        self._room = asyncio.create_task(idle.keep_room())
 
     async def drain(self, seconds: float) -> None:
         """Refuse new calls, and return when the running ones are answered; those that take longer than `seconds` are cancelled."""
         for service in self._services:
             service.closing = True
         until = time.monotonic() + min(QUIET_WITHIN, seconds)
-        while time.monotonic() < min(max(each.last_call for each in self._services) + QUIET_SECONDS, until):
+        while time.monotonic() < min(max((each.last_call for each in self._services), default=0.0) + QUIET_SECONDS, until):
             await asyncio.sleep(QUIET_SECONDS / 2)
         for watched in self._watched:
             watched.end_watches()
         await self._server.stop(seconds)
+        if self._room is not None:
+            self._room.cancel()
+
+    def _is_calling(self, peer: str) -> bool:
+        return any(peer in service.calling for service in self._services)
 
 
 class GrpcService:
@@ -102,6 +112,7 @@ class GrpcService:
     Attributes:
         closing: No more inference requests are taken.
         last_call: When the last call arrived, of time.monotonic().
+        calling: How many calls run, by the name of the peer.
     """
 
     def __init__(
@@ -132,6 +143,7 @@ class GrpcService:
         self._max_body = max_body
         self._messages = messages()
         self.closing, self.last_call = False, 0.0
+        self.calling: Counter[str] = Counter()
 
     def handler(self) -> Any:
         """Return the protocol's methods for grpc.aio.server."""
@@ -159,10 +171,11 @@ class GrpcService:
 
         async def method(received: bytes, rpc: Any) -> bytes:
             self.last_call = started = time.monotonic()
-            headers = rpc.invocation_metadata() or ()
-            context = RequestContext("gRPC", name, _address(rpc.peer()), headers, timeout=rpc.time_remaining())
+            headers, peer = rpc.invocation_metadata() or (), unquote(rpc.peer())
+            context = RequestContext("gRPC", name, _address(peer), headers, timeout=rpc.time_remaining())
             context.route = Route(_ENDPOINTS.get(name, ""))
             status = 0  # as it stays when the client disconnects
+            self.calling[peer] += 1
             try:
                 self._admission.access.check(context)
                 self._admission.hold_memory(context, len(received))
@@ -176,6 +189,9 @@ class GrpcService:
                 status = error.http
                 return await _abort(rpc, error)
             finally:
+                self.calling[peer] -= 1
+                if not self.calling[peer]:
+                    del self.calling[peer]
                 self._admission.end(context)
                 self._observer.on_complete(context, status, time.monotonic() - started)
 
@@ -265,8 +281,11 @@ async def _run(call: Call, kind: Any, received: bytes, context: RequestContext) 
 
 
 def _address(peer: str) -> str:
-    """Return the address in gRPC's name of a peer, such as ipv4:10.0.0.1:50000; "" for one without an address."""
-    kind, _, rest = unquote(peer).partition(":")
+    """Return the address in gRPC's name of a peer, such as ipv4:10.0.0.1:50000; "" for one without an address.
+
+    peer: Without percent signs for special characters.
+    """
+    kind, _, rest = peer.partition(":")
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
 
 
@@ -279,6 +298,11 @@ async def _abort(rpc: Any, error: ServeError) -> NoReturn:
     raise AssertionError("abort has not ended the call")
 
 
+def most_connections() -> int:
+    """Return how many gRPC connections may be open."""
+    return max(1, descriptor_limit() // 2)
+
+
 def _options(max_body: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", max_body),
@@ -286,7 +310,7 @@ def _options(max_body: int) -> list[tuple[str, int]]:
         *RECEIVE_OPTIONS,
         # A client that connects and sends nothing holds a file descriptor, and the other ports need some as well.
         ("grpc.server_handshake_timeout_ms", 5_000),
-        ("grpc.max_allowed_incoming_connections", max(1, descriptor_limit() // 2)),
+        ("grpc.max_allowed_incoming_connections", most_connections()),
         # Two processes must not share a port without knowing.
         ("grpc.so_reuseport", 0),
         # A client that vanished is noticed; clients may ping every 10 s, also between calls.

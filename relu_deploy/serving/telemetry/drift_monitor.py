@@ -25,7 +25,7 @@ from relu_deploy.activations.drift import LEAST_ROWS, Baseline, p_value, rank_su
 from relu_deploy.backends import Session, load
 from relu_deploy.bundle import Bundle, sha256
 from relu_deploy.errors import InputError, ReluDeployError
-from relu_deploy.graph import Relu, find_relus, load_model
+from relu_deploy.graph import Relu, find_relus, read_model
 from relu_deploy.tensors import Array, Feeds, count_rows, row_axes
 
 __all__ = ["DEFAULT_SHARE", "Monitor", "MonitorFactory"]
@@ -285,7 +285,7 @@ def _prepare(bundle: Bundle) -> tuple[Baseline, list[Relu], Session]:
     counted = next((each for each in graphs if sha256(each.onnx) == baseline.graph), None)
     if counted is None:
         raise InputError(f"the census in {bundle.path} was made of another graph than the served one", hint)
-    known = {relu.output: relu for relu in find_relus(load_model(counted.onnx))}
+    known = {relu.output: relu for relu in find_relus(read_model(counted.onnx))}
     relus = [known[relu.output] for relu in baseline.relus]
     session = load(counted, baseline.backend, taps=tuple(relus), threads=1)
     return baseline, relus, session

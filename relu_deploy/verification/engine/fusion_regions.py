@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_deploy.graph import Relu, nodes_between
+from relu_deploy.graph import Relu
+from relu_deploy.graph.subgraph import Producers
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.engine.dataflow import Dataflow, Shape, map_to_onnx, match_captures, trace_dataflow
 from relu_deploy.verification.engine.layers import Captured, EngineLayer
@@ -183,8 +184,9 @@ def regions_of(model: ir.Model, trace: EngineTrace) -> list[Region]:
     inputs = frozenset(str(value.name) for value in model.graph.inputs)
     ends = {*trace.shown, *inputs}
     regions = []
+    producers = Producers(model)
     for shown in trace.shown.values():
-        nodes = nodes_between(model, ends - {shown.tensor}, [shown.tensor])
+        nodes = producers.nodes_between(ends, [shown.tensor])
         made = {value.name for node in nodes for value in node.outputs}
         read = dict.fromkeys(str(value.name) for node in nodes for value in node.inputs if value is not None)
         regions.append(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_deploy.graph import Relu, nodes_between
+from relu_deploy.graph import Relu
+from relu_deploy.graph.subgraph import Producers
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.verdict import LIMITS
 
@@ -132,14 +133,16 @@ def nan_is_kept(model: ir.Model, relus: Sequence[Relu], feeds: Feeds, results: F
         name for name, array in (feeds | results).items() if array.dtype.kind == "f" and array.size and np.isnan(array).all()
     }
     kept: dict[str, bool | None] = {}
+    starts = {relu.output for relu in relus} | set(feeds)
+    producers = None
     for relu in relus:
         if relu.output not in results:
             kept[relu.output] = None
         elif np.isnan(results[relu.output]).any():
             kept[relu.output] = True
         else:
-            starts = {other.output for other in relus if other.output != relu.output} | set(feeds)
-            piece = nodes_between(model, starts, [relu.output])
+            producers = producers or Producers(model)
+            piece = producers.nodes_between(starts, [relu.output])
             reads = {value.name for node in piece for value in node.inputs if value is not None} & starts
             # Only where everything before it is NaN, constants aside, and no node between may drop one did this Relu drop it.
             certain = bool(reads) and reads <= all_nan and all(node.op_type in LINEAR for node in piece)

@@ -24,8 +24,9 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.graph import find_relus, load_model, nodes_between, quantized_relu
+from relu_deploy.graph import find_relus, quantized_relu, read_model
 from relu_deploy.graph.bodies import iterate_nodes
+from relu_deploy.graph.subgraph import Producers
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.noise import FEW
 from relu_deploy.verification.judging.verdict import LIMITS
@@ -51,7 +52,7 @@ def faults_of_graph(plan: VerifyPlan, source: Source) -> list[Fault]:
     if source.against == "reference":
         return []
     feeds, precision = plan.feeds, plan.precision
-    model = load_model(plan.bundle.onnx)
+    model = read_model(plan.bundle.onnx)
     # The inputs too: a node that stores one of them again is judged itself, not the first node that reads it.
     known = {**_widened(feeds), **source.everything(feeds)}
     known |= stored_again(model, known)
@@ -59,8 +60,11 @@ def faults_of_graph(plan: VerifyPlan, source: Source) -> list[Fault]:
     with closing(cast(TruthSession, load(plan.bundle, "reference", **plan.reference))) as session:
         errors, given = evaluated_on(TrueTensors(known, iterated), session, feeds, precision)
     bounds = {relu.node: np.inf if relu.upper is None else relu.upper for relu in find_relus(model)}
-    truth_model = None if source.against == "torch" else load_model(Bundle.open(source.against).onnx)
+    truth_model = None if source.against == "torch" else read_model(Bundle.open(source.against).onnx)
     truth_names = {ours: name for name, ours in source.inner.items()}
+    known_there = {truth_names.get(name, name) for name in known}
+    producers = Producers(model)
+    truth_producers = None if truth_model is None else Producers(truth_model)
     faults: list[Fault] = []
     around: set[str] = set()
     for node, path in iterate_nodes(model):
@@ -78,10 +82,8 @@ def faults_of_graph(plan: VerifyPlan, source: Source) -> list[Fault]:
             # One range for a whole tensor is never the best of each channel: a pair that stores is judged by all of it.
             ratio = judged.of_tensor if node.op_type in STORAGE else judged.error_ratio
             if ratio > LIMITS[precision]:
-                region = [node] if path else nodes_between(model, known, [name])
-                unmatched = _unmatched_nodes(
-                    region, truth_model, [truth_names.get(one, one) for one in known], truth_names.get(name, name)
-                )
+                region = [node] if path else producers.nodes_between(known, [name])
+                unmatched = _unmatched_nodes(region, truth_producers, known_there, truth_names.get(name, name))
                 culprit = _culprit(unmatched, given, precision) or node
                 between = [str(one.name) for one in region] if len(region) > 1 else ()
                 faults.append(Fault.at(culprit, "graph", describe(tensor.got, tensor.true), ratio, between))
@@ -120,17 +122,15 @@ def _upper_bound(value: ir.Value, bounds: Mapping[str, float]) -> float | None:
     return max(known) if len(known) == len(found) else None
 
 
-def _unmatched_nodes(
-    region: Sequence[ir.Node], truth_model: ir.Model | None, known: Collection[str], tensor: str
-) -> list[ir.Node]:
+def _unmatched_nodes(region: Sequence[ir.Node], truth: Producers | None, known: Collection[str], tensor: str) -> list[ir.Node]:
     """Return the nodes of `region` that have no equal among the truth's own nodes before `tensor`, none without such a graph.
 
     known, tensor: Names in the truth's graph.
     """
-    if truth_model is None or len(region) < 2:
+    if truth is None or len(region) < 2:
         return []
     try:
-        equals = nodes_between(truth_model, known, [tensor])
+        equals = truth.nodes_between(known, [tensor])
     except ReluDeployError:
         return []
     unmatched = []

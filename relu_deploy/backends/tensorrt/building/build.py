@@ -24,7 +24,7 @@ from relu_deploy.backends.tensorrt.logger import captured_stdout, logger_of
 from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions, Shapes, capability_name, shapes_of
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
-from relu_deploy.graph.model import load_model
+from relu_deploy.graph.model import read_model
 from relu_deploy.graph.precision import precision_of
 
 __all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities"]
@@ -241,7 +241,7 @@ def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
         parsed = parser.parse_from_file(str(file))
     if parsed and network.num_outputs:
         return network, parser
-    model = load_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph
+    model = read_model(path)  # raises InputError for an invalid file, which the parser takes for an empty graph
     refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
     listed = listed_refusals(refusals) or "the parser gives no reason"
     raise Refused(f"{name} does not take {path}: {listed}", _other_graph(name, refusals, precision_of(model)), refusals)

@@ -35,7 +35,7 @@ from relu_deploy.backends.tensorrt.options import BuildOptions, capability_name
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.bundle import Bundle, sha256, write_atomically
 from relu_deploy.errors import BackendUnavailable, InputError, UsageError
-from relu_deploy.graph import load_model, precision_of
+from relu_deploy.graph import precision_of, read_model
 from relu_deploy.storage.bundle_files import external_locations
 from relu_deploy.storage.engine_files import is_trusted, trust
 from relu_deploy.storage.files import read_regular
@@ -245,7 +245,7 @@ def _identity(name: str, bundle: Bundle, requested: BuildOptions, device: int) -
     made_for = " ".join(sorted(capabilities)) or "default"
     if not compiles_ahead(trt):
         made_for = str(gpu_for(trt, device))
-    model = load_model(bundle.onnx)
+    model = read_model(bundle.onnx)
     return {
         "schema": SCHEMA,
         "subject": bundle.title if bundle.is_folder else str(bundle.path.resolve()),
