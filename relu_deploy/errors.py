@@ -4,6 +4,7 @@
     ├── UsageError        2    an option or argument that makes no sense
     ├── InputError        2    a file, model or array that is not what it should be
     ├── Unsupported       3    the backend exists but cannot do what was requested by name
+    │   └── InputsRejected     it runs the model, but not with these sizes or values of its inputs
     ├── BackendUnavailable 3   the backend or its hardware is not usable here
     ├── AccuracyTooLow    1    a variant that was to be returned missed its gate (from Python; see below)
     └── InternalError     70   a bug in relu_deploy
@@ -21,6 +22,7 @@ __all__ = [
     "AccuracyTooLow",
     "BackendUnavailable",
     "InputError",
+    "InputsRejected",
     "InternalError",
     "ReluDeployError",
     "Unsupported",
@@ -60,6 +62,10 @@ class Unsupported(ReluDeployError):
     """The backend exists but cannot do what was requested of it by name."""
 
     exit_code = EXIT_UNUSABLE
+
+
+class InputsRejected(Unsupported):
+    """The backend runs the model, but not with these sizes or values of its inputs, such as an index beyond a table."""
 
 
 class BackendUnavailable(ReluDeployError):

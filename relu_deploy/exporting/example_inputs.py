@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.errors import UsageError
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["ExampleInputs", "example_inputs", "input_specs"]
+__all__ = ["ExampleInputs", "accepted_batch_axes", "example_inputs", "input_specs"]
+
+#: choices of batch axes that are considered, and those that the model is run with
+MOST_CHOICES, MOST_TRIALS = 4096, 24
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,13 @@ def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | 
     grouped = _by_parameter([spec.name for spec in specs], parameters)
     if grouped is None:
         return _by_position(tensors, shapes if varying else None, list(parameters.values()))
-    trees = {name: _nested(grouped[name]) for name in parameters if name in grouped}
+    order = [*(name for name in parameters if name in grouped), *(name for name in grouped if name not in parameters)]
+    trees = {name: _nested(grouped[name]) for name in order}
     ordered = {name: list(_leaves(tree)) for name, tree in trees.items()}
     arguments = {name: _filled(tree, tensors) for name, tree in trees.items()}
-    nested_shapes = {name: _filled(tree, shapes) for name, tree in trees.items()}
+    nested_shapes = {name: _filled(tree, shapes) for name, tree in trees.items() if name in parameters}
+    if (variadic := _variadic(parameters)) is not None and len(nested_shapes) < len(trees):
+        nested_shapes[variadic] = {name: _filled(tree, shapes) for name, tree in trees.items() if name not in parameters}
     leading = []
     for (name, parameter), given in zip(parameters.items(), ordered, strict=False):
         if name != given or parameter.kind is parameter.KEYWORD_ONLY:
@@ -125,6 +132,51 @@ def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | 
         {name: value for name, value in arguments.items() if name not in leading},
         nested_shapes if varying else None,
     )
+
+
+def accepted_batch_axes(
+    module: nn.Module, specs: Sequence[TensorSpec], batch: int | str, fixed: Collection[str]
+) -> Iterator[list[TensorSpec]]:
+    """Yield `specs` with other batch axes with which `module` accepts its inputs, such as that of a state of [layers, batch, size].
+
+    The outputs follow the batch with each of these choices, and those with the most batch axes come first. There is none if the model
+    accepts `specs` themselves.
+
+    Args:
+        module: The model.
+        specs: Inputs that cannot be traced.
+        batch: "dynamic", or the size of the batch axes.
+        fixed: Names of the inputs whose batch axis is known.
+    """
+    rows = 2 if batch == "dynamic" else int(batch)
+    if _output_shapes(module, specs, rows) is not None:
+        return
+    options = [(spec.batch_axis,) if spec.name in fixed else (*range(len(spec.shape)), None) for spec in specs]
+    choices = [
+        choice
+        for choice in islice(product(*options), MOST_CHOICES)
+        if len({spec.shape[axis] for spec, axis in zip(specs, choice, strict=True) if axis is not None}) == 1
+    ]
+    choices.sort(key=lambda axes: axes.count(None))
+    for axes in choices[:MOST_TRIALS]:
+        chosen = [replace(spec, batch_axis=axis) for spec, axis in zip(specs, axes, strict=True)]
+        shapes = _output_shapes(module, chosen, rows)
+        if shapes is not None and shapes != _output_shapes(module, chosen, rows + 1):
+            yield chosen
+
+
+def _output_shapes(module: nn.Module, specs: Sequence[TensorSpec], rows: int) -> list[tuple[int, ...]] | None:
+    """Return the shapes of the outputs of `module` for a batch of `rows`, None if it does not accept the inputs."""
+    import torch
+    from torch.utils import _pytree
+
+    examples = example_inputs(module, specs, rows)
+    try:
+        with torch.no_grad():
+            outputs = module(*examples.arguments, **examples.keywords)
+    except Exception:  # the user's forward may raise anything
+        return None
+    return [tuple(leaf.shape) for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
 def _by_position(
@@ -146,11 +198,16 @@ def _by_parameter(names: Sequence[str], parameters: Mapping[str, inspect.Paramet
     grouped: dict[str, list[str]] = {}
     for name in names:
         grouped.setdefault(name if name in parameters else name.partition(".")[0], []).append(name)
-    named = all(
-        name in parameters and parameters[name].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        for name in grouped
-    )
-    return grouped if named else None
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = [name for name in grouped if name in parameters and parameters[name].kind in kinds]
+    # Beside parameters that are named, others are taken by `**keywords`.
+    rest_is_taken = bool(named) and _variadic(parameters) is not None
+    return grouped if len(named) == len(grouped) or rest_is_taken else None
+
+
+def _variadic(parameters: Mapping[str, inspect.Parameter]) -> str | None:
+    """Return the name of the parameter that takes all other keywords, None if there is none."""
+    return next((name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD), None)
 
 
 def _nested(names: Sequence[str], depth: int = 1) -> Any:

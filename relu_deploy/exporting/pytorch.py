@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from relu_deploy.errors import UsageError
-from relu_deploy.exporting.example_inputs import example_inputs, input_specs
+from relu_deploy.errors import InputError, UsageError
+from relu_deploy.exporting.example_inputs import ExampleInputs, accepted_batch_axes, example_inputs, input_specs
 from relu_deploy.exporting.options import NORMALIZATION, ExportOptions, InputShape
-from relu_deploy.exporting.programs import keeps_shapes, picture_examples, program_examples, program_inputs
+from relu_deploy.exporting.programs import keeps_shapes, picture_examples, program_batch_axes, program_examples, program_inputs
 from relu_deploy.exporting.sources import Loaded
 from relu_deploy.exporting.torch_to_onnx import Names, program_to_onnx, save_program, trace
 from relu_deploy.preprocessing.reading import read_preprocess
@@ -71,14 +71,33 @@ def _program(
             shapes = {spec.name: tuple(map(int, spec.shape)) for spec in input_specs(options.inputs, {}, "")}
         assert loaded.module is not None
         examples = program_examples(program, options.batch, shapes)
-        return trace(loaded.module, examples), examples.names, {}
+        return trace(loaded.module, examples), examples.names, program_batch_axes(program)
     module = _with_steps(loaded, options)
     if program is not None and options.inputs is None:
         examples = picture_examples(program, options.batch)
         return trace(module, examples), examples.names, {}
     specs = _specs(loaded, module, options)
     examples = example_inputs(module, specs, options.batch)
-    return trace(module, examples), examples.names, {spec.name: spec.batch_axis for spec in specs}
+    try:
+        traced = trace(module, examples)
+    except InputError:
+        if len(specs) < 2 or (found := _traced_otherwise(module, specs, options)) is None:
+            raise
+        traced, examples, specs = found
+    return traced, examples.names, {spec.name: spec.batch_axis for spec in specs}
+
+
+def _traced_otherwise(
+    module: nn.Module, specs: Sequence[TensorSpec], options: ExportOptions
+) -> tuple[torch.export.ExportedProgram, ExampleInputs, list[TensorSpec]] | None:
+    """Return the program of `module` with other batch axes than those of `specs`, which it does not accept; None if there is none."""
+    for others in accepted_batch_axes(module, specs, options.batch, options.batch_axes):
+        examples = example_inputs(module, others, options.batch)
+        try:
+            return trace(module, examples), examples, others
+        except InputError:
+            continue
+    return None
 
 
 def _with_steps(loaded: Loaded, options: ExportOptions) -> nn.Module:

@@ -12,6 +12,7 @@ from relu_deploy.errors import InputError
 from relu_deploy.graph.bodies import iterate_nodes, name_bodies
 from relu_deploy.graph.loading.external_data import check_external_data
 from relu_deploy.graph.loading.inline import inline_functions
+from relu_deploy.graph.loading.missing_shapes import add_missing_shapes
 from relu_deploy.graph.loading.order import sort_nodes
 from relu_deploy.graph.loading.repairs import irregularities_of, repair_lists
 from relu_deploy.graph.loading.resources import check_resources, memory_limit
@@ -133,6 +134,7 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
     sort_nodes(proto.graph)
     _check_resources_once(proto, path)
     expand_sparse_initializers(proto.graph)
+    notes += add_missing_shapes(proto.graph)
     normalize_dimensions(proto.graph)
     # The checker requires a name, runtimes do not.
     proto.graph.name = proto.graph.name or "graph"

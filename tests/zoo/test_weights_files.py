@@ -1,5 +1,6 @@
 """Weights load from files as people have them, and are refused in words where they cannot be."""
 
+import argparse
 import json
 import zipfile
 
@@ -92,6 +93,27 @@ def test_a_state_dict_inside_two_dictionaries_is_found(tmp_path):
 def test_averaged_weights_are_loaded_without_their_count(tmp_path):
     averaged = torch.optim.swa_utils.AveragedModel(Tied(seed=1))
     assert torch.equal(loaded(Tied, averaged.state_dict(), tmp_path), Tied(seed=1)(torch.ones(1, 4)))
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.backbone.", "model._orig_mod."])
+def test_the_weights_of_a_module_that_trains_the_model_are_read_without_what_else_it_has(tmp_path, prefix):
+    state = {prefix + key: value for key, value in Tied(seed=1).state_dict().items()}
+    training = {"state_dict": {**state, "loss.weight": torch.ones(3), "metric.counts": torch.zeros(2, 2)}}
+    assert torch.equal(loaded(Tied, training, tmp_path), Tied(seed=1)(torch.ones(1, 4)))
+
+
+def test_two_sets_of_the_weights_are_refused_because_one_must_be_chosen(tmp_path):
+    student, teacher = Tied(seed=1).state_dict(), Tied(seed=4).state_dict()
+    both = {f"student.{key}": value for key, value in student.items()} | {
+        f"teacher.{key}": value for key, value in teacher.items()
+    }
+    with pytest.raises(InputError, match=r"2 sets of these weights, such as those under 'student\.' and 'teacher\.'"):
+        loaded(Tied, {**both, "step": torch.tensor(3)}, tmp_path)
+
+
+def test_the_options_of_a_training_script_beside_the_weights_are_no_obstacle(tmp_path):
+    checkpoint = {"model": Tied(seed=1).state_dict(), "epoch": 3, "args": argparse.Namespace(lr=0.1, amp=True)}
+    assert torch.equal(loaded(Tied, checkpoint, tmp_path), Tied(seed=1)(torch.ones(1, 4)))
 
 
 def test_half_precision_weights_are_widened_exactly(tmp_path):

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from relu_deploy.graph.shapes.dimensions import infer_sizes
+from relu_deploy.graph.shapes.input_ranges import indexed_sizes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,13 +43,16 @@ def batch_axes(model: ir.Model) -> dict[str, int | None]:
 
     Returns:
         By tensor name, the axis along which rows are independent samples, None where there is no such axis. An input with
-        a fixed first dimension counts as a batch of that size when an output has the same first dimension.
+        a fixed first dimension counts as a batch of that size when an output has the same first dimension. There is none at all where
+        an integer input indexes along it, as edges do among the nodes of a graph: what is indexed is no independent sample.
     """
     inputs = {str(value.name): _dims(value) for value in model.graph.inputs if not value.is_initializer()}
     outputs = {str(value.name): _dims(value) for value in model.graph.outputs}
     axes = _input_axes(model, inputs)
     if not any(axis is not None and isinstance(inputs[name][axis], str) for name, axis in axes.items()):
         return axes | _fixed_output_axes(inputs, outputs, axes)
+    if _indexes_the_batch(model, inputs, axes):
+        return dict.fromkeys((*axes, *outputs))
     names = {inputs[name][axis] for name, axis in axes.items() if axis is not None}
     probed = [infer_sizes(model, _sizes(inputs, axes, size)) for size in _PROBES]
     for name, declared in outputs.items():
@@ -57,6 +61,12 @@ def batch_axes(model: ir.Model) -> dict[str, int | None]:
         if axes[name] is None and all(sizes) and any(size is None for size in sizes[0] or ()):
             axes[name] = _named_axis(declared, names)
     return axes
+
+
+def _indexes_the_batch(model: ir.Model, inputs: Mapping[str, Shape], axes: Mapping[str, int | None]) -> bool:
+    """Return whether the size of what an integer input of `model` indexes follows the size of the batch."""
+    first, second = (indexed_sizes(model, _sizes(inputs, axes, size)) for size in _PROBES)
+    return _PROBES in zip(first, second, strict=False)
 
 
 def input_batch_axes(model: ir.Model) -> dict[str, int | None]:
