@@ -147,9 +147,11 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
     model.meta["notes"] = notes
     try:
         name_nodes(model)
-        if any(path for _, path in iterate_nodes(model)):
+        has_bodies = any(path for _, path in iterate_nodes(model))
+        if has_bodies:
             name_bodies(model)
-            # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
+        # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
+        if has_bodies or any(value.shape is None for value in model.graph.outputs):
             infer_shapes(model)
         # What cannot be copied cannot be changed either.
         model.clone()

@@ -18,15 +18,32 @@ __all__ = ["add_missing_shapes"]
 
 #: operators whose result has the shape of their first input, if the others are constants that are broadcast to it
 SHAPE_KEEPING = frozenset(
-    ("Abs", "Add", "BatchNormalization", "Cast", "Clip", "Div", "Dropout", "Elu", "Exp", "HardSigmoid", "Identity", "LeakyRelu")
-    + ("Log", "Mul", "Neg", "Pow", "PRelu", "QuantizeLinear", "Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh")
+    [
+        *(
+            "Abs",
+            "Add",
+            "BatchNormalization",
+            "Cast",
+            "Clip",
+            "Div",
+            "Dropout",
+            "Elu",
+            "Exp",
+            "HardSigmoid",
+            "Identity",
+            "LeakyRelu",
+        ),
+        *("Log", "Mul", "Neg", "Pow", "PRelu", "QuantizeLinear", "Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh"),
+    ]
 )
 POOLING = frozenset(("AveragePool", "LpPool", "MaxPool"))
 RECURRENT = frozenset(("GRU", "LSTM", "RNN"))
 #: operators of `ai.onnx.ml` that take rows of numbers
 OF_ROWS = frozenset(
-    ("LinearClassifier", "LinearRegressor", "Normalizer", "SVMClassifier", "SVMRegressor", "Scaler", "TreeEnsemble")
-    + ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
+    [
+        *("LinearClassifier", "LinearRegressor", "Normalizer", "SVMClassifier", "SVMRegressor", "Scaler", "TreeEnsemble"),
+        *("TreeEnsembleClassifier", "TreeEnsembleRegressor"),
+    ]
 )
 
 #: the size of each dimension, None where it varies
