@@ -3,6 +3,7 @@
     ReluDeployError            exit code, message, hint
     ├── UsageError        2    an option or argument that makes no sense
     ├── InputError        2    a file, model or array that is not what it should be
+    │   └── NothingToVerify    a graph of operators that no reference evaluates
     ├── Unsupported       3    the backend exists but cannot do what was requested by name
     │   └── InputsRejected     it runs the model, but not with these sizes or values of its inputs
     ├── BackendUnavailable 3   the backend or its hardware is not usable here
@@ -24,6 +25,7 @@ __all__ = [
     "InputError",
     "InputsRejected",
     "InternalError",
+    "NothingToVerify",
     "ReluDeployError",
     "Unsupported",
     "UsageError",
@@ -56,6 +58,10 @@ class UsageError(ReluDeployError):
 
 class InputError(ReluDeployError):
     """A file, a model or an array that is not what it should be."""
+
+
+class NothingToVerify(InputError):
+    """No output of a graph is computed by operators that the reference evaluator has."""
 
 
 class Unsupported(ReluDeployError):

@@ -248,6 +248,24 @@ def test_ids_of_a_table_and_lengths_of_sequences_leave_the_batch_where_it_is():
     assert batch_axes(model) == {"ids": 0, "lengths": 0, "y": 0}
 
 
+def test_rows_pass_through_operators_of_trees_and_scalers_whose_shapes_are_not_inferred():
+    def learned(*more):
+        scaler = node("Scaler", ["x"], ["s"], domain="ai.onnx.ml", offset=[0.0], scale=[2.0])
+        constants = [numpy_helper.from_array(np.zeros((4, 1), np.float32), "w")]
+        outputs = [value("y", FLOAT, ["unk__0", 1])]
+        nodes = [scaler, node("MatMul", ["s", "w"], ["m"]), *more]
+        inputs = [value("x", FLOAT, ["rows", 4])]
+        proto = helper.make_model(
+            helper.make_graph(nodes, "g", inputs, outputs, constants),
+            opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)],
+        )
+        return ir.from_proto(proto)
+
+    assert batch_axes(learned(node("Relu", ["m"], ["y"]))) == {"x": 0, "y": 0}
+    selected = [node("NonZero", ["m"], ["z"]), node("Transpose", ["z"], ["t"]), node("GatherND", ["m", "t"], ["y"])]
+    assert batch_axes(learned(*selected)) == {"x": 0, "y": None}
+
+
 def test_a_graph_of_very_many_inputs_is_inferred_a_bounded_number_of_times(monkeypatch):
     calls = []
     infer = batching.infer_sizes

@@ -32,6 +32,9 @@ _OTHER_SIZE = 5
 #: most inputs for which shape inference is tried with a batch: each takes as long as the graph is large
 MOST_TRIALS = 32
 
+#: operators whose result has a number of rows that depends on values
+SELECTING = frozenset(["Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Range", "Scan", "Unique", "Where"])
+
 Shape = Sequence[int | str]
 
 
@@ -54,12 +57,16 @@ def batch_axes(model: ir.Model) -> dict[str, int | None]:
     if _indexes_the_batch(model, inputs, axes):
         return dict.fromkeys((*axes, *outputs))
     names = {inputs[name][axis] for name, axis in axes.items() if axis is not None}
+    rows_stay = _has_rows_throughout(model)
     probed = [infer_sizes(model, _sizes(inputs, axes, size)) for size in _PROBES]
     for name, declared in outputs.items():
         sizes = [None if result is None else result.get(name) for result in probed]
         axes[name] = _following_axis(sizes) if all(sizes) else _named_axis(declared, names)
-        if axes[name] is None and all(sizes) and any(size is None for size in sizes[0] or ()):
+        unknown = any(size is None for size in sizes[0] or (None,))
+        if axes[name] is None and unknown:
             axes[name] = _named_axis(declared, names)
+        if axes[name] is None and unknown and declared and isinstance(declared[0], str) and rows_stay:
+            axes[name] = 0
     return axes
 
 
@@ -114,6 +121,14 @@ def _sizes(inputs: Mapping[str, Shape], axes: Mapping[str, int | None], batch: i
         ]
         for name, shape in inputs.items()
     }
+
+
+def _has_rows_throughout(model: ir.Model) -> bool:
+    """Return whether inference knows no sizes because of operators of `ai.onnx.ml`, which have a result for each row, and these alone."""
+    operators = {(node.domain, node.op_type) for node in model.graph}
+    learned = any(domain == "ai.onnx.ml" for domain, _ in operators)
+    others = {name for domain, name in operators if domain != "ai.onnx.ml"}
+    return learned and not others & SELECTING and all(domain in ("", "ai.onnx", "ai.onnx.ml") for domain, _ in operators)
 
 
 def _following_axis(sizes: Sequence[Sequence[int | None] | None]) -> int | None:

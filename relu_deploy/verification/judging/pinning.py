@@ -21,7 +21,7 @@ from relu_deploy.backends import capabilities, load
 from relu_deploy.backends.base import Seen, TruthSession
 from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError
+from relu_deploy.errors import InputError, NothingToVerify
 from relu_deploy.graph import Relu, load_model, save_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.domains import is_standard
@@ -183,7 +183,7 @@ def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
         infer_shapes(model)
     graph.outputs.extend([value for value in last if isinstance(value.type, ir.TensorType)])
     if not graph.outputs:
-        raise InputError(
+        raise NothingToVerify(
             "nothing can be verified: no output is computed by operators that the reference evaluator has",
             "verify against another ONNX file",
         )
