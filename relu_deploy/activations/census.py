@@ -242,7 +242,8 @@ def census(
             for name, count in counts.items():
                 # The branch of an If that did not run has no values.
                 if results[name].size:
-                    count.add(np.moveaxis(results[name], axes.get(name, 0), 0))
+                    axis = axes.get(name, 0)
+                    count.add(np.moveaxis(results[name], axis, 0) if axis < results[name].ndim else results[name])
             baselines.add(results, size)
             done += size
             progress(done, len(dataset) - left_over)

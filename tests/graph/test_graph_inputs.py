@@ -165,6 +165,24 @@ def test_indices_of_every_indexing_operator_stay_inside_what_they_index():
     assert integer_ranges(model) == {"places": (0, 4), "lengths": (1, 6), "picture": (0, 1), "count": (1, 9)}
 
 
+def test_indices_are_followed_through_limits():
+    model = graph(
+        [node("Clip", ["i", "zero"], ["c"]), node("Max", ["c", "zero"], ["m"]), node("Gather", ["table", "m"], ["y"])],
+        [value("i", INT64, ["n"])],
+        [out("y")],
+        zero=np.int64(0),
+        table=np.zeros((7, 2), np.float32),
+    )
+    assert integer_ranges(model) == {"i": (0, 6)}
+
+
+def test_samples_of_a_signal_are_no_batch_and_those_in_front_are():
+    signal = graph([node("Relu", ["x"], ["y"])], [value("x", FLOAT, [1, "samples"])], [out("y")])
+    assert batch_axes(signal)["x"] == 0
+    table = graph([node("Relu", ["x"], ["y"])], [value("x", FLOAT, ["samples", 4])], [out("y")])
+    assert batch_axes(table) == {"x": 0, "y": 0}
+
+
 def test_indices_of_something_whose_size_varies_follow_from_the_shapes_of_the_inputs():
     model = graph(
         [node("MatMul", ["x", "w"], ["m"]), node("Gather", ["m", "edges"], ["y"])],

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["batch_axes", "input_batch_axes"]
 
 #: names that converters and people give to a batch dimension
-_BATCH_NAME = re.compile(
-    r"^(n|b|bs|bsz|batch|batch_?size|batch_?dim|dynamic_batch|num_?batch(es)?|samples?|rows?)$", re.IGNORECASE
-)
+_BATCH_NAME = re.compile(r"^(n|b|bs|bsz|batch|batch_?size|batch_?dim|dynamic_batch|num_?batch(es)?)$", re.IGNORECASE)
+#: names that are those of a batch in front only: a signal of one channel has samples as well
+_LEADING_BATCH_NAME = re.compile(r"^(samples?|rows?)$", re.IGNORECASE)
 #: names that converters make up; they say nothing about what the dimension is
 _GENERATED_NAME = re.compile(r"^(unk__\d+|DynamicDimension\.\d+|dyn_?\d*|d\d+|s\d+|dim_?\d+|p2o\.DynamicDimension\.\d+|.*_0)$")
 #: sizes that hardly any graph has by itself
@@ -84,9 +84,10 @@ def input_batch_axes(model: ir.Model) -> dict[str, int | None]:
 def _input_axes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, int | None]:
     """Return the batch axis of each input."""
     symbols = Counter(dim for shape in inputs.values() for dim in dict.fromkeys(shape) if isinstance(dim, str))
-    batch = next((dim for dim in symbols if _BATCH_NAME.match(dim)), None)
+    leading = [shape[0] for shape in inputs.values() if shape and isinstance(shape[0], str)]
+    named = [dim for dim in symbols if _BATCH_NAME.match(dim)] + [dim for dim in leading if _LEADING_BATCH_NAME.match(dim)]
+    batch = next(iter(named), None)
     if batch is None:
-        leading = [shape[0] for shape in inputs.values() if shape and isinstance(shape[0], str)]
         shared = [dim for dim in leading if symbols[dim] > 1]
         batch = shared[0] if shared else leading[0] if leading else None
     if batch is None:

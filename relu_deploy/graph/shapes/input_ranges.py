@@ -29,7 +29,8 @@ _COPYING = {
         ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"), (0,)
     ),
     **dict.fromkeys(("Gather", "GatherElements", "GatherND", "Pad", "Split", "Dropout", "If", "TopK", "Unique"), (0,)),
-    **dict.fromkeys(("MaxPool", "ReduceMax", "ReduceMin", "DepthToSpace", "SpaceToDepth", "Compress"), (0,)),
+    **dict.fromkeys(("MaxPool", "ReduceMax", "ReduceMin", "DepthToSpace", "SpaceToDepth", "Compress", "Clip", "Relu"), (0,)),
+    **dict.fromkeys(("Max", "Min"), (0, 1)),
     "Where": (1, 2),
 }
 #: operator → (position of the indices, position of the indexed tensor); the axis is an attribute
