@@ -149,7 +149,7 @@ def accepted_batch_axes(
         fixed: Names of the inputs whose batch axis is known.
     """
     rows = 2 if batch == "dynamic" else int(batch)
-    if _output_shapes(module, specs, rows) is not None:
+    if all(_output_shapes(module, specs, count) is not None for count in (rows, rows + 1)):
         return
     options = [(spec.batch_axis,) if spec.name in fixed else (*range(len(spec.shape)), None) for spec in specs]
     choices = [
@@ -160,8 +160,8 @@ def accepted_batch_axes(
     choices.sort(key=lambda axes: axes.count(None))
     for axes in choices[:MOST_TRIALS]:
         chosen = [replace(spec, batch_axis=axis) for spec, axis in zip(specs, axes, strict=True)]
-        shapes = _output_shapes(module, chosen, rows)
-        if shapes is not None and shapes != _output_shapes(module, chosen, rows + 1):
+        shapes, others = (_output_shapes(module, chosen, count) for count in (rows, rows + 1))
+        if shapes is not None and others is not None and shapes != others:
             yield chosen
 
 

@@ -138,6 +138,12 @@ def _specs(loaded: Loaded, module: nn.Module, options: ExportOptions) -> list[Te
     if not options.inputs and known is None:
         raise UsageError(f"the input shape of {loaded.spec} is not known", "give it, for instance --input x=1x3x224x224")
     specs = input_specs(dict(options.inputs or known or {}), options.batch_axes, _float_dtype(module))
+    other = next((spec for spec in specs if options.batch != "dynamic" and spec.batch not in (None, 1, options.batch)), None)
+    if other is not None and other.name not in options.batch_axes:
+        raise UsageError(
+            f"--batch {options.batch}: the first size of --input {other.name} is {other.batch}",
+            f"give that size as 1 or {options.batch}, or say with --batch-axis {other.name}=1 or {other.name}=none where the batch is",
+        )
     if "text" in (options.pixels or {}):
         specs = [TensorSpec(spec.name, "uint8", spec.shape, spec.batch_axis) for spec in specs]
     if options.embed_preprocess:

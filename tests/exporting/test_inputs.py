@@ -347,6 +347,19 @@ def test_the_batch_axis_of_a_state_is_found_where_the_model_accepts_only_one(tmp
     assert axes_of(bundle) == [(("batch", 5, 8), 0), ((1, "batch", 6), 1), (("batch", 6), 0), ((1, "batch", 6), 1)]
 
 
+def test_a_state_that_is_given_with_a_batch_of_two_varies_as_well(tmp_path):
+    bundle = exported(Stateful(), tmp_path, inputs={"x": (2, 5, 8), "state": (1, 2, 6)})
+    assert [spec.shape for spec in bundle.inputs] == [("batch", 5, 8), (1, "batch", 6)]
+
+
+def test_a_fixed_batch_replaces_no_other_size(tmp_path):
+    shapes = {"x": (5, 1, 8), "state": (1, 1, 6)}
+    with pytest.raises(UsageError, match="the first size of --input x is 5"):
+        exported(TimeFirst(), tmp_path, inputs=shapes, batch=1)
+    bundle = exported(TimeFirst(), tmp_path, inputs=shapes, batch=1, batch_axes={"x": 1, "state": 1})
+    assert [spec.shape for spec in bundle.inputs] == [(5, 1, 8), (1, 1, 6)]
+
+
 def test_a_table_of_the_size_of_the_batch_is_no_batch(tmp_path):
     class Mixed(nn.Module):
         def __init__(self):
