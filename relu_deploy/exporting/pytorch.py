@@ -50,9 +50,16 @@ def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> Expo
         UsageError: If an option does not fit the model.
     """
     program, inputs, axes = _program(loaded, options)
-    save_program(program, folder / SOURCE)
     names = Names(inputs, _output_names(loaded.recipe, options.decode), only_batch_varies=loaded.program is None)
-    model = program_to_onnx(program, names, options.opset)
+    try:
+        model = program_to_onnx(program, names, options.opset)
+    except InputError:
+        if program is not loaded.program or loaded.module is None:
+            raise
+        # Of sizes such as multiples of 4, torch writes those that it derived itself.
+        program = trace(loaded.module, program_examples(program, options.batch, None))
+        model = program_to_onnx(program, names, options.opset)
+    save_program(program, folder / SOURCE)
     return ExportedProgram(program, model, {} if options.batch == "dynamic" else axes)
 
 

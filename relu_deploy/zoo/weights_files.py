@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ CHECKPOINT_KEYS = (
 WRAPPERS = frozenset(["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "module"])
 #: Kept beside averaged weights by `torch.optim.swa_utils.AveragedModel`.
 AVERAGED = "n_averaged"
+#: End of the name of a file that lists the files in which large weights are stored.
+INDEX = ".index.json"
 #: Bytes of the largest header of a safetensors file, the format's own limit.
 MAX_HEADER = 100_000_000
 #: How much larger than the file the unpacked weights may be: they are stored without compression.
@@ -146,12 +149,14 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
     if file.stat().st_size == 0:
         raise InputError(f"{file} is not a weights file: it is empty", hint)
     try:
-        state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pytorch(file)
+        state = _read_shards(file) if file.name.endswith(INDEX) else _read_file(file)
     except InputError:
         raise
     except Exception as error:  # pickle, zip, safetensors and torch raise a dozen types for a file that is not weights
         lines = str(error).splitlines() or [type(error).__name__]
-        raise InputError(f"{file} is not a weights file that can be read safely: {lines[0].split('. ')[0]}", hint) from error
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it holds a {refused[1]}, which could run code" if refused else lines[0].split(". ")[0]
+        raise InputError(f"{file} is not a weights file that can be read safely: {reason}", hint) from error
     while isinstance(state, dict) and (inner := next((key for key in CHECKPOINT_KEYS if isinstance(state.get(key), dict)), None)):
         state = state[inner]
     if not isinstance(state, dict) or not state or not all(hasattr(value, "shape") for value in state.values()):
@@ -160,6 +165,24 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
             f"{file} holds no state dict, but {keys or 'nothing'}", "save module.state_dict(), not the module itself"
         )
     return {str(key): value for key, value in state.items()}
+
+
+def _read_file(file: Path) -> Any:
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_pytorch(file)
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    """Return the tensors of the files beside `index` that it lists."""
+    listed = parse_json(index.read_bytes())
+    places = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
+        raise InputError(f"{index} has no 'weight_map' of files beside it", "give the index that was saved with the weights")
+    if missing := [name for name in places.values() if not (index.parent / name).is_file()]:
+        raise InputError(f"{index} lists {missing[0]}, which is not beside it", "keep all of its files in one folder")
+    state: dict[str, Any] = {}
+    for name in dict.fromkeys(places.values()):
+        state |= _read_file(index.parent / name)
+    return state
 
 
 def _read_safetensors(file: Path) -> Any:

@@ -398,6 +398,19 @@ def test_a_fixed_batch_of_a_program_is_fixed_in_every_input(tmp_path):
     assert axes_of(shaped) == [(("batch", 5, 8), 0), ((1, "batch", 6), 1), (("batch", 6), 0), ((1, "batch", 6), 1)]
 
 
+def test_a_program_whose_sizes_are_multiples_is_written(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, stride=2))
+    dims = {0: torch.export.Dim("n"), 2: 2 * torch.export.Dim("half", min=2, max=64)}
+    program = saved(network, (torch.zeros(2, 3, 16, 8),), tmp_path, dynamic_shapes=(dims,))
+    bundle = export_source(program, tmp_path / "m.rdb").bundle
+    batch, _, height, width = bundle.inputs[0].shape
+    assert (batch, width) == ("batch", 8)
+    assert isinstance(height, str)
+    x = np.random.default_rng(0).standard_normal((3, 3, 12, 8), np.float32)
+    expected = network(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(bundle.session("onnxruntime-cpu").run({"input": x})["y"], expected, atol=1e-5)
+
+
 def test_a_program_of_large_pictures_only_is_traced_again_with_the_sizes_that_it_accepts(tmp_path):
     layers = [layer for _ in range(4) for layer in (nn.LazyConv2d(4, 3, stride=2), nn.ReLU())]
     height = torch.export.Dim("h", min=48, max=400)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 import zipfile
 
 import pytest
@@ -114,6 +115,33 @@ def test_two_sets_of_the_weights_are_refused_because_one_must_be_chosen(tmp_path
 def test_the_options_of_a_training_script_beside_the_weights_are_no_obstacle(tmp_path):
     checkpoint = {"model": Tied(seed=1).state_dict(), "epoch": 3, "args": argparse.Namespace(lr=0.1, amp=True)}
     assert torch.equal(loaded(Tied, checkpoint, tmp_path), Tied(seed=1)(torch.ones(1, 4)))
+
+
+def test_what_could_run_code_in_a_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"it holds a pathlib\.\w+, which could run code"):
+        loaded(Tied, {"model": Tied(seed=1).state_dict(), "folder": pathlib.PurePosixPath("/data")}, tmp_path)
+
+
+def test_weights_in_several_files_are_read_by_their_index(tmp_path):
+    from safetensors.torch import save_file
+
+    state = Twice(seed=1).state_dict()
+    parts = {
+        "a.safetensors": {"backbone.weight": state["backbone.weight"]},
+        "b.safetensors": {"backbone.bias": state["backbone.bias"]},
+    }
+    for name, part in parts.items():
+        save_file(part, tmp_path / name)
+    places = {key: name for name, part in parts.items() for key in part}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    answer = loaded(Twice, None, tmp_path, "model.safetensors.index.json")
+    assert torch.equal(answer, Twice(seed=1)(torch.ones(1, 4)))
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(InputError, match=r"b\.safetensors, which is not beside it"):
+        loaded(Twice, None, tmp_path, "model.safetensors.index.json")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../b.safetensors"}}))
+    with pytest.raises(InputError, match="no 'weight_map' of files beside it"):
+        loaded(Twice, None, tmp_path, "model.safetensors.index.json")
 
 
 def test_half_precision_weights_are_widened_exactly(tmp_path):
