@@ -32,7 +32,7 @@ from relu_deploy.storage.bundle_files import check_file, complete_interrupted, r
 from relu_deploy.storage.files import locked_folder, reason, sha256, write_atomically
 from relu_deploy.storage.folders import whole_folder
 from relu_deploy.storage.manifest import MANIFEST, MODEL, SCHEMA, SOURCE, VARIANTS, read_manifest, seal
-from relu_deploy.tensors import TensorSpec
+from relu_deploy.tensors import TensorSpec, sized_by_name
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -161,7 +161,8 @@ class Bundle:
     def with_shapes(self, shapes: Mapping[str, Sequence[int]]) -> Bundle:
         """Return this bundle with sizes for the varying dimensions of its inputs; the batch still varies.
 
-        Nothing is written: the sizes are those of random inputs and of the checks that arrays pass.
+        Nothing is written: the sizes are those of random inputs and of the checks that arrays pass. Dimensions of the same name in
+        other inputs have the same size.
 
         Args:
             shapes: By input name, the whole shape, for instance `(1, 3, 320, 320)`.
@@ -205,8 +206,7 @@ class Bundle:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Return the model's inputs."""
-        specs = (TensorSpec.from_json(fields) for fields in self.manifest["inputs"])
-        return tuple(spec.with_sizes(self.shapes.get(spec.name)) for spec in specs)
+        return sized_by_name([TensorSpec.from_json(fields) for fields in self.manifest["inputs"]], self.shapes)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:

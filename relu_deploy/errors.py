@@ -3,7 +3,9 @@
     ReluDeployError            exit code, message, hint
     ├── UsageError        2    an option or argument that makes no sense
     ├── InputError        2    a file, model or array that is not what it should be
+    │   └── NothingToVerify    a graph of operators that no reference evaluates
     ├── Unsupported       3    the backend exists but cannot do what was requested by name
+    │   └── InputsRejected     it runs the model, but not with these sizes or values of its inputs
     ├── BackendUnavailable 3   the backend or its hardware is not usable here
     ├── AccuracyTooLow    1    a variant that was to be returned missed its gate (from Python; see below)
     └── InternalError     70   a bug in relu_deploy
@@ -21,7 +23,9 @@ __all__ = [
     "AccuracyTooLow",
     "BackendUnavailable",
     "InputError",
+    "InputsRejected",
     "InternalError",
+    "NothingToVerify",
     "ReluDeployError",
     "Unsupported",
     "UsageError",
@@ -56,10 +60,18 @@ class InputError(ReluDeployError):
     """A file, a model or an array that is not what it should be."""
 
 
+class NothingToVerify(InputError):
+    """No output of a graph is computed by operators that the reference evaluator has."""
+
+
 class Unsupported(ReluDeployError):
     """The backend exists but cannot do what was requested of it by name."""
 
     exit_code = EXIT_UNUSABLE
+
+
+class InputsRejected(Unsupported):
+    """The backend runs the model, but not with these sizes or values of its inputs, such as an index beyond a table."""
 
 
 class BackendUnavailable(ReluDeployError):

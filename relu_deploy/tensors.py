@@ -21,6 +21,8 @@ __all__ = [
     "parse_shape",
     "random_feeds",
     "row_axes",
+    "shapes_of",
+    "sized_by_name",
     "take_rows",
 ]
 
@@ -87,6 +89,32 @@ class TensorSpec:
     def __str__(self) -> str:
         """Return the spec in one word, such as "x: float32[batchx3]"."""
         return f"{self.name}: {self.dtype}[{'x'.join(map(str, self.shape))}]"
+
+
+def sized_by_name(specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> tuple[TensorSpec, ...]:
+    """Return `specs` with the sizes of `shapes`, also where another input has a dimension of the same name; the batch varies on.
+
+    Args:
+        specs: The model's inputs.
+        shapes: Whole shapes by input name. An input that is named here has these sizes and no others.
+
+    Raises:
+        UsageError: If a shape does not fit its input.
+    """
+    found: dict[Dim, set[int]] = {}
+    for spec in specs:
+        for axis, size in enumerate(shapes.get(spec.name, ())):
+            if axis != spec.batch_axis and axis < len(spec.shape):
+                found.setdefault(spec.shape[axis], set()).add(size)
+    sizes = {dim: size for dim, (size, *others) in found.items() if isinstance(dim, str) and not others}
+    return tuple(
+        spec.with_sizes(shapes[spec.name])
+        if spec.name in shapes
+        else replace(
+            spec, shape=tuple(dim if axis == spec.batch_axis else sizes.get(dim, dim) for axis, dim in enumerate(spec.shape))
+        )
+        for spec in specs
+    )
 
 
 def row_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
@@ -189,6 +217,35 @@ def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: st
     return arrays
 
 
+def shapes_of(specs: Sequence[TensorSpec], batch: int, fill: Mapping[str, int] | None = None) -> dict[str, list[Dim]]:
+    """Return the shapes of `batch` rows by input name; a dimension without a size keeps its name.
+
+    Args:
+        specs: The model's inputs.
+        batch: Size of a varying batch, and of any other varying dimension in front.
+        fill: Sizes of other varying dimensions by name.
+    """
+    sizes = {str(spec.batch): batch for spec in specs if isinstance(spec.batch, str)} | dict(fill or {})
+    shapes: dict[str, list[Dim]] = {}
+    for spec in specs:
+        if spec.shape and isinstance(spec.shape[0], str):
+            sizes.setdefault(spec.shape[0], batch)
+        shapes[spec.name] = [dim if isinstance(dim, int) else sizes.get(dim, dim) for dim in spec.shape]
+    return shapes
+
+
+def _sized(spec: TensorSpec, axis: int, dim: Dim) -> int:
+    """Return the size `dim` of an axis. Raises InputError if there is none."""
+    if isinstance(dim, int):
+        return dim
+    usual = 320 if len(spec.shape) == 4 else 64
+    sizes = [each if isinstance(each, int) else 1 if at == spec.batch_axis else usual for at, each in enumerate(spec.shape)]
+    raise InputError(
+        f"input {spec.name!r} has no fixed size in dimension {axis} ({dim})",
+        f"give sizes, such as --shape {spec.name}={'x'.join(map(str, sizes))}, or arrays with --inputs FILE.npz",
+    )
+
+
 def random_feeds(
     specs: Sequence[TensorSpec],
     batch: int = 1,
@@ -209,21 +266,10 @@ def random_feeds(
         InputError: If a varying dimension has no size.
     """
     generator = np.random.default_rng(seed)
-    sizes = {str(spec.batch): batch for spec in specs if isinstance(spec.batch, str)} | dict(fill or {})
+    shapes = shapes_of(specs, batch, fill)
     feeds = {}
     for spec in specs:
-        shape = []
-        for axis, dim in enumerate(spec.shape):
-            if isinstance(dim, str) and dim not in sizes and axis != 0:
-                usual = 320 if len(spec.shape) == 4 else 64
-                sized = [
-                    each if isinstance(each, int) else 1 if at == spec.batch_axis else usual for at, each in enumerate(spec.shape)
-                ]
-                raise InputError(
-                    f"input {spec.name!r} has no fixed size in dimension {axis} ({dim})",
-                    f"give sizes, such as --shape {spec.name}={'x'.join(map(str, sized))}, or arrays with --inputs FILE.npz",
-                )
-            shape.append(dim if isinstance(dim, int) else sizes.setdefault(dim, batch))
+        shape = [_sized(spec, axis, dim) for axis, dim in enumerate(shapes[spec.name])]
         low, high = (ranges or {}).get(spec.name, (0, 255 if spec.dtype == "uint8" else 7))
         if spec.dtype == "bool":
             feeds[spec.name] = generator.integers(0, 2, shape).astype(bool)

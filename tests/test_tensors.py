@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.tensors import TensorSpec, check_feeds, count_rows, pad_rows, parse_shape, random_feeds, row_axes, take_rows
+from relu_deploy.tensors import (
+    TensorSpec,
+    check_feeds,
+    count_rows,
+    pad_rows,
+    parse_shape,
+    random_feeds,
+    row_axes,
+    sized_by_name,
+    take_rows,
+)
 
 SPECS = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("mask", "int64", ("batch",)))
 GOOD = {"x": np.zeros((2, 3), np.float32), "mask": np.zeros(2, np.int64)}
@@ -88,3 +98,16 @@ def test_rows_are_counted_taken_and_filled_up_along_the_axis_of_each_input():
 
 def test_a_scalar_of_a_manifest_has_no_rows():
     assert TensorSpec.from_json(TensorSpec("gain", "float32", (), None).to_json()).batch_axis is None
+
+
+def test_a_size_that_is_given_for_one_input_holds_for_the_same_dimension_of_others():
+    ids, mask = TensorSpec("ids", "int64", ("n", "seq")), TensorSpec("mask", "int64", ("n", "seq"))
+    table = TensorSpec("table", "float32", ("seq", "width"), None)
+    sized = sized_by_name([ids, mask, table], {"ids": (1, 16)})
+    assert [spec.shape for spec in sized] == [("n", 16), ("n", 16), (16, "width")]
+
+
+def test_an_input_with_a_shape_of_its_own_keeps_it():
+    one, other, third = (TensorSpec(name, "float32", ("n", "seq")) for name in ("one", "other", "third"))
+    sized = sized_by_name([one, other, third], {"one": (1, 16), "other": (1, 8)})
+    assert [spec.shape for spec in sized] == [("n", 16), ("n", 8), ("n", "seq")]

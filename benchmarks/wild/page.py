@@ -21,8 +21,6 @@ EXPLANATIONS = {
     "inside bodies of If, Loop and Scan stay float32": "Every layer is in a branch of an If whose condition depends on an input, and "
     "8-bit pairs are placed outside of branches only.",
     "graphScope.cpp": "TensorRT-RTX itself fails on an If whose condition depends on an input.",
-    "by more than the precision explains": "The default calibration clips an outlier of the data; with `--method minmax` all Relus agree "
-    "and the variant is stored.",
     "is in int8 already": "The file was quantized by ONNX Runtime; a float32 model can be optimized.",
     "this operator is not supported": "TensorRT-RTX has no such operators: the file was quantized for CPUs.",
     "is allowed)": "No choice of int8 layers keeps enough of the float32 model's answers on these rows.",

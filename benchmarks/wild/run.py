@@ -274,8 +274,12 @@ def steps(model: Model, source: Path, folder: Path, limit: float) -> Iterator[tu
 
 
 def chosen(names: str) -> list[Model]:
-    """Return the known models whose name contains one of `names`, separated by commas."""
-    return [model for model in known_models() if any(name in model.name for name in names.split(","))]
+    """Return the known models that `names`, separated by commas, names: by their whole names, or by a part of them."""
+    known = known_models()
+    whole = {model.name for model in known}
+    return [
+        model for model in known if any(name == model.name if name in whole else name in model.name for name in names.split(","))
+    ]
 
 
 def earlier(file: Path | None) -> dict[str, list[dict[str, Any]]]:

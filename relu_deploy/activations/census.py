@@ -25,6 +25,7 @@ from relu_deploy.activations.drift import Baseline, BaselineBuilder
 from relu_deploy.backends import load, require
 from relu_deploy.bundle import Bundle, sha256
 from relu_deploy.data.datasets import InputRange, Ranges, declared_range, load_dataset, rows_outside, spread_evenly
+from relu_deploy.data.rows_of_runs import rows_that_run
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import Relu, batch_axes, find_relus, load_model, load_normalized_model, with_taps
 from relu_deploy.graph.intervals.ranges import bounds_of
@@ -231,6 +232,7 @@ def census(
     axes = _batch_axes_of_relus(bundle, model, relus)
     done, outside = 0, 0
     with closing(load(bundle, backend, taps=tuple(relus), threads=threads, device=device)) as session:
+        rows = rows if batch else rows_that_run(bundle, dataset, session.run, rows)
         for feeds in dataset.batches(rows):
             size = count_rows(feeds, dataset.axes)
             if left_over and size < rows:
@@ -240,7 +242,8 @@ def census(
             for name, count in counts.items():
                 # The branch of an If that did not run has no values.
                 if results[name].size:
-                    count.add(np.moveaxis(results[name], axes.get(name, 0), 0))
+                    axis = axes.get(name, 0)
+                    count.add(np.moveaxis(results[name], axis, 0) if axis < results[name].ndim else results[name])
             baselines.add(results, size)
             done += size
             progress(done, len(dataset) - left_over)

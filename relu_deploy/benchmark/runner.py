@@ -18,7 +18,7 @@ from relu_deploy.benchmark.result import Run
 from relu_deploy.benchmark.roofline import Machine, share_of_limit
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
-from relu_deploy.errors import Unsupported
+from relu_deploy.errors import NothingToVerify, Unsupported
 from relu_deploy.graph import Cost, count_cost, precision_of, read_model
 from relu_deploy.latency_stats import summarize
 from relu_deploy.storage.folders import temporary_folder
@@ -284,9 +284,12 @@ def _checked_rows(bundle: Bundle, batch: int) -> int:
     return min(batch, CHECKED_ROWS) if len(leading) == 1 and isinstance(next(iter(leading)), str) else batch
 
 
-def _truth(bundle: Bundle, feeds: Feeds, threads: int, cast: str) -> Truth:
-    """Return the float64 outputs of the float32 graph, with the tolerance of the precision of `bundle`."""
-    return truth_of_outputs(bundle, feeds, cast or precision_of(read_model(bundle.onnx)), threads)
+def _truth(bundle: Bundle, feeds: Feeds, threads: int, cast: str) -> Truth | None:
+    """Return the float64 outputs of the float32 graph, with the tolerance of the precision of `bundle`; None where there are none."""
+    try:
+        return truth_of_outputs(bundle, feeds, cast or precision_of(read_model(bundle.onnx)), threads)
+    except NothingToVerify:
+        return None
 
 
 def _row(
@@ -328,8 +331,10 @@ def _row(
     )
 
 
-def _checked(process: WorkerProcess, bundle: Bundle, feeds: Mapping[str, Any], truth: Truth, rows: int) -> dict[str, Any]:
-    """Verify the outputs of the measured session for the first `rows` rows of `feeds`."""
+def _checked(process: WorkerProcess, bundle: Bundle, feeds: Mapping[str, Any], truth: Truth | None, rows: int) -> dict[str, Any]:
+    """Verify the outputs of the measured session for the first `rows` rows of `feeds`, where there is a truth."""
+    if truth is None:
+        return {"verified": None, "error_ratio": None, "checked_rows": 0}
     with temporary_folder("bench") as folder:
         given, results = Path(folder) / "feeds.npz", Path(folder) / "outputs.npz"
         np.savez(given, **feeds)  # type: ignore[arg-type]

@@ -66,9 +66,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        default="mse",
         metavar="mse|minmax|percentile|entropy|auto",
-        help="of calibration (default mse); auto keeps the most accurate",
+        help="of calibration (default mse, and minmax where a Relu differs with mse); auto keeps the most accurate",
     )
     parser.add_argument("--weights", default="per-channel", metavar="per-channel|per-tensor", help="scales of the weights")
     parser.add_argument(

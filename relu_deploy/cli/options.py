@@ -19,7 +19,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "type": tensor_shape,
         "default": [],
         "metavar": "NAME=1x3x320x320",
-        "help": "sizes of an input whose dimensions may vary; repeatable",
+        "help": "sizes of an input whose dimensions may vary, and of dimensions of the same name; repeatable",
     },
     "force": {"action": "store_true", "help": "replace what exists"},
 }

@@ -29,7 +29,7 @@ from relu_deploy.data.targets import TARGETS, check_targets
 from relu_deploy.data.texts import read_texts, takes_texts
 from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.paths import models_folder
-from relu_deploy.tensors import Array, Feeds, check_feeds, count_rows, fixed_batch, pad_rows, random_feeds, row_axes
+from relu_deploy.tensors import Array, Feeds, check_feeds, count_rows, fixed_batch, pad_rows, random_feeds, row_axes, shapes_of
 
 __all__ = [
     "Dataset",
@@ -192,18 +192,23 @@ def several_feeds(
                 raise UsageError(
                     f"{data} has {len(dataset)} rows, fewer than the {rows} needed", "use fewer --samples, or give more data"
                 )
-    ranges = integer_ranges_of(bundle)
+    ranges = integer_ranges_of(bundle, rows)
     return [(random_feeds(bundle.inputs, rows, seed, ranges=ranges), {"source": "random", "seed": seed}) for seed in seeds]
 
 
-def integer_ranges_of(bundle: Bundle) -> dict[str, tuple[int, int]]:
-    """Return (smallest, largest) valid value of each integer input with a known range, such as the index of an embedding."""
+def integer_ranges_of(bundle: Bundle, rows: int) -> dict[str, tuple[int, int]]:
+    """Return (smallest, largest) valid value of each integer input with a known range, such as the index of an embedding.
+
+    Args:
+        bundle: The model, with the shapes that the inputs will have.
+        rows: Rows that they will have.
+    """
     if not any(spec.dtype != "uint8" and "int" in spec.dtype for spec in bundle.inputs):
         return {}
     from relu_deploy.graph.model import read_model
     from relu_deploy.graph.shapes.input_ranges import integer_ranges
 
-    return {name: (int(limits[0]), int(limits[1])) for name, limits in integer_ranges(read_model(bundle.onnx)).items()}
+    return integer_ranges(read_model(bundle.onnx), shapes_of(bundle.inputs, rows))
 
 
 def _drawn(dataset: Dataset, rows: int, seed: int) -> Feeds:

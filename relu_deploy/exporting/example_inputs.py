@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.errors import UsageError
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["ExampleInputs", "example_inputs", "input_specs"]
+__all__ = ["ExampleInputs", "accepted_batch_axes", "example_inputs", "input_specs"]
+
+#: choices of batch axes that are considered, and those that the model is run with
+MOST_CHOICES, MOST_TRIALS = 4096, 24
 
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -130,6 +134,51 @@ def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | 
         {name: value for name, value in arguments.items() if name not in leading},
         nested_shapes if varying else None,
     )
+
+
+def accepted_batch_axes(
+    module: nn.Module, specs: Sequence[TensorSpec], batch: int | str, fixed: Collection[str]
+) -> Iterator[list[TensorSpec]]:
+    """Yield `specs` with other batch axes with which `module` accepts its inputs, such as that of a state of [layers, batch, size].
+
+    The outputs follow the batch with each of these choices, and those with the most batch axes come first. There is none if the model
+    accepts `specs` themselves.
+
+    Args:
+        module: The model.
+        specs: Inputs that cannot be traced.
+        batch: "dynamic", or the size of the batch axes.
+        fixed: Names of the inputs whose batch axis is known.
+    """
+    rows = 2 if batch == "dynamic" else int(batch)
+    if all(_output_shapes(module, specs, count) is not None for count in (rows, rows + 1)):
+        return
+    options = [(spec.batch_axis,) if spec.name in fixed else (*range(len(spec.shape)), None) for spec in specs]
+    choices = [
+        choice
+        for choice in islice(product(*options), MOST_CHOICES)
+        if len({spec.shape[axis] for spec, axis in zip(specs, choice, strict=True) if axis is not None}) == 1
+    ]
+    choices.sort(key=lambda axes: axes.count(None))
+    for axes in choices[:MOST_TRIALS]:
+        chosen = [replace(spec, batch_axis=axis) for spec, axis in zip(specs, axes, strict=True)]
+        shapes, others = (_output_shapes(module, chosen, count) for count in (rows, rows + 1))
+        if shapes is not None and others is not None and shapes != others:
+            yield chosen
+
+
+def _output_shapes(module: nn.Module, specs: Sequence[TensorSpec], rows: int) -> list[tuple[int, ...]] | None:
+    """Return the shapes of the outputs of `module` for a batch of `rows`, None if it does not accept the inputs."""
+    import torch
+    from torch.utils import _pytree
+
+    examples = example_inputs(module, specs, rows)
+    try:
+        with torch.no_grad():
+            outputs = module(*examples.arguments, **examples.keywords)
+    except Exception:  # the user's forward may raise anything
+        return None
+    return [tuple(leaf.shape) for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
 def _by_position(

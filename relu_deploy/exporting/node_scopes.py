@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from relu_deploy.exporting.programs import program_batch_axes
 from relu_deploy.graph import name_nodes
 from relu_deploy.graph.relus import SCOPE_KEY, TORCH_NODE_KEY
 
@@ -23,14 +24,11 @@ def annotate(model: ir.Model, program: torch.export.ExportedProgram, only_batch_
     Args:
         model: The graph that torch wrote.
         program: The program it was written from.
-        only_batch_varies: Whether any varying dimension is the batch; else only a leading one is.
+        only_batch_varies: Whether any varying dimension is the batch; else the program tells which one is.
     """
-    for value in model.graph.inputs:
-        dims = list(value.shape or ())
-        varying = [dim for dim in (dims if only_batch_varies else dims[:1]) if not isinstance(dim, int) and dim.value]
-        if varying:
-            _rename_dim(model, varying[0], "batch")
-            break
+    batch = _batch_dim(model, program, only_batch_varies)
+    if batch is not None:
+        _rename_dim(model, batch, "batch")
     scope_of = {}
     for node in model.graph:
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "").strip("[]").replace("'", "").split(", ")
@@ -48,6 +46,17 @@ def annotate(model: ir.Model, program: torch.export.ExportedProgram, only_batch_
     for node, (scope, _) in scope_of.items():
         if scope:
             node.metadata_props[SCOPE_KEY] = scope
+
+
+def _batch_dim(model: ir.Model, program: torch.export.ExportedProgram, only_batch_varies: bool) -> ir.SymbolicDim | None:
+    """Return the dimension of the inputs of `model` that is the batch, None if there is none."""
+    shapes = [list(value.shape or ()) for value in model.graph.inputs]
+    if only_batch_varies:
+        candidates = [dim for shape in shapes for dim in shape]
+    else:
+        axes = program_batch_axes(program).values()
+        candidates = [shape[axis] for shape, axis in zip(shapes, axes, strict=False) if axis is not None and axis < len(shape)]
+    return next((dim for dim in candidates if not isinstance(dim, int) and dim.value), None)
 
 
 def _origins(scope_of: Mapping[ir.Node, tuple[str, str]], program: torch.export.ExportedProgram) -> dict[ir.Node, str]:

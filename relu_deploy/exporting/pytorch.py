@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from relu_deploy.errors import UsageError
-from relu_deploy.exporting.example_inputs import example_inputs, input_specs
+from relu_deploy.errors import InputError, UsageError
+from relu_deploy.exporting.example_inputs import ExampleInputs, accepted_batch_axes, example_inputs, input_specs
 from relu_deploy.exporting.options import NORMALIZATION, ExportOptions, InputShape
-from relu_deploy.exporting.programs import keeps_shapes, picture_examples, program_examples, program_inputs
+from relu_deploy.exporting.programs import keeps_shapes, picture_examples, program_batch_axes, program_examples, program_inputs
 from relu_deploy.exporting.sources import Loaded
 from relu_deploy.exporting.torch_to_onnx import Names, program_to_onnx, save_program, trace
 from relu_deploy.preprocessing.reading import read_preprocess
@@ -50,9 +50,16 @@ def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> Expo
         UsageError: If an option does not fit the model.
     """
     program, inputs, axes = _program(loaded, options)
-    save_program(program, folder / SOURCE)
     names = Names(inputs, _output_names(loaded.recipe, options.decode), only_batch_varies=loaded.program is None)
-    model = program_to_onnx(program, names, options.opset)
+    try:
+        model = program_to_onnx(program, names, options.opset)
+    except InputError:
+        if program is not loaded.program or loaded.module is None:
+            raise
+        # Of sizes such as multiples of 4, torch writes those that it derived itself.
+        program = trace(loaded.module, program_examples(program, options.batch, None))
+        model = program_to_onnx(program, names, options.opset)
+    save_program(program, folder / SOURCE)
     return ExportedProgram(program, model, {} if options.batch == "dynamic" else axes)
 
 
@@ -71,14 +78,33 @@ def _program(
             shapes = {spec.name: tuple(map(int, spec.shape)) for spec in input_specs(options.inputs, {}, "")}
         assert loaded.module is not None
         examples = program_examples(program, options.batch, shapes)
-        return trace(loaded.module, examples), examples.names, {}
+        return trace(loaded.module, examples), examples.names, program_batch_axes(program)
     module = _with_steps(loaded, options)
     if program is not None and options.inputs is None:
         examples = picture_examples(program, options.batch)
         return trace(module, examples), examples.names, {}
     specs = _specs(loaded, module, options)
     examples = example_inputs(module, specs, options.batch)
-    return trace(module, examples), examples.names, {spec.name: spec.batch_axis for spec in specs}
+    try:
+        traced = trace(module, examples)
+    except InputError:
+        if len(specs) < 2 or (found := _traced_otherwise(module, specs, options)) is None:
+            raise
+        traced, examples, specs = found
+    return traced, examples.names, {spec.name: spec.batch_axis for spec in specs}
+
+
+def _traced_otherwise(
+    module: nn.Module, specs: Sequence[TensorSpec], options: ExportOptions
+) -> tuple[torch.export.ExportedProgram, ExampleInputs, list[TensorSpec]] | None:
+    """Return the program of `module` with other batch axes than those of `specs`, which it does not accept; None if there is none."""
+    for others in accepted_batch_axes(module, specs, options.batch, options.batch_axes):
+        examples = example_inputs(module, others, options.batch)
+        try:
+            return trace(module, examples), examples, others
+        except InputError:
+            continue
+    return None
 
 
 def _with_steps(loaded: Loaded, options: ExportOptions) -> nn.Module:
@@ -119,6 +145,12 @@ def _specs(loaded: Loaded, module: nn.Module, options: ExportOptions) -> list[Te
     if not options.inputs and known is None:
         raise UsageError(f"the input shape of {loaded.spec} is not known", "give it, for instance --input x=1x3x224x224")
     specs = input_specs(dict(options.inputs or known or {}), options.batch_axes, _float_dtype(module))
+    other = next((spec for spec in specs if options.batch != "dynamic" and spec.batch not in (None, 1, options.batch)), None)
+    if other is not None and other.name not in options.batch_axes:
+        raise UsageError(
+            f"--batch {options.batch}: the first size of --input {other.name} is {other.batch}",
+            f"give that size as 1 or {options.batch}, or say with --batch-axis {other.name}=1 or {other.name}=none where the batch is",
+        )
     if "text" in (options.pixels or {}):
         specs = [TensorSpec(spec.name, "uint8", spec.shape, spec.batch_axis) for spec in specs]
     if options.embed_preprocess:

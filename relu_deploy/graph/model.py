@@ -11,6 +11,7 @@ from relu_deploy.gc_pause import without_collecting
 from relu_deploy.graph.bodies import iterate_nodes, name_bodies
 from relu_deploy.graph.loading.external_data import check_external_data
 from relu_deploy.graph.loading.inline import inline_functions
+from relu_deploy.graph.loading.missing_shapes import add_missing_shapes
 from relu_deploy.graph.loading.order import sort_nodes
 from relu_deploy.graph.loading.repairs import irregularities_of, repair_lists
 from relu_deploy.graph.loading.resources import check_resources, memory_limit
@@ -101,6 +102,7 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
     sort_nodes(proto.graph)
     _check_resources_once(proto, path)
     expand_sparse_initializers(proto.graph)
+    notes += add_missing_shapes(proto.graph)
     normalize_dimensions(proto.graph)
     # The checker requires a name, runtimes do not.
     proto.graph.name = proto.graph.name or "graph"
@@ -114,9 +116,11 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
     model.meta["notes"] = notes
     try:
         name_nodes(model)
-        if any(path for _, path in iterate_nodes(model)):
+        has_bodies = any(path for _, path in iterate_nodes(model))
+        if has_bodies:
             name_bodies(model)
-            # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
+        # Files rarely record the types of tensors inside bodies, and exposing a tensor needs its type.
+        if has_bodies or any(value.shape is None for value in model.graph.outputs):
             infer_shapes(model)
             # What cannot be copied cannot be changed either. The links of a graph without bodies were checked.
             model.clone()

@@ -12,7 +12,7 @@ from relu_deploy.errors import InputError
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.quantization.qdq_placement import WEIGHTED
 from relu_deploy.latency_stats import Ratio
-from relu_deploy.optimization.accuracy.calibration import AUTO_METHODS
+from relu_deploy.optimization.accuracy.calibration import DEFAULT_METHOD, WHOLE_RANGE
 from relu_deploy.optimization.accuracy.confidence import confidence_to_json
 from relu_deploy.optimization.accuracy.evaluation_data import EvaluationData
 from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator
@@ -42,11 +42,13 @@ class FoundVariant:
         precision: Its precision, as an option.
         recipe: What wrote it.
         search: The graph, its accuracy, and the segments in float32.
+        instead_of: The calibration method with which a Relu differs, "" where the first one was kept.
     """
 
     precision: str
     recipe: PrecisionRecipe
     search: SearchResult
+    instead_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class VariantBuilder:
         if found.search.passed:
             progress(f"{precision}: verifying every Relu")
             verified = self._verify(found.search.model)
+            if not verified.passed:
+                found, verified = self._without_clipping(found, verified, progress)
             if self.options.measure_speed and self.target.measurable and verified.passed and not self.prepared.is_quantized:
                 progress(f"{precision}: measuring the speed")
                 speed = self._speed(found.search.model)
@@ -98,6 +102,32 @@ class VariantBuilder:
             )
 
         return FoundVariant(precision, recipe, self._search(recipe, precision, on_step, first))
+
+    def _without_clipping(
+        self, found: FoundVariant, verified: VerifyReport, progress: Progress
+    ) -> tuple[FoundVariant, VerifyReport]:
+        """Return a variant that covers the whole range of every tensor, with its comparison, if that one passes; else `found`.
+
+        Args:
+            found: A variant that differs at a Relu.
+            verified: Its comparison.
+            progress: Called with one line for each step.
+        """
+        recipe = found.recipe
+        if self.options.method is not None or found.precision == "fp8" or not isinstance(recipe, Quantized):
+            return found, verified
+
+        def on_step(line: str) -> None:
+            progress(f"{found.precision} with {WHOLE_RANGE}: {line}")
+
+        whole = replace(recipe, method=WHOLE_RANGE)
+        search = self._search(whole, found.precision, on_step, None)
+        if search.passed:
+            on_step("verifying every Relu")
+            again = self._verify(search.model)
+            if again.passed:
+                return FoundVariant(found.precision, whole, search, instead_of=recipe.method), again
+        return found, verified
 
     def _precisions_without_pairs(self) -> list[str]:
         """Return the target's precisions that need no node of 8 bits, the narrowest first."""
@@ -150,6 +180,8 @@ class VariantBuilder:
             bytes_after=_size(search.model),
             seconds=0.0,
             method=found.recipe.method if isinstance(found.recipe, Quantized) else "",
+            instead_of=found.instead_of,
+            method_is_given=self.options.method is not None,
         )
 
     def _search(self, recipe: PrecisionRecipe, precision: str, on_step: Progress, first: Candidate | None) -> SearchResult:
@@ -181,7 +213,7 @@ class VariantBuilder:
             precision,
             self.target.placement,
             prepared.statistics,
-            AUTO_METHODS[0] if options.method == "auto" else options.method,
+            DEFAULT_METHOD if options.method in (None, "auto") else options.method,
             options.per_channel,
             options.correct_biases,
             options.weight_bits or self.data.weight_bits if self.target.adds_pairs else 8,

@@ -32,7 +32,8 @@ class OptimizeOptions:
         score_threshold: Score at which users of a detector cut; its confidence and an AP are measured there.
         exclude: Names or patterns of nodes that stay float32.
         sensitivity: File of the segments' errors: read where it exists (and `force` is not set), else measured and written.
-        method: Calibration method, one of `calibration.METHODS`, or "auto" for the most accurate of those that are cheap.
+        method: Calibration method, one of `calibration.METHODS`, or "auto" for the most accurate of those that are cheap. None
+            is "mse", and "minmax" where a Relu differs because "mse" clips an outlier.
         per_channel: Whether weights have one scale for each output channel, not one for the tensor.
         equalize: Whether to equalize neighboring layers; None does so where weights have a single scale.
         correct_biases: Whether to correct biases for the mean error of quantized weights.
@@ -57,7 +58,7 @@ class OptimizeOptions:
     score_threshold: float = SCORE_THRESHOLD
     exclude: Sequence[str] = ()
     sensitivity: str | os.PathLike[str] | None = None
-    method: str = "mse"
+    method: str | None = None
     per_channel: bool = True
     equalize: bool | None = None
     correct_biases: bool = True
@@ -81,7 +82,7 @@ class OptimizeOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be between 0 and 1, not {value:g}", "for instance 0.05")
-        if self.method not in CHOICES:
+        if self.method is not None and self.method not in CHOICES:
             raise UsageError(f"there is no calibration method {self.method!r}", nearest(self.method, CHOICES))
         if self.weight_bits not in (None, 7, 8):
             raise UsageError(f"--weight-bits must be 7 or 8, not {self.weight_bits}", "7 is for x86 processors without VNNI")

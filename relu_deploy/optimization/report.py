@@ -9,6 +9,7 @@ from typing import Any
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.latency_stats import Ratio
+from relu_deploy.optimization.accuracy.calibration import WHOLE_RANGE
 from relu_deploy.optimization.accuracy.evaluation_data import EvaluationData
 from relu_deploy.optimization.auto.report import AutoReport
 from relu_deploy.optimization.prepare import Prepared
@@ -34,6 +35,8 @@ class OptimizeReport:
         speed: How many times faster than the float32 model it is; None where the target's hardware is not available.
         tried: One summary for each precision that `auto` tried.
         method: The calibration method, "" for a precision without calibration.
+        instead_of: The calibration method with which a Relu differs, "" where the first one was kept.
+        method_is_given: Whether the options name the calibration method.
         backend: The backend that `auto` found to be the fastest, "" where it was not searched for.
         settings: Its fields of `backends.Options` that differ from the defaults.
         auto: All candidates of `auto`, None without such a search.
@@ -59,6 +62,8 @@ class OptimizeReport:
     bundle: Bundle | None = None
     tried: Sequence[dict[str, Any]] = ()
     method: str = ""
+    instead_of: str = ""
+    method_is_given: bool = False
     backend: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     auto: AutoReport | None = None
@@ -98,7 +103,11 @@ class OptimizeReport:
             return f"allow more with --max-drop, try --method auto, calibrate on more rows with --samples, or use {wider}"
         checked = self.verified.backends[0] if self.verified else None
         node = checked.first_divergence if checked else None
-        return f"look at {node or 'the outputs'} with relu-deploy verify, try another --method, or use {wider}"
+        method = ""
+        if self.method:
+            clips = self.method_is_given and self.method != WHOLE_RANGE
+            method = f"try --method {WHOLE_RANGE}, which clips nothing, " if clips else "try another --method, "
+        return f"look at {node or 'the outputs'} with relu-deploy verify, {method}or use {wider}"
 
     @property
     def drop(self) -> float:
@@ -148,6 +157,7 @@ class OptimizeReport:
             "prepared": self.prepared.to_json(),
             "tried": list(self.tried),
             "method": self.method,
+            "method_instead_of": self.instead_of,
             "backend": self.backend,
             "settings": dict(self.settings),
             "auto": None if self.auto is None else self.auto.to_json(),

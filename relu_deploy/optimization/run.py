@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from relu_deploy.bundle import Bundle, refuse_existing
+from relu_deploy.data.rows_of_runs import rows_that_run
 from relu_deploy.errors import AccuracyTooLow, InputError, ReluDeployError, UsageError
 from relu_deploy.graph import read_model, save_model
 from relu_deploy.optimization.accuracy.compared_tensors import ComparedTensors
@@ -33,6 +35,7 @@ from relu_deploy.optimization.report import OptimizeReport
 from relu_deploy.optimization.store import store
 from relu_deploy.optimization.targets import PRECISIONS, TARGETS, Target, find_target
 from relu_deploy.storage.folders import temporary_folder
+from relu_deploy.tensors import Feeds
 from relu_deploy.verification.judging.noise import rounded_numbers
 
 __all__ = ["OptimizeOptions", "OptimizeReport", "optimize", "optimize_bundle"]
@@ -139,6 +142,7 @@ def optimize_bundle(
         progress("preparing the float32 graph")
         needed = not trained and any(name in ("int8", "fp8") for name in precisions)
         data = load_evaluation_data(bundle, options, data_needed=needed)
+        data = replace(data, batch=rows_that_run(bundle, data.measured_on, partial(_run, bundle, options.threads), data.batch))
         # A runtime that casts a float32 graph needs no other graph.
         prepared = prepare(bundle, goal, [name for name in precisions if name in goal.precisions], options, data, progress)
         prepared = replace(prepared, path=folder / "prepared.onnx")
@@ -161,6 +165,11 @@ def optimize_bundle(
             progress("storing")
             best = replace(best, bundle=store(bundle, best, out, force, pages(best.to_json())))
     return best
+
+
+def _run(bundle: Bundle, threads: int, feeds: Feeds) -> Feeds:
+    with TARGETS["cpu"].session(read_model(bundle.onnx), threads=threads) as session:
+        return session.run(feeds)
 
 
 def _check_output(bundle: Bundle, variants: Sequence[str], out: str | os.PathLike[str] | None, force: bool) -> None:

@@ -77,9 +77,11 @@ def verification_of(result: Result) -> str:
     if verified["passed"] and not total:
         return "it has no Relus; its outputs agree with the float32 graph within the precision's own noise"
     if verified["passed"]:
+        other = result.get("method_instead_of")
+        method = f"; calibrated with {result['method']}, because a Relu differs with {other}" if other else ""
         return (
             f"{passed} of {count_of(total, 'Relu')} {'agrees' if total == 1 else 'agree'} with the float32 graph "
-            f"within the precision's own noise{ratio}"
+            f"within the precision's own noise{ratio}{method}"
         )
     first = f", first at {verified['first_divergence']}" if verified["first_divergence"] else ""
     reason = f": {verified['reason']}" if verified["reason"] else ratio

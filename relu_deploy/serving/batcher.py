@@ -17,7 +17,7 @@ from itertools import accumulate
 import numpy as np
 
 from relu_deploy.backends import Session
-from relu_deploy.errors import InputError
+from relu_deploy.errors import InputError, InputsRejected
 from relu_deploy.serving.errors import DeadlineExceeded, InternalError, InvalidArgument, ServeError, Unavailable
 from relu_deploy.serving.telemetry.statistics import Statistics, Timings
 from relu_deploy.tensors import Array, Feeds
@@ -240,7 +240,7 @@ def _deliver(batch: Sequence[QueuedRequest], results: Sequence[Feeds | ServeErro
 def _failure(error: Exception, feeds: Feeds) -> ServeError:
     """Return what a backend raised on one request as an error of the client or of the server."""
     text = " ".join(str(error).split())[:300]
-    if isinstance(error, InputError):
+    if isinstance(error, InputError | InputsRejected):
         return InvalidArgument(error.message, error.hint)
     if empty := [name for name, array in feeds.items() if not array.size]:
         return InvalidArgument(f"input {empty[0]!r} is empty, and the model does not accept that: {text}")

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,12 @@ from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.against import relus_to_compare, why_not_compared
 from relu_deploy.verification.judging.comparable import comparable
 from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED
-from relu_deploy.verification.judging.invariants import check_invariance, confirm_by_truth, run_invariance_checks
+from relu_deploy.verification.judging.invariants import (
+    check_invariance,
+    confirm_by_truth,
+    run_invariance_checks,
+    without_shared_scales,
+)
 from relu_deploy.verification.judging.judge import judge
 from relu_deploy.verification.locating.backend_faults import BackendUnderTest, locate_on_backend
 from relu_deploy.verification.locating.fault import Fault
@@ -194,12 +199,14 @@ def _confirmed(plan: VerifyPlan, source: Source, truth: Truth, report: BackendRe
     """Return the report without failed checks of the batch that the truth fails as well: then the rows depend on each other."""
     if all(check.passed is not False for check in report.checks):
         return report
-    try:
-        checks = run_invariance_checks(plan.bundle, source.evaluate, plan.feeds, plan.seed)
-    except ReluDeployError:  # the program was exported for one batch size
-        return report
-    of_truth = check_invariance(checks, truth.noise_floor, truth.values, truth.precision)
-    return replace(report, checks=confirm_by_truth(report.checks, of_truth))
+    checks = list(report.checks)
+    # The program may be exported for one batch size.
+    with suppress(ReluDeployError):
+        of_source = run_invariance_checks(plan.bundle, source.evaluate, plan.feeds, plan.seed)
+        checks = confirm_by_truth(checks, check_invariance(of_source, truth.noise_floor, truth.values, truth.precision))
+    # What a runtime returns for other batch sizes is not known of an operator that it runs for the truth.
+    dynamic = next((operator for _, operator in plan.unknown if operator.rpartition(".")[2].startswith("Dynamic")), "")
+    return replace(report, checks=without_shared_scales(checks, dynamic) if dynamic else checks)
 
 
 def _with_faults(plan: VerifyPlan, source: Source, truth: Truth, reports: Sequence[BackendReport]) -> list[BackendReport]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from relu_deploy.backends import load
+from relu_deploy.backends import Session, load
+from relu_deploy.errors import ReluDeployError
 from relu_deploy.graph import Relu
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.plan import VerifyPlan
@@ -65,7 +66,7 @@ def tap_relus(plan: VerifyPlan, backend: str, relus: Sequence[Relu], untapped: F
         group = groups.popleft()
         with closing(load(plan.bundle, backend, taps=tuple(group), **plan.options)) as session:
             results = arrays_of(session.run(plan.feeds))
-            results_of_nan = session.run(nan_feeds) if nan_feeds else {}
+            results_of_nan = _results_or_none(session, nan_feeds)
         sessions += 1
         values |= {relu.output: results[relu.output] for relu in group}
         for_nan |= {relu.output: results_of_nan[relu.output] for relu in group} if results_of_nan else {}
@@ -77,6 +78,14 @@ def tap_relus(plan: VerifyPlan, backend: str, relus: Sequence[Relu], untapped: F
             groups += [group[0::2], group[1::2]] if len(group) > 1 else []
     together = frozenset(relu.output for group in groups for relu in group)
     return TappedRelus(values, for_nan, frozenset(as_deployed), sessions, together)
+
+
+def _results_or_none(session: Session, feeds: Feeds) -> Feeds:
+    """Return the outputs of a session for NaN, {} where an operator rejects it, as RoiAlign does among its coordinates."""
+    try:
+        return session.run(feeds) if feeds else {}
+    except ReluDeployError:
+        return {}
 
 
 def arrays_of(results: Mapping[str, Any]) -> Feeds:

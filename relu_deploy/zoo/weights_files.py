@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ CHECKPOINT_KEYS = (
 WRAPPERS = frozenset(["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "module"])
 #: Kept beside averaged weights by `torch.optim.swa_utils.AveragedModel`.
 AVERAGED = "n_averaged"
+#: End of the name of a file that lists the files in which large weights are stored.
+INDEX = ".index.json"
 #: Bytes of the largest header of a safetensors file, the format's own limit.
 MAX_HEADER = 100_000_000
 #: How much larger than the file the unpacked weights may be: they are stored without compression.
@@ -36,7 +39,8 @@ MAX_RATIO = 4
 def load_weights(module: nn.Module, file: Path, name: str) -> None:
     """Load the state dict in `file` into `module`, strictly; PyTorch's files are read with `weights_only=True`.
 
-    Wrappers' prefixes are removed, tied weights may be stored once, and other floating types are converted.
+    Wrappers' prefixes are removed, tied weights may be stored once, and other floating types are converted. Of a module that
+    contains the model, as one that trains it does, only the model's weights are read.
 
     Args:
         module: The model.
@@ -48,7 +52,7 @@ def load_weights(module: nn.Module, file: Path, name: str) -> None:
             that has NaN, infinite or complex values.
     """
     own = module.state_dict()
-    state = _without_prefixes(_read_state_dict(file), own)
+    state = _without_prefixes(_read_state_dict(file), own, file)
     state = _with_tied(state, module)
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
@@ -87,7 +91,7 @@ def _check_tensor(file: Path, name: str, key: str, given: torch.Tensor, own: tor
         raise InputError(f"{file}: {key!r} has values that are NaN or infinite", "use weights of a training that did not diverge")
 
 
-def _without_prefixes(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _without_prefixes(state: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """Return the state dict without what wrappers put into the names, and without what they put before every name."""
     state = {key: value for key, value in state.items() if key != AVERAGED or key in own}
     unwrapped = {_without_wrappers(key): value for key, value in state.items()}
@@ -98,7 +102,28 @@ def _without_prefixes(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[
         shared = ["", *(prefix for prefix in prefixes if all(key.startswith(prefix) for key in named))]
         candidates += [{key.removeprefix(prefix): value for key, value in named.items()} for prefix in shared]
     # A model may have such a name itself: the least removed of those that fit best.
-    return max(candidates, key=lambda each: sum(key in own for key in each))
+    best = max(candidates, key=lambda each: sum(key in own for key in each))
+    return best if best.keys() >= own.keys() else _part_of_larger(candidates, own, file) or best
+
+
+def _part_of_larger(candidates: Sequence[Mapping[str, Any]], own: Mapping[str, Any], file: Path) -> dict[str, Any] | None:
+    """Return the model's weights among those of a larger module that trains it, without their prefix; None if there are none.
+
+    Raises:
+        InputError: If several parts hold weights of all the model's names, such as a teacher and a student.
+    """
+    needed = [key for key in own if not key.endswith("num_batches_tracked")]
+    for named in candidates if needed else ():
+        prefixes = [key.removesuffix(needed[0]) for key in named if key.endswith(f".{needed[0]}")]
+        whole = [prefix for prefix in prefixes if all(prefix + key in named for key in needed)]
+        if len(whole) > 1:
+            raise InputError(
+                f"{file} holds {len(whole)} sets of these weights, such as those under {whole[0]!r} and {whole[1]!r}",
+                "save the state dict of the one that is meant",
+            )
+        if whole:
+            return {key.removeprefix(whole[0]): value for key, value in named.items() if key.startswith(whole[0])}
+    return None
 
 
 def _without_wrappers(name: str) -> str:
@@ -124,12 +149,14 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
     if file.stat().st_size == 0:
         raise InputError(f"{file} is not a weights file: it is empty", hint)
     try:
-        state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pytorch(file)
+        state = _read_shards(file) if file.name.endswith(INDEX) else _read_file(file)
     except InputError:
         raise
     except Exception as error:  # pickle, zip, safetensors and torch raise a dozen types for a file that is not weights
         lines = str(error).splitlines() or [type(error).__name__]
-        raise InputError(f"{file} is not a weights file that can be read safely: {lines[0].split('. ')[0]}", hint) from error
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it holds a {refused[1]}, which could run code" if refused else lines[0].split(". ")[0]
+        raise InputError(f"{file} is not a weights file that can be read safely: {reason}", hint) from error
     while isinstance(state, dict) and (inner := next((key for key in CHECKPOINT_KEYS if isinstance(state.get(key), dict)), None)):
         state = state[inner]
     if not isinstance(state, dict) or not state or not all(hasattr(value, "shape") for value in state.values()):
@@ -138,6 +165,24 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
             f"{file} holds no state dict, but {keys or 'nothing'}", "save module.state_dict(), not the module itself"
         )
     return {str(key): value for key, value in state.items()}
+
+
+def _read_file(file: Path) -> Any:
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_pytorch(file)
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    """Return the tensors of the files beside `index` that it lists."""
+    listed = parse_json(index.read_bytes())
+    places = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
+        raise InputError(f"{index} has no 'weight_map' of files beside it", "give the index that was saved with the weights")
+    if missing := [name for name in places.values() if not (index.parent / name).is_file()]:
+        raise InputError(f"{index} lists {missing[0]}, which is not beside it", "keep all of its files in one folder")
+    state: dict[str, Any] = {}
+    for name in dict.fromkeys(places.values()):
+        state |= _read_file(index.parent / name)
+    return state
 
 
 def _read_safetensors(file: Path) -> Any:
@@ -153,6 +198,8 @@ def _read_safetensors(file: Path) -> Any:
 
 
 def _read_pytorch(file: Path) -> Any:
+    import argparse
+
     import torch
 
     if zipfile.is_zipfile(file):
@@ -162,6 +209,7 @@ def _read_pytorch(file: Path) -> Any:
             raise InputError(
                 f"{file} unpacks to {math.ceil(unpacked / 2**20)} MiB, far more than its size", "torch.save does not compress"
             )
-    with warnings.catch_warnings():
+    # Training scripts store their options beside the weights; a namespace has attributes and no code.
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)

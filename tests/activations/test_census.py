@@ -319,3 +319,15 @@ def test_a_tensor_without_elements_bounds_nothing(tmp_path, operator):
     assert report.relus[0].always_on.tolist() == [True] * 4
     # A part of the tensor could lie below 1 as far as the bounds know.
     assert not report.relus[0].proven_dead.any()
+
+
+def test_a_relu_of_a_single_number_is_one_channel(tmp_path):
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["m"], "greatest", keepdims=0),
+        helper.make_node("Relu", ["m"], ["r"], "relu"),
+        helper.make_node("Mul", ["x", "r"], ["y"], "scale"),
+    ]
+    path = saved(tmp_path / "m.onnx", nodes, (1, 3), {})
+    (relu,) = census(path, data(tmp_path, [[-1, -2, -3], [1, 2, 3]])).relus
+    # 0 and 3 are its results for the two rows.
+    assert (relu.channels, relu.dead, relu.sparsity, float(relu.maximum.max())) == (1, 0, 0.5, 3.0)

@@ -1,7 +1,9 @@
 """What a benchmark and a verification are fed can be named, for models that have no data set of their own."""
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import relu_deploy
 from relu_deploy.errors import UsageError
@@ -67,3 +69,14 @@ def test_several_samples_are_those_of_their_seeds_and_the_data_are_read_once(dig
         assert reported == described
         np.testing.assert_array_equal(feeds["x"], expected["x"])
     assert not np.array_equal(together[0][0]["x"], together[1][0]["x"])
+
+
+def test_a_graph_that_nothing_can_be_compared_with_is_timed_and_not_verified(tmp_path):
+    scaler = helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[1.0], scale=[2.0])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xy"]
+    graph = helper.make_graph([scaler], "g", values[:1], values[1:])
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), tmp_path / "m.onnx")
+    (run,) = relu_deploy.bench(tmp_path / "m.onnx", backends=["onnxruntime-cpu"], seconds=0.05, threads=1).runs
+    assert (run.verified, run.error, run.checked_rows) == (None, "", 0)
+    assert run.throughput > 0

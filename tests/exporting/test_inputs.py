@@ -197,6 +197,18 @@ def test_variable_arguments_are_inputs_in_their_order(tmp_path):
     assert bundle.session("onnxruntime-cpu").run(feeds)["y"].tolist() == [[4] * 3] * 2
 
 
+def test_keywords_beside_named_parameters_are_inputs_of_a_fixed_batch(tmp_path):
+    class Weighted(nn.Module):
+        def forward(self, x, **others):
+            return torch.relu(x - others["y"] * others["z"])
+
+    bundle = exported(Weighted(), tmp_path, inputs={"x": (1, 3), "y": (1, 3), "z": (1, 3)}, batch=2)
+    assert [str(spec) for spec in bundle.inputs] == [f"{name}: float32[2x3]" for name in "xyz"]
+    feeds = {name: np.arange(6, dtype=np.float32).reshape(2, 3) * scale for name, scale in (("x", 9), ("y", 2), ("z", 1))}
+    # 9a - 2a·a for a = 0 … 5, and 0 where that is negative.
+    np.testing.assert_array_equal(bundle.session("onnxruntime-cpu").run(feeds)["y_out"], [[0, 7, 10], [9, 4, 0]])
+
+
 def test_an_input_and_a_part_of_it_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"past: past\.0 is a part of it"):
         exported(Cached(), tmp_path, inputs={"x": (1, 3), "past": (1, 3), "past.0": (1, 3)})
@@ -298,6 +310,116 @@ def test_a_program_of_a_fixed_batch_keeps_it_and_another_one_is_refused(tmp_path
     assert export_source(program, tmp_path / "m.rdb", batch=4).bundle.inputs[0].shape == (4, 6)
     with pytest.raises(UsageError, match="fixes its batch to 4"):
         export_source(program, tmp_path / "other.rdb", batch=2)
+
+
+class Stateful(nn.Module):
+    """A GRU of sequences (N, time, 8) with its state (1, N, 6)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.GRU(8, 6, batch_first=True)
+
+    def forward(self, x, state):
+        answers, state = self.layer(x, state)
+        return torch.relu(answers[:, -1]), state
+
+
+class TimeFirst(nn.Module):
+    """A GRU of sequences (time, N, 8) with its state (1, N, 6)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.GRU(8, 6)
+
+    def forward(self, x, state):
+        answers, state = self.layer(x, state)
+        return torch.relu(answers), state
+
+
+def axes_of(bundle):
+    return [(spec.shape, spec.batch_axis) for spec in (*bundle.inputs, *bundle.outputs)]
+
+
+def test_the_batch_axis_of_a_state_is_found_where_the_model_accepts_only_one(tmp_path):
+    bundle = exported(Stateful(), tmp_path, inputs={"x": (1, 5, 8), "state": (1, 1, 6)})
+    assert axes_of(bundle) == [(("batch", 5, 8), 0), ((1, "batch", 6), 1), (("batch", 6), 0), ((1, "batch", 6), 1)]
+
+
+def test_a_state_that_is_given_with_a_batch_of_two_varies_as_well(tmp_path):
+    bundle = exported(Stateful(), tmp_path, inputs={"x": (2, 5, 8), "state": (1, 2, 6)})
+    assert [spec.shape for spec in bundle.inputs] == [("batch", 5, 8), (1, "batch", 6)]
+
+
+def test_a_fixed_batch_replaces_no_other_size(tmp_path):
+    shapes = {"x": (5, 1, 8), "state": (1, 1, 6)}
+    with pytest.raises(UsageError, match="the first size of --input x is 5"):
+        exported(TimeFirst(), tmp_path, inputs=shapes, batch=1)
+    bundle = exported(TimeFirst(), tmp_path, inputs=shapes, batch=1, batch_axes={"x": 1, "state": 1})
+    assert [spec.shape for spec in bundle.inputs] == [(5, 1, 8), (1, 1, 6)]
+
+
+def test_a_table_of_the_size_of_the_batch_is_no_batch(tmp_path):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(8, 4)
+
+        def forward(self, x, table):
+            return self.last(torch.relu(x @ table))
+
+    bundle = exported(Mixed(), tmp_path, inputs={"x": (8, 8), "table": (8, 8)})
+    assert axes_of(bundle)[:2] == [(("batch", 8), 0), ((8, 8), None)]
+
+
+def test_a_model_that_accepts_no_choice_of_batch_axes_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not accept an input of shape"):
+        exported(Stateful(), tmp_path, inputs={"x": (1, 5, 8), "state": (1, 1, 7)})
+
+
+def test_a_program_has_its_batch_where_its_symbol_is(tmp_path):
+    batch = torch.export.Dim("n")
+    arguments = (torch.zeros(5, 2, 8), torch.zeros(1, 2, 6))
+    program = saved(TimeFirst(), arguments, tmp_path, dynamic_shapes=({1: batch}, {1: batch}))
+    free = export_source(program, tmp_path / "free.rdb").bundle
+    assert axes_of(free) == [((5, "batch", 8), 1), ((1, "batch", 6), 1), ((5, "batch", 6), 1), ((1, "batch", 6), 1)]
+    fixed = export_source(program, tmp_path / "fixed.rdb", batch=3).bundle
+    assert axes_of(fixed)[:2] == [((5, 3, 8), 1), ((1, 3, 6), 1)]
+
+
+def test_a_fixed_batch_of_a_program_is_fixed_in_every_input(tmp_path):
+    batch = torch.export.Dim("n")
+    arguments = (torch.zeros(2, 5, 8), torch.zeros(1, 2, 6))
+    program = saved(Stateful(), arguments, tmp_path, dynamic_shapes=({0: batch}, {1: batch}))
+    fixed = export_source(program, tmp_path / "m.rdb", batch=3).bundle
+    assert axes_of(fixed)[:2] == [((3, 5, 8), 0), ((1, 3, 6), 1)]
+    shaped = export_source(program, tmp_path / "s.rdb", inputs={"x": (1, 5, 8), "state": (1, 1, 6)}).bundle
+    assert axes_of(shaped) == [(("batch", 5, 8), 0), ((1, "batch", 6), 1), (("batch", 6), 0), ((1, "batch", 6), 1)]
+
+
+def test_a_program_whose_sizes_are_multiples_is_written(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, stride=2))
+    dims = {0: torch.export.Dim("n"), 2: 2 * torch.export.Dim("half", min=2, max=64)}
+    program = saved(network, (torch.zeros(2, 3, 16, 8),), tmp_path, dynamic_shapes=(dims,))
+    bundle = export_source(program, tmp_path / "m.rdb").bundle
+    batch, _, height, width = bundle.inputs[0].shape
+    assert (batch, width) == ("batch", 8)
+    assert isinstance(height, str)
+    x = np.random.default_rng(0).standard_normal((3, 3, 12, 8), np.float32)
+    expected = network(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(bundle.session("onnxruntime-cpu").run({"input": x})["y"], expected, atol=1e-5)
+
+
+def test_a_program_of_large_pictures_only_is_traced_again_with_the_sizes_that_it_accepts(tmp_path):
+    layers = [layer for _ in range(4) for layer in (nn.LazyConv2d(4, 3, stride=2), nn.ReLU())]
+    height = torch.export.Dim("h", min=48, max=400)
+    network = nn.Sequential(*layers)
+    network(torch.zeros(1, 3, 64, 96))
+    program = saved(network, (torch.zeros(2, 3, 64, 96),), tmp_path, dynamic_shapes=({0: torch.export.Dim("n"), 2: height},))
+    (spec,) = export_source(program, tmp_path / "m.rdb", batch=1).bundle.inputs
+    assert (spec.shape[:2], spec.shape[3]) == ((1, 3), 96)
+    assert isinstance(spec.shape[2], str)
 
 
 def test_an_output_does_not_take_the_name_of_an_input(tmp_path):

@@ -139,6 +139,61 @@ def test_an_input_that_indexes_two_tables_stays_inside_the_smaller():
     assert integer_ranges(model) == {"i": (0, 2)}
 
 
+def test_indices_of_every_indexing_operator_stay_inside_what_they_index():
+    model = graph(
+        [
+            node("ScatterND", ["table", "places", "rows"], ["s"]),
+            node("ReverseSequence", ["steps", "lengths"], ["r"], time_axis=0, batch_axis=1),
+            node("RoiAlign", ["pictures", "boxes", "picture"], ["b"], output_height=1, output_width=1),
+            node("TopK", ["scores", "count"], ["v", "i"], axis=1),
+        ],
+        [
+            value("places", INT64, [3, 1]),
+            value("rows", FLOAT, [3, 4]),
+            value("steps", FLOAT, [6, "n", 2]),
+            value("lengths", INT64, ["n"]),
+            value("pictures", FLOAT, [2, 1, 8, 8]),
+            value("boxes", FLOAT, ["m", 4]),
+            value("picture", INT64, ["m"]),
+            value("scores", FLOAT, ["n", 9]),
+            value("count", INT64, [1]),
+        ],
+        [out("s"), out("r"), out("b"), out("v")],
+        table=np.zeros((5, 4), np.float32),
+    )
+    # Five rows of the table, lengths of up to 6 steps, two pictures, and at most 9 scores.
+    assert integer_ranges(model) == {"places": (0, 4), "lengths": (1, 6), "picture": (0, 1), "count": (1, 9)}
+
+
+def test_indices_are_followed_through_limits():
+    model = graph(
+        [node("Clip", ["i", "zero"], ["c"]), node("Max", ["c", "zero"], ["m"]), node("Gather", ["table", "m"], ["y"])],
+        [value("i", INT64, ["n"])],
+        [out("y")],
+        zero=np.int64(0),
+        table=np.zeros((7, 2), np.float32),
+    )
+    assert integer_ranges(model) == {"i": (0, 6)}
+
+
+def test_samples_of_a_signal_are_no_batch_and_those_in_front_are():
+    signal = graph([node("Relu", ["x"], ["y"])], [value("x", FLOAT, [1, "samples"])], [out("y")])
+    assert batch_axes(signal)["x"] == 0
+    table = graph([node("Relu", ["x"], ["y"])], [value("x", FLOAT, ["samples", 4])], [out("y")])
+    assert batch_axes(table) == {"x": 0, "y": 0}
+
+
+def test_indices_of_something_whose_size_varies_follow_from_the_shapes_of_the_inputs():
+    model = graph(
+        [node("MatMul", ["x", "w"], ["m"]), node("Gather", ["m", "edges"], ["y"])],
+        [value("x", FLOAT, ["nodes", 4]), value("edges", INT64, [2, "edges"])],
+        [out("y")],
+        w=np.zeros((4, 3), np.float32),
+    )
+    assert integer_ranges(model) == {}
+    assert integer_ranges(model, {"x": [6, 4], "edges": [2, 9]}) == {"edges": (0, 5)}
+
+
 def test_indices_are_followed_into_a_branch():
     branch = helper.make_graph([node("Gather", ["table", "i"], ["t"])], "then", [], [out("t")])
     other = helper.make_graph([node("Cast", ["i"], ["e"], to=FLOAT)], "else", [], [out("e")])
@@ -187,6 +242,46 @@ def test_the_recorded_shape_of_an_output_stays_where_inference_does_not_reach_it
     proto = helper.make_model(helper.make_graph(nodes, "g", values, [output]), opset_imports=[helper.make_opsetid("", 17)])
     fixed = set_input_shapes(ir.from_proto(proto), {"x": (5, 3), "to": (2,)})
     assert list(fixed.graph.outputs[0].shape) == [5, 1]
+
+
+def test_nodes_that_edges_refer_to_are_no_batch():
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"]),
+        node("Gather", ["edges", "first"], ["start"], axis=0),
+        node("Gather", ["m", "start"], ["y"]),
+    ]
+    inputs = [value("x", FLOAT, ["nodes", 4]), value("edges", INT64, [2, "count"])]
+    model = graph(nodes, inputs, [out("y")], w=np.zeros((4, 3), np.float32), first=np.int64(0))
+    assert batch_axes(model) == {"x": None, "edges": None, "y": None}
+
+
+def test_ids_of_a_table_and_lengths_of_sequences_leave_the_batch_where_it_is():
+    nodes = [
+        node("Gather", ["table", "ids"], ["e"]),
+        node("Unsqueeze", ["lengths", "last"], ["places"]),
+        node("GatherND", ["e", "places"], ["y"], batch_dims=1),
+    ]
+    inputs = [value("ids", INT64, ["n", "time"]), value("lengths", INT64, ["n"])]
+    model = graph(nodes, inputs, [out("y")], table=np.zeros((30, 4), np.float32), last=[-1])
+    assert batch_axes(model) == {"ids": 0, "lengths": 0, "y": 0}
+
+
+def test_rows_pass_through_operators_of_trees_and_scalers_whose_shapes_are_not_inferred():
+    def learned(*more):
+        scaler = node("Scaler", ["x"], ["s"], domain="ai.onnx.ml", offset=[0.0], scale=[2.0])
+        constants = [numpy_helper.from_array(np.zeros((4, 1), np.float32), "w")]
+        outputs = [value("y", FLOAT, ["unk__0", 1])]
+        nodes = [scaler, node("MatMul", ["s", "w"], ["m"]), *more]
+        inputs = [value("x", FLOAT, ["rows", 4])]
+        proto = helper.make_model(
+            helper.make_graph(nodes, "g", inputs, outputs, constants),
+            opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)],
+        )
+        return ir.from_proto(proto)
+
+    assert batch_axes(learned(node("Relu", ["m"], ["y"]))) == {"x": 0, "y": 0}
+    selected = [node("NonZero", ["m"], ["z"]), node("Transpose", ["z"], ["t"]), node("GatherND", ["m", "t"], ["y"])]
+    assert batch_axes(learned(*selected)) == {"x": 0, "y": None}
 
 
 def test_a_graph_of_very_many_inputs_is_inferred_a_bounded_number_of_times(monkeypatch):

@@ -184,6 +184,47 @@ def test_one_name_for_two_dimensions_of_an_input_does_not_make_them_equal(tmp_pa
     assert inputs[0].shape == ("dyn", 3, "x_2")
 
 
+@pytest.mark.parametrize(
+    ("nodes", "shape", "weights"),
+    [
+        (
+            [node("Sub", ["x", "mean"], ["c"]), node("Conv", ["c", "w"], ["k"], group=2), node("Relu", ["k"], ["y"])],
+            ("x_0", 6, "x_2", "x_3"),
+            {"mean": np.zeros((6, 1, 1), np.float32), "w": np.zeros((4, 3, 3, 3), np.float32)},
+        ),
+        (
+            [node("Gemm", ["x", "w"], ["k"], transB=1), node("Relu", ["k"], ["y"])],
+            ("x_0", 5),
+            {"w": np.zeros((4, 5), np.float32)},
+        ),
+        ([node("MatMul", ["x", "w"], ["k"]), node("Relu", ["k"], ["y"])], ("x_0", 5), {"w": np.zeros((5, 4), np.float32)}),
+        (
+            [node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]), node("Relu", ["t"], ["y"])],
+            ("x_0", "x_1", "x_2", "x_3"),
+            {},
+        ),
+        (
+            [node("GRU", ["x", "w", "r"], ["k"], hidden_size=2), node("Relu", ["k"], ["y"])],
+            ("x_0", "x_1", 3),
+            {"w": np.zeros((1, 6, 3), np.float32), "r": np.zeros((1, 6, 2), np.float32)},
+        ),
+        ([node("MaxPool", ["x"], ["k"], kernel_shape=[2]), node("Relu", ["k"], ["y"])], ("x_0", "x_1", "x_2"), {}),
+    ],
+)
+def test_an_input_without_a_shape_gets_the_one_that_its_readers_need(tmp_path, nodes, shape, weights):
+    unshaped = [helper.make_tensor_value_info(name, FLOAT, None) for name in ("x", "y")]
+    proto = model_of(nodes, unshaped[:1], unshaped[1:], **weights)
+    model = load(proto, tmp_path)
+    assert io_specs(model)[0][0].shape == shape
+    assert "x has no shape" in " ".join(model.meta["notes"])
+
+
+def test_an_input_without_a_shape_that_nothing_tells_about_is_refused(tmp_path):
+    unshaped = [helper.make_tensor_value_info(name, FLOAT, None) for name in ("x", "y")]
+    with pytest.raises(InputError, match="'x' has no type or shape"):
+        io_specs(load(model_of([node("Relu", ["x"], ["y"])], unshaped[:1], unshaped[1:]), tmp_path))
+
+
 def test_a_recorded_shape_that_contradicts_the_graph_is_inferred_anew(tmp_path):
     proto = linear()
     proto.graph.value_info.append(value("m", FLOAT, ["n", 7]))

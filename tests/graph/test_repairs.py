@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import relu_deploy
 from relu_deploy.bundle import Bundle
 from relu_deploy.cli.main import main
 
@@ -118,3 +119,16 @@ def test_a_file_of_the_third_version_becomes_a_graph_that_the_checker_accepts(tm
     onnx.checker.check_model(str(bundle / "model.onnx"))
     # What was adopted can be adopted again.
     assert main(["export", str(bundle / "model.onnx"), "-o", str(tmp_path / "again.rdb"), "--quiet"]) == 0
+
+
+def test_a_graph_that_imports_no_operators_of_onnx_itself_becomes_a_bundle(tmp_path):
+    scaler = helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[1.0], scale=[2.0])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xy"]
+    graph = helper.make_graph([scaler], "g", values[:1], values[1:])
+    imports = [helper.make_opsetid("ai.onnx.ml", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=3), tmp_path / "m.onnx")
+    bundle = relu_deploy.export(tmp_path / "m.onnx", tmp_path / "m.rdb")
+    # The third version of the format has the operator sets up to 8.
+    assert bundle.manifest["opset"] == 8
+    answer = bundle.session("onnxruntime-cpu").run({"x": np.array([[1, 2], [3, 4]], np.float32)})["y"]
+    np.testing.assert_array_equal(answer, [[0, 2], [4, 6]])

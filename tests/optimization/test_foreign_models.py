@@ -127,6 +127,54 @@ def test_rounded_numbers_that_8_bits_move_by_some_units_are_stored(tmp_path, see
     assert report.passed
 
 
+def test_a_model_that_was_traced_with_one_row_is_run_with_one_row(tmp_path):
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], "conv"),
+        node("Relu", ["c"], ["r"], "relu"),
+        node("Reshape", ["r", "one_row"], ["f"], "flatten"),
+        node("MatMul", ["f", "v"], ["y"], "last"),
+    ]
+    sizes = np.array([1, 8])
+    path = save(tmp_path / "m.onnx", nodes, ["n", 3, 4, 4], ["n", 4], w=weights(2, 3, 3, 3), v=weights(8, 4), one_row=sizes)
+    report = optimized(path, "cpu", "int8", max_drop=1.0, measure_speed=False)
+    assert report.before.samples == 40
+    assert report.verified.passed
+    (relu,) = relu_deploy.census(path, path.with_suffix(".npz")).relus
+    assert relu.channels == 2
+
+
+def outlier_that_one_relu_sees(path):
+    """One channel of the convolution is above 0 only at the one number, in all the data, that is above 8.6."""
+    weights, biases = np.full((2, 8, 1, 1), 1 / 8, np.float32), np.array([0, -8.6], np.float32)
+    weights[1] = np.eye(8, dtype=np.float32)[0, :, None, None]
+    save(
+        path,
+        [node("Conv", ["x", "w", "b"], ["c"], "conv"), node("Relu", ["c"], ["y"], "relu")],
+        ["n", 8, 32, 32],
+        ["n", 2, 32, 32],
+        w=weights,
+        b=biases,
+    )
+    rows = np.abs(np.load(path.with_suffix(".npz"))["x"]).clip(max=4)
+    rows[0, 0, 0, 0] = 10
+    np.savez(path.with_suffix(".npz"), x=rows)
+    return path
+
+
+def test_the_default_calibration_clips_no_outlier_that_a_relu_depends_on(tmp_path):
+    report = optimized(outlier_that_one_relu_sees(tmp_path / "m.onnx"), "cpu", "int8", measure_speed=False)
+    assert report.passed
+    assert (report.method, report.instead_of) == ("minmax", "mse")
+
+
+def test_a_calibration_method_that_is_named_is_kept_and_the_remedy_names_the_one_that_clips_nothing(tmp_path):
+    report = optimized(outlier_that_one_relu_sees(tmp_path / "m.onnx"), "cpu", "int8", measure_speed=False, method="mse")
+    assert report.search.passed
+    assert not report.passed
+    assert (report.method, report.instead_of) == ("mse", "")
+    assert "--method minmax, which clips nothing" in report.remedy
+
+
 def test_a_wrong_weight_before_rounded_numbers_is_found_in_an_8_bit_graph(tmp_path):
     from relu_deploy.verification.run import verify
 

@@ -1,6 +1,8 @@
 """Weights load from files as people have them, and are refused in words where they cannot be."""
 
+import argparse
 import json
+import pathlib
 import zipfile
 
 import pytest
@@ -92,6 +94,54 @@ def test_a_state_dict_inside_two_dictionaries_is_found(tmp_path):
 def test_averaged_weights_are_loaded_without_their_count(tmp_path):
     averaged = torch.optim.swa_utils.AveragedModel(Tied(seed=1))
     assert torch.equal(loaded(Tied, averaged.state_dict(), tmp_path), Tied(seed=1)(torch.ones(1, 4)))
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.backbone.", "model._orig_mod."])
+def test_the_weights_of_a_module_that_trains_the_model_are_read_without_what_else_it_has(tmp_path, prefix):
+    state = {prefix + key: value for key, value in Tied(seed=1).state_dict().items()}
+    training = {"state_dict": {**state, "loss.weight": torch.ones(3), "metric.counts": torch.zeros(2, 2)}}
+    assert torch.equal(loaded(Tied, training, tmp_path), Tied(seed=1)(torch.ones(1, 4)))
+
+
+def test_two_sets_of_the_weights_are_refused_because_one_must_be_chosen(tmp_path):
+    student, teacher = Tied(seed=1).state_dict(), Tied(seed=4).state_dict()
+    both = {f"student.{key}": value for key, value in student.items()} | {
+        f"teacher.{key}": value for key, value in teacher.items()
+    }
+    with pytest.raises(InputError, match=r"2 sets of these weights, such as those under 'student\.' and 'teacher\.'"):
+        loaded(Tied, {**both, "step": torch.tensor(3)}, tmp_path)
+
+
+def test_the_options_of_a_training_script_beside_the_weights_are_no_obstacle(tmp_path):
+    checkpoint = {"model": Tied(seed=1).state_dict(), "epoch": 3, "args": argparse.Namespace(lr=0.1, amp=True)}
+    assert torch.equal(loaded(Tied, checkpoint, tmp_path), Tied(seed=1)(torch.ones(1, 4)))
+
+
+def test_what_could_run_code_in_a_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"it holds a pathlib\.\w+, which could run code"):
+        loaded(Tied, {"model": Tied(seed=1).state_dict(), "folder": pathlib.PurePosixPath("/data")}, tmp_path)
+
+
+def test_weights_in_several_files_are_read_by_their_index(tmp_path):
+    from safetensors.torch import save_file
+
+    state = Twice(seed=1).state_dict()
+    parts = {
+        "a.safetensors": {"backbone.weight": state["backbone.weight"]},
+        "b.safetensors": {"backbone.bias": state["backbone.bias"]},
+    }
+    for name, part in parts.items():
+        save_file(part, tmp_path / name)
+    places = {key: name for name, part in parts.items() for key in part}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    answer = loaded(Twice, None, tmp_path, "model.safetensors.index.json")
+    assert torch.equal(answer, Twice(seed=1)(torch.ones(1, 4)))
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(InputError, match=r"b\.safetensors, which is not beside it"):
+        loaded(Twice, None, tmp_path, "model.safetensors.index.json")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../b.safetensors"}}))
+    with pytest.raises(InputError, match="no 'weight_map' of files beside it"):
+        loaded(Twice, None, tmp_path, "model.safetensors.index.json")
 
 
 def test_half_precision_weights_are_widened_exactly(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.errors import InputError, InputsRejected, Unsupported
 from relu_deploy.tensors import Feeds
 
 __all__ = ["load_error", "message_of", "run_error"]
@@ -39,8 +39,9 @@ def run_error(error: Exception, name: str, title: str, arrays: Feeds) -> Unsuppo
     shapes = ", ".join(f"{key} {'x'.join(map(str, array.shape)) or 'scalar'}" for key, array in arrays.items())
     found = re.search(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", str(error), re.DOTALL)
     message = message_of(RuntimeError(found[3])) if found else message_of(error)
+    kind = InputsRejected if type(error).__name__ == "InvalidArgument" else Unsupported
     where = f" at {found[1]} node {found[2]!r}" if found else ""
-    return Unsupported(
+    return kind(
         f"{name} stopped{where} while running {title} on {shapes}: {message}",
         "relu-deploy verify --backend reference says whether the graph takes these sizes and values",
     )

@@ -197,7 +197,8 @@ def _run_node(node: Node, operands: list[Any], frame: Tensors, program: Program)
         shapes = ", ".join(_described(value) for value in operands)
         raise InputError(
             f"node {node.name!r} ({node.op_type}) cannot be evaluated on {shapes or 'no operands'}: {type(error).__name__}: {error}",
-            "check the shapes of the inputs; if they are right, the graph does not fit together at this node",
+            "check the shapes and the values of the inputs, and give real ones with --inputs or --data where they are random; "
+            "if they are right, the graph does not fit together at this node",
         ) from error
 
 

@@ -45,7 +45,22 @@ def repair_lists(proto: onnx.ModelProto) -> list[str]:
         proto.opset_import.add(domain=domain, version=versions[domain])
     if used:
         notes.append(f"these operator sets are used and not imported: {_listed(used)}")
+    if imported and not imported & {"", "ai.onnx"}:
+        # A graph of other operators alone need not import ONNX's own, and what is added to it needs them.
+        proto.opset_import.add(domain="", version=_version_for(proto.ir_version))
     return notes
+
+
+def _version_for(ir_version: int) -> int:
+    """Return the latest version of ONNX's own operators that a file of this version of the format may import."""
+    from onnx import helper
+
+    versions = [
+        version
+        for (domain, version), least in helper.OP_SET_ID_VERSION_MAP.items()
+        if domain == "ai.onnx" and least <= ir_version
+    ]
+    return max(versions, default=1)
 
 
 def _versions_of_other_domains() -> dict[str, int]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from relu_deploy.graph.shapes.dimensions import infer_sizes
+from relu_deploy.graph.shapes.input_ranges import indexed_sizes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["batch_axes", "input_batch_axes"]
 
 #: names that converters and people give to a batch dimension
-_BATCH_NAME = re.compile(
-    r"^(n|b|bs|bsz|batch|batch_?size|batch_?dim|dynamic_batch|num_?batch(es)?|samples?|rows?)$", re.IGNORECASE
-)
+_BATCH_NAME = re.compile(r"^(n|b|bs|bsz|batch|batch_?size|batch_?dim|dynamic_batch|num_?batch(es)?)$", re.IGNORECASE)
+#: names that are those of a batch in front only: a signal of one channel has samples as well
+_LEADING_BATCH_NAME = re.compile(r"^(samples?|rows?)$", re.IGNORECASE)
 #: names that converters make up; they say nothing about what the dimension is
 _GENERATED_NAME = re.compile(r"^(unk__\d+|DynamicDimension\.\d+|dyn_?\d*|d\d+|s\d+|dim_?\d+|p2o\.DynamicDimension\.\d+|.*_0)$")
 #: sizes that hardly any graph has by itself
@@ -30,6 +31,9 @@ _PROBES = (7, 11)
 _OTHER_SIZE = 5
 #: most inputs for which shape inference is tried with a batch: each takes as long as the graph is large
 MOST_TRIALS = 32
+
+#: operators whose result has a number of rows that depends on values
+SELECTING = frozenset(["Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Range", "Scan", "Unique", "Where"])
 
 Shape = Sequence[int | str]
 
@@ -42,21 +46,34 @@ def batch_axes(model: ir.Model) -> dict[str, int | None]:
 
     Returns:
         By tensor name, the axis along which rows are independent samples, None where there is no such axis. An input with
-        a fixed first dimension counts as a batch of that size when an output has the same first dimension.
+        a fixed first dimension counts as a batch of that size when an output has the same first dimension. There is none at all where
+        an integer input indexes along it, as edges do among the nodes of a graph: what is indexed is no independent sample.
     """
     inputs = {str(value.name): _dims(value) for value in model.graph.inputs if not value.is_initializer()}
     outputs = {str(value.name): _dims(value) for value in model.graph.outputs}
     axes = _input_axes(model, inputs)
     if not any(axis is not None and isinstance(inputs[name][axis], str) for name, axis in axes.items()):
         return axes | _fixed_output_axes(inputs, outputs, axes)
+    if _indexes_the_batch(model, inputs, axes):
+        return dict.fromkeys((*axes, *outputs))
     names = {inputs[name][axis] for name, axis in axes.items() if axis is not None}
+    rows_stay = _has_rows_throughout(model)
     probed = [infer_sizes(model, _sizes(inputs, axes, size)) for size in _PROBES]
     for name, declared in outputs.items():
         sizes = [None if result is None else result.get(name) for result in probed]
         axes[name] = _following_axis(sizes) if all(sizes) else _named_axis(declared, names)
-        if axes[name] is None and all(sizes) and any(size is None for size in sizes[0] or ()):
+        unknown = any(size is None for size in sizes[0] or (None,))
+        if axes[name] is None and unknown:
             axes[name] = _named_axis(declared, names)
+        if axes[name] is None and unknown and declared and isinstance(declared[0], str) and rows_stay:
+            axes[name] = 0
     return axes
+
+
+def _indexes_the_batch(model: ir.Model, inputs: Mapping[str, Shape], axes: Mapping[str, int | None]) -> bool:
+    """Return whether the size of what an integer input of `model` indexes follows the size of the batch."""
+    first, second = (indexed_sizes(model, _sizes(inputs, axes, size)) for size in _PROBES)
+    return _PROBES in zip(first, second, strict=False)
 
 
 def input_batch_axes(model: ir.Model) -> dict[str, int | None]:
@@ -67,9 +84,10 @@ def input_batch_axes(model: ir.Model) -> dict[str, int | None]:
 def _input_axes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, int | None]:
     """Return the batch axis of each input."""
     symbols = Counter(dim for shape in inputs.values() for dim in dict.fromkeys(shape) if isinstance(dim, str))
-    batch = next((dim for dim in symbols if _BATCH_NAME.match(dim)), None)
+    leading = [shape[0] for shape in inputs.values() if shape and isinstance(shape[0], str)]
+    named = [dim for dim in symbols if _BATCH_NAME.match(dim)] + [dim for dim in leading if _LEADING_BATCH_NAME.match(dim)]
+    batch = next(iter(named), None)
     if batch is None:
-        leading = [shape[0] for shape in inputs.values() if shape and isinstance(shape[0], str)]
         shared = [dim for dim in leading if symbols[dim] > 1]
         batch = shared[0] if shared else leading[0] if leading else None
     if batch is None:
@@ -104,6 +122,14 @@ def _sizes(inputs: Mapping[str, Shape], axes: Mapping[str, int | None], batch: i
         ]
         for name, shape in inputs.items()
     }
+
+
+def _has_rows_throughout(model: ir.Model) -> bool:
+    """Return whether inference knows no sizes because of operators of `ai.onnx.ml`, which have a result for each row, and these alone."""
+    operators = {(node.domain, node.op_type) for node in model.graph}
+    learned = any(domain == "ai.onnx.ml" for domain, _ in operators)
+    others = {name for domain, name in operators if domain != "ai.onnx.ml"}
+    return learned and not others & SELECTING and all(domain in ("", "ai.onnx", "ai.onnx.ml") for domain, _ in operators)
 
 
 def _following_axis(sizes: Sequence[Sequence[int | None] | None]) -> int | None:

@@ -32,11 +32,13 @@ from relu_deploy.tensors import Array, Feeds, count_rows
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["AUTO_METHODS", "METHODS", "Statistics", "calibrate", "range_of"]
+__all__ = ["AUTO_METHODS", "DEFAULT_METHOD", "METHODS", "WHOLE_RANGE", "Statistics", "calibrate", "range_of"]
 
 METHODS = ("mse", "minmax", "percentile", "entropy")
 #: the methods that `auto` compares
 AUTO_METHODS = ("mse", "minmax", "percentile")
+#: the method that is used first, and the one that clips nothing
+DEFAULT_METHOD, WHOLE_RANGE = "mse", "minmax"
 #: bins of a histogram, half of them on each side of 0
 BINS = 4096
 #: exponent of the smallest limit of a histogram: the width of its bins stays a normal float32
@@ -163,7 +165,7 @@ def range_of(statistics: Statistics, method: str, stored: str) -> tuple[float, f
     if statistics.count == 0 or not statistics.limit:
         return 0.0, 0.0
     low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
-    if method == "minmax" or stored == "float8":
+    if method == WHOLE_RANGE or stored == "float8":
         return low, high
     if stored == "int8":
         low, high = -statistics.largest, statistics.largest

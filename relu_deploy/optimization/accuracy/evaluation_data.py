@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.data.datasets import Dataset, declared_range, load_dataset, spread_evenly
+from relu_deploy.data.datasets import Dataset, declared_range, integer_ranges_of, load_dataset, spread_evenly
 from relu_deploy.errors import InputError, UsageError
-from relu_deploy.graph import integer_ranges, read_model
+from relu_deploy.graph import read_model
 from relu_deploy.optimization.options import OptimizeOptions
 from relu_deploy.tensors import Feeds, fixed_batch, random_feeds, row_axes
 
@@ -132,7 +132,7 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
 
 def _random_rows(bundle: Bundle, rows: int, seed: int) -> Feeds:
     """Return random inputs, with integers that the graph accepts."""
-    ranges = integer_ranges(read_model(bundle.onnx))
+    ranges = integer_ranges_of(bundle, rows)
     return dict(random_feeds(bundle.inputs, rows, seed, ranges=ranges))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from relu_deploy.backends import DEFAULT, capabilities
 from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError, UsageError
+from relu_deploy.errors import InputError, NothingToVerify, UsageError
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Feeds
 from relu_deploy.verification.against import choose_against
@@ -99,7 +99,7 @@ def _reference_options(backends: Sequence[str], options: Mapping[str, Any]) -> d
 
 
 def _unknown_nodes(bundle: Bundle, against: str) -> tuple[tuple[str, str], ...]:
-    """Return the names and operators of the nodes that the reference evaluator does not have. Raises InputError when all are."""
+    """Return the names and operators of the nodes that the reference evaluator does not have. Raises NothingToVerify when all are."""
     if against == "torch":
         return ()
     model = read_model(bundle.onnx)
@@ -109,7 +109,7 @@ def _unknown_nodes(bundle: Bundle, against: str) -> tuple[tuple[str, str], ...]:
     names = {name for name, _ in unknown}
     if names and all(str(node.name) in names or node.op_type == "Constant" for node in model.graph):
         node, operator = unknown[0]
-        raise InputError(
+        raise NothingToVerify(
             f"nothing can be verified: the reference evaluator has no operator of the graph, such as {operator} (node {node!r})",
             "verify against another ONNX file",
         )

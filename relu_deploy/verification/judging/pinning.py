@@ -18,7 +18,7 @@ import numpy as np
 from relu_deploy.backends import load
 from relu_deploy.backends.base import Seen, TruthSession
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError
+from relu_deploy.errors import NothingToVerify
 from relu_deploy.graph import load_model, save_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.domains import is_standard
@@ -131,7 +131,7 @@ def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
                 value.replace_all_uses_with(constant)
     graph.outputs.extend([value for value in last if isinstance(value.type, ir.TensorType)])
     if not graph.outputs:
-        raise InputError(
+        raise NothingToVerify(
             "nothing can be verified: every output is drawn at random", "give a graph with an output that is computed"
         )
     kept = {id(value) for value in graph.outputs}
