@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -24,7 +25,6 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ from relu_deploy.data.datasets import spread_evenly
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.exporting.exporter import export_source
 from relu_deploy.graph import load_model, save_model
-from relu_deploy.latency_stats import ratio_of, summarize
+from relu_deploy.latency_stats import median_ratio_of, ratio_of, summarize
 from relu_deploy.optimization.accuracy.compared_tensors import ComparedTensors
 from relu_deploy.optimization.accuracy.evaluation_data import load_evaluation_data
 from relu_deploy.optimization.accuracy.gate import AccuracyEvaluator
@@ -57,8 +57,9 @@ from relu_deploy.zoo.recipes import build
 
 REFERENCE = "onnxruntime-cpu float32"
 ROUNDS = 8
-#: rounds of the final between auto and the contestants that may be as fast, and how many of those it meets
-FINAL_ROUNDS, RIVALS = 40, 3
+#: the final between auto and its fastest rivals: how many rivals, the fewest rounds, after how many rounds its interval is computed,
+#: the half-width of that interval (relative) at which it ends, and the seconds after which it ends in any case
+RIVALS, FINAL_ROUNDS, FINAL_STEP, FINAL_WIDTH, FINAL_SECONDS = 3, 40, 20, 0.02, 300
 #: runs in one slot of a round, and the shortest and longest slot in seconds
 SLOT_RUNS, SHORTEST, LONGEST = 6, 0.1, 0.8
 #: rows that are calibrated on, and rows on which agreement and error are measured
@@ -271,11 +272,24 @@ def race(contestants: Sequence[Contestant], builder: VariantBuilder, batch: int,
     for turn in range(ROUNDS):
         say(f"batch {batch}: round {turn + 1} of {ROUNDS}")
         run_round(usable, turn, lambda one: one.rounds)
-    finalists = finalists_of(contestants, builder.max_drop)
-    for turn in range(FINAL_ROUNDS if finalists else 0):
-        if turn % 8 == 0:
-            say(f"batch {batch}: final round {turn + 1} of {FINAL_ROUNDS}: {', '.join(one.name for one in finalists)}")
+    run_final(finalists_of(contestants, builder.max_drop), batch)
+
+
+def run_final(finalists: Sequence[Contestant], batch: int) -> None:
+    """Time auto and its rivals in turn until the interval of auto against the best of them is narrow."""
+    started, turn = time.perf_counter(), 0
+    while finalists and time.perf_counter() - started < FINAL_SECONDS:
         run_round(finalists, turn, lambda one: one.final)
+        turn += 1
+        if turn < FINAL_ROUNDS or turn % FINAL_STEP:
+            continue
+        result = against_best(finalists)
+        if result is None or result["ci95"] is None:
+            return
+        low, high = result["ci95"]
+        say(f"batch {batch}: final round {turn}: auto over {result['best_other']} {result['auto_over_best']} [{low}, {high}]")
+        if math.log(high / low) / 2 <= FINAL_WIDTH:
+            return
 
 
 def run_round(contestants: Sequence[Contestant], turn: int, results: Callable[[Contestant], list[list[float]]]) -> None:
@@ -352,7 +366,7 @@ def finalists_of(contestants: Sequence[Contestant], max_drop: float) -> list[Con
     others = [one for one in contestants if one.name != "auto" and one.rounds and one.facts.get("agreement", 0.0) >= 1 - max_drop]
     if auto is None or not others:
         return []
-    return [auto, *sorted(others, key=lambda one: -ratio_of(one.rounds, auto.rounds).value)[:RIVALS]]
+    return [auto, *sorted(others, key=lambda one: -median_ratio_of(one.rounds, auto.rounds).value)[:RIVALS]]
 
 
 def against_best(contestants: Sequence[Contestant]) -> dict[str, Any] | None:
@@ -361,8 +375,8 @@ def against_best(contestants: Sequence[Contestant]) -> dict[str, Any] | None:
     others = [one for one in contestants if one is not auto and auto is not None and len(one.final) == len(auto.final)]
     if auto is None or not others:
         return None
-    best = max(others, key=lambda one: ratio_of(medians(one.final), medians(auto.final)).value)
-    by_means, by_medians = ratio_of(auto.final, best.final), ratio_of(medians(auto.final), medians(best.final))
+    best = max(others, key=lambda one: median_ratio_of(one.final, auto.final).value)
+    by_means, by_medians = ratio_of(auto.final, best.final), median_ratio_of(auto.final, best.final)
     return {
         "best_other": best.name,
         "auto_over_best": round(by_medians.value, 4),
@@ -373,11 +387,6 @@ def against_best(contestants: Sequence[Contestant]) -> dict[str, Any] | None:
         },
         "rounds": len(auto.final),
     }
-
-
-def medians(rounds: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Return rounds of one latency each, their median, which a pause of the machine does not move."""
-    return [[median(one)] for one in rounds]
 
 
 def run_model(name: str, arguments: argparse.Namespace) -> dict[str, Any]:

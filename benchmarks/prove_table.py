@@ -3,7 +3,7 @@
     python benchmarks/prove_table.py --out benchmarks/results/DATE-cpu-special-values.json
     python benchmarks/prove_table.py --page benchmarks/results/DATE-cpu-special-values.json    # writes docs/reference/special-values.md
 
-Each backend and dtype is a process of its own, so that a runtime that crashes costs one row. float32 runs all 2^32 bit patterns
+Further runs with the same --out replace the dtypes that they measure. Each backend and dtype is a process of its own, so that a runtime that crashes costs one row. float32 runs all 2^32 bit patterns
 through two kernels, which takes from half a minute to several minutes on each backend.
 """
 
@@ -54,7 +54,11 @@ def run(arguments: argparse.Namespace) -> None:
         "left_out": {name: found.reason for name, found in probes.items() if not found.usable},
         "results": [],
     }
-    for dtype in arguments.dtype or reversed(DTYPES):
+    dtypes = arguments.dtype or list(reversed(DTYPES))
+    if arguments.out.exists():
+        measured = json.loads(arguments.out.read_text())["results"]
+        document["results"] = [one for one in measured if one["dtype"] not in dtypes]
+    for dtype in dtypes:
         for backend in usable:
             started = time.perf_counter()
             answer = measure(backend, dtype, arguments.threads, arguments.minutes)

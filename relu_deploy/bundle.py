@@ -76,8 +76,12 @@ class Bundle:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str] | Bundle) -> Bundle:
+    def open(cls, path: str | os.PathLike[str] | Bundle, shapes: Mapping[str, Sequence[int]] | None = None) -> Bundle:
         """Return the bundle at `path` (a folder, a variant in one, or an `.onnx` file), its manifest and hashes checked.
+
+        Args:
+            path: The path, or a bundle, which is returned.
+            shapes: By input name, where an `.onnx` file records no shape of an input: as many dimensions it gets, of any size.
 
         Raises:
             InputError: If there is none, the manifest breaks the schema, a file's hash does not match, or a file is a link
@@ -93,7 +97,7 @@ class Bundle:
                 folder = path.resolve().parent.parent
                 if path.resolve().parent.name == VARIANTS and (folder / MANIFEST).is_file():
                     return cls.open(folder).with_variant(path.stem)
-                manifest, notes = _manifest_of_file(path)
+                manifest, notes = _manifest_of_file(path, {name: len(shape) for name, shape in (shapes or {}).items()})
                 return cls(path, manifest, notes=notes)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {str(path)[:200]}: {reason(error)}", "check the path and its permissions") from None
@@ -347,13 +351,17 @@ def refuse_existing(target: Path, force: bool) -> None:
         raise InputError(f"cannot write {str(target)[:200]}: {reason(error)}", "choose another place with -o") from None
 
 
-def _manifest_of_file(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what a manifest would say of a plain `.onnx` file, and the notes about its repairs."""
+def _manifest_of_file(file: Path, ranks: Mapping[str, int]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what a manifest would say of a plain `.onnx` file, and the notes about its repairs.
+
+    ranks: Of the inputs without a shape, by name.
+    """
     from relu_deploy.graph.loading.repairs import stale_shapes_of
     from relu_deploy.graph.model import read_model
+    from relu_deploy.graph.shapes.input_ranks import set_input_ranks
 
     model = read_model(file)
-    return _manifest_of_model(model, file), (*model.meta["notes"], *stale_shapes_of(model))
+    return _manifest_of_model(set_input_ranks(model, ranks), file), (*model.meta["notes"], *stale_shapes_of(model))
 
 
 def _manifest_of_model(model: ir.Model, file: Path) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Latency", "Ratio", "mean_interval", "ratio_of", "summarize", "t_quantile"]
+__all__ = ["Latency", "Ratio", "mean_interval", "median_ratio_of", "ratio_of", "summarize", "t_quantile"]
 
 #: two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom (Fisher and Yates, table III)
 T_TABLE = (
@@ -97,3 +97,26 @@ def ratio_of(faster: Sequence[Sequence[float]], slower: Sequence[Sequence[float]
     logs = [math.log(fmean(b) / fmean(a)) for a, b in zip(faster, slower, strict=True)]
     mean, interval = mean_interval(logs)
     return Ratio(math.exp(mean), None if interval is None else (math.exp(interval[0]), math.exp(interval[1])))
+
+
+def median_ratio_of(faster: Sequence[Sequence[float]], slower: Sequence[Sequence[float]]) -> Ratio:
+    """Return how many times faster `faster` typically is than `slower`, both rounds of latencies measured in turn.
+
+    The median over the rounds of the ratio of their medians, which pauses of the machine in less than half of the runs do not move.
+    Its interval is between two order statistics and assumes no distribution (David and Nagaraja, "Order Statistics", section 7.1);
+    it takes six rounds.
+    """
+    logs = sorted(math.log(median(b) / median(a)) for a, b in zip(faster, slower, strict=True))
+    rank = _order_statistic(len(logs))
+    return Ratio(math.exp(median(logs)), (math.exp(logs[rank - 1]), math.exp(logs[-rank])) if rank else None)
+
+
+def _order_statistic(count: int) -> int:
+    """Return the greatest r so that the median lies between the r-th least and the r-th greatest of `count` values in 95%; or 0."""
+    tail, rank = 0.0, 0
+    while rank < count:
+        tail += 2 * math.comb(count, rank) / 2**count
+        if tail > 0.05:
+            break
+        rank += 1
+    return rank

@@ -150,11 +150,15 @@ def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: st
         InputError: Names the input, what was expected and what was given; one dimension with two sizes is refused too.
     """
     expected = {spec.name: spec for spec in specs}
-    described = ", ".join(str(spec) for spec in specs)
-    if missing := [name for name in expected if name not in feeds]:
-        raise InputError(f"{model}: no array for input {missing[0]!r}", f"the model's inputs are {described}")
-    if unknown := [name for name in feeds if name not in expected]:
-        raise InputError(f"{model}: there is no input {unknown[0]!r}", f"the model's inputs are {described}")
+    if feeds.keys() != expected.keys():
+        described = ", ".join(str(spec) for spec in specs)
+        missing = [name for name in expected if name not in feeds]
+        wrong = (
+            f"no array for input {missing[0]!r}"
+            if missing
+            else f"there is no input {next(iter(feeds.keys() - expected.keys()))!r}"
+        )
+        raise InputError(f"{model}: {wrong}", f"the model's inputs are {described}")
     bound: dict[str, int] = {}
     arrays = {}
     for name, spec in expected.items():

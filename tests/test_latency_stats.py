@@ -6,7 +6,7 @@ import pytest
 from relu_deploy.benchmark.process import Process
 from relu_deploy.benchmark.roofline import Machine, share_of_limit
 from relu_deploy.graph import Cost
-from relu_deploy.latency_stats import mean_interval, ratio_of, summarize, t_quantile
+from relu_deploy.latency_stats import mean_interval, median_ratio_of, ratio_of, summarize, t_quantile
 
 
 def test_percentiles_are_of_every_run_and_the_slowest_is_kept():
@@ -39,6 +39,26 @@ def test_ratios_cancel_what_slows_both_sides_of_a_round():
     assert ratio.value == pytest.approx(2.5)
     assert ratio.ci95 == pytest.approx((2.5, 2.5))
     assert ratio_of(slow, fast).value == pytest.approx(1 / ratio.value)
+
+
+def test_the_typical_ratio_is_not_moved_by_pauses_in_less_than_half_of_the_rounds():
+    fast, slow = [[1.0, 1.0, 40.0]] * 9, [[2.0, 2.0, 2.0]] * 9
+    fast[2] = fast[5] = [30.0, 30.0, 30.0]
+    ratio = median_ratio_of(fast, slow)
+    # The second least and the second greatest of nine: P(fewer than 2 heads in 9 throws) = 10 / 512, less than 2.5%.
+    assert (ratio.value, ratio.ci95) == (pytest.approx(2.0), pytest.approx((1 / 15, 2.0)))
+    assert median_ratio_of(slow, fast).value == pytest.approx(0.5)
+    assert median_ratio_of(fast[:5], slow[:5]).ci95 is None
+
+
+def test_the_interval_of_the_typical_ratio_covers_it_at_least_95_times_in_100_although_the_machine_pauses():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(1000):
+        times = np.exp(0.1 * generator.standard_cauchy((2, 20)).clip(-50, 50))
+        low, high = median_ratio_of(times[0][:, None], 1.5 * times[1][:, None]).ci95
+        hits += low <= 1.5 <= high
+    assert 940 <= hits <= 985
 
 
 def test_quantiles_of_students_t():

@@ -118,6 +118,7 @@ class Options:
         tf32: Let a GPU multiply float32 matrices in TF32, with 10 bits of mantissa.
         autocast: "float16" or "bfloat16" lets the runtime choose which nodes are computed in that precision.
         torch_mode: Mode of torch.compile, one of `TORCH_MODES`.
+        delegate: Backend that runs the nodes whose operators the reference evaluator does not have; "" refuses such graphs.
     """
 
     threads: int = 0
@@ -129,6 +130,7 @@ class Options:
     tf32: bool = False
     autocast: str = ""
     torch_mode: str = "default"
+    delegate: str = ""
 
     @property
     def thread_count(self) -> int:

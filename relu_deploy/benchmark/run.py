@@ -74,7 +74,7 @@ def bench(
         UsageError: If an argument is invalid.
     """
     models = [
-        Bundle.open(one).with_shapes(shapes or {})
+        Bundle.open(one, shapes).with_shapes(shapes or {})
         for one in ([bundles] if isinstance(bundles, Bundle | str | os.PathLike) else bundles)
     ]
     batches = [batch] if isinstance(batch, int) else list(batch)

@@ -67,7 +67,8 @@ class Worker:
         shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> dict[str, Any]:
         """Load the model and run it once, with separate times for loading and the first run."""
-        self.bundle, self.batch, self.gpu = Bundle.open(bundle).with_shapes(shapes or {}), batch, int(settings.get("device", 0))
+        self.bundle = Bundle.open(bundle, shapes).with_shapes(shapes or {})
+        self.batch, self.gpu = batch, int(settings.get("device", 0))
         self.data = data or self.bundle.manifest.get("dataset")
         self.feeds = [feeds for feeds, _ in several_feeds(self.bundle, batch, range(seed, seed + ROTATION), data)]
         self.backend, self.options = backend, {"threads": threads, **settings}

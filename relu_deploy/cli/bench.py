@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--quick measures {QUICK}, and a model was given too", "leave one of the two out")
     seconds = options.seconds if options.seconds is not None else 0.5 if options.quick else 2.0
     with steps(options.quiet) as step, bundles_for([QUICK] if options.quick else options.paths, step) as paths:
-        models = [open_bundle(str(path)) for path in paths]
+        models = [open_bundle(str(path), dict(options.shape)) for path in paths]
         report = bench(
             models,
             options.backend or None,

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.range is not None and len(options.range) != 2:
         raise UsageError(f"--range takes two numbers, not {len(options.range)}", "for instance --range 0,1 or --range=-1,1")
-    bundle = open_bundle(options.path).with_shapes(dict(options.shape))
+    bundle = open_bundle(options.path, dict(options.shape)).with_shapes(dict(options.shape))
     with bar(options.quiet, f"census on {options.backend}") as progress:
         report = census(
             bundle,

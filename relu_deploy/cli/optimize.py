@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
     )
     with steps(options.quiet) as step:
         report = optimize_bundle(
-            open_bundle(options.path).with_shapes(dict(options.shape)),
+            open_bundle(options.path, dict(options.shape)).with_shapes(dict(options.shape)),
             options.target,
             options.precision,
             out=options.out,

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["finish", "json_text", "keep_reports", "note_stale_signature", "open_bundle", "print_notes"]
 
 
-def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Open the bundle or `.onnx` file at `path`, and print on stderr what was repaired in the file."""
+def open_bundle(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None) -> Bundle:
+    """Open the bundle or `.onnx` file at `path`, and print on stderr what was repaired in the file.
+
+    shapes: See `Bundle.open`.
+    """
     from relu_deploy.bundle import Bundle
 
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, shapes)
     print_notes(bundle.path, bundle.notes)
     return bundle
 

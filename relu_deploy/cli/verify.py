@@ -76,12 +76,15 @@ def run(options: argparse.Namespace) -> int:
             refuse_existing_file(file, options.force)
     if options.summary:
         check_summary(options.summary, options.force)
-    bundle = open_bundle(options.path).with_shapes(dict(options.shape)).with_trust(options.trust_source)
+    feeds = load_npz(options.inputs) if options.inputs else None
+    shapes = dict(options.shape)
+    given = {**{name: array.shape for name, array in (feeds or {}).items()}, **shapes}
+    bundle = open_bundle(options.path, given).with_shapes(shapes).with_trust(options.trust_source)
     with steps(options.quiet) as step:
         report = verify(
             bundle,
             options.backend or (),
-            feeds=load_npz(options.inputs) if options.inputs else None,
+            feeds=feeds,
             against=options.against,
             data=options.data,
             preprocess_against=options.preprocess_against,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ExampleInputs", "example_inputs", "input_specs"]
 
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
 
 @dataclass(frozen=True)
 class ExampleInputs:
@@ -89,7 +92,8 @@ def _shape_and_dtype(given: InputShape) -> tuple[tuple[int, ...], str]:
 def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | str) -> ExampleInputs:
     """Return what to trace `module` with.
 
-    Inputs are passed to the parameters of `forward` that have their names, else by position.
+    Inputs are passed to the parameters of `forward` that have their names, where there is `**keywords` by their names as well,
+    else by position.
 
     Args:
         module: The model.
@@ -110,13 +114,14 @@ def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | 
     grouped = _by_parameter([spec.name for spec in specs], parameters)
     if grouped is None:
         return _by_position(tensors, shapes if varying else None, list(parameters.values()))
-    trees = {name: _nested(grouped[name]) for name in parameters if name in grouped}
+    # Torch flattens keywords in the order in which they are passed.
+    trees = {name: _nested(grouped[name]) for name in dict.fromkeys((*parameters, *grouped)) if name in grouped}
     ordered = {name: list(_leaves(tree)) for name, tree in trees.items()}
     arguments = {name: _filled(tree, tensors) for name, tree in trees.items()}
     nested_shapes = {name: _filled(tree, shapes) for name, tree in trees.items()}
     leading = []
     for (name, parameter), given in zip(parameters.items(), ordered, strict=False):
-        if name != given or parameter.kind is parameter.KEYWORD_ONLY:
+        if name != given or parameter.kind not in POSITIONAL:
             break
         leading.append(name)
     return ExampleInputs(
@@ -130,27 +135,39 @@ def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | 
 def _by_position(
     tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Any] | None, parameters: Sequence[inspect.Parameter]
 ) -> ExampleInputs:
-    """Return inputs that are passed by position, and by their names where only `**keywords` takes them."""
+    """Return inputs that are passed by position, and by their names where only `**keywords` is left to take them."""
     names, dynamic = tuple(tensors), None if shapes is None else tuple(shapes.values())
     kinds = [parameter.kind for parameter in parameters]
-    if kinds == [inspect.Parameter.VAR_KEYWORD]:
-        return ExampleInputs(names, (), dict(tensors), None if shapes is None else {parameters[0].name: dict(shapes)})
-    if dynamic is not None and inspect.Parameter.VAR_POSITIONAL in kinds:
+    places = [parameter.name for parameter in parameters if parameter.kind in POSITIONAL]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
         first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-        dynamic = (*dynamic[:first], dynamic[first:])
+        dynamic = None if dynamic is None else (*dynamic[:first], dynamic[first:])
+    elif inspect.Parameter.VAR_KEYWORD in kinds and len(names) > len(places):
+        passed = (*places, *names[len(places) :])
+        keywords = {name: tensors[name] for name in names[len(places) :]}
+        given = None if dynamic is None else dict(zip(passed, dynamic, strict=True))
+        return ExampleInputs(names, tuple(tensors[name] for name in names[: len(places)]), keywords, given)
     return ExampleInputs(names, tuple(tensors.values()), {}, dynamic)
 
 
 def _by_parameter(names: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> dict[str, list[str]] | None:
-    """Return the names of the inputs for each parameter of `forward`; None if they do not name its parameters."""
+    """Return the names of the inputs for each parameter of `forward` or keyword; None if they do not name its parameters."""
     grouped: dict[str, list[str]] = {}
     for name in names:
         grouped.setdefault(name if name in parameters else name.partition(".")[0], []).append(name)
-    named = all(
-        name in parameters and parameters[name].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        for name in grouped
-    )
-    return grouped if named else None
+    kinds = {name: parameter.kind for name, parameter in parameters.items()}
+    unnamed = [name for name in grouped if kinds.get(name) not in NAMED]
+    if not unnamed:
+        return grouped
+    needed = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (*POSITIONAL, parameter.VAR_POSITIONAL)
+        and parameter.default is parameter.empty
+        and name not in grouped
+    ]
+    takes_others = inspect.Parameter.VAR_KEYWORD in kinds.values() and not any(name in kinds for name in unnamed)
+    return grouped if takes_others and not needed else None
 
 
 def _nested(names: Sequence[str], depth: int = 1) -> Any:

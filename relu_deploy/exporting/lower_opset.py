@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relu_deploy.errors import InputError
+from relu_deploy.exporting.older_operators import first_version, write_older_operators
 from relu_deploy.graph import name_nodes
 from relu_deploy.graph.domains import is_standard
 
@@ -36,8 +37,10 @@ def lower_opset(model: ir.Model, opset: int) -> ir.Model:
 
     if opset < LOWEST:
         raise InputError(f"graphs cannot be written at opset {opset}", f"export with --opset {LOWEST} or later")
+    write_older_operators(model, opset)
     proto = ir.to_proto(model)
     hint = f"export it with --opset {LOWEST_OF_TORCH} or later"
+    _refuse_newer(model, opset)
     try:
         # It writes nothing older than 15 for many operators.
         lowered = version_converter.convert_version(proto, max(opset, 15))
@@ -52,8 +55,9 @@ def lower_opset(model: ir.Model, opset: int) -> ir.Model:
     zeros = {
         each.name for each in lowered.graph.initializer if each.data_type == each.INT64 and not numpy_helper.to_array(each).all()
     }
-    if refused := [str(node.op_type) for node in lowered.graph.node if not _fits(node, opset, zeros)]:
-        raise InputError(f"this model cannot be written at opset {opset}: it has no {refused[0]} of this form", hint)
+    if refused := [node for node in lowered.graph.node if not _fits(node, opset, zeros)]:
+        reason = f"the {refused[0].op_type} {refused[0].name!r} has attributes or operands that this operator set does not have"
+        raise InputError(f"this model cannot be written at opset {opset}: {reason}", hint)
     # The converter drops names and metadata, and renames dimensions.
     known = {output: node for node in proto.graph.node for output in node.output}
     for node in lowered.graph.node:
@@ -70,6 +74,18 @@ def lower_opset(model: ir.Model, opset: int) -> ir.Model:
     converted = ir.from_proto(ModelProto.FromString(lowered.SerializeToString()))
     name_nodes(converted)
     return converted
+
+
+def _refuse_newer(model: ir.Model, opset: int) -> None:
+    """Raise InputError for the first operator that a later operator set than `opset` introduced."""
+    for node in model.graph.all_nodes():
+        since = first_version(node.op_type) if is_standard(node) else None
+        if since is not None and since > opset:
+            raise InputError(
+                f"this model cannot be written at opset {opset}: the node {node.name!r} is a {node.op_type}, "
+                f"an operator that opset {since} introduced",
+                f"export it with --opset {since} or later",
+            )
 
 
 def _slice_shapes(graph: onnx.GraphProto) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,18 +16,24 @@ __all__ = ["plain_outputs"]
 
 
 @contextlib.contextmanager
-def plain_outputs(module: nn.Module) -> Iterator[None]:
+def plain_outputs(module: nn.Module, keywords: Iterable[str] = ()) -> Iterator[None]:
     """Let `module` return plain containers for as long as the block lasts.
 
     Named tuples, data classes and other mappings become dictionaries, so that the outputs keep their names, without the fields
     that are None; plain numbers become tensors.
+
+    Args:
+        module: The model.
+        keywords: Names of the arguments that are passed by name. Those that only `**keywords` takes become parameters of
+            their own: torch refuses shapes for the others.
     """
     forward, own = module.forward, vars(module).get("forward")
 
     @functools.wraps(forward)
-    def converted(*arguments: Any, **keywords: Any) -> Any:
-        return _plain(forward(*arguments, **keywords))
+    def converted(*arguments: Any, **named: Any) -> Any:
+        return _plain(forward(*arguments, **named))
 
+    converted.__signature__ = _with_parameters(inspect.signature(forward), list(keywords))  # type: ignore[attr-defined]
     module.forward = converted  # type: ignore[method-assign]
     try:
         yield
@@ -35,6 +42,16 @@ def plain_outputs(module: nn.Module) -> Iterator[None]:
             del module.forward
         else:
             module.forward = own  # type: ignore[method-assign]
+
+
+def _with_parameters(signature: inspect.Signature, names: Iterable[str]) -> inspect.Signature:
+    """Return `signature` with a parameter for each of `names` in place of `**keywords`."""
+    own = signature.parameters
+    if all(name in own for name in names):
+        return signature
+    kept = [parameter for parameter in own.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names if name not in own]
+    return signature.replace(parameters=[*kept, *added])
 
 
 def _plain(value: Any) -> Any:

@@ -53,7 +53,7 @@ def trace(module: nn.Module, examples: ExampleInputs) -> torch.export.ExportedPr
         InputError: If the module does not accept the inputs, or torch cannot trace it.
     """
     torch = import_torch()
-    with _quiet_torch(), _fast_tracing(), torch.no_grad(), plain_outputs(module):
+    with _quiet_torch(), _fast_tracing(), torch.no_grad(), plain_outputs(module, examples.keywords):
         try:
             return torch.export.export(  # type: ignore[no-any-return]
                 module, examples.arguments, dict(examples.keywords), dynamic_shapes=examples.dynamic_shapes

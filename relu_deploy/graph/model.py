@@ -17,6 +17,7 @@ from relu_deploy.graph.loading.resources import check_resources, memory_limit
 from relu_deploy.graph.loading.sparse import expand_sparse_initializers
 from relu_deploy.graph.loading.structure import check_structure
 from relu_deploy.graph.shapes.dimensions import normalize_dimensions
+from relu_deploy.graph.shapes.input_ranks import settle_input_ranks
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.graph.shared_models import shared_model
 from relu_deploy.graph.weights import to_proto_without_weights
@@ -119,6 +120,7 @@ def _load(path: Path) -> tuple[ir.Model, bool]:
             infer_shapes(model)
             # What cannot be copied cannot be changed either. The links of a graph without bodies were checked.
             model.clone()
+        settle_input_ranks(model)
     except Exception as error:  # onnx_ir raises a dozen types for graphs that break its invariants
         raise _invalid(path, error) from error
     return model, is_external
@@ -242,7 +244,7 @@ def _infer_checked(model: ir.Model, where: str) -> None:
         # Maps lost their type on loading, and the checker requires one; it requires a shape as well, which runtimes do not.
         typed = [value for value in proto.graph.output if value.type.WhichOneof("value")]
         if typed:
-            for value in typed:
+            for value in (*proto.graph.input, *typed):
                 if value.type.WhichOneof("value") == "tensor_type":
                     value.type.tensor_type.shape.SetInParent()
             if len(typed) < len(proto.graph.output):
@@ -335,8 +337,14 @@ def _spec(value: ir.Value, role: str) -> TensorSpec:
             f"the graph's {role} {value.name!r} is of the type {_kind(value)}, and only tensors can be fed",
             "let the graph take one tensor, or each element as an input of its own",
         )
-    if value.dtype is None or (value.shape is None and role == "input"):
-        raise InputError(f"the graph's {role} {value.name!r} has no type or shape", "export the model with typed inputs")
+    if value.dtype is None:
+        raise InputError(f"the graph's {role} {value.name!r} has no type", "export the model with typed inputs")
+    if value.shape is None and role == "input":
+        raise InputError(
+            f"the graph's input {value.name!r} has no shape, and its number of dimensions does not follow from the graph",
+            f"give one with --shape {value.name}=1x3x224x224 to verify, census, optimize or bench, or write it into a bundle with "
+            f"relu-deploy export FILE.onnx --shape {value.name}=1x3x224x224 -o BUNDLE",
+        )
     dims = [] if value.shape is None else list(value.shape)
     shape = tuple(dim if isinstance(dim, int) else str(dim.value or f"{value.name}_{axis}") for axis, dim in enumerate(dims))
     return TensorSpec(str(value.name), value.dtype.numpy().name, shape)

@@ -13,7 +13,16 @@ __all__ = ["PRECISIONS", "clamped_tensors", "node_precisions", "precision_of", "
 
 #: from the most exact to the coarsest; a graph is as exact as its coarsest part
 PRECISIONS = ("float64", "float32", "float16", "bfloat16", "float8", "int8")
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+_QUANTIZERS = frozenset(["QuantizeLinear", "DequantizeLinear", "ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"])
+#: what ONNX Runtime's quantizer and optimizer write instead, beside the operators whose names start with QLinear
+_QUANTIZERS |= {
+    "DynamicQuantizeLSTM",
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "QAttention",
+    "QEmbedLayerNormalization",
+    "QGemm",
+}
 #: operators that runtimes compute in the precision of the DequantizeLinear nodes before them
 _COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -28,7 +37,7 @@ def node_precisions(model: ir.Model) -> dict[str, str]:
     """Return for each node of the top graph, by name, the precision of what it computes; nodes of integers are left out."""
     precisions = {}
     for node in model.graph:
-        if node.op_type in _QUANTIZERS:
+        if node.op_type in _QUANTIZERS or node.op_type.startswith("QLinear"):
             precisions[str(node.name)] = _stored(node)
             continue
         makers = [value.producer() for value in node.inputs[:2] if value is not None]

@@ -7,7 +7,7 @@ from typing import Any
 
 from relu_deploy.reporting.phrases import count_of
 
-__all__ = ["goal_of", "kernels_of", "label_of"]
+__all__ = ["goal_of", "kernels_of", "label_of", "time_of"]
 
 Result = Mapping[str, Any]
 
@@ -22,6 +22,14 @@ def label_of(candidate: Result) -> str:
         if name != "autocast"
     ]
     return ", ".join([f"{candidate['backend']} {candidate['precision']}".strip(), *settings])
+
+
+def time_of(candidate: Result, auto: Result) -> str:
+    """Return the median time of a run, or the rows per second of such runs, with the unit; "" if it was not timed."""
+    if candidate["latency_ms"] is None:
+        return ""
+    milliseconds = candidate["latency_ms"]["p50"]
+    return f"{auto['batch'] * 1e3 / milliseconds:.4g} rows/s" if auto["minimize"] == "throughput" else f"{milliseconds:.4g} ms"
 
 
 def kernels_of(candidate: Result) -> str:

@@ -22,20 +22,20 @@ class VerifyPlan:
 
     Attributes:
         bundle: What backends run.
-        evaluable: What the reference evaluator runs: `bundle`, without the nodes that it does not have.
+        reference: Options of the reference evaluator, as for `load`.
         model: The graph of `bundle`.
         relus: The Relus to compare.
         options: As for `load`: threads, device, optimization and others.
         seed: Of the rows that the checks without a reference add to `feeds`.
         accepted: Findings that do not fail a backend.
         random: The nodes that were replaced by one draw of their random numbers.
-        unknown: The nodes that cannot be evaluated, and their operators.
+        unknown: The nodes that the reference evaluator does not have, and their operators.
         hidden: Names of the Relus inside bodies that cannot show their tensors.
         autocast: The precision in which the runtime may compute float32 nodes, "" for none.
     """
 
     bundle: Bundle
-    evaluable: Bundle
+    reference: Mapping[str, Any]
     model: ir.Model
     precision: str
     relus: Sequence[Relu]

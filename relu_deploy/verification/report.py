@@ -177,7 +177,7 @@ class VerifyReport:
         precision: The coarsest precision of the graph; it chooses the limit.
         inputs: Where the inputs came from, and their shapes.
         random: The nodes that draw random numbers: each was replaced by one draw, everywhere the same.
-        unknown: The nodes that the truth does not know, with their operators: their results were taken from a runtime.
+        unknown: The nodes that the truth does not know, with their operators: a runtime computed them, on the truth's operands.
         preprocess: The comparison of the preprocessing with arrays, None without arrays.
         program_verdict: What `export` found when it compared the model's graph with its PyTorch program, if the bundle has
             that verdict on its files; see `ProgramVerdict`.

@@ -14,13 +14,14 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, require, stored_settings
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
-from relu_deploy.graph import find_relus, precision_of
-from relu_deploy.graph.bodies import dependents, inner_nodes
-from relu_deploy.graph.model import read_model
+from relu_deploy.graph import find_relus, precision_of, read_model
 from relu_deploy.tensors import Feeds, check_feeds
+from relu_deploy.verification.against import relus_to_compare, why_not_compared
 from relu_deploy.verification.judging.comparable import comparable
 from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED
 from relu_deploy.verification.judging.invariants import check_invariance, confirm_by_truth, run_invariance_checks
@@ -33,7 +34,7 @@ from relu_deploy.verification.memory import check_memory
 from relu_deploy.verification.plan import VerifyPlan
 from relu_deploy.verification.preprocess.comparison import compare_preprocess
 from relu_deploy.verification.report import BackendReport, VerifyReport
-from relu_deploy.verification.truth import Source, Truth, find_truth, open_source, relus_to_compare, why_not_compared
+from relu_deploy.verification.truth import Source, Truth, find_truth, open_source
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -92,7 +93,7 @@ def verify(
             raise UsageError(f"there is no finding {finding!r} to accept", f"one of: {NAN_NOT_PROPAGATED}")
     for name in backends:
         require(name)
-    bundle = Bundle.open(bundle)
+    bundle = Bundle.open(bundle, {name: np.shape(array) for name, array in (feeds or {}).items()})
     backends = backends or [backend_for(bundle)]
     preprocess = None
     if preprocess_against is not None:
@@ -107,7 +108,7 @@ def verify(
         model = read_model(compared.bundle.onnx)
         plan = VerifyPlan(
             bundle=compared.bundle,
-            evaluable=compared.evaluable,
+            reference=compared.reference,
             model=model,
             precision=cast or precision_of(model),
             autocast=cast,
@@ -124,8 +125,8 @@ def verify(
         source, truth, measurements = _evaluate_and_measure(plan, compared.against, backends, progress)
         stack.enter_context(closing(source))
         reports = [_confirmed(plan, source, truth, judge(plan, truth, measured)) for measured in measurements]
-        # A graph whose Relus and outputs all agree has no fault, unless the noise is so large that it could hide one, or what
-        # is behind an operator that cannot be evaluated was compared on the operands that the graph under test has there.
+        # A graph whose Relus and outputs all agree has no fault, unless the noise is so large that it could hide one, or an
+        # operator that only a runtime has makes a map of the numbers, which is not compared.
         if truth.is_blurred or plan.unknown or any(report.failing() for report in reports):
             progress("locating the node at fault")
             reports = _with_faults(plan, source, truth, reports)
@@ -179,7 +180,7 @@ def _evaluate_and_measure(
     with ThreadPoolExecutor(1) as pool:
         started = {name: pool.submit(measure, plan, name) for name in backends if not capabilities(name).runs_program}
         progress(f"truth in float64, against {against}")
-        source = open_source(plan.evaluable, against, plan.relus, plan.options["threads"])
+        source = open_source(plan.bundle, against, plan.relus, plan.reference)
         truth = find_truth(source, plan.feeds, plan.precision)
         measurements = []
         for name in backends:
@@ -193,34 +194,23 @@ def _confirmed(plan: VerifyPlan, source: Source, truth: Truth, report: BackendRe
     if all(check.passed is not False for check in report.checks):
         return report
     try:
-        checks = run_invariance_checks(plan.evaluable, source.evaluate, plan.feeds, plan.seed)
+        checks = run_invariance_checks(plan.bundle, source.evaluate, plan.feeds, plan.seed)
     except ReluDeployError:  # the program was exported for one batch size
         return report
     of_truth = check_invariance(checks, truth.noise_floor, truth.values, truth.precision)
     return replace(report, checks=confirm_by_truth(report.checks, of_truth))
 
 
-def _behind_unknown(plan: VerifyPlan) -> set[str]:
-    """Return the nodes that cannot be evaluated, and those that depend on their results."""
-    unknown = {name for name, _ in plan.unknown}
-    behind = dependents(read_model(plan.bundle.onnx), lambda node: str(node.name) in unknown)
-    return {str(each.name) for node in behind for each in (node, *inner_nodes(node))}
-
-
 def _with_faults(plan: VerifyPlan, source: Source, truth: Truth, reports: Sequence[BackendReport]) -> list[BackendReport]:
     """Return the reports with the nodes at fault: those of the graph, which every backend runs, else each backend's own."""
-    of_graph = faults_of_graph(plan.evaluable, source, plan.feeds, plan.precision)
-    if plan.unknown and not any(report.failing() for report in reports):
-        # They read the runtime's own rounding, whose size is not known there. The outputs were judged with it, and agree.
-        behind = _behind_unknown(plan)
-        of_graph = [fault for fault in of_graph if fault.node not in behind]
+    of_graph = faults_of_graph(plan, source)
     located = []
     for report in reports:
         faults: Sequence[Fault] = of_graph or report.faults
         if not faults and not report.differing():
             faults = _lost_nan(plan, report)
         elif not faults:
-            backend = BackendUnderTest(report.name, plan.options, plan.precision)
+            backend = BackendUnderTest(report.name, plan.options, plan.precision, plan.reference)
             fault = locate_on_backend(plan.bundle, backend, report.differing(), truth.values, plan.feeds)
             faults = [fault] if fault else []
         # A backend that runs the PyTorch program does not have the faults of the graph.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,14 +15,15 @@ import numpy as np
 
 from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
-from relu_deploy.backends.wheels import is_installed
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.judging.noise import LONG, LargeRounding, SumOrder, behind_decisions, draws_for, rounded_numbers
+from relu_deploy.verification.judging.noise import LargeRounding, behind_decisions, draws_for, rounded_numbers
+from relu_deploy.verification.judging.overflow import NonFinite, behind_overflow
+from relu_deploy.verification.judging.sum_order import LONG, SumOrder
 from relu_deploy.verification.judging.tensor_noise import TensorNoise
 from relu_deploy.verification.judging.verdict import LIMITS
 from relu_deploy.verification.tapping import arrays_of
@@ -29,18 +31,12 @@ from relu_deploy.verification.tapping import arrays_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = [
-    "Source",
-    "Truth",
-    "choose_against",
-    "find_truth",
-    "open_source",
-    "program_source",
-    "relus_to_compare",
-    "why_not_compared",
-]
+__all__ = ["ITERATING", "Source", "Truth", "find_truth", "open_source", "program_source"]
 
-CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
+#: operators whose body runs several times: its tensors have a value for each iteration
+ITERATING = ("Loop", "Scan", "SequenceMap")
+#: iterations, and bytes of all tensors together, up to which the values inside such bodies are kept
+MOST_ITERATIONS, MOST_BYTES = 64, 2**28
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,9 @@ class Source:
         against: "torch", "reference" or a path.
         names: Its outputs and taps → the names in the graph under test, where they differ.
         inner: The tensors inside it → the tensors of the graph under test that they correspond to.
+        iterated: The tensors inside its bodies of `ITERATING` operators that the graph under test has as well.
         model: The graph that it evaluates, or the one that its program was exported to.
+        reference: Options of the reference evaluator.
     """
 
     against: str
@@ -86,6 +84,8 @@ class Source:
     model: ir.Model
     names: Mapping[str, str] = field(default_factory=dict)
     inner: Mapping[str, str] = field(default_factory=dict)
+    iterated: frozenset[str] = frozenset()
+    reference: Mapping[str, Any] = field(default_factory=dict)
 
     def close(self) -> None:
         self.session.close()
@@ -115,90 +115,26 @@ class Source:
 
         return values | self.evaluate(feeds, seen=cast(Seen, keep))
 
+    def iterations(self, feeds: Feeds) -> dict[str, list[Array]]:
+        """Return the values of each tensor of `iterated` in float64, one for each of the first iterations."""
+        values: dict[str, list[Array]] = {name: [] for name in self.iterated}
+        size = 0
 
-def choose_against(bundle: Bundle, against: str | None) -> str:
-    """Return what to compare `bundle` with.
+        def keep(name: str, value: Any) -> Any:
+            nonlocal size
+            if name in values and isinstance(value, np.ndarray) and len(values[name]) < MOST_ITERATIONS and size < MOST_BYTES:
+                values[name].append(value)
+                size += value.nbytes
+            return value
 
-    That is `against` if it is given, and for a variant the float32 graph that it was made of. A model is compared with its own
-    graph in float64. Only where that graph has not passed the comparison of `export` with its PyTorch program is the program
-    itself the truth, if there is one and torch is installed. A program that cannot be loaded safely is left out where the
-    comparison is unknown; one that the graph differs from is not.
-    """
-    if against is not None:
-        return against
-    if bundle.variant:
-        return str(bundle.file(bundle.manifest["variants"][bundle.variant]["checked_against"]))
-    verdict = bundle.program_verdict
-    if bundle.source is None or (verdict is not None and verdict["passed"]) or not is_installed("torch"):
-        return "reference"
-    return "reference" if verdict is None and _danger_of_program(bundle) else "torch"
-
-
-def why_not_compared(bundle: Bundle, against: str) -> str:
-    """Return why it is unknown whether the graph agrees with its PyTorch program; "" if it is known, or there is no program.
-
-    Args:
-        bundle: The graph under test.
-        against: What it was compared with.
-    """
-    if bundle.source is None or against == "torch" or bundle.program_verdict is not None:
-        return ""
-    if not is_installed("torch"):
-        return "torch is not installed"
-    return _danger_of_program(bundle) or "verify --against torch compares them"
+        if self.iterated:
+            # Taps make other tensors of those that they expose.
+            with closing(cast(TruthSession, load(self.against, "reference", **self.reference))) as session:
+                session.evaluate(feeds, seen=keep)
+        return {name: arrays for name, arrays in values.items() if arrays}
 
 
-def _danger_of_program(bundle: Bundle) -> str:
-    """Return why the program of `bundle` must not be loaded, "" if it may be."""
-    from relu_deploy.backends.torch.program_file import check_program_file
-
-    if bundle.source is None or bundle.trusted:
-        return ""
-    try:
-        check_program_file(bundle.source)
-    except InputError as error:
-        return error.message
-    return ""
-
-
-def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
-    """Return the Relus of `model` in its order, with the tensors that a Relu makes in the other graph.
-
-    The second kind is what a rewrite merged (FusedConv, a quantization whose zero point is the Relu), what converts the type of
-    a Relu back, which then counts once, or a fault replaced (LeakyRelu).
-    """
-    ours = [relu for relu in find_relus(model) if relu.observable]
-    if against in ("torch", "reference"):
-        return ours
-    made = {str(value.name): (place, node) for place, (node, _) in enumerate(iterate_nodes(model)) for value in node.outputs}
-    known = {relu.output for relu in ours}
-    theirs = [relu for relu in find_relus(read_model(_graph_file(against))) if relu.observable]
-    replaced = [relu for relu in theirs if relu.output in made and relu.output not in known]
-    shipped_as = {source for relu in replaced if (source := _converted_from(made[relu.output][1]))}
-    ours = [relu for relu in ours if relu.output not in shipped_as]
-    clamped = clamped_tensors(model)
-    stand_ins = [
-        replace(
-            relu, node=str(made[relu.output][1].name), output=clamped.get(relu.output, relu.output), torch_node="", fused_with=()
-        )
-        for relu in replaced
-    ]
-    # A Relu that nothing but a quantization reads ships merged into it: it is read where the numbers are dequantized.
-    ours = [replace(relu, output=clamped.get(relu.output, relu.output)) for relu in ours]
-    ordered = sorted([*ours, *stand_ins], key=lambda relu: made[relu.output][0])
-    return [replace(relu, index=index) for index, relu in enumerate(ordered)]
-
-
-def _converted_from(node: ir.Node) -> str:
-    """Return the tensor whose numbers `node` makes in another type, through any number of conversions; "" if it computes."""
-    source = ""
-    current: ir.Node | None = node
-    while current is not None and current.op_type in CONVERSIONS and current.inputs[0] is not None:
-        source, current = str(current.inputs[0].name), current.inputs[0].producer()
-    return source
-
-
-def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: int = 0) -> Source:
+def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], reference: Mapping[str, Any] | None = None) -> Source:
     """Return the loaded source of the truth.
 
     Args:
@@ -207,21 +143,23 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
             many outputs, which are taken in order; its inner tensors are those of the same name, and its Relus, where none
             has the name of one of `relus` and there are as many, are taken in order.
         relus: The Relus to compare.
-        threads: CPU threads.
+        reference: Options of the reference evaluator, as for `load`.
 
     Raises:
         InputError: If the other file is missing or its inputs and outputs differ.
         UsageError: If there is nothing to compare with.
     """
+    options = dict(reference or {})
     if against == "torch":
-        return _torch_source(bundle, relus, threads)
+        return _torch_source(bundle, relus, options.get("threads", 0))
     if against == "reference":
-        session = load(bundle, "reference", taps=_existing(relus, bundle), threads=threads)
+        session = load(bundle, "reference", taps=_existing(relus, bundle), **options)
         return Source(against, cast(TruthSession, session), read_model(bundle.onnx))
     other = _other(bundle, Path(against))
     other_model, model = read_model(other.onnx), read_model(bundle.onnx)
     theirs = [relu for relu in find_relus(other_model) if relu.observable]
-    inner = {name: name for name in _tensors_made(other_model) & _tensors_made(model)}
+    (made, iterated), (made_by_other, iterated_by_other) = _tensors_made(model), _tensors_made(other_model)
+    inner = {name: name for name in made_by_other & made}
     outputs = {relu.output for relu in relus}
     clamped = clamped_tensors(model)
     if not outputs & {clamped.get(name, name) for name in inner} and len(theirs) == len(relus):
@@ -230,8 +168,8 @@ def open_source(bundle: Bundle, against: str, relus: Sequence[Relu], threads: in
     # Where a quantization is the Relu, the dequantized tensor has the Relu's values.
     names = {their_name: clamped.get(name, name) for their_name, name in inner.items()}
     taps = tuple(relu for relu in theirs if relu.observable and names.get(relu.output) in outputs)
-    session = cast(TruthSession, load(other, "reference", taps=taps, threads=threads))
-    return Source(against, session, other_model, names, inner)
+    session = cast(TruthSession, load(other, "reference", taps=taps, **options))
+    return Source(against, session, other_model, names, inner, frozenset(iterated & iterated_by_other), options)
 
 
 def _torch_source(bundle: Bundle, relus: Sequence[Relu], threads: int) -> Source:
@@ -259,14 +197,14 @@ def _existing(relus: Sequence[Relu], bundle: Bundle) -> tuple[Relu, ...]:
     return tuple(relu for relu in relus if relu.output in known)
 
 
-def _tensors_made(model: ir.Model) -> set[str]:
-    """Return the tensors of a graph and of the branches in it; those of a loop's body have a value for each iteration."""
-    return {
-        str(value.name)
-        for node, path in iterate_nodes(model)
-        if not any(step.node.op_type in ("Loop", "Scan") for step in path)
-        for value in node.outputs
-    }
+def _tensors_made(model: ir.Model) -> tuple[set[str], set[str]]:
+    """Return the tensors of a graph and of the branches in it, and those inside bodies of `ITERATING` operators."""
+    once: set[str] = set()
+    iterated: set[str] = set()
+    for node, path in iterate_nodes(model):
+        made = iterated if any(step.node.op_type in ITERATING for step in path) else once
+        made.update(str(value.name) for value in node.outputs if value.name)
+    return once, iterated
 
 
 def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Truth:
@@ -295,7 +233,8 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
 
         source.evaluate_each(feeds, add, **options)
 
-    runs = [partial(measure, "float32", wide=False)]
+    finite = NonFinite()
+    runs = [partial(measure, "float32", wide=False, seen=None if torch_names else finite.seen)]
     runs += [partial(measure, "draw", seed, rounding=Rounding(precision, seed)) for seed in range(draws_for(true, precision))]
     ordered = counted.longest >= LONG or counted.is_faint
     if ordered:
@@ -308,6 +247,12 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
     with ThreadPoolExecutor(1 if source.against == "torch" else 2) as pool:
         for run in [pool.submit(run) for run in runs]:
             run.result()
+    if finite.counts:
+        own = NonFinite()
+        source.evaluate_each(feeds, lambda *_: None, seen=own.seen)
+        for name in behind_overflow(source.model, finite, own):
+            if (ours := source.names.get(name, name)) in noise:
+                noise[ours].forget_overflow()
     return Truth(
         against=source.against,
         values=true,
@@ -318,13 +263,6 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
         list_noise={name: each.list_noise for name, each in noise.items() if each.list_noise is not None},
         is_blurred=precision not in ("float32", "float64") or ordered or draws > 0,
     )
-
-
-def _graph_file(against: str) -> Path:
-    path = Path(against)
-    if path.suffix != ".onnx" and not path.is_dir():
-        raise UsageError(f"cannot verify against {against!r}", "one of: torch, reference, or the path of an .onnx file or bundle")
-    return Bundle.open(path).onnx
 
 
 def _other(bundle: Bundle, path: Path) -> Bundle:

@@ -316,3 +316,26 @@ def test_an_output_does_not_take_the_name_of_an_input(tmp_path):
     (tmp_path / "of_a_dictionary").mkdir()
     made = exported(Named(), tmp_path / "of_a_dictionary", inputs={"x": (1, 3)})
     assert [each.name for each in made.outputs] == ["x_out_out", "x_out"]
+
+
+class AnyKeywords(nn.Module):
+    """Differences of what only `**others` takes, so that exchanged inputs would show."""
+
+    def forward(self, x, shift=None, **others):
+        y = torch.relu(x - others["batch"]["low"])
+        return y * others["factor"] if shift is None else y * others["factor"] + shift
+
+
+def test_keywords_that_no_parameter_names_have_a_varying_batch_and_reach_their_places(tmp_path):
+    shapes = {"factor": (1, 1), "x": (1, 4), "batch.low": (1, 4)}
+    bundle = exported(AnyKeywords(), tmp_path, inputs=shapes)
+    assert {str(spec) for spec in bundle.inputs} == {
+        "x: float32[batchx4]",
+        "factor: float32[batchx1]",
+        "batch.low: float32[batchx4]",
+    }
+    assert bundle.program_verdict["passed"]
+    x, low = np.arange(12, dtype=np.float32).reshape(3, 4), np.full((3, 4), 5, np.float32)
+    feeds = {"x": x, "batch.low": low, "factor": np.array([[1], [10], [100]], np.float32)}
+    expected = [[0, 0, 0, 0], [0, 0, 10, 20], [300, 400, 500, 600]]
+    np.testing.assert_array_equal(bundle.session("onnxruntime-cpu").run(feeds)["y"], expected)

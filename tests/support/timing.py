@@ -15,4 +15,4 @@ def measure_briefly() -> None:
 
     speed.SECONDS = runner.WARM_UP_SECONDS = 0.5
     race.SHORTEST, race.LONGEST, sessions.LEAD = 0.01, 0.05, 0.0
-    auto.ROUNDS, auto.LAST_ROUNDS = 2, 4
+    auto.ROUNDS, auto.LAST_ROUNDS, auto.LEVEL_SECONDS, auto.FINAL_SECONDS = 2, 4, 0.0, 0.0

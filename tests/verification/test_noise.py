@@ -220,3 +220,38 @@ def test_a_layer_in_8_bits_behind_which_sizes_are_computed_is_verified(tmp_path)
     np.savez(tmp_path / "rows.npz", x=random.standard_normal((32, 8)).astype(np.float32))
     options = OptimizeOptions(calibration=str(tmp_path / "rows.npz"), threads=1, measure_speed=False)
     assert optimize_bundle(path, "cpu", "int8", out=tmp_path / "out.rdb", options=options).passed
+
+
+def normalized_in_halves(path, factor=1.0):
+    """x - mean over the root of the mean of its squares, in float16, which ends at 65,504."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[-1]),
+        helper.make_node("Sub", ["x", "mean"], ["c"], name="center"),
+        helper.make_node("Mul", ["c", "c"], ["squares"], name="square"),
+        helper.make_node("ReduceMean", ["squares"], ["variance"], axes=[-1]),
+        helper.make_node("Sqrt", ["variance"], ["deviation"]),
+        helper.make_node("Div", ["c", "deviation"], ["d"], name="divide"),
+        helper.make_node("Mul", ["d", "factor"], ["m"], name="scale"),
+        helper.make_node("Relu", ["m"], ["y"], name="relu"),
+    ]
+    ends = [("x", TensorProto.FLOAT16, ["n", 16])], [("y", TensorProto.FLOAT16, ["n", 16])]
+    return saved(path, nodes, *ends, {"factor": np.float16(factor)})
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_squares_beyond_the_range_of_float16_hide_no_fault(tmp_path, size):
+    x = (size * np.random.default_rng(0).standard_normal((4, 16))).astype(np.float16)
+    right = normalized_in_halves(tmp_path / "right.onnx")
+    # ONNX Runtime computes halves in float32 on the CPU, where nothing overflows.
+    assert verify(right, feeds={"x": x}).passed
+    report = verify(normalized_in_halves(tmp_path / "wrong.onnx", 1.05), feeds={"x": x}, against=str(right))
+    assert not report.passed
+    assert report.first_divergence == "scale"
+
+
+def test_a_runtime_whose_squares_overflow_is_at_fault(tmp_path):
+    """The reference evaluator in the graph's own types rounds every square to float16: the answer is 0 instead of about 1."""
+    x = (1000 * np.random.default_rng(0).standard_normal((4, 16))).astype(np.float16)
+    report = verify(normalized_in_halves(tmp_path / "m.onnx"), ["reference"], feeds={"x": x})
+    assert not report.passed
+    assert not report.backends[0].outputs["y"].passed

@@ -15,8 +15,8 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.storage.files import sha256
 from relu_deploy.storage.manifest import MANIFEST, dump_manifest
+from relu_deploy.verification.against import choose_against
 from relu_deploy.verification.program_verdict import compare_with_program, relus_of_program
-from relu_deploy.verification.truth import choose_against
 
 
 def rewritten(bundle, change):

@@ -6,10 +6,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.graph import Relu, load_model
+from relu_deploy.verification.against import relus_to_compare
 from relu_deploy.verification.judging.contract import check_contract
 from relu_deploy.verification.judging.tensor_noise import single_noise
 from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, rms
-from relu_deploy.verification.truth import relus_to_compare
 
 RELU = Relu("r", 0, "relu", "x", "y", None, "", "", ())
 

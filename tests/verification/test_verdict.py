@@ -113,3 +113,13 @@ def test_the_two_zeros_are_one_number_and_the_signs_meet_there():
     tiny = np.float32(1e-45)
     assert ulp_distance(np.array([-0.0], np.float32), np.array([0.0], np.float32))[0] == 0
     assert ulp_distance(np.array([-tiny]), np.array([tiny]))[0] == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_root_mean_square_of_numbers_whose_squares_are_beyond_float64():
+    from relu_deploy.verification.judging.verdict import rms
+
+    assert rms(np.array([3e200, 4e200])) == pytest.approx(np.sqrt(12.5) * 1e200)
+    assert rms(np.array([1e300, np.inf])) == np.inf
+    assert np.isnan(rms(np.array([1e300, np.nan])))
+    assert rms(np.zeros(0)) == 0

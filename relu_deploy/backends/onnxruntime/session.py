@@ -44,7 +44,8 @@ def settings_for(options: Options) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.thread_count
     settings.inter_op_num_threads = 1
-    settings.log_severity_level = 3
+    # A session that is refused logs that it has no profile to write as an error, beside the one that it raises.
+    settings.log_severity_level = 4 if options.profile else 3
     settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spin)))
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     level = "DISABLE_ALL" if options.optimization == "none" else f"ENABLE_{options.optimization.upper()}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_deploy.backends.base import Consume, Rounding, Seen
+from relu_deploy.backends.reference.delegate import Delegate
 from relu_deploy.backends.reference.program import Node, Program, Scope, attribute_value, compile_graph, opsets_of, schema_of
 from relu_deploy.backends.reference.registry import Call
 from relu_deploy.backends.reference.types import HALF, element_type, narrowed, widened
@@ -37,7 +38,8 @@ class Evaluation:
     """The state of one evaluation.
 
     generators: one a random node, so that a node in a loop draws anew in each iteration. weights: rounded initializers of each
-    program. expansions: compiled bodies of the operators that the specification defines by others.
+    program. expansions: compiled bodies of the operators that the specification defines by others. delegate: runs the nodes
+    that cannot be evaluated.
     """
 
     rounding: Rounding | None = None
@@ -47,6 +49,7 @@ class Evaluation:
     generators: dict[str, np.random.RandomState] = field(default_factory=dict)
     weights: dict[int, dict[str, Any]] = field(default_factory=dict)
     expansions: dict[Any, Program] = field(default_factory=dict)
+    delegate: Delegate | None = None
 
     def inside_function(self, *, rounded: bool) -> Evaluation:
         """Return the state for the body of a function, whose tensors have the same names at every call: they are not shown."""
@@ -89,15 +92,16 @@ class Evaluator:
     Args:
         model: The graph, whose external weights are read, or what another evaluator has compiled in the graph's own types.
         wide: Evaluate in float64: every floating-point weight, constant and cast is widened, so nothing is rounded.
+        delegate: Runs the nodes that have neither an operator nor a function body.
 
     Raises:
-        Unsupported: If a node has neither an operator nor a function body.
+        Unsupported: If there is such a node and no delegate.
     """
 
     @without_collecting()
-    def __init__(self, model: ir.Model | Program, *, wide: bool) -> None:
-        program = model if isinstance(model, Program) else _compile(model)
-        self.program = program.widened() if wide else program
+    def __init__(self, model: ir.Model | Program, *, wide: bool, delegate: Delegate | None = None) -> None:
+        program = model if isinstance(model, Program) else _compile(model, delegates=delegate is not None)
+        self.program, self._delegate = program.widened() if wide else program, delegate
         self._expansions: dict[Any, Program] = {}
 
     @property
@@ -124,16 +128,16 @@ class Evaluator:
                 freed once no node reads it any more.
         """
         inputs = {name: widened(value) for name, value in feeds.items()} if self.program.wide else dict(feeds)
-        evaluation = Evaluation(rounding, seen, limits or Limits(), expansions=self._expansions)
+        evaluation = Evaluation(rounding, seen, limits or Limits(), expansions=self._expansions, delegate=self._delegate)
         # Overflow and 0/0 are values like any other here: they are compared, not warned about.
         with np.errstate(all="ignore"):
             results = run_program(self.program, inputs, evaluation, {}, consume)
         return {} if consume else dict(zip(self.program.outputs, results, strict=True))
 
 
-def _compile(model: ir.Model) -> Program:
+def _compile(model: ir.Model, *, delegates: bool) -> Program:
     functions = {(str(key[0]), str(key[1]), str(key[2])): function for key, function in model.functions.items()}
-    return compile_graph(model.graph, Scope(opsets_of(model.opset_imports), functions, {}))
+    return compile_graph(model.graph, Scope(opsets_of(model.opset_imports), functions, {}, delegates=delegates))
 
 
 def run_program(
@@ -180,6 +184,8 @@ def _run_node(node: Node, operands: list[Any], frame: Tensors, program: Program)
             wide = program.wide and not node.sizes
             call = Call(node.attributes, node.version, outputs=node.outputs, wide=wide, name=node.name, frame=frame)
             return _call(node, call, operands)
+        if node.delegated:
+            return _delegated(node, operands, frame.evaluation, wide=program.wide)
         if node.function:
             return tuple(_run_function(node.function, operands, frame.evaluation.inside_function(rounded=True), node))
         # What the specification defines by other operators is one operation: only its results are rounded.
@@ -214,6 +220,16 @@ def _call(node: Node, call: Call, operands: list[Any]) -> tuple[Any, ...]:
             for value in results
         )
     return tuple(np.asarray(value) if isinstance(value, np.generic) else value for value in results)
+
+
+def _delegated(node: Node, operands: list[Any], evaluation: Evaluation, *, wide: bool) -> tuple[Any, ...]:
+    """Run a node elsewhere. The rounding of its operands stands for that inside it, which is not known."""
+    assert evaluation.delegate is not None
+    assert node.source is not None
+    if evaluation.rounding:
+        operands = [evaluation.rounding.result(value) for value in operands]
+    results = evaluation.delegate.run(node.source, operands, wide=wide)
+    return tuple(widened(value) for value in results) if wide else results
 
 
 def _run_function(body: Program, operands: Sequence[Any], evaluation: Evaluation, node: Node) -> list[Any]:

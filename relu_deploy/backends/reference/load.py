@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from relu_deploy.backends.base import Options
+from relu_deploy.backends.base import Options, Session
+from relu_deploy.backends.reference.delegate import Delegate
 from relu_deploy.backends.reference.session import ReferenceSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.graph.model import read_model
@@ -15,7 +16,17 @@ def load(_: str, bundle: Bundle, options: Options) -> ReferenceSession:
     """Return a session for the graph of `bundle`.
 
     Raises:
-        Unsupported: If a node of the graph cannot be evaluated.
+        Unsupported: If a node of the graph cannot be evaluated, and `options` name no backend that runs it.
     """
     model = read_model(bundle.onnx)
-    return ReferenceSession(bundle, with_taps(model, [relu.output for relu in options.taps]) if options.taps else model)
+    model = with_taps(model, [relu.output for relu in options.taps]) if options.taps else model
+    if not options.delegate:
+        return ReferenceSession(bundle, model)
+
+    def load_node(piece: Bundle) -> Session:
+        from relu_deploy.backends.registry import load as load_on
+
+        same = {"threads": options.threads, "device": options.device, "optimization": options.optimization}
+        return load_on(piece, options.delegate, **same)
+
+    return ReferenceSession(bundle, model, Delegate(model, load_node))

@@ -27,25 +27,26 @@ class Scope:
     """What a graph is compiled in.
 
     opsets: version of each domain's operator set. functions: the model's local functions. bindings: values of a function's
-    attributes. constants: tensors of the graph around that are weights.
+    attributes. constants: tensors of the graph around that are weights. delegates: nodes that cannot be evaluated are run elsewhere.
     """
 
     opsets: Mapping[str, int]
     functions: Mapping[tuple[str, str, str], ir.Function]
     bindings: Mapping[str, Any]
     constants: AbstractSet[str] = frozenset()
+    delegates: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A node bound to what evaluates it: an operator, a local function, or the body that the specification defines.
+    """A node bound to what evaluates it: an operator, a local function, the body that the specification defines, or a `Delegate`.
 
     Nothing changes it once its graph is compiled. Making frozen ones takes much longer.
 
     attributes: Python values; tensors are arrays, graphs are programs. reads: every tensor around it that it or its graphs
-    read. constant: which of these are weights of the graph. weights: which of the inputs are. source: the node itself. sizes: it
-    computes nothing but sizes. done: tensors that nothing reads after this node, without the graph's outputs. done_outputs: the
-    outputs among them.
+    read. constant: which of these are weights of the graph. weights: which of the inputs are. source: the node itself. delegated: a
+    `Delegate` runs it. sizes: it computes nothing but sizes. done: tensors that nothing reads after this node, without the graph's
+    outputs. done_outputs: the outputs among them.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Node:
     operator: Operator | None = None
     function: Program | None = None
     source: ir.Node | None = None
+    delegated: bool = False
     sizes: bool = False
     done: tuple[str, ...] = ()
     done_outputs: tuple[str, ...] = ()
@@ -225,17 +227,18 @@ def _bind(node: ir.Node, position: int, scope: Scope) -> Node:
     version = scope.opsets.get(domain, 1)
     local = scope.functions.get((node.domain, node.op_type, node.overload or ""))
     function = _compile_function(local, attributes, scope) if local is not None else None
-    bound = Node(
-        name, domain, node.op_type, version, attributes, inputs, tuple(str(value.name or "") for value in node.outputs),
-        tuple(reads), tuple(text in scope.constants for text in reads), tuple(text in scope.constants for text in inputs),
-        None if function else find(domain, node.op_type, version), function, node,
-    )  # fmt: skip
-    if bound.operator is None and function is None and not _has_body(domain, node.op_type, version):
+    operator = None if function else find(domain, node.op_type, version)
+    is_unknown = operator is None and function is None and not _has_body(domain, node.op_type, version)
+    if is_unknown and not scope.delegates:
         raise Unsupported(
             f"the reference evaluator has no operator {domain or 'ai.onnx'}.{node.op_type} of version {version} (node {name!r})",
             "compare with the PyTorch program or with a graph of standard operators (--against), or cut this node off",
         )
-    return bound
+    return Node(
+        name, domain, node.op_type, version, attributes, inputs, tuple(str(value.name or "") for value in node.outputs),
+        tuple(reads), tuple(text in scope.constants for text in reads), tuple(text in scope.constants for text in inputs),
+        operator, function, node, is_unknown,
+    )  # fmt: skip
 
 
 def _compile_function(function: ir.Function, given: Mapping[str, Any], scope: Scope) -> Program:

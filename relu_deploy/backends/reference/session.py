@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.backends.base import Consume, Executed, Rounding, Seen
+from relu_deploy.backends.reference.delegate import Delegate
 from relu_deploy.backends.reference.evaluator import Evaluator
 from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
@@ -19,18 +20,22 @@ __all__ = ["ReferenceSession"]
 
 
 class ReferenceSession:
-    """A graph evaluated by NumPy, one operator after the other. Threads are the BLAS library's own."""
+    """A graph evaluated by NumPy, one operator after the other. Threads are the BLAS library's own.
 
-    def __init__(self, bundle: Bundle, model: ir.Model) -> None:
-        if missing := unsupported_nodes(model):
+    delegate: Runs the nodes whose operators the evaluator does not have; without one such a graph is refused.
+    """
+
+    def __init__(self, bundle: Bundle, model: ir.Model, delegate: Delegate | None = None) -> None:
+        missing = unsupported_nodes(model)
+        if missing and delegate is None:
             listed = ", ".join(f"{domain or 'ai.onnx'}.{operator} (node {node!r})" for node, domain, operator in missing[:3])
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise Unsupported(
                 f"{bundle.name}: the reference evaluator does not have the operators of {listed}{more}",
                 "compare with the PyTorch program or with a graph of standard operators (--against), or cut these nodes off",
             )
-        self._bundle = bundle
-        self._evaluators = {False: Evaluator(model, wide=False)}
+        self._bundle, self._delegate = bundle, delegate if missing else None
+        self._evaluators = {False: Evaluator(model, wide=False, delegate=self._delegate)}
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self.facts: Mapping[str, Any] = {"precision": "float32", "device": "CPU"}
@@ -57,6 +62,9 @@ class ReferenceSession:
         evaluator = self._evaluator(wide)
         arrays = check_feeds(feeds, self.inputs, self._bundle.name)
         try:
+            if wide and self._delegate is not None and not self._delegate.types:
+                # The types of operands are those of the graph, which a float64 evaluation has lost.
+                self._evaluator(wide=False).run(arrays)
             return evaluator.run(arrays, rounding, seen, consume=consume)
         except ReluDeployError as error:
             raise type(error)(f"{self._bundle.name}: {error.message}", error.hint) from error
@@ -72,8 +80,10 @@ class ReferenceSession:
 
     def close(self) -> None:
         self._evaluators.clear()
+        if self._delegate is not None:
+            self._delegate.close()
 
     def _evaluator(self, wide: bool) -> Evaluator:
         if wide not in self._evaluators:
-            self._evaluators[wide] = Evaluator(self._evaluators[False].program, wide=wide)
+            self._evaluators[wide] = Evaluator(self._evaluators[False].program, wide=wide, delegate=self._delegate)
         return self._evaluators[wide]

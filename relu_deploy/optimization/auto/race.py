@@ -4,19 +4,22 @@ In each level all remaining candidates are timed in turn, in an order that rotat
 lower clock affects all of them alike. The slower part of a level is dropped, and the remaining ones are timed longer in the next
 (Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016).
 
-What is compared are the medians of rounds: a level is short, and one pause of the machine would decide it by the mean. Times of
-different levels are not compared directly, because the machine may have been another one.
+What is compared are medians: a level is short, and one pause of the machine would decide it by the mean. On a machine that pauses
+often a few rounds decide nothing, so a level goes on for some seconds until what it drops is slower with 95% confidence, and what is
+slower for sure is dropped as soon as it is (Even-Dar, Mannor and Mansour, "Action Elimination and Stopping Conditions", 2006). Times
+of different levels are not compared directly, because the machine may have been another one.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
 from relu_deploy.errors import ReluDeployError
-from relu_deploy.latency_stats import Latency, Ratio, ratio_of, summarize
+from relu_deploy.latency_stats import Latency, Ratio, median_ratio_of, summarize
 from relu_deploy.optimization.auto.candidates import Candidate
 
 __all__ = ["Race", "Sessions"]
@@ -25,6 +28,8 @@ __all__ = ["Race", "Sessions"]
 SLOT_RUNS = 6
 #: shortest and longest slot, in seconds
 SHORTEST, LONGEST = 0.03, 0.4
+#: rounds after which a level ends in any case
+MOST_ROUNDS = 60
 
 
 class Sessions(Protocol):
@@ -78,40 +83,67 @@ class Race:
             else:
                 self.alive.append(candidate)
 
-    def run_level(self, rounds: int, keep: Callable[[Sequence[Candidate]], Sequence[Candidate]]) -> None:
-        """Time all remaining candidates in `rounds` rounds and keep some of them, and the reference.
+    def run_level(self, rounds: int, keep: Callable[[Sequence[Candidate]], Sequence[Candidate]], seconds: float = 0.0) -> None:
+        """Time all remaining candidates in turn and keep some of them, and the reference.
 
         Args:
-            rounds: Number of rounds.
+            rounds: Number of rounds, at least.
             keep: Function from the candidates, the fastest first, to those that remain.
+            seconds: Further rounds follow for so long, until those that do not remain are slower than the fastest for sure.
         """
         self.level += 1
-        timings: dict[Candidate, list[list[float]]] = {candidate: [] for candidate in self.alive}
-        for turn in range(rounds):
-            self.progress(f"level {self.level}: round {turn + 1} of {rounds}, {len(timings)} candidates")
-            order = list(timings)
-            shift = turn % max(1, len(order))
-            for candidate in (*order[shift:], *order[:shift]):
-                try:
-                    timings[candidate].append(self.sessions.measure(candidate, self._slot(candidate)))
-                except ReluDeployError as error:
-                    del timings[candidate]
-                    self._fail(candidate, error)
-        for candidate, measured in timings.items():
-            self.rounds[candidate], self.last_level[candidate] = measured, self.level
-            self.reference_rounds[candidate] = timings.get(self.reference, [])
+        started, turn = time.perf_counter(), 0
+        for candidate in self.alive:
+            self.rounds[candidate], self.reference_rounds[candidate] = [], []
+            self.last_level[candidate] = self.level
+        while turn < rounds or (self._may_change(keep) and turn < MOST_ROUNDS and time.perf_counter() - started < seconds):
+            more = "" if turn < rounds else ", because the slowest are not slower for sure"
+            self.progress(f"level {self.level}: round {turn + 1}, {len(self.alive)} candidates{more}")
+            self._run_round(turn)
+            turn += 1
+            if seconds:
+                kept = keep(self.ranked())
+                self._drop([one for one in self.alive if one not in kept and self._is_surely_slower(one)])
         kept = keep(self.ranked())
-        for candidate in [one for one in self.alive if one not in kept and one != self.reference]:
+        self._drop([one for one in self.alive if one not in kept])
+
+    def _run_round(self, turn: int) -> None:
+        """Time the remaining candidates once, beginning with another one in each turn."""
+        shift = turn % max(1, len(self.alive))
+        for candidate in (*self.alive[shift:], *self.alive[:shift]):
+            try:
+                self.rounds[candidate].append(self.sessions.measure(candidate, self._slot(candidate)))
+            except ReluDeployError as error:
+                del self.rounds[candidate]
+                self._fail(candidate, error)
+        for candidate in self.alive:
+            self.reference_rounds[candidate] = list(self.rounds.get(self.reference, []))
+
+    def _may_change(self, keep: Callable[[Sequence[Candidate]], Sequence[Candidate]]) -> bool:
+        """Return whether a candidate that would be dropped now is not slower than the fastest for sure."""
+        kept = keep(self.ranked())
+        return any(one not in kept and one != self.reference and not self._is_surely_slower(one) for one in self.alive)
+
+    def _is_surely_slower(self, candidate: Candidate) -> bool:
+        ratio = self.compare(candidate, self.ranked()[0])
+        return ratio.ci95 is not None and ratio.ci95[1] < 1
+
+    def _drop(self, candidates: Sequence[Candidate]) -> None:
+        for candidate in [one for one in candidates if one != self.reference]:
             self.alive.remove(candidate)
             self.sessions.free(candidate)
 
-    def rematch(self, candidates: Sequence[Candidate], rounds: int) -> None:
-        """Time `candidates` and the reference once more, in a level of their own. Those that were dropped are loaded again."""
-        for candidate in [one for one in self.alive if one not in candidates and one != self.reference]:
-            self.alive.remove(candidate)
-            self.sessions.free(candidate)
+    def rematch(self, candidates: Sequence[Candidate], rounds: int, seconds: float = 0.0) -> None:
+        """Time `candidates` and the reference once more, in a level of their own. Those that were dropped are loaded again.
+
+        Args:
+            candidates: Who takes part.
+            rounds: Number of rounds, at least.
+            seconds: Further rounds follow for so long, until all others are slower than the fastest for sure.
+        """
+        self._drop([one for one in self.alive if one not in candidates])
         self.add([one for one in candidates if one not in self.alive])
-        self.run_level(rounds, lambda ranked: ranked)
+        self.run_level(rounds, lambda ranked: ranked[:1], seconds)
 
     def milliseconds(self, candidate: Candidate) -> float:
         """Return the typical time of a run: the median over the rounds of their medians."""
@@ -130,11 +162,12 @@ class Race:
         reference = self.reference_rounds.get(candidate)
         if not reference or not self.rounds.get(candidate):
             return None
-        return ratio_of(_medians(self.rounds[candidate]), _medians(reference))
+        return median_ratio_of(self.rounds[candidate], reference[: len(self.rounds[candidate])])
 
     def compare(self, one: Candidate, other: Candidate) -> Ratio:
-        """Return how many times faster `one` is than `other`. Both were last timed in the same level."""
-        return ratio_of(_medians(self.rounds[one]), _medians(self.rounds[other]))
+        """Return how many times faster `one` is than `other` in their common rounds. Both were last timed in the same level."""
+        common = min(len(self.rounds[one]), len(self.rounds[other]))
+        return median_ratio_of(self.rounds[one][:common], self.rounds[other][:common])
 
     def _slot(self, candidate: Candidate) -> float:
         return min(LONGEST, max(SHORTEST, SLOT_RUNS * self._expected[candidate] / 1e3))
@@ -144,7 +177,3 @@ class Race:
         if candidate in self.alive:
             self.alive.remove(candidate)
         self.sessions.free(candidate)
-
-
-def _medians(rounds: Sequence[Sequence[float]]) -> list[list[float]]:
-    return [[median(one)] for one in rounds]

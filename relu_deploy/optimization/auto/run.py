@@ -47,14 +47,14 @@ Progress = Callable[[str], None]
 
 #: candidates that are kept: of the default settings, and of all settings
 KEPT, FINALISTS = 3, 3
-#: rounds of a level, and of the last one
-ROUNDS, LAST_ROUNDS = 3, 10
+#: fewest rounds of a level, and of the last one, and the seconds that a level may last for what it drops to be slower for sure
+ROUNDS, LAST_ROUNDS, LEVEL_SECONDS = 3, 6, 12.0
 #: default settings are taken where others are faster by less, or not for sure
 MARGIN = 0.01
 #: dropped candidates are checked that seemed faster than all that pass by more than this share
 LEAD = 0.03
-#: the final: rounds, candidates, and the share by which these may seem slower than the fastest
-FINAL_ROUNDS, CONTENDERS, CLOSE = 12, 4, 0.15
+#: the final: fewest rounds, seconds, candidates, and the share by which these may seem slower than the fastest
+FINAL_ROUNDS, FINAL_SECONDS, CONTENDERS, CLOSE = 12, 20.0, 4, 0.15
 #: inputs that the timed runs rotate through
 ROTATION = 4
 #: the graph of the model before it was prepared
@@ -176,11 +176,11 @@ def _save_feeds(builder: VariantBuilder, rows: int, folder: Path) -> list[Path]:
 
 def _run_race(race: Race, candidates: Sequence[Candidate], fixed: Mapping[str, Any]) -> None:
     race.add([race.reference, *(one for one in candidates if one != race.reference)])
-    race.run_level(ROUNDS, _best(KEPT))
+    race.run_level(ROUNDS, _best(KEPT), LEVEL_SECONDS)
     fastest = [one for one in race.ranked() if one.precision != ORIGINAL]
     race.add([each for one in fastest[:KEPT] for each in tuned(one, fixed)])
     while len(race.alive) > FINALISTS + len({one.precision for one in race.alive}):
-        race.run_level(ROUNDS, _best(max(FINALISTS, len(race.alive) // 2)))
+        race.run_level(ROUNDS, _best(max(FINALISTS, len(race.alive) // 2)), LEVEL_SECONDS)
     race.run_level(LAST_ROUNDS, lambda ranked: ranked)
 
 
@@ -253,8 +253,9 @@ class _Search:
         close = [one for one in passing if self._speed(one) >= self._speed(passing[0]) * (1 - CLOSE)][:CONTENDERS]
         if base in self._passing() and base not in close:
             close.append(base)
-        if len(close) > 1:
-            self.race.rematch(close, FINAL_ROUNDS)
+        # One that was dropped earlier is timed with those of the last level before it is chosen.
+        if len(close) > 1 or self.race.last_level[passing[0]] < self.race.level:
+            self.race.rematch(close, FINAL_ROUNDS, FINAL_SECONDS)
 
     def is_slower(self, candidate: Candidate) -> bool:
         """Return whether a candidate of another precision is slower than float32."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from relu_deploy.reporting.candidate_phrases import goal_of, kernels_of, label_of
+from relu_deploy.reporting.candidate_phrases import goal_of, kernels_of, label_of, time_of
 from relu_deploy.reporting.pages.svg import COLORS, Bar, bars
 
 __all__ = ["candidates_section"]
@@ -25,30 +25,24 @@ OUTCOMES = {
 def candidates_section(auto: Result) -> str:
     """Return the HTML of the field `auto` of what `optimize --json` writes."""
     candidates = auto["candidates"]
-    timed = sorted((one for one in candidates if one["latency_ms"]), key=lambda one: one["latency_ms"]["mean"])
+    timed = sorted((one for one in candidates if one["speedup"] is not None), key=lambda one: -one["speedup"])
     return (
-        f'<h2>Candidates</h2><p class="soft">{escape(goal_of(auto))}. Whiskers are 95% intervals of the mean; each candidate is '
-        "drawn with the times of the last level in which it took part.</p>"
-        f"{_chart(auto, timed) if timed else ''}{_table(candidates)}{_unusable(auto['unusable'])}"
+        f'<h2>Candidates</h2><p class="soft">{escape(goal_of(auto))}. A speed is the median over rounds of the ratio to the float32 '
+        "model on the target's own runtime in the same round; whiskers are its 95% interval, which takes six rounds. Each candidate is "
+        "drawn with the last level in which it took part.</p>"
+        f"{_chart(auto, timed) if timed else ''}{_table(auto, candidates)}{_unusable(auto['unusable'])}"
     )
 
 
 def _chart(auto: Result, timed: Sequence[Result]) -> str:
-    throughput = auto["minimize"] == "throughput"
-    unit = "rows/s" if throughput else "ms"
     entries = []
     for one in timed:
-        latency = one["latency_ms"]
-        value, interval = latency["mean"], latency["ci95"]
-        if throughput:
-            rows = auto["batch"] * 1e3
-            interval = None if interval is None or interval[0] <= 0 else (rows / interval[1], rows / interval[0])
-            value = rows / value
-        note = f"{label_of(one)}: {value:.4g} {unit}, {one['outcome']}{': ' + one['reason'] if one['reason'] else ''}"
+        value, interval = one["speedup"], one["speedup_ci95"]
+        note = f"{label_of(one)}: {value:.4g}x, {time_of(one, auto)}, {one['outcome']}{': ' + one['reason'] if one['reason'] else ''}"
         # A whisker far beyond its bar says only that the machine was busy, and would shrink every other bar.
-        bounds = None if interval is None else (max(0.0, interval[0]), min(interval[1], 2 * value))
+        bounds = None if interval is None else (interval[0], min(interval[1], 2 * value))
         entries.append(Bar(label_of(one), value, bounds, OUTCOMES[one["outcome"]][0] if one["outcome"] in OUTCOMES else 6, note))
-    title = "rows per second, more is better" if throughput else "milliseconds of a run, less is better"
+    title, unit = "times as fast as float32, more is better", "x"
     shown = {one["outcome"] for one in timed}
     legend = "".join(
         f'<span><i style="background:{COLORS[color]}"></i>{text}</span>'
@@ -61,8 +55,8 @@ def _chart(auto: Result, timed: Sequence[Result]) -> str:
     )
 
 
-def _table(candidates: Sequence[Result]) -> str:
-    heads = ("candidate", "outcome", "speed", "accuracy", "kernels", "RMS error", "reason")
+def _table(auto: Result, candidates: Sequence[Result]) -> str:
+    heads = ("candidate", "outcome", "p50", "speed", "accuracy", "kernels", "RMS error", "reason")
     rows = []
     for one in candidates:
         interval = one["speedup_ci95"]
@@ -74,13 +68,18 @@ def _table(candidates: Sequence[Result]) -> str:
         cells = (
             label_of(one),
             one["outcome"],
+            time_of(one, auto),
             speed,
             "" if one["accuracy"] is None else f"{one['accuracy']:.4f}",
             kernels_of(one),
             "" if one["relative_error"] is None else f"{one['relative_error']:.2g}",
             one["reason"],
         )
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+        # Numbers stay on one line, words may wrap.
+        classes = ("", "", ' class="whole"', ' class="whole"', "", "", "", "")
+        rows.append(
+            "<tr>" + "".join(f"<td{name}>{escape(cell)}</td>" for name, cell in zip(classes, cells, strict=True)) + "</tr>"
+        )
     head = "".join(f"<th>{name}</th>" for name in heads)
     return f'<div class="scroll left"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 

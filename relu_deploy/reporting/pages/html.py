@@ -20,7 +20,7 @@ svg .name{text-anchor:end}svg .tick{text-anchor:middle;fill:var(--soft);font-siz
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:.9rem}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 .wide svg{min-width:640px}svg .soft{fill:var(--soft);font-size:11px}svg .guide{stroke:var(--soft);stroke-dasharray:5 4;fill:none}svg .limit{stroke:var(--bad);stroke-dasharray:2 3;fill:none}svg .fault{stroke:var(--bad);stroke-width:2}
 .fault-box{border-left:4px solid var(--bad);background:var(--panel);padding:10px 14px;margin:14px 0}.fault-box p{margin:2px 0}code{font:.92em ui-monospace,monospace;overflow-wrap:anywhere}
-figure.wide{margin-top:14px}.left td,.left th{text-align:left;white-space:normal}.left td:nth-child(5){min-width:250px}
+figure.wide{margin-top:14px}.left td,.left th{text-align:left;white-space:normal}.left .whole{white-space:nowrap}
 .curves figure{max-width:640px}.legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:.85rem;margin:6px 0 0}.legend i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:6px}
 @media print{figure{break-inside:avoid}}
 """

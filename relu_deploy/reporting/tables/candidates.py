@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from relu_deploy.reporting.candidate_phrases import goal_of, label_of
-from relu_deploy.reporting.terminal import markup, new_table, number, show
+from relu_deploy.reporting.candidate_phrases import goal_of, label_of, time_of
+from relu_deploy.reporting.terminal import markup, new_table, show
 
 __all__ = ["print_candidates"]
 
@@ -16,17 +16,14 @@ Result = Mapping[str, Any]
 def print_candidates(auto: Result) -> None:
     """Print the field `auto` of what `optimize --json` writes."""
     show(f"  [dim]{markup(goal_of(auto))}[/]")
-    throughput = auto["minimize"] == "throughput"
-    table = new_table("candidate", ">rows/s" if throughput else ">ms", "speed", "outcome", "reason")
+    table = new_table("candidate", ">p50", "speed", "outcome", "reason")
     for one in auto["candidates"]:
-        latency = one["latency_ms"]
-        time = one["throughput"] if throughput else latency and latency["mean"]
         style = {"chosen": "green", "failed": "yellow", "unusable": "yellow"}.get(
             one["outcome"], "dim" if one["outcome"] == "eliminated" else ""
         )
         outcome = f"[{style}]{one['outcome']}[/]" if style else one["outcome"]
         reason = "" if one["outcome"] in ("chosen", "passed", "eliminated") else one["reason"]
-        table.add_row(markup(label_of(one)), number(time), _speed(one), outcome, markup(reason))
+        table.add_row(markup(label_of(one)), time_of(one, auto), _speed(one), outcome, markup(reason))
     show(table)
     for name, reason in auto["unusable"].items():
         show(f"  [dim]not usable here: {markup(name)}: {markup(reason)}[/]")

@@ -81,7 +81,7 @@ def _not_compared(result: Result) -> Iterator[str]:
     for one in result.get("unknown_nodes", ()):
         yield (
             f"[yellow]not verified[/]: {markup(one['node'])} ({markup(one['operator'])}); "
-            "the truth does not know this operator, and its results were taken from the runtime"
+            "the truth does not know this operator: the runtime computed it, on the truth's operands"
         )
 
 

@@ -1,27 +1,28 @@
-"""The graphs that a verification compares, made comparable: the same random numbers, and nothing that cannot be evaluated."""
+"""The graphs that a verification compares, made comparable: the same random numbers, and a runtime for what cannot be evaluated.
+
+A node of an operator that the reference evaluator does not have is run alone by a runtime, on the operands of the evaluation
+(see `backends.reference.delegate`): a wrong weight in it is found, and what is done before it shows behind it. Whether the
+runtime computes it rightly is not verified, and the report names it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relu_deploy.backends import DEFAULT, capabilities
+from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Feeds
+from relu_deploy.verification.against import choose_against
 from relu_deploy.verification.judging.defined_order import with_defined_order
-from relu_deploy.verification.judging.pinning import (
-    PinnedNodes,
-    random_nodes_of,
-    random_values,
-    replaced,
-    unknown_nodes_of,
-    unknown_values,
-)
-from relu_deploy.verification.truth import Truth, choose_against, find_truth, open_source
+from relu_deploy.verification.judging.pinning import PinnedNodes, random_nodes_of, random_values, replaced
+from relu_deploy.verification.truth import Truth, find_truth, open_source
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,18 +35,18 @@ class Comparable:
     """The two sides of a verification.
 
     Attributes:
-        bundle: What backends run.
-        evaluable: What the reference evaluator runs.
+        bundle: The graph under test.
         against: As for `open_source`.
         shown: `against` as the report shows it.
+        reference: Options of the reference evaluator, as for `load`.
         random: Names of the nodes that were replaced by one draw.
-        unknown: Names and operators of the nodes whose results were taken from a runtime.
+        unknown: Names and operators of the nodes that a runtime runs for the truth, those of the other graph included.
     """
 
     bundle: Bundle
-    evaluable: Bundle
     against: str
     shown: str
+    reference: Mapping[str, Any] = field(default_factory=dict)
     random: tuple[str, ...] = ()
     unknown: tuple[tuple[str, str], ...] = ()
 
@@ -58,9 +59,10 @@ def comparable(
 
     Raises:
         UsageError: If a graph with random nodes is to be compared with a PyTorch program, whose numbers cannot be shared.
-        InputError: If the other graph draws other random numbers.
+        InputError: If the other graph draws other random numbers, or nothing in the graph can be evaluated.
     """
     shown = choose_against(bundle, against)
+    reference = _reference_options(backends, options)
     with ExitStack() as stack:
         bundle = stack.enter_context(with_defined_order(bundle))
         nodes = random_nodes_of(read_model(bundle.onnx))
@@ -77,48 +79,54 @@ def comparable(
             ordered = stack.enter_context(with_defined_order(theirs))
             chosen = chosen if ordered is theirs else str(ordered.onnx)
         if nodes:
-            draws = random_values(bundle, nodes, feeds)
+            draws = random_values(bundle, nodes, feeds, reference)
             if chosen != "reference":
                 chosen = str(stack.enter_context(_with_same_draws(Path(chosen), nodes, draws)).onnx)
             bundle = stack.enter_context(replaced(bundle, draws))
-        unknown = unknown_nodes_of(read_model(bundle.onnx)) if chosen != "torch" else []
-        evaluable = bundle
-        known_by_runtime = PinnedNodes({}, {})
-        if unknown:
-            known_by_runtime = unknown_values(bundle, [name for name, _ in unknown], backends, feeds, options)
-            evaluable = stack.enter_context(replaced(bundle, known_by_runtime))
-        if chosen not in ("torch", "reference"):
-            other = _open(Path(chosen))
-            if unknown_theirs := unknown_nodes_of(read_model(other.onnx)):
-                values = _preferring(
-                    known_by_runtime, unknown_values(other, [name for name, _ in unknown_theirs], backends, feeds, options)
-                )
-                chosen = str(stack.enter_context(replaced(other, values)).onnx)
         random = tuple(str(node.name) for node in nodes)
-        yield Comparable(bundle, evaluable, chosen, shown, random, tuple(unknown))
+        yield Comparable(bundle, chosen, shown, reference, random, _unknown_nodes(bundle, chosen))
 
 
-def _preferring(ours: PinnedNodes, theirs: PinnedNodes) -> PinnedNodes:
-    """Return the values of the other graph, those of ours where both have a tensor.
+def _reference_options(backends: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the reference evaluator. What it does not have is run by the first of `backends` that can, else `DEFAULT`."""
+    runtimes = [
+        name
+        for name in backends
+        if (able := capabilities(name)).shows_tensors and not able.runs_program and not able.evaluates_float64
+    ]
+    same = {name: options[name] for name in ("threads", "device", "optimization") if name in options}
+    return {**same, "delegate": (*runtimes, DEFAULT)[0]}
 
-    What an operator that cannot be evaluated makes of the errors before it is not known: the nodes behind it are compared on
-    the same operands.
-    """
-    values = {
-        name: ours.values[name] if name in ours.values and ours.values[name].shape == value.shape else value
-        for name, value in theirs.values.items()
-    }
-    return PinnedNodes(values, theirs.masks, theirs.removed)
+
+def _unknown_nodes(bundle: Bundle, against: str) -> tuple[tuple[str, str], ...]:
+    """Return the names and operators of the nodes that the reference evaluator does not have. Raises InputError when all are."""
+    if against == "torch":
+        return ()
+    model = read_model(bundle.onnx)
+    unknown = _unknown_of(model)
+    if against != "reference":
+        return tuple(dict.fromkeys((*unknown, *_unknown_of(read_model(_open(Path(against)).onnx)))))
+    names = {name for name, _ in unknown}
+    if names and all(str(node.name) in names or node.op_type == "Constant" for node in model.graph):
+        node, operator = unknown[0]
+        raise InputError(
+            f"nothing can be verified: the reference evaluator has no operator of the graph, such as {operator} (node {node!r})",
+            "verify against another ONNX file",
+        )
+    return tuple(unknown)
+
+
+def _unknown_of(model: ir.Model) -> list[tuple[str, str]]:
+    return [(node, f"{domain}.{operator}" if domain else operator) for node, domain, operator in unsupported_nodes(model)]
 
 
 def truth_of_outputs(bundle: Bundle, feeds: Feeds, precision: str, threads: int = 0) -> Truth:
     """Return the truth of the outputs of `bundle` alone, in the noise of `precision`.
 
-    Nodes that the reference evaluator does not have return what ONNX Runtime returns, as in `verify`. Outputs that only such
-    nodes make may be missing.
+    Nodes that the reference evaluator does not have are run by ONNX Runtime, as in `verify`.
     """
     with comparable(bundle, None, (), feeds, {"threads": threads}) as compared:
-        return find_truth(open_source(compared.evaluable, compared.against, (), threads), feeds, precision)
+        return find_truth(open_source(compared.bundle, compared.against, (), compared.reference), feeds, precision)
 
 
 @contextmanager

@@ -1,49 +1,37 @@
 """Evaluations that say how large the error of correct arithmetic is where one random draw does not.
 
 few numbers     the RMS of one, two or three errors is itself random: it is taken over several draws
-long sums       a runtime may add terms in any order, and one after the other in float32 loses what is small beside the
-                sum so far; the error of the least favorable order, largest terms first, is measured and not guessed
 decisions       a rounded number, an index of TopK or a comparison changes by a whole step where two candidates are closer
                 than the noise: evaluations with the noise at its limit find the elements that may change
+
+Long sums are in `sum_order.py`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relu_deploy.backends.base import Rounding
-from relu_deploy.graph import opset_of
-from relu_deploy.graph.bodies import dependents, iterate_nodes
+from relu_deploy.graph.bodies import dependents
 from relu_deploy.graph.selection import INDEXING
-from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.judging.verdict import rms
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["COARSE", "FEW", "LONG", "LargeRounding", "SumOrder", "behind_decisions", "draws_for", "rounded_numbers", "slack_of"]
+__all__ = ["COARSE", "COARSE_DRAWS", "FEW", "LargeRounding", "behind_decisions", "draws_for", "rounded_numbers", "slack_of"]
 
 #: elements below which one draw is no measure of a tensor's noise, and the draws taken for such tensors
 FEW, DRAWS = 16, {"float64": 4, "float32": 4}
 COARSE_DRAWS = 8
 #: precisions whose rounding shows in ordinary numbers
 COARSE = ("float16", "bfloat16", "float8", "int8")
-#: terms from which a sum is long: float32's limit allows for shorter ones in any order
-LONG = 1024
-#: error of a Sigmoid that is computed by tanh: one unit in the last place of 1 in float32 (ONNX Runtime's largest is 1.05 times that)
-SIGMOID_ERROR = 2.0**-23
-#: error of an exponential less 1 near 1: half a unit in the last place
-EXPONENTIAL_ERROR = 2.0**-24
-#: RMS of a result below which the errors above may exceed float32's limit
-FAINT = 0.1
 #: operators that decide: their results change by whole steps
 DECIDING = {"ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod"}
 DECIDING |= {"NonMaxSuppression", "NonZero", "Round", "Sign", "TopK", "Unique", "BitwiseAnd", "IsInf", "IsNaN", "Shrink"}
+DECIDING |= {"Binarizer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 #: operators that round numbers to integers, and those that compute or move such integers
 ROUNDING = {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear"}
 COMPUTING = {"Abs", "Add", "Cast", "Clip", "Concat", "DepthToSpace", "Div", "Expand", "Flatten", "Identity", "Max", "MaxPool"}
@@ -130,173 +118,3 @@ def rounded_numbers(model: ir.Model) -> set[str]:
 
 def _rounds(node: ir.Node) -> bool:
     return node.op_type in ROUNDING or node.op_type.startswith("QLinear") or _casts_to_integers(node)
-
-
-@dataclass
-class SumOrder:
-    """Replaces the long sums of an evaluation by float32 sums that start with the largest terms, and shifts what `SHIFTED` lists.
-
-    Attributes:
-        nodes: The nodes that sum or are shifted, by the name of their result in the evaluation.
-        tensor_names: The graph's tensor by the name in the evaluation, where they differ.
-        longest: The most terms of a sum so far.
-        is_faint: Whether a result that is shifted was so small that the way it is computed shows.
-    """
-
-    nodes: Mapping[str, ir.Node]
-    tensor_names: Mapping[str, str]
-    opset: int
-    replace: bool = True
-    longest: int = 0
-    is_faint: bool = False
-    _inputs: dict[str, Array] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, model: ir.Model, tensor_names: Mapping[str, str], feeds: Feeds, *, replace: bool) -> SumOrder:
-        """Return the sums of a graph. replace: False only counts their terms."""
-        nodes = {str(node.outputs[0].name): node for node, _ in iterate_nodes(model) if node.op_type in (*SUMS, *SHIFTED)}
-        if tensor_names:
-            nodes = {name: nodes[ours] for name, ours in tensor_names.items() if ours in nodes}
-        sums = cls(nodes, tensor_names, opset_of(model), replace)
-        read = [node.inputs[0] for node in nodes.values() if node.op_type != "Sigmoid"]
-        sums._inputs = {str(value.name): np.zeros(0) for value in read if value is not None}
-        sums._inputs |= {name: array for name, array in feeds.items() if name in sums._inputs}
-        return sums
-
-    def seen(self, name: str, value: Any) -> Any:
-        """Return the tensor as the least favorable order of its sum gives it; see `Seen`."""
-        node = self.nodes.get(name)
-        if node is None or node.inputs[0] is None or not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-            pass
-        elif node.op_type in SHIFTED:
-            self.is_faint |= 0 < rms(value) < FAINT
-            x = self._inputs.get(str(node.inputs[0].name), np.zeros(0))
-            value = value + SHIFTED[node.op_type](node, x, value) if self.replace else value
-        else:
-            x = self._inputs.get(str(node.inputs[0].name), np.zeros(0))
-            axes = _axes(node, x.ndim, self.opset)
-            terms = math.prod(x.shape[axis] for axis in axes) if x.size else 0
-            self.longest = max(self.longest, terms)
-            if self.replace and terms >= LONG:
-                value = SUMS[node.op_type](np.asarray(x, np.float64), axes, value)
-        tensor = self.tensor_names.get(name, name)
-        if tensor in self._inputs:
-            self._inputs[tensor] = value
-        return value
-
-
-def _axes(node: ir.Node, rank: int, opset: int) -> tuple[int, ...]:
-    """Return the axes that a node sums over, () when they are not constants."""
-    spatial = tuple(range(2, rank))
-    if node.op_type in ("GlobalAveragePool", "InstanceNormalization"):
-        return spatial
-    if node.op_type == "LayerNormalization":
-        start = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
-        return tuple(range(start % rank, rank)) if rank else ()
-    if node.op_type in ("Softmax", "LogSoftmax"):
-        old = opset < 13
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1 if old else -1
-        if not rank:
-            return ()
-        return tuple(range(axis % rank, rank)) if old else (axis % rank,)
-    if "axes" in node.attributes:
-        axes = [int(axis) for axis in node.attributes["axes"].as_ints()]
-    elif len(node.inputs) > 1 and node.inputs[1] is not None:
-        constant = node.inputs[1].const_value
-        if constant is None:
-            return ()
-        axes = [int(axis) for axis in constant.numpy().reshape(-1)]
-    else:
-        axes = list(range(rank))
-    return tuple(axis % rank for axis in axes) if rank else ()
-
-
-def _sums(terms: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Return the sum of `terms` in float64, and one after the other in float32 from the largest on; the axes are kept as 1."""
-    kept = tuple(axis for axis in range(terms.ndim) if axis not in axes)
-    rows = np.transpose(terms, (*kept, *axes)).reshape(*(terms.shape[axis] for axis in kept), -1)
-    order = np.argsort(-np.abs(rows), axis=-1, kind="stable")
-    largest_first = np.take_along_axis(rows, order, -1).astype(np.float32)
-    shape = [1 if axis in axes else size for axis, size in enumerate(terms.shape)]
-    in_order = np.add.accumulate(largest_first, axis=-1, dtype=np.float32)[..., -1]
-    return rows.sum(axis=-1).reshape(shape), in_order.astype(np.float64).reshape(shape)
-
-
-def _ratio(terms: Array, axes: tuple[int, ...]) -> Array:
-    exact, in_order = _sums(terms, axes)
-    return np.divide(in_order, exact, out=np.ones_like(exact), where=(exact != 0) & np.isfinite(exact) & np.isfinite(in_order))
-
-
-def _exponentials(x: Array, axes: tuple[int, ...]) -> Array:
-    largest = x.max(axis=axes, keepdims=True)
-    return np.exp(x - np.where(np.isfinite(largest), largest, 0))
-
-
-def _softmax(x: Array, axes: tuple[int, ...], value: Array) -> Array:
-    return value / _ratio(_exponentials(x, axes), axes)
-
-
-def _log_softmax(x: Array, axes: tuple[int, ...], value: Array) -> Array:
-    return value - np.log(_ratio(_exponentials(x, axes), axes))
-
-
-def _log_sum_exp(x: Array, axes: tuple[int, ...], value: Array) -> Array:
-    return value + np.log(_ratio(_exponentials(x, axes), axes)).reshape(value.shape)
-
-
-def _scaled_by(terms: Callable[[Array], Array], power: float = 1.0) -> Callable[[Array, tuple[int, ...], Array], Array]:
-    def replaced(x: Array, axes: tuple[int, ...], value: Array) -> Array:
-        return value * (_ratio(terms(x), axes) ** power).reshape(value.shape)
-
-    return replaced
-
-
-def _sum(x: Array, axes: tuple[int, ...], value: Array) -> Array:
-    exact, in_order = _sums(x, axes)
-    return value + (in_order - exact).reshape(value.shape)
-
-
-def _mean(x: Array, axes: tuple[int, ...], value: Array) -> Array:
-    exact, in_order = _sums(x, axes)
-    return value + (in_order - exact).reshape(value.shape) / math.prod(x.shape[axis] for axis in axes)
-
-
-def _normalized(x: Array, axes: tuple[int, ...], value: Array) -> Array:
-    """The variance is a sum of squares, and the result is divided by its root; the mean's own error is small beside it."""
-    return value / np.sqrt(_ratio(np.square(x - x.mean(axis=axes, keepdims=True)), axes))
-
-
-def _exponential_shift(scale: float, factor: str = "") -> Callable[[ir.Node, Array, Array], Array]:
-    """Return the shift of the negative results of `scale` times (exponential less 1), times the attribute `factor`, 1 by default."""
-
-    def shift(node: ir.Node, _: Array, value: Array) -> Array:
-        given = float(node.attributes[factor].as_float()) if factor in node.attributes else 1.0
-        return np.where(value < 0, abs(scale * given) * EXPONENTIAL_ERROR, 0.0)
-
-    return shift
-
-
-#: by operator that runtimes compute in another way than exactly: how far that moves its result, from its operand and result
-SHIFTED: dict[str, Callable[[ir.Node, Array, Array], Array]] = {
-    "Celu": _exponential_shift(1.0, "alpha"),
-    "Elu": _exponential_shift(1.0, "alpha"),
-    # The product of its two default attributes.
-    "Selu": _exponential_shift(1.7581),
-    "Sigmoid": lambda _, __, value: np.full(value.shape, SIGMOID_ERROR),
-    # x times a Sigmoid.
-    "QuickGelu": lambda _, x, value: SIGMOID_ERROR * x if x.shape == value.shape else np.zeros(value.shape),
-}
-#: what the order of a long sum does to the result of each operator that has one
-SUMS: dict[str, Callable[[Array, tuple[int, ...], Array], Array]] = {
-    "GlobalAveragePool": _mean,
-    "InstanceNormalization": _normalized,
-    "LayerNormalization": _normalized,
-    "LogSoftmax": _log_softmax,
-    "ReduceL1": _scaled_by(np.abs),
-    "ReduceL2": _scaled_by(np.square, 0.5),
-    "ReduceLogSumExp": _log_sum_exp,
-    "ReduceMean": _mean,
-    "ReduceSum": _sum,
-    "ReduceSumSquare": _scaled_by(np.square),
-    "Softmax": _softmax,
-}

@@ -1,10 +1,8 @@
-"""Nodes whose results are taken as given: those that draw random numbers, and those that cannot be evaluated.
+"""Nodes that draw random numbers, replaced by one draw.
 
 A graph that draws random numbers gives another answer in every run, so nothing can be compared. Each random node is replaced
 by one draw, the same in the truth and on every backend; a Dropout in training mode by a multiplication with one draw of its
-mask. In the body of a Loop or Scan all iterations get the draw of the last. A node of an operator that the reference evaluator
-does not have is replaced, in the truth only, by what a runtime returned for it: the nodes around it are verified, it is not,
-and the report names it.
+mask. In the body of a Loop or Scan all iterations get the draw of the last.
 """
 
 from __future__ import annotations
@@ -17,22 +15,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from relu_deploy.backends import capabilities, load
+from relu_deploy.backends import load
 from relu_deploy.backends.base import Seen, TruthSession
-from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
-from relu_deploy.graph import Relu, load_model, read_model, save_model
+from relu_deploy.graph import load_model, save_model
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.domains import is_standard
-from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Array, Feeds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["PinnedNodes", "random_nodes_of", "random_values", "replaced", "unknown_nodes_of", "unknown_values"]
+__all__ = ["PinnedNodes", "random_nodes_of", "random_values", "replaced"]
 
 RANDOM = ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 
@@ -44,12 +40,10 @@ class PinnedNodes:
     Attributes:
         values: The results of nodes, by tensor.
         masks: The factors of Dropout nodes, by the tensor of their result.
-        removed: Results that are not arrays of numbers: their nodes go, and so does what reads them.
     """
 
     values: Mapping[str, Array]
     masks: Mapping[str, Array]
-    removed: frozenset[str] = frozenset()
 
 
 def random_nodes_of(model: ir.Model) -> list[ir.Node]:
@@ -68,8 +62,11 @@ def _draws(node: ir.Node) -> bool:
     return constant is None or bool(constant.numpy())
 
 
-def random_values(bundle: Bundle, nodes: Sequence[ir.Node], feeds: Feeds) -> PinnedNodes:
-    """Return one draw of each of `nodes`. A node in a branch that does not run on `feeds` has none."""
+def random_values(bundle: Bundle, nodes: Sequence[ir.Node], feeds: Feeds, reference: Mapping[str, Any]) -> PinnedNodes:
+    """Return one draw of each of `nodes`. A node in a branch that does not run on `feeds` has none.
+
+    reference: Options of the reference evaluator, as for `load`.
+    """
     operators = {str(node.outputs[0].name): node for node in nodes}
     reads = {str(node.inputs[0].name) for node in nodes if node.op_type == "Dropout" and node.inputs[0] is not None}
     reads |= {str(node.outputs[1].name) for node in nodes if node.op_type == "Dropout" and _has_mask(node)}
@@ -80,7 +77,7 @@ def random_values(bundle: Bundle, nodes: Sequence[ir.Node], feeds: Feeds) -> Pin
             found[name] = value
         return value
 
-    with closing(cast(TruthSession, load(bundle, "reference"))) as session:
+    with closing(cast(TruthSession, load(bundle, "reference", **reference))) as session:
         session.evaluate(feeds, wide=False, seen=cast(Seen, keep))
     values = {name: found[name] for name, node in operators.items() if node.op_type != "Dropout" and name in found}
     masks = {}
@@ -101,48 +98,6 @@ def _has_mask(node: ir.Node) -> bool:
     return len(node.outputs) > 1 and bool(node.outputs[1].name)
 
 
-def unknown_nodes_of(model: ir.Model) -> list[tuple[str, str]]:
-    """Return the name and the operator of each node that the reference evaluator does not have."""
-    return [(node, f"{domain}.{operator}" if domain else operator) for node, domain, operator in unsupported_nodes(model)]
-
-
-def unknown_values(
-    bundle: Bundle, names: Sequence[str], backends: Sequence[str], feeds: Feeds, options: Mapping[str, Any]
-) -> PinnedNodes:
-    """Return what a runtime returns for nodes that cannot be evaluated.
-
-    Args:
-        bundle: The graph.
-        names: Of the nodes.
-        backends: The first that shows the tensors of the graph runs it, else ONNX Runtime on the CPU.
-        feeds: The inputs.
-        options: As for `load`.
-
-    Raises:
-        InputError: If a node is inside a body, where it cannot be replaced.
-    """
-    model = read_model(bundle.onnx)
-    nodes = {str(node.name): node for node in model.graph}
-    if inside := [name for name in names if name not in nodes]:
-        raise InputError(
-            f"{bundle.name}: the reference evaluator does not have the operator of node {inside[0]!r}, which is inside a body",
-            "verify against another ONNX file, or remove the node from the graph",
-        )
-    outputs = [str(value.name) for name in names for value in nodes[name].outputs if value.name]
-    runtimes = [
-        name
-        for name in backends
-        if (able := capabilities(name)).shows_tensors and not able.runs_program and not able.evaluates_float64
-    ]
-    taps = tuple(Relu(str(index), index, "relu", "", name, None, "", "", ()) for index, name in enumerate(outputs))
-    with closing(load(bundle, (*runtimes, "onnxruntime-cpu")[0], taps=taps, **options)) as session:
-        results = session.run(feeds)
-    arrays = {
-        name: results[name] for name in outputs if isinstance(results[name], np.ndarray) and results[name].dtype.kind in "biuf"
-    }
-    return PinnedNodes(arrays, {}, frozenset(outputs) - arrays.keys())
-
-
 @contextmanager
 def replaced(bundle: Bundle, pinned: PinnedNodes) -> Iterator[Bundle]:
     """Yield a graph with replacements, for as long as the block lasts."""
@@ -158,11 +113,7 @@ def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
     import onnx_ir as ir
 
     graph = model.graph
-    removed = set(pinned.removed)
-    for node in graph:
-        if any(value is not None and value.name in removed for value in node.inputs):
-            removed |= {str(value.name) for value in node.outputs if value.name}
-    given = removed | pinned.values.keys()
+    given = pinned.values.keys()
     outputs = [value for value in graph.outputs if value.name not in given]
     last = _last_evaluated(model, given, given | {str(value.name) for value in outputs})
     graph.outputs.clear()
@@ -178,14 +129,10 @@ def _replace(model: ir.Model, pinned: PinnedNodes) -> None:
                 constant = _constant(graph, name, pinned.values[name])
                 value.name = f"{name}/replaced"
                 value.replace_all_uses_with(constant)
-    if any(value.type is None for value in last):
-        # The types behind an operator that onnx does not know follow from the constant in its place.
-        infer_shapes(model)
     graph.outputs.extend([value for value in last if isinstance(value.type, ir.TensorType)])
     if not graph.outputs:
         raise InputError(
-            "nothing can be verified: no output is computed by operators that the reference evaluator has",
-            "verify against another ONNX file",
+            "nothing can be verified: every output is drawn at random", "give a graph with an output that is computed"
         )
     kept = {id(value) for value in graph.outputs}
     while unread := [n for n in graph if not any(value.uses() or id(value) in kept for value in n.outputs)]:
@@ -221,24 +168,24 @@ def _read_constant(graph: ir.Graph, value: ir.Value, array: Array) -> None:
     copy.outputs[0].name = name
 
 
-def _last_evaluated(model: ir.Model, removed: AbstractSet[str], known: AbstractSet[str]) -> list[ir.Value]:
-    """Return the tensors that only removed and replaced nodes read: as outputs they, and the Relus before them, stay."""
+def _last_evaluated(model: ir.Model, drawn: AbstractSet[str], known: AbstractSet[str]) -> list[ir.Value]:
+    """Return the tensors that only replaced nodes read: as outputs they, and the Relus before them, stay."""
     last: dict[str, ir.Value] = {}
     for node in model.graph:
-        if not any(value.name in removed for value in node.outputs):
+        if not any(value.name in drawn for value in node.outputs):
             continue
         for value in node.inputs:
-            if value is None or value.producer() is None or value.name in known or value.name in removed:
+            if value is None or value.producer() is None or value.name in known or value.name in drawn:
                 continue
-            if all(_is_lost(use.node, removed) for use in value.uses()):
+            if all(_is_lost(use.node, drawn) for use in value.uses()):
                 last[str(value.name)] = value
     return list(last.values())
 
 
-def _is_lost(node: ir.Node, removed: AbstractSet[str]) -> bool:
-    """Return whether `node` is removed or replaced, or nothing reads its results."""
+def _is_lost(node: ir.Node, drawn: AbstractSet[str]) -> bool:
+    """Return whether `node` is replaced, or nothing reads its results."""
     unread = not any(output.uses() or output.is_graph_output() for output in node.outputs)
-    return unread or any(output.name in removed for output in node.outputs)
+    return unread or any(output.name in drawn for output in node.outputs)
 
 
 def _multiply(graph: ir.Graph, dropout: ir.Node, factors: Array) -> None:

@@ -40,9 +40,9 @@ class TensorNoise:
         self._true, self._precision, self._decided = true, precision, decided
         self._is_float = true.dtype.kind == "f"
         self._is_rounded = rounded and true.dtype.kind in "iu" and precision in COARSE
-        self._computed = self._other = 0.0
+        self._computed = self._drawn = self._other = 0.0
         self._draws: dict[int, float] = {}
-        self._single: Array | None = None
+        self._singles: dict[str, Array] = {}
         self._lock = threading.Lock()
         self.list_noise: float | None = None
         self.undecided = np.zeros(true.shape, bool) if true.dtype.kind in "iub" else None
@@ -67,6 +67,13 @@ class TensorNoise:
                 self.undecided |= changed
                 self._draws[draw] = max(self._draws.get(draw, 0.0), error)
 
+    def forget_overflow(self) -> None:
+        """Leave the evaluation in the graph's own types out where its error is beyond noise: something before it overflowed."""
+        least = estimate_noise_floor(self._true, precision=self._precision) if self._is_float else 0.0
+        if self._computed > LIMITS[self._precision] * max(self._drawn, least):
+            self._computed = 0.0
+            self._singles.pop("float32", None)
+
     def _add_list(self, value: Array) -> None:
         numbers = self._true.dtype.kind in "fiu" and np.asarray(value).dtype.kind in "fiu"
         distance = list_distance(np.asarray(value), self._true) if numbers else None
@@ -89,8 +96,10 @@ class TensorNoise:
         single = single_noise(self._true, value) if computes and self._true.ndim > 2 else None
         limit = LIMITS[self._precision]
         with self._lock:
-            self._computed = max(self._computed, computed)
-            if evaluation == "draw":
+            if evaluation == "float32":
+                self._computed = computed
+            elif evaluation == "draw":
+                self._drawn = max(self._drawn, computed)
                 self._draws[draw] = error
             elif evaluation == "ordered":
                 # Any other order is more favorable; twice its error leaves room for the terms themselves to be rounded.
@@ -98,14 +107,14 @@ class TensorNoise:
             elif evaluation == "large":
                 self._other = max(self._other, error / limit)
             if single is not None:
-                self._single = single if self._single is None else np.maximum(self._single, single)
+                self._singles[evaluation] = single
 
     @property
     def floor(self) -> float:
         """Return the RMS error of correct arithmetic; 0 for integers that are no rounded numbers, booleans and strings."""
         if not self._is_float:
             return max(self._draws.values(), default=0.0) if self._is_rounded else 0.0
-        floor = max(estimate_noise_floor(self._true, precision=self._precision), self._computed)
+        floor = max(estimate_noise_floor(self._true, precision=self._precision), self._computed, self._drawn)
         if 0 < self._true.size < FEW:
             errors = [self._draws[draw] for draw in sorted(self._draws)]
             floor = max(floor, rms(np.array(errors))) * slack_of(self._true.size, len(errors))
@@ -119,12 +128,13 @@ class TensorNoise:
             return np.where(self.undecided, np.inf, SINGLE * self.floor)
         if not self._is_float or self._true.ndim < 3:
             return None
-        return single_noise(self._true) if self._single is None else self._single
+        return np.maximum.reduce(list(self._singles.values())) if self._singles else single_noise(self._true)
 
 
 def _error(value: Array, true: Array) -> float:
-    """Return the RMS error of the elements that are finite on both sides."""
-    finite = np.isfinite(value) & np.isfinite(true)
+    """Return the RMS error of the elements that are finite on both sides, as float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(value.astype(np.float32)) & np.isfinite(true.astype(np.float32))
     return rms(value[finite].astype(np.float64) - true[finite])
 
 

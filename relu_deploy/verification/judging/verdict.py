@@ -236,8 +236,14 @@ def _ordinal(x: Array) -> Array:
 
 
 def rms(x: Array) -> float:
-    """Return the root mean square of `x`, 0 when it is empty."""
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
+    """Return the root mean square of `x`, 0 when it is empty. Numbers whose squares are beyond float64 count like any other."""
+    if not x.size:
+        return 0.0
+    with np.errstate(over="ignore"):
+        mean = float(np.mean(np.square(x, dtype=np.float64)))
+    if np.isinf(mean) and np.isfinite(largest := float(np.max(np.abs(x)))):
+        return largest * rms(x / largest)
+    return float(np.sqrt(mean))
 
 
 def _non_finite_difference(measured: Array, rounded: Array, finite: Array) -> str:

@@ -38,11 +38,12 @@ __all__ = ["BackendUnderTest", "locate_on_backend"]
 
 @dataclass(frozen=True)
 class BackendUnderTest:
-    """A backend that pieces of a graph are run on. options: as for `load`. precision: of the graph."""
+    """A backend that pieces of a graph are run on. options, reference: its own and the reference evaluator's. precision: of the graph."""
 
     name: str
     options: Mapping[str, Any]
     precision: str
+    reference: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class _Pieces:
         precision = self.backend.precision
         with _saved(extract_subgraph(self.model, inputs, [tensor])) as piece:
             feeds = _feeds_for(piece, values)
-            with closing(open_source(piece, "reference", ())) as source:
+            with closing(open_source(piece, "reference", (), self.backend.reference)) as source:
                 truth = find_truth(source, feeds, precision)
             with closing(load(piece, self.backend.name, **self.backend.options)) as session:
                 got = session.run(feeds)[tensor]
@@ -142,7 +143,7 @@ class _Pieces:
         """Return the known tensors, and in float64 those that the nodes of `piece` make."""
         inner = [str(value.name) for node in piece for value in node.outputs if value.name and value.name != tensor]
         with _saved(extract_subgraph(self.model, inputs, [tensor, *inner])) as whole:
-            session = cast(TruthSession, load(whole, "reference"))
+            session = cast(TruthSession, load(whole, "reference", **self.backend.reference))
             return {**self.known, **session.evaluate(_feeds_for(whole, self.known))}
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -31,7 +32,8 @@ from relu_deploy.verification.judging.noise import FEW
 from relu_deploy.verification.judging.verdict import LIMITS
 from relu_deploy.verification.locating.classify import describe
 from relu_deploy.verification.locating.fault import Fault
-from relu_deploy.verification.locating.node_error import STORAGE, evaluated_on, first_loss, stored_again
+from relu_deploy.verification.locating.node_error import STORAGE, TrueTensors, evaluated_on, first_loss, stored_again
+from relu_deploy.verification.plan import VerifyPlan
 from relu_deploy.verification.truth import Source
 
 if TYPE_CHECKING:
@@ -40,33 +42,32 @@ if TYPE_CHECKING:
 __all__ = ["faults_of_graph"]
 
 
-def faults_of_graph(bundle: Bundle, source: Source, feeds: Feeds, precision: str) -> list[Fault]:
+def faults_of_graph(plan: VerifyPlan, source: Source) -> list[Fault]:
     """Return the nodes of a graph whose own output differs from the truth, in the order of the graph.
 
     Args:
-        bundle: The graph under test.
+        plan: The graph under test, its inputs and its precision.
         source: The source of the truth. A graph that is its own truth has no fault.
-        feeds: The inputs.
-        precision: The precision of the graph under test.
     """
     if source.against == "reference":
         return []
-    model = read_model(bundle.onnx)
+    feeds, precision = plan.feeds, plan.precision
+    model = read_model(plan.bundle.onnx)
     # The inputs too: a node that stores one of them again is judged itself, not the first node that reads it.
     known = {**_widened(feeds), **source.everything(feeds)}
     known |= stored_again(model, known)
-    errors, given = evaluated_on(known, cast(TruthSession, load(bundle, "reference")), feeds, precision)
+    iterated = source.iterations(feeds)
+    with closing(cast(TruthSession, load(plan.bundle, "reference", **plan.reference))) as session:
+        errors, given = evaluated_on(TrueTensors(known, iterated), session, feeds, precision)
     bounds = {relu.node: np.inf if relu.upper is None else relu.upper for relu in find_relus(model)}
     truth_model = None if source.against == "torch" else read_model(Bundle.open(source.against).onnx)
     truth_names = {ours: name for name, ours in source.inner.items()}
     known_there = {truth_names.get(name, name) for name in known}
     producers = Producers(model)
     truth_producers = None if truth_model is None else Producers(truth_model)
-    faults = []
+    faults: list[Fault] = []
+    around: set[str] = set()
     for node, path in iterate_nodes(model):
-        if any(step.node.op_type in ("Loop", "Scan") for step in path):
-            # Its tensors have a value for each iteration: the fault is named at the node around it.
-            continue
         for value in node.outputs:
             name = str(value.name)
             if name not in errors:
@@ -86,8 +87,10 @@ def faults_of_graph(bundle: Bundle, source: Source, feeds: Feeds, precision: str
                 culprit = _culprit(unmatched, given, precision) or node
                 between = [str(one.name) for one in region] if len(region) > 1 else ()
                 faults.append(Fault.at(culprit, "graph", describe(tensor.got, tensor.true), ratio, between))
+                around |= {str(step.node.name) for step in path}
                 break
-    return faults
+    # The node around a body in which a fault was found returns what that makes of its results.
+    return [fault for fault in faults if fault.node not in around]
 
 
 def _widened(feeds: Feeds) -> Feeds:

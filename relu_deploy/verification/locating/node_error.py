@@ -11,6 +11,7 @@ has them, so that its result does not depend on the nodes before it. Its noise i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from relu_deploy.verification.judging.verdict import LIMITS, estimate_noise_floo
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["STORAGE", "NodeError", "evaluated_on", "first_loss", "stored_again"]
+__all__ = ["STORAGE", "NodeError", "TrueTensors", "evaluated_on", "first_loss", "stored_again"]
 
 #: operators that store a number in another way and compute nothing
 STORAGE = ("Cast", "QuantizeLinear", "DequantizeLinear")
@@ -109,54 +110,95 @@ class _NodeRounding(Rounding):
         return [new if weight else old for new, old, weight in zip(noisy, values, weights, strict=True)]
 
 
+@dataclass(frozen=True)
+class TrueTensors:
+    """The tensors of the truth, in float64.
+
+    Attributes:
+        once: Those that have one value, by name.
+        iterated: Those inside the bodies of loops, with a value for each of the first iterations.
+    """
+
+    once: Mapping[str, Array]
+    iterated: Mapping[str, Sequence[Array]]
+
+    def feed(self, keep: Callable[[str, int, Any], None]) -> Seen:
+        """Return a callback that feeds every node the truth. keep: Called with name, iteration and value of each tensor."""
+        places: Counter[str] = Counter()
+
+        def seen(name: str, value: Any) -> Any:
+            place = 0
+            true = self.once.get(name)
+            if name in self.iterated:
+                place, values = places[name], self.iterated[name]
+                places[name] += 1
+                if place >= len(values):
+                    return value
+                true = values[place]
+            keep(name, place, value)
+            return true if true is not None and true.shape == np.shape(value) else value
+
+        return seen
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.once or name in self.iterated
+
+
 def evaluated_on(
-    known: Mapping[str, Array], session: TruthSession, feeds: Feeds, precision: str
+    known: TrueTensors, session: TruthSession, feeds: Feeds, precision: str
 ) -> tuple[dict[str, NodeError], dict[str, Array]]:
     """Evaluate every node on the truth.
 
     Args:
-        known: The tensors of the truth, in float64; each node is fed these where they exist.
+        known: The tensors of the truth; each node is fed these where they exist.
         session: Evaluates the graph under test.
         feeds: Its inputs.
         precision: Its precision.
 
     Returns:
-        The error of each tensor that is known, and all tensors.
+        The error of each tensor that is known, of all iterations together; and all tensors that have one value.
     """
-    given: dict[str, Array] = {}
-    square: dict[str, Array] = {}
+    given: dict[str, dict[int, Any]] = {}
+    square: dict[tuple[str, int], Array] = {}
     # The nine weights of a depthwise filter, rounded coarsely once, may happen to be nearly exact: one draw is no measure.
-    few = draws_for(known, precision)
+    few = draws_for({**known.once, **{name: values[0] for name, values in known.iterated.items()}}, precision)
     draws = max(few, 4) if precision in COARSE else few
 
-    def feed_truth(keep: Callable[[str, Array], None]) -> Seen:
-        def seen(name: str, value: Array) -> Array:
-            keep(name, value)
-            true = known.get(name)
-            return true if true is not None and true.shape == np.shape(value) else value
+    def keep(name: str, place: int, value: Any) -> None:
+        given.setdefault(name, {})[place] = value
 
-        return seen
-
-    def add_square(name: str, value: Array) -> None:
-        if name not in known or np.shape(value) != np.shape(given[name]) or not isinstance(value, np.ndarray):
+    def add_square(name: str, place: int, value: Any) -> None:
+        exact: Any = given.get(name, {}).get(place)
+        if name not in known or not isinstance(value, np.ndarray) or value.shape != np.shape(exact):
             return
+        key = name, place
         if value.dtype.kind in "iub":
-            square[name] = square.get(name, 0.0) + (value != given[name])
+            square[key] = square.get(key, 0.0) + (value != exact)
         elif value.dtype.kind == "f":
             with np.errstate(over="ignore", invalid="ignore"):
-                error = np.square(value - given[name])
+                error = np.square(value - exact)
             # The difference of two infinities is no noise: it would hide every error beside it.
-            square[name] = square.get(name, 0.0) + np.where(np.isfinite(error), error, 0) / draws
+            square[key] = square.get(key, 0.0) + np.where(np.isfinite(error), error, 0) / draws
 
-    session.evaluate(feeds, seen=feed_truth(given.__setitem__))
+    session.evaluate(feeds, seen=known.feed(keep))
     for seed in range(draws):
-        session.evaluate(feeds, rounding=_NodeRounding(precision, seed), seen=feed_truth(add_square))
-    errors = {
-        name: NodeError(value, known[name], np.sqrt(square.get(name, np.zeros(np.shape(value)))), precision)
-        for name, value in given.items()
-        if name in known
-    }
-    return errors, given
+        session.evaluate(feeds, rounding=_NodeRounding(precision, seed), seen=known.feed(add_square))
+    errors = {}
+    for name, values in given.items():
+        if name in known and all(isinstance(value, np.ndarray) for value in values.values()):
+            true = [known.iterated[name][place] for place in values] if name in known.iterated else [known.once[name]]
+            noise = [np.sqrt(square.get((name, place), np.zeros(value.shape))) for place, value in values.items()]
+            errors[name] = NodeError(_joined(list(values.values())), _joined(true), _joined(noise), precision)
+    return errors, {name: values[0] for name, values in given.items() if name not in known.iterated}
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    """Return the values of a tensor in all iterations as one array, along its first axis where they fit together."""
+    if len(arrays) == 1:
+        return arrays[0]
+    if arrays[0].ndim and len({array.shape[1:] for array in arrays}) == 1:
+        return np.concatenate(arrays)
+    return np.concatenate([array.reshape(-1) for array in arrays])
 
 
 def stored_again(model: ir.Model, known: Mapping[str, Array]) -> dict[str, Array]:

@@ -232,6 +232,25 @@ def test_threads_that_share_a_session_get_their_own_answers(convolution):
         np.testing.assert_array_equal(one, other)
 
 
+def test_inputs_are_told_apart_by_name_and_one_that_no_node_reads_is_taken(model):
+    nodes = [helper.make_node("Sub", ["b", "a"], ["d"]), helper.make_node("Relu", ["d"], ["y"])]
+    inputs = [info(name, FLOAT, ["n", 3]) for name in ("a", "unread", "b")]
+    bundle = model(nodes, inputs, [info("y", FLOAT, ["n", 3]), info("d", FLOAT, ["n", 3])])
+    session = load(bundle, "openvino")
+    one, two = np.full((2, 3), 1, np.float32), np.full((2, 3), 5, np.float32)
+    assert (session.run({"b": two, "unread": one, "a": one})["y"] == 4).all()
+    results = session.run({"a": two, "unread": two, "b": one})
+    assert [results[name].max() for name in ("y", "d")] == [0, -4]
+
+
+def test_an_array_that_only_the_last_run_read_may_be_freed(convolution):
+    session, pictures = load(convolution, "openvino"), picture(64)
+    expected = session.run({"x": pictures[:3].copy()})["y"]
+    for _ in range(20):
+        session.run({"x": np.array(pictures)})
+        assert (session.run({"x": pictures[:3].copy()})["y"] == expected).all()
+
+
 def test_a_result_is_not_overwritten_by_the_next_run(convolution):
     session = load(convolution, "openvino")
     first = session.run({"x": picture()})["y"]

@@ -390,3 +390,20 @@ def test_a_level_far_out_of_range_is_clipped_and_a_nan_is_the_zero_point():
     x = np.array([1e30, -1e30, np.inf, -np.inf, np.nan, 1.5, 2.5], np.float32)
     levels = evaluate("QuantizeLinear", [x, np.float32(1), np.uint8(7)])[0]
     assert levels.tolist() == [255, 0, 255, 0, 7, 9, 9]
+
+
+@pytest.mark.parametrize("corners", [0, 1])
+def test_an_affine_grid_holds_the_transformed_places_of_the_pixels(corners):
+    theta = np.random.default_rng(0).standard_normal((2, 2, 3))
+    (grid,) = evaluate("AffineGrid", [theta, np.array([2, 3, 2, 3])], align_corners=corners)
+    # The centers of 2 rows and 3 columns of pixels, or of the pixels at the corners.
+    rows, columns = ([-1, 1], [-1, 0, 1]) if corners else ([-1 / 2, 1 / 2], [-2 / 3, 0, 2 / 3])
+    expected = [[[one @ [x, y, 1] for x in columns] for y in rows] for one in theta]
+    np.testing.assert_allclose(grid, expected, atol=1e-14)
+
+
+def test_an_affine_grid_of_volumes_has_the_last_axis_first():
+    theta = np.random.default_rng(1).standard_normal((1, 3, 4))
+    (grid,) = evaluate("AffineGrid", [theta, np.array([1, 1, 2, 1, 2])])
+    expected = [[[theta[0] @ [x, 0, z, 1] for x in (-0.5, 0.5)]] for z in (-0.5, 0.5)]
+    np.testing.assert_allclose(grid[0], expected, atol=1e-14)

@@ -1,4 +1,4 @@
-"""Operators that read a picture between its pixels: GridSample, RoiAlign, MaxRoiPool, DeformConv."""
+"""Operators that read a picture between its pixels: AffineGrid, GridSample, RoiAlign, MaxRoiPool, DeformConv."""
 
 from __future__ import annotations
 
@@ -16,6 +16,26 @@ from relu_deploy.tensors import Array
 
 #: elements that are gathered at once, so that they stay in the cache
 BLOCK = 2**15
+
+
+@operator("AffineGrid")
+def affine_grid(call: Call, theta: Array, size: Array) -> Array:
+    """theta (N, axes, axes + 1), size N, C and the spatial sizes. Returns (N, *spatial, axes): places from -1 to 1, the last axis first.
+
+    A height or width of 1 with align_corners gives NaN, and a depth of 1 gives -1, as the operator's definition does.
+    """
+    sizes, corners = [int(n) for n in size[2:]], bool(call.get("align_corners", 0))
+    grid = theta[(slice(None), *(None,) * len(sizes), slice(None), -1)]
+    for axis, count in enumerate(sizes):
+        steps = np.arange(count).astype(theta.dtype)
+        if corners:
+            is_flat_depth = count == 1 and len(sizes) == 3 and axis == 0
+            places = steps * (0 if is_flat_depth else np.divide(2, theta.dtype.type(count - 1))) - 1
+        else:
+            places = (2 * steps + 1) / theta.dtype.type(count) - 1
+        along = places.reshape(-1, *(1,) * (len(sizes) - axis))
+        grid = grid + along * theta[(slice(None), *(None,) * len(sizes), slice(None), len(sizes) - 1 - axis)]
+    return np.asarray(grid)
 
 
 @operator("GridSample")
