@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
+from relu_deploy.graph.model import load_model
 
 
 def saved(path, nodes, outputs=("y",), inputs=("x",), **weights):
