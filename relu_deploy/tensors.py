@@ -111,7 +111,11 @@ def sized_by_name(specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int
         spec.with_sizes(shapes[spec.name])
         if spec.name in shapes
         else replace(
-            spec, shape=tuple(dim if axis == spec.batch_axis else sizes.get(dim, dim) for axis, dim in enumerate(spec.shape))
+            spec,
+            shape=tuple(
+                sizes.get(dim, dim) if isinstance(dim, str) and axis != spec.batch_axis else dim
+                for axis, dim in enumerate(spec.shape)
+            ),
         )
         for spec in specs
     )

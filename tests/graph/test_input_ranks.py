@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
+from relu_deploy.graph.model import load_model
 
 
 def saved(path, nodes, outputs=("y",), inputs=("x",), **weights):
@@ -63,3 +64,13 @@ def test_a_rank_that_is_given_is_enough(tmp_path, command, given):
     else:
         ended = command("verify", path, given, "x=2x3" if given == "--shape" else tmp_path / "x.npz", "--quiet")
     assert ended.code == 0, ended.stderr
+
+
+def test_ranks_are_not_tried_for_thousands_of_inputs(tmp_path, monkeypatch):
+    # Each trial infers the shapes of the whole graph.
+    monkeypatch.setattr("relu_deploy.graph.shapes.input_ranks._fits", None)
+    inputs = [onnx.helper.make_tensor_value_info(f"x{place}", onnx.TensorProto.FLOAT, None) for place in range(1000)]
+    node = onnx.helper.make_node("Sum", [value.name for value in inputs], ["y"])
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", inputs, [output])), tmp_path / "m.onnx")
+    assert len(load_model(tmp_path / "m.onnx").graph.inputs) == 1000

@@ -573,6 +573,25 @@ def test_an_attribute_that_refers_to_a_functions_is_refused_where_there_is_no_fu
         load(proto, tmp_path)
 
 
+@pytest.mark.parametrize("place", ["node", "operator", "tensor", "dimension", "initializer"])
+def test_names_that_no_table_could_show_are_refused(tmp_path, place):
+    proto = linear()
+    name = "n" * 2_000_000
+    if place == "node":
+        proto.graph.node[0].name = name
+    elif place == "operator":
+        proto.graph.node[2].op_type = name
+    elif place == "tensor":
+        proto.graph.node[2].input[0] = proto.graph.node[1].output[0] = name
+    elif place == "dimension":
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = name
+    else:
+        proto.graph.initializer[0].name = name
+    with pytest.raises(InputError, match="2000000 characters") as raised:
+        load(proto, tmp_path)
+    assert len(raised.value.message) < 1000
+
+
 def test_a_shared_model_is_serialized_once_and_nobody_sees_the_changes_of_others(tmp_path, monkeypatch):
     load(linear(), tmp_path)
     model = read_model(tmp_path / "model.onnx")

@@ -32,6 +32,8 @@ MAX_RANK = 64
 MAX_DEPTH = 32
 #: largest number of elements that a tensor's dimensions may multiply to
 MAX_ELEMENTS = 2**48
+#: longest name of a node, tensor or operator: tables and reports repeat names
+MAX_NAME = 2**20
 #: attributes whose numbers must be positive in every operator that has them
 POSITIVE = frozenset(["group", "strides", "dilations", "kernel_shape"])
 HINT = "check that the file was copied whole, or export the model again: onnx.checker.check_model(path) should pass"
@@ -77,6 +79,14 @@ def _check_text(*texts: object) -> None:
     """Raise an error for a text that is not UTF-8: protobuf returns it as bytes, which nothing expects."""
     if any(isinstance(text, bytes) for text in texts):
         raise _Broken("it holds a name or text that is not UTF-8")
+
+
+def _check_names(*names: object) -> None:
+    """Raise an error for a name that is not UTF-8 or is too long."""
+    _check_text(*names)
+    longest = max((name for name in names if isinstance(name, str)), key=len, default="")
+    if len(longest) > MAX_NAME:
+        raise _Broken(f"the name {longest[:40] + '...'!r} has {len(longest)} characters, at most {MAX_NAME} are supported")
 
 
 def _check_model(proto: onnx.ModelProto) -> None:
@@ -133,7 +143,8 @@ class _Scope(NamedTuple):
 def _check_graph(graph: onnx.GraphProto, outer: _Scope | None) -> _Scope:
     _check_text(graph.name, graph.doc_string)
     for value in (*graph.input, *graph.output, *graph.value_info):
-        _check_text(value.name, value.doc_string, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))
+        _check_names(value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))
+        _check_text(value.doc_string)
     for value in graph.value_info:
         _check_type(value, required=False)
     given = set()
@@ -224,7 +235,8 @@ class _Arity(NamedTuple):
 
 
 def _check_node(node: onnx.NodeProto, versions: dict[str, int], functions: _Functions) -> None:
-    _check_text(node.name, node.op_type, node.domain, node.overload, node.doc_string, *node.input, *node.output)
+    _check_names(node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
+    _check_text(node.doc_string)
     _check_text(*(text for entry in node.metadata_props for text in (entry.key, entry.value)))
     if not node.op_type:
         raise _Broken(f"the node {node.name!r} has no operator type")
@@ -304,7 +316,8 @@ def check_tensor(tensor: onnx.TensorProto) -> None:
     """Raise an error where type, shape and data of a constant do not fit together."""
     import onnx
 
-    _check_text(tensor.name, tensor.doc_string, *(text for entry in tensor.external_data for text in (entry.key, entry.value)))
+    _check_names(tensor.name)
+    _check_text(tensor.doc_string, *(text for entry in tensor.external_data for text in (entry.key, entry.value)))
     name = f"the tensor {tensor.name!r}"
     if tensor.data_type not in _item_bits():
         raise _Broken(f"{name} has the unknown type {tensor.data_type}")
