@@ -153,7 +153,7 @@ def test_every_output_is_whole_and_the_runtimes_own(tmp_path, build, feeds):
         (normalized_over_the_batch, "depends on the other rows"),
         (two_names, ""),
         (table, ""),
-        (edges, "edges"),
+        (edges, "'x' has no batch axis"),
         (names_of_classes, ""),
     ],
 )

@@ -6,6 +6,7 @@ that needs them. All other dimensions may vary. An input that no operator tells 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -48,23 +49,30 @@ OF_ROWS = frozenset(
 
 #: the size of each dimension, None where it varies
 Sizes = Sequence[int | None]
+#: a node, and the position at which it reads a tensor
+Reader = tuple["onnx.NodeProto", int]
+#: the most inputs whose shapes are looked for: each may take a walk through the whole graph
+MOST = 16
 
 
 def add_missing_shapes(graph: onnx.GraphProto) -> list[str]:
-    """Give a shape to the inputs of `graph` that have none, in place. Return a note for each."""
+    """Give a shape to the inputs of `graph` that have none, in place. Return a note for each. More than `MOST` are left as they are."""
     missing = [value for value in graph.input if value.type.WhichOneof("value") == "tensor_type"]
     missing = [value for value in missing if not value.type.tensor_type.HasField("shape")]
-    constants = dict(_constants(graph)) if missing else {}
+    if not 0 < len(missing) <= MOST:
+        return []
+    constants, readers = dict(_constants(graph)), _readers(graph)
     notes = []
     for value in missing:
-        found = None if value.name in constants else _shape_of(value.name, graph, constants)
+        found = None if value.name in constants else _shape_of(value.name, graph, constants, readers)
         if found is None:
             continue
         sizes, reader = found
         value.type.tensor_type.shape.SetInParent()
         for size in sizes:
             dim = value.type.tensor_type.shape.dim.add()
-            if size is not None:
+            # Sizes that no runtime takes are refused where they are recorded.
+            if size is not None and 0 < size < 2**31:
                 dim.dim_value = size
         notes.append(f"the input {value.name} has no shape, and gets the {len(sizes)} dimensions that {reader} needs")
     return notes
@@ -79,17 +87,19 @@ def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, list[int]]]:
             yield from ((node.output[0], list(attribute.t.dims)) for attribute in node.attribute if attribute.HasField("t"))
 
 
-def _shape_of(name: str, graph: onnx.GraphProto, constants: Mapping[str, list[int]]) -> tuple[Sizes, str] | None:
+def _shape_of(
+    name: str, graph: onnx.GraphProto, constants: Mapping[str, list[int]], readers: Mapping[str, Sequence[Reader]]
+) -> tuple[Sizes, str] | None:
     """Return the shape of the input `name`, and what it follows from; None if nothing is known."""
     declared = {value.name: value.type.tensor_type for value in graph.output}
-    waiting, seen = [name], {name}
+    waiting, seen = deque([name]), {name}
     weak: tuple[Sizes, str] | None = None
     while waiting:
-        current = waiting.pop(0)
+        current = waiting.popleft()
         if current in declared and declared[current].HasField("shape"):
             dims = declared[current].shape.dim
             return [dim.dim_value if dim.dim_value > 0 else None for dim in dims], f"the output {current}"
-        for node, position in _readers(graph, current):
+        for node, position in readers.get(current, ()):
             called = f"{node.op_type} {node.name or node.output[0]!r}"
             if (sizes := _needed(node, position, constants)) is not None:
                 return sizes, called
@@ -105,11 +115,13 @@ def _shape_of(name: str, graph: onnx.GraphProto, constants: Mapping[str, list[in
     return weak
 
 
-def _readers(graph: onnx.GraphProto, name: str) -> Iterator[tuple[onnx.NodeProto, int]]:
+def _readers(graph: onnx.GraphProto) -> dict[str, list[Reader]]:
+    """Return the nodes that read each tensor, with the position at which they do."""
+    found: dict[str, list[Reader]] = {}
     for node in graph.node:
         for position, read in enumerate(node.input):
-            if read == name:
-                yield node, position
+            found.setdefault(read, []).append((node, position))
+    return found
 
 
 def _needed(node: onnx.NodeProto, position: int, constants: Mapping[str, list[int]]) -> Sizes | None:
@@ -126,6 +138,8 @@ def _needed(node: onnx.NodeProto, position: int, constants: Mapping[str, list[in
     weight = constants.get(node.input[1]) if len(node.input) > 1 else None
     if node.op_type in ("Conv", "ConvTranspose") and weight:
         group = attributes["group"].i if "group" in attributes else 1
+        if len(weight) < 3:
+            return None
         channels = weight[1] * group if node.op_type == "Conv" else weight[0]
         return [None, channels] + [None] * (len(weight) - 2)
     if node.op_type == "Gemm":

@@ -90,12 +90,20 @@ def test_many_clients_at_once_each_get_their_own_answer(server, session):
         status, content, reply = server.ask("POST", INFER, body, **headers)
         return status, output_of(content, reply), x
 
+    def shared_runs():
+        stats = server.ask("GET", "/v2/models/digits/stats")[1]["model_stats"][0]
+        return stats["inference_stats"]["success"]["count"] - stats["execution_count"]
+
+    before = shared_runs()
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        for status, got, x in pool.map(one, range(80)):
-            assert status == 200
-            np.testing.assert_allclose(got, session.run({"x": x})["y"], rtol=1e-4, atol=1e-5)
-    stats = server.ask("GET", "/v2/models/digits/stats")[1]["model_stats"][0]
-    assert stats["execution_count"] < stats["inference_stats"]["success"]["count"]
+        # On a busy machine the requests of one wave may arrive one by one.
+        for wave in range(20):
+            for status, got, x in pool.map(one, range(80 * wave, 80 * (wave + 1))):
+                assert status == 200
+                np.testing.assert_allclose(got, session.run({"x": x})["y"], rtol=1e-4, atol=1e-5)
+            if shared_runs() > before:
+                break
+    assert shared_runs() > before
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from relu_deploy.errors import ReluDeployError
 
 FAKE = FakeCuda()
 #: read once: hundreds of sessions of two models are made
-session.load_model = cache(session.load_model)
+session.read_model = cache(session.read_model)
 #: what the fake returns where an error is injected: allocations run out of memory, everything else meets a lost context
 OUT_OF_MEMORY, ILLEGAL_ADDRESS = 2, 700
 
