@@ -52,7 +52,7 @@ def page(report: Mapping[str, Any], source: str) -> str:
             "",
             "✓ passed, exit code 0. ✗ the check failed, exit code 1: numbers differ, or no variant met the accuracy gate. "
             '"refused" and "not usable" are exit codes 2 and 3: the reason stands below the table. '
-            f'"not finished" is a verb that was ended after {report["limit"]:g} s.',
+            f'An empty cell was not run. "not finished" is a verb that was ended after {report["limit"]:g} s.',
             "",
             "serve: one inference over HTTP gives every element that ONNX Runtime gives. "
             "compile: ahead of time for TensorRT-RTX, without a GPU. Calibration and census use 16 rows of random data, "
