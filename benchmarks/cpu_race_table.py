@@ -19,7 +19,9 @@ def table(report: Mapping[str, Any]) -> str:
             lines += [_line(row) for row in result["rows"]]
             if auto := result["auto"]:
                 interval = "" if auto["ci95"] is None else f" [{auto['ci95'][0]:.2f}, {auto['ci95'][1]:.2f}]"
-                rounds = f" in {auto['rounds']} further rounds of the fastest (the median of their ratios)" if "rounds" in auto else ""
+                rounds = (
+                    f" in {auto['rounds']} further rounds of the fastest (the median of their ratios)" if "rounds" in auto else ""
+                )
                 lines += ["", f"auto is {auto['auto_over_best']:.2f}{interval} times as fast as {auto['best_other']}{rounds}."]
             lines.append("")
     return "\n".join(lines)

@@ -96,16 +96,18 @@ class Race:
         for candidate in self.alive:
             self.rounds[candidate], self.reference_rounds[candidate] = [], []
             self.last_level[candidate] = self.level
-        while turn < rounds or (self._may_change(keep) and turn < MOST_ROUNDS and time.perf_counter() - started < seconds):
+        while turn < rounds or (
+            turn < MOST_ROUNDS
+            and time.perf_counter() - started < seconds
+            and not all(map(self._is_surely_slower, self._outside(keep)))
+        ):
             more = "" if turn < rounds else ", because the slowest are not slower for sure"
             self.progress(f"level {self.level}: round {turn + 1}, {len(self.alive)} candidates{more}")
             self._run_round(turn)
             turn += 1
             if seconds:
-                kept = keep(self.ranked())
-                self._drop([one for one in self.alive if one not in kept and self._is_surely_slower(one)])
-        kept = keep(self.ranked())
-        self._drop([one for one in self.alive if one not in kept])
+                self._drop([one for one in self._outside(keep) if self._is_surely_slower(one)])
+        self._drop(self._outside(keep))
 
     def _run_round(self, turn: int) -> None:
         """Time the remaining candidates once, beginning with another one in each turn."""
@@ -119,17 +121,17 @@ class Race:
         for candidate in self.alive:
             self.reference_rounds[candidate] = list(self.rounds.get(self.reference, []))
 
-    def _may_change(self, keep: Callable[[Sequence[Candidate]], Sequence[Candidate]]) -> bool:
-        """Return whether a candidate that would be dropped now is not slower than the fastest for sure."""
+    def _outside(self, keep: Callable[[Sequence[Candidate]], Sequence[Candidate]]) -> list[Candidate]:
+        """Return the candidates that would be dropped now."""
         kept = keep(self.ranked())
-        return any(one not in kept and one != self.reference and not self._is_surely_slower(one) for one in self.alive)
+        return [one for one in self.alive if one not in kept and one != self.reference]
 
     def _is_surely_slower(self, candidate: Candidate) -> bool:
         ratio = self.compare(candidate, self.ranked()[0])
         return ratio.ci95 is not None and ratio.ci95[1] < 1
 
     def _drop(self, candidates: Sequence[Candidate]) -> None:
-        for candidate in [one for one in candidates if one != self.reference]:
+        for candidate in candidates:
             self.alive.remove(candidate)
             self.sessions.free(candidate)
 
@@ -141,7 +143,7 @@ class Race:
             rounds: Number of rounds, at least.
             seconds: Further rounds follow for so long, until all others are slower than the fastest for sure.
         """
-        self._drop([one for one in self.alive if one not in candidates])
+        self._drop(self._outside(lambda _: candidates))
         self.add([one for one in candidates if one not in self.alive])
         self.run_level(rounds, lambda ranked: ranked[:1], seconds)
 
