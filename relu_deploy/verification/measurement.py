@@ -58,7 +58,7 @@ def measure(plan: VerifyPlan, name: str) -> Measurement:
         skip_batches = "the random numbers were drawn for this batch" if plan.random else ""
         if backend.compiles_in_place:
             skip_batches = "another batch size is another compiled program"
-        invariance = run_invariance_checks(plan.bundle, run, plan.feeds, plan.seed, skip_batches)
+        invariance = run_invariance_checks(plan.bundle, run, plan.feeds, outputs, plan.seed, skip_batches)
         if backend.shows_engine_layers:
             from relu_deploy.verification.engine.audit import audit_session
 

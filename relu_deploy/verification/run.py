@@ -107,7 +107,8 @@ def verify(
             raise UsageError("--preprocess-against needs the pictures", "give their folder with --data")
         preprocess = compare_preprocess(bundle, preprocess_against, data, progress)
     arrays, described = _inputs(bundle, feeds, data, samples, seed)
-    options = {"threads": threads, "device": device, "optimization": optimization, **(settings or {})}
+    # Idle threads that spin would take processor time from the truth, which is evaluated meanwhile.
+    options = {"threads": threads, "device": device, "optimization": optimization, "spin": False, **(settings or {})}
     cast = _autocast(bundle, backends, options)
     with ExitStack() as stack:
         compared = stack.enter_context(comparable(bundle, against, backends, arrays, options))
@@ -202,7 +203,7 @@ def _confirmed(plan: VerifyPlan, source: Source, truth: Truth, report: BackendRe
     checks = list(report.checks)
     # The program may be exported for one batch size.
     with suppress(ReluDeployError):
-        of_source = run_invariance_checks(plan.bundle, source.evaluate, plan.feeds, plan.seed)
+        of_source = run_invariance_checks(plan.bundle, source.evaluate, plan.feeds, source.evaluate(plan.feeds), plan.seed)
         checks = confirm_by_truth(checks, check_invariance(of_source, truth.noise_floor, truth.values, truth.precision))
     # What a runtime returns for other batch sizes is not known of an operator that it runs for the truth.
     dynamic = next((operator for _, operator in plan.unknown if operator.rpartition(".")[2].startswith("Dynamic")), "")

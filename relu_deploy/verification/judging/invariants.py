@@ -49,21 +49,24 @@ class InvarianceCheck:
     skipped: str = ""
 
 
-def run_invariance_checks(bundle: Bundle, run: Run, feeds: Feeds, seed: int, skip_batches: str = "") -> list[InvarianceCheck]:
+def run_invariance_checks(
+    bundle: Bundle, run: Run, feeds: Feeds, first: Feeds, seed: int, skip_batches: str = ""
+) -> list[InvarianceCheck]:
     """Run the checks that need no reference.
 
     Args:
         bundle: The model.
         run: Returns its outputs for inputs.
         feeds: The inputs.
+        first: What `run` returned for them.
         seed: Of the rows that are added to `feeds`.
         skip_batches: Why the checks with other batch sizes are left out, "" to make them.
     """
-    started = time.perf_counter()
-    first = run(feeds)
     batch = BatchRows.find(bundle, feeds, first)
+    started = time.perf_counter()
+    again = run(feeds)
     seconds = (time.perf_counter() - started) / max(1, batch.count if batch else 1)
-    checks = [InvarianceCheck("same input twice", [(first, run(feeds)) for _ in range(2)])]
+    checks = [InvarianceCheck("same input twice", [(first, again), (first, run(feeds))])]
     rows = next(rows for limit, rows in ROWS if seconds <= limit)
     if skip_batches:
         skipped = skip_batches
@@ -74,7 +77,8 @@ def run_invariance_checks(bundle: Bundle, run: Run, feeds: Feeds, seed: int, ski
     else:
         try:
             many = _rows(bundle, batch, feeds, rows, seed)
-            return [*checks, *_batches(run, batch, many, rows, seed), *_odd_sizes(bundle, run, batch, feeds, seed)]
+            alone = first if batch.count == 1 else None
+            return [*checks, *_batches(run, batch, many, rows, seed, alone), *_odd_sizes(bundle, run, batch, feeds, seed)]
         except ReluDeployError as error:
             skipped = error.message
     return [*checks, *(InvarianceCheck(name, skipped=skipped) for name in BATCH_CHECKS)]
@@ -126,7 +130,9 @@ def without_shared_scales(checks: Sequence[Check], operator: str) -> list[Check]
     ]
 
 
-def _batches(run: Run, batch: BatchRows, many: Feeds, rows: int, seed: int) -> Iterator[InvarianceCheck]:
+def _batches(run: Run, batch: BatchRows, many: Feeds, rows: int, seed: int, alone: Feeds | None) -> Iterator[InvarianceCheck]:
+    """Yield the checks of `BATCH_CHECKS`. alone: What `run` returned for the first row of `many`, where that was run."""
+
     def outputs(indices: Sequence[int]) -> Feeds:
         return _rows_of(run(batch.take_inputs(many, indices)), batch, len(indices))
 
@@ -137,7 +143,8 @@ def _batches(run: Run, batch: BatchRows, many: Feeds, rows: int, seed: int) -> I
     order = np.roll(np.random.default_rng(seed).permutation(rows), 1).tolist()
     yield InvarianceCheck("permuted rows", [(batch.take_outputs(whole, order), outputs(order))])
     sizes = sorted({1, 2, min(3, rows), rows})
-    pairs = [(outputs(range(size)), batch.take_outputs(whole, range(size))) for size in sizes[:-1]]
+    parts = [outputs(range(size)) if alone is None or size > 1 else _rows_of(alone, batch, 1) for size in sizes[:-1]]
+    pairs = [(part, batch.take_outputs(whole, range(size))) for part, size in zip(parts, sizes, strict=False)]
     yield InvarianceCheck(f"batch sizes {', '.join(map(str, sizes))}", pairs)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from relu_deploy.graph import Relu
 from relu_deploy.tensors import Array
 from relu_deploy.verification.engine.audit import AuditReport
 from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED, check_contract
@@ -96,12 +98,11 @@ def _has_other_order(name: str, value: Array, truth: Truth) -> bool:
 
 def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Mapping[str, bool | None]) -> _ReluVerdicts:
     """Return the verdicts on Relus whose outputs a session returned beside its own."""
-    reports = []
-    for relu in plan.relus:
+
+    def report_on(relu: Relu) -> ReluReport:
         got, true = tapped.values.get(relu.output), truth.values.get(relu.output)
         if got is None or (relu.body and not got.size):
-            reports.append(ReluReport(relu, None))
-            continue
+            return ReluReport(relu, None)
         noise = truth.noise_floor.get(relu.output, 0.0)
         single = truth.single.get(relu.output, SINGLE * noise)
         # Rows in another order are zero in other places.
@@ -109,7 +110,11 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
         contract = check_contract(relu, got, in_place, single, truth.precision, nan_kept.get(relu.output))
         contract = replace(contract, accepts_lost_nan=NAN_NOT_PROPAGATED in plan.accepted)
         comparison = None if true is None else _compare_output(relu.output, got, truth)
-        reports.append(ReluReport(relu, comparison, contract, relu.output in tapped.as_deployed))
+        return ReluReport(relu, comparison, contract, relu.output in tapped.as_deployed)
+
+    # NumPy compares arrays without holding the interpreter's lock.
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(report_on, plan.relus))
     idle = sum(report.relu.body != "" and report.comparison is None for report in reports)
     missing = sum(report.comparison is None for report in reports) - idle
     notes = []
