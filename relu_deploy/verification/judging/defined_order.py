@@ -27,11 +27,11 @@ def has_undefined_order(model: ir.Model) -> bool:
 @contextmanager
 def with_defined_order(bundle: Bundle) -> Iterator[Bundle]:
     """Yield `bundle`, or for as long as the block lasts a copy of its graph in which every TopK sorts."""
-    import onnx_ir as ir
-
     if not has_undefined_order(read_model(bundle.onnx)):
         yield bundle
         return
+    import onnx_ir as ir
+
     model = load_model(bundle.onnx)
     for node, _ in iterate_nodes(model):
         if _is_unsorted(node):
