@@ -84,7 +84,11 @@ def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
     clamped = clamped_tensors(model)
     stand_ins = [
         replace(
-            relu, node=str(made[relu.output][1].name), output=clamped.get(relu.output, relu.output), torch_node="", fused_with=()
+            relu,
+            node=str(_computing(made[relu.output][1]).name),
+            output=clamped.get(relu.output, relu.output),
+            torch_node="",
+            fused_with=(),
         )
         for relu in replaced
     ]
@@ -92,6 +96,12 @@ def relus_to_compare(model: ir.Model, against: str) -> list[Relu]:
     ours = [replace(relu, output=clamped.get(relu.output, relu.output)) for relu in ours]
     ordered = sorted([*ours, *stand_ins], key=lambda relu: made[relu.output][0])
     return [replace(relu, index=index) for index, relu in enumerate(ordered)]
+
+
+def _computing(node: ir.Node) -> ir.Node:
+    """Return the node whose quantized numbers `node` makes floats of, `node` itself where it does not."""
+    source = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] is not None else None
+    return node if source is None or source.op_type == "QuantizeLinear" else source
 
 
 def _converted_from(node: ir.Node) -> str:

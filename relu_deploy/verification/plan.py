@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle import Bundle
@@ -32,6 +32,8 @@ class VerifyPlan:
         unknown: The nodes that the reference evaluator does not have, and their operators.
         hidden: Names of the Relus inside bodies that cannot show their tensors.
         autocast: The precision in which the runtime may compute float32 nodes, "" for none.
+        evaluated: The graph whose nodes are evaluated one by one: `bundle`, with floats in the place of quantized numbers.
+        origins: The node of `bundle` by a node that only `evaluated` has.
     """
 
     bundle: Bundle
@@ -47,3 +49,5 @@ class VerifyPlan:
     unknown: Sequence[tuple[str, str]] = ()
     hidden: Sequence[str] = ()
     autocast: str = ""
+    evaluated: Bundle | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)

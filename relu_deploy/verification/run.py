@@ -23,6 +23,7 @@ from relu_deploy.graph import find_relus, precision_of
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.against import relus_to_compare, why_not_compared
+from relu_deploy.verification.judging.clipped_elements import accept_clipped_elements
 from relu_deploy.verification.judging.comparable import comparable
 from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED
 from relu_deploy.verification.judging.invariants import (
@@ -126,6 +127,8 @@ def verify(
             accepted=accept,
             random=compared.random,
             unknown=compared.unknown,
+            evaluated=compared.evaluated,
+            origins=compared.origins,
             hidden=[relu.node for relu in find_relus(model) if not relu.observable],
         )
         check_memory(model, plan.relus, arrays, bundle.name)
@@ -224,7 +227,8 @@ def _with_faults(plan: VerifyPlan, source: Source, truth: Truth, reports: Sequen
             faults = [fault] if fault else []
         # A backend that runs the PyTorch program does not have the faults of the graph.
         applies = not capabilities(report.name).runs_program or bool(report.failing())
-        located.append(replace(report, faults=tuple(faults) if applies else ()))
+        report = replace(report, faults=tuple(faults) if applies else ())  # noqa: PLW2901
+        located.append(accept_clipped_elements(report, plan.precision))
     return located
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,10 +22,10 @@ from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.noise import LargeRounding, behind_decisions, draws_for, rounded_numbers
-from relu_deploy.verification.judging.overflow import NonFinite, behind_overflow
+from relu_deploy.verification.judging.overflow import LargeOperands, NonFinite, PossibleOverflows, behind_overflow
 from relu_deploy.verification.judging.sum_order import LONG, SumOrder
-from relu_deploy.verification.judging.tensor_noise import TensorNoise
-from relu_deploy.verification.judging.verdict import LIMITS
+from relu_deploy.verification.judging.tensor_noise import ANYTHING, NOT_FINITE, TensorNoise
+from relu_deploy.verification.judging.verdict import LIMITS, Comparison, compare
 from relu_deploy.verification.tapping import arrays_of
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Truth:
             because rounding one channel's weights may be many times as noisy as rounding another's.
         undecided: By tensor of integers or booleans, the elements that change where the noise is at its limit: two candidates
             are too close to tell which is right.
+        overflows: By tensor behind a sum whose terms exceed float32 together: for each element whether it may be `NOT_FINITE`, or
+            `ANYTHING` that follows from such a number; 0 for others.
         list_noise: By tensor behind a decision, how far off it may be as a list of rows, of which there may be more or fewer.
         is_blurred: The noise of some tensors could hide a fault: that of a coarse precision, of a long sum or of a decision.
     """
@@ -64,6 +66,17 @@ class Truth:
     undecided: Mapping[str, Array] = field(default_factory=dict)
     list_noise: Mapping[str, float] = field(default_factory=dict)
     is_blurred: bool = False
+    overflows: Mapping[str, Array] = field(default_factory=dict)
+
+    def compare(self, name: str, measured: Array) -> Comparison:
+        """Return the verdict on the tensor `name` of a backend. What may have overflown counts only where it passes with it."""
+        true, floor, limit = self.values[name], self.noise_floor[name], LIMITS[self.precision]
+        verdict = compare(measured, true, floor, limit, self.undecided.get(name))
+        open_elements = self.overflows.get(name)
+        if verdict.passed or open_elements is None or measured.shape != true.shape:
+            return verdict
+        left_out = (open_elements == ANYTHING) | ((open_elements == NOT_FINITE) & ~np.isfinite(measured.astype(np.float32)))
+        return replace(compare(measured[~left_out], true[~left_out], floor, limit), left_out=int(np.count_nonzero(left_out)))
 
 
 @dataclass(frozen=True)
@@ -233,8 +246,9 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
 
         source.evaluate_each(feeds, add, **options)
 
-    finite = NonFinite()
-    runs = [partial(measure, "float32", wide=False, seen=None if torch_names else finite.seen)]
+    finite, large = NonFinite(), LargeOperands()
+    watching: dict[str, Any] = {} if torch_names else {"seen": finite.seen, "rounding": large}
+    runs = [partial(measure, "float32", wide=False, **watching)]
     runs += [partial(measure, "draw", seed, rounding=Rounding(precision, seed)) for seed in range(draws_for(true, precision))]
     ordered = counted.longest >= LONG or counted.is_faint
     if ordered:
@@ -247,12 +261,15 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
     with ThreadPoolExecutor(1 if source.against == "torch" else 2) as pool:
         for run in [pool.submit(run) for run in runs]:
             run.result()
-    if finite.counts:
+    if finite.counts or large.squares:
         own = NonFinite()
         source.evaluate_each(feeds, lambda *_: None, seen=own.seen)
-        for name in behind_overflow(source.model, finite, own):
+        for name in behind_overflow(source.model, finite, own, squares=large.squares):
             if (ours := source.names.get(name, name)) in noise:
                 noise[ours].forget_overflow()
+    if large.sums and precision == "float32":
+        _add_possible_overflows(source, feeds, measure)
+    overflows = {name: each.overflows for name, each in noise.items() if each.overflows is not None}
     return Truth(
         against=source.against,
         values=true,
@@ -261,8 +278,18 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
         single={name: single for name, each in noise.items() if (single := each.single) is not None},
         undecided={name: each.undecided for name, each in noise.items() if each.undecided is not None},
         list_noise={name: each.list_noise for name, each in noise.items() if each.list_noise is not None},
-        is_blurred=precision not in ("float32", "float64") or ordered or draws > 0,
+        is_blurred=precision not in ("float32", "float64") or ordered or draws > 0 or large.sums or large.squares,
+        overflows=overflows,
     )
+
+
+def _add_possible_overflows(source: Source, feeds: Feeds, measure: Callable[..., None]) -> None:
+    """Find the sums that overflow float32 in some order, and measure what follows from that. measure: Adds an evaluation."""
+    sums = PossibleOverflows(source.model)
+    source.evaluate_each(feeds, lambda *_: None, seen=sums.keep)
+    source.evaluate_each(feeds, lambda *_: None, seen=sums.compare, rounding=sums)
+    for infinity in (np.inf, -np.inf) if sums.found else ():
+        measure("overflow", wide=False, seen=sums.overflowing(infinity))
 
 
 def _other(bundle: Bundle, path: Path) -> Bundle:

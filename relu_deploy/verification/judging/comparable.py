@@ -21,6 +21,7 @@ from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Feeds
 from relu_deploy.verification.against import choose_against
 from relu_deploy.verification.judging.defined_order import with_defined_order
+from relu_deploy.verification.judging.float_form import float_form
 from relu_deploy.verification.judging.pinning import PinnedNodes, random_nodes_of, random_values, replaced
 from relu_deploy.verification.truth import Truth, find_truth, open_source
 
@@ -41,6 +42,7 @@ class Comparable:
         reference: Options of the reference evaluator, as for `load`.
         random: Names of the nodes that were replaced by one draw.
         unknown: Names and operators of the nodes that a runtime runs for the truth, those of the other graph included.
+        evaluated, origins: As for `VerifyPlan`.
     """
 
     bundle: Bundle
@@ -49,6 +51,8 @@ class Comparable:
     reference: Mapping[str, Any] = field(default_factory=dict)
     random: tuple[str, ...] = ()
     unknown: tuple[tuple[str, str], ...] = ()
+    evaluated: Bundle | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -84,7 +88,12 @@ def comparable(
                 chosen = str(stack.enter_context(_with_same_draws(Path(chosen), nodes, draws)).onnx)
             bundle = stack.enter_context(replaced(bundle, draws))
         random = tuple(str(node.name) for node in nodes)
-        yield Comparable(bundle, chosen, shown, reference, random, _unknown_nodes(bundle, chosen))
+        unknown = _unknown_nodes(bundle, chosen)
+        if chosen in ("torch", "reference"):
+            yield Comparable(bundle, chosen, shown, reference, random, unknown)
+            return
+        form = stack.enter_context(float_form(bundle, _open(Path(chosen))))
+        yield Comparable(form.run, chosen, shown, reference, random, unknown, form.evaluated, form.origins)
 
 
 def _reference_options(backends: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:

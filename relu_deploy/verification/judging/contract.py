@@ -40,6 +40,7 @@ class Contract:
         sparsity: Share of zeros.
         dead: Channels (axis 1) that are zero everywhere on these inputs.
         accepts_lost_nan: A NaN that is not kept does not break the contract.
+        accepts_masks: Elements that are zero on one side only do not either: a quantizer clips there.
     """
 
     minimum: float
@@ -51,6 +52,7 @@ class Contract:
     dead: int
     channels: int
     accepts_lost_nan: bool = False
+    accepts_masks: bool = False
 
     @property
     def broken(self) -> str:
@@ -59,7 +61,7 @@ class Contract:
             return f"negative output {self.minimum:.3g}"
         if self.upper is not None and self.maximum > self.upper:
             return f"output {self.maximum:.6g} above {self.upper:g}"
-        if self.mask_errors:
+        if self.mask_errors and not self.accepts_masks:
             noun, verb = ("element", "is") if self.mask_errors == 1 else ("elements", "are")
             return f"{self.mask_errors} {noun} {verb} zero where the truth is not, or the other way round"
         return "swallows NaN" if self.nan_kept is False and not self.accepts_lost_nan else ""

@@ -15,7 +15,7 @@ from relu_deploy.verification.engine.audit import AuditReport
 from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED, check_contract
 from relu_deploy.verification.judging.invariants import check_invariance
 from relu_deploy.verification.judging.row_lists import compare_lists, list_distance
-from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, Comparison, compare, rms
+from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, Comparison, rms
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.measurement import Measurement
 from relu_deploy.verification.plan import VerifyPlan
@@ -51,6 +51,7 @@ def judge(plan: VerifyPlan, truth: Truth, measured: Measurement) -> BackendRepor
         verdicts = _ReluVerdicts(note=measured.note)
     outputs = compare_outputs(measured.outputs, truth)
     notes = [verdicts.note, _not_observed(plan.hidden), *_other_lengths(measured.outputs, truth, outputs)]
+    notes += _left_out(truth, outputs)
     return BackendReport(
         name=measured.name,
         outputs=outputs,
@@ -81,10 +82,20 @@ def _other_lengths(results: Mapping[str, Any], truth: Truth, verdicts: Mapping[s
             )
 
 
+def _left_out(truth: Truth, verdicts: Mapping[str, Comparison]) -> Iterator[str]:
+    """Yield a note for each output with numbers that do not count because a sum before them may overflow."""
+    for name, verdict in verdicts.items():
+        if verdict.left_out:
+            yield (
+                f"output {name}: {verdict.left_out:,} of {truth.values[name].size:,} numbers are not compared: the terms of a sum exceed "
+                "float32, and whether it overflows depends on their order"
+            )
+
+
 def _compare_output(name: str, value: Any, truth: Truth) -> Comparison:
     true, limit = truth.values[name], LIMITS[truth.precision]
     listed = compare_lists(value, true, truth.list_noise[name], limit) if name in truth.list_noise else None
-    return listed or compare(value, true, truth.noise_floor[name], limit, truth.undecided.get(name))
+    return listed or truth.compare(name, value)
 
 
 def _has_other_order(name: str, value: Array, truth: Truth) -> bool:

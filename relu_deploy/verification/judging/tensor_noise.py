@@ -12,7 +12,10 @@ from relu_deploy.verification.judging.noise import COARSE, FEW, slack_of
 from relu_deploy.verification.judging.row_lists import list_distance
 from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, estimate_noise_floor, rms, rms_error
 
-__all__ = ["TensorNoise", "single_noise"]
+__all__ = ["ANYTHING", "NOT_FINITE", "TensorNoise", "single_noise"]
+
+#: what an element behind a sum that may overflow may be
+NOT_FINITE, ANYTHING = 1, 2
 
 
 class TensorNoise:
@@ -25,6 +28,7 @@ class TensorNoise:
         list_noise: The largest distance as lists of rows of evaluations with the noise at its limit; None where there is none.
             Integers may be anything where the number of rows depends on the rounding.
         undecided: Of a tensor of integers or booleans, the elements that change with the rounding; None for others.
+        overflows: What a sum before an element that may overflow leaves open, as in `Truth`; None where there are no such elements.
     """
 
     def __init__(self, true: Array, precision: str, *, decided: bool, rounded: bool = False) -> None:
@@ -46,6 +50,7 @@ class TensorNoise:
         self._lock = threading.Lock()
         self.list_noise: float | None = None
         self.undecided = np.zeros(true.shape, bool) if true.dtype.kind in "iub" else None
+        self.overflows: Array | None = None
 
     def add(self, value: Array, evaluation: str, draw: int = 0) -> None:
         """Add an evaluation of the tensor.
@@ -53,12 +58,14 @@ class TensorNoise:
         Args:
             value: The tensor.
             evaluation: "float32" in the types of the graph; "draw" with random rounding; "ordered" with long sums in the least
-                favorable order; "large" with the noise at its limit.
+                favorable order; "large" with the noise at its limit; "overflow", last, where sums that may overflow do.
             draw: Number of the draw.
         """
         if self._decided and evaluation in ("draw", "large"):
             self._add_list(value)
-        if self._is_float:
+        if self._is_float and evaluation == "overflow":
+            self._add_overflow(value)
+        elif self._is_float:
             self._add_error(value, evaluation, draw)
         elif self.undecided is not None and evaluation != "ordered" and np.shape(value) == self._true.shape:
             changed = value != self._true
@@ -73,6 +80,17 @@ class TensorNoise:
         if self._computed > LIMITS[self._precision] * max(self._drawn, least):
             self._computed = 0.0
             self._singles.pop("float32", None)
+
+    def _add_overflow(self, value: Array) -> None:
+        if np.shape(value) != self._true.shape:
+            return
+        known = np.isfinite(self._true)
+        with np.errstate(over="ignore", invalid="ignore"):
+            off = known & np.isfinite(value) & (np.abs(value - self._true) > LIMITS[self._precision] * self.floor)
+        # A sum beyond float32 may also be NaN, where its terms are infinities of both signs.
+        codes = np.where(off, ANYTHING, np.where(known & ~np.isfinite(value), NOT_FINITE, 0)).astype(np.uint8)
+        if codes.any():
+            self.overflows = codes if self.overflows is None else np.maximum(self.overflows, codes)
 
     def _add_list(self, value: Array) -> None:
         numbers = self._true.dtype.kind in "fiu" and np.asarray(value).dtype.kind in "fiu"
@@ -126,9 +144,12 @@ class TensorNoise:
         if self.undecided is not None:
             # An integer Relu that depends on a decision may be zero or not.
             return np.where(self.undecided, np.inf, SINGLE * self.floor)
-        if not self._is_float or self._true.ndim < 3:
+        if not self._is_float or (self._true.ndim < 3 and self.overflows is None):
             return None
-        return np.maximum.reduce(list(self._singles.values())) if self._singles else single_noise(self._true)
+        single: Array = np.asarray(SINGLE * self.floor)
+        if self._true.ndim >= 3:
+            single = np.maximum.reduce(list(self._singles.values())) if self._singles else single_noise(self._true)
+        return single if self.overflows is None else np.where(self.overflows > 0, np.inf, single)
 
 
 def _error(value: Array, true: Array) -> float:

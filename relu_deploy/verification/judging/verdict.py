@@ -72,6 +72,7 @@ class Comparison:
         error_ratio: RMS error in units of the noise floor.
         reason: "" when passed.
         relative_error: RMS error over the RMS of the truth.
+        left_out: Elements that do not count, because a sum before them may overflow.
     """
 
     passed: bool
@@ -80,6 +81,7 @@ class Comparison:
     error_ratio: float
     reason: str = ""
     relative_error: float = np.inf
+    left_out: int = 0
 
     def to_json(self) -> dict[str, Any]:
         numbers = (self.error_ratio, self.max_abs, self.relative_error)
@@ -91,6 +93,7 @@ class Comparison:
             "error_ratio": ratio,
             "relative_error": relative,
             "reason": self.reason,
+            **({"left_out": self.left_out} if self.left_out else {}),
         }
 
 

@@ -24,7 +24,6 @@ from relu_deploy.graph import extract_subgraph, load_model, nodes_between, save_
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Array, Feeds
-from relu_deploy.verification.judging.verdict import LIMITS, compare
 from relu_deploy.verification.locating.classify import describe
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.locating.node_error import STORAGE
@@ -110,7 +109,7 @@ class _Pieces:
                 truth = find_truth(source, feeds, precision)
             with closing(load(piece, self.backend.name, **self.backend.options)) as session:
                 got = session.run(feeds)[tensor]
-        verdict = compare(got, truth.values[tensor], truth.noise_floor[tensor], LIMITS[precision], truth.undecided.get(tensor))
+        verdict = truth.compare(tensor, np.asarray(got))
         return None if verdict.passed else _Difference(describe(got, truth.values[tensor]), verdict.error_ratio)
 
     def bisect(self, tensor: str) -> Fault:

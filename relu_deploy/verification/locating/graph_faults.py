@@ -52,12 +52,13 @@ def faults_of_graph(plan: VerifyPlan, source: Source) -> list[Fault]:
     if source.against == "reference":
         return []
     feeds, precision = plan.feeds, plan.precision
-    model = read_model(plan.bundle.onnx)
+    bundle = plan.evaluated or plan.bundle
+    model = read_model(bundle.onnx)
     # The inputs too: a node that stores one of them again is judged itself, not the first node that reads it.
     known = {**_widened(feeds), **source.everything(feeds)}
     known |= stored_again(model, known)
     iterated = source.iterations(feeds)
-    with closing(cast(TruthSession, load(plan.bundle, "reference", **plan.reference))) as session:
+    with closing(cast(TruthSession, load(bundle, "reference", **plan.reference))) as session:
         errors, given = evaluated_on(TrueTensors(known, iterated), session, feeds, precision)
     bounds = {relu.node: np.inf if relu.upper is None else relu.upper for relu in find_relus(model)}
     truth_model = None if source.against == "torch" else read_model(Bundle.open(source.against).onnx)
@@ -84,13 +85,25 @@ def faults_of_graph(plan: VerifyPlan, source: Source) -> list[Fault]:
             if ratio > LIMITS[precision]:
                 region = [node] if path else producers.nodes_between(known, [name])
                 unmatched = _unmatched_nodes(region, truth_producers, known_there, truth_names.get(name, name))
-                culprit = _culprit(unmatched, given, precision) or node
+                culprit = _culprit(unmatched, given, precision) or _storing(region, given, precision) or node
                 between = [str(one.name) for one in region] if len(region) > 1 else ()
                 faults.append(Fault.at(culprit, "graph", describe(tensor.got, tensor.true), ratio, between))
                 around |= {str(step.node.name) for step in path}
                 break
     # The node around a body in which a fault was found returns what that makes of its results.
-    return [fault for fault in faults if fault.node not in around]
+    return _of_nodes_before([fault for fault in faults if fault.node not in around], plan)
+
+
+def _of_nodes_before(faults: Sequence[Fault], plan: VerifyPlan) -> list[Fault]:
+    """Return `faults`, at the nodes of the graph under test that those at fault were made of, each node once."""
+    nodes = {str(node.name): node for node, _ in iterate_nodes(plan.model)}
+    found: dict[str, Fault] = {}
+    for fault in faults:
+        name = plan.origins.get(fault.node, fault.node)
+        region = tuple(dict.fromkeys(plan.origins.get(each, each) for each in fault.region))
+        operator = nodes[name].op_type if name in nodes else fault.operator
+        found.setdefault(name, replace(fault, node=name, operator=operator, region=region if len(region) > 1 else ()))
+    return list(found.values())
 
 
 def _widened(feeds: Feeds) -> Feeds:
@@ -151,6 +164,13 @@ def _culprit(unmatched: Sequence[ir.Node], given: Mapping[str, Array], precision
     """
     computing = [node for node in unmatched if node.op_type not in STORAGE]
     return next(iter(computing), None) or first_loss(unmatched, given, precision) or next(iter(unmatched), None)
+
+
+def _storing(region: Sequence[ir.Node], given: Mapping[str, Array], precision: str) -> ir.Node | None:
+    """Return the node at fault among nodes that only store a tensor, with one scale and zero point; None among others."""
+    if any(node.op_type not in STORAGE for node in region) or len({tuple(map(id, node.inputs[1:])) for node in region}) > 1:
+        return None
+    return first_loss(region, given, precision)
 
 
 def _is_equal(node: ir.Node, other: ir.Node) -> bool:
