@@ -23,6 +23,7 @@ from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.noise import LargeRounding, behind_decisions, draws_for, rounded_numbers
 from relu_deploy.verification.judging.overflow import NonFinite, behind_overflow
+from relu_deploy.verification.judging.stacked_noise import stacks_of
 from relu_deploy.verification.judging.sum_order import LONG, SumOrder
 from relu_deploy.verification.judging.tensor_noise import TensorNoise
 from relu_deploy.verification.judging.verdict import LIMITS
@@ -64,6 +65,10 @@ class Truth:
     undecided: Mapping[str, Array] = field(default_factory=dict)
     list_noise: Mapping[str, float] = field(default_factory=dict)
     is_blurred: bool = False
+
+    def is_plain(self, name: str) -> bool:
+        """Return whether the tensor `name` is compared number by number, with one noise for all of them."""
+        return not (name in self.list_noise or name in self.undecided or name in self.single)
 
 
 @dataclass(frozen=True)
@@ -221,17 +226,26 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
     rounded = rounded_numbers(source.model)
     if not torch_names:
         decided, rounded = ({source.inner.get(name, name) for name in names} for names in (decided, rounded))
+    plain = {name: value for name, value in true.items() if name not in decided and name not in rounded}
+    stacks = list(stacks_of(plain, precision))
+    stacked = {name: stack for stack in stacks for name in stack.names}
     noise = {
-        name: TensorNoise(value, precision, decided=name in decided, rounded=name in rounded) for name, value in true.items()
+        name: TensorNoise(value, precision, decided=name in decided, rounded=name in rounded)
+        for name, value in true.items()
+        if name not in stacked
     }
 
     def measure(evaluation: str, draw: int = 0, **options: Any) -> None:
         def add(name: str, value: Array) -> None:
+            if name in stacked:
+                stacked[name].add(name, value, evaluation, draw)
             # A sequence may have more elements than in the truth.
-            if name in noise:
+            elif name in noise:
                 noise[name].add(value, evaluation, draw)
 
         source.evaluate_each(feeds, add, **options)
+        for stack in stacks:
+            stack.end(evaluation, draw)
 
     finite = NonFinite()
     runs = [partial(measure, "float32", wide=False, seen=None if torch_names else finite.seen)]
@@ -251,12 +265,18 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
         own = NonFinite()
         source.evaluate_each(feeds, lambda *_: None, seen=own.seen)
         for name in behind_overflow(source.model, finite, own):
-            if (ours := source.names.get(name, name)) in noise:
+            ours = source.names.get(name, name)
+            if ours in stacked:
+                stacked[ours].forget_overflow(ours)
+            elif ours in noise:
                 noise[ours].forget_overflow()
+    floors = {name: each.floor for name, each in noise.items()}
+    for stack in stacks:
+        floors |= stack.floors()
     return Truth(
         against=source.against,
         values=true,
-        noise_floor={name: each.floor for name, each in noise.items()},
+        noise_floor=floors,
         precision=precision,
         single={name: single for name, each in noise.items() if (single := each.single) is not None},
         undecided={name: each.undecided for name, each in noise.items() if each.undecided is not None},

@@ -12,7 +12,7 @@ from relu_deploy.verification.judging.noise import COARSE, FEW, slack_of
 from relu_deploy.verification.judging.row_lists import list_distance
 from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, estimate_noise_floor, rms, rms_error
 
-__all__ = ["TensorNoise", "single_noise"]
+__all__ = ["TensorNoise", "finite_error", "single_noise"]
 
 
 class TensorNoise:
@@ -62,7 +62,7 @@ class TensorNoise:
             self._add_error(value, evaluation, draw)
         elif self.undecided is not None and evaluation != "ordered" and np.shape(value) == self._true.shape:
             changed = value != self._true
-            error = _error(value, self._true.astype(np.float64)) if self._is_rounded and evaluation == "draw" else 0.0
+            error = finite_error(value, self._true.astype(np.float64)) if self._is_rounded and evaluation == "draw" else 0.0
             with self._lock:
                 self.undecided |= changed
                 self._draws[draw] = max(self._draws.get(draw, 0.0), error)
@@ -92,7 +92,7 @@ class TensorNoise:
         # The elements that float32 cannot hold do not count where the floor is that of float32 arithmetic.
         computed = rms_error(value, self._true) if computes else 0.0
         counts = evaluation in ("ordered", "large") or (evaluation == "draw" and self._true.size < FEW)
-        error = _error(value, self._true) if same_shape and counts else 0.0
+        error = finite_error(value, self._true) if same_shape and counts else 0.0
         single = single_noise(self._true, value) if computes and self._true.ndim > 2 else None
         limit = LIMITS[self._precision]
         with self._lock:
@@ -131,7 +131,7 @@ class TensorNoise:
         return np.maximum.reduce(list(self._singles.values())) if self._singles else single_noise(self._true)
 
 
-def _error(value: Array, true: Array) -> float:
+def finite_error(value: Array, true: Array) -> float:
     """Return the RMS error of the elements that are finite on both sides, as float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         finite = np.isfinite(value.astype(np.float32)) & np.isfinite(true.astype(np.float32))
