@@ -20,7 +20,7 @@ from pathlib import Path
 
 from relu_deploy.errors import EXIT_INTERRUPTED, InputError, ReluDeployError, Unsupported, UsageError
 
-__all__ = ["check_timeout", "run_isolated", "try_in_child"]
+__all__ = ["check_timeout", "memory_of_command", "run_isolated", "try_in_child"]
 
 #: Seconds between the request to end and the kill.
 GRACE = 3.0
@@ -28,6 +28,8 @@ GRACE = 3.0
 ENDING_GRACE = 10.0
 #: Exit codes of a child that ended on request, after Ctrl-C, and of a trial without enough memory.
 STOPPED, OUT_OF_MEMORY = 128 + 15, 90
+#: bytes that runtimes need by themselves
+LEAST_MEMORY = 4 * 10**9
 PR_SET_PDEATHSIG = 1
 #: Signals that request the end of a process.
 ENDING = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM), getattr(signal, "SIGQUIT", signal.SIGTERM))
@@ -61,7 +63,7 @@ def run_isolated(options: argparse.Namespace) -> int | None:
     models = _model_files(options)
     if not models and timeout is None:
         return None
-    watch = _fork(timeout, core=options.debug)
+    watch = _fork(timeout, core=options.debug, max_memory=getattr(options, "max_memory", None))
     if watch is None:
         return None
     if watch.has_exited:
@@ -123,16 +125,34 @@ def _quiet(work: Callable[[], object]) -> int:
     return 0
 
 
+def memory_of_command(max_memory: float | None) -> int:
+    """Return the bytes of writable memory that a command may take.
+
+    It is that of as many tensors of the largest allowed size as an evaluation may hold, at most all of the machine: what a graph
+    computes from its inputs is known only when it runs.
+
+    Args:
+        max_memory: The largest tensor in GB, None for the default.
+    """
+    from relu_deploy.graph.loading.resources import TENSORS
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if max_memory is None or not max_memory > 0:
+        return memory
+    return min(memory, max(LEAST_MEMORY, int(TENSORS * max_memory * 1e9)))
+
+
 def _can_fork() -> bool:
     return hasattr(signal, "sigtimedwait") and threading.active_count() == 1
 
 
-def _fork(timeout: float | None, core: bool) -> _Watch | None:
+def _fork(timeout: float | None, core: bool, max_memory: float | None = None) -> _Watch | None:
     """Fork this process, and wait in the parent until the child has ended.
 
     Args:
         timeout: Seconds that the child may take.
         core: Whether a crash of the child may leave a core file.
+        max_memory: The largest tensor in GB, None for the default.
 
     Returns:
         How the child ended; None in the child.
@@ -148,7 +168,7 @@ def _fork(timeout: float | None, core: bool) -> _Watch | None:
     parent = os.getpid()
     child = os.fork()
     if child == 0:
-        _become_child(parent, core)
+        _become_child(parent, core, max_memory)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return None
     try:
@@ -253,7 +273,7 @@ class _Watch:
             os.kill(self._child, number)
 
 
-def _become_child(parent: int, core: bool) -> None:
+def _become_child(parent: int, core: bool, max_memory: float | None) -> None:
     """Make this process one that dies with its parent, cleans up when it is told to end, and cannot take all memory."""
     import ctypes
     import resource
@@ -266,9 +286,9 @@ def _become_child(parent: int, core: bool) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
     with contextlib.suppress(OSError, ValueError):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (memory if most < 0 else min(memory, most), most))
+        allowed = memory_of_command(max_memory)
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed if most < 0 else min(allowed, most), most))
     if not core:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -132,7 +132,7 @@ def _run(arguments: Sequence[str] | None, isolated: bool) -> int:
             if (ended := run_isolated(options)) is not None:
                 return ended
         _escape_library_output()
-        _limit_memory(options)
+        _set_limits(options)
         if options.json and options.json != "-":
             from relu_deploy.storage.files import refuse_bundle_file
 
@@ -211,7 +211,12 @@ def _print_error(error: ReluDeployError) -> None:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)
 
 
-def _limit_memory(options: argparse.Namespace) -> None:
+def _set_limits(options: argparse.Namespace) -> None:
+    timeout = getattr(options, "timeout", None)
+    if timeout is not None:
+        from relu_deploy.graph.loading.time_limit import set_time_limit
+
+        set_time_limit(timeout)
     if options.max_memory is None:
         return
     from relu_deploy.graph.loading.resources import set_memory_limit

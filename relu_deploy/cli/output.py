@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["finish", "json_text", "keep_reports", "note_stale_signature", "open_bundle", "print_notes"]
 
+#: characters of the largest JSON document that is indented
+LARGEST_INDENTED = 4_000_000
+
 
 def open_bundle(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None) -> Bundle:
     """Open the bundle or `.onnx` file at `path`, and print on stderr what was repaired in the file.
@@ -50,10 +53,10 @@ def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable
     Returns:
         The exit code for success.
     """
-    text = json_text(result)
     if options.json == "-":
         if sys.stdout is None:
             raise InputError("cannot write to standard output: it is closed", "write to a file with --json FILE")
+        text = json_text(result)
         if not _can_encode(sys.stdout.encoding or "ascii", text):
             text = json_text(result, ascii_only=True)
         sys.stdout.write(text)
@@ -61,7 +64,7 @@ def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable
     if options.json:
         from relu_deploy.storage.files import write_atomically
 
-        write_atomically(Path(options.json), text)
+        write_atomically(Path(options.json), json_text(result))
     render()
     return EXIT_FINE
 
@@ -104,11 +107,17 @@ def json_text(content: Mapping[str, Any], ascii_only: bool = False) -> str:
         ascii_only: Write other characters as escapes.
     """
     try:
-        text = json.dumps(content, indent=2, ensure_ascii=ascii_only, allow_nan=False)
+        text = _dumped(content, ascii_only)
     except ValueError:
-        text = json.dumps(_finite(content), indent=2, ensure_ascii=ascii_only, allow_nan=False)
+        text = _dumped(_finite(content), ascii_only)
     # Half of a surrogate pair, as in the name of a file that is not UTF-8, can only be written as an escape.
     return f"{text}\n" if ascii_only or _can_encode("utf-8", text) else json_text(content, ascii_only=True)
+
+
+def _dumped(content: Any, ascii_only: bool) -> str:
+    text = json.dumps(content, ensure_ascii=ascii_only, allow_nan=False)
+    # Indenting takes ten times as long, and nobody reads as much.
+    return text if len(text) > LARGEST_INDENTED else json.dumps(content, indent=2, ensure_ascii=ascii_only, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

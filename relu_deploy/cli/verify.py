@@ -97,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
             progress=step,
         )
     result = report.to_json()
-    html = verify_page(result)
+    # Nothing is stored beside a plain file.
+    html = verify_page(result) if options.html or bundle.is_folder else ""
     keep_reports(bundle, {"reports/verify.json": result, "reports/verify.html": html})
     if options.html:
         write_atomically(options.html, html)

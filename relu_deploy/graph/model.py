@@ -17,11 +17,12 @@ from relu_deploy.graph.loading.repairs import irregularities_of, repair_lists
 from relu_deploy.graph.loading.resources import check_resources, memory_limit
 from relu_deploy.graph.loading.sparse import expand_sparse_initializers
 from relu_deploy.graph.loading.structure import check_structure
+from relu_deploy.graph.loading.time_limit import has_time_limit
 from relu_deploy.graph.shapes.dimensions import normalize_dimensions
 from relu_deploy.graph.shapes.input_ranks import settle_input_ranks
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.graph.shared_models import shared_model
-from relu_deploy.graph.weights import to_proto_without_weights
+from relu_deploy.graph.weights import to_proto_without_weights, to_whole_proto
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "read_model",
     "save_model",
     "to_bytes",
+    "to_one_proto",
 ]
 
 NOT_WHOLE = "check that the file was copied whole: onnx.checker.check_model(path) should pass"
@@ -46,8 +48,8 @@ NOT_WHOLE = "check that the file was copied whole: onnx.checker.check_model(path
 SINGLE_FILE_LIMIT = 2**31 - 2**24
 #: the first version of the format in which initializers need not be inputs
 FREE_INITIALIZERS = 4
-#: path, time, size and memory limit of the files whose tensors were found to be small enough
-_affordable: set[tuple[str, int, int, int]] = set()
+#: path, time, size and limits of the files whose tensors were found to be small enough
+_affordable: set[tuple[str, int, int, int, bool]] = set()
 
 
 @without_collecting()
@@ -155,7 +157,7 @@ def _read(path: Path) -> onnx.ModelProto:
 def _check_resources_once(proto: onnx.ModelProto, path: Path) -> None:
     """Check the sizes of the tensors of `proto`, which infers its shapes, the first time that the file is loaded."""
     status = path.stat()
-    key = str(path.resolve()), status.st_mtime_ns, status.st_size, memory_limit()
+    key = str(path.resolve()), status.st_mtime_ns, status.st_size, memory_limit(), has_time_limit()
     if key not in _affordable:
         check_resources(proto, str(path))
         _affordable.add(key)
@@ -300,11 +302,14 @@ def save_model(model: ir.Model, path: Path) -> None:
 
 def to_bytes(model: ir.Model) -> bytes:
     """Return the serialized graph. Raises InputError when it is too large for one message."""
-    import onnx_ir as ir
+    return bytes(to_one_proto(model).SerializeToString())
 
+
+def to_one_proto(model: ir.Model) -> onnx.ModelProto:
+    """Return the graph as one message. Raises InputError when it is too large for that."""
     if _weights_bytes(model) >= SINGLE_FILE_LIMIT:
         raise InputError("the graph's weights exceed 2 GiB and cannot be held in one message", "use the file itself")
-    return bytes(ir.to_proto(model).SerializeToString())
+    return to_whole_proto(model)
 
 
 def opset_of(model: ir.Model) -> int:

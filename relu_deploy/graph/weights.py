@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["detach_weights", "to_proto_without_weights"]
+__all__ = ["detach_weights", "to_proto_without_weights", "to_whole_proto"]
 
 #: weights above this many bytes are left out; the numbers that shapes depend on (scales, pads, axes) are smaller
 LARGEST_KEPT = 1024
@@ -48,14 +48,26 @@ def to_proto_without_weights(model: ir.Model) -> onnx.ModelProto:
     return copy
 
 
+def to_whole_proto(model: ir.Model) -> onnx.ModelProto:
+    """Return `model` serialized, weights included."""
+    import onnx_ir as ir
+
+    # That of a shared model is serialized once.
+    return ir.to_proto(model) if _has_large_weights(model) else to_proto_without_weights(model)
+
+
+def _has_large_weights(model: ir.Model) -> bool:
+    constants = (value.const_value for value in model.graph.initializers.values())
+    return any(constant is not None and constant.nbytes > LARGEST_KEPT for constant in constants)
+
+
 @without_collecting()
 def _serialized(model: ir.Model) -> onnx.ModelProto:
     import onnx_ir as ir
 
     light = model
     # A copy takes longer than all the rest where there are many nodes.
-    constants = (value.const_value for value in model.graph.initializers.values())
-    if any(constant is not None and constant.nbytes > LARGEST_KEPT for constant in constants):
+    if _has_large_weights(model):
         light = model.clone()
         detach_weights(light)
     return ir.to_proto(light)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["count_of", "first_names", "program_verdict", "shapes_of", "verdict_phrase"]
+__all__ = ["MOST_ROWS", "count_of", "first_names", "listed", "program_verdict", "rest_of", "shapes_of", "verdict_phrase"]
 
-#: names that one line lists
-LISTED = 3
+#: names that one line lists, and inputs or outputs
+LISTED, MOST_SPECS = 3, 16
+#: rows of a table or page: laying out a hundred thousand takes minutes, and nobody reads them
+MOST_ROWS = 1000
 
 
 def count_of(count: int, noun: str, plural: str = "") -> str:
@@ -28,7 +30,18 @@ def shapes_of(inputs: Mapping[str, Any]) -> str:
     Args:
         inputs: The field `inputs` of what `verify --json` writes.
     """
-    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs["shapes"].items())
+    return listed([f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs["shapes"].items()])
+
+
+def listed(phrases: Sequence[str]) -> str:
+    """Return phrases about inputs or outputs in a line, `MOST_SPECS` of them at most and how many more there are."""
+    more = f" and {len(phrases) - MOST_SPECS:,} more" if len(phrases) > MOST_SPECS else ""
+    return ", ".join(phrases[:MOST_SPECS]) + more
+
+
+def rest_of(count: int) -> str:
+    """Return what stands below a table of `count` rows of which the first `MOST_ROWS` are shown, "" if these are all."""
+    return f"and {count - MOST_ROWS:,} more, in --json" if count > MOST_ROWS else ""
 
 
 def first_names(names: Sequence[str]) -> str:

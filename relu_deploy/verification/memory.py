@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-from relu_deploy.errors import InputError, ReluDeployError
-from relu_deploy.graph import Relu, set_input_shapes
+from relu_deploy.errors import InputError
+from relu_deploy.graph import Relu
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.loading.resources import TENSORS, memory_limit
+from relu_deploy.graph.loading.traversal import bodies_of
+from relu_deploy.graph.propagation import infer_with_values
+from relu_deploy.graph.shapes.shape_inference import forget_shapes
+from relu_deploy.graph.weights import to_proto_without_weights
 from relu_deploy.tensors import Feeds
 
 if TYPE_CHECKING:
@@ -42,11 +46,10 @@ def check_memory(model: ir.Model, relus: Sequence[Relu], feeds: Feeds, name: str
     compared = {relu.output for relu in relus} | {str(value.name) for value in model.graph.outputs}
     elements = _elements(model, feeds)
     if not compared <= elements.keys():
-        try:
-            sized = set_input_shapes(model, {name: array.shape for name, array in feeds.items()})
-        except ReluDeployError:  # the evaluation has the reason
+        inferred = _inferred_elements(model, feeds)
+        if inferred is None:  # the evaluation has the reason
             return
-        elements = _elements(sized, feeds)
+        elements |= inferred
     largest = max((array.size for array in feeds.values()), default=0)
     largest = max(largest, max(elements.values(), default=0))
     needed = KEPT * sum(elements.get(each, 0) for each in compared) + WORKING * largest
@@ -67,6 +70,32 @@ def _elements(model: ir.Model, feeds: Feeds) -> dict[str, int]:
             names = (None if isinstance(dim, int) else dim.value for dim in value.shape)
             sizes.update((name, size) for name, size in zip(names, given, strict=False) if name is not None)
     return dict(_known(model, sizes))
+
+
+def _inferred_elements(model: ir.Model, feeds: Feeds) -> dict[str, int] | None:
+    """Return the number of elements of each tensor whose sizes follow from those of the inputs, None where these do not fit."""
+    proto = to_proto_without_weights(model)
+    forget_shapes(proto.graph)
+    try:
+        for value in proto.graph.input:
+            if value.name in feeds:
+                for dim, size in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True):
+                    dim.dim_value = size
+        inferred = infer_with_values(proto, strict_mode=True)
+    except Exception:  # the evaluation has the reason
+        return None
+    elements: dict[str, int] = {}
+    graphs = [inferred.graph]
+    while graphs:
+        graph = graphs.pop()
+        for value in (*graph.value_info, *graph.output):
+            if value.type.tensor_type.HasField("shape"):
+                dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim]
+                if -1 not in dims:
+                    elements[value.name] = prod(dims)
+        for node in graph.node:
+            graphs += bodies_of(node)
+    return elements
 
 
 def _known(model: ir.Model, sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:

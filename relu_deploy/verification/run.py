@@ -20,6 +20,7 @@ from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, requi
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.graph import find_relus, precision_of
+from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.against import relus_to_compare, why_not_compared
@@ -41,7 +42,7 @@ from relu_deploy.verification.memory import check_memory
 from relu_deploy.verification.plan import VerifyPlan
 from relu_deploy.verification.preprocess.comparison import compare_preprocess
 from relu_deploy.verification.report import BackendReport, VerifyReport
-from relu_deploy.verification.truth import Source, Truth, find_truth, open_source
+from relu_deploy.verification.truth import ITERATING, Source, Truth, find_truth, open_source
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -185,10 +186,13 @@ def _evaluate_and_measure(
     """Return the open source of the truth, the truth, and what each backend returned, evaluating and measuring concurrently.
 
     Loading PyTorch and its program keeps one core busy with Python: other runtimes use the other cores meanwhile. Backends
-    that run the PyTorch program come after the truth, because two threads must not load it at once.
+    that run the PyTorch program come after the truth, because two threads must not load it at once. So do all where a graph has
+    Loops: the evaluation ends one that runs too long, and no runtime does.
     """
+    iterates = any(node.op_type in ITERATING for node, _ in iterate_nodes(plan.model))
     with ThreadPoolExecutor(1) as pool:
-        started = {name: pool.submit(measure, plan, name) for name in backends if not capabilities(name).runs_program}
+        concurrent = [name for name in backends if not capabilities(name).runs_program and not iterates]
+        started = {name: pool.submit(measure, plan, name) for name in concurrent}
         progress(f"truth in float64, against {against}")
         source = open_source(plan.bundle, against, plan.relus, plan.reference)
         truth = find_truth(source, plan.feeds, plan.precision)

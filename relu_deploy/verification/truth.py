@@ -21,10 +21,11 @@ from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
 from relu_deploy.tensors import Array, Feeds
+from relu_deploy.verification.judging.graph_noise import GraphNoise
 from relu_deploy.verification.judging.noise import LargeRounding, behind_decisions, draws_for, rounded_numbers
 from relu_deploy.verification.judging.overflow import LargeOperands, NonFinite, PossibleOverflows, behind_overflow
 from relu_deploy.verification.judging.sum_order import LONG, SumOrder
-from relu_deploy.verification.judging.tensor_noise import ANYTHING, NOT_FINITE, TensorNoise
+from relu_deploy.verification.judging.tensor_noise import ANYTHING, NOT_FINITE
 from relu_deploy.verification.judging.verdict import LIMITS, Comparison, compare
 from relu_deploy.verification.tapping import arrays_of
 
@@ -77,6 +78,10 @@ class Truth:
             return verdict
         left_out = (open_elements == ANYTHING) | ((open_elements == NOT_FINITE) & ~np.isfinite(measured.astype(np.float32)))
         return replace(compare(measured[~left_out], true[~left_out], floor, limit), left_out=int(np.count_nonzero(left_out)))
+
+    def is_plain(self, name: str) -> bool:
+        """Return whether the tensor `name` is compared number by number, with one noise for all of them."""
+        return not any(name in special for special in (self.list_noise, self.undecided, self.single, self.overflows))
 
 
 @dataclass(frozen=True)
@@ -234,17 +239,14 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
     rounded = rounded_numbers(source.model)
     if not torch_names:
         decided, rounded = ({source.inner.get(name, name) for name in names} for names in (decided, rounded))
-    noise = {
-        name: TensorNoise(value, precision, decided=name in decided, rounded=name in rounded) for name, value in true.items()
-    }
+    noise = GraphNoise.of(true, precision, decided, rounded)
 
     def measure(evaluation: str, draw: int = 0, **options: Any) -> None:
         def add(name: str, value: Array) -> None:
-            # A sequence may have more elements than in the truth.
-            if name in noise:
-                noise[name].add(value, evaluation, draw)
+            noise.add(name, value, evaluation, draw)
 
         source.evaluate_each(feeds, add, **options)
+        noise.end(evaluation, draw)
 
     finite, large = NonFinite(), LargeOperands()
     watching: dict[str, Any] = {} if torch_names else {"seen": finite.seen, "rounding": large}
@@ -265,21 +267,19 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
         own = NonFinite()
         source.evaluate_each(feeds, lambda *_: None, seen=own.seen)
         for name in behind_overflow(source.model, finite, own, squares=large.squares):
-            if (ours := source.names.get(name, name)) in noise:
-                noise[ours].forget_overflow()
+            noise.forget_overflow(source.names.get(name, name))
     if large.sums and precision == "float32":
         _add_possible_overflows(source, feeds, measure)
-    overflows = {name: each.overflows for name, each in noise.items() if each.overflows is not None}
     return Truth(
         against=source.against,
         values=true,
-        noise_floor={name: each.floor for name, each in noise.items()},
+        noise_floor=noise.floors(),
         precision=precision,
-        single={name: single for name, each in noise.items() if (single := each.single) is not None},
-        undecided={name: each.undecided for name, each in noise.items() if each.undecided is not None},
-        list_noise={name: each.list_noise for name, each in noise.items() if each.list_noise is not None},
+        single=noise.singles(),
+        undecided=noise.undecided(),
+        list_noise=noise.list_noise(),
         is_blurred=precision not in ("float32", "float64") or ordered or draws > 0 or large.sums or large.squares,
-        overflows=overflows,
+        overflows=noise.overflows(),
     )
 
 

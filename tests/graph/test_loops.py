@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from relu_deploy.errors import InputError
 from relu_deploy.graph.loading.loops import check_loops
 from relu_deploy.graph.loading.resources import check_resources, set_memory_limit
+from relu_deploy.graph.loading.time_limit import set_time_limit
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 value = helper.make_tensor_value_info
@@ -72,16 +73,78 @@ def test_loops_that_end_and_loops_that_depend_on_what_is_fed_are_not_refused(arg
     check_loops(model(**arguments), "m.onnx")
 
 
-def test_turns_of_loops_inside_loops_multiply():
+@pytest.fixture
+def time_limit():
+    yield set_time_limit
+    set_time_limit(None)
+
+
+def test_turns_of_loops_inside_loops_multiply(time_limit):
     def nested(times):
         inner = model(times).graph.node[0]
         inner.output[0] = "next"
         inner.input[2] = "a"
         return model(times, inner=[inner])
 
+    time_limit(60.0)
     check_loops(nested(10_000), "m.onnx")
     with pytest.raises(InputError, match="100,000 times"):
         check_loops(nested(100_000), "m.onnx")
+
+
+def test_a_loop_that_takes_minutes_needs_a_time_limit(time_limit):
+    long = model(50_000_000)
+    with pytest.raises(
+        InputError, match=r"the Loop 'loop' runs its body 50,000,000 times, and running 100,000,000 nodes"
+    ) as caught:
+        check_loops(long, "m.onnx")
+    assert "--timeout" in caught.value.hint
+    time_limit(600.0)
+    check_loops(long, "m.onnx")
+
+
+def test_many_loops_that_take_minutes_together_need_a_time_limit(time_limit):
+    def several(count):
+        chain = model(1_000_000)
+        for place in range(1, count):
+            added = chain.graph.node.add()
+            added.CopyFrom(chain.graph.node[0])
+            added.name, added.input[2], added.output[0] = f"loop{place}", "y", f"y{place}"
+        return chain
+
+    check_loops(several(4), "m.onnx")
+    with pytest.raises(InputError, match="running 20,000,000 nodes may take minutes"):
+        check_loops(several(10), "m.onnx")
+    time_limit(600.0)
+    check_loops(several(10), "m.onnx")
+
+
+def scan(length, axis=0):
+    nodes = [helper.make_node("Add", ["s", "e"], ["t"]), helper.make_node("Relu", ["t"], ["o"])]
+    body = helper.make_graph(
+        nodes, "body", [value("s", FLOAT, [1]), value("e", FLOAT, [1])], [value("t", FLOAT, [1]), value("o", FLOAT, [1])]
+    )
+    kept = helper.make_node("Identity", ["x"], ["kept"])
+    attributes = {"scan_input_axes": [axis]} if axis else {}
+    node = helper.make_node("Scan", ["zeros", "kept"], ["last", "y"], "scan", body=body, num_scan_inputs=1, **attributes)
+    shape = [1, length] if axis else [length, 1]
+    graph = helper.make_graph(
+        [kept, node], "g", [value("x", FLOAT, shape)], [value("y", FLOAT, None)], [constant("zeros", np.zeros(1, np.float32))]
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_a_scan_over_as_many_elements_needs_a_time_limit_as_well(axis, time_limit):
+    check_resources(scan(100_000, axis), "m.onnx")
+    with pytest.raises(InputError, match="the Scan 'scan' runs its body 20,000,000 times"):
+        check_resources(scan(20_000_000, axis), "m.onnx")
+    time_limit(600.0)
+    check_resources(scan(20_000_000, axis), "m.onnx")
+
+
+def test_a_scan_of_varying_length_is_not_refused():
+    check_resources(scan("T"), "m.onnx")
 
 
 @pytest.fixture

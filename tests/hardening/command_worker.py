@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import traceback
+from itertools import pairwise
 from pathlib import Path
 
 #: most of what a command printed that is returned, in characters
@@ -20,15 +21,18 @@ MOST_OUTPUT = 4000
 
 def main() -> None:
     output, replies, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    _limit_memory(memory)
+    _limit_memory(memory, memory)
     handle = os.open(output, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     for number in (1, 2):
         os.dup2(handle, number)
+    from relu_deploy.cli.isolation import memory_of_command
     from relu_deploy.cli.main import main as run
 
     for line in sys.stdin:
         words = json.loads(line)
         os.ftruncate(handle, 0)
+        # As the process that a command runs in sets it, beyond what this one holds of earlier commands.
+        _limit_memory(int(_memory("VmData") * 2**20) + memory_of_command(_largest_tensor(words)), memory)
         _reset_peak_memory()
         began, used = time.perf_counter(), time.process_time()
         escaped = ""
@@ -55,11 +59,17 @@ def main() -> None:
         os.write(replies, (json.dumps(reply) + "\n").encode())
 
 
-def _limit_memory(size: int) -> None:
-    if size and sys.platform == "linux":
+def _limit_memory(size: int, most: int) -> None:
+    """Limit the writable memory of this process to `size` bytes, and to `most` for good; 0 sets no limit."""
+    if most and sys.platform == "linux":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+        resource.setrlimit(resource.RLIMIT_DATA, (min(size, most), most))
+
+
+def _largest_tensor(words: list[str]) -> float | None:
+    """Return what a command gives for --max-memory, in GB."""
+    return next((float(value) for word, value in pairwise(words) if word == "--max-memory"), None)
 
 
 def _reset_peak_memory() -> None:
@@ -68,7 +78,7 @@ def _reset_peak_memory() -> None:
 
 
 def _memory(field: str) -> float:
-    """Return `VmHWM` (the peak since the last reset) or `VmRSS` in MiB, 0 where the system does not say."""
+    """Return `VmHWM` (the peak since the last reset), `VmRSS` or `VmData` in MiB, 0 where the system does not say."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -6,6 +6,8 @@ import pytest
 
 from relu_deploy.reporting.optimize_phrases import accuracy_of, verification_of
 from relu_deploy.reporting.tables.bench import print_bench
+from relu_deploy.reporting.tables.census import print_census
+from relu_deploy.reporting.tables.inspect import print_inspect
 from relu_deploy.reporting.tables.prove import print_prove
 from relu_deploy.reporting.tables.verify import print_verify
 from relu_deploy.verification.exhaustive import Kernel, ProveReport
@@ -79,3 +81,42 @@ def test_a_row_that_is_not_verified_says_by_how_much_and_whether_it_saw_real_dat
     reported = capsys.readouterr().out
     assert "not verified: m onnxruntime-cpu int8-cpu: error ratio 157" in reported
     assert ("--data D feeds real rows" in reported) is hinted
+
+
+def relu_row(index):
+    fields = {"index": index, "node": f"relu{index}", "kind": "relu", "shape": [1, 4], "scope": "", "fused_with": []}
+    counts = dict.fromkeys(("channels", "dead", "proven_dead", "always_on", "proven_always_on"), 0)
+    return {**fields, **counts, "sparsity": 0.5, "saturated": None, "nan_channels": [], "maximum": 1.0, "observed_bound": None}
+
+
+@pytest.mark.parametrize("verb", ["inspect", "census"])
+def test_a_table_of_many_relus_shows_the_first_and_counts_the_others(capsys, verb):
+    relus = [relu_row(index) for index in range(20_000)]
+    shared = {"model": "m", "relus": relus, "batch": 1}
+    if verb == "inspect":
+        names = [f"size{at}" for at in range(500)]
+        costs = {"flops": 1, "bytes": 1, "parameters": 0, "unknown": ["a"], "symbols": names}
+        print_inspect({**shared, **costs, "opset": 20, "nodes": 20_000})
+    else:
+        totals = dict.fromkeys(("dead", "proven_dead", "always_on", "proven_always_on", "left_over"), 0)
+        totals |= {"samples": 1, "relus": 20_000, "channels": 1, "sparsity": 0.5}
+        print_census({**shared, "data": "d", "backend": "b", "input_range": None, "totals": totals})
+    shown = capsys.readouterr().out
+    assert "relu999 " in shown
+    assert "relu1000 " not in shown
+    assert "and 19,000 more, in --json" in shown
+    assert "20,000 Relus" in shown
+    assert ("size15 and 484 more" in shown) == (verb == "inspect")
+
+
+def test_verify_lists_the_first_of_many_inputs_and_outputs(capsys):
+    fields = {"passed": True, "max_abs": 0.0, "max_ulp": 0, "error_ratio": 0.1, "reason": ""}
+    backend = {"name": "b", "passed": True, "relus": [], "note": "", "faults": [], "checks": [], "delivered": {"differences": []}}
+    backend["outputs"] = [{"name": f"y{at}", **fields} for at in range(5_000)]
+    inputs = {"source": "random", "shapes": {f"x{at}": [1] for at in range(20_000)}}
+    print_verify({"model": "m", "against": "torch", "inputs": inputs, "backends": [backend]})
+    shown = capsys.readouterr().out
+    assert "x15 1 and 19,984 more" in shown
+    assert "output y999 " in shown
+    assert "and 4,000 more, in --json" in shown
+    assert len(shown) < 300_000

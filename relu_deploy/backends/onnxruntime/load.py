@@ -12,9 +12,9 @@ from relu_deploy.backends.onnxruntime.probe import PROVIDERS, needs_nvidia
 from relu_deploy.backends.onnxruntime.session import OnnxRuntimeSession, settings_for
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable
-from relu_deploy.graph.model import read_model, to_bytes
+from relu_deploy.graph.model import read_model
 from relu_deploy.graph.precision import precision_of
-from relu_deploy.graph.taps import with_taps
+from relu_deploy.graph.taps import tapped_bytes
 
 __all__ = ["load"]
 
@@ -32,7 +32,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OnnxRuntimeSession:
     """
     model: str | bytes = str(bundle.onnx)
     if options.taps:
-        model = to_bytes(with_taps(read_model(bundle.onnx), [relu.output for relu in options.taps]))
+        model = tapped_bytes(read_model(bundle.onnx), [relu.output for relu in options.taps])
     if needs_nvidia(name):
         from relu_deploy.backends.onnxruntime.load_gpu import load_on_gpu
 

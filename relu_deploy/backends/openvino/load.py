@@ -14,9 +14,9 @@ from relu_deploy.backends.openvino.probe import DEVICE
 from relu_deploy.backends.openvino.session import OpenVinoSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import Unsupported, UsageError
-from relu_deploy.graph.model import read_model, to_bytes
+from relu_deploy.graph.model import read_model
 from relu_deploy.graph.precision import node_precisions, precision_of
-from relu_deploy.graph.taps import with_taps
+from relu_deploy.graph.taps import tapped_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,7 +42,7 @@ def load(name: str, bundle: Bundle, options: Options) -> OpenVinoSession:
     precision = _precision(name, core, options.autocast, graph)
     source: Any = str(bundle.onnx)
     if options.taps:
-        source = to_bytes(with_taps(graph, [relu.output for relu in options.taps]))
+        source = tapped_bytes(graph, [relu.output for relu in options.taps])
     try:
         model = core.read_model(source)
         compiled = core.compile_model(model, DEVICE, _settings(options, HINTS[precision][0]))

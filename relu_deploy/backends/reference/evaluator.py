@@ -12,6 +12,7 @@ import numpy as np
 
 from relu_deploy.backends.base import Consume, Rounding, Seen
 from relu_deploy.backends.reference.delegate import Delegate
+from relu_deploy.backends.reference.loop_turns import LoopTurns
 from relu_deploy.backends.reference.program import Node, Program, Scope, attribute_value, compile_graph, opsets_of, schema_of
 from relu_deploy.backends.reference.registry import Call
 from relu_deploy.backends.reference.types import HALF, element_type, narrowed, widened
@@ -27,9 +28,12 @@ __all__ = ["Evaluation", "Evaluator", "Limits"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What one evaluation may take: iterations of one Loop, and seconds of everything together (None for no limit)."""
+    """What one evaluation may take: iterations of one Loop, and seconds of everything together (None for no limit).
 
-    iterations: int = 1_000_000
+    Loops that would take minutes are ended besides, see `LoopTurns`.
+    """
+
+    iterations: int | None = None
     seconds: float | None = None
 
 
@@ -39,7 +43,7 @@ class Evaluation:
 
     generators: one a random node, so that a node in a loop draws anew in each iteration. weights: rounded initializers of each
     program. expansions: compiled bodies of the operators that the specification defines by others. delegate: runs the nodes
-    that cannot be evaluated.
+    that cannot be evaluated. turns: those of Loops and Scans.
     """
 
     rounding: Rounding | None = None
@@ -50,6 +54,7 @@ class Evaluation:
     weights: dict[int, dict[str, Any]] = field(default_factory=dict)
     expansions: dict[Any, Program] = field(default_factory=dict)
     delegate: Delegate | None = None
+    turns: LoopTurns = field(default_factory=LoopTurns)
 
     def inside_function(self, *, rounded: bool) -> Evaluation:
         """Return the state for the body of a function, whose tensors have the same names at every call: they are not shown."""
@@ -93,14 +98,17 @@ class Evaluator:
         model: The graph, whose external weights are read, or what another evaluator has compiled in the graph's own types.
         wide: Evaluate in float64: every floating-point weight, constant and cast is widened, so nothing is rounded.
         delegate: Runs the nodes that have neither an operator nor a function body.
+        taps: Tensors of the top graph that are outputs as well.
 
     Raises:
         Unsupported: If there is such a node and no delegate.
     """
 
     @without_collecting()
-    def __init__(self, model: ir.Model | Program, *, wide: bool, delegate: Delegate | None = None) -> None:
-        program = model if isinstance(model, Program) else _compile(model, delegates=delegate is not None)
+    def __init__(
+        self, model: ir.Model | Program, *, wide: bool, delegate: Delegate | None = None, taps: Sequence[ir.Value] = ()
+    ) -> None:
+        program = model if isinstance(model, Program) else _compile(model, delegates=delegate is not None, taps=taps)
         self.program, self._delegate = program.widened() if wide else program, delegate
         self._expansions: dict[Any, Program] = {}
 
@@ -128,16 +136,18 @@ class Evaluator:
                 freed once no node reads it any more.
         """
         inputs = {name: widened(value) for name, value in feeds.items()} if self.program.wide else dict(feeds)
-        evaluation = Evaluation(rounding, seen, limits or Limits(), expansions=self._expansions, delegate=self._delegate)
+        limits = limits or Limits()
+        evaluation = Evaluation(rounding, seen, limits, expansions=self._expansions, delegate=self._delegate)
+        evaluation.turns = LoopTurns(limits.iterations)
         # Overflow and 0/0 are values like any other here: they are compared, not warned about.
         with np.errstate(all="ignore"):
             results = run_program(self.program, inputs, evaluation, {}, consume)
         return {} if consume else dict(zip(self.program.outputs, results, strict=True))
 
 
-def _compile(model: ir.Model, *, delegates: bool) -> Program:
+def _compile(model: ir.Model, *, delegates: bool, taps: Sequence[ir.Value]) -> Program:
     functions = {(str(key[0]), str(key[1]), str(key[2])): function for key, function in model.functions.items()}
-    return compile_graph(model.graph, Scope(opsets_of(model.opset_imports), functions, {}, delegates=delegates))
+    return compile_graph(model.graph, Scope(opsets_of(model.opset_imports), functions, {}, delegates=delegates), taps)
 
 
 def run_program(

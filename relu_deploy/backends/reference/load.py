@@ -7,7 +7,7 @@ from relu_deploy.backends.reference.delegate import Delegate
 from relu_deploy.backends.reference.session import ReferenceSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.graph.model import read_model
-from relu_deploy.graph.taps import with_taps
+from relu_deploy.graph.taps import plain_taps, with_taps
 
 __all__ = ["load"]
 
@@ -19,10 +19,12 @@ def load(_: str, bundle: Bundle, options: Options) -> ReferenceSession:
         Unsupported: If a node of the graph cannot be evaluated, and `options` name no backend that runs it.
     """
     model = read_model(bundle.onnx)
-    if options.taps:
-        model = with_taps(model, [relu.output for relu in options.taps])
+    names = [relu.output for relu in options.taps]
+    taps = plain_taps(model, names)
+    if taps is None:
+        model, taps = with_taps(model, names), []
     if not options.delegate:
-        return ReferenceSession(bundle, model)
+        return ReferenceSession(bundle, model, taps=taps)
 
     def load_node(piece: Bundle) -> Session:
         from relu_deploy.backends.registry import load as load_on
@@ -30,4 +32,4 @@ def load(_: str, bundle: Bundle, options: Options) -> ReferenceSession:
         same = {"threads": options.threads, "device": options.device, "optimization": options.optimization}
         return load_on(piece, options.delegate, **same)
 
-    return ReferenceSession(bundle, model, Delegate(model, load_node))
+    return ReferenceSession(bundle, model, Delegate(model, load_node), taps)

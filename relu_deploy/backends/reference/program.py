@@ -122,8 +122,8 @@ class Program:
         return next((node.attributes.get("value", otherwise) for node in self.nodes if node.outputs == (name,)), otherwise)
 
 
-def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
-    """Return `graph` with every node bound, in its own types.
+def compile_graph(graph: ir.Graph | ir.Function, scope: Scope, taps: Sequence[ir.Value] = ()) -> Program:
+    """Return `graph` with every node bound, in its own types. taps: Tensors of it that are outputs as well.
 
     Raises:
         Unsupported: If a node has neither an operator nor a function body.
@@ -136,7 +136,8 @@ def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
         if all(nodes[-1].constant):
             # A weight behind a DequantizeLinear or Transpose is still a weight.
             constants.update(nodes[-1].outputs)
-    outputs = tuple(str(value.name) for value in graph.outputs)
+    returned = [*graph.outputs, *taps]
+    outputs = tuple(str(value.name) for value in returned)
     inputs = tuple(str(value.name) for value in graph.inputs)
     made = {*inputs, *initializers}
     captures: dict[str, None] = {}
@@ -149,7 +150,7 @@ def compile_graph(graph: ir.Graph | ir.Function, scope: Scope) -> Program:
     _set_last_readers(nodes, outputs)
     return Program(
         str(graph.name or ""), inputs, outputs, initializers, tuple(nodes), tuple(captures),
-        never_rounded(nodes), scope.opsets, tuple(_type_of(value) for value in graph.outputs),
+        never_rounded(nodes), scope.opsets, tuple(_type_of(value) for value in returned),
     )  # fmt: skip
 
 

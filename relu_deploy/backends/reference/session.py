@@ -23,9 +23,10 @@ class ReferenceSession:
     """A graph evaluated by NumPy, one operator after the other. Threads are the BLAS library's own.
 
     delegate: Runs the nodes whose operators the evaluator does not have; without one such a graph is refused.
+    taps: Tensors of the top graph of `model` that are outputs as well.
     """
 
-    def __init__(self, bundle: Bundle, model: ir.Model, delegate: Delegate | None = None) -> None:
+    def __init__(self, bundle: Bundle, model: ir.Model, delegate: Delegate | None = None, taps: Sequence[ir.Value] = ()) -> None:
         missing = unsupported_nodes(model)
         if missing and delegate is None:
             listed = ", ".join(f"{domain or 'ai.onnx'}.{operator} (node {node!r})" for node, domain, operator in missing[:3])
@@ -35,7 +36,7 @@ class ReferenceSession:
                 "compare with the PyTorch program or with a graph of standard operators (--against), or cut these nodes off",
             )
         self._bundle, self._delegate = bundle, delegate if missing else None
-        self._evaluators = {False: Evaluator(model, wide=False, delegate=self._delegate)}
+        self._evaluators = {False: Evaluator(model, wide=False, delegate=self._delegate, taps=taps)}
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self.facts: Mapping[str, Any] = {"precision": "float32", "device": "CPU"}

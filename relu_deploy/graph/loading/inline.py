@@ -8,7 +8,7 @@ nodes. Its bytes are counted while it is expanded: a call may repeat a constant,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ __all__ = ["inline_functions"]
 
 #: most nodes of a graph whose functions are inlined
 MAX_NODES = 1_000_000
+#: most nodes of a function that is expanded before it is called: of larger ones the nodes take most of the time
+SMALL = 32
 #: deepest nesting of calls
 MAX_CALLS = 64
 #: bytes that the calls may add to the model
@@ -58,13 +60,14 @@ def inline_functions(proto: onnx.ModelProto, where: str) -> None:
             f"{where}: a local function replaces the operator {replaced[1]!r}", "export the model without local functions"
         )
     usable = {key: function for key, function in functions.items() if _is_compatible(function, versions)}
-    _check_size(proto.graph, functions, where)
+    sizes = _check_size(proto.graph, functions, where)
     for function in usable.values():
         for opset in function.opset_import:
             if (opset.domain or "") not in versions:
                 versions[opset.domain or ""] = opset.version
                 proto.opset_import.add(domain=opset.domain, version=opset.version)
     expansion = _Expansion(usable, where)
+    expansion.flatten([key for key, size in sizes.items() if size <= SMALL])
     expansion.inline(proto.graph)
     check_links(proto, where)
     called = {_called(node) for node in _all_nodes(proto.graph)}
@@ -125,8 +128,11 @@ def _is_compatible(function: onnx.FunctionProto, versions: Mapping[str, int]) ->
     return True
 
 
-def _check_size(graph: onnx.GraphProto, functions: Mapping[Key, onnx.FunctionProto], where: str) -> None:
-    """Raise InputError where inlining would not end, or not in a graph of usable size."""
+def _check_size(graph: onnx.GraphProto, functions: Mapping[Key, onnx.FunctionProto], where: str) -> dict[Key, int]:
+    """Return the number of nodes that each function expands to, those first that others call.
+
+    Raises InputError where inlining would not end, or not in a graph of usable size.
+    """
     import onnx
 
     calls: dict[Key, list[Key]] = {}
@@ -166,19 +172,34 @@ def _check_size(graph: onnx.GraphProto, functions: Mapping[Key, onnx.FunctionPro
             f"at most {MAX_NODES} are supported",
             "export the model without local functions",
         )
+    return totals
 
 
 class _Expansion:
     """Replaces calls by the nodes of the functions.
 
     Args:
-        functions: Those that are inlined.
+        functions: Those that are inlined. `flatten` replaces some.
         where: The file's name for error messages.
     """
 
     def __init__(self, functions: Mapping[Key, onnx.FunctionProto], where: str) -> None:
-        self._functions, self._where = functions, where
+        self._functions, self._where = dict(functions), where
         self._left = MAX_ADDED
+
+    def flatten(self, keys: Iterable[Key]) -> None:
+        """Replace the calls in functions: one that is called often is then not expanded level by level each time.
+
+        keys: Functions, those first that others call.
+        """
+        for key in keys:
+            function = self._functions.get(key)
+            if function is not None and any(_called(node) in self._functions for node in function.node):
+                flat = type(function)()
+                flat.CopyFrom(function)
+                del flat.node[:]
+                flat.node.extend(self._expanded(list(function.node)))
+                self._functions[key] = flat
 
     def inline(self, graph: onnx.GraphProto) -> None:
         """Replace every call in `graph` and in the graphs inside it."""

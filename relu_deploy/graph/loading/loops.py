@@ -1,7 +1,8 @@
-"""Refuse Loops that run for ever, or for years: what their constants say is known before anything runs.
+"""Refuse Loops and Scans that run for ever, or for minutes: what their constants and shapes say is known before anything runs.
 
 A Loop ends after a number of turns, or when its condition becomes false. Where the condition is true in each turn whatever is computed,
-the number of turns decides alone. Other Loops depend on what is fed; `--timeout` limits the commands that run them.
+the number of turns decides alone. A Scan has a turn for each element of its inputs. Other Loops depend on what is fed: they are limited
+while they run, and by `--timeout`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import math
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.domains import is_standard
+from relu_deploy.graph.loading.time_limit import has_time_limit
 from relu_deploy.graph.loading.traversal import bodies_of, outer_reads
 
 if TYPE_CHECKING:
@@ -24,42 +26,98 @@ if TYPE_CHECKING:
 
 __all__ = ["check_loops", "growing_states"]
 
-#: most times that a Loop may run the nodes in its body, those of Loops inside it included: a runtime takes half an hour for these
+#: most times that a Loop or Scan may run the nodes in its body, those of Loops inside it included: a runtime takes half an hour for these
 MOST_RUNS = 10**9
+#: the same for all of a graph together, for commands without a time limit: a runtime takes some ten seconds for these
+MOST_UNLIMITED_RUNS = 10**7
 #: operators that pass a condition on unchanged
 _PASSING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+#: the version of Scan that has a batch in front of the sequences, and the lengths of these as its first input
+_SCAN_OF_BATCHES = 8
 
 Infer = Callable[["onnx.GraphProto"], "onnx.GraphProto"]
 Constants = ChainMap[str, "onnx.TensorProto"]
+Types = ChainMap[str, "onnx.TypeProto"]
+
+
+class _Repetition(NamedTuple):
+    """A Loop or Scan whose number of turns is known. runs: how often nodes in its body run in all."""
+
+    node: onnx.NodeProto
+    turns: int
+    runs: int
+
+    def __str__(self) -> str:
+        often = f"{self.turns:,} times" if self.turns < 2**31 else "without end"
+        return f"the {self.node.op_type} {self.node.name or self.node.output[0]!r} runs its body {often}"
 
 
 def check_loops(proto: onnx.ModelProto, where: str) -> None:
-    """Check the Loops of `proto`, in bodies and functions too.
+    """Check the Loops and Scans of `proto`, in bodies and functions too.
 
     Args:
-        proto: The model, its nodes in order.
+        proto: The model, its nodes in order. The length of a Scan is known where the shape of its input is recorded.
         where: The file's name for error messages.
 
     Raises:
-        InputError: If a Loop never ends, or runs its nodes more than `MOST_RUNS` times.
+        InputError: If a Loop never ends, one runs its nodes more than `MOST_RUNS` times, or all together run theirs more than
+            `MOST_UNLIMITED_RUNS` times and this process has no time limit.
     """
-    waiting: list[tuple[Iterable[onnx.NodeProto], Constants, int]] = [(proto.graph.node, _constants(proto.graph), 1)]
-    waiting += [(function.node, ChainMap(), 1) for function in proto.functions]
+    groups = (proto.graph.node, *(function.node for function in proto.functions))
+    if all(next(bodies_of(node), None) is None for nodes in groups for node in nodes):
+        return
+    found = list(_repetitions(proto))
+    if not found:
+        return
+    longest = max(found, key=lambda each: each.runs)
+    if longest.runs > MOST_RUNS:
+        raise InputError(f"{where}: {longest}", "give the Loop a condition that becomes false, or fewer turns")
+    total = sum(each.runs for each in found)
+    if total > MOST_UNLIMITED_RUNS and not has_time_limit():
+        raise InputError(
+            f"{where}: {longest}, and running {total:,} nodes may take minutes", "say how long it may take with --timeout"
+        )
+
+
+def _repetitions(proto: onnx.ModelProto) -> Iterator[_Repetition]:
+    version = next((opset.version for opset in proto.opset_import if is_standard(opset)), 0)
+    waiting: list[tuple[Iterable[onnx.NodeProto], Constants, Types, int]] = [
+        (proto.graph.node, _constants(proto.graph), ChainMap(_types(proto.graph)), 1)
+    ]
+    waiting += [(function.node, ChainMap(), ChainMap(), 1) for function in proto.functions]
     while waiting:
-        nodes, known, turns = waiting.pop()
+        nodes, known, types, turns = waiting.pop()
         known = known.new_child(_constants_of_nodes(nodes))
         for node in nodes:
-            inside = turns
-            if (times := _times(node, known)) is not None:
-                inside = turns * times
-                body = next(iter(bodies_of(node)))
-                if inside * max(1, len(body.node)) > MOST_RUNS:
-                    often = f"{times:,} times" if times < 2**31 else "without end"
-                    raise InputError(
-                        f"{where}: the Loop {node.name or node.output[0]!r} runs its body {often}",
-                        "give the Loop a condition that becomes false, or fewer turns",
-                    )
-            waiting += [(body.node, known.new_child(_constants(body)), inside) for body in bodies_of(node)]
+            bodies = list(bodies_of(node))
+            if not bodies:
+                continue
+            times = _times(node, known)
+            times = _scan_length(node, types, version) if times is None else times
+            inside = turns if times is None else turns * times
+            if times is not None:
+                yield _Repetition(node, times, inside * max(1, len(bodies[0].node)))
+            waiting += [(body.node, known.new_child(_constants(body)), types.new_child(_types(body)), inside) for body in bodies]
+
+
+def _types(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+    return {value.name: value.type for value in (*graph.input, *graph.value_info, *graph.output)}
+
+
+def _scan_length(node: onnx.NodeProto, types: Types, version: int) -> int | None:
+    """Return how often the Scan `node` runs its body, None where that is not known, or for another node."""
+    if node.op_type != "Scan" or not is_standard(node):
+        return None
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    count = attributes["num_scan_inputs"].i if "num_scan_inputs" in attributes else 0
+    if not 0 < count <= len(node.input) or (kind := types.get(node.input[-count])) is None:
+        return None
+    dims = kind.tensor_type.shape.dim
+    axes = attributes["scan_input_axes"].ints if "scan_input_axes" in attributes else ()
+    axis = 1 if version == _SCAN_OF_BATCHES else axes[0] if axes else 0
+    axis += len(dims) if axis < 0 else 0
+    # A size of -1 is how some converters write an unknown one.
+    return max(dims[axis].dim_value, 0) or None if 0 <= axis < len(dims) else None
 
 
 def growing_states(graph: onnx.GraphProto, infer: Infer) -> Iterator[tuple[str, str, float]]:

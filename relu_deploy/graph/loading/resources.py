@@ -1,4 +1,4 @@
-"""Refuse graphs with a tensor too large for this machine, or with a Loop that never ends, before anything runs.
+"""Refuse graphs with a tensor too large for this machine, or with a Loop that runs too long, before anything runs.
 
 A file of a few hundred bytes can compute a tensor of any size: with ConstantOfShape, Expand or Tile, or by joining or broadcasting
 tensors again and again. The sizes are inferred from the constants in the graph. What depends on the data that is fed cannot be known before the graph runs.
@@ -62,7 +62,7 @@ def check_resources(proto: onnx.ModelProto, where: str) -> None:
 
     Raises:
         InputError: If a tensor needs more than `memory_limit` bytes, or has more dimensions than runtimes support, or if a Loop
-            never ends.
+            never ends or runs too long (see `check_loops`).
     """
     check_loops(proto, where)
     _check_values(proto.graph, where)
@@ -74,6 +74,8 @@ def check_resources(proto: onnx.ModelProto, where: str) -> None:
     except Exception:  # a graph that inference does not accept is refused elsewhere, with its reason
         return
     _check_values(inferred.graph, where)
+    # The shapes of more inputs of Scans are known now.
+    check_loops(inferred, where)
     _check_growth(inferred, where)
 
 

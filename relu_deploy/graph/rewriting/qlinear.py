@@ -1,11 +1,7 @@
 """Write operators on quantized numbers as DequantizeLinear, the operator on floats, and QuantizeLinear.
 
 ONNX Runtime's quantizer and optimizer write QLinearConv, QLinearAdd and the like. The specification defines each of them in real
-numbers: y         nodes = list(iterate_nodes(self.model))
-        self._taken = {str(value.name) for node, _ in nodes for value in node.outputs}
-        self._taken |= {str(name) for name in (*self.model.graph.initializers, *(value.name for value in self.model.graph.inputs))}
-        results = (node.outputs[0] for node, _ in nodes if node.op_type == "DequantizeLinear")
-        self._dequantizers = {str(value.name): value for value in results}
+numbers: the operands dequantized, the operator on them, and its result quantized. Both forms return the same numbers, except where a
 result is so near the middle of two levels that the rounding of a product decides. Operators that move stored numbers (MaxPool,
 Reshape, Gather and others) are written in the same way, since they keep the order of numbers.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from relu_deploy.reporting.pages.html import page
 from relu_deploy.reporting.pages.svg import Column, Line, columns, lines
-from relu_deploy.reporting.phrases import program_verdict, shapes_of
+from relu_deploy.reporting.phrases import MOST_ROWS, program_verdict, rest_of, shapes_of
 
 __all__ = ["verify_page"]
 
@@ -38,13 +38,33 @@ def verify_page(result: Result) -> str:
     ]
     seen = [backend for backend in result["backends"] if backend["relus"]]
     if seen:
+        seen, drawn = _drawn(seen)
         body += [
             "<h2>Error along the network</h2>" + _growth(seen, result["limit"]),
             "<h2>Zeros and dead channels</h2>" + _sparsity(seen[0]),
         ]
-        body.append("<h2>Every Relu</h2>" + _relus(seen))
+        body.append(f"<h2>{'Relus' if drawn else 'Every Relu'}</h2>{drawn}" + _relus(seen))
     body.append("<h2>Outputs</h2>" + _outputs(result["backends"]))
     return page(f"relu_deploy: {result['model']}, verified", "".join(body))
+
+
+def _drawn(backends: Sequence[Result]) -> tuple[list[Result], str]:
+    """Return the backends with `MOST_ROWS` of their Relus at most, and a sentence on the others, "" if there are none.
+
+    The first Relus that differ are among them, and others at equal distances.
+    """
+    count = len(backends[0]["relus"])
+    if count <= MOST_ROWS:
+        return list(backends), ""
+    failing = [at for at in range(count) if any(backend["relus"][at]["passed"] is False for backend in backends)]
+    kept = failing[: MOST_ROWS // 2]
+    step = -(-count // (MOST_ROWS - len(kept)))
+    places = sorted({*kept, *range(0, count, step)})
+    drawn: list[Result] = [{**backend, "relus": [backend["relus"][at] for at in places]} for backend in backends]
+    return drawn, (
+        f'<p class="soft">{len(places):,} of {count:,} Relus: the first that differ, and others at equal distances. '
+        "The JSON has all of them.</p>"
+    )
 
 
 def _program_verdict(result: Result) -> list[str]:
@@ -185,11 +205,13 @@ def _relus(backends: Sequence[Result]) -> str:
 def _outputs(backends: Sequence[Result]) -> str:
     rows = ["<tr><th>backend</th><th>output</th><th>verdict</th><th>error ratio</th><th>max abs</th><th>max ulp</th></tr>"]
     for backend in backends:
-        for output in backend["outputs"]:
+        for output in backend["outputs"][:MOST_ROWS]:
             reason = f" {escape(output['reason'])}" if output["reason"] else ""
             cells = (escape(backend["name"]), escape(output["name"]), _verdict(output["passed"]) + reason)
             numbers = (_number(output["error_ratio"]), _number(output["max_abs"]), f"{output['max_ulp']:,}")
             rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in (*cells, *numbers)) + "</tr>")
+        if rest := rest_of(len(backend["outputs"])):
+            rows.append(f'<tr><td></td><td class="soft" colspan="5">{rest}</td></tr>')
     return f'<div class="scroll"><table>{"".join(rows)}</table></div>'
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from relu_deploy.reporting.phrases import count_of, first_names
+from relu_deploy.reporting.phrases import MOST_ROWS, count_of, first_names, rest_of
 from relu_deploy.reporting.terminal import markup, new_table, show
 
 __all__ = ["print_census"]
@@ -20,7 +20,7 @@ COLUMNS = (
 def print_census(result: Result) -> None:
     """Print what `census --json` writes."""
     table = new_table(*COLUMNS)
-    for relu in result["relus"]:
+    for relu in result["relus"][:MOST_ROWS]:
         table.add_row(
             str(relu["index"]),
             markup(relu["node"]),
@@ -37,6 +37,8 @@ def print_census(result: Result) -> None:
         )
     if result["relus"]:
         show(table)
+    if rest := rest_of(len(result["relus"])):
+        show(f"[dim]{rest}[/]")
     for line in _summary(result):
         show(line)
 

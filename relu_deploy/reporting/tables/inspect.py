@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from relu_deploy.reporting.phrases import count_of, first_names
+from relu_deploy.reporting.phrases import MOST_ROWS, count_of, first_names, listed, rest_of
 from relu_deploy.reporting.terminal import markup, new_table, show
 
 __all__ = ["print_inspect"]
@@ -17,7 +17,7 @@ NAMED = 8
 def print_inspect(result: Mapping[str, Any]) -> None:
     """Print what `inspect --json` writes."""
     table = new_table(">#", "node", "kind", "shape", "scope", "fused with")
-    for relu in result["relus"]:
+    for relu in result["relus"][:MOST_ROWS]:
         table.add_row(
             str(relu["index"]),
             markup(relu["node"]),
@@ -27,11 +27,13 @@ def print_inspect(result: Mapping[str, Any]) -> None:
             markup(" ← ".join(relu["fused_with"])),
         )
     show(table)
+    if rest := rest_of(len(result["relus"])):
+        show(f"[dim]{rest}[/]")
     counts = f"{count_of(result['nodes'], 'node')}, {count_of(len(result['relus']), 'Relu')}"
     least = "at least " if result["unknown"] else ""
     sizes = f"{least}{result['flops'] / 1e9:.3f} GFLOP, {least}{result['bytes'] / 1e6:.1f} MB moved unfused"
     if result.get("symbols"):
-        sizes = f"operations depend on {markup(', '.join(result['symbols']))}, set with --shape"
+        sizes = f"operations depend on {markup(listed(result['symbols']))}, set with --shape"
     show(
         f"[bold]{markup(result['model'])}[/]  opset {result['opset']}, {counts}\n"
         f"batch {result['batch']}: {sizes}, {count_of(result['parameters'], 'parameter')}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from relu_deploy.reporting.phrases import count_of, program_verdict, shapes_of
+from relu_deploy.reporting.phrases import MOST_ROWS, count_of, program_verdict, rest_of, shapes_of
 from relu_deploy.reporting.terminal import DIM, GOOD, markup, new_table, number, show
 
 __all__ = ["print_verify"]
@@ -93,7 +93,8 @@ def _rows(backend: Result) -> Iterator[tuple[str, ...]]:
     listed = failed[:LISTED]
     if relus and not failed:
         listed = [max(relus, key=lambda row: row[2]["error_ratio"] or 0)]
-    for name, scope, fields in (*listed, *(row for row in outputs if row not in listed)):
+    shown = [*listed, *(row for row in outputs[:MOST_ROWS] if row not in listed)]
+    for name, scope, fields in shown:
         yield (
             markup(name),
             markup(scope),
@@ -104,6 +105,8 @@ def _rows(backend: Result) -> Iterator[tuple[str, ...]]:
         )
     if len(failed) > LISTED:
         yield (f"[dim]and {len(failed) - LISTED} more, in --json and --html[/]",)
+    if rest := rest_of(len(outputs)):
+        yield (f"[dim]{rest}[/]",)
 
 
 def _verdict(backend: Result) -> Iterator[str]:

@@ -15,6 +15,7 @@ from relu_deploy.verification.engine.audit import AuditReport
 from relu_deploy.verification.judging.contract import NAN_NOT_PROPAGATED, check_contract
 from relu_deploy.verification.judging.invariants import check_invariance
 from relu_deploy.verification.judging.row_lists import compare_lists, list_distance
+from relu_deploy.verification.judging.stacked_verdicts import stacked_verdicts
 from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, Comparison, rms
 from relu_deploy.verification.locating.fault import Fault
 from relu_deploy.verification.measurement import Measurement
@@ -109,8 +110,12 @@ def _has_other_order(name: str, value: Array, truth: Truth) -> bool:
 
 def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Mapping[str, bool | None]) -> _ReluVerdicts:
     """Return the verdicts on Relus whose outputs a session returned beside its own."""
+    accepts_lost_nan = NAN_NOT_PROPAGATED in plan.accepted
+    many = stacked_verdicts(plan.relus, tapped.values, truth, nan_kept, accepts_lost_nan)
 
     def report_on(relu: Relu) -> ReluReport:
+        if relu.output in many:
+            return ReluReport(relu, *many[relu.output], relu.output in tapped.as_deployed)
         got, true = tapped.values.get(relu.output), truth.values.get(relu.output)
         if got is None or (relu.body and not got.size):
             return ReluReport(relu, None)
@@ -119,7 +124,7 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
         # Rows in another order are zero in other places.
         in_place = None if true is None or _has_other_order(relu.output, got, truth) else true
         contract = check_contract(relu, got, in_place, single, truth.precision, nan_kept.get(relu.output))
-        contract = replace(contract, accepts_lost_nan=NAN_NOT_PROPAGATED in plan.accepted)
+        contract = replace(contract, accepts_lost_nan=accepts_lost_nan)
         comparison = None if true is None else _compare_output(relu.output, got, truth)
         return ReluReport(relu, comparison, contract, relu.output in tapped.as_deployed)
 

@@ -12,7 +12,7 @@ from relu_deploy.verification.judging.noise import COARSE, FEW, slack_of
 from relu_deploy.verification.judging.row_lists import list_distance
 from relu_deploy.verification.judging.verdict import LIMITS, SINGLE, estimate_noise_floor, rms, rms_error
 
-__all__ = ["ANYTHING", "NOT_FINITE", "TensorNoise", "single_noise"]
+__all__ = ["ANYTHING", "NOT_FINITE", "TensorNoise", "finite_error", "overflow_codes", "single_noise"]
 
 #: what an element behind a sum that may overflow may be
 NOT_FINITE, ANYTHING = 1, 2
@@ -69,7 +69,7 @@ class TensorNoise:
             self._add_error(value, evaluation, draw)
         elif self.undecided is not None and evaluation != "ordered" and np.shape(value) == self._true.shape:
             changed = value != self._true
-            error = _error(value, self._true.astype(np.float64)) if self._is_rounded and evaluation == "draw" else 0.0
+            error = finite_error(value, self._true.astype(np.float64)) if self._is_rounded and evaluation == "draw" else 0.0
             with self._lock:
                 self.undecided |= changed
                 self._draws[draw] = max(self._draws.get(draw, 0.0), error)
@@ -84,11 +84,7 @@ class TensorNoise:
     def _add_overflow(self, value: Array) -> None:
         if np.shape(value) != self._true.shape:
             return
-        known = np.isfinite(self._true)
-        with np.errstate(over="ignore", invalid="ignore"):
-            off = known & np.isfinite(value) & (np.abs(value - self._true) > LIMITS[self._precision] * self.floor)
-        # A sum beyond float32 may also be NaN, where its terms are infinities of both signs.
-        codes = np.where(off, ANYTHING, np.where(known & ~np.isfinite(value), NOT_FINITE, 0)).astype(np.uint8)
+        codes = overflow_codes(value, self._true, LIMITS[self._precision] * self.floor)
         if codes.any():
             self.overflows = codes if self.overflows is None else np.maximum(self.overflows, codes)
 
@@ -110,7 +106,7 @@ class TensorNoise:
         # The elements that float32 cannot hold do not count where the floor is that of float32 arithmetic.
         computed = rms_error(value, self._true) if computes else 0.0
         counts = evaluation in ("ordered", "large") or (evaluation == "draw" and self._true.size < FEW)
-        error = _error(value, self._true) if same_shape and counts else 0.0
+        error = finite_error(value, self._true) if same_shape and counts else 0.0
         single = single_noise(self._true, value) if computes and self._true.ndim > 2 else None
         limit = LIMITS[self._precision]
         with self._lock:
@@ -152,7 +148,22 @@ class TensorNoise:
         return single if self.overflows is None else np.where(self.overflows > 0, np.inf, single)
 
 
-def _error(value: Array, true: Array) -> float:
+def overflow_codes(value: Array, true: Array, limit: Array | float) -> Array:
+    """Return what each element is open to that follows from a sum that overflows: 0 for nothing, `NOT_FINITE` or `ANYTHING`.
+
+    Args:
+        value: The tensor where the sum overflows.
+        true: The truth, float64 of the same shape.
+        limit: How far off an element may be as noise.
+    """
+    known = np.isfinite(true)
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = known & np.isfinite(value) & (np.abs(value - true) > limit)
+    # A sum beyond float32 may also be NaN, where its terms are infinities of both signs.
+    return np.where(off, ANYTHING, np.where(known & ~np.isfinite(value), NOT_FINITE, 0)).astype(np.uint8)
+
+
+def finite_error(value: Array, true: Array) -> float:
     """Return the RMS error of the elements that are finite on both sides, as float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         finite = np.isfinite(value.astype(np.float32)) & np.isfinite(true.astype(np.float32))

@@ -48,6 +48,7 @@ __all__ = [
     "compare",
     "error_ratio",
     "estimate_noise_floor",
+    "reason_of",
     "rms",
     "rms_error",
     "ulp_distance",
@@ -130,9 +131,14 @@ def compare(
         float(np.max(np.abs(error), initial=0)),
         int(np.max(ulp_distance(got, rounded[finite]), initial=0)),
         float(ratio),
-        "" if ratio <= limit else f"error is {ratio:.3g} times that of correct arithmetic (limit {limit:g})",
+        reason_of(ratio, limit),
         rms(error) / max(rms(true), 1e-300),
     )
+
+
+def reason_of(ratio: float, limit: float) -> str:
+    """Return why a tensor of this error ratio fails, "" where it passes."""
+    return "" if ratio <= limit else f"error is {ratio:.3g} times that of correct arithmetic (limit {limit:g})"
 
 
 def _compare_exactly(measured: Array, truth: Array, undecided: Array | None) -> Comparison:

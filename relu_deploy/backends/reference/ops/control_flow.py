@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from relu_deploy.backends.reference.registry import Call, operator
-from relu_deploy.errors import InputError
 from relu_deploy.tensors import Array
 
 
@@ -29,15 +28,11 @@ def loop(call: Call, trips: Array | None, condition: Array | None, *carried: Any
     body, frame = call.get("body"), _frame(call)
     most = None if trips is None else int(np.asarray(trips).reshape(()))
     goes_on = True if condition is None else bool(np.all(condition))
-    limits = frame.evaluation.limits
     state: list[Any] = list(carried)
     collected: list[list[Any]] = [[] for _ in range(len(body.outputs) - 1 - len(state))]
     count = 0
     while goes_on and (most is None or count < most):
-        if count >= limits.iterations:
-            raise InputError(
-                f"Loop {call.name!r} has not ended after {limits.iterations} iterations", "check its condition and trip count"
-            )
+        frame.evaluation.turns.begin("Loop", call.name, count)
         results = frame.run(body, [np.array(count, np.int64), np.array(True), *state])
         # Where the node has a trip count and no condition, what the body says about going on is ignored.
         goes_on = bool(np.all(results[0])) if condition is not None or most is None else True
@@ -56,8 +51,7 @@ def _stacked(values: Sequence[Array], empty: Array) -> Array:
 @operator("Scan", until=8, keeps_types=True)
 def scan_of_batches(call: Call, lengths: Array | None, *operands: Array) -> tuple[Array, ...]:
     """Version 8 has a batch axis before the sequence axis; each row runs for its own length."""
-    body, frame = call.get("body"), _frame(call)
-    count = call.get("num_scan_inputs")
+    body, count = call.get("body"), call.get("num_scan_inputs")
     states, inputs = operands[: len(operands) - count], operands[len(operands) - count :]
     backward = call.get("directions") or [0] * count
     longest = inputs[0].shape[1]
@@ -65,7 +59,7 @@ def scan_of_batches(call: Call, lengths: Array | None, *operands: Array) -> tupl
     for row in range(inputs[0].shape[0]):
         length = longest if lengths is None else int(lengths[row])
         cut = [np.flip(x[row, :length], 0) if back else x[row, :length] for x, back in zip(inputs, backward, strict=True)]
-        final, scanned = _scanned(frame, body, [state[row] for state in states], cut, length)
+        final, scanned = _scanned(call, body, [state[row] for state in states], cut, length)
         padded = [np.concatenate([x, np.zeros((longest - length, *x.shape[1:]), x.dtype)]) for x in map(np.stack, scanned)]
         rows.append([*final, *padded])
     return tuple(np.stack(values) for values in zip(*rows, strict=True))
@@ -73,13 +67,12 @@ def scan_of_batches(call: Call, lengths: Array | None, *operands: Array) -> tupl
 
 @operator("Scan", since=9, keeps_types=True)
 def scan(call: Call, *operands: Array) -> tuple[Array, ...]:
-    body, frame = call.get("body"), _frame(call)
-    count = call.get("num_scan_inputs")
+    body, count = call.get("body"), call.get("num_scan_inputs")
     states, inputs = operands[: len(operands) - count], operands[len(operands) - count :]
     axes, backward = call.get("scan_input_axes") or [0] * count, call.get("scan_input_directions") or [0] * count
     moved = [np.moveaxis(x, axis, 0) for x, axis in zip(inputs, axes, strict=True)]
     moved = [np.flip(x, 0) if back else x for x, back in zip(moved, backward, strict=True)]
-    final, scanned = _scanned(frame, body, list(states), moved, moved[0].shape[0])
+    final, scanned = _scanned(call, body, list(states), moved, moved[0].shape[0])
     outs = len(scanned)
     out_axes, reverse = call.get("scan_output_axes") or [0] * outs, call.get("scan_output_directions") or [0] * outs
     results = []
@@ -90,10 +83,12 @@ def scan(call: Call, *operands: Array) -> tuple[Array, ...]:
 
 
 def _scanned(
-    frame: Any, body: Any, state: list[Any], inputs: Sequence[Array], length: int
+    call: Call, body: Any, state: list[Any], inputs: Sequence[Array], length: int
 ) -> tuple[list[Any], list[list[Array]]]:  # fmt: skip
+    frame = _frame(call)
     scanned: list[list[Array]] = [[] for _ in range(len(body.outputs) - len(state))]
     for step in range(length):
+        frame.evaluation.turns.begin("Scan", call.name, step)
         results = frame.run(body, [*state, *(x[step] for x in inputs)])
         state = results[: len(state)]
         for values, value in zip(scanned, results[len(state) :], strict=True):
