@@ -59,9 +59,9 @@ def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable
         sys.stdout.write(text)
         return EXIT_FINE
     if options.json:
-        from relu_deploy.storage.files import write_atomically
+        from relu_deploy.storage.targets import write_result
 
-        write_atomically(Path(options.json), text)
+        write_result(Path(options.json), text)
     render()
     return EXIT_FINE
 
