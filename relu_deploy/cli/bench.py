@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.reporting.ci.summary import bench_summary
     from relu_deploy.reporting.progress import steps
     from relu_deploy.reporting.tables.bench import print_bench
-    from relu_deploy.storage.files import refuse_existing_file, write_atomically
+    from relu_deploy.storage.targets import refuse_existing_file, write_result
 
     # Backend names are checked before minutes are spent on exporting.
     batches = numbers(options.batch, "--batch")
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
     if options.html:
         from relu_deploy.reporting.pages.bench import bench_page
 
-        write_atomically(options.html, bench_page(result))
+        write_result(options.html, bench_page(result))
     finish(options, result, lambda: print_bench(result))
     if options.html and str(options.json) != "-":
         print(f"report: {options.html}")

@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import IO, NoReturn
 
 from relu_deploy.cli.options import add_output_options
@@ -133,10 +132,6 @@ def _run(arguments: Sequence[str] | None, isolated: bool) -> int:
                 return ended
         _escape_library_output()
         _set_limits(options)
-        if options.json and options.json != "-":
-            from relu_deploy.storage.files import refuse_bundle_file
-
-            refuse_bundle_file(Path(options.json))
         code: int = options.run(options)
     except SystemExit:
         # --help and --version have printed, but not all of it may be written.

@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.reporting.pages.optimize import optimize_page
     from relu_deploy.reporting.progress import steps
     from relu_deploy.reporting.tables.optimize import print_optimize
-    from relu_deploy.storage.files import refuse_existing_file, write_atomically
+    from relu_deploy.storage.targets import refuse_existing_file, write_result
 
     if options.weights not in ("per-channel", "per-tensor"):
         raise UsageError(
@@ -156,7 +156,7 @@ def run(options: argparse.Namespace) -> int:
         )
     result = report.to_json()
     if options.html:
-        write_atomically(options.html, optimize_page(result))
+        write_result(options.html, optimize_page(result))
     finish(options, result, lambda: print_optimize(result))
     if report.bundle is not None:
         note_stale_signature(report.bundle.path)

@@ -62,9 +62,9 @@ def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable
         sys.stdout.write(text)
         return EXIT_FINE
     if options.json:
-        from relu_deploy.storage.files import write_atomically
+        from relu_deploy.storage.targets import write_result
 
-        write_atomically(Path(options.json), json_text(result))
+        write_result(Path(options.json), json_text(result))
     render()
     return EXIT_FINE
 

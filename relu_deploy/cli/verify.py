@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     from relu_deploy.reporting.pages.verify import verify_page
     from relu_deploy.reporting.progress import steps
     from relu_deploy.reporting.tables.verify import print_verify
-    from relu_deploy.storage.files import refuse_existing_file, write_atomically
+    from relu_deploy.storage.targets import refuse_existing_file, write_result
     from relu_deploy.verification.run import verify
 
     for file in (options.html, options.junit):
@@ -101,9 +101,9 @@ def run(options: argparse.Namespace) -> int:
     html = verify_page(result) if options.html or bundle.is_folder else ""
     keep_reports(bundle, {"reports/verify.json": result, "reports/verify.html": html})
     if options.html:
-        write_atomically(options.html, html)
+        write_result(options.html, html)
     if options.junit:
-        write_atomically(options.junit, verify_junit(result))
+        write_result(options.junit, verify_junit(result))
     if options.summary:
         write_summary(options.summary, verify_summary(result))
     if line := verify_error(result):

@@ -12,10 +12,10 @@ from typing import Any
 from relu_deploy.backends import capabilities, names
 from relu_deploy.backends.tensorrt.building.engine_cache import Engine, Warn, engine_for, find_engine
 from relu_deploy.backends.tensorrt.options import BuildOptions
-from relu_deploy.bundle import MANIFEST, Bundle, create_bundle, seal, write_atomically
+from relu_deploy.bundle import MANIFEST, Bundle, create_bundle, seal
 from relu_deploy.compilation.build_variance import BuildVariance, best_of
 from relu_deploy.errors import InputError, UsageError, nearest
-from relu_deploy.storage.files import refuse_bundle_file
+from relu_deploy.storage.targets import refuse_bundle_file, write_result
 
 __all__ = ["CompileReport", "compile"]
 
@@ -126,7 +126,7 @@ def compile(  # noqa: A001  # named for the verb
     if target is not None and folder is None and not _is_bundle(target):
         placed = target
         if not _holds(target, engine):
-            write_atomically(target, engine.read())
+            write_result(target, engine.read())
     return CompileReport(placed, engine, time.perf_counter() - started, build_variance)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import InputError, UsageError, missing_package
-from relu_deploy.storage.files import atomic_file, reason, refuse_bundle_file, try_lock
+from relu_deploy.storage.files import atomic_file, reason, try_lock
+from relu_deploy.storage.targets import refuse_bundle_file
 
 __all__ = ["FORMATS", "RowFile", "open_rows"]
 

@@ -18,7 +18,7 @@ from relu_deploy.prediction.predictor import Predictor
 from relu_deploy.prediction.preparation import PreparedInput
 from relu_deploy.prediction.rows import RowFile, open_rows
 from relu_deploy.prediction.sources import Source, find_sources, shard_of
-from relu_deploy.storage.files import write_atomically
+from relu_deploy.storage.targets import write_result
 
 __all__ = ["PredictReport", "predict"]
 
@@ -261,4 +261,4 @@ class _Drawings:
 
     def write(self, source: Source, png: bytes) -> None:
         """Write the drawing of an input."""
-        write_atomically(self._files[source.name], png)
+        write_result(self._files[source.name], png)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.errors import UsageError, missing_package
+from relu_deploy.serving.garbage_collection import collect_garbage
 from relu_deploy.serving.loading import ModelOptions
 from relu_deploy.serving.models import Model, Models
 from relu_deploy.serving.prediction.images import PictureLimits
@@ -171,12 +172,11 @@ async def _serve(
             end_metrics = await _metrics(models, access, metrics, options)
             if grpc is not None:
                 await grpc.start()
-            watching = asyncio.create_task(_watch(models)) if options.watch else None
+            stop_tasks = _start_tasks(models, options)
             _announce(models, options, Ports(_port(http) or 0, None if grpc is None else grpc.port, _port(metrics)), started)
             await stop.wait()
             progress("stopping: finishing the accepted requests")
-            if watching is not None:
-                watching.cancel()
+            stop_tasks()
             connections.draining = True
             await asyncio.sleep(ACCEPT_SECONDS)
             stop_accepting(http)
@@ -268,6 +268,17 @@ def _grpc(
     with listening(options.host, port, "--grpc-port"):  # its error has the reason, which gRPC's does not
         pass
     return GrpcServer(services, options.host, port, options.limits.max_body, options.tls)
+
+
+def _start_tasks(models: Models, options: ServeOptions) -> Callable[[], None]:
+    """Start what runs beside the requests, and return a function that stops it."""
+    tasks = [asyncio.create_task(work) for work in (collect_garbage(), *([_watch(models)] if options.watch else []))]
+
+    def stop() -> None:
+        for task in tasks:
+            task.cancel()
+
+    return stop
 
 
 async def _watch(models: Models) -> None:

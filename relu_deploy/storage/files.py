@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -25,13 +24,12 @@ from relu_deploy.errors import InputError
 
 __all__ = [
     "atomic_file",
+    "descriptor_of",
     "fsync_folder",
     "is_temporary_name",
     "locked_folder",
     "read_regular",
     "reason",
-    "refuse_bundle_file",
-    "refuse_existing_file",
     "sha256",
     "sweep",
     "temporary_prefix",
@@ -42,9 +40,9 @@ __all__ = [
 
 #: Seconds to wait for another process that writes the same bundle, and for one that reads a FIFO.
 LOCK_TIMEOUT, READER_TIMEOUT = 120.0, 10.0
-#: Folders above a file that may be its bundle, and bytes of the largest manifest that is looked into.
-MOST_PARENTS, MOST_MANIFEST = 4, 2**26
 TEMPORARY = re.compile(r"\.relu-deploy-[0-9a-f]{12}-\w{6,10}\.tmp")
+#: An open file on Linux, once links to its folder are followed, and links that are followed to it at most.
+OPEN_FILE, MOST_LINKS = re.compile(r"/proc/(?P<process>[0-9]+)(?:/task/[0-9]+)?/fd/(?P<number>[0-9]{1,9})"), 40
 #: Hint for a place that cannot be written.
 CHOOSE = "choose a place that you may write to, with enough free space"
 
@@ -88,48 +86,21 @@ def read_regular(file: Path, limit: int) -> bytes:
     return content
 
 
-def refuse_bundle_file(target: Path) -> None:
-    """Raise InputError if `target` is a file of a bundle: whatever else is written into it breaks the bundle."""
-    try:
-        place = Path(os.path.realpath(target))
-        listed = place.is_file() and any(_lists(folder, place) for folder in list(place.parents)[:MOST_PARENTS])
-    except (OSError, ValueError):
-        return
-    if listed:
-        raise InputError(f"{target} is a file of a bundle, and would break it", "choose another name")
-
-
-def _lists(folder: Path, file: Path) -> bool:
-    """Return whether `folder` is a bundle whose manifest lists `file`, or is it."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file() or manifest.stat().st_size > MOST_MANIFEST:
-        return False
-    content = manifest.read_bytes()
-    # The schema's name and the file's, as the manifest is written: enough to keep somebody from a mistake.
-    name = json.dumps(file.relative_to(folder).as_posix(), ensure_ascii=False).encode("utf-8", "surrogatepass")
-    return b'"relu-deploy/bundle/' in content and (file == manifest or name in content)
-
-
-def refuse_existing_file(target: Path, force: bool) -> None:
-    """Raise InputError if the file `target` exists and `force` is false, or if it is a file of a bundle.
-
-    Devices and FIFOs are written into, so they may exist.
-    """
-    refuse_bundle_file(target)
-    if (target.is_file() or target.is_dir()) and not force:
-        raise InputError(f"{target} already exists", "choose another name, or replace it with --force")
-
-
 def write_atomically(target: Path, content: bytes | str) -> None:
     """Write `content` to `target` so that a reader sees the old file or the new one, never half of either.
 
-    A symbolic link is followed: the file it points to is replaced. A device or FIFO is written into.
+    A symbolic link is followed: the file it points to is replaced. A device, a FIFO or an open file of this process, such as
+    /dev/stdout, is written into.
 
     Raises:
         InputError: If the place cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
+        if (number := descriptor_of(target)) is not None:
+            with os.fdopen(os.dup(number), "wb") as stream:
+                stream.write(data)
+            return
         if (target.exists() or target.is_symlink()) and not target.is_file():
             if target.is_dir():
                 raise InputError(f"cannot write {target}: it is a folder", "give the name of a file")
@@ -180,6 +151,28 @@ def _locked_temporary(place: Path) -> tuple[Path, int]:
         if try_lock(handle) and temporary.exists():
             return temporary, handle
         os.close(handle)
+
+
+def descriptor_of(target: Path) -> int | None:
+    """Return the number of the open file of this process that `target` names, such as 1 for /dev/stdout on Linux.
+
+    Where a shell has redirected it to an ordinary file, that file must not be replaced: what was written before would be lost,
+    and what is written later would go into the file without a name.
+
+    Returns:
+        None for any other file.
+    """
+    try:
+        for _ in range(MOST_LINKS):
+            target = Path(os.path.realpath(target.parent)) / target.name
+            if named := OPEN_FILE.fullmatch(os.fspath(target)):
+                return int(named["number"]) if int(named["process"]) == os.getpid() else None
+            if not target.is_symlink():
+                return None
+            target = target.parent / target.readlink()
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 def _write_into(target: Path, data: bytes) -> None:

@@ -192,7 +192,7 @@ def test_two_runs_never_write_the_same_file(digits_bundle, pictures, tmp_path):
         (["x.npz"], "has no array 'x'"),
         (["words.txt"], "does not take texts"),
         (["a.png", "-o", "out.xml"], "no known suffix"),
-        (["a.png", "-o", "folder.jsonl"], "is not an ordinary file"),
+        (["a.png", "-o", "folder.jsonl"], "it is a folder"),
         (["a.png", "--top", "0"], "--top must be at least 1"),
         (["a.png", "--threshold", "2"], "--threshold must be between"),
         (["a.png", "--draw", "."], "--draw would replace the input"),

@@ -11,7 +11,8 @@ from pathlib import Path
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.paths import schema_file
-from relu_deploy.storage.files import read_regular, sha256, write_atomically
+from relu_deploy.storage.files import read_regular, sha256
+from relu_deploy.storage.targets import write_result
 
 __all__ = ["SensitivityList"]
 
@@ -52,7 +53,7 @@ class SensitivityList:
             "measured_on": data,
             "segments": [{"segment": name, "relative_error": cost if math.isfinite(cost) else None} for name, cost in costs],
         }
-        write_atomically(self.path, json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_result(self.path, json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def read(self, segments: Collection[str]) -> list[tuple[str, float]]:
         """Return the segments with their relative errors, in the order of the file.

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.reporting.terminal import printable
-from relu_deploy.storage.files import read_regular, refuse_existing_file, write_atomically
+from relu_deploy.storage.files import read_regular
+from relu_deploy.storage.targets import refuse_existing_file, write_result
 
 __all__ = ["SUMMARY_VARIABLE", "check_summary", "error_line", "verify_error", "write_summary"]
 
@@ -75,7 +76,7 @@ def write_summary(target: str, text: str) -> None:
     path, appends = _summary_path(target)
     before = read_regular(path, MAX_SUMMARY) if appends and path.is_file() else b""
     # Other steps may have written anything into it.
-    write_atomically(path, before + b"\n" + text.encode() if before else text)
+    write_result(path, before + b"\n" + text.encode() if before else text)
 
 
 def _summary_path(target: str) -> tuple[Path, bool]:

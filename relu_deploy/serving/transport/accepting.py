@@ -1,7 +1,9 @@
-"""Accepting connections: many in each turn of the event loop, and none that its client has reset already.
+"""Accepting connections: all that wait in each turn of the event loop, and none that its client has reset already.
 
 uvloop accepts one connection a turn. A client that opens thousands and resets them at once would fill the queue of the
-listening socket, and every other client would wait until each of those had been set up, parsed, and answered in vain.
+listening socket, and every other client would wait until each of those had been set up, parsed, and answered in vain. A queue that
+is full drops what comes next, whose client tries again a second later. So connections are accepted at once, and a few of them get
+a protocol in each turn (`Arrivals`), so that the turns stay short.
 
 A client that opens as many connections as the process can hold, and sends nothing, would keep all others out. So when no file
 descriptor is left, the connections that have waited longest for their clients are closed, and so are the oldest TLS handshakes.
@@ -20,12 +22,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 
+from relu_deploy.serving.transport.arrivals import Arrivals
 from relu_deploy.serving.transport.limits import SHARE_CLOSED
 
 __all__ = ["BACKLOG", "Acceptor"]
 
 #: connections that wait to be accepted
 BACKLOG = 4096
+#: connections that get a protocol in one turn; each takes a third of a millisecond until its request waits for its body
+OPENED_PER_TURN = 16
+#: connections whose first bytes are looked at in one turn at least: more than a turn accepts
+LOOKED_AT_PER_TURN = 512
 #: seconds that a turn accepts, and seconds until the next attempt where the process has no file descriptor left: after connections
 #: were closed, which takes a turn, and where none could be
 TURN_SECONDS, CLOSING_SECONDS, RETRY_SECONDS = 0.001, 0.005, 0.1
@@ -60,7 +67,9 @@ class Acceptor:
         self._bound, self._protocol, self._close_waiting = bound, protocol, close_waiting
         self._tls = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
         self._loop = asyncio.get_running_loop()
-        #: connections without a protocol, the oldest first
+        self._arrivals = Arrivals(encrypted=tls is not None)
+        self._turn: asyncio.Handle | None = None
+        #: connections that are getting a protocol, the oldest first
         self._opening: dict[asyncio.Task[None], None] = {}
         self._retry: asyncio.TimerHandle | None = None
         bound.setblocking(False)
@@ -72,6 +81,8 @@ class Acceptor:
         if self._retry is not None:
             self._retry.cancel()
         self._loop.remove_reader(self._bound)
+        # They were accepted, and may hold requests.
+        self._open_arrivals(len(self._arrivals))
 
     async def wait_closed(self) -> None:
         """Wait until the connections that were accepted last have their protocol, and give up handshakes that take longer."""
@@ -84,7 +95,7 @@ class Acceptor:
         end = time.perf_counter() + TURN_SECONDS
         while True:
             try:
-                connection, _ = self._bound.accept()
+                connection, address = self._bound.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -95,14 +106,27 @@ class Acceptor:
                 seconds = CLOSING_SECONDS if self._close_waiting() + self._close_handshakes() else RETRY_SECONDS
                 self._retry = self._loop.call_later(seconds, self._loop.add_reader, self._bound, self._accept)
                 return
-            if _is_connected(connection):
-                task = self._loop.create_task(self._open(connection))
-                self._opening[task] = None
-                task.add_done_callback(self._opening.pop)
-            else:
-                connection.close()
+            connection.setblocking(False)
+            self._arrivals.add(connection, address[0] if isinstance(address, tuple) else "")
+            if self._turn is None:
+                # Not now: what a client sends with its handshake arrives a moment later.
+                self._turn = self._loop.call_soon(self._take_turn)
             if time.perf_counter() > end:
                 return
+
+    def _take_turn(self) -> None:
+        self._turn = self._loop.call_soon(self._take_turn) if len(self._arrivals) > OPENED_PER_TURN else None
+        self._open_arrivals(OPENED_PER_TURN)
+
+    def _open_arrivals(self, most: int) -> None:
+        """Give up to `most` of the connections that wait for one a protocol."""
+        self._arrivals.sort(max(most, LOOKED_AT_PER_TURN))
+        for _ in range(most):
+            if (connection := self._arrivals.take()) is None:
+                return
+            task = self._loop.create_task(self._open(connection))
+            self._opening[task] = None
+            task.add_done_callback(self._opening.pop)
 
     def _close_handshakes(self) -> int:
         """Give up the oldest TLS handshakes, and return how many."""
@@ -116,11 +140,3 @@ class Acceptor:
         with suppress(OSError, asyncio.TimeoutError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(self._protocol, connection, **self._tls)  # type: ignore[arg-type]
-
-
-def _is_connected(connection: socket.socket) -> bool:
-    try:
-        connection.getpeername()
-    except OSError:
-        return False
-    return True

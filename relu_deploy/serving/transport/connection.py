@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from relu_deploy.serving.protocol.routes import CONTEXT, RequestContext, parse_route
@@ -33,6 +34,8 @@ SLOW = (b"408 Request Timeout", b'{"error":"the headers did not arrive in time"}
 TOO_LONG = (b"431 Request Header Fields Too Large", b'{"error":"the headers are too long"}')
 CUT_SHORT = (b"400 Bad Request", b'{"error":"the connection ended before the body of the request"}')
 MALFORMED = (b"400 Bad Request", b'{"error":"this is not an HTTP request"}')
+#: bytes of a body that the application is given before all of it has arrived
+WAKING_BYTES = 2**12
 #: bytes of the largest body that is skipped when its request is refused early
 MAX_SKIPPED = 2**15
 log = logging.getLogger("relu_deploy.serve")
@@ -163,7 +166,15 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._unframed_bytes = 0
         self._input.body_left = max(0, self._input.body_left - len(body))
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        # The application takes whole bodies only: a client that sends a byte at a time shall not wake it for each.
+        if len(cycle.body) >= WAKING_BYTES:
+            cycle.message_event.set()
 
     def on_headers_complete(self) -> None:
         if self._priming:
