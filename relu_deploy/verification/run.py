@@ -106,6 +106,7 @@ def verify(
         if data is None:
             raise UsageError("--preprocess-against needs the pictures", "give their folder with --data")
         preprocess = compare_preprocess(bundle, preprocess_against, data, progress)
+    bundle = bundle.with_sizes_of(feeds or {})
     arrays, described = _inputs(bundle, feeds, data, samples, seed)
     options = {"threads": threads, "device": device, "optimization": optimization, **(settings or {})}
     cast = _autocast(bundle, backends, options)
