@@ -32,7 +32,7 @@ from relu_deploy.storage.bundle_files import check_file, complete_interrupted, r
 from relu_deploy.storage.files import locked_folder, reason, sha256, write_atomically
 from relu_deploy.storage.folders import whole_folder
 from relu_deploy.storage.manifest import MANIFEST, MODEL, SCHEMA, SOURCE, VARIANTS, read_manifest, seal
-from relu_deploy.tensors import TensorSpec, sized_by_name
+from relu_deploy.tensors import TensorSpec, separated, sized_by_name
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -176,6 +176,14 @@ class Bundle:
                 raise UsageError(f"--shape: {self.name} has no input {name!r}", nearest(name, known))
             known[name].with_sizes(tuple(shape))
         return replace(self, shapes={**self.shapes, **{name: tuple(shape) for name, shape in shapes.items()}})
+
+    def with_sizes_of(self, feeds: Mapping[str, Any]) -> Bundle:
+        """Return this bundle with the dimensions told apart that have one name and several sizes in `feeds`; see `tensors.separated`."""
+        inputs, notes = separated(self.inputs, feeds)
+        if not notes:
+            return self
+        manifest = {**self.manifest, "inputs": [spec.to_json() for spec in inputs]}
+        return replace(self, manifest=manifest, notes=(*self.notes, *notes))
 
     @property
     def runtime(self) -> tuple[str, Mapping[str, Any]]:

@@ -21,6 +21,7 @@ __all__ = [
     "parse_shape",
     "random_feeds",
     "row_axes",
+    "separated",
     "shapes_of",
     "sized_by_name",
     "take_rows",
@@ -121,6 +122,40 @@ def sized_by_name(specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int
     )
 
 
+def separated(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> tuple[tuple[TensorSpec, ...], tuple[str, ...]]:
+    """Return `specs` with a name of its own for each dimension that has another size in `feeds` than the first of its name.
+
+    Converters call several dimensions "N" or "batch" that are not equal. An input whose batch axis is not of the size of the first
+    one has no batch: it is the same for all rows.
+
+    Args:
+        specs: The inputs.
+        feeds: Arrays by input name.
+
+    Returns:
+        The inputs, and a sentence for each such dimension.
+    """
+    first: dict[str, tuple[int, str]] = {}
+    taken = {dim for spec in specs for dim in spec.shape}
+    found, notes = [], []
+    for spec in specs:
+        sizes = np.shape(feeds[spec.name]) if spec.name in feeds else ()
+        dims, batch_axis = list(spec.shape), spec.batch_axis
+        for axis, (dim, size) in enumerate(zip(spec.shape, sizes, strict=False)):
+            if isinstance(dim, int) or (known := first.setdefault(dim, (size, spec.name)))[0] == size:
+                continue
+            dims[axis] = f"{spec.name}_{axis}"
+            while dims[axis] in taken:
+                dims[axis] = f"{dims[axis]}_"
+            taken.add(dims[axis])
+            batch_axis = None if axis == batch_axis else batch_axis
+            notes.append(
+                f"the dimension {dim!r} is {known[0]} in {known[1]!r} and {size} in {spec.name!r}: they are taken as different dimensions"
+            )
+        found.append(replace(spec, shape=tuple(dims), batch_axis=batch_axis))
+    return tuple(found), tuple(notes)
+
+
 def row_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
     """Return the batch axis by tensor, None for a tensor that is the same for all rows; without those on axis 0."""
     return {spec.name: spec.batch_axis for spec in specs if spec.batch_axis != 0}
@@ -170,16 +205,17 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: str) -> Feeds:
+def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: str, *, by_name: bool = True) -> Feeds:
     """Return `feeds` as arrays of this machine's byte order if they are exactly what `specs` ask for.
 
     Args:
         feeds: Arrays by input name.
         specs: The model's inputs.
         model: Its name, for errors.
+        by_name: Refuse a dimension with two sizes. Files name dimensions alike that are not equal, and ONNX Runtime runs them.
 
     Raises:
-        InputError: Names the input, what was expected and what was given; one dimension with two sizes is refused too.
+        InputError: Names the input, what was expected and what was given.
     """
     expected = {spec.name: spec for spec in specs}
     if feeds.keys() != expected.keys():
@@ -208,7 +244,7 @@ def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: st
                 f"convert it, for instance array.astype({'str' if texts else repr(spec.dtype)})",
             )
         sizes_agree = len(array.shape) == len(spec.shape) and all(
-            size == dim if isinstance(dim, int) else bound.setdefault(dim, size) == size
+            size == dim if isinstance(dim, int) else not by_name or bound.setdefault(dim, size) == size
             for size, dim in zip(array.shape, spec.shape, strict=True)
         )
         if not sizes_agree:

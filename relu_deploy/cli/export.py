@@ -24,6 +24,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="FILE|published", help=".safetensors or .pth state dict, or torchvision's weights for a zoo model"
     )
+    parser.add_argument(
+        "--weights-key",
+        metavar="NAME",
+        help="which weights of a checkpoint that holds several: ema, model, ... (default: the averaged ones, if any)",
+    )
     parser.add_argument("--weights-url", metavar="URL", help="where published weights are downloaded from instead")
     parser.add_argument(
         "--input",
@@ -90,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
             opset=options.opset,
             weights=options.weights,
             weights_url=options.weights_url,
+            weights_key=options.weights_key,
             arguments=dict(options.arg),
             embed_preprocess=options.embed_preprocess,
             preprocess=options.preprocess,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options, add_timeout_option
-from relu_deploy.cli.output import finish, note_stale_signature, open_bundle
+from relu_deploy.cli.output import finish, note_stale_signature, open_bundle, print_notes
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, UsageError
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -29,7 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="auto|fp32|fp16|bf16|int8|fp8",
         help="auto (default) takes the fastest that passes the gate",
     )
-    parser.add_argument("--calibration", metavar="D", help="as for census --data; int8 and fp8 need it")
+    parser.add_argument(
+        "--calibration",
+        metavar="D",
+        help="what int8 and fp8 are calibrated on, as for census --data (default: the model's own set)",
+    )
     parser.add_argument("--samples", type=int, default=128, metavar="N", help="rows to calibrate on, spread evenly (default 128)")
     parser.add_argument(
         "--data", metavar="D", help="what accuracy is measured on (default: the model's own set, else --calibration)"
@@ -154,6 +158,9 @@ def run(options: argparse.Namespace) -> int:
             options=settings,
             pages=lambda result: {f"reports/optimize-{result['variant']}.html": optimize_page(result)},
         )
+    if report.data.is_own and not options.quiet:
+        name = report.data.calibrated_on.name
+        print_notes(Path(options.path), [f"calibrated on the model's own data set {name!r}; --calibration takes another"])
     result = report.to_json()
     if options.html:
         write_result(options.html, optimize_page(result))

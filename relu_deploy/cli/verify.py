@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from relu_deploy.cli.options import add_shared_options, add_summary_option, add_timeout_option
-from relu_deploy.cli.output import finish, keep_reports, open_bundle
+from relu_deploy.cli.output import finish, keep_reports, open_bundle, print_notes
 from relu_deploy.errors import EXIT_CHECK_FAILED, EXIT_FINE, EXIT_UNUSABLE
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -80,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
     shapes = dict(options.shape)
     given = {**{name: array.shape for name, array in (feeds or {}).items()}, **shapes}
     bundle = open_bundle(options.path, given).with_shapes(shapes).with_trust(options.trust_source)
+    separate = bundle.with_sizes_of(feeds or {})
+    print_notes(bundle.path, separate.notes[len(bundle.notes) :])
     with steps(options.quiet) as step:
         report = verify(
             bundle,

@@ -272,9 +272,23 @@ def _from_npz(bundle: Bundle, path: Path) -> Dataset:
     # An input may have such a name itself.
     targets = {name: array for name, array in arrays.items() if name in TARGETS and name not in names}
     axes = row_axes(bundle.inputs)
-    dataset = Dataset(path.parent.name or path.stem, check_feeds(feeds, free_batch(bundle), str(path)), targets, axes)
+    feeds = check_feeds(feeds, free_batch(bundle), str(path), by_name=False)
+    _check_rows(path, bundle, feeds)
+    dataset = Dataset(path.parent.name or path.stem, feeds, targets, axes)
     check_targets(path, targets, len(dataset))
     return dataset
+
+
+def _check_rows(path: Path, bundle: Bundle, feeds: Feeds) -> None:
+    """Raise InputError if inputs that have a row for each sample have different numbers of rows."""
+    rows = {spec.name: feeds[spec.name].shape[spec.batch_axis] for spec in bundle.inputs if spec.batch_axis is not None}
+    first = next(iter(rows), "")
+    for name, count in rows.items():
+        if count != rows[first]:
+            raise InputError(
+                f"{path}: {first!r} has {rows[first]} rows, and {name!r} has {count}",
+                f"if {name!r} is the same for all rows, export the model with --batch-axis {name}=none",
+            )
 
 
 def _from_texts(bundle: Bundle, file: Path) -> Dataset:

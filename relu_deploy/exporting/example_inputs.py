@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice, product
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, islice, product
 from typing import TYPE_CHECKING, Any
 
 from relu_deploy.errors import UsageError
+from relu_deploy.exporting.calls import Call, calls_of, parameters_after
+from relu_deploy.exporting.containers import STYLES, Convert, converter, filled_tree, hints_of, leaves_of, nested_names
 from relu_deploy.exporting.options import DTYPES, InputShape
+from relu_deploy.exporting.plain_interface import accepted_outputs
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -21,9 +25,6 @@ __all__ = ["ExampleInputs", "accepted_batch_axes", "example_inputs", "input_spec
 #: choices of batch axes that are considered, and those that the model is run with
 MOST_CHOICES, MOST_TRIALS = 4096, 24
 
-POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
 
 @dataclass(frozen=True)
 class ExampleInputs:
@@ -34,12 +35,22 @@ class ExampleInputs:
         arguments: Positional arguments.
         keywords: Keyword arguments.
         dynamic_shapes: Which axes vary, as `torch.export.export` takes it; None if all sizes are fixed.
+        signature: How `forward` is called; None for as it is.
+        converters: What makes the arguments that the module takes from these, by place or name.
+        notes: What was chosen, one sentence each.
     """
 
     names: tuple[str, ...]
     arguments: tuple[Any, ...]
     keywords: Mapping[str, Any]
     dynamic_shapes: Any
+    signature: inspect.Signature | None = None
+    converters: Mapping[int | str, Convert] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def outputs_of(self, module: nn.Module) -> list[torch.Tensor] | None:
+        """Return the tensors that `module` returns for these inputs, None if it does not accept them."""
+        return accepted_outputs(module, self.arguments, self.keywords, self.converters)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -93,17 +104,32 @@ def _shape_and_dtype(given: InputShape) -> tuple[tuple[int, ...], str]:
     return tuple(int(dim) for dim in given), ""  # type: ignore[arg-type]
 
 
-def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | str) -> ExampleInputs:
+def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | str, weights_dtype: str = "") -> ExampleInputs:
     """Return what to trace `module` with.
 
-    Inputs are passed to the parameters of `forward` that have their names, where there is `**keywords` by their names as well,
-    else by position.
+    Inputs are passed to the parameters of `forward` as `calls_of` says, in the containers that these take. Where several ways are
+    possible, it is the first that the module accepts.
 
     Args:
         module: The model.
         specs: Inputs with fixed sizes.
         batch: "dynamic", or the size of the batch axes.
+        weights_dtype: Element type of all its weights: inputs of other floating types are converted to it where the module does
+            not accept them. "" for none.
     """
+    candidates = _candidates(module, specs, batch, weights_dtype)
+    first = next(candidates)
+    second = next(candidates, None)
+    if second is None:
+        return first
+    for each in islice(chain((first, second), candidates), MOST_TRIALS):
+        if each.outputs_of(module) is not None:
+            return each
+    return first
+
+
+def _candidates(module: nn.Module, specs: Sequence[TensorSpec], batch: int | str, weights_dtype: str) -> Iterator[ExampleInputs]:
+    """Yield the ways in which inputs can be passed, the likeliest first; at least one."""
     import torch
 
     # torch specializes a dimension whose example is 1, so a varying batch is traced with 2.
@@ -114,30 +140,115 @@ def example_inputs(module: nn.Module, specs: Sequence[TensorSpec], batch: int | 
         sizes = [rows if axis == spec.batch_axis else int(dim) for axis, dim in enumerate(spec.shape)]
         tensors[spec.name] = torch.zeros(sizes, dtype=getattr(torch, spec.dtype))
         shapes[spec.name] = {} if varying is None or spec.batch_axis is None else {spec.batch_axis: varying}
+    others = [name for name, tensor in tensors.items() if tensor.is_floating_point() and _name_of(tensor) != weights_dtype]
+    casts = [{}] if not weights_dtype or not others else [{}, dict.fromkeys(others, getattr(torch, weights_dtype))]
     parameters = inspect.signature(module.forward).parameters
-    grouped = _by_parameter([spec.name for spec in specs], parameters)
-    if grouped is None:
-        return _by_position(tensors, shapes if varying else None, list(parameters.values()))
-    # Torch flattens keywords in the order in which they are passed.
-    trees = {name: _nested(grouped[name]) for name in dict.fromkeys((*parameters, *grouped)) if name in grouped}
-    ordered = {name: list(_leaves(tree)) for name, tree in trees.items()}
-    arguments = {name: _filled(tree, tensors) for name, tree in trees.items()}
-    nested_shapes = {name: _filled(tree, shapes) for name, tree in trees.items()}
-    leading = []
-    for (name, parameter), given in zip(parameters.items(), ordered, strict=False):
-        if name != given or parameter.kind not in POSITIONAL:
-            break
-        leading.append(name)
-    return ExampleInputs(
-        tuple(name for names in ordered.values() for name in names),
-        tuple(arguments[name] for name in leading),
-        {name: value for name, value in arguments.items() if name not in leading},
-        nested_shapes if varying else None,
-    )
+    grouped: dict[str, list[str]] = {}
+    for spec in specs:
+        grouped.setdefault(spec.name if spec.name in parameters else spec.name.partition(".")[0], []).append(spec.name)
+    trees = {name: nested_names(names) for name, names in grouped.items()}
+    hints = hints_of(module.forward)
+    forms = [trees] if all(isinstance(tree, str) for tree in trees.values()) else [trees, {name: name for name in tensors}]
+    # Each input by itself comes last: dots may be no more than a part of its name.
+    fitting = [(form, call) for form in forms for call in calls_of(list(form), parameters)]
+    for (form, call), cast in product(fitting or [(trees, Call(tuple(trees)))], casts):
+        for styled in _styled(form, call, parameters, hints):
+            made = _ExampleParts(form, call, parameters)
+            yield made.examples(tensors, shapes if varying else None, styled, cast)
+
+
+def _styled(
+    trees: Mapping[str, Any], call: Call, parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any]
+) -> Iterator[dict[str, Convert]]:
+    """Yield what makes the containers that the parameters take from plain ones, by argument."""
+    known: dict[str, Convert] = {}
+    free = []
+    for name, tree in trees.items():
+        if isinstance(tree, str):
+            continue
+        made = converter(hints.get(call.parameter_of(name, parameters)), tree)
+        if made is None:
+            free.append(name)
+        else:
+            known[name] = made
+    for style in STYLES if free else STYLES[:1]:
+        yield {**known, **dict.fromkeys(free, style)}
+
+
+@dataclass(frozen=True)
+class _ExampleParts:
+    """A call of a module whose arguments are the containers `trees`, with names of inputs in place of tensors."""
+
+    trees: Mapping[str, Any]
+    call: Call
+    parameters: Mapping[str, inspect.Parameter]
+
+    def examples(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        shapes: Mapping[str, Any] | None,
+        styles: Mapping[str, Convert],
+        casts: Mapping[str, torch.dtype],
+    ) -> ExampleInputs:
+        """Return the arguments for `tensors`, and which of their axes vary."""
+        call, trees = self.call, self.trees
+        places = (*call.positional, *call.variable)
+        leaves = [leaf for name in (*places, *call.keywords) for leaf in leaves_of(trees[name])]
+        parameters = parameters_after(call, self.parameters)
+        converters: dict[int | str, Convert] = {}
+        passed: list[tuple[int | str, str]] = [*enumerate(places), *((name, name) for name in call.keywords)]
+        for at, name in passed:
+            converters[at] = partial(_converted, self._casts(name, casts), styles.get(name))
+        return ExampleInputs(
+            tuple(leaves),
+            tuple(filled_tree(trees[name], tensors) for name in places),
+            {name: filled_tree(trees[name], tensors) for name in call.keywords},
+            None if shapes is None else self._dynamic_shapes(shapes, parameters),
+            inspect.Signature(list(parameters.values())),
+            converters,
+            tuple(_conversion(name, tensors[name], to) for name, to in casts.items()),
+        )
+
+    def _casts(self, argument: str, casts: Mapping[str, torch.dtype]) -> Any:
+        """Return the type that each tensor of an argument is converted to, None for one that stays."""
+        tree = self.trees[argument]
+        return filled_tree(tree, {leaf: casts.get(leaf) for leaf in leaves_of(tree)})
+
+    def _dynamic_shapes(self, shapes: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+        """Return the axes that vary by parameter, in the order in which torch binds them."""
+        by_parameter: dict[str, Any] = {}
+        for name, tree in self.trees.items():
+            parameter = self.call.parameter_of(name, self.parameters)
+            filled = filled_tree(tree, shapes)
+            by_parameter[parameter] = (*by_parameter.get(parameter, ()), filled) if name in self.call.variable else filled
+        return {name: by_parameter[name] for name in parameters if name in by_parameter}
+
+
+def _converted(casts: Any, style: Convert | None, value: Any) -> Any:
+    """Return an argument with its tensors in the types of `casts`, in the container that `style` makes of it."""
+    value = _cast(casts, value)
+    return value if style is None else style(value)
+
+
+def _cast(casts: Any, value: Any) -> Any:
+    if isinstance(casts, dict):
+        return {key: _cast(casts[key], part) for key, part in value.items()}
+    if isinstance(casts, tuple):
+        return tuple(_cast(to, part) for to, part in zip(casts, value, strict=True))
+    return value if casts is None else value.to(casts)
+
+
+def _conversion(name: str, tensor: torch.Tensor, to: torch.dtype) -> str:
+    kinds = _name_of(tensor), str(to).removeprefix("torch.")
+    return f"the input {name!r} is {kinds[0]}, as declared: it is converted to {kinds[1]}, the type of the weights"
+
+
+def _name_of(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def accepted_batch_axes(
-    module: nn.Module, specs: Sequence[TensorSpec], batch: int | str, fixed: Collection[str]
+    module: nn.Module, specs: Sequence[TensorSpec], batch: int | str, fixed: Collection[str], weights_dtype: str = ""
 ) -> Iterator[list[TensorSpec]]:
     """Yield `specs` with other batch axes with which `module` accepts its inputs, such as that of a state of [layers, batch, size].
 
@@ -149,9 +260,15 @@ def accepted_batch_axes(
         specs: Inputs that cannot be traced.
         batch: "dynamic", or the size of the batch axes.
         fixed: Names of the inputs whose batch axis is known.
+        weights_dtype: As for `example_inputs`.
     """
     rows = 2 if batch == "dynamic" else int(batch)
-    if all(_output_shapes(module, specs, count) is not None for count in (rows, rows + 1)):
+
+    def shapes_of(chosen: Sequence[TensorSpec], count: int) -> list[tuple[int, ...]] | None:
+        outputs = example_inputs(module, chosen, count, weights_dtype).outputs_of(module)
+        return None if outputs is None else [tuple(each.shape) for each in outputs]
+
+    if all(shapes_of(specs, count) is not None for count in (rows, rows + 1)):
         return
     options = [(spec.batch_axis,) if spec.name in fixed else (*range(len(spec.shape)), None) for spec in specs]
     choices = [
@@ -162,102 +279,6 @@ def accepted_batch_axes(
     choices.sort(key=lambda axes: axes.count(None))
     for axes in choices[:MOST_TRIALS]:
         chosen = [replace(spec, batch_axis=axis) for spec, axis in zip(specs, axes, strict=True)]
-        shapes, others = (_output_shapes(module, chosen, count) for count in (rows, rows + 1))
+        shapes, others = (shapes_of(chosen, count) for count in (rows, rows + 1))
         if shapes is not None and others is not None and shapes != others:
             yield chosen
-
-
-def _output_shapes(module: nn.Module, specs: Sequence[TensorSpec], rows: int) -> list[tuple[int, ...]] | None:
-    """Return the shapes of the outputs of `module` for a batch of `rows`, None if it does not accept the inputs."""
-    import torch
-    from torch.utils import _pytree
-
-    examples = example_inputs(module, specs, rows)
-    try:
-        with torch.no_grad():
-            outputs = module(*examples.arguments, **examples.keywords)
-    except Exception:  # the user's forward may raise anything
-        return None
-    return [tuple(leaf.shape) for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
-
-
-def _by_position(
-    tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Any] | None, parameters: Sequence[inspect.Parameter]
-) -> ExampleInputs:
-    """Return inputs that are passed by position, and by their names where only `**keywords` is left to take them."""
-    names, dynamic = tuple(tensors), None if shapes is None else tuple(shapes.values())
-    kinds = [parameter.kind for parameter in parameters]
-    places = [parameter.name for parameter in parameters if parameter.kind in POSITIONAL]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-        dynamic = None if dynamic is None else (*dynamic[:first], dynamic[first:])
-    elif inspect.Parameter.VAR_KEYWORD in kinds and len(names) > len(places):
-        passed = (*places, *names[len(places) :])
-        keywords = {name: tensors[name] for name in names[len(places) :]}
-        given = None if dynamic is None else dict(zip(passed, dynamic, strict=True))
-        return ExampleInputs(names, tuple(tensors[name] for name in names[: len(places)]), keywords, given)
-    return ExampleInputs(names, tuple(tensors.values()), {}, dynamic)
-
-
-def _by_parameter(names: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> dict[str, list[str]] | None:
-    """Return the names of the inputs for each parameter of `forward` or keyword; None if they do not name its parameters."""
-    grouped: dict[str, list[str]] = {}
-    for name in names:
-        grouped.setdefault(name if name in parameters else name.partition(".")[0], []).append(name)
-    kinds = {name: parameter.kind for name, parameter in parameters.items()}
-    unnamed = [name for name in grouped if kinds.get(name) not in NAMED]
-    if not unnamed:
-        return grouped
-    needed = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.kind in (*POSITIONAL, parameter.VAR_POSITIONAL)
-        and parameter.default is parameter.empty
-        and name not in grouped
-    ]
-    takes_others = inspect.Parameter.VAR_KEYWORD in kinds.values() and not any(name in kinds for name in unnamed)
-    return grouped if takes_others and not needed else None
-
-
-def _nested(names: Sequence[str], depth: int = 1) -> Any:
-    """Return the argument made of the inputs `names`, with names in place of tensors.
-
-    One input is itself; "batch.ids" is an entry of a dictionary and "state.0" an element of a tuple, to any depth.
-
-    Args:
-        names: Inputs that agree in their first `depth` parts.
-        depth: How many parts of the names lead here.
-
-    Raises:
-        UsageError: If an input is named like a container of others.
-    """
-    parts = {name: name.split(".") for name in names}
-    if whole := [name for name in names if len(parts[name]) == depth]:
-        if len(names) > 1:
-            other = next(name for name in names if name != whole[0])
-            raise UsageError(f"--input {whole[0]}: {other} is a part of it", "give the parts of an argument, or the whole")
-        return whole[0]
-    grouped: dict[str, list[str]] = {}
-    for name in names:
-        grouped.setdefault(parts[name][depth], []).append(name)
-    if all(key.isascii() and key.isdigit() for key in grouped):
-        return tuple(_nested(grouped[key], depth + 1) for key in sorted(grouped, key=int))
-    return {key: _nested(group, depth + 1) for key, group in grouped.items()}
-
-
-def _leaves(tree: Any) -> Iterator[str]:
-    """Yield the names in `tree`, in the order in which torch flattens it."""
-    if isinstance(tree, str):
-        yield tree
-        return
-    for part in tree.values() if isinstance(tree, dict) else tree:
-        yield from _leaves(part)
-
-
-def _filled(tree: Any, values: Mapping[str, Any]) -> Any:
-    """Return `tree` with the values of its names."""
-    if isinstance(tree, str):
-        return values[tree]
-    if isinstance(tree, dict):
-        return {key: _filled(part, values) for key, part in tree.items()}
-    return tuple(_filled(part, values) for part in tree)

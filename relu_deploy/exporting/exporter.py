@@ -28,7 +28,7 @@ from relu_deploy.exporting.embedding import embed_normalization
 from relu_deploy.exporting.options import DEFAULT_OPSET, NORMALIZATION, ExportOptions, InputShape
 from relu_deploy.exporting.picture_input import chosen_pixels, manifest_preprocess
 from relu_deploy.exporting.pytorch import export_pytorch
-from relu_deploy.exporting.sources import Loaded, load_source
+from relu_deploy.exporting.sources import Loaded, import_torch, load_source, unwrapped
 from relu_deploy.graph import find_relus, io_specs, load_normalized_model, opset_of, save_model, set_input_shapes
 from relu_deploy.graph.model import normalize_model
 from relu_deploy.graph.shapes.batching import batch_axes
@@ -59,7 +59,7 @@ class Exported:
         relus: Number of Relus among them.
         seconds: Time it took.
         untrained: Whether the weights are random.
-        notes: What was repaired in an `.onnx` source, one sentence each.
+        notes: What was repaired in an `.onnx` source, or chosen among several possibilities, one sentence each.
         verdict: On the graph against the PyTorch program; None if they were not compared.
         not_compared: Why they were not compared, "" if they were.
     """
@@ -85,6 +85,8 @@ class Exported:
             "inputs": [spec.to_json() for spec in self.bundle.inputs],
             "outputs": [spec.to_json() for spec in self.bundle.outputs],
             "untrained": self.untrained,
+            "weights": self.bundle.manifest["source"]["weights"],
+            "notes": list(self.notes),
             "program_verdict": None if self.verdict is None else self.verdict.to_json(),
             "not_compared": self.not_compared,
             "seconds": round(self.seconds, 3),
@@ -155,7 +157,7 @@ def export_source(source: nn.Module | str | os.PathLike[str], out: str | os.Path
         len(find_relus(model)),
         time.perf_counter() - started,
         loaded.recipe is not None and loaded.weights is None,
-        tuple(model.meta.get("notes", ())) if loaded.module is None else (),
+        (*loaded.notes, *(model.meta.get("notes", ()) if made is None else made.notes)),
         verdict,
         not_compared,
     )
@@ -178,7 +180,10 @@ def _compared(bundle: Bundle, program: torch.export.ExportedProgram, options: Ex
 def _loaded(source: nn.Module | str | os.PathLike[str], options: ExportOptions) -> Loaded:
     if isinstance(source, str | os.PathLike):
         return load_source(str(source), options)
-    return Loaded(source, "module", type(source).__name__)
+    if not isinstance(source, import_torch().nn.Module):
+        raise UsageError(f"a {type(source).__name__} cannot be exported", "give an nn.Module, a name of the zoo, or a file")
+    module = unwrapped(source)
+    return Loaded(module, "module", type(module).__name__)
 
 
 def _adopted(file: Path, options: ExportOptions) -> tuple[ir.Model, dict[str, int | None]]:

@@ -40,6 +40,7 @@ class ExportOptions:
             size equals that of the first input.
         opset: Version of the ONNX operator set.
         weights: File to load into a zoo model or callable; "published" downloads torchvision's for a zoo model.
+        weights_key: Which of the weights in a training checkpoint to take, such as "ema" or "model"; by default the averaged ones.
         weights_url: Folder or file that published weights are downloaded from; None for the public server.
         arguments: For the zoo architecture or the callable.
         embed_preprocess: Take uint8 NHWC pictures and normalize them in the graph.
@@ -60,6 +61,7 @@ class ExportOptions:
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
     opset: int = DEFAULT_OPSET
     weights: str | os.PathLike[str] | None = None
+    weights_key: str | None = None
     weights_url: str | None = None
     arguments: Mapping[str, Any] | None = None
     embed_preprocess: bool = False
@@ -78,6 +80,8 @@ class ExportOptions:
             raise UsageError(f"batch must be a positive number or 'dynamic', not {self.batch!r}", "for instance --batch 1")
         if self.weights_url is not None and self.weights != PUBLISHED:
             raise UsageError("--weights-url goes with --weights published", "add --weights published")
+        if self.weights_key is not None and self.weights in (None, PUBLISHED):
+            raise UsageError("--weights-key goes with --weights FILE", "give the file")
         if self.decode not in (None, *DECODES):
             raise UsageError(f"there is no decoding called {self.decode!r}", f"one of: {', '.join(DECODES)}")
 

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Loaded", "import_torch", "load_source", "reason_of"]
+__all__ = ["Loaded", "import_torch", "load_source", "reason_of", "unwrapped"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class Loaded:
         module: None for an ONNX file.
         kind: "zoo", "callable", "module", "pt2" or "onnx".
         spec: As it was given; of a file the name.
-        weights: Name and sha256 of the weights file.
+        weights: Name and sha256 of the weights file, and which of its weights were taken where it holds several.
         recipe: What the zoo knows of the model.
         program: For a `.pt2` file, the program whose module `module` is.
+        notes: What was chosen among several possibilities, one sentence each.
     """
 
     module: nn.Module | None
@@ -45,6 +46,7 @@ class Loaded:
     weights: dict[str, str] | None = None
     recipe: ModelRecipe | None = None
     program: torch.export.ExportedProgram | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,10 +74,7 @@ def load_source(spec: str, options: ExportOptions) -> Loaded:
                 f"--weights published is for the models of the zoo, and {spec} is a callable",
                 "let the callable load its weights, for instance with --arg weights=DEFAULT, or give a file with --weights",
             )
-        module = _call(spec, arguments)
-        if weights is not None:
-            load_weights(module, Path(weights), spec)
-        return Loaded(module, "callable", spec, _weights_facts(weights))
+        return _with_weights(Loaded(_call(spec, arguments), "callable", spec), weights, options)
     if path.is_dir() or path.suffix in (".pth", ".safetensors", ".pt"):
         raise UsageError(
             f"{spec} is not something that can be exported by itself",
@@ -91,11 +90,20 @@ def load_source(spec: str, options: ExportOptions) -> Loaded:
     # A changed architecture (say, another number of classes) cannot hold the zoo's own weights.
     if weights is None and known.weights is not None and not arguments:
         weights = weights_file(known)
-    return Loaded(build(spec, weights, seed=options.seed, **arguments), "zoo", spec, _weights_facts(weights), known)
+    module = build(spec, None, seed=options.seed, **arguments)
+    return _with_weights(Loaded(module, "zoo", spec, recipe=known), weights, options)
 
 
-def _weights_facts(weights: str | os.PathLike[str] | None) -> dict[str, str] | None:
-    return None if weights is None else {"name": Path(weights).name, "sha256": sha256(Path(weights))}
+def _with_weights(loaded: Loaded, weights: str | os.PathLike[str] | None, options: ExportOptions) -> Loaded:
+    """Return `loaded` with the weights of a file in its module; unchanged without a file."""
+    if weights is None:
+        return loaded
+    file = Path(weights)
+    assert loaded.module is not None
+    chosen = load_weights(loaded.module, file, loaded.spec, options.weights_key)
+    facts = {"name": file.name, "sha256": sha256(file), **({"key": chosen.key} if chosen.key else {})}
+    note = chosen.note(file)
+    return replace(loaded, weights=facts, notes=(note,) if note and options.weights_key is None else ())
 
 
 def _load_pt2(path: Path, trust: bool) -> Loaded:
@@ -144,7 +152,20 @@ def _call(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise InputError(
             f"{spec} gave a {type(module).__name__}, not a torch.nn.Module", "name a callable that returns the model"
         )
-    return module
+    return unwrapped(module)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the model inside what torch.compile, data parallel training and weight averaging make of it."""
+    torch = import_torch()
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(module, (*parallel, torch.optim.swa_utils.AveragedModel)):
+            module = module.module
+        elif "_orig_mod" in module._modules:
+            module = module._modules["_orig_mod"]
+        else:
+            return module
 
 
 def import_torch() -> Any:

@@ -16,7 +16,7 @@ from relu_deploy.errors import InputError
 from relu_deploy.exporting.example_inputs import ExampleInputs
 from relu_deploy.exporting.lower_opset import LOWEST_OF_TORCH, lower_opset
 from relu_deploy.exporting.node_scopes import annotate
-from relu_deploy.exporting.plain_outputs import plain_outputs
+from relu_deploy.exporting.plain_interface import plain_interface
 from relu_deploy.exporting.sources import import_torch, reason_of
 from relu_deploy.gc_pause import without_collecting
 from relu_deploy.graph import normalize_model, opset_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Names", "program_to_onnx", "save_program", "trace"]
+__all__ = ["Names", "program_to_onnx", "refuse_inputs", "save_program", "trace"]
 
 
 @dataclass(frozen=True)
@@ -53,29 +53,34 @@ def trace(module: nn.Module, examples: ExampleInputs) -> torch.export.ExportedPr
         InputError: If the module does not accept the inputs, or torch cannot trace it.
     """
     torch = import_torch()
-    with _quiet_torch(), _fast_tracing(), torch.no_grad(), plain_outputs(module, examples.keywords):
-        try:
+    interface = plain_interface(module, examples.signature, examples.converters)
+    try:
+        with _quiet_torch(), _fast_tracing(), torch.no_grad(), interface:
             return torch.export.export(  # type: ignore[no-any-return]
                 module, examples.arguments, dict(examples.keywords), dynamic_shapes=examples.dynamic_shapes
             )
-        except Exception as error:  # TorchExportError, UserError, ConstraintViolationError and more
-            _refuse_inputs(module, examples)
-            hint = (
-                "if the model fixes its batch, export it with --batch 1; if an input has its batch elsewhere or none, say so "
-                "with --batch-axis; if the model branches on data, use torch.where or torch.cond"
-            )
-            raise InputError(f"torch cannot trace this model: {reason_of(error)}", hint) from error
+    except Exception as error:  # TorchExportError, UserError, ConstraintViolationError and more
+        refuse_inputs(module, examples)
+        hint = (
+            "if the model fixes its batch, export it with --batch 1; if an input has its batch elsewhere or none, say so "
+            "with --batch-axis; if the model branches on data, use torch.where or torch.cond"
+        )
+        raise InputError(f"torch cannot trace this model: {reason_of(error)}", hint) from error
 
 
-def _refuse_inputs(module: nn.Module, examples: ExampleInputs) -> None:
-    """Raise InputError if it is plainly the inputs that `module` does not accept."""
+def refuse_inputs(module: nn.Module, examples: ExampleInputs) -> None:
+    """Raise InputError if it is plainly the inputs that `module` does not accept: tracing accepts some that a run does not."""
+    torch = import_torch()
     try:
-        module(*examples.arguments, **examples.keywords)
+        with _quiet_torch(), torch.no_grad(), plain_interface(module, examples.signature, examples.converters):
+            module(*examples.arguments, **examples.keywords)
     except Exception as error:  # the user's forward may raise anything
-        types = ", ".join(str(each.dtype).removeprefix("torch.") for each in examples.tensors)
+        types = [str(each.dtype).removeprefix("torch.") for each in examples.tensors]
+        weights = sorted({str(each.dtype).removeprefix("torch.") for each in module.parameters()})
+        known = f"; its weights are {' and '.join(weights)}" if weights and not set(types) <= set(weights) else ""
         raise InputError(
-            f"the model does not accept an input of shape {examples} ({types}): {reason_of(error)}",
-            "give the right one with --input name=1x3x224x224, or with its type as --input ids=1x64:int64",
+            f"the model does not accept an input of shape {examples} ({', '.join(types)}): {reason_of(error)}",
+            f"give the right one with --input name=1x3x224x224, or with its type as --input ids=1x64:int64{known}",
         ) from error
 
 

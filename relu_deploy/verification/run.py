@@ -108,6 +108,7 @@ def verify(
         if data is None:
             raise UsageError("--preprocess-against needs the pictures", "give their folder with --data")
         preprocess = compare_preprocess(bundle, preprocess_against, data, progress)
+    bundle = bundle.with_sizes_of(feeds or {})
     arrays, described = _inputs(bundle, feeds, data, samples, seed)
     # Idle threads that spin would take processor time from the truth, which is evaluated meanwhile.
     options = {"threads": threads, "device": device, "optimization": optimization, "spin": False, **(settings or {})}

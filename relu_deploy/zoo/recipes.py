@@ -124,13 +124,21 @@ def _read_recipe(file: Path, known: Mapping[str, ModelRecipe]) -> ModelRecipe:
     )
 
 
-def build(name: str, weights: str | os.PathLike[str] | None = None, *, seed: int | None = None, **arguments: Any) -> nn.Module:
+def build(
+    name: str,
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    weights_key: str | None = None,
+    seed: int | None = None,
+    **arguments: Any,
+) -> nn.Module:
     """Build the `torch.nn.Module` called `name`, in training mode.
 
     Args:
         name: Name of a recipe.
         weights: None for random weights, "default" for those of the zoo, "published" for those of torchvision, or a
             `.safetensors` or `.pth` file.
+        weights_key: Which of the weights in a training checkpoint to take, such as "ema" or "model"; the averaged ones by default.
         seed: Seed of random weights; the caller's random state is not changed.
         **arguments: Arguments of the architecture's function.
 
@@ -159,5 +167,5 @@ def build(name: str, weights: str | os.PathLike[str] | None = None, *, seed: int
     if weights is not None:
         named = {"default": lambda: weights_file(known), "published": lambda: published_weights(name)}
         file = named[weights]() if isinstance(weights, str) and weights in named else Path(weights)
-        load_weights(module, file, name)
+        load_weights(module, file, name, weights_key)
     return module

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.errors import InputError
 from relu_deploy.storage.json_files import parse_json
+from relu_deploy.zoo.checkpoints import ChosenWeights, StateDict, choose_state_dict
 
 if TYPE_CHECKING:
     import torch
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load_weights"]
 
-#: Keys under which training checkpoints keep the model's state dict.
-CHECKPOINT_KEYS = (
-    *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights"),
-    *("params_ema", "params", "ema", "model_ema", "ema_state_dict", "state"),
-)
 #: Parts that wrappers put into names: torch.compile, activation checkpointing, fully sharded training, Fabric, DataParallel.
 WRAPPERS = frozenset(["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "module"])
 #: Kept beside averaged weights by `torch.optim.swa_utils.AveragedModel`.
@@ -36,7 +32,7 @@ MAX_HEADER = 100_000_000
 MAX_RATIO = 4
 
 
-def load_weights(module: nn.Module, file: Path, name: str) -> None:
+def load_weights(module: nn.Module, file: Path, name: str, key: str | None = None) -> ChosenWeights:
     """Load the state dict in `file` into `module`, strictly; PyTorch's files are read with `weights_only=True`.
 
     Wrappers' prefixes are removed, tied weights may be stored once, and other floating types are converted. Of a module that
@@ -46,16 +42,34 @@ def load_weights(module: nn.Module, file: Path, name: str) -> None:
         module: The model.
         file: A `.safetensors` or PyTorch file.
         name: The model's name, for errors.
+        key: Where the weights are in the file, such as "ema"; see `checkpoints.choose_state_dict`.
+
+    Returns:
+        Which of the file's weights were taken.
 
     Raises:
         InputError: If the file cannot be read safely, or names the first missing, unexpected or misshapen key, or the first
             that has NaN, infinite or complex values.
     """
     own = module.state_dict()
-    state = _without_prefixes(_read_state_dict(file), own, file)
-    state = _with_tied(state, module)
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
+
+    def matched(state: StateDict) -> dict[str, Any]:
+        return _with_tied(_without_prefixes(state, own, file), module)
+
+    def fits(state: StateDict) -> bool:
+        try:
+            given = matched(state)
+        except InputError:
+            return False
+        needed = [each for each in own if not _is_count(each)]
+        return all(each in own for each in given) and all(
+            each in given and given[each].shape == own[each].shape for each in needed
+        )
+
+    chosen = choose_state_dict(_read(file), file, fits, key)
+    state = matched(chosen.state)
+    missing = [each for each in own if each not in state and not _is_count(each)]
+    unexpected = [each for each in state if each not in own]
     if missing or unexpected:
         first = [f"{kind} {keys[0]!r}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
         raise InputError(
@@ -63,10 +77,16 @@ def load_weights(module: nn.Module, file: Path, name: str) -> None:
             f"first {', first '.join(first)}",
             "name the architecture that the file was saved from; relu-deploy zoo lists them",
         )
-    for key, value in own.items():
-        if key in state:
-            _check_tensor(file, name, key, state[key], value)
-    module.load_state_dict(state, strict=not any(key.endswith("num_batches_tracked") for key in own.keys() - state.keys()))
+    for each, value in own.items():
+        if each in state:
+            _check_tensor(file, name, each, state[each], value)
+    module.load_state_dict(state, strict=not any(_is_count(each) for each in own.keys() - state.keys()))
+    return chosen
+
+
+def _is_count(name: str) -> bool:
+    """Return whether `name` is the number of batches that a batch norm has seen, which older files do not have."""
+    return name.endswith("num_batches_tracked")
 
 
 def _check_tensor(file: Path, name: str, key: str, given: torch.Tensor, own: torch.Tensor) -> None:
@@ -93,7 +113,7 @@ def _check_tensor(file: Path, name: str, key: str, given: torch.Tensor, own: tor
 
 def _without_prefixes(state: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """Return the state dict without what wrappers put into the names, and without what they put before every name."""
-    state = {key: value for key, value in state.items() if key != AVERAGED or key in own}
+    state = {str(key): value for key, value in state.items() if key != AVERAGED or key in own}
     unwrapped = {_without_wrappers(key): value for key, value in state.items()}
     candidates = []
     for named in (state, unwrapped) if len(unwrapped) == len(state) else (state,):
@@ -112,14 +132,14 @@ def _part_of_larger(candidates: Sequence[Mapping[str, Any]], own: Mapping[str, A
     Raises:
         InputError: If several parts hold weights of all the model's names, such as a teacher and a student.
     """
-    needed = [key for key in own if not key.endswith("num_batches_tracked")]
+    needed = [key for key in own if not _is_count(key)]
     for named in candidates if needed else ():
         prefixes = [key.removesuffix(needed[0]) for key in named if key.endswith(f".{needed[0]}")]
         whole = [prefix for prefix in prefixes if all(prefix + key in named for key in needed)]
         if len(whole) > 1:
             raise InputError(
                 f"{file} holds {len(whole)} sets of these weights, such as those under {whole[0]!r} and {whole[1]!r}",
-                "save the state dict of the one that is meant",
+                f"say which one is meant, for instance --weights-key {whole[0][:-1]}",
             )
         if whole:
             return {key.removeprefix(whole[0]): value for key, value in named.items() if key.startswith(whole[0])}
@@ -142,14 +162,15 @@ def _with_tied(state: dict[str, Any], module: nn.Module) -> dict[str, Any]:
     return state
 
 
-def _read_state_dict(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Any:
+    """Return what `file` holds: a state dict, or containers with state dicts in them. Raises InputError for other files."""
     if not file.is_file():
         raise InputError(f"there is no weights file {file}", "give a .safetensors or .pth file with --weights")
     hint = "save a plain state dict, for instance with safetensors.torch.save_file(module.state_dict(), FILE)"
     if file.stat().st_size == 0:
         raise InputError(f"{file} is not a weights file: it is empty", hint)
     try:
-        state = _read_shards(file) if file.name.endswith(INDEX) else _read_file(file)
+        return _read_shards(file) if file.name.endswith(INDEX) else _read_file(file)
     except InputError:
         raise
     except Exception as error:  # pickle, zip, safetensors and torch raise a dozen types for a file that is not weights
@@ -157,14 +178,6 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it holds a {refused[1]}, which could run code" if refused else lines[0].split(". ")[0]
         raise InputError(f"{file} is not a weights file that can be read safely: {reason}", hint) from error
-    while isinstance(state, dict) and (inner := next((key for key in CHECKPOINT_KEYS if isinstance(state.get(key), dict)), None)):
-        state = state[inner]
-    if not isinstance(state, dict) or not state or not all(hasattr(value, "shape") for value in state.values()):
-        keys = ", ".join(repr(str(key))[:40] for key in list(state)[:5]) if isinstance(state, dict) else type(state).__name__
-        raise InputError(
-            f"{file} holds no state dict, but {keys or 'nothing'}", "save module.state_dict(), not the module itself"
-        )
-    return {str(key): value for key, value in state.items()}
 
 
 def _read_file(file: Path) -> Any:

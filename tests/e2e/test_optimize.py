@@ -248,7 +248,6 @@ def test_an_old_graph_from_elsewhere_with_a_fixed_batch_is_optimized(command, fo
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--precision", "int8"), "8-bit precisions need calibration data"),
         (("--precision", "int8", "--calibration", "nowhere"), "no folder of pictures"),
         (("--precision", "fp16", *FAST), "the target cpu does not support fp16"),
         (("--for", "cuda", "--precision", "int8", *FAST), "the target cuda does not support int8"),
@@ -310,3 +309,38 @@ def test_a_variant_and_what_exists_are_not_overwritten_without_force(command, di
     shutil.rmtree(digits_copy.path / "variants")
     with pytest.raises(InputError, match="missing"):
         Bundle.open(digits_copy.path)
+
+
+# ---------------------------------------------------------------- the data set that a bundle names
+
+
+def test_without_calibration_data_8_bits_are_calibrated_on_the_bundles_own_set_and_that_is_said(command, digits_copy):
+    given = ("--precision", "int8", "--samples", "64", "--eval-samples", "200", "--json", "-")
+    own = command("optimize", digits_copy.path, "-o", "own.rdb", *given)
+    assert own.code == 0, own.stderr
+    assert "note: " in own.stderr
+    assert "calibrated on the model's own data set 'digits'; --calibration takes another" in own.stderr
+    named = command("optimize", digits_copy.path, "-o", "named.rdb", "--calibration", "digits", *given)
+    assert "own data set" not in named.stderr
+    assert own.json["evidence"] == named.json["evidence"]
+    assert own.json["evidence"]["held_out"]
+    variants = [Bundle.open(name).with_variant("int8-cpu").onnx.read_bytes() for name in ("own.rdb", "named.rdb")]
+    assert variants[0] == variants[1]
+
+
+def test_a_model_without_a_set_of_its_own_needs_calibration_data_for_8_bits_and_for_nothing_else(command, digits_copy):
+    refused = command("optimize", digits_copy.path / "model.onnx", "-o", "out.rdb", "--precision", "int8", "--quiet")
+    assert refused.code == 2
+    assert "8-bit precisions need calibration data, and none was given" in refused.stderr
+    assert "--calibration" in refused.stderr.splitlines()[1]
+    made = command(
+        "optimize", digits_copy.path / "model.onnx", "-o", "out.rdb", "--for", "cuda", "--precision", "fp16", "--quiet"
+    )
+    assert made.code == 0, made.stderr
+
+
+def test_a_set_of_the_bundle_that_is_not_here_is_named_with_the_reason(command, digits_copy):
+    digits_copy.update({}, dataset="elsewhere")
+    refused = command("optimize", digits_copy.path, "--precision", "int8", "--quiet")
+    assert refused.code == 2
+    assert "the model's own data set 'elsewhere' is not available" in refused.stderr

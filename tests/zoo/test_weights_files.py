@@ -5,12 +5,14 @@ import json
 import pathlib
 import zipfile
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'relu-deploy[torch]'")
 
 from torch import nn  # noqa: E402
 
+from relu_deploy.bundle import Bundle  # noqa: E402
 from relu_deploy.errors import InputError  # noqa: E402
 from relu_deploy.zoo.weights_files import load_weights  # noqa: E402
 
@@ -206,3 +208,109 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused_before_it_is_read(t
         archive.writestr("w/data/0", bytes(64 * 2**20))
     with pytest.raises(InputError, match="unpacks to 64 MiB"):
         loaded(Tied, None, tmp_path)
+
+
+def checkpoint_of(**seeds):
+    return {"epoch": 3, **{key: Tied(seed=seed).state_dict() for key, seed in seeds.items()}}
+
+
+def taken(content, folder, key=None):
+    """Return the seed of the weights that are loaded from a checkpoint, and what is known about the choice."""
+    torch.save(content, folder / "w.pth")
+    module = Tied(seed=9)
+    chosen = load_weights(module, folder / "w.pth", "net", key)
+    seed = next(seed for seed in range(1, 10) if torch.equal(module.encoder.weight, Tied(seed=seed).encoder.weight))
+    return seed, chosen
+
+
+@pytest.mark.parametrize(
+    ("trained", "averaged"),
+    [("model", "ema"), ("model", "model_ema"), ("state_dict", "state_dict_ema"), ("params", "params_ema"), ("net", "swa_model")],
+)
+def test_of_trained_and_averaged_weights_the_averaged_ones_are_taken_and_the_choice_is_said(tmp_path, trained, averaged):
+    content = checkpoint_of(**{trained: 1, averaged: 2})
+    seed, chosen = taken(content, tmp_path)
+    assert (seed, chosen.key, chosen.others) == (2, averaged, (trained,))
+    note = chosen.note(tmp_path / "w.pth")
+    assert note == (
+        f"w.pth holds 2 sets of weights: those under {averaged!r} (a moving average) are taken; --weights-key {trained} takes others"
+    )
+    for key, expected in ((trained, 1), (averaged, 2)):
+        assert taken(content, tmp_path, key)[0] == expected
+
+
+def test_weights_that_are_the_only_ones_need_no_note(tmp_path):
+    for content in (checkpoint_of(ema=1), checkpoint_of(generator=1), Tied(seed=1).state_dict()):
+        seed, chosen = taken(content, tmp_path)
+        assert (seed, chosen.note(tmp_path / "w.pth")) == (1, "")
+
+
+def test_averaged_weights_that_are_not_of_the_model_are_left_and_that_is_said(tmp_path):
+    content = {**checkpoint_of(model=1), "ema": {"encoder.weight": torch.ones(4, 4)}}
+    seed, chosen = taken(content, tmp_path)
+    assert (seed, chosen.key) == (1, "model")
+    assert (
+        chosen.note(tmp_path / "w.pth") == "the weights under 'ema' of w.pth do not fit the model: those under 'model' are taken"
+    )
+    with pytest.raises(InputError, match="2 keys are missing"):
+        taken(content, tmp_path, "ema")
+
+
+def test_of_several_networks_the_one_that_fits_is_taken(tmp_path):
+    content = {"generator": Twice(seed=1).state_dict(), "discriminator": Tied(seed=2).state_dict()}
+    assert taken(content, tmp_path)[0] == 2
+
+
+def test_of_equal_networks_one_must_be_named(tmp_path):
+    content = checkpoint_of(student=1, teacher=2)
+    with pytest.raises(InputError, match="2 sets of these weights, such as those under 'student' and 'teacher'") as refused:
+        taken(content, tmp_path)
+    assert "--weights-key student" in refused.value.hint
+    assert taken(content, tmp_path, "teacher")[0] == 2
+
+
+@pytest.mark.parametrize("outer", ["", "state_dict", "model"])
+def test_a_part_of_the_names_is_a_key_too(tmp_path, outer):
+    names = {f"student.{name}": value for name, value in Tied(seed=1).state_dict().items()}
+    names |= {f"teacher.{name}": value for name, value in Tied(seed=2).state_dict().items()}
+    content = {outer: names} if outer else names
+    assert taken(content, tmp_path, "student")[0] == 1
+    assert taken(content, tmp_path, "teacher")[0] == 2
+
+
+def test_weights_deep_inside_are_named_by_their_path(tmp_path):
+    content = {
+        "model": {"a": Tied(seed=1).state_dict(), "b": Tied(seed=2).state_dict()},
+        "training": {"ema.x": checkpoint_of(net=3)},
+    }
+    assert taken(content, tmp_path, "model.b")[0] == 2
+    assert taken(content, tmp_path, "training.ema.x")[0] == 3
+
+
+def test_a_key_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    with pytest.raises(InputError, match=r"--weights-key emma: .*w\.pth holds no weights under this name") as refused:
+        taken(checkpoint_of(model=1, ema=2), tmp_path, "emma")
+    assert refused.value.hint == "did you mean 'ema'?"
+
+
+def test_export_says_which_weights_of_a_checkpoint_it_took_and_takes_others_by_name(command, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.ReLU())\n"
+    )
+    states = {
+        key: {"0.weight": torch.full((1, 2), value), "0.bias": torch.zeros(1)} for key, value in (("model", 1.0), ("ema", 3.0))
+    }
+    torch.save({"epoch": 1, **states}, tmp_path / "last.pth")
+    given = ["export", "mine:net", "--input", "x=1x2", "--weights", "last.pth", "--json", "-"]
+    for options, key, factor in (([], "ema", 3), (["--weights-key", "model"], "model", 1)):
+        made = command(*given, "-o", f"{key}.rdb", *options)
+        assert made.code == 0, made.stderr
+        assert ("note: mine:net: last.pth holds 2 sets of weights: those under 'ema'" in made.stderr) == (key == "ema")
+        assert made.json["weights"]["key"] == key
+        assert len(made.json["notes"]) == (key == "ema")
+        predicted = Bundle.open(tmp_path / f"{key}.rdb").session("onnxruntime-cpu").run({"x": np.ones((1, 2), np.float32)})
+        assert predicted["y"].tolist() == [[2 * factor]]
+    refused = command(*given, "-o", "no.rdb", "--weights-key", "mdl")
+    assert refused.code == 2
+    assert "did you mean 'model'?" in refused.stderr
+    assert command("export", "mine:net", "--input", "x=1x2", "--weights-key", "ema", "-o", "no.rdb").code == 2

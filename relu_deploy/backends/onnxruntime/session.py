@@ -99,7 +99,7 @@ class OnnxRuntimeSession:
         return self._session
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
-        arrays = check_feeds(feeds, self.inputs, self._bundle.name)
+        arrays = check_feeds(feeds, self.inputs, self._bundle.name, by_name=False)
         try:
             results = self._session.run(self._names, arrays, self._quiet)
         except Exception as error:  # the runtime's exception types share no base class

@@ -80,7 +80,7 @@ class OpenVinoSession:
             )
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
-        arrays = check_feeds(feeds, self.inputs, self.title)
+        arrays = check_feeds(feeds, self.inputs, self.title, by_name=False)
         self._check_integers(arrays)
         with self._lock:
             try:

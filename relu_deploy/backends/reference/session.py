@@ -61,7 +61,7 @@ class ReferenceSession:
     ) -> Feeds:
         """Return every output and tap; see `TruthSession`."""
         evaluator = self._evaluator(wide)
-        arrays = check_feeds(feeds, self.inputs, self._bundle.name)
+        arrays = check_feeds(feeds, self.inputs, self._bundle.name, by_name=False)
         try:
             if wide and self._delegate is not None and not self._delegate.types:
                 # The types of operands are those of the graph, which a float64 evaluation has lost.

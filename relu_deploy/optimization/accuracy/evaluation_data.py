@@ -37,6 +37,7 @@ class EvaluationData:
     """calibrated_on, measured_on: the data. held_out: no row is in both. batch: rows at a time.
 
     weight_bits: what a CPU like this one can add up without overflow. is_fixed: the model takes `batch` rows and no other number.
+    is_own: 8 bits are calibrated on the bundle's own data set, because no other was given.
     """
 
     calibrated_on: Dataset
@@ -46,6 +47,7 @@ class EvaluationData:
     batch: int
     weight_bits: int
     is_fixed: bool = False
+    is_own: bool = False
 
     @property
     def one_row(self) -> Feeds:
@@ -98,24 +100,26 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
     UsageError for numbers of rows that make no sense.
     """
     declared = bundle.manifest.get("dataset")
-    if options.calibration is None and data_needed:
-        like = declared or "photos/"
-        raise InputError(
-            "8-bit precisions need calibration data, and none was given",
-            f"for instance --calibration {like}: a folder of pictures, an .npz file, or the name of a shipped data set",
-        )
     fixed = fixed_batch(bundle.inputs)
     batch = _batch(bundle) if fixed is None else fixed
-    known = _declared_data(bundle, declared)
+    known, missing = _declared_data(bundle, declared)
+    if options.calibration is None and known is None and data_needed:
+        raise InputError(
+            f"8-bit precisions need calibration data, and {missing or 'none was given'}",
+            "give it with --calibration: a folder of pictures, an .npz file, or the name of a shipped data set",
+        )
     given = None if options.calibration is None else _checked(bundle, options.calibration)
     measured = _checked(bundle, options.data) if options.data is not None else (known if known is not None else given)
-    calibrated = given if given is not None else measured
+    # Other precisions have no scales: the data to measure accuracy on show the ranges as well.
+    own = known if data_needed else measured
+    calibrated = given if given is not None else own
     random = calibrated is None or measured is None
     if calibrated is None or measured is None:
         noise = Dataset("random", _random_rows(bundle, max(RANDOM_ROWS, batch), options.seed), {}, row_axes(bundle.inputs))
         calibrated = measured = noise
     source = options.data if options.data is not None else (declared if known is not None else options.calibration)
-    same = options.calibration is None or _is_same(source, options.calibration)
+    used = options.calibration if options.calibration is not None else declared if data_needed else source
+    same = _is_same(source, used)
     rows = spread_evenly(len(calibrated), options.samples)
     held_out = not same
     if same:
@@ -127,7 +131,8 @@ def load_evaluation_data(bundle: Bundle, options: OptimizeOptions, data_needed: 
     calibrated = calibrated.picked(rows)
     if fixed is not None and len(calibrated) < fixed:
         raise InputError(f"{bundle.name} takes {fixed} rows at a time, {calibrated.name} has {len(calibrated)}", "give more data")
-    return EvaluationData(calibrated, measured, held_out, random, batch, _weight_bits(), fixed is not None)
+    is_own = options.calibration is None and data_needed
+    return EvaluationData(calibrated, measured, held_out, random, batch, _weight_bits(), fixed is not None, is_own)
 
 
 def _random_rows(bundle: Bundle, rows: int, seed: int) -> Feeds:
@@ -136,14 +141,14 @@ def _random_rows(bundle: Bundle, rows: int, seed: int) -> Feeds:
     return dict(random_feeds(bundle.inputs, rows, seed, ranges=ranges))
 
 
-def _declared_data(bundle: Bundle, name: str | None) -> Dataset | None:
-    """Return the data set that the bundle declares, None where it is not available."""
+def _declared_data(bundle: Bundle, name: str | None) -> tuple[Dataset | None, str]:
+    """Return the data set that the bundle declares, None and the reason where it is not available; without one the reason is ""."""
     if not name:
-        return None
+        return None, ""
     try:
-        return load_dataset(bundle, name)
-    except (InputError, UsageError):
-        return None
+        return load_dataset(bundle, name), ""
+    except (InputError, UsageError) as error:
+        return None, f"the model's own data set {name!r} is not available: {error.message}"
 
 
 def _is_same(one: Any, other: Any) -> bool:

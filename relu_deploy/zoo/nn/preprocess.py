@@ -11,7 +11,7 @@ __all__ = ["PixelsIn"]
 
 
 class PixelsIn(nn.Module):
-    """A model after (x * scale - mean) / std, which converts uint8 NHWC to the model's float32 NCHW.
+    """A model after (x * scale - mean) / std, which converts uint8 NHWC to the model's floating-point NCHW.
 
     Args:
         model: The model.
@@ -19,11 +19,21 @@ class PixelsIn(nn.Module):
         mean: Mean of each channel, in units of the scaled pixels.
         std: Standard deviation of each channel, in units of the scaled pixels.
         bgr: The model takes the channels of RGB pixels in the opposite order; mean and std are in that order.
+        dtype: Element type of the input of the model.
     """
 
-    def __init__(self, model: nn.Module, scale: float, mean: Sequence[float], std: Sequence[float], *, bgr: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        scale: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        bgr: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.dtype = model, dtype
         self.order = [2, 1, 0] if bgr else None
         spread = torch.tensor(std, dtype=torch.float64).reshape(1, -1, 1, 1)
         offset = torch.tensor(mean, dtype=torch.float64).reshape(1, -1, 1, 1)
@@ -36,5 +46,6 @@ class PixelsIn(nn.Module):
         planes = pixels.permute(0, 3, 1, 2).to(torch.float32)
         if self.order is not None:
             planes = planes[:, self.order]
-        output: Tensor = self.model(planes * self.factor + self.shift)
+        normalized = planes * self.factor + self.shift
+        output: Tensor = self.model(normalized if self.dtype == torch.float32 else normalized.to(self.dtype))
         return output
