@@ -38,7 +38,7 @@ def page(report: Mapping[str, Any], source: str) -> str:
     for model in report["models"]:
         cells = [found.get((model["name"], verb)) for verb in verbs]
         name = f"{model['name']} ({model['distribution']} {model['version']})"
-        rows.append("| " + " | ".join([name, *(_cell(cell, report["limit"]) for cell in cells)]) + " |")
+        rows.append("| " + " | ".join([name, *(_cell(cell) for cell in cells)]) + " |")
     return "\n".join(
         [
             "# Public models",
@@ -52,7 +52,7 @@ def page(report: Mapping[str, Any], source: str) -> str:
             "",
             "✓ passed, exit code 0. ✗ the check failed, exit code 1: numbers differ, or no variant met the accuracy gate. "
             '"refused" and "not usable" are exit codes 2 and 3: the reason stands below the table. '
-            f'An empty cell was not run. "not finished" is a verb that was ended after {report["limit"]:g} s.',
+            'An empty cell was not run. "not finished" is a verb that was ended after that time.',
             "",
             "serve: one inference over HTTP gives every element that ONNX Runtime gives. "
             "compile: ahead of time for TensorRT-RTX, without a GPU. Calibration and census use 16 rows of random data, "
@@ -72,10 +72,10 @@ def page(report: Mapping[str, Any], source: str) -> str:
     )
 
 
-def _cell(outcome: Mapping[str, Any] | None, limit: float) -> str:
+def _cell(outcome: Mapping[str, Any] | None) -> str:
     if outcome is None:
         return ""
-    return SIGNS.get(outcome["status"], f"not finished in {limit:g} s")
+    return SIGNS.get(outcome["status"], outcome["note"])
 
 
 def _reason(outcome: Mapping[str, Any]) -> str:
