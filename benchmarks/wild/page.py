@@ -18,11 +18,11 @@ SIGNS = {"passed": "✓", "check failed": "✗", "refused": "refused", "not usab
 
 #: what a refusal means, by a part of its message
 EXPLANATIONS = {
-    "inside bodies of If, Loop and Scan stay float32": "Every layer is in a branch of an If whose condition depends on an input, and "
-    "8-bit pairs are placed outside of branches only.",
+    "inside bodies of If, Loop and Scan stay float32": "Every layer is in a branch of an If whose condition depends on an input, "
+    "and 8-bit pairs are placed outside of branches only.",
     "graphScope.cpp": "TensorRT-RTX itself fails on an If whose condition depends on an input.",
     "is in int8 already": "The file was quantized by ONNX Runtime; a float32 model can be optimized.",
-    "this operator is not supported": "TensorRT-RTX has no such operators: the file was quantized for CPUs.",
+    "this operator is not supported": "TensorRT-RTX has no such operators.",
     "is allowed)": "No choice of int8 layers keeps enough of the float32 model's answers on these rows.",
 }
 
@@ -38,7 +38,7 @@ def page(report: Mapping[str, Any], source: str) -> str:
     for model in report["models"]:
         cells = [found.get((model["name"], verb)) for verb in verbs]
         name = f"{model['name']} ({model['distribution']} {model['version']})"
-        rows.append("| " + " | ".join([name, *(_cell(cell, report["limit"]) for cell in cells)]) + " |")
+        rows.append("| " + " | ".join([name, *(_cell(cell) for cell in cells)]) + " |")
     return "\n".join(
         [
             "# Public models",
@@ -52,11 +52,11 @@ def page(report: Mapping[str, Any], source: str) -> str:
             "",
             "✓ passed, exit code 0. ✗ the check failed, exit code 1: numbers differ, or no variant met the accuracy gate. "
             '"refused" and "not usable" are exit codes 2 and 3: the reason stands below the table. '
-            f'An empty cell was not run. "not finished" is a verb that was ended after {report["limit"]:g} s.',
+            'An empty cell was not run. "not finished" is a verb that was ended after that time.',
             "",
             "serve: one inference over HTTP gives every element that ONNX Runtime gives. "
-            "compile: ahead of time for TensorRT-RTX, without a GPU. Calibration and census use 16 rows of random data, "
-            "so accuracy figures of these runs mean nothing; differences between graph and runtime do.",
+            "compile: ahead of time for TensorRT-RTX, without a GPU. Calibration and census use 16 rows of random data, or one batch "
+            "where its size is fixed, so accuracy figures of these runs mean nothing; differences between graph and runtime do.",
             "",
             f"{len(outcomes)} runs: " + ", ".join(f"{count} {status}" for status, count in counts.most_common()) + ".",
             "",
@@ -72,10 +72,10 @@ def page(report: Mapping[str, Any], source: str) -> str:
     )
 
 
-def _cell(outcome: Mapping[str, Any] | None, limit: float) -> str:
+def _cell(outcome: Mapping[str, Any] | None) -> str:
     if outcome is None:
         return ""
-    return SIGNS.get(outcome["status"], f"not finished in {limit:g} s")
+    return SIGNS.get(outcome["status"], outcome["note"])
 
 
 def _reason(outcome: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["PRECISIONS", "clamped_tensors", "node_precisions", "precision_of", "quantized_relu"]
+__all__ = ["PRECISIONS", "clamped_tensors", "is_quantizer", "node_precisions", "precision_of", "quantized_relu"]
 
 #: from the most exact to the coarsest; a graph is as exact as its coarsest part
 PRECISIONS = ("float64", "float32", "float16", "bfloat16", "float8", "int8")
@@ -33,11 +33,16 @@ def precision_of(model: ir.Model) -> str:
     return max(found, key=PRECISIONS.index, default="float32")
 
 
+def is_quantizer(operator: str) -> bool:
+    """Return whether nodes of `operator` quantize, dequantize, or compute in 8 bits."""
+    return operator in _QUANTIZERS or operator.startswith("QLinear")
+
+
 def node_precisions(model: ir.Model) -> dict[str, str]:
     """Return for each node of the top graph, by name, the precision of what it computes; nodes of integers are left out."""
     precisions = {}
     for node in model.graph:
-        if node.op_type in _QUANTIZERS or node.op_type.startswith("QLinear"):
+        if is_quantizer(node.op_type):
             precisions[str(node.name)] = _stored(node)
             continue
         makers = [value.producer() for value in node.inputs[:2] if value is not None]

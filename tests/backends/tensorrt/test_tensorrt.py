@@ -383,6 +383,30 @@ def test_an_operator_that_the_parser_does_not_know_is_named_without_talk_of_quan
     assert "quantization" not in refused.value.hint
 
 
+def test_a_dynamically_quantized_product_is_refused_as_made_for_another_runtime(tmp_path):
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], "quantize"),
+        helper.make_node("MatMulInteger", ["q", "w"], ["p"], "product"),
+        helper.make_node("Cast", ["p"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "s"], ["y"]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, {"w": np.ones((3, 16), np.int8)}, {"x": [4, 3]})
+    with pytest.raises(Refused, match="MatMulInteger 'product': this operator is not supported") as refused:
+        build("tensorrt-rtx", path)
+    assert "optimize FLOAT32_MODEL --for tensorrt-rtx --precision int8" in refused.value.hint
+
+
+def test_an_operator_of_another_runtime_is_refused_in_words(tmp_path):
+    weights = {"w": np.ones((1, 3, 16), np.int8), "r": np.ones((1, 4, 16), np.int8)}
+    scales = {name: np.ones(1, np.float32) for name in ("ws", "rs")} | {name: np.zeros(1, np.int8) for name in ("wz", "rz")}
+    operands = ["x", "w", "r", "", "", "", "", "", "ws", "wz", "rs", "rz"]
+    node = helper.make_node("DynamicQuantizeLSTM", operands, ["y"], "lstm", domain="com.microsoft", hidden_size=4)
+    path = save(tmp_path / "m.onnx", [node], weights | scales, {"x": [4, 2, 3]}, domains=["com.microsoft"])
+    with pytest.raises(Refused, match="DynamicQuantizeLSTM 'lstm': this operator is not supported") as refused:
+        build("tensorrt-rtx", path)
+    assert "optimize FLOAT32_MODEL --for tensorrt-rtx --precision int8" in refused.value.hint
+
+
 def test_symmetric_int8_with_a_float_bias_builds(tmp_path):
     built = build("tensorrt-rtx", quantized(tmp_path / "m.onnx"), compute_capabilities=["SM86", "SM89"])
     assert built.warnings == ()

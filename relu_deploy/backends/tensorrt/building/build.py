@@ -25,12 +25,14 @@ from relu_deploy.backends.tensorrt.options import HARDWARE, Batch, BuildOptions,
 from relu_deploy.backends.tensorrt.probe import MODULES, can_build, compiles_ahead, gpu_for
 from relu_deploy.errors import BackendUnavailable, InputError, Unsupported, UsageError
 from relu_deploy.graph.model import read_model
-from relu_deploy.graph.precision import precision_of
+from relu_deploy.graph.precision import is_quantizer, precision_of
 
 __all__ = ["Built", "Refusal", "Refused", "build_engine", "check_capabilities"]
 
 #: marks lines about the missing driver, which accompany every error message on a machine without one
 NO_DRIVER = "catchCudaError"
+#: of the reasons for an operator that the parser does not know, and takes for a plugin
+_NO_PLUGIN = ("was not found in plugin registry", "Plugin not found")
 
 
 @dataclass(frozen=True)
@@ -249,8 +251,8 @@ def _parsed(trt: Any, name: str, builder: Any, path: Path) -> tuple[Any, Any]:
 
 def _other_graph(name: str, refusals: Sequence[Refusal], precision: str) -> str:
     """Return the hint for a graph that the parser does not support."""
-    # The parser requires zero points of 0 and float biases, which int8 graphs for CPUs do not have.
-    if any(refusal.operator in ("QuantizeLinear", "DequantizeLinear") for refusal in refusals):
+    # The parser requires zero points of 0 and float biases, which int8 graphs for CPUs do not have, and knows no integer kernels.
+    if any(is_quantizer(refusal.operator) for refusal in refusals):
         return (
             f"this int8 graph was made for another runtime: make {name}'s own form from the float32 model with "
             f"relu-deploy optimize FLOAT32_MODEL --for {name} --precision int8 --calibration D"
@@ -278,8 +280,7 @@ def _refusal(error: Any) -> Refusal:
     lines = error.desc().splitlines()
     reason = " ".join(line for line in lines if NO_DRIVER not in line and not line.startswith("Invalid Node"))
     reason = error.code().name if reason in ("", "false") else reason
-    # The parser takes an operator that it does not know for a plugin.
-    if reason == "UNSUPPORTED_NODE" or "was not found in plugin registry" in reason:
+    if reason == "UNSUPPORTED_NODE" or any(words in reason for words in _NO_PLUGIN):
         reason = "this operator is not supported"
     return Refusal(error.node_name(), error.node_operator(), reason)
 
