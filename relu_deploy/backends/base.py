@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -152,14 +152,15 @@ class Rounding:
     the step of a symmetric quantization to 127 levels a side: of each output channel for weights, else of the tensor.
     """
 
-    def __init__(self, precision: str = "float32", seed: int = 0) -> None:
+    def __init__(self, precision: str = "float32", seed: int = 0, quantized: Collection[str] = ()) -> None:
         """Create a generator of rounding errors.
 
         Args:
             precision: A key of `ROUNDOFF`, or "int8".
             seed: Seed of the random numbers.
+            quantized: Operators whose operands an int8 graph quantizes, beside `QUANTIZED`.
         """
-        self.precision = precision
+        self.precision, self.quantized = precision, frozenset((*QUANTIZED, *quantized))
         self._generator = np.random.default_rng(seed)
         self._roundoff = ROUNDOFF.get(precision, ROUNDOFF["float32"])
 
@@ -181,13 +182,13 @@ class Rounding:
             values: The operands.
             weights: For each operand, whether it is a constant of the graph.
         """
-        if self.precision != "int8" or operator not in QUANTIZED:
+        if self.precision != "int8" or operator not in self.quantized:
             return list(values)
         # A mask of -1e9 or -inf is added in float: half its step would exceed every number of the other operand.
         if operator == "Add" and _is_mask(*values):
             return list(values)
         # Biases and scales are not quantized.
-        count = 1 if operator == "QuantizeLinear" else 2
+        count = {"QuantizeLinear": 1, "LSTM": 3}.get(operator, 2)
         pairs = zip(values[:count], weights, strict=False)
         rounded = [self._quantized(value, weight) for value, weight in pairs]
         if operator == "Add" and all(isinstance(value, np.ndarray) and value.min(initial=0) >= 0 for value in values):

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from relu_deploy.graph.bodies import iterate_nodes
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["PRECISIONS", "clamped_tensors", "node_precisions", "precision_of", "quantized_relu"]
+__all__ = ["PRECISIONS", "clamped_tensors", "node_precisions", "precision_of", "quantized_operators", "quantized_relu"]
 
 #: from the most exact to the coarsest; a graph is as exact as its coarsest part
 PRECISIONS = ("float64", "float32", "float16", "bfloat16", "float8", "int8")
@@ -23,6 +25,8 @@ _QUANTIZERS |= {
     "QEmbedLayerNormalization",
     "QGemm",
 }
+#: precisions that an attribute of MatMulNBits allows its operand to be rounded to
+_ACCURACY_LEVELS = {2: "float16", 3: "bfloat16", 4: "int8"}
 #: operators that runtimes compute in the precision of the DequantizeLinear nodes before them
 _COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -40,6 +44,9 @@ def node_precisions(model: ir.Model) -> dict[str, str]:
         if node.op_type in _QUANTIZERS or node.op_type.startswith("QLinear"):
             precisions[str(node.name)] = _stored(node)
             continue
+        if node.op_type == "MatMulNBits" and _accuracy_of(node):
+            precisions[str(node.name)] = _accuracy_of(node)
+            continue
         makers = [value.producer() for value in node.inputs[:2] if value is not None]
         if node.op_type in _COMPUTING and all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers):
             precisions[str(node.name)] = _stored(makers[0])  # type: ignore[arg-type]
@@ -51,6 +58,19 @@ def node_precisions(model: ir.Model) -> dict[str, str]:
         if name:
             precisions[str(node.name)] = name
     return precisions
+
+
+def quantized_operators(model: ir.Model) -> tuple[str, ...]:
+    """Return the operators on floats whose operands `model` quantizes by an operator of their own: LSTM by DynamicQuantizeLSTM."""
+    found = {"LSTM" for node, _ in iterate_nodes(model) if node.op_type == "DynamicQuantizeLSTM"}
+    found |= {"MatMulNBits" for node, _ in iterate_nodes(model) if node.op_type == "MatMulNBits" and _accuracy_of(node) == "int8"}
+    return tuple(sorted(found))
+
+
+def _accuracy_of(node: ir.Node) -> str:
+    """Return the precision that a MatMulNBits may round its operand to, "" where it may not."""
+    level = node.attributes.get("accuracy_level")
+    return "" if level is None else _ACCURACY_LEVELS.get(level.as_int(), "")
 
 
 def quantized_relu(node: ir.Node) -> float | None:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, require, stored_settings
+from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, load, require, stored_settings
+from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.graph import find_relus, precision_of
+from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
+from relu_deploy.graph.precision import quantized_operators
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.against import relus_to_compare, why_not_compared
 from relu_deploy.verification.judging.clipped_elements import accept_clipped_elements
@@ -30,7 +33,6 @@ from relu_deploy.verification.judging.invariants import (
     check_invariance,
     confirm_by_truth,
     run_invariance_checks,
-    without_shared_scales,
 )
 from relu_deploy.verification.judging.judge import judge
 from relu_deploy.verification.locating.backend_faults import BackendUnderTest, locate_on_backend
@@ -41,6 +43,7 @@ from relu_deploy.verification.memory import check_memory
 from relu_deploy.verification.plan import VerifyPlan
 from relu_deploy.verification.preprocess.comparison import compare_preprocess
 from relu_deploy.verification.report import BackendReport, VerifyReport
+from relu_deploy.verification.tapping import arrays_of
 from relu_deploy.verification.truth import Source, Truth, find_truth, open_source
 
 __all__ = ["VerifyReport", "verify"]
@@ -190,7 +193,7 @@ def _evaluate_and_measure(
         started = {name: pool.submit(measure, plan, name) for name in backends if not capabilities(name).runs_program}
         progress(f"truth in float64, against {against}")
         source = open_source(plan.bundle, against, plan.relus, plan.reference)
-        truth = find_truth(source, plan.feeds, plan.precision)
+        truth = find_truth(source, plan.feeds, plan.precision, quantized_operators(plan.model))
         measurements = []
         for name in backends:
             progress(name)
@@ -204,12 +207,23 @@ def _confirmed(plan: VerifyPlan, source: Source, truth: Truth, report: BackendRe
         return report
     checks = list(report.checks)
     # The program may be exported for one batch size.
-    with suppress(ReluDeployError):
-        of_source = run_invariance_checks(plan.bundle, source.evaluate, plan.feeds, plan.seed)
+    with suppress(ReluDeployError), _evaluated_for_batches(plan, source) as evaluate:
+        of_source = run_invariance_checks(plan.bundle, evaluate, plan.feeds, plan.seed)
         checks = confirm_by_truth(checks, check_invariance(of_source, truth.noise_floor, truth.values, truth.precision))
-    # What a runtime returns for other batch sizes is not known of an operator that it runs for the truth.
-    dynamic = next((operator for _, operator in plan.unknown if operator.rpartition(".")[2].startswith("Dynamic")), "")
-    return replace(report, checks=without_shared_scales(checks, dynamic) if dynamic else checks)
+    return replace(report, checks=checks)
+
+
+@contextmanager
+def _evaluated_for_batches(plan: VerifyPlan, source: Source) -> Iterator[Callable[[Feeds], Feeds]]:
+    """Yield the float64 evaluation that says whether rows depend on each other: the source of the truth.
+
+    It is the graph under test where that chooses one scale for all rows when it runs, which the graph that it was made of does not.
+    """
+    if not any("Dynamic" in node.op_type for node, _ in iterate_nodes(plan.model)):
+        yield source.evaluate
+        return
+    with closing(cast(TruthSession, load(plan.bundle, "reference", **plan.reference))) as session:
+        yield lambda feeds: arrays_of(session.evaluate(feeds))
 
 
 def _with_faults(plan: VerifyPlan, source: Source, truth: Truth, reports: Sequence[BackendReport]) -> list[BackendReport]:

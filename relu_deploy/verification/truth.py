@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -220,10 +220,10 @@ def _tensors_made(model: ir.Model) -> tuple[set[str], set[str]]:
     return once, iterated
 
 
-def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Truth:
+def find_truth(source: Source, feeds: Feeds, precision: str = "float32", quantized: Collection[str] = ()) -> Truth:
     """Return the truth for `feeds`: every output and every Relu that `source` knows, under the names of the graph under test.
 
-    precision: Of the graph under test, whose rounding makes the noise floor.
+    precision: Of the graph under test, whose rounding makes the noise floor. quantized: As for `Rounding`.
     """
     started = time.perf_counter()
     torch_names = source.inner if source.against == "torch" else {}
@@ -249,14 +249,17 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
     finite, large = NonFinite(), LargeOperands()
     watching: dict[str, Any] = {} if torch_names else {"seen": finite.seen, "rounding": large}
     runs = [partial(measure, "float32", wide=False, **watching)]
-    runs += [partial(measure, "draw", seed, rounding=Rounding(precision, seed)) for seed in range(draws_for(true, precision))]
+    runs += [
+        partial(measure, "draw", seed, rounding=Rounding(precision, seed, quantized))
+        for seed in range(draws_for(true, precision))
+    ]
     ordered = counted.longest >= LONG or counted.is_faint
     if ordered:
         sums = SumOrder.of(source.model, torch_names, feeds, replace=True)
         runs.append(partial(measure, "ordered", seen=sums.seen))
     draws = 0 if not decided & true.keys() else 24 if seconds < 0.05 else 8 if seconds < 1 else 3
     factor = LIMITS[precision]
-    runs += [partial(measure, "large", seed, rounding=LargeRounding(precision, seed, factor)) for seed in range(draws)]
+    runs += [partial(measure, "large", seed, rounding=LargeRounding(precision, seed, factor, quantized)) for seed in range(draws)]
     # NumPy uses one core for most of an evaluation. Each holds its weights and the tensors in use, so two at a time.
     with ThreadPoolExecutor(1 if source.against == "torch" else 2) as pool:
         for run in [pool.submit(run) for run in runs]:

@@ -69,6 +69,7 @@ class Rewriter(Protocol):
         attributes: Mapping[str, Any] | None = None,
         *,
         name: str = "",
+        outputs: int = 1,
     ) -> ir.Value: ...
     def store(self, node: ir.Node, result: ir.Value, axis: int = 1, output: int = 0) -> None: ...
     def finish(self, node: ir.Node, computing: ir.Value) -> None: ...
@@ -218,10 +219,82 @@ def _choice(rewriter: Rewriter, node: ir.Node) -> None:
     _ended(rewriter, node, rewriter.insert(node, "Where", operands))
 
 
+def _of_integers(rewriter: Rewriter, node: ir.Node, place: int, zero: ir.Value | None, axis: int) -> ir.Value:
+    """Return the operand at `place` less its zero point, as floats."""
+    numbers, constant = _at(node, place), constant_of(zero)
+    assert numbers is not None
+    one = rewriter.constant(
+        f"{node.name}/one", np.ones(() if constant is None or constant.size == 1 else constant.shape, np.float32)
+    )
+    return rewriter.dequantized(node, numbers, one, zero, axis)
+
+
+def _integer_convolution(rewriter: Rewriter, node: ir.Node) -> None:
+    x, w = (_of_integers(rewriter, node, place, _at(node, place + 2), 0) for place in (0, 1))
+    _ended(rewriter, node, rewriter.insert(node, "Conv", [x, w], _kept(node)))
+
+
+def _integer_product(rewriter: Rewriter, node: ir.Node) -> None:
+    if any((_rank(_at(node, place)) or 0) > 1 for place in (2, 3)):
+        return
+    a, b = (_of_integers(rewriter, node, place, _at(node, place + 2), axis) for place, axis in ((0, -2), (1, -1)))
+    _ended(rewriter, node, rewriter.insert(node, "MatMul", [a, b]))
+
+
+def _product_to_floats(rewriter: Rewriter, node: ir.Node) -> None:
+    a, b, a_scale, b_scale, a_zero, b_zero, bias = (_at(node, place) for place in range(7))
+    if a is None or b is None or a_scale is None or b_scale is None or (_rank(a_scale) or 0) > 1:
+        return
+    product = [rewriter.dequantized(node, a, a_scale, a_zero, -2), rewriter.dequantized(node, b, b_scale, b_zero, -1)]
+    _with_bias(rewriter, node, rewriter.insert(node, "MatMul", product), bias)
+
+
+def _dynamic_product(rewriter: Rewriter, node: ir.Node) -> None:
+    a, b, b_scale, b_zero, bias = (_at(node, place) for place in range(5))
+    if a is None or b is None or b_scale is None:
+        return
+    stored = rewriter.insert(node, "DynamicQuantizeLinear", [a], outputs=3).producer()
+    assert stored is not None
+    left = rewriter.dequantized(node, stored.outputs[0], stored.outputs[1], stored.outputs[2])
+    right = rewriter.dequantized(node, b, b_scale, b_zero, -1)
+    _with_bias(rewriter, node, rewriter.insert(node, "MatMul", [left, right]), bias)
+
+
+def _with_bias(rewriter: Rewriter, node: ir.Node, product: ir.Value, bias: ir.Value | None) -> None:
+    result = product if bias is None else rewriter.insert(node, "Add", [product, bias])
+    _ended(rewriter, node, product, result)
+
+
+def _recurrence(rewriter: Rewriter, node: ir.Node) -> None:
+    """Its weights are stored the other way round; the states between its steps are quantized as well, which is left out."""
+    weights = [_at(node, place) for place in (8, 9, 10, 11)]
+    if weights[0] is None or weights[2] is None or any((_rank(value) or 0) > 1 for value in weights):
+        return
+    stored = rewriter.insert(node, "DynamicQuantizeLinear", [node.inputs[0]], outputs=3).producer()
+    assert stored is not None
+    operands: list[ir.Value | None] = [rewriter.dequantized(node, stored.outputs[0], stored.outputs[1], stored.outputs[2])]
+    for place, scale, zero in ((1, weights[0], weights[1]), (2, weights[2], weights[3])):
+        numbers = _at(node, place)
+        assert numbers is not None
+        loaded = rewriter.dequantized(node, numbers, scale, zero, axis=0)
+        operands.append(rewriter.insert(node, "Transpose", [loaded], {"perm": [0, 2, 1]}))
+    made = rewriter.insert(node, "LSTM", [*operands, *node.inputs[3:8]], _kept(node), outputs=3).producer()
+    assert made is not None
+    for place, value in enumerate(node.outputs):
+        if value.name:
+            rewriter.store(node, made.outputs[place], output=place)
+    rewriter.finish(node, made.outputs[0])
+
+
 #: by domain and operator: what puts the form in floats in the place of a node, or leaves the node as it is
 EXPANSIONS: Mapping[tuple[str, str], Callable[[Rewriter, ir.Node], None]] = {
+    ("", "ConvInteger"): _integer_convolution,
+    ("", "MatMulInteger"): _integer_product,
     ("", "QLinearConv"): _convolution,
     ("", "QLinearMatMul"): _matrix_product,
+    (CONTRIB, "DynamicQuantizeLSTM"): _recurrence,
+    (CONTRIB, "DynamicQuantizeMatMul"): _dynamic_product,
+    (CONTRIB, "MatMulIntegerToFloat"): _product_to_floats,
     (CONTRIB, "QGemm"): _gemm,
     (CONTRIB, "QLinearAdd"): _binary("Add"),
     (CONTRIB, "QLinearConcat"): _concatenation,

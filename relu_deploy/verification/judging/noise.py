@@ -9,7 +9,7 @@ Long sums are in `sum_order.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,8 +59,8 @@ def slack_of(size: int, draws: int) -> float:
 class LargeRounding(Rounding):
     """Rounding that is `factor` times as large as that of the precision."""
 
-    def __init__(self, precision: str, seed: int, factor: float) -> None:
-        super().__init__(precision, seed)
+    def __init__(self, precision: str, seed: int, factor: float, quantized: Collection[str] = ()) -> None:
+        super().__init__(precision, seed, quantized)
         self._roundoff *= factor
         self._factor = factor
 
