@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,16 @@ from relu_deploy.graph.bodies import iterate_nodes
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["PRECISIONS", "clamped_tensors", "node_precisions", "precision_of", "quantized_operators", "quantized_relu"]
+__all__ = [
+    "PRECISIONS",
+    "Quantized",
+    "clamped_tensors",
+    "has_packed_weights",
+    "node_precisions",
+    "precision_of",
+    "quantized_parts",
+    "quantized_relu",
+]
 
 #: from the most exact to the coarsest; a graph is as exact as its coarsest part
 PRECISIONS = ("float64", "float32", "float16", "bfloat16", "float8", "int8")
@@ -60,11 +69,43 @@ def node_precisions(model: ir.Model) -> dict[str, str]:
     return precisions
 
 
-def quantized_operators(model: ir.Model) -> tuple[str, ...]:
-    """Return the operators on floats whose operands `model` quantizes by an operator of their own: LSTM by DynamicQuantizeLSTM."""
-    found = {"LSTM" for node, _ in iterate_nodes(model) if node.op_type == "DynamicQuantizeLSTM"}
-    found |= {"MatMulNBits" for node, _ in iterate_nodes(model) if node.op_type == "MatMulNBits" and _accuracy_of(node) == "int8"}
-    return tuple(sorted(found))
+class Quantized(NamedTuple):
+    """How an int8 graph quantizes, beside 8 bits at its convolutions, products and sums.
+
+    Attributes:
+        operators: Further operators whose operands it quantizes.
+        weight_levels: Levels of its coarsest weights on either side of 0: 127 of 8 bits, 7 of 4.
+    """
+
+    operators: tuple[str, ...] = ()
+    weight_levels: int = 127
+
+
+#: a graph of 8-bit convolutions, products and sums
+EIGHT_BITS = Quantized()
+
+
+def quantized_parts(model: ir.Model) -> Quantized:
+    """Return how `model` quantizes by operators of their own (LSTM by DynamicQuantizeLSTM), and the levels of its weights."""
+    nodes = [node for node, _ in iterate_nodes(model)]
+    operators = {"LSTM" for node in nodes if node.op_type == "DynamicQuantizeLSTM"}
+    operators |= {"MatMulNBits" for node in nodes if node.op_type == "MatMulNBits" and _accuracy_of(node) == "int8"}
+    bits = min([bits for node in nodes if (bits := _packed_bits(node))], default=8)
+    return Quantized(tuple(sorted(operators)), max(1, 2 ** (bits - 1) - 1))
+
+
+def has_packed_weights(model: ir.Model) -> bool:
+    """Return whether a node of `model` reads weights of a few bits that are packed."""
+    return any(_packed_bits(node) for node, _ in iterate_nodes(model))
+
+
+def _packed_bits(node: ir.Node) -> int:
+    """Return the bits of the packed weights that `node` reads, 0 where it reads none."""
+    if node.op_type == "MatMulNBits":
+        return int(node.attributes["bits"].as_int()) if "bits" in node.attributes else 4
+    stored = node.inputs[0] if node.op_type == "DequantizeLinear" and node.inputs else None
+    name = "" if stored is None or stored.const_value is None else stored.const_value.dtype.name
+    return int(name[-1]) if name in ("INT2", "UINT2", "INT4", "UINT4") else 0
 
 
 def _accuracy_of(node: ir.Node) -> str:

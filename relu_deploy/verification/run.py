@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.graph import find_relus, precision_of
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
-from relu_deploy.graph.precision import quantized_operators
+from relu_deploy.graph.precision import EIGHT_BITS, PRECISIONS, Quantized, has_packed_weights, quantized_parts
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.against import relus_to_compare, why_not_compared
 from relu_deploy.verification.judging.clipped_elements import accept_clipped_elements
@@ -45,6 +45,9 @@ from relu_deploy.verification.preprocess.comparison import compare_preprocess
 from relu_deploy.verification.report import BackendReport, VerifyReport
 from relu_deploy.verification.tapping import arrays_of
 from relu_deploy.verification.truth import Source, Truth, find_truth, open_source
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -112,16 +115,18 @@ def verify(
         preprocess = compare_preprocess(bundle, preprocess_against, data, progress)
     arrays, described = _inputs(bundle, feeds, data, samples, seed)
     options = {"threads": threads, "device": device, "optimization": optimization, **(settings or {})}
-    cast = _autocast(bundle, backends, options)
+    autocast = _autocast(bundle, backends, options)
     with ExitStack() as stack:
         compared = stack.enter_context(comparable(bundle, against, backends, arrays, options))
         model = read_model(compared.bundle.onnx)
+        precision, quantized = _compared_precision(model, compared.against)
         plan = VerifyPlan(
             bundle=compared.bundle,
             reference=compared.reference,
             model=model,
-            precision=cast or precision_of(model),
-            autocast=cast,
+            precision=autocast or precision,
+            quantized=quantized,
+            autocast=autocast,
             relus=relus_to_compare(model, compared.against),
             feeds=arrays,
             options=options,
@@ -163,6 +168,18 @@ def _autocast(bundle: Bundle, backends: Sequence[str], options: Mapping[str, Any
     return str(options.get("autocast") or next(filter(None, stored), ""))
 
 
+def _compared_precision(model: ir.Model, against: str) -> tuple[str, Quantized]:
+    """Return the precision of `model` in the comparison, and how it quantizes.
+
+    Weights of a few bits are as coarse as 8-bit operands where they are compared with those of a graph that has all bits.
+    """
+    precision, quantized = precision_of(model), quantized_parts(model)
+    packs = has_packed_weights(model)
+    if packs and (against == "reference" or (against != "torch" and has_packed_weights(read_model(Bundle.open(against).onnx)))):
+        return precision, quantized._replace(weight_levels=EIGHT_BITS.weight_levels)
+    return max(precision, "int8", key=PRECISIONS.index) if packs else precision, quantized
+
+
 def _inputs(
     bundle: Bundle, feeds: Feeds | None, data: str | os.PathLike[str] | None, samples: int, seed: int
 ) -> tuple[Feeds, dict[str, Any]]:
@@ -193,7 +210,7 @@ def _evaluate_and_measure(
         started = {name: pool.submit(measure, plan, name) for name in backends if not capabilities(name).runs_program}
         progress(f"truth in float64, against {against}")
         source = open_source(plan.bundle, against, plan.relus, plan.reference)
-        truth = find_truth(source, plan.feeds, plan.precision, quantized_operators(plan.model))
+        truth = find_truth(source, plan.feeds, plan.precision, plan.quantized)
         measurements = []
         for name in backends:
             progress(name)

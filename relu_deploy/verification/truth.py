@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,7 @@ from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
+from relu_deploy.graph.precision import EIGHT_BITS, Quantized
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.noise import LargeRounding, behind_decisions, draws_for, rounded_numbers
 from relu_deploy.verification.judging.overflow import LargeOperands, NonFinite, PossibleOverflows, behind_overflow
@@ -220,7 +221,7 @@ def _tensors_made(model: ir.Model) -> tuple[set[str], set[str]]:
     return once, iterated
 
 
-def find_truth(source: Source, feeds: Feeds, precision: str = "float32", quantized: Collection[str] = ()) -> Truth:
+def find_truth(source: Source, feeds: Feeds, precision: str = "float32", quantized: Quantized = EIGHT_BITS) -> Truth:
     """Return the truth for `feeds`: every output and every Relu that `source` knows, under the names of the graph under test.
 
     precision: Of the graph under test, whose rounding makes the noise floor. quantized: As for `Rounding`.

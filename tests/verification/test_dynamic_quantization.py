@@ -133,3 +133,39 @@ def test_a_product_of_packed_bits_that_may_round_its_operand_is_judged_in_that_p
     wrong = dict(weights, s=np.where(np.arange(12) == 3, -1.5, 1).astype(np.float32) * weights["s"])
     path = saved(tmp_path / "wrong.onnx", nodes, (("x", ["n", 64]), ("y", ["n", 6])), wrong)
     assert verify(path, feeds=feeds, against=str(right)).first_divergence == "product"
+
+
+@pytest.mark.parametrize("form", ["QOperator", "QDQ"])
+@pytest.mark.parametrize("level", [None, 4])
+def test_weights_of_4_bits_are_judged_by_their_own_steps_against_a_float32_graph(tmp_path, form, level):
+    quantizers = pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer", reason="it is not installed")
+    random = np.random.default_rng(2)
+    weights = {"w": 0.1 * random.standard_normal((128, 64)), "v": 0.1 * random.standard_normal((64, 32))}
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
+    nodes = [
+        NODE("MatMul", ["x", "w"], ["m"], "first"),
+        NODE("Relu", ["m"], ["r"], "relu"),
+        NODE("MatMul", ["r", "v"], ["n"], "second"),
+        NODE("Relu", ["n"], ["y"], "relu2"),
+    ]
+    ends = ("x", ["batch", 128]), ("y", ["batch", 32])
+    file = saved(tmp_path / "float.onnx", nodes, ends, weights)
+    onnx.save(onnx.version_converter.convert_version(onnx.load(file), 21), file)
+
+    def packed(source, target):
+        options = {"block_size": 32, "is_symmetric": True, "accuracy_level": level}
+        made = quantizers.MatMulNBitsQuantizer(onnx.load(source), quant_format=quantization.QuantFormat[form], **options)
+        made.process()
+        onnx.save(made.model.model, target)
+        return target
+
+    feeds = {"x": random.standard_normal((8, 128)).astype(np.float32)}
+    report = verify(packed(file, tmp_path / "packed.onnx"), feeds=feeds, against=str(file))
+    assert report.passed, report.to_json()
+    proto = onnx.load(file)
+    tensor = next(each for each in proto.graph.initializer if each.name == "v")
+    tensor.CopyFrom(numpy_helper.from_array(np.flip(numpy_helper.to_array(tensor), 0).copy(), "v"))
+    onnx.save(proto, tmp_path / "other.onnx")
+    report = verify(packed(tmp_path / "other.onnx", tmp_path / "wrong.onnx"), feeds=feeds, against=str(file))
+    assert not report.passed
+    assert report.first_divergence.startswith("second")

@@ -23,7 +23,8 @@ import numpy as np
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals.operands import constant_of
-from relu_deploy.graph.rewriting.qlinear_operators import EXPANSIONS, MOVING, results_of
+from relu_deploy.graph.rewriting.qlinear_dynamic import EXPANSIONS
+from relu_deploy.graph.rewriting.qlinear_operators import MOVING, results_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

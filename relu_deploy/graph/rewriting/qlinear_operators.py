@@ -13,7 +13,7 @@ from relu_deploy.graph.model import opset_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["EXPANSIONS", "MOVING", "Rewriter", "results_of"]
+__all__ = ["CONTRIB", "MOVING", "STATIC", "Rewriter", "ended", "kept_attributes", "operand", "rank_of", "results_of"]
 
 CONTRIB = "com.microsoft"
 #: operators that only move numbers, with how many of their results have the numbers' scale; the order of numbers is the same before
@@ -84,15 +84,17 @@ def _number(node: ir.Node, name: str, default: int) -> int:
     return node.attributes[name].as_int() if name in node.attributes else default
 
 
-def _kept(node: ir.Node, *left_out: str) -> dict[str, ir.Attr]:
+def kept_attributes(node: ir.Node, *left_out: str) -> dict[str, ir.Attr]:
+    """Return the attributes of `node` by name, without those called `left_out`."""
     return {name: attribute for name, attribute in node.attributes.items() if name not in left_out}
 
 
-def _at(node: ir.Node, place: int) -> ir.Value | None:
+def operand(node: ir.Node, place: int) -> ir.Value | None:
+    """Return the input of `node` at `place`, None where it has none."""
     return node.inputs[place] if place < len(node.inputs) else None
 
 
-def _rank(*values: ir.Value | None) -> int | None:
+def rank_of(*values: ir.Value | None) -> int | None:
     """Return the number of dimensions of the first of `values` that says it."""
     for value in values:
         if value is not None and value.const_value is not None:
@@ -104,10 +106,10 @@ def _rank(*values: ir.Value | None) -> int | None:
 
 def _bias(rewriter: Rewriter, node: ir.Node, place: int, scales: tuple[int, int], factor: float = 1.0) -> ir.Value | None:
     """Return the floats of a bias of 32 bits, whose scale is the product of two others. Raises LookupError where these are computed."""
-    bias = _at(node, place)
+    bias = operand(node, place)
     if bias is None:
         return None
-    first, second = (constant_of(_at(node, each)) for each in scales)
+    first, second = (constant_of(operand(node, each)) for each in scales)
     if first is None or second is None:
         raise LookupError
     product = np.asarray(np.float32(factor) * first.reshape(-1)[0] * second, np.float32)
@@ -117,7 +119,7 @@ def _bias(rewriter: Rewriter, node: ir.Node, place: int, scales: tuple[int, int]
 
 def _convolution(rewriter: Rewriter, node: ir.Node) -> None:
     last = _number(node, "channels_last", 0)
-    rank = _rank(_at(node, 3), _at(node, 0))
+    rank = rank_of(operand(node, 3), operand(node, 0))
     if last and rank is None:
         return
     try:
@@ -127,9 +129,9 @@ def _convolution(rewriter: Rewriter, node: ir.Node) -> None:
     x, w = rewriter.load(node, 0), rewriter.load(node, 3, axis=0)
 
     def compute(first: ir.Value) -> ir.Value:
-        return rewriter.insert(node, "Conv", [first, w, *([bias] if bias else [])], _kept(node, "channels_last"))
+        return rewriter.insert(node, "Conv", [first, w, *([bias] if bias else [])], kept_attributes(node, "channels_last"))
 
-    _ended(rewriter, node, *_with_channels_first(rewriter, node, x, compute, rank if last else None))
+    ended(rewriter, node, *_with_channels_first(rewriter, node, x, compute, rank if last else None))
 
 
 def _with_channels_first(
@@ -144,17 +146,18 @@ def _with_channels_first(
     return made, rewriter.insert(node, "Transpose", [made], {"perm": back})
 
 
-def _ended(rewriter: Rewriter, node: ir.Node, computing: ir.Value, result: ir.Value | None = None, axis: int = 1) -> None:
+def ended(rewriter: Rewriter, node: ir.Node, computing: ir.Value, result: ir.Value | None = None, axis: int = 1) -> None:
+    """Put what was made in the place of `node`: `computing`, and `result` of it where the layout differs."""
     rewriter.store(node, computing if result is None else result, axis)
     rewriter.finish(node, computing)
 
 
 def _matrix_product(rewriter: Rewriter, node: ir.Node) -> None:
-    if any((_rank(_at(node, place)) or 0) > 1 for place in (1, 4, 6)):
+    if any((rank_of(operand(node, place)) or 0) > 1 for place in (1, 4, 6)):
         # A scale for each matrix of a batch is no axis of DequantizeLinear.
         return
     a, b = rewriter.load(node, 0, axis=-2), rewriter.load(node, 3, axis=-1)
-    _ended(rewriter, node, rewriter.insert(node, "MatMul", [a, b]), axis=-2)
+    ended(rewriter, node, rewriter.insert(node, "MatMul", [a, b]), axis=-2)
 
 
 def _gemm(rewriter: Rewriter, node: ir.Node) -> None:
@@ -164,38 +167,38 @@ def _gemm(rewriter: Rewriter, node: ir.Node) -> None:
     except LookupError:
         return
     a, b = rewriter.load(node, 0), rewriter.load(node, 3, axis=0 if _number(node, "transB", 0) else 1)
-    _ended(rewriter, node, rewriter.insert(node, "Gemm", [a, b, *([bias] if bias else [])], _kept(node)))
+    ended(rewriter, node, rewriter.insert(node, "Gemm", [a, b, *([bias] if bias else [])], kept_attributes(node)))
 
 
 def _binary(operator: str) -> Callable[[Rewriter, ir.Node], None]:
     def expand(rewriter: Rewriter, node: ir.Node) -> None:
-        _ended(rewriter, node, rewriter.insert(node, operator, [rewriter.load(node, 0), rewriter.load(node, 3)]))
+        ended(rewriter, node, rewriter.insert(node, operator, [rewriter.load(node, 0), rewriter.load(node, 3)]))
 
     return expand
 
 
 def _unary(operator: str) -> Callable[[Rewriter, ir.Node], None]:
     def expand(rewriter: Rewriter, node: ir.Node) -> None:
-        last, x = _number(node, "channels_last", 0), _at(node, 0)
-        rank = len(node.attributes["kernel_shape"].as_ints()) + 2 if "kernel_shape" in node.attributes else _rank(x)
+        last, x = _number(node, "channels_last", 0), operand(node, 0)
+        rank = len(node.attributes["kernel_shape"].as_ints()) + 2 if "kernel_shape" in node.attributes else rank_of(x)
         if last and rank is None:
             return
 
         def compute(first: ir.Value) -> ir.Value:
-            return rewriter.insert(node, operator, [first], _kept(node, "channels_last"))
+            return rewriter.insert(node, operator, [first], kept_attributes(node, "channels_last"))
 
-        _ended(rewriter, node, *_with_channels_first(rewriter, node, rewriter.load(node, 0), compute, rank if last else None))
+        ended(rewriter, node, *_with_channels_first(rewriter, node, rewriter.load(node, 0), compute, rank if last else None))
 
     return expand
 
 
 def _softmax(rewriter: Rewriter, node: ir.Node) -> None:
-    axis, rank = _number(node, "axis", -1), _rank(_at(node, 0))
+    axis, rank = _number(node, "axis", -1), rank_of(operand(node, 0))
     version = opset_of(rewriter.model)
     is_last = axis == -1 or (rank is not None and axis == rank - 1)
     # Before version 13 all axes from the given one on counted as one.
     if is_last or (_number(node, "opset", 13) >= 13 and version >= 13):
-        _ended(rewriter, node, rewriter.insert(node, "Softmax", [rewriter.load(node, 0)], {"axis": axis}))
+        ended(rewriter, node, rewriter.insert(node, "Softmax", [rewriter.load(node, 0)], {"axis": axis}))
 
 
 def _mean(rewriter: Rewriter, node: ir.Node) -> None:
@@ -206,95 +209,23 @@ def _mean(rewriter: Rewriter, node: ir.Node) -> None:
         operands.append(rewriter.constant(f"{node.name}/axes", np.array(axes, np.int64)))
     elif axes:
         attributes["axes"] = axes
-    _ended(rewriter, node, rewriter.insert(node, "ReduceMean", operands, attributes))
+    ended(rewriter, node, rewriter.insert(node, "ReduceMean", operands, attributes))
 
 
 def _concatenation(rewriter: Rewriter, node: ir.Node) -> None:
     parts = [rewriter.load(node, place) for place in range(2, len(node.inputs), 3)]
-    _ended(rewriter, node, rewriter.insert(node, "Concat", parts, _kept(node)))
+    ended(rewriter, node, rewriter.insert(node, "Concat", parts, kept_attributes(node)))
 
 
 def _choice(rewriter: Rewriter, node: ir.Node) -> None:
-    operands = [_at(node, 0), rewriter.load(node, 1), rewriter.load(node, 4)]
-    _ended(rewriter, node, rewriter.insert(node, "Where", operands))
+    operands = [operand(node, 0), rewriter.load(node, 1), rewriter.load(node, 4)]
+    ended(rewriter, node, rewriter.insert(node, "Where", operands))
 
 
-def _of_integers(rewriter: Rewriter, node: ir.Node, place: int, zero: ir.Value | None, axis: int) -> ir.Value:
-    """Return the operand at `place` less its zero point, as floats."""
-    numbers, constant = _at(node, place), constant_of(zero)
-    assert numbers is not None
-    one = rewriter.constant(
-        f"{node.name}/one", np.ones(() if constant is None or constant.size == 1 else constant.shape, np.float32)
-    )
-    return rewriter.dequantized(node, numbers, one, zero, axis)
-
-
-def _integer_convolution(rewriter: Rewriter, node: ir.Node) -> None:
-    x, w = (_of_integers(rewriter, node, place, _at(node, place + 2), 0) for place in (0, 1))
-    _ended(rewriter, node, rewriter.insert(node, "Conv", [x, w], _kept(node)))
-
-
-def _integer_product(rewriter: Rewriter, node: ir.Node) -> None:
-    if any((_rank(_at(node, place)) or 0) > 1 for place in (2, 3)):
-        return
-    a, b = (_of_integers(rewriter, node, place, _at(node, place + 2), axis) for place, axis in ((0, -2), (1, -1)))
-    _ended(rewriter, node, rewriter.insert(node, "MatMul", [a, b]))
-
-
-def _product_to_floats(rewriter: Rewriter, node: ir.Node) -> None:
-    a, b, a_scale, b_scale, a_zero, b_zero, bias = (_at(node, place) for place in range(7))
-    if a is None or b is None or a_scale is None or b_scale is None or (_rank(a_scale) or 0) > 1:
-        return
-    product = [rewriter.dequantized(node, a, a_scale, a_zero, -2), rewriter.dequantized(node, b, b_scale, b_zero, -1)]
-    _with_bias(rewriter, node, rewriter.insert(node, "MatMul", product), bias)
-
-
-def _dynamic_product(rewriter: Rewriter, node: ir.Node) -> None:
-    a, b, b_scale, b_zero, bias = (_at(node, place) for place in range(5))
-    if a is None or b is None or b_scale is None:
-        return
-    stored = rewriter.insert(node, "DynamicQuantizeLinear", [a], outputs=3).producer()
-    assert stored is not None
-    left = rewriter.dequantized(node, stored.outputs[0], stored.outputs[1], stored.outputs[2])
-    right = rewriter.dequantized(node, b, b_scale, b_zero, -1)
-    _with_bias(rewriter, node, rewriter.insert(node, "MatMul", [left, right]), bias)
-
-
-def _with_bias(rewriter: Rewriter, node: ir.Node, product: ir.Value, bias: ir.Value | None) -> None:
-    result = product if bias is None else rewriter.insert(node, "Add", [product, bias])
-    _ended(rewriter, node, product, result)
-
-
-def _recurrence(rewriter: Rewriter, node: ir.Node) -> None:
-    """Its weights are stored the other way round; the states between its steps are quantized as well, which is left out."""
-    weights = [_at(node, place) for place in (8, 9, 10, 11)]
-    if weights[0] is None or weights[2] is None or any((_rank(value) or 0) > 1 for value in weights):
-        return
-    stored = rewriter.insert(node, "DynamicQuantizeLinear", [node.inputs[0]], outputs=3).producer()
-    assert stored is not None
-    operands: list[ir.Value | None] = [rewriter.dequantized(node, stored.outputs[0], stored.outputs[1], stored.outputs[2])]
-    for place, scale, zero in ((1, weights[0], weights[1]), (2, weights[2], weights[3])):
-        numbers = _at(node, place)
-        assert numbers is not None
-        loaded = rewriter.dequantized(node, numbers, scale, zero, axis=0)
-        operands.append(rewriter.insert(node, "Transpose", [loaded], {"perm": [0, 2, 1]}))
-    made = rewriter.insert(node, "LSTM", [*operands, *node.inputs[3:8]], _kept(node), outputs=3).producer()
-    assert made is not None
-    for place, value in enumerate(node.outputs):
-        if value.name:
-            rewriter.store(node, made.outputs[place], output=place)
-    rewriter.finish(node, made.outputs[0])
-
-
-#: by domain and operator: what puts the form in floats in the place of a node, or leaves the node as it is
-EXPANSIONS: Mapping[tuple[str, str], Callable[[Rewriter, ir.Node], None]] = {
-    ("", "ConvInteger"): _integer_convolution,
-    ("", "MatMulInteger"): _integer_product,
+#: by domain and operator: what puts the form in floats in the place of a node with scales of its own, or leaves the node as it is
+STATIC: Mapping[tuple[str, str], Callable[[Rewriter, ir.Node], None]] = {
     ("", "QLinearConv"): _convolution,
     ("", "QLinearMatMul"): _matrix_product,
-    (CONTRIB, "DynamicQuantizeLSTM"): _recurrence,
-    (CONTRIB, "DynamicQuantizeMatMul"): _dynamic_product,
-    (CONTRIB, "MatMulIntegerToFloat"): _product_to_floats,
     (CONTRIB, "QGemm"): _gemm,
     (CONTRIB, "QLinearAdd"): _binary("Add"),
     (CONTRIB, "QLinearConcat"): _concatenation,

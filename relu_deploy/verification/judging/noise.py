@@ -9,13 +9,14 @@ Long sums are in `sum_order.py`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relu_deploy.backends.base import Rounding
 from relu_deploy.graph.bodies import dependents
+from relu_deploy.graph.precision import EIGHT_BITS, Quantized
 from relu_deploy.graph.selection import INDEXING
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def slack_of(size: int, draws: int) -> float:
 class LargeRounding(Rounding):
     """Rounding that is `factor` times as large as that of the precision."""
 
-    def __init__(self, precision: str, seed: int, factor: float, quantized: Collection[str] = ()) -> None:
+    def __init__(self, precision: str, seed: int, factor: float, quantized: Quantized = EIGHT_BITS) -> None:
         super().__init__(precision, seed, quantized)
         self._roundoff *= factor
         self._factor = factor

@@ -26,7 +26,6 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.graph import find_relus, quantized_relu, read_model
 from relu_deploy.graph.bodies import iterate_nodes
-from relu_deploy.graph.precision import quantized_operators
 from relu_deploy.graph.subgraph import Producers
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.noise import FEW
@@ -63,7 +62,7 @@ def faults_of_graph(plan: VerifyPlan, source: Source) -> list[Fault]:
     known |= stored_again(model, known)
     iterated = source.iterations(feeds)
     with closing(cast(TruthSession, load(bundle, "reference", **plan.reference))) as session:
-        errors, given = evaluated_on(TrueTensors(known, iterated), session, feeds, precision, quantized_operators(plan.model))
+        errors, given = evaluated_on(TrueTensors(known, iterated), session, feeds, precision, plan.quantized)
     bounds = {relu.node: np.inf if relu.upper is None else relu.upper for relu in find_relus(model)}
     truth_model = None if source.against == "torch" else read_model(Bundle.open(source.against).onnx)
     truth_names = {ours: name for name, ours in source.inner.items()}

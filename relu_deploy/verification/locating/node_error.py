@@ -12,13 +12,14 @@ has them, so that its result does not depend on the nodes before it. Its noise i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
+from relu_deploy.graph.precision import EIGHT_BITS, Quantized
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.noise import COARSE, COARSE_DRAWS, draws_for, slack_of
 from relu_deploy.verification.judging.verdict import LIMITS, estimate_noise_floor, rms
@@ -149,7 +150,7 @@ class TrueTensors:
 
 
 def evaluated_on(
-    known: TrueTensors, session: TruthSession, feeds: Feeds, precision: str, quantized: Collection[str] = ()
+    known: TrueTensors, session: TruthSession, feeds: Feeds, precision: str, quantized: Quantized = EIGHT_BITS
 ) -> tuple[dict[str, NodeError], dict[str, Array]]:
     """Evaluate every node on the truth.
 
