@@ -10,6 +10,7 @@ import numpy as np
 
 from relu_deploy.backends.layer_times import LayerTimes
 from relu_deploy.backends.threads import default_threads
+from relu_deploy.graph.precision import EIGHT_BITS, Quantized
 from relu_deploy.graph.relus import Relu
 from relu_deploy.records import JsonRecord
 from relu_deploy.tensors import Array, Feeds, TensorSpec
@@ -152,14 +153,16 @@ class Rounding:
     the step of a symmetric quantization to 127 levels a side: of each output channel for weights, else of the tensor.
     """
 
-    def __init__(self, precision: str = "float32", seed: int = 0) -> None:
+    def __init__(self, precision: str = "float32", seed: int = 0, quantized: Quantized = EIGHT_BITS) -> None:
         """Create a generator of rounding errors.
 
         Args:
             precision: A key of `ROUNDOFF`, or "int8".
             seed: Seed of the random numbers.
+            quantized: How an int8 graph quantizes, beside the operands of `QUANTIZED`.
         """
-        self.precision = precision
+        self.precision, self.quantized = precision, frozenset((*QUANTIZED, *quantized.operators))
+        self._weight_levels = quantized.weight_levels
         self._generator = np.random.default_rng(seed)
         self._roundoff = ROUNDOFF.get(precision, ROUNDOFF["float32"])
 
@@ -181,13 +184,13 @@ class Rounding:
             values: The operands.
             weights: For each operand, whether it is a constant of the graph.
         """
-        if self.precision != "int8" or operator not in QUANTIZED:
+        if self.precision != "int8" or operator not in self.quantized:
             return list(values)
         # A mask of -1e9 or -inf is added in float: half its step would exceed every number of the other operand.
         if operator == "Add" and _is_mask(*values):
             return list(values)
         # Biases and scales are not quantized.
-        count = 1 if operator == "QuantizeLinear" else 2
+        count = {"QuantizeLinear": 1, "LSTM": 3}.get(operator, 2)
         pairs = zip(values[:count], weights, strict=False)
         rounded = [self._quantized(value, weight) for value, weight in pairs]
         if operator == "Add" and all(isinstance(value, np.ndarray) and value.min(initial=0) >= 0 for value in values):
@@ -199,7 +202,8 @@ class Rounding:
         if not isinstance(value, np.ndarray) or value.dtype != np.float64 or not value.size:
             return value
         axes = tuple(range(1, value.ndim)) if weight and value.ndim > 2 else None
-        step = np.max(np.abs(value), axis=axes, keepdims=True, where=np.isfinite(value), initial=0) / 127
+        levels = self._weight_levels if weight else 127
+        step = np.max(np.abs(value), axis=axes, keepdims=True, where=np.isfinite(value), initial=0) / levels
         return value + step * self._generator.uniform(-0.5, 0.5, value.shape)
 
 

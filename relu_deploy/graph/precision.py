@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from relu_deploy.graph.bodies import iterate_nodes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["PRECISIONS", "clamped_tensors", "is_quantizer", "node_precisions", "precision_of", "quantized_relu"]
+__all__ = [
+    "PRECISIONS",
+    "Quantized",
+    "clamped_tensors",
+    "has_packed_weights",
+    "is_quantizer",
+    "node_precisions",
+    "precision_of",
+    "quantized_parts",
+    "quantized_relu",
+]
 
 #: from the most exact to the coarsest; a graph is as exact as its coarsest part
 PRECISIONS = ("float64", "float32", "float16", "bfloat16", "float8", "int8")
@@ -23,6 +35,8 @@ _QUANTIZERS |= {
     "QEmbedLayerNormalization",
     "QGemm",
 }
+#: precisions that an attribute of MatMulNBits allows its operand to be rounded to
+_ACCURACY_LEVELS = {2: "float16", 3: "bfloat16", 4: "int8"}
 #: operators that runtimes compute in the precision of the DequantizeLinear nodes before them
 _COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -45,6 +59,9 @@ def node_precisions(model: ir.Model) -> dict[str, str]:
         if is_quantizer(node.op_type):
             precisions[str(node.name)] = _stored(node)
             continue
+        if node.op_type == "MatMulNBits" and _accuracy_of(node):
+            precisions[str(node.name)] = _accuracy_of(node)
+            continue
         makers = [value.producer() for value in node.inputs[:2] if value is not None]
         if node.op_type in _COMPUTING and all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers):
             precisions[str(node.name)] = _stored(makers[0])  # type: ignore[arg-type]
@@ -56,6 +73,51 @@ def node_precisions(model: ir.Model) -> dict[str, str]:
         if name:
             precisions[str(node.name)] = name
     return precisions
+
+
+class Quantized(NamedTuple):
+    """How an int8 graph quantizes, beside 8 bits at its convolutions, products and sums.
+
+    Attributes:
+        operators: Further operators whose operands it quantizes.
+        weight_levels: Levels of its coarsest weights on either side of 0: 127 of 8 bits, 7 of 4.
+    """
+
+    operators: tuple[str, ...] = ()
+    weight_levels: int = 127
+
+
+#: a graph of 8-bit convolutions, products and sums
+EIGHT_BITS = Quantized()
+
+
+def quantized_parts(model: ir.Model) -> Quantized:
+    """Return how `model` quantizes by operators of their own (LSTM by DynamicQuantizeLSTM), and the levels of its weights."""
+    nodes = [node for node, _ in iterate_nodes(model)]
+    operators = {"LSTM" for node in nodes if node.op_type == "DynamicQuantizeLSTM"}
+    operators |= {"MatMulNBits" for node in nodes if node.op_type == "MatMulNBits" and _accuracy_of(node) == "int8"}
+    bits = min([bits for node in nodes if (bits := _packed_bits(node))], default=8)
+    return Quantized(tuple(sorted(operators)), max(1, 2 ** (bits - 1) - 1))
+
+
+def has_packed_weights(model: ir.Model) -> bool:
+    """Return whether a node of `model` reads weights of a few bits that are packed."""
+    return any(_packed_bits(node) for node, _ in iterate_nodes(model))
+
+
+def _packed_bits(node: ir.Node) -> int:
+    """Return the bits of the packed weights that `node` reads, 0 where it reads none."""
+    if node.op_type == "MatMulNBits":
+        return int(node.attributes["bits"].as_int()) if "bits" in node.attributes else 4
+    stored = node.inputs[0] if node.op_type == "DequantizeLinear" and node.inputs else None
+    name = "" if stored is None or stored.const_value is None else stored.const_value.dtype.name
+    return int(name[-1]) if name in ("INT2", "UINT2", "INT4", "UINT4") else 0
+
+
+def _accuracy_of(node: ir.Node) -> str:
+    """Return the precision that a MatMulNBits may round its operand to, "" where it may not."""
+    level = node.attributes.get("accuracy_level")
+    return "" if level is None else _ACCURACY_LEVELS.get(level.as_int(), "")
 
 
 def quantized_relu(node: ir.Node) -> float | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.graph import Relu
+from relu_deploy.graph.precision import EIGHT_BITS, Quantized
 from relu_deploy.tensors import Feeds
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class VerifyPlan:
         bundle: What backends run.
         reference: Options of the reference evaluator, as for `load`.
         model: The graph of `bundle`.
+        precision, quantized: The precision of the graph, and how it quantizes.
         relus: The Relus to compare.
         options: As for `load`: threads, device, optimization and others.
         seed: Of the rows that the checks without a reference add to `feeds`.
@@ -49,5 +51,6 @@ class VerifyPlan:
     unknown: Sequence[tuple[str, str]] = ()
     hidden: Sequence[str] = ()
     autocast: str = ""
+    quantized: Quantized = EIGHT_BITS
     evaluated: Bundle | None = None
     origins: Mapping[str, str] = field(default_factory=dict)

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, require, stored_settings
+from relu_deploy.backends import OPTIMIZATIONS, backend_for, capabilities, load, require, stored_settings
+from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, UsageError
 from relu_deploy.graph import find_relus, precision_of
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
+from relu_deploy.graph.precision import EIGHT_BITS, PRECISIONS, Quantized, has_packed_weights, quantized_parts
 from relu_deploy.tensors import Feeds, check_feeds
 from relu_deploy.verification.against import relus_to_compare, why_not_compared
 from relu_deploy.verification.judging.clipped_elements import accept_clipped_elements
@@ -31,7 +33,6 @@ from relu_deploy.verification.judging.invariants import (
     check_invariance,
     confirm_by_truth,
     run_invariance_checks,
-    without_shared_scales,
 )
 from relu_deploy.verification.judging.judge import judge
 from relu_deploy.verification.locating.backend_faults import BackendUnderTest, locate_on_backend
@@ -42,7 +43,11 @@ from relu_deploy.verification.memory import check_memory
 from relu_deploy.verification.plan import VerifyPlan
 from relu_deploy.verification.preprocess.comparison import compare_preprocess
 from relu_deploy.verification.report import BackendReport, VerifyReport
+from relu_deploy.verification.tapping import arrays_of
 from relu_deploy.verification.truth import ITERATING, Source, Truth, find_truth, open_source
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -112,16 +117,18 @@ def verify(
     arrays, described = _inputs(bundle, feeds, data, samples, seed)
     # Idle threads that spin would take processor time from the truth, which is evaluated meanwhile.
     options = {"threads": threads, "device": device, "optimization": optimization, "spin": False, **(settings or {})}
-    cast = _autocast(bundle, backends, options)
+    autocast = _autocast(bundle, backends, options)
     with ExitStack() as stack:
         compared = stack.enter_context(comparable(bundle, against, backends, arrays, options))
         model = read_model(compared.bundle.onnx)
+        precision, quantized = _compared_precision(model, compared.against)
         plan = VerifyPlan(
             bundle=compared.bundle,
             reference=compared.reference,
             model=model,
-            precision=cast or precision_of(model),
-            autocast=cast,
+            precision=autocast or precision,
+            quantized=quantized,
+            autocast=autocast,
             relus=relus_to_compare(model, compared.against),
             feeds=arrays,
             options=options,
@@ -163,6 +170,18 @@ def _autocast(bundle: Bundle, backends: Sequence[str], options: Mapping[str, Any
     return str(options.get("autocast") or next(filter(None, stored), ""))
 
 
+def _compared_precision(model: ir.Model, against: str) -> tuple[str, Quantized]:
+    """Return the precision of `model` in the comparison, and how it quantizes.
+
+    Weights of a few bits are as coarse as 8-bit operands where they are compared with those of a graph that has all bits.
+    """
+    precision, quantized = precision_of(model), quantized_parts(model)
+    packs = has_packed_weights(model)
+    if packs and (against == "reference" or (against != "torch" and has_packed_weights(read_model(Bundle.open(against).onnx)))):
+        return precision, quantized._replace(weight_levels=EIGHT_BITS.weight_levels)
+    return max(precision, "int8", key=PRECISIONS.index) if packs else precision, quantized
+
+
 def _inputs(
     bundle: Bundle, feeds: Feeds | None, data: str | os.PathLike[str] | None, samples: int, seed: int
 ) -> tuple[Feeds, dict[str, Any]]:
@@ -196,7 +215,7 @@ def _evaluate_and_measure(
         started = {name: pool.submit(measure, plan, name) for name in concurrent}
         progress(f"truth in float64, against {against}")
         source = open_source(plan.bundle, against, plan.relus, plan.reference)
-        truth = find_truth(source, plan.feeds, plan.precision)
+        truth = find_truth(source, plan.feeds, plan.precision, plan.quantized)
         measurements = []
         for name in backends:
             progress(name)
@@ -210,12 +229,23 @@ def _confirmed(plan: VerifyPlan, source: Source, truth: Truth, report: BackendRe
         return report
     checks = list(report.checks)
     # The program may be exported for one batch size.
-    with suppress(ReluDeployError):
-        of_source = run_invariance_checks(plan.bundle, source.evaluate, plan.feeds, source.evaluate(plan.feeds), plan.seed)
+    with suppress(ReluDeployError), _evaluated_for_batches(plan, source) as evaluate:
+        of_source = run_invariance_checks(plan.bundle, evaluate, plan.feeds, evaluate(plan.feeds), plan.seed)
         checks = confirm_by_truth(checks, check_invariance(of_source, truth.noise_floor, truth.values, truth.precision))
-    # What a runtime returns for other batch sizes is not known of an operator that it runs for the truth.
-    dynamic = next((operator for _, operator in plan.unknown if operator.rpartition(".")[2].startswith("Dynamic")), "")
-    return replace(report, checks=without_shared_scales(checks, dynamic) if dynamic else checks)
+    return replace(report, checks=checks)
+
+
+@contextmanager
+def _evaluated_for_batches(plan: VerifyPlan, source: Source) -> Iterator[Callable[[Feeds], Feeds]]:
+    """Yield the float64 evaluation that says whether rows depend on each other: the source of the truth.
+
+    It is the graph under test where that chooses one scale for all rows when it runs, which the graph that it was made of does not.
+    """
+    if not any("Dynamic" in node.op_type for node, _ in iterate_nodes(plan.model)):
+        yield source.evaluate
+        return
+    with closing(cast(TruthSession, load(plan.bundle, "reference", **plan.reference))) as session:
+        yield lambda feeds: arrays_of(session.evaluate(feeds))
 
 
 def _with_faults(plan: VerifyPlan, source: Source, truth: Truth, reports: Sequence[BackendReport]) -> list[BackendReport]:

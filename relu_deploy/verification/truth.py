@@ -20,6 +20,7 @@ from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.model import read_model
+from relu_deploy.graph.precision import EIGHT_BITS, Quantized
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.graph_noise import GraphNoise
 from relu_deploy.verification.judging.noise import LargeRounding, behind_decisions, draws_for, rounded_numbers
@@ -225,10 +226,10 @@ def _tensors_made(model: ir.Model) -> tuple[set[str], set[str]]:
     return once, iterated
 
 
-def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Truth:
+def find_truth(source: Source, feeds: Feeds, precision: str = "float32", quantized: Quantized = EIGHT_BITS) -> Truth:
     """Return the truth for `feeds`: every output and every Relu that `source` knows, under the names of the graph under test.
 
-    precision: Of the graph under test, whose rounding makes the noise floor.
+    precision: Of the graph under test, whose rounding makes the noise floor. quantized: As for `Rounding`.
     """
     started = time.perf_counter()
     torch_names = source.inner if source.against == "torch" else {}
@@ -251,14 +252,17 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32") -> Trut
     finite, large = NonFinite(), LargeOperands()
     watching: dict[str, Any] = {} if torch_names else {"seen": finite.seen, "rounding": large}
     runs = [partial(measure, "float32", wide=False, **watching)]
-    runs += [partial(measure, "draw", seed, rounding=Rounding(precision, seed)) for seed in range(draws_for(true, precision))]
+    runs += [
+        partial(measure, "draw", seed, rounding=Rounding(precision, seed, quantized))
+        for seed in range(draws_for(true, precision))
+    ]
     ordered = counted.longest >= LONG or counted.is_faint
     if ordered:
         sums = SumOrder.of(source.model, torch_names, feeds, replace=True)
         runs.append(partial(measure, "ordered", seen=sums.seen))
     draws = 0 if not decided & true.keys() else 24 if seconds < 0.05 else 8 if seconds < 1 else 3
     factor = LIMITS[precision]
-    runs += [partial(measure, "large", seed, rounding=LargeRounding(precision, seed, factor)) for seed in range(draws)]
+    runs += [partial(measure, "large", seed, rounding=LargeRounding(precision, seed, factor, quantized)) for seed in range(draws)]
     # NumPy uses one core for most of an evaluation. Each holds its weights and the tensors in use, so two at a time.
     with ThreadPoolExecutor(1 if source.against == "torch" else 2) as pool:
         for run in [pool.submit(run) for run in runs]:

@@ -118,5 +118,20 @@ def test_kernels_of_onnx_runtime_are_those_of_the_nodes_whose_names_they_are_mad
     # Three runs that are not counted, then two of 1 and 3 microseconds.
     arguments = {"op_name": "Conv", "output_type_shape": [{"float": [1]}]}
     events = [{"name": kernel + EVENT, "dur": each, "args": arguments} for each in (100, 100, 100, 1, 3)]
-    found = _layer_time(events, 2, {"conv": "conv", "out_nchwc": "conv"})
+    found = _layer_time(events, 2, 5, {"conv": "conv", "out_nchwc": "conv"})
     assert found == LayerTime(kernel, "Conv", () if node is None else (node,), 0.002, "float32")
+
+
+def test_runs_before_the_layers_are_timed_do_not_count_however_few_follow(digits_bundle):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
+    from relu_deploy.backends import load
+    from relu_deploy.data.datasets import sample_feeds
+
+    session = load(digits_bundle, "onnxruntime-cpu", profile=True, threads=1)
+    for _ in range(20):
+        session.run(sample_feeds(digits_bundle, 256, 0)[0])
+    times = session.time_layers([sample_feeds(digits_bundle, 1, 0)[0]], 0.0)
+    session.close()
+    # Were one of the runs of 256 rows among them, the layers would take far longer than the call.
+    assert times.runs < 20
+    assert sum(layer.milliseconds for layer in times.layers) < 4 * times.call_milliseconds

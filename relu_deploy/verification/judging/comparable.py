@@ -68,7 +68,7 @@ def comparable(
     shown = choose_against(bundle, against)
     reference = _reference_options(backends, options)
     with ExitStack() as stack:
-        bundle = stack.enter_context(with_defined_order(bundle))
+        bundle = stack.enter_context(with_defined_order(bundle, lengths=shown != "torch"))
         nodes = random_nodes_of(read_model(bundle.onnx))
         if nodes and shown == "torch":
             if against is not None:

@@ -22,7 +22,7 @@ from relu_deploy.verification.judging.batch_rows import BatchRows
 from relu_deploy.verification.judging.verdict import LIMITS, compare, rms
 from relu_deploy.verification.tapping import same_bits
 
-__all__ = ["Check", "InvarianceCheck", "check_invariance", "confirm_by_truth", "run_invariance_checks", "without_shared_scales"]
+__all__ = ["Check", "InvarianceCheck", "check_invariance", "confirm_by_truth", "run_invariance_checks"]
 
 #: rows of the largest batch, by how many seconds one row takes: a detector of 5 s a picture is not run forty times
 ROWS = ((0.03, 8), (0.5, 4), (np.inf, 2))
@@ -112,20 +112,6 @@ def confirm_by_truth(checks: Sequence[Check], of_truth: Sequence[Check]) -> list
         replace(one, passed=None, detail=f"the rows of this model depend on each other: {dependent[kind]}")
         if one.passed is False and (kind := one.name.split(" ")[0]) in dependent
         else one
-        for one in checks
-    ]
-
-
-def without_shared_scales(checks: Sequence[Check], operator: str) -> list[Check]:
-    """Return `checks` without failures of other batch sizes, which an operator causes that quantizes all rows with one scale.
-
-    Args:
-        checks: Of a graph with that operator.
-        operator: It chooses the scale of its operands when it runs.
-    """
-    detail = f"the rows of this model depend on each other: {operator} quantizes all of them with one scale"
-    return [
-        replace(one, passed=None, detail=detail) if one.passed is False and one.name.startswith(("batch sizes", "size ")) else one
         for one in checks
     ]
 

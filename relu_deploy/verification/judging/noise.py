@@ -16,6 +16,7 @@ import numpy as np
 
 from relu_deploy.backends.base import Rounding
 from relu_deploy.graph.bodies import dependents
+from relu_deploy.graph.precision import EIGHT_BITS, Quantized
 from relu_deploy.graph.selection import INDEXING
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def slack_of(size: int, draws: int) -> float:
 class LargeRounding(Rounding):
     """Rounding that is `factor` times as large as that of the precision."""
 
-    def __init__(self, precision: str, seed: int, factor: float) -> None:
-        super().__init__(precision, seed)
+    def __init__(self, precision: str, seed: int, factor: float, quantized: Quantized = EIGHT_BITS) -> None:
+        super().__init__(precision, seed, quantized)
         self._roundoff *= factor
         self._factor = factor
 

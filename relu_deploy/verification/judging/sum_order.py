@@ -43,7 +43,8 @@ class SumOrder:
         nodes: The nodes that sum or are shifted, by the name of their result in the evaluation.
         tensor_names: The graph's tensor by the name in the evaluation, where they differ.
         longest: The most terms of a sum so far.
-        is_faint: Whether a result that is shifted was so small that the way it is computed shows.
+        is_faint: Whether a result that is shifted was so small that the way it is computed shows, as it always does in a Fourier
+            transform.
     """
 
     nodes: Mapping[str, ir.Node]
@@ -72,8 +73,8 @@ class SumOrder:
         if node is None or node.inputs[0] is None or not isinstance(value, np.ndarray) or value.dtype.kind != "f":
             pass
         elif node.op_type in SHIFTED:
-            self.is_faint |= 0 < rms(value) < FAINT
             x = self._inputs.get(str(node.inputs[0].name), np.zeros(0))
+            self.is_faint |= 0 < rms(value) < FAINT or node.op_type in TRANSFORMS
             value = value + SHIFTED[node.op_type](node, x, value) if self.replace else value
         elif node.op_type in NORMALIZATIONS:
             x = self._operand(node)
@@ -220,10 +221,55 @@ def _exponential_shift(scale: float, factor: str = "") -> Callable[[ir.Node, Arr
     return shift
 
 
+def _angle_shift(node: ir.Node, x: Array, value: Array) -> Array:
+    """Return the error of a transform whose angles 2 pi k n / N are rounded to float32: those up to 2 pi N, by a share of 2^-24.
+
+    A fast transform, whose number of points is a power of two, has angles up to 2 pi.
+    """
+    points, total, squares = _points(node, x, value), value.shape[-2], np.square(np.asarray(x, np.float64))
+    if not x.size or points < 1 or points & (points - 1) == 0:
+        return np.zeros(value.shape)
+    if node.op_type == "DFT":
+        axis = _transformed_axis(node, x.ndim)
+        squares = squares.sum(axis=(axis, x.ndim - 1), keepdims=True)
+        inverse = "inverse" in node.attributes and node.attributes["inverse"].as_int()
+    else:
+        # Frames of a signal: the mean square of all of it stands for each.
+        squares, inverse, total = np.asarray(squares.mean() * points), False, points
+    norm = np.sqrt(squares) / (points if inverse else 1)
+    return np.broadcast_to(norm * (2 * math.pi * points * 2.0**-24 / 3), value.shape) if total else np.zeros(value.shape)
+
+
+def _transformed_axis(node: ir.Node, rank: int) -> int:
+    given = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    old = node.attributes["axis"].as_int() if "axis" in node.attributes else 1 if len(node.inputs) < 3 else -2
+    return (old if given is None else int(given.reshape(-1)[0])) % rank
+
+
+def _points(node: ir.Node, x: Array, value: Array) -> int:
+    """Return how many points a transform has, 0 where it is not known."""
+    if node.op_type == "STFT":
+        lengths = [constant_of(node.inputs[place]) for place in (3, 2) if len(node.inputs) > place]
+        known = [length for length in lengths if length is not None]
+        return 0 if not known else int(known[0]) if known[0].size == 1 else known[0].size
+    length = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    return (
+        int(length.reshape(-1)[0])
+        if length is not None
+        else x.shape[_transformed_axis(node, x.ndim)]
+        if x.ndim == value.ndim
+        else 0
+    )
+
+
+#: operators whose error does not depend on the size of their result
+TRANSFORMS = ("DFT", "STFT")
 #: by operator that runtimes compute in another way than exactly: how far that moves its result, from its operand and result
 SHIFTED: dict[str, Callable[[ir.Node, Array, Array], Array]] = {
     "Celu": _exponential_shift(1.0, "alpha"),
+    "DFT": _angle_shift,
     "Elu": _exponential_shift(1.0, "alpha"),
+    "STFT": _angle_shift,
     # The product of its two default attributes.
     "Selu": _exponential_shift(1.7581),
     "Sigmoid": lambda _, __, value: np.full(value.shape, SIGMOID_ERROR),

@@ -145,6 +145,7 @@ class TensorNoise:
         single: Array = np.asarray(SINGLE * self.floor)
         if self._true.ndim >= 3:
             single = np.maximum.reduce(list(self._singles.values())) if self._singles else single_noise(self._true)
+            single = np.maximum(single, SINGLE * self._other)
         return single if self.overflows is None else np.where(self.overflows > 0, np.inf, single)
 
 

@@ -21,6 +21,7 @@ from relu_deploy.backends.base import TruthSession
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.graph import extract_subgraph, load_model, nodes_between, save_model
+from relu_deploy.graph.precision import Quantized, quantized_parts
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Array, Feeds
@@ -106,7 +107,7 @@ class _Pieces:
         with _saved(extract_subgraph(self.model, inputs, [tensor])) as piece:
             feeds = _feeds_for(piece, values)
             with closing(open_source(piece, "reference", (), self.backend.reference)) as source:
-                truth = find_truth(source, feeds, precision)
+                truth = find_truth(source, feeds, precision, Quantized(quantized_parts(self.model).operators))
             with closing(load(piece, self.backend.name, **self.backend.options)) as session:
                 got = session.run(feeds)[tensor]
         verdict = truth.compare(tensor, np.asarray(got))

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = ["faults_of_graph"]
 
+#: operators that have weights
+WEIGHTED = ("Conv", "ConvInteger", "Gemm", "MatMul", "MatMulInteger")
+
 
 def faults_of_graph(plan: VerifyPlan, source: Source) -> list[Fault]:
     """Return the nodes of a graph whose own output differs from the truth, in the order of the graph.
@@ -59,7 +62,7 @@ def faults_of_graph(plan: VerifyPlan, source: Source) -> list[Fault]:
     known |= stored_again(model, known)
     iterated = source.iterations(feeds)
     with closing(cast(TruthSession, load(bundle, "reference", **plan.reference))) as session:
-        errors, given = evaluated_on(TrueTensors(known, iterated), session, feeds, precision)
+        errors, given = evaluated_on(TrueTensors(known, iterated), session, feeds, precision, plan.quantized)
     bounds = {relu.node: np.inf if relu.upper is None else relu.upper for relu in find_relus(model)}
     truth_model = None if source.against == "torch" else read_model(Bundle.open(source.against).onnx)
     truth_names = {ours: name for name, ours in source.inner.items()}
@@ -160,9 +163,12 @@ def _culprit(unmatched: Sequence[ir.Node], given: Mapping[str, Array], precision
     """Return the node at fault among `unmatched`, None when there are none.
 
     A node that computes comes before one that stores: a quantized graph has the latter everywhere. Of those that store it is
-    the first that does not return its input.
+    the first that does not return its input. Beside a node whose scale is chosen when it runs, it is the first with weights: the
+    products of scales around it have no equal either.
     """
     computing = [node for node in unmatched if node.op_type not in STORAGE]
+    if any(node.op_type == "DynamicQuantizeLinear" for node in computing):
+        computing = [node for node in computing if node.op_type in WEIGHTED] or computing
     return next(iter(computing), None) or first_loss(unmatched, given, precision) or next(iter(unmatched), None)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
+from relu_deploy.graph.precision import EIGHT_BITS, Quantized
 from relu_deploy.tensors import Array, Feeds
 from relu_deploy.verification.judging.noise import COARSE, COARSE_DRAWS, draws_for, slack_of
 from relu_deploy.verification.judging.verdict import LIMITS, estimate_noise_floor, rms
@@ -101,6 +102,10 @@ class _NodeRounding(Rounding):
 
     def operands(self, operator: str, values: Sequence[Any], weights: Sequence[bool]) -> list[Any]:
         noisy = super().operands(operator, values, weights)
+        if operator == "DynamicQuantizeLinear" and self.precision == "int8":
+            x = np.asarray(values[0], np.float64)
+            step = (max(0.0, float(np.max(x, initial=0))) - min(0.0, float(np.min(x, initial=0)))) / 255
+            return [x + step * self._generator.uniform(-0.5, 0.5, x.shape)]
         if operator == "QuantizeLinear":
             # Data that fill a small part of the range are rounded by the steps of the whole range.
             step = np.asarray(values[1], np.float64).reshape(-1)[0] if np.size(values[1]) == 1 else 0.0
@@ -145,7 +150,7 @@ class TrueTensors:
 
 
 def evaluated_on(
-    known: TrueTensors, session: TruthSession, feeds: Feeds, precision: str
+    known: TrueTensors, session: TruthSession, feeds: Feeds, precision: str, quantized: Quantized = EIGHT_BITS
 ) -> tuple[dict[str, NodeError], dict[str, Array]]:
     """Evaluate every node on the truth.
 
@@ -154,6 +159,7 @@ def evaluated_on(
         session: Evaluates the graph under test.
         feeds: Its inputs.
         precision: Its precision.
+        quantized: As for `Rounding`.
 
     Returns:
         The error of each tensor that is known, of all iterations together; and all tensors that have one value.
@@ -182,7 +188,7 @@ def evaluated_on(
 
     session.evaluate(feeds, seen=known.feed(keep))
     for seed in range(draws):
-        session.evaluate(feeds, rounding=_NodeRounding(precision, seed), seen=known.feed(add_square))
+        session.evaluate(feeds, rounding=_NodeRounding(precision, seed, quantized), seen=known.feed(add_square))
     errors = {}
     for name, values in given.items():
         if name in known and all(isinstance(value, np.ndarray) for value in values.values()):

@@ -281,8 +281,14 @@ def test_the_command_names_the_lost_nan_and_how_to_accept_it(digits_bundle, comm
     assert "accepted: NaN is not propagated" in accepted.stdout
 
 
-def test_prove_goes_through_every_int8_and_finds_what_happens_to_nan_in_float16():
+def test_prove_goes_through_every_int8():
     assert prove("openvino", "int8").passed
+
+
+@pytest.mark.skipif(
+    not has("FP16"), reason="this processor has no float16 arithmetic, as OpenVINO reports: run it on one with AVX512-FP16"
+)
+def test_prove_finds_what_happens_to_nan_in_float16():
     report = prove("openvino", "float16")
     assert not report.passed
     assert {kind for _, kind in report.failures} == {"nan"}
