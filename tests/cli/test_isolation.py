@@ -218,3 +218,13 @@ def test_what_is_written_by_a_command_in_a_process_of_its_own_comes_once_and_in_
     words = [python(), "-m", "relu_deploy", "inspect", str(digits_bundle.path), "--timeout", "-1"]
     refused = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, "error: --timeout must be positive, not -1")
+
+
+def test_a_command_may_take_as_much_memory_as_sixteen_of_the_largest_tensors():
+    from relu_deploy.cli.isolation import memory_of_command
+
+    whole = memory_of_command(None)
+    assert whole > 10**9
+    assert memory_of_command(0.001) == min(whole, 4 * 10**9)
+    assert memory_of_command(0.5) == min(whole, 8 * 10**9)
+    assert memory_of_command(1e6) == whole

@@ -1,6 +1,6 @@
 """Counts the turns of the Loops and Scans of an evaluation, and ends one that takes minutes.
 
-How often a Loop runs may depend on what is fed, so that it is known only while it runs. A command with a time limit lets it run.
+How often a Loop runs may depend on what is fed, so that it is known only while it runs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph.loading.time_limit import has_time_limit
+from relu_deploy.loop_limit import loops_are_limited
 
 __all__ = ["LoopTurns"]
 
@@ -25,8 +25,7 @@ class LoopTurns:
 
     Args:
         most: Turns that one Loop may take, None for any number.
-        seconds: Seconds that more than `FREE_TURNS` turns may take in a process without a time limit, `MOST_SECONDS` by
-            default.
+        seconds: Seconds that more than `FREE_TURNS` turns may take where Loops are limited, `MOST_SECONDS` by default.
     """
 
     def __init__(self, most: int | None = None, seconds: float | None = None) -> None:
@@ -49,7 +48,7 @@ class LoopTurns:
         if self._count == 0:
             self._started = time.monotonic()
         self._count += 1
-        if self._count % STRIDE or self._count < FREE_TURNS or has_time_limit():
+        if self._count % STRIDE or self._count < FREE_TURNS or not loops_are_limited():
             return
         seconds = time.monotonic() - self._started
         if seconds > self._seconds:
