@@ -14,7 +14,7 @@ __all__ = ["LoopTurns"]
 
 #: turns of all Loops together from which on their time counts: a body that takes long by itself is the model's own work
 FREE_TURNS = 10_000
-#: seconds that all turns of an evaluation may take: `verify` evaluates a graph about eight times
+#: seconds of processor time that all turns of an evaluation may take: `verify` evaluates a graph about eight times
 MOST_SECONDS = 5.0
 #: turns between two looks at the clock
 STRIDE = 256
@@ -46,11 +46,11 @@ class LoopTurns:
         if self._most is not None and turn >= self._most:
             raise InputError(f"{operator} {name!r} has not ended after {turn} iterations", "check its condition and trip count")
         if self._count == 0:
-            self._started = time.monotonic()
+            self._started = time.thread_time()
         self._count += 1
         if self._count % STRIDE or self._count < FREE_TURNS or not loops_are_limited():
             return
-        seconds = time.monotonic() - self._started
+        seconds = time.thread_time() - self._started
         if seconds > self._seconds:
             raise InputError(
                 f"the reference evaluator has run the bodies of Loops {self._count:,} times in {seconds:.1f} s, the last that of "
