@@ -24,6 +24,7 @@ LAYERS = (
         "gc_pause",
         "interrupts",
         "latency_stats",
+        "loop_limit",
         "worker_process",
     ),
     ("storage", "graph", "bundle", "preprocessing", "data", "tasks"),

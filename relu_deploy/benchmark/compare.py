@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +11,53 @@ from typing import Any
 from relu_deploy.errors import InputError
 from relu_deploy.records import JsonRecord
 from relu_deploy.storage.files import read_regular
+from relu_deploy.storage.json_files import first_fault, parse_json
 
 __all__ = ["BenchComparison", "RowComparison", "compare_with", "load_report"]
 
 #: largest report that is read
 MAX_BYTES = 2**28
+_TEXT: dict[str, Any] = {"type": "string"}
+_TIME: dict[str, Any] = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e12}
+#: what is read of an earlier report, which anybody may have written
+EARLIER: dict[str, Any] = {
+    "type": "object",
+    "required": ["schema", "runs"],
+    "properties": {
+        "schema": {"const": "relu-deploy/bench/1"},
+        "runs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["model", "backend", "variant", "batch", "latency_ms"],
+                "properties": {
+                    **dict.fromkeys(("model", "backend", "variant"), _TEXT),
+                    "batch": {"type": "integer", "minimum": 1, "maximum": 2**31},
+                    "latency_ms": {
+                        "type": ["object", "null"],
+                        "required": ["mean", "ci95"],
+                        "properties": {
+                            "mean": _TIME,
+                            "ci95": {
+                                "type": ["array", "null"],
+                                "items": {"type": "number", "minimum": -1e12, "maximum": 1e12},
+                                "minItems": 2,
+                                "maxItems": 2,
+                            },
+                        },
+                    },
+                },
+            },
+        },
+        "environment": {
+            "type": ["object", "null"],
+            "properties": {
+                "cpu": {"type": ["object", "null"]},
+                "gpus": {"type": ["array", "null"], "items": {"type": "object"}},
+            },
+        },
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -80,21 +121,15 @@ def load_report(file: Path) -> Mapping[str, Any]:
     Raises:
         InputError: If `file` is not a report of `bench --json`.
     """
+    content = read_regular(file, MAX_BYTES)
     try:
-        report = json.loads(read_regular(file, MAX_BYTES))
-        if report["schema"] != "relu-deploy/bench/1":
-            raise ValueError(f"its schema is {str(report['schema'])[:60]!r}")
-        for run in report["runs"]:
-            _key(run)
-            if run["latency_ms"] is not None:
-                float(run["latency_ms"]["mean"])
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"--compare {file} is not a report of bench: {error}", "write one with relu-deploy bench --json FILE"
-        ) from None
-    return report  # type: ignore[no-any-return]
+        report = parse_json(content)
+        fault = first_fault(report, EARLIER)
+    except ValueError as error:
+        fault = str(error)
+    if fault:
+        raise InputError(f"--compare {file} is not a report of bench: {fault}", "write one with relu-deploy bench --json FILE")
+    return dict(report)
 
 
 def compare_with(file: Path, new: Mapping[str, Any], max_slower: float) -> BenchComparison:

@@ -7,7 +7,6 @@ stderr.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ import numpy as np
 from relu_deploy.backends import capabilities, load, probe
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import load_dataset, several_feeds
-from relu_deploy.graph.loading.time_limit import set_time_limit
 from relu_deploy.tasks.metrics import score
 from relu_deploy.tensors import Feeds
 from relu_deploy.worker_process import serve
@@ -186,6 +184,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    # The process that started this one has opened the model, and is ended by its own time limit.
-    set_time_limit(math.inf)
     serve(Worker())

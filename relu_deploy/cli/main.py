@@ -21,6 +21,7 @@ from relu_deploy.cli.options import add_output_options
 from relu_deploy.cli.output_files import check_output_files
 from relu_deploy.errors import EXIT_FINE, EXIT_INTERRUPTED, InputError, InternalError, ReluDeployError, UsageError
 from relu_deploy.interrupts import end_on_interrupt
+from relu_deploy.loop_limit import limited_loops
 from relu_deploy.version import __version__
 
 __all__ = ["VERBS", "create_parser", "main"]
@@ -131,8 +132,10 @@ def _run(arguments: Sequence[str] | None, isolated: bool) -> int:
             if (ended := run_isolated(options)) is not None:
                 return ended
         _escape_library_output()
-        _set_limits(options)
-        code: int = options.run(options)
+        _limit_memory(options)
+        # A server that limits loading limits nothing that runs later.
+        with limited_loops(getattr(options, "timeout", 1.0) is None and options.verb != "serve"):
+            code: int = options.run(options)
     except SystemExit:
         # --help and --version have printed, but not all of it may be written.
         _flush()
@@ -206,12 +209,7 @@ def _print_error(error: ReluDeployError) -> None:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)
 
 
-def _set_limits(options: argparse.Namespace) -> None:
-    timeout = getattr(options, "timeout", None)
-    if timeout is not None:
-        from relu_deploy.graph.loading.time_limit import set_time_limit
-
-        set_time_limit(timeout)
+def _limit_memory(options: argparse.Namespace) -> None:
     if options.max_memory is None:
         return
     from relu_deploy.graph.loading.resources import set_memory_limit

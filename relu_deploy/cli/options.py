@@ -39,7 +39,12 @@ def add_timeout_option(parser: argparse.ArgumentParser, models: str) -> None:
         models: The name of the option or argument that takes the paths of the models.
     """
     parser.set_defaults(models=models)
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="end with an error after this time (default: no limit)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="end with an error after this time (default: no limit, and graphs whose Loops may take minutes are refused)",
+    )
 
 
 def add_summary_option(parser: argparse.ArgumentParser) -> None:

@@ -68,7 +68,7 @@ def argument(text: str) -> tuple[str, Any]:
         raise UsageError(f"not an argument: {text!r}", "write it as key=value, for instance --arg num_classes=10")
     try:
         return name, json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return name, value
 
 

@@ -17,12 +17,12 @@ from relu_deploy.graph.loading.repairs import irregularities_of, repair_lists
 from relu_deploy.graph.loading.resources import check_resources, memory_limit
 from relu_deploy.graph.loading.sparse import expand_sparse_initializers
 from relu_deploy.graph.loading.structure import check_structure
-from relu_deploy.graph.loading.time_limit import has_time_limit
 from relu_deploy.graph.shapes.dimensions import normalize_dimensions
 from relu_deploy.graph.shapes.input_ranks import settle_input_ranks
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.graph.shared_models import shared_model
 from relu_deploy.graph.weights import to_proto_without_weights, to_whole_proto
+from relu_deploy.loop_limit import loops_are_limited
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _read(path: Path) -> onnx.ModelProto:
 def _check_resources_once(proto: onnx.ModelProto, path: Path) -> None:
     """Check the sizes of the tensors of `proto`, which infers its shapes, the first time that the file is loaded."""
     status = path.stat()
-    key = str(path.resolve()), status.st_mtime_ns, status.st_size, memory_limit(), has_time_limit()
+    key = str(path.resolve()), status.st_mtime_ns, status.st_size, memory_limit(), loops_are_limited()
     if key not in _affordable:
         check_resources(proto, str(path))
         _affordable.add(key)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from relu_deploy.graph.bodies import is_exposable, iterate_nodes
 from relu_deploy.graph.domains import is_standard
+from relu_deploy.graph.shared_models import shared_by
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -83,6 +84,15 @@ def find_relus(model: ir.Model) -> list[Relu]:
 
     Relus of a local function that was not inlined are returned for each call, as not observable.
     """
+    shared = shared_by(model)
+    if shared is None:
+        return _find_relus(model)
+    if shared.relus is None:
+        shared.relus = tuple(_find_relus(model))
+    return list(shared.relus)
+
+
+def _find_relus(model: ir.Model) -> list[Relu]:
     relus: list[Relu] = []
     for node, path in iterate_nodes(model):
         kind, source, upper = _relu_kind(node)

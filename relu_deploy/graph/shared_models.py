@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from relu_deploy.graph.loading.resources import memory_limit
@@ -30,11 +30,13 @@ class SharedModel:
         model: The model.
         is_external: Whether its weights are in other files, which may change while its own does not.
         light: The model serialized without its large weights, None until it is needed.
+        relus: Its Relus, None until they are needed.
     """
 
     model: ir.Model
     is_external: bool
     light: onnx.ModelProto | None = None
+    relus: tuple[Any, ...] | None = None
 
 
 #: the models that are in use, by the path, identity, time and size of their files and the memory limit

@@ -10,7 +10,6 @@ caffe                `cv2.dnn.blobFromImage(picture, 1, size, (104, 117, 123))`:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from relu_deploy.errors import InputError, UsageError, nearest
 from relu_deploy.preprocessing.description import Crop, Preprocess, Resize
 from relu_deploy.preprocessing.reading import read_preprocess
 from relu_deploy.storage.files import read_regular
+from relu_deploy.storage.json_files import parse_json
 
 __all__ = ["PRESETS", "load_preprocess"]
 
@@ -78,8 +78,8 @@ def load_preprocess(source: str | os.PathLike[str] | Mapping[str, Any]) -> Prepr
             raise UsageError(f"--preprocess: {text} does not exist", f"give a JSON file or a preset: {', '.join(PRESETS)}")
         raise UsageError(f"--preprocess: there is no preset {text[:100]!r}", nearest(text, PRESETS))
     try:
-        fields = json.loads(read_regular(file, MAX_FILE))
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(read_regular(file, MAX_FILE))
+    except ValueError as error:
         raise InputError(f"{file} is not JSON: {error}", 'write a JSON object such as {"preset": "opencv"}') from None
     if not isinstance(fields, dict):
         raise InputError(f"{file} does not hold a JSON object", 'write one such as {"preset": "opencv"}')
@@ -91,7 +91,7 @@ def _from_fields(fields: Mapping[str, Any], where: str) -> Preprocess:
     name = fields.get("preset")
     if name is None:
         return read_preprocess(fields, where, strict=True)
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise InputError(f"{where}: there is no preset {str(name)[:40]!r}", nearest(str(name), PRESETS))
     base = PRESETS[name].to_json()
     merged = {**base, **fields}
@@ -101,7 +101,9 @@ def _from_fields(fields: Mapping[str, Any], where: str) -> Preprocess:
             merged[part] = {**_all_fields(PRESETS[name], part), **changes}
     resize = merged["resize"]
     if isinstance(resize, Mapping) and resize.get("interpolation") == "nearest" and name in ASYMMETRIC_NEAREST:
-        merged["resize"] = {**resize, "coordinates": (fields.get("resize") or {}).get("coordinates", "asymmetric")}
+        given = fields.get("resize")
+        coordinates = given.get("coordinates", "asymmetric") if isinstance(given, Mapping) else "asymmetric"
+        merged["resize"] = {**resize, "coordinates": coordinates}
     return read_preprocess({key: value for key, value in merged.items() if value is not None}, where, strict=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relu_deploy.benchmark.compare import compare_with
+from relu_deploy.benchmark.compare import compare_with, load_report
 from relu_deploy.errors import InputError
 
 ENVIRONMENT = {"cpu": {"model": "a CPU", "usable_cpus": 2}, "threads": 2, "gpus": []}
@@ -129,3 +129,36 @@ def test_bench_fails_for_a_row_that_was_much_faster_before(command, digits_copy,
     made = command(*arguments, "--compare", "old.json")
     assert made.code == 1
     assert "slower: digits onnxruntime-cpu, batch 1" in made.stdout
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", ["m"]),
+        ("batch", [1]),
+        ("batch", "8"),
+        ("latency_ms", 3),
+        ("latency_ms", {"mean": "1.5", "ci95": None}),
+        ("latency_ms", {"mean": 0, "ci95": None}),
+        ("latency_ms", {"mean": 10**400, "ci95": None}),
+        ("latency_ms", {"mean": 1.0}),
+        ("latency_ms", {"mean": 1.0, "ci95": [1.0]}),
+        ("latency_ms", {"mean": 1.0, "ci95": ["a", "b"]}),
+    ],
+    ids=str,
+)
+def test_a_row_of_the_earlier_report_with_another_type_is_refused_before_anything_is_measured(tmp_path, field, value):
+    old = report(1.0)
+    old["runs"][0][field] = value
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps(old))
+    with pytest.raises(InputError, match=rf"old\.json is not a report of bench: runs/0/{field}"):
+        load_report(file)
+
+
+@pytest.mark.parametrize("environment", [[], {"cpu": "x"}, {"gpus": [3]}], ids=str)
+def test_an_environment_with_another_type_is_refused(tmp_path, environment):
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps({**report(1.0), "environment": environment}))
+    with pytest.raises(InputError, match="is not a report of bench: environment"):
+        load_report(file)

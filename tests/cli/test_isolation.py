@@ -218,3 +218,26 @@ def test_what_is_written_by_a_command_in_a_process_of_its_own_comes_once_and_in_
     words = [python(), "-m", "relu_deploy", "inspect", str(digits_bundle.path), "--timeout", "-1"]
     refused = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, "error: --timeout must be positive, not -1")
+
+
+def test_a_command_may_take_as_much_memory_as_sixteen_of_the_largest_tensors():
+    from relu_deploy.cli.isolation import memory_of_command
+
+    whole = memory_of_command(None)
+    assert whole > 10**9
+    assert memory_of_command(0.001) == min(whole, 4 * 10**9)
+    assert memory_of_command(0.5) == min(whole, 8 * 10**9)
+    assert memory_of_command(1e6) == whole
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of writable memory is Linux's: run this there")
+def test_the_process_of_a_command_has_the_memory_that_it_may_take():
+    code = (
+        "import os, resource\n"
+        "from relu_deploy.cli.isolation import _become_child, memory_of_command\n"
+        "_become_child(os.getppid(), False, 0.3)\n"
+        "print(resource.getrlimit(resource.RLIMIT_DATA)[0], memory_of_command(0.3))"
+    )
+    answer = subprocess.run([python(), "-c", code], capture_output=True, text=True, check=True)
+    limit, allowed = map(int, answer.stdout.split())
+    assert limit == allowed <= 4.8e9

@@ -138,3 +138,34 @@ def test_a_call_of_a_function_that_is_missing_is_a_sentence(tmp_path, command):
     assert ended.code in (2, 3), ended.stdout
     assert "Missing" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_levels_of_functions_that_are_called_often_are_expanded_once(tmp_path, monkeypatch):
+    from relu_deploy.graph.loading import inline
+
+    expanded = []
+    body_of = inline._body_of
+    monkeypatch.setattr(inline, "_body_of", lambda node, made: expanded.append(made.name) or body_of(node, made))
+    functions = [function("F0", [relu("a", "b")])]
+    functions += [function(f"F{at}", [call(f"F{at - 1}", "a", "b")]) for at in range(1, 40)]
+    calls = [call("F39", f"t{at}" if at else "x", f"t{at + 1}") for at in range(200)]
+    model = load(tmp_path, calls, functions, "t200")
+    assert len(find_relus(model)) == 200
+    assert len(expanded) == 39 + 200
+
+
+def test_attributes_pass_through_levels_of_functions(tmp_path):
+    def referring(operator, read, made, inner, outer, domain=""):
+        node = helper.make_node(operator, [read], [made], domain=domain)
+        node.attribute.append(onnx.AttributeProto(name=inner, ref_attr_name=outer, type=onnx.AttributeProto.FLOAT))
+        return node
+
+    functions = [
+        function("Inner", [referring("LeakyRelu", "a", "b", "alpha", "slope")], attributes=["slope"]),
+        function("Outer", [referring("Inner", "a", "m", "slope", "steep", "local"), relu("m", "b")], attributes=["steep"]),
+    ]
+    nodes = [call("Outer", "x", "m", steep=0.25), call("Outer", "m", "n", steep=0.5), call("Outer", "n", "y")]
+    model = load(tmp_path, nodes, functions)
+    leaky = [node for node in model.graph if node.op_type == "LeakyRelu"]
+    assert [node.attributes["alpha"].as_float() if "alpha" in node.attributes else None for node in leaky] == [0.25, 0.5, None]
+    assert len({node.name for node in model.graph}) == len(model.graph) == 6

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from relu_deploy.errors import InputError
 from relu_deploy.graph.loading.loops import check_loops
 from relu_deploy.graph.loading.resources import check_resources, set_memory_limit
-from relu_deploy.graph.loading.time_limit import set_time_limit
+from relu_deploy.loop_limit import limited_loops
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 value = helper.make_tensor_value_info
@@ -74,36 +74,35 @@ def test_loops_that_end_and_loops_that_depend_on_what_is_fed_are_not_refused(arg
 
 
 @pytest.fixture
-def time_limit():
-    yield set_time_limit
-    set_time_limit(None)
+def limited():
+    with limited_loops(True):
+        yield
 
 
-def test_turns_of_loops_inside_loops_multiply(time_limit):
+def test_turns_of_loops_inside_loops_multiply():
     def nested(times):
         inner = model(times).graph.node[0]
         inner.output[0] = "next"
         inner.input[2] = "a"
         return model(times, inner=[inner])
 
-    time_limit(60.0)
     check_loops(nested(10_000), "m.onnx")
     with pytest.raises(InputError, match="100,000 times"):
         check_loops(nested(100_000), "m.onnx")
 
 
-def test_a_loop_that_takes_minutes_needs_a_time_limit(time_limit):
+def test_a_loop_that_takes_minutes_is_refused_where_loops_are_limited(limited):
     long = model(50_000_000)
     with pytest.raises(
         InputError, match=r"the Loop 'loop' runs its body 50,000,000 times, and running 100,000,000 nodes"
     ) as caught:
         check_loops(long, "m.onnx")
     assert "--timeout" in caught.value.hint
-    time_limit(600.0)
-    check_loops(long, "m.onnx")
+    with limited_loops(False):
+        check_loops(long, "m.onnx")
 
 
-def test_many_loops_that_take_minutes_together_need_a_time_limit(time_limit):
+def test_many_loops_that_take_minutes_together_are_refused_as_well(limited):
     def several(count):
         chain = model(1_000_000)
         for place in range(1, count):
@@ -115,8 +114,8 @@ def test_many_loops_that_take_minutes_together_need_a_time_limit(time_limit):
     check_loops(several(4), "m.onnx")
     with pytest.raises(InputError, match="running 20,000,000 nodes may take minutes"):
         check_loops(several(10), "m.onnx")
-    time_limit(600.0)
-    check_loops(several(10), "m.onnx")
+    with limited_loops(False):
+        check_loops(several(10), "m.onnx")
 
 
 def scan(length, axis=0):
@@ -135,12 +134,12 @@ def scan(length, axis=0):
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_a_scan_over_as_many_elements_needs_a_time_limit_as_well(axis, time_limit):
+def test_a_scan_over_as_many_elements_is_refused_as_well(axis, limited):
     check_resources(scan(100_000, axis), "m.onnx")
     with pytest.raises(InputError, match="the Scan 'scan' runs its body 20,000,000 times"):
         check_resources(scan(20_000_000, axis), "m.onnx")
-    time_limit(600.0)
-    check_resources(scan(20_000_000, axis), "m.onnx")
+    with limited_loops(False):
+        check_resources(scan(20_000_000, axis), "m.onnx")
 
 
 def test_a_scan_of_varying_length_is_not_refused():

@@ -13,11 +13,22 @@ from archive_mutations import hostile_arrays, hostile_program, hostile_weights
 from manifest_mutations import hostile_bundle
 from media_mutations import hostile_labels, hostile_picture, hostile_texts
 from model_mutations import hostile_model
+from settings_mutations import hostile_settings
 
 __all__ = ["KINDS", "Case", "Originals", "make_case"]
 
 #: kinds of files and their shares
-KINDS = {"model": 55, "bundle": 20, "arrays": 8, "pictures": 6, "texts": 3, "labels": 2, "weights": 4, "program": 2}
+KINDS = {
+    "model": 55,
+    "bundle": 20,
+    "arrays": 8,
+    "pictures": 6,
+    "texts": 3,
+    "labels": 2,
+    "weights": 4,
+    "program": 2,
+    "settings": 5,
+}
 #: the largest tensor that is allowed, in GB: small, so that a case which allocates it fits any machine
 MEMORY = ("--max-memory", "0.25")
 
@@ -166,6 +177,17 @@ def _program(draw: random.Random, _: int, folder: Path, originals: Originals) ->
     return label, [["verify", bundle, *against, "--threads", "1"]]
 
 
+def _settings(draw: random.Random, _: int, folder: Path, originals: Originals) -> Made:
+    label, kind, file = hostile_settings(folder, draw, originals.tiny / "model.onnx")
+    optimize = ["optimize", originals.tiny, "--precision", "int8", "--calibration", originals.arrays, "--threads", "1"]
+    commands: dict[str, list[object]] = {
+        "preprocess": ["export", originals.pictures / "model.onnx", "--preprocess", file, "-o", folder / "out.rdb"],
+        "compare": ["bench", originals.tiny, "--compare", file, "--seconds", "0.05", "--threads", "1"],
+        "sensitivity": [*optimize, "--sensitivity", file, "-o", folder / "fast.rdb"],
+    }
+    return f"{kind}: {label}", [commands[kind]]
+
+
 _MAKERS: dict[str, Callable[[random.Random, int, Path, Originals], Made]] = {
     "model": _model,
     "bundle": _bundle,
@@ -175,4 +197,5 @@ _MAKERS: dict[str, Callable[[random.Random, int, Path, Originals], Made]] = {
     "labels": _labels,
     "weights": _weights,
     "program": _program,
+    "settings": _settings,
 }

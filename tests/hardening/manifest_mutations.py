@@ -13,7 +13,7 @@ from typing import Any
 
 from model_mutations import TEXTS, hostile_model
 
-__all__ = ["hostile_bundle", "reseal"]
+__all__ = ["hostile_bundle", "mutate", "reseal"]
 
 NAMES = (
     "../outside.onnx",
@@ -86,12 +86,13 @@ def _write(bundle: Path, manifest: Any) -> None:
 def _mutated_tree(bundle: Path, draw: random.Random, _: Path, __: int) -> str:
     manifest = json.loads((bundle / "manifest.json").read_text())
     for _turn in range(draw.choice((1, 1, 2, 4))):
-        _mutate(manifest, draw)
+        mutate(manifest, draw)
     _write(bundle, manifest)
     return "fields changed"
 
 
-def _mutate(tree: Any, draw: random.Random) -> None:
+def mutate(tree: Any, draw: random.Random) -> None:
+    """Change, add or remove one value in nested lists and objects, in place."""
     keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
     if not keys or draw.random() < 0.1:
         if isinstance(tree, dict):
@@ -101,7 +102,7 @@ def _mutate(tree: Any, draw: random.Random) -> None:
         return
     key = draw.choice(keys)
     if isinstance(tree[key], dict | list) and draw.random() < 0.7:
-        _mutate(tree[key], draw)
+        mutate(tree[key], draw)
     elif isinstance(tree, dict) and draw.random() < 0.3:
         del tree[key]
     else:

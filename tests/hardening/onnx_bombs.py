@@ -214,6 +214,102 @@ def malformed_equation(draw: random.Random) -> bytes:
     ).SerializeToString()
 
 
+def long_repetition(draw: random.Random) -> bytes:
+    """A Loop or Scan whose number of turns is known, or depends on what is fed, and takes minutes."""
+    turns = draw.choice((10**5, 10**6, 10**7, 10**8))
+    if draw.random() < 0.5:
+        return loop(turns).SerializeToString()
+    body = h.make_graph(
+        [h.make_node("Add", ["s", "e"], ["t"]), h.make_node("Relu", ["t"], ["o"])],
+        "body",
+        [value("s", (1,)), value("e", (1,))],
+        [value("t", (1,)), value("o", (1,))],
+    )
+    nodes = [h.make_node("Expand", ["x", "n"], ["long"])]
+    nodes.append(h.make_node("Scan", ["zero", "long"], ["y", "all"], body=body, num_scan_inputs=1))
+    constants = [constant("n", np.array([min(turns, 5 * 10**7), 1])), constant("zero", np.zeros(1, np.float32))]
+    return model_of(nodes, [value("x", (1, 1))], [value("y", (1,))], constants).SerializeToString()
+
+
+def fed_repetition(draw: random.Random) -> bytes:
+    """A Loop that goes on until a number which is computed from the input is reached, or for ever."""
+    step = draw.choice((0.0, 1e-6, 1.0))
+    nodes = [h.make_node("Add", ["a", "step"], ["next"]), h.make_node("ReduceMax", ["next"], ["most"], keepdims=0)]
+    body = h.make_graph(
+        [*nodes, h.make_node("Less", ["most", "limit"], ["still"])],
+        "body",
+        [value("i", (), T.INT64), value("go", (), T.BOOL), value("a")],
+        [value("still", (), T.BOOL), value("next")],
+    )
+    constants = [constant("step", np.float32(step)), constant("limit", np.float32(100)), constant("yes", np.bool_(True))]
+    loops = [h.make_node("Loop", ["", "yes", "x"], ["l"], body=body), h.make_node("Relu", ["l"], ["y"])]
+    return model_of(loops, [value("x")], [value("y")], constants).SerializeToString()
+
+
+def many_readers(draw: random.Random) -> bytes:
+    """A tensor that thousands of nodes read, and one node that reads what all of them compute."""
+    count = draw.choice((2_000, 30_000))
+    nodes = [h.make_node(draw.choice(("Relu", "Neg")), ["x"], [f"t{at}"]) for at in range(count)]
+    nodes.append(h.make_node(draw.choice(("Sum", "Max", "Mean")), [f"t{at}" for at in range(count)], ["y"]))
+    return model_of(nodes, [value("x")], [value("y")]).SerializeToString()
+
+
+def many_constants(draw: random.Random) -> bytes:
+    """Thousands of initializers or Constant nodes, each read by one node."""
+    count = draw.choice((2_000, 20_000))
+    weights = [constant(f"w{at}", np.full(4, at, np.float32)) for at in range(count)]
+    names = ["x", *(f"t{at}" for at in range(count - 1)), "y"]
+    nodes = [h.make_node("Add", [names[at], f"w{at}"], [names[at + 1]]) for at in range(count)]
+    if draw.random() < 0.5:
+        made = [h.make_node("Constant", [], [weight.name], value=weight) for weight in weights]
+        return model_of([*made, *nodes], [value("x")], [value("y")]).SerializeToString()
+    return model_of(nodes, [value("x")], [value("y")], weights).SerializeToString()
+
+
+def many_functions(draw: random.Random) -> bytes:
+    """Thousands of functions, called once each or not at all."""
+    count, opsets = draw.choice((1_000, 10_000)), [h.make_opsetid("", 20), h.make_opsetid("local", 1)]
+    made = [h.make_function("local", f"F{at}", ["a"], ["b"], [h.make_node("Relu", ["a"], ["b"])], opsets) for at in range(count)]
+    called = count if draw.random() < 0.5 else 1
+    names = ["x", *(f"t{at}" for at in range(called - 1)), "y"]
+    nodes = [h.make_node(f"F{at}", [names[at]], [names[at + 1]], domain="local") for at in range(called)]
+    return model_of(nodes, [value("x")], [value("y")], functions=made).SerializeToString()
+
+
+def many_branches(draw: random.Random) -> bytes:
+    """Hundreds of If nodes one after the other, the condition of each computed from the result of the one before."""
+    count = draw.choice((200, 2_000))
+    names, nodes = ["x", *(f"t{at}" for at in range(count - 1)), "y"], []
+    for at in range(count):
+        read, made = names[at], names[at + 1]
+        then = h.make_graph([h.make_node("Relu", [read], [f"a{at}"])], "then", [], [value(f"a{at}")])
+        other = h.make_graph([h.make_node("Neg", [read], [f"b{at}"])], "else", [], [value(f"b{at}")])
+        nodes += [
+            h.make_node("ReduceMax", [read], [f"m{at}"], keepdims=0),
+            h.make_node("Cast", [f"m{at}"], [f"c{at}"], to=T.BOOL),
+        ]
+        nodes.append(h.make_node("If", [f"c{at}"], [made], then_branch=then, else_branch=other))
+    return model_of(nodes, [value("x")], [value("y")]).SerializeToString()
+
+
+def long_texts(draw: random.Random) -> bytes:
+    """Megabytes of documentation, metadata, operator sets or recorded types that say nothing."""
+    model = model_of([h.make_node("Relu", ["x"], ["y"])], [value("x")], [value("y")])
+    kind, count = draw.choice(("doc", "metadata", "opsets", "types", "strings")), draw.choice((10_000, 200_000))
+    if kind == "doc":
+        model.doc_string = model.graph.doc_string = model.producer_name = "\x1b[31mx" * count
+    elif kind == "metadata":
+        for at in range(count):
+            model.metadata_props.add(key=f"k{at}", value="v")
+    elif kind == "opsets":
+        model.opset_import.extend(h.make_opsetid(f"domain{at}", 1) for at in range(count))
+    elif kind == "types":
+        model.graph.value_info.extend(value(f"nothing{at}", (f"size{at}", 4)) for at in range(count // 4))
+    else:
+        model.graph.initializer.append(h.make_tensor("words", T.STRING, [count], ["word"] * count))
+    return model.SerializeToString()
+
+
 BOMBS: dict[str, Callable[[random.Random], bytes]] = {
     each.__name__: each
     for each in (
@@ -234,5 +330,12 @@ BOMBS: dict[str, Callable[[random.Random], bytes]] = {
         doubled_ranks,
         repeated_constants,
         malformed_equation,
+        long_repetition,
+        fed_repetition,
+        many_readers,
+        many_constants,
+        many_functions,
+        many_branches,
+        long_texts,
     )
 }

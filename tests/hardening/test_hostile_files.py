@@ -20,7 +20,17 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip ins
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures memory in /proc: run this on Linux")
 
 SEED = 1
-COUNTS = {"model": 60, "bundle": 30, "arrays": 8, "pictures": 8, "texts": 3, "labels": 5, "weights": 6, "program": 2}
+COUNTS = {
+    "model": 60,
+    "bundle": 30,
+    "arrays": 8,
+    "pictures": 8,
+    "texts": 3,
+    "labels": 5,
+    "weights": 6,
+    "program": 2,
+    "settings": 12,
+}
 #: kind and seed of files that once ended in a fault
 FAILED = (("arrays", 2000321), ("model", 11000101), ("model", 12000102))
 

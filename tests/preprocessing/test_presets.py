@@ -183,6 +183,8 @@ def test_a_description_is_its_json_again():
     ("fields", "message"),
     [
         ({"preset": "opencw"}, "there is no preset 'opencw'"),
+        ({"preset": ["opencv"]}, "there is no preset"),
+        ({"preset": {}}, "there is no preset"),
         ({"colour": "BGR"}, "colour is not a field"),
         ({"color": "GBR"}, "color cannot be 'GBR'"),
         ({"resize": {"mode": "squeeze"}}, "mode cannot be 'squeeze'"),

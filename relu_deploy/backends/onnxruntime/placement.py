@@ -7,12 +7,13 @@ its source): they read and write a few integers, which the CPU needs to allocate
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import BackendUnavailable, Unsupported
 
-__all__ = ["nodes_by_provider", "nodes_elsewhere", "require_provider", "shape_nodes"]
+__all__ = ["has_nodes", "nodes_by_provider", "nodes_elsewhere", "require_provider", "shape_nodes"]
 
 #: operators of shape arithmetic, which compute sizes, indices and axes when their operands are integers
 SHAPE_OPERATORS = frozenset(
@@ -34,6 +35,11 @@ def nodes_by_provider(session: Any) -> dict[str, int]:
     for part in session.get_provider_graph_assignment_info():
         placement[part.ep_name] += len(part.get_nodes())
     return dict(placement)
+
+
+def has_nodes(session: Any, operators: Collection[str]) -> bool:
+    """Return whether a node of the session has one of `operators`."""
+    return any(node.op_type in operators for part in session.get_provider_graph_assignment_info() for node in part.get_nodes())
 
 
 def nodes_elsewhere(session: Any, provider: str, bundle: Bundle) -> list[tuple[str, Any]]:

@@ -10,6 +10,7 @@ import atexit
 import itertools
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -19,11 +20,12 @@ from typing import Any
 from relu_deploy.backends.base import Executed, Options
 from relu_deploy.backends.layer_times import LayerTime, LayerTimes, run_in_turn
 from relu_deploy.backends.onnxruntime.errors import run_error
-from relu_deploy.backends.onnxruntime.placement import nodes_by_provider, nodes_elsewhere
+from relu_deploy.backends.onnxruntime.placement import has_nodes, nodes_by_provider, nodes_elsewhere
 from relu_deploy.backends.onnxruntime.probe import PROVIDERS
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph.model import read_model
+from relu_deploy.loop_limit import loops_are_limited
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
@@ -56,6 +58,8 @@ def settings_for(options: Options) -> Any:
     return settings
 
 
+#: operators that run a graph again and again, and seconds that one run of a graph with them may take where Loops are limited
+LOOPS, LOOP_SECONDS = ("Loop", "Scan"), 30.0
 #: kernels that only change a precision or a memory layout
 CONVERTING = ("Cast", "DequantizeLinear", "QuantizeLinear", "ReorderInput", "ReorderOutput")
 
@@ -80,7 +84,7 @@ class OnnxRuntimeSession:
         self.title, self._profiled = bundle.title, options.profile
         #: runs, those that failed not counted
         self._runs = 0
-        self._quiet = _quiet_run()
+        self._quiet, self._repeats = _quiet_run(), has_nodes(session, LOOPS)
         self._names = [value.name for value in session.get_outputs()]
         self.facts: Mapping[str, Any] = {
             "providers": session.get_providers(),
@@ -102,10 +106,37 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
         arrays = check_feeds(feeds, self.inputs, self._bundle.name, by_name=False)
+        if self._repeats and loops_are_limited():
+            return self._run_limited(arrays)
         try:
             results = self._session.run(self._names, arrays, self._quiet)
         except Exception as error:  # the runtime's exception types share no base class
             raise run_error(error, self.name, self.title, arrays) from error
+        self._runs += 1
+        return dict(zip(self._names, results, strict=True))
+
+    def _run_limited(self, arrays: Feeds) -> Feeds:
+        """Run a graph with Loops, and end it after `LOOP_SECONDS`."""
+        options, over = _quiet_run(), threading.Event()
+
+        def end() -> None:
+            over.set()
+            options.terminate = True
+
+        timer = threading.Timer(LOOP_SECONDS, end)
+        timer.start()
+        try:
+            results = self._session.run(self._names, arrays, options)
+        except Exception as error:  # the runtime's exception types share no base class
+            if over.is_set():
+                raise InputError(
+                    f"{self.title} has Loops, and one run of it has taken longer than {LOOP_SECONDS:g} s on {self.name}",
+                    "say how long the command may take with --timeout, or use smaller inputs",
+                ) from None
+            raise run_error(error, self.name, self.title, arrays) from error
+        finally:
+            timer.cancel()
+            timer.join()
         self._runs += 1
         return dict(zip(self._names, results, strict=True))
 

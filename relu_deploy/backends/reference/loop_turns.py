@@ -1,6 +1,6 @@
 """Counts the turns of the Loops and Scans of an evaluation, and ends one that takes minutes.
 
-How often a Loop runs may depend on what is fed, so that it is known only while it runs. A command with a time limit lets it run.
+How often a Loop runs may depend on what is fed, so that it is known only while it runs.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 
 from relu_deploy.errors import InputError
-from relu_deploy.graph.loading.time_limit import has_time_limit
+from relu_deploy.loop_limit import loops_are_limited
 
 __all__ = ["LoopTurns"]
 
 #: turns of all Loops together from which on their time counts: a body that takes long by itself is the model's own work
 FREE_TURNS = 10_000
-#: seconds that all turns of an evaluation may take: `verify` evaluates a graph about eight times
+#: seconds of processor time that all turns of an evaluation may take: `verify` evaluates a graph about eight times
 MOST_SECONDS = 5.0
 #: turns between two looks at the clock
 STRIDE = 256
@@ -25,8 +25,7 @@ class LoopTurns:
 
     Args:
         most: Turns that one Loop may take, None for any number.
-        seconds: Seconds that more than `FREE_TURNS` turns may take in a process without a time limit, `MOST_SECONDS` by
-            default.
+        seconds: Seconds that more than `FREE_TURNS` turns may take where Loops are limited, `MOST_SECONDS` by default.
     """
 
     def __init__(self, most: int | None = None, seconds: float | None = None) -> None:
@@ -47,11 +46,11 @@ class LoopTurns:
         if self._most is not None and turn >= self._most:
             raise InputError(f"{operator} {name!r} has not ended after {turn} iterations", "check its condition and trip count")
         if self._count == 0:
-            self._started = time.monotonic()
+            self._started = time.thread_time()
         self._count += 1
-        if self._count % STRIDE or self._count < FREE_TURNS or has_time_limit():
+        if self._count % STRIDE or self._count < FREE_TURNS or not loops_are_limited():
             return
-        seconds = time.monotonic() - self._started
+        seconds = time.thread_time() - self._started
         if seconds > self._seconds:
             raise InputError(
                 f"the reference evaluator has run the bodies of Loops {self._count:,} times in {seconds:.1f} s, the last that of "

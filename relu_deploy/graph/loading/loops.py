@@ -16,8 +16,8 @@ import numpy as np
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.domains import is_standard
-from relu_deploy.graph.loading.time_limit import has_time_limit
 from relu_deploy.graph.loading.traversal import bodies_of, outer_reads
+from relu_deploy.loop_limit import loops_are_limited
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,8 +28,8 @@ __all__ = ["check_loops", "growing_states"]
 
 #: most times that a Loop or Scan may run the nodes in its body, those of Loops inside it included: a runtime takes half an hour for these
 MOST_RUNS = 10**9
-#: the same for all of a graph together, for commands without a time limit: a runtime takes some ten seconds for these
-MOST_UNLIMITED_RUNS = 10**7
+#: the same for all of a graph together where Loops are limited: a runtime takes some ten seconds for these
+MOST_LIMITED_RUNS = 10**7
 #: operators that pass a condition on unchanged
 _PASSING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 #: the version of Scan that has a batch in front of the sequences, and the lengths of these as its first input
@@ -61,7 +61,7 @@ def check_loops(proto: onnx.ModelProto, where: str) -> None:
 
     Raises:
         InputError: If a Loop never ends, one runs its nodes more than `MOST_RUNS` times, or all together run theirs more than
-            `MOST_UNLIMITED_RUNS` times and this process has no time limit.
+            `MOST_LIMITED_RUNS` times and this process limits Loops.
     """
     groups = (proto.graph.node, *(function.node for function in proto.functions))
     if all(next(bodies_of(node), None) is None for nodes in groups for node in nodes):
@@ -73,7 +73,7 @@ def check_loops(proto: onnx.ModelProto, where: str) -> None:
     if longest.runs > MOST_RUNS:
         raise InputError(f"{where}: {longest}", "give the Loop a condition that becomes false, or fewer turns")
     total = sum(each.runs for each in found)
-    if total > MOST_UNLIMITED_RUNS and not has_time_limit():
+    if total > MOST_LIMITED_RUNS and loops_are_limited():
         raise InputError(
             f"{where}: {longest}, and running {total:,} nodes may take minutes", "say how long it may take with --timeout"
         )

@@ -12,6 +12,7 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.paths import schema_file
 from relu_deploy.storage.files import read_regular, sha256
+from relu_deploy.storage.json_files import first_fault, parse_json
 from relu_deploy.storage.targets import write_result
 
 __all__ = ["SensitivityList"]
@@ -64,19 +65,20 @@ class SensitivityList:
         Raises:
             InputError: If the file is not such a list, or is one of another model, target or precision.
         """
-        import jsonschema
-
         hint = "measure the list again with --force, or choose another file with --sensitivity"
         content = read_regular(self.path, MAX_BYTES)
         try:
-            fields = json.loads(content)
-            jsonschema.validate(fields, json.loads(schema_file("sensitivity").read_text(encoding="utf-8")))
-        except (ValueError, RecursionError, jsonschema.ValidationError) as error:
-            reason = error.message if isinstance(error, jsonschema.ValidationError) else "it is not JSON"
-            raise InputError(f"{self.path} is not a sensitivity list: {reason[:200]}", hint) from error
+            fields = parse_json(content)
+            fault = first_fault(fields, json.loads(schema_file("sensitivity").read_text(encoding="utf-8")))
+        except ValueError as error:
+            fault = f"it is not JSON: {error}"
+        if fault:
+            raise InputError(f"{self.path} is not a sensitivity list: {fault[:300]}", hint)
         for name, value in self._identity().items():
             if fields[name] != value:
-                raise InputError(f"{self.path} is the sensitivity list of another {name}: {fields[name]}, not {value}", hint)
+                raise InputError(
+                    f"{self.path} is the sensitivity list of another {name}: {fields[name][:100]}, not {value}", hint
+                )
         errors = ((each["segment"], each["relative_error"]) for each in fields["segments"])
         return [(name, math.inf if error is None else float(error)) for name, error in errors if name in segments]
 

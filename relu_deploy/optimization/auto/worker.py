@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 
 from relu_deploy.backends import Session, load, probe
 from relu_deploy.bundle import Bundle
-from relu_deploy.graph.loading.time_limit import set_time_limit
 from relu_deploy.tensors import Feeds
 from relu_deploy.worker_process import serve
 
@@ -85,6 +83,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    # The process that started this one has opened the model, and is ended by its own time limit.
-    set_time_limit(math.inf)
     serve(Worker())

@@ -30,7 +30,7 @@ def stacked_verdicts(
     nan_kept: Mapping[str, bool | None],
     accepts_lost_nan: bool,
 ) -> dict[str, tuple[Comparison, Contract]]:
-    """Return the comparison and the contract of each Relu that is small, finite and in company, by its tensor.
+    """Return the comparison and the contract of each Relu that is small and finite and of which there are many of one shape, by its tensor.
 
     Args:
         relus: The Relus.

@@ -17,7 +17,7 @@ from relu_deploy.backends.reference.evaluator import Evaluator, Limits
 from relu_deploy.backends.reference.loop_turns import FREE_TURNS, STRIDE, LoopTurns
 from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.errors import InputError, Unsupported
-from relu_deploy.graph.loading.time_limit import set_time_limit
+from relu_deploy.loop_limit import limited_loops
 
 FLOAT = TensorProto.FLOAT
 
@@ -85,21 +85,19 @@ def test_a_loop_that_does_not_end_is_stopped_with_its_name():
 def patience(monkeypatch):
     """Let Loops run for a tenth of a second."""
     monkeypatch.setattr(loop_turns, "MOST_SECONDS", 0.1)
-    yield set_time_limit
-    set_time_limit(None)
+    with limited_loops(True):
+        yield
 
 
-def test_a_loop_that_takes_minutes_is_stopped_unless_the_command_has_a_time_limit(patience):
+def test_a_loop_that_takes_minutes_is_stopped_where_loops_are_limited(patience):
     with pytest.raises(InputError, match=r"run the bodies of Loops [0-9,]+ times .* the last that of 'loop'") as caught:
         run(loop_model(np.array(2**62), np.array(True)), {"x": X})
     assert "--timeout" in caught.value.hint
-    patience(60.0)
-    with pytest.raises(InputError, match=r"took longer than 0\.4 s"):
+    with limited_loops(False), pytest.raises(InputError, match=r"took longer than 0\.4 s"):
         run(loop_model(None, np.array(True)), {"x": X}, limits=Limits(seconds=0.4))
 
 
 def test_turns_that_take_long_by_themselves_are_the_models_own_work(patience):
-    patience(None)
     turns = LoopTurns(seconds=0.0)
     for turn in range(FREE_TURNS - 1):
         turns.begin("Loop", "loop", turn)
