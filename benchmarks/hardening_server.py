@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 from cross_origin import attempts, violation
+from hostile_calls import CALL_ATTACKS, attack_beside_calls
 from hostile_clients import ATTACKS, attack_beside_a_client
 from pictures import encoded, gradient
 from request_cases import GRPC_ALLOWED, grpc_request, http_request
@@ -107,10 +108,16 @@ def _over_grpc(channel: grpc.Channel, draw: random.Random, message: bytes, resul
 
 def waits(bundle: Path, seconds: float, seed: int, only: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield, for no attack and for each attack, how long a good client's requests took beside it, and the server's memory."""
-    with Running(bundle, "--threads", "1", forked=False) as server:
-        for name in ("nothing", *(only or ATTACKS)):
+    whole = messages().ModelInferRequest(model_name="digits", raw_input_contents=[bytes(784 * 4)])
+    whole.inputs.add(name="x", datatype="FP32", shape=[1, 1, 28, 28])
+    with Running(bundle, "--threads", "1", "--grpc-port", "0", forked=False) as server:
+        for name in ("nothing", *(only or (*ATTACKS, *CALL_ATTACKS))):
             result: dict[str, Any] = {"attack": name, "faults": []}
-            result |= attack_beside_a_client(server.port, name, seconds, seed=seed)
+            if name in CALL_ATTACKS:
+                calls = attack_beside_calls(server.reported["grpc"], name, seconds, whole.SerializeToString())
+                result |= {**calls, "failed": sum(calls["failed"].values()), "codes": calls["failed"]}
+            else:
+                result |= attack_beside_a_client(server.port, name, seconds, seed=seed)
             if server.process.poll() is not None:
                 result["faults"].append(f"death: {server.process.returncode}")
                 yield result

@@ -35,7 +35,7 @@ __all__ = [
 
 EXIT_FINE, EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_UNUSABLE = 0, 1, 2, 3
 #: `EX_SOFTWARE` of sysexits.h, and what a shell reports for a process ended by Ctrl-C.
-EXIT_INTERNAL, EXIT_INTERRUPTED = 70, 130
+EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_UNREAD = 70, 130, 141
 
 
 class ReluDeployError(Exception):

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from relu_deploy.backends.tensorrt.building.engine_cache import folder_for
 from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError
 from relu_deploy.storage.engine_files import is_trusted, remove_untrusted, trust
 
 
@@ -66,3 +68,10 @@ def test_the_users_own_cache_needs_no_list(tmp_path):
 def test_a_copy_of_a_bundle_lists_no_engines_because_it_has_none(engine, digits_copy, tmp_path):
     trust([engine])
     assert "engines" not in Bundle.open(digits_copy.path).copy_files(tmp_path / "copy")
+
+
+def test_a_folder_of_engines_that_leads_out_of_the_bundle_takes_no_engine(digits_copy, tmp_path):
+    (tmp_path / "victim").mkdir()
+    (digits_copy.path / "engines").symlink_to(tmp_path / "victim")
+    with pytest.raises(InputError, match="leads out of the bundle"):
+        folder_for(digits_copy)

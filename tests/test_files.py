@@ -1,6 +1,7 @@
 """Temporary files and folders of killed processes are removed by the next writer; those in use are left alone."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError
 from relu_deploy.storage.files import is_temporary_name, read_regular, write_atomically
 from relu_deploy.storage.folders import temporary_folder, whole_folder
@@ -147,3 +149,27 @@ def test_a_file_above_the_limit_is_refused(tmp_path):
     assert read_regular(tmp_path / "large", 11) == bytes(11)
     with pytest.raises(InputError, match="more than 10"):
         read_regular(tmp_path / "large", 10)
+
+
+def test_where_links_are_not_followed_the_link_is_replaced_and_not_what_it_points_to(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    for target in ("victim", "nothing", "/dev/null"):
+        link = tmp_path / "link"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        write_atomically(link, "new", follow=False)
+        assert not link.is_symlink()
+        assert link.read_text() == "new"
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_manifest_that_is_a_link_out_of_the_bundle_is_replaced_and_not_what_it_points_to(digits_copy, tmp_path):
+    manifest, elsewhere = digits_copy.path / "manifest.json", tmp_path / "elsewhere.json"
+    shutil.copyfile(manifest, elsewhere)
+    before = elsewhere.read_bytes()
+    manifest.unlink()
+    manifest.symlink_to(elsewhere)
+    digits_copy.add("reports/note.json", "{}")
+    assert elsewhere.read_bytes() == before
+    assert not manifest.is_symlink()
+    assert Bundle.open(digits_copy.path).has_file("reports/note.json")

@@ -19,7 +19,7 @@ from typing import IO, NoReturn
 
 from relu_deploy.cli.options import add_output_options
 from relu_deploy.cli.output_files import check_output_files
-from relu_deploy.errors import EXIT_FINE, EXIT_INTERRUPTED, InputError, InternalError, ReluDeployError, UsageError
+from relu_deploy.errors import EXIT_INTERRUPTED, EXIT_UNREAD, InputError, InternalError, ReluDeployError, UsageError
 from relu_deploy.interrupts import end_on_interrupt
 from relu_deploy.loop_limit import limited_loops
 from relu_deploy.version import __version__
@@ -104,9 +104,9 @@ def main(arguments: Sequence[str] | None = None, *, isolated: bool = False) -> i
     try:
         return _run(arguments, isolated)
     except BrokenPipeError:
-        # The reader of our output (head, a pager) has exited; Python would print an error when it flushes at exit.
-        sys.stdout = None  # type: ignore[assignment]
-        return EXIT_FINE
+        # Whoever read the output or the progress (head, a pager) has exited before the command was finished.
+        _forget_output()
+        return EXIT_UNREAD
     except KeyboardInterrupt:
         if isolated:
             end_on_interrupt()
@@ -144,16 +144,24 @@ def _run(arguments: Sequence[str] | None, isolated: bool) -> int:
     return code
 
 
+def _forget_output() -> None:
+    """Let nothing be written to standard output any more; Python would try, and print an error, when it exits."""
+    sys.stdout = None  # type: ignore[assignment]
+
+
 def _flush() -> None:
-    """Write what was printed. Raises InputError if standard output cannot take it: a full disk must not look like success."""
+    """Write what was printed. A reader who has exited has seen enough.
+
+    Raises:
+        InputError: If standard output cannot take it: a full disk must not look like success.
+    """
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        raise
+        _forget_output()
     except OSError as error:
-        # Python would try, and fail, once more at exit.
-        sys.stdout = None  # type: ignore[assignment]
+        _forget_output()
         raise InputError(f"cannot write to standard output: {error.strerror}", "free some space, or write elsewhere") from error
 
 

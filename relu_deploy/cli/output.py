@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from relu_deploy.errors import EXIT_FINE, InputError, ReluDeployError
 if TYPE_CHECKING:
     from relu_deploy.bundle import Bundle
 
-__all__ = ["finish", "json_text", "keep_reports", "note_stale_signature", "open_bundle", "print_notes"]
+__all__ = ["finish", "json_text", "keep_reports", "note_stale_signature", "open_bundle", "print_notes", "until_reader_exits"]
 
 #: characters of the largest JSON document that is indented
 LARGEST_INDENTED = 4_000_000
@@ -59,14 +60,26 @@ def finish(options: argparse.Namespace, result: dict[str, Any], render: Callable
         text = json_text(result)
         if not _can_encode(sys.stdout.encoding or "ascii", text):
             text = json_text(result, ascii_only=True)
-        sys.stdout.write(text)
+        with until_reader_exits():
+            sys.stdout.write(text)
         return EXIT_FINE
     if options.json:
         from relu_deploy.storage.targets import write_result
 
         write_result(Path(options.json), json_text(result))
-    render()
+    with until_reader_exits():
+        render()
     return EXIT_FINE
+
+
+@contextlib.contextmanager
+def until_reader_exits() -> Iterator[None]:
+    """End the block when whoever reads standard output has exited: the work is done, and its exit code says how it ended."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python would try, and print an error, when it exits.
+        sys.stdout = None  # type: ignore[assignment]
 
 
 def keep_reports(bundle: Bundle, reports: Mapping[str, dict[str, Any] | str | bytes]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_deploy.cli.options import add_shared_options
-from relu_deploy.cli.output import finish
+from relu_deploy.cli.output import finish, until_reader_exits
 from relu_deploy.errors import EXIT_FINE
 
 __all__ = ["SUMMARY", "add_options", "run"]
@@ -142,7 +142,8 @@ def run(options: argparse.Namespace) -> int:
         result = {"schema": "relu-deploy/serve/1", **addresses}
         finish(options, result, lambda: print_serve(result))
         if sys.stdout is not None:
-            sys.stdout.flush()
+            with until_reader_exits():
+                sys.stdout.flush()
 
     raise_descriptor_limit()
     with steps(options.quiet or options.log_json) as step:

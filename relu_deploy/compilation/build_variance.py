@@ -164,7 +164,7 @@ def best_of(
         kept = keep(engines[best], folder or folder_for(bundle), warn)
         # With the same timings a later build, such as that of an observable engine, chooses the same kernels.
         for timing in engines[best].file.parent.glob("*.timing"):
-            write_atomically(kept.file.parent / timing.name, timing.read_bytes())
+            write_atomically(kept.file.parent / timing.name, timing.read_bytes(), follow=False)
     return kept, BuildVariance(trials, best)
 
 

@@ -74,9 +74,14 @@ def show(content: Any) -> None:
     """
     from rich.console import Console
 
-    console = Console(highlight=False, emoji=False)
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            # rich's own ends the process with exit code 1, which says that a check failed.
+            raise BrokenPipeError
+
+    console = Terminal(highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, emoji=False, width=PIPE_WIDTH)
+        console = Terminal(highlight=False, emoji=False, width=PIPE_WIDTH)
     console.print(content)
 
 

@@ -21,6 +21,7 @@ from relu_deploy.serving.prediction.images import PictureLimits
 from relu_deploy.serving.prediction.page import WebApp
 from relu_deploy.serving.protocol.grpc import GrpcServer, GrpcService
 from relu_deploy.serving.protocol.grpc_health import HealthService
+from relu_deploy.serving.protocol.grpc_receiving import MessageReceiver
 from relu_deploy.serving.protocol.http import HttpApp
 from relu_deploy.serving.protocol.management import Management
 from relu_deploy.serving.telemetry.drift_monitor import MonitorFactory
@@ -264,7 +265,11 @@ def _grpc(
     port = options.ports.grpc
     if port is None:
         return None
-    services = [GrpcService(models, admission, observer, ready, options.limits.max_body), HealthService(models, ready)]
+    receiver = MessageReceiver(options.limits.body_seconds)
+    services = [
+        GrpcService(models, admission, observer, ready, options.limits.max_body, receiver),
+        HealthService(models, ready, receiver),
+    ]
     with listening(options.host, port, "--grpc-port"):  # its error has the reason, which gRPC's does not
         pass
     return GrpcServer(services, options.host, port, options.limits.max_body, options.tls)

@@ -75,7 +75,7 @@ def sign_bundle(path: str | os.PathLike[str], key: Path, *, password: str | None
     signing, _, hashing = _import()
     bundle = _folder(path)
     target = bundle.path / SIGNATURE
-    if target.exists() and not force:
+    if os.path.lexists(target) and not force:
         raise InputError(f"{bundle.path} is signed already", "replace the signature with --force")
     fingerprint = _fingerprint_of_private(key, password)
     if (statement := test_result_statement(bundle)) is not None:
@@ -90,7 +90,7 @@ def sign_bundle(path: str | os.PathLike[str], key: Path, *, password: str | None
             signer.set_hashing_config(config).sign(bundle.path, folder / SIGNATURE)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot sign {bundle.path}: {' '.join(str(error).split())[:300]}", KEY_HINT) from error
-        write_atomically(target, (folder / SIGNATURE).read_bytes())
+        write_atomically(target, (folder / SIGNATURE).read_bytes(), follow=False)
     return SignatureReport(True, tuple(_files(bundle.path)), fingerprint, "", target)
 
 

@@ -74,7 +74,7 @@ def replace_files(folder: Path, manifest: Mapping[str, Any], contents: Mapping[s
             staged.append(staged_path(target, facts[name]["sha256"]))
             write_synced(staged[-1], data)
             fsync_folder(target.parent)
-        write_atomically(folder / MANIFEST, text)
+        write_atomically(folder / MANIFEST, text, follow=False)
         complete_interrupted(folder, complete)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {reason(error)}", CHOOSE) from error

@@ -86,17 +86,25 @@ def read_regular(file: Path, limit: int) -> bytes:
     return content
 
 
-def write_atomically(target: Path, content: bytes | str) -> None:
+def write_atomically(target: Path, content: bytes | str, *, follow: bool = True) -> None:
     """Write `content` to `target` so that a reader sees the old file or the new one, never half of either.
 
-    A symbolic link is followed: the file it points to is replaced. A device, a FIFO or an open file of this process, such as
-    /dev/stdout, is written into.
+    A device, a FIFO or an open file of this process, such as /dev/stdout, is written into.
+
+    Args:
+        target: The file.
+        content: Its new content.
+        follow: Replace the file that a symbolic link points to, else the link: in a folder that somebody else may have made.
 
     Raises:
         InputError: If the place cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
+        if target.is_symlink() and not follow:
+            with atomic_file(target, follow=False) as file:
+                file.write(data)
+            return
         if (number := descriptor_of(target)) is not None:
             with os.fdopen(os.dup(number), "wb") as stream:
                 stream.write(data)
@@ -115,15 +123,16 @@ def write_atomically(target: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(target: Path) -> Iterator[BufferedRandom]:
+def atomic_file(target: Path, *, follow: bool = True) -> Iterator[BufferedRandom]:
     """Yield a file that takes the place of `target` when the block ends without an error; otherwise nothing is left.
 
-    A symbolic link is followed. An ordinary file that is replaced passes its permissions on; those of a new one follow the umask.
+    A symbolic link is followed, unless `follow` is false. An ordinary file that is replaced passes its permissions on; those of a
+    new one follow the umask.
 
     Raises:
         OSError: If the place cannot be written.
     """
-    place = Path(os.path.realpath(target)) if target.is_symlink() else target
+    place = Path(os.path.realpath(target)) if follow and target.is_symlink() else target
     place.parent.mkdir(parents=True, exist_ok=True)
     sweep(place.parent, temporary_prefix(place.name))
     temporary, handle = _locked_temporary(place)
@@ -132,7 +141,7 @@ def atomic_file(target: Path) -> Iterator[BufferedRandom]:
             yield file
             file.flush()
             os.fsync(handle)
-            if place.is_file() and hasattr(os, "fchmod"):
+            if place.is_file() and not place.is_symlink() and hasattr(os, "fchmod"):
                 os.fchmod(handle, stat.S_IMODE(place.stat().st_mode))
             os.replace(temporary, place)
     except BaseException:

@@ -126,7 +126,7 @@ def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         files[file.relative_to(folder).as_posix()] = file_facts(file)
     complete = {**manifest, "files": files}
     validate(complete, folder / MANIFEST)
-    write_atomically(folder / MANIFEST, dump_manifest(complete))
+    write_atomically(folder / MANIFEST, dump_manifest(complete), follow=False)
     return complete
 
 

@@ -142,3 +142,33 @@ def test_no_result_is_written_into_a_file_of_a_bundle(command, digits_copy, name
     assert (refused.code, "is a file of a bundle" in refused.stderr) == (2, True)
     assert target.read_bytes() == before
     assert command("zoo", "--json", digits_copy.path / "zoo.json").code == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes the reading end of a pipe as on POSIX")
+@pytest.mark.parametrize("words", [["zoo"], ["zoo", "--json", "-"], ["schema", "bench"], ["--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_exits_early_is_no_failed_check(words, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:  # noqa: PTH123 (a pipe)
+        answer = relu_deploy(*words, stdout=closed, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    # Help is printed by the parser, before there is a command that could have finished.
+    assert answer.returncode in ((0, 141) if words == ["--help"] else (0,))
+    assert answer.stderr == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes the reading end of a pipe as on POSIX")
+@pytest.mark.parametrize(("code", "words"), [(1, "render"), (141, "progress")])
+def test_a_reader_that_exits_early_hides_neither_a_failed_check_nor_an_unfinished_command(code, words):
+    """The work is done when the table is printed; what a command says before that shows that it is not."""
+    script = (
+        "import sys\nimport relu_deploy.cli.zoo as verb\nfrom relu_deploy.cli.output import finish\n"
+        "def render(): print('a table' * 9999, flush=True)\n"
+        f"def run(options):\n    finish(options, {{}}, render) if {words == 'render'} else render()\n    return 1\nverb.run = run\n"
+        "from relu_deploy.cli.main import main\nsys.exit(main(['zoo']))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:  # noqa: PTH123 (a pipe)
+        answer = subprocess.run([sys.executable, "-c", script], stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (answer.returncode, answer.stderr) == (code, "")

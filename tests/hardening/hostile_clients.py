@@ -19,6 +19,8 @@ from pathlib import Path
 from media_mutations import png_of
 from request_cases import http_request
 
+from relu_deploy.serving.transport.sockets import raise_descriptor_limit
+
 __all__ = ["ATTACKS", "GOOD_REQUEST", "attack_beside_a_client", "post"]
 
 INFER, PREDICT = "/v2/models/digits/infer", "/v2/models/digits/predict"
@@ -69,6 +71,23 @@ def _many_connections(port: int, until: float, _: random.Random) -> None:
         time.sleep(max(0.0, min(2.0, until - time.monotonic())))
 
 
+def _slow_bodies(port: int, until: float, _: random.Random) -> None:
+    """Open 1,250 connections, as each of four attackers does, and send a byte of a body on each of them twice a second."""
+    with contextlib.ExitStack() as stack:
+        connections = []
+        while len(connections) < 1250 and time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE))
+                one.sendall(SLOW_BODY)
+                connections.append(one)
+        while time.monotonic() < until:
+            began = time.monotonic()
+            for one in connections:
+                with contextlib.suppress(OSError):
+                    one.sendall(b"[")
+            time.sleep(max(0.0, began + 0.5 - time.monotonic()))
+
+
 def _nothing(_: int, until: float, __: random.Random) -> None:
     time.sleep(max(0.0, until - time.monotonic()))
 
@@ -88,6 +107,7 @@ def _unread_answers(port: int, until: float, _: random.Random) -> None:
             one.sendall(b"GET /v2/models/digits HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
 
 
+SLOW_BODY = post(INFER, b"")[:-5] + b"9999\r\n\r\n["
 CHUNKED = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
 CLOSE = "Connection: close\r\n"
 
@@ -113,6 +133,7 @@ ATTACKS: dict[str, Callable[[int, float, random.Random], None]] = {
     "headers without end": _endless(b"GET / HTTP/1.1\r\nHost: localhost\r\n", (b"A: " + b"y" * 500 + b"\r\n") * 60),
     "slow headers": _endless(b"GET / HTTP/1.1\r\n", b"A: b\r\n", 0.5),
     "slow body": _endless(post(INFER, b"")[:-5] + b"9999\r\n\r\n", b"[", 0.5),
+    "5,000 slow bodies": _slow_bodies,
     "chunks of a byte": _endless(CHUNKED, b"1\r\n[\r\n" * 5000),
     "large bodies": _repeated(lambda _: post(INFER, b" " * 60 * 2**20, CLOSE)),
     "JSON of many objects": _repeated(lambda _: post(INFER, _bomb("objects"), CLOSE + "Content-Encoding: gzip\r\n")),
@@ -172,6 +193,7 @@ def main() -> None:
         while time.monotonic() < until:
             attack(port, until, draw)
 
+    raise_descriptor_limit()
     attack = ATTACKS.get(name, _nothing)
     attack(port, 0.0, random.Random(seed))  # makes what is sent again and again
     print("attacking", flush=True)

@@ -160,3 +160,13 @@ def test_a_plain_graph_is_not_signed(command, digits_copy):
     made = command("sign", "digits.rdb/model.onnx", "--key", "k.pem")
     assert made.code == 2
     assert "a bundle is signed" in made.stderr
+
+
+def test_a_signature_that_is_a_link_is_refused_and_what_it_points_to_stays(command, digits_copy):
+    write_keys("k")
+    Path("victim").write_text("precious")
+    (digits_copy.path / "model.sig").symlink_to(Path("victim").resolve())
+    assert "signed already" in command("sign", "digits.rdb", "--key", "k.pem").stderr
+    made = command("sign", "digits.rdb", "--key", "k.pem", "--force")
+    assert (made.code, "it is a symlink" in made.stderr) == (2, True)
+    assert Path("victim").read_text() == "precious"

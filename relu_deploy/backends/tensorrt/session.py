@@ -270,7 +270,7 @@ class TensorRtSession:
             return
         # Without the cache the next load only takes some seconds longer.
         with contextlib.suppress(InputError):
-            write_atomically(place, content)
+            write_atomically(place, content, follow=False)
             trust([place])
 
     # ------------------------------------------------------------ loading

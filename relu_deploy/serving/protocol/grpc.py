@@ -19,12 +19,14 @@ from relu_deploy.serving.models import VERSION, Models
 from relu_deploy.serving.protocol.grpc_codec import decode, fill, parameters_of
 from relu_deploy.serving.protocol.grpc_health import HealthService
 from relu_deploy.serving.protocol.grpc_messages import RECEIVE_OPTIONS, decompress_message, message_of
+from relu_deploy.serving.protocol.grpc_receiving import STREAM_OPTIONS, MessageReceiver
 from relu_deploy.serving.protocol.proto import SERVICE, messages
 from relu_deploy.serving.protocol.routes import EXTENSIONS, RequestContext, Route
 from relu_deploy.serving.protocol.tensors import THREADED_PARSE_BYTES, check_load_parameters
 from relu_deploy.serving.telemetry.observer import RequestObserver
 from relu_deploy.serving.transport.admission import AdmissionControl
 from relu_deploy.serving.transport.idle_connections import IdleConnections
+from relu_deploy.serving.transport.limits import HttpLimits
 from relu_deploy.serving.transport.sockets import descriptor_limit
 from relu_deploy.serving.transport.tls import TlsOptions
 from relu_deploy.version import __version__
@@ -122,6 +124,7 @@ class GrpcService:
         observer: RequestObserver,
         ready: Callable[[], bool] = lambda: True,
         max_body: int = 2**26,
+        receiver: MessageReceiver | None = None,
     ) -> None:
         """Make the service.
 
@@ -131,6 +134,7 @@ class GrpcService:
             observer: Is notified of each call when it has ended.
             ready: Whether the server takes traffic, beside its models.
             max_body: Bytes of a message, once it is decompressed.
+            receiver: Waits for the messages, None for one with the default limits.
 
         Raises:
             BackendUnavailable: If gRPC is not installed.
@@ -141,6 +145,7 @@ class GrpcService:
             raise missing_package(error.name or "grpcio", "serve") from error
         self._models, self._admission, self._observer, self._ready = models, admission, observer, ready
         self._max_body = max_body
+        self._receiver = receiver or MessageReceiver(HttpLimits().body_seconds)
         self._messages = messages()
         self.closing, self.last_call = False, 0.0
         self.calling: Counter[str] = Counter()
@@ -162,14 +167,14 @@ class GrpcService:
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        handlers = {name: grpc.unary_unary_rpc_method_handler(self._method(name, call)) for name, call in calls.items()}
+        handlers = {name: grpc.stream_unary_rpc_method_handler(self._method(name, call)) for name, call in calls.items()}
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _method(self, name: str, call: Call) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        """Return `call` from bytes to bytes, which ends with an error's status instead of raising it."""
+    def _method(self, name: str, call: Call) -> Callable[[Any, Any], Awaitable[bytes]]:
+        """Return `call` with a message of bytes for another, which ends with an error's status instead of raising it."""
         kind = getattr(self._messages, f"{name}Request")
 
-        async def method(received: bytes, rpc: Any) -> bytes:
+        async def method(_: Any, rpc: Any) -> bytes:
             self.last_call = started = time.monotonic()
             headers, peer = rpc.invocation_metadata() or (), unquote(rpc.peer())
             context = RequestContext("gRPC", name, _address(peer), headers, timeout=rpc.time_remaining())
@@ -178,6 +183,7 @@ class GrpcService:
             self.calling[peer] += 1
             try:
                 self._admission.access.check(context)
+                received = await self._receiver.receive(rpc)
                 self._admission.hold_memory(context, len(received))
                 content = await decompress_message(received, self._max_body)
                 if content is not received:
@@ -308,6 +314,7 @@ def _options(max_body: int) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", max_body),
         ("grpc.max_send_message_length", -1),
         *RECEIVE_OPTIONS,
+        *STREAM_OPTIONS,
         # A client that connects and sends nothing holds a file descriptor, and the other ports need some as well.
         ("grpc.server_handshake_timeout_ms", 5_000),
         ("grpc.max_allowed_incoming_connections", most_connections()),

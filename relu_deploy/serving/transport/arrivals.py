@@ -7,11 +7,12 @@ request, and among them, and among the others, one of each client address in tur
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 from collections import deque
 
-__all__ = ["Arrivals", "has_whole_request"]
+__all__ = ["Arrivals", "has_whole_request", "network_of"]
 
 #: bytes that are looked at, without being taken from the connection
 LOOK = 2**16
@@ -39,7 +40,7 @@ class Arrivals:
 
     def add(self, connection: socket.socket, address: str) -> None:
         """Add a connection that does not block, from a client address."""
-        self._new.append((address, connection))
+        self._new.append((network_of(address), connection))
         self._count += 1
 
     def sort(self, most: int) -> None:
@@ -75,6 +76,17 @@ class Arrivals:
             queues[address] = queue
         self._count -= 1
         return connection
+
+
+def network_of(address: str) -> str:
+    """Return what one client has for itself: an IPv4 address, or the /64 network of an IPv6 address, which has any number of them."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address)
+    except ValueError:
+        return address
+    return str(found.ipv4_mapped or int(found) >> 64)
 
 
 def has_whole_request(received: memoryview) -> bool:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from relu_deploy.serving.garbage_collection import collect_garbage
-from relu_deploy.serving.transport.arrivals import LOOK, PORTION, Arrivals, has_whole_request
+from relu_deploy.serving.transport.arrivals import LOOK, PORTION, Arrivals, has_whole_request, network_of
 
 HEAD = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -82,6 +82,12 @@ def test_each_client_address_has_its_turn(pair):
     single = pair(b"\x16\x03")
     arrivals.add(single, "10.0.0.2")
     assert taken(arrivals).index(single) == 1
+
+
+def test_the_addresses_of_one_ipv6_network_are_one_client():
+    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:2") != network_of("2001:db8:0:1::1")
+    assert network_of("::ffff:10.0.0.1") == network_of("10.0.0.1") != network_of("10.0.0.2")
+    assert network_of("") == ""
 
 
 def test_connections_that_have_ended_are_dropped(pair):

@@ -40,7 +40,7 @@ from relu_deploy.storage.bundle_files import external_locations
 from relu_deploy.storage.engine_files import is_trusted, trust
 from relu_deploy.storage.files import read_regular
 from relu_deploy.storage.json_files import parse_json
-from relu_deploy.storage.manifest import ENGINES
+from relu_deploy.storage.manifest import ENGINES, inside
 
 __all__ = [
     "DEFAULT_BATCH",
@@ -210,7 +210,7 @@ def folder_for(bundle: Bundle) -> Path:
     The environment variable RELU_DEPLOY_CACHE sets the location of the cache.
     """
     if bundle.is_folder and os.access(bundle.path, os.W_OK):
-        return bundle.path / ENGINES
+        return inside(bundle.path, ENGINES)
     named = os.environ.get("RELU_DEPLOY_CACHE")
     return (Path(named) if named else Path.home() / ".cache" / "relu_deploy") / ENGINES
 
@@ -409,7 +409,7 @@ def _build(
         device=device,
     )
     if built.timing_cache:
-        write_atomically(timing, built.timing_cache)
+        write_atomically(timing, built.timing_cache, follow=False)
         trust([timing])
     facts = {
         **identity,
@@ -429,8 +429,8 @@ def _put(file: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
     # The old engine is replaced only now, so that a failed build leaves it unchanged.
     for old in (_note(file), file.with_suffix(".runtime")):
         old.unlink(missing_ok=True)
-    write_atomically(file, plan)
-    write_atomically(_note(file), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(file, plan, follow=False)
+    write_atomically(_note(file), json.dumps(facts, indent=2, ensure_ascii=False) + "\n", follow=False)
     trust([file, _note(file)])
 
 
