@@ -38,6 +38,7 @@ JUMP = 2.0
 UNUSUAL_SCALE = 4.0
 #: number of initial weights of a layer that are stored to measure how far they move
 SAMPLE = 1 << 16
+COMPILE_INSIDE = "call torch.compile inside the block, or watch the module before its first run"
 ADVICE = "the usual causes are a learning rate too high, large negative biases, no normalization, unnormalized input and initialization"
 
 
@@ -86,7 +87,8 @@ def watch(module: nn.Module, *, warn: bool = True, patience: int = 50, share: fl
     any device are supported; no gradient is kept, and the hooks are removed when the block ends, also by an exception.
 
     `torch.relu`, `functional.relu` and `Tensor.relu` are not modules and are invisible to hooks. A module that torch.compile has
-    compiled before the block does not call hooks either: then an `UnobservedReluWarning` is issued at its first backward pass.
+    compiled before the block does not call hooks either: then an `UnobservedReluWarning` is issued at its first backward pass, and at the
+    end of the block where only a part was compiled. What torch.func runs (vmap, grad) is not counted.
 
     Args:
         module: The network.
@@ -119,9 +121,11 @@ class _Record:
         normalized: A normalization is between the two.
         calls: One for each call within a forward pass.
         position: The next call.
+        is_compiled: It is inside a part that torch.compile had compiled before it was watched.
     """
 
     scope: str
+    is_compiled: bool = False
     feeder: tuple[str, nn.Module] | None = None
     normalized: bool = False
     calls: list[_Call] = field(default_factory=list)
@@ -152,8 +156,9 @@ class Watch:
     def __init__(self, module: nn.Module, warn: bool, patience: int, share: float) -> None:
         self._module, self._warn, self._patience, self._share = module, warn, patience, share
         modules = dict(module.named_modules())
+        compiled = [f"{path}." for path, one in modules.items() if path and _is_compiled(one)]
         self._records = {
-            id(one): _Record(path.replace("_orig_mod.", "") or "(the module)")
+            id(one): _Record(_shown(path) or "(the module)", is_compiled=path.startswith(tuple(compiled)))
             for path, one in modules.items()
             if isinstance(one, RELUS)
         }
@@ -194,6 +199,13 @@ class Watch:
         for record in self._records.values():
             if self._warn and not record.warned:
                 self._warn_about(record)
+        unseen = [record.scope for record in self._records.values() if record.is_compiled and not record.calls]
+        if unseen and any(record.batches for record in self._records.values()):
+            text = (
+                f"cannot see which channels of {', '.join(unseen)} have fired: a part that was compiled before it is watched does "
+                f"not call hooks; {COMPILE_INSIDE}"
+            )
+            warnings.warn(text, UnobservedReluWarning, stacklevel=_outside())
 
     def dead(self) -> dict[str, int]:
         """Return how many channels of each ReLU have not fired for `patience` training batches in a row, by module path."""
@@ -219,7 +231,13 @@ class Watch:
         for record in self._records.values():
             record.position = 0
         first = inputs[0] if inputs else None
-        if self._input_scale is None and module.training and isinstance(first, Tensor) and first.numel():
+        if (
+            self._input_scale is None
+            and module.training
+            and isinstance(first, Tensor)
+            and first.numel()
+            and not _is_traced(first)
+        ):
             self._input_scale = float(first.detach().float().square().mean().sqrt())
 
     def _leave(self, *_: Any) -> None:
@@ -234,8 +252,7 @@ class Watch:
             self._gradient_handles = []
             text = (
                 "cannot see which ReLU channels have fired: a backward pass ran, but no forward pass of a watched ReLU was seen; "
-                "a module that was compiled before it is watched does not call hooks: call torch.compile inside the block, or "
-                "watch the module before its first run"
+                f"a module that was compiled before it is watched does not call hooks: {COMPILE_INSIDE}"
             )
             warnings.warn(text, UnobservedReluWarning, stacklevel=_outside())
 
@@ -247,13 +264,14 @@ class Watch:
         for handle in self._gradient_handles:
             handle.remove()
         self._gradient_handles = []
-        if not module.training or output.numel() == 0:
+        if not module.training or output.numel() == 0 or _is_traced(output):
             return
         # Uses the output, because an in-place ReLU overwrites its input.
         planes = output.detach()
-        planes = planes.reshape(-1, 1) if planes.ndim < 2 else planes
         # After a Linear the features are on the last axis.
-        axis = planes.ndim - 1 if record.feeder and isinstance(record.feeder[1], nn.Linear) else 1
+        is_linear = record.feeder is not None and isinstance(record.feeder[1], nn.Linear)
+        planes = planes.reshape((1, -1) if is_linear else (-1, 1)) if planes.ndim < 2 else planes
+        axis = planes.ndim - 1 if is_linear else 1
         fires = planes.amax(dim=[other for other in range(planes.ndim) if other != axis]) > 0
         # If a part of the module is run by itself, there is no forward pass in which calls could be counted.
         position = record.position if self._is_inside else 0
@@ -335,12 +353,26 @@ def _feeders(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module,
         elif isinstance(module, NORMS):
             normalized = True
         elif isinstance(module, RELUS) and layer is not None:
-            yield path.replace("_orig_mod.", ""), layer, normalized, module
+            yield _shown(path), layer, normalized, module
+
+
+def _shown(path: str) -> str:
+    """Return a module's path without what torch.compile and activation checkpointing put into it."""
+    return path.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _is_in_backward() -> bool:
     """Return whether this thread is inside a backward pass."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    """Return whether `tensor` is one of torch.func, whose numbers cannot be read."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def _uncompiled(hook: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relu_deploy.exporting.node_parts import NodeParts
 from relu_deploy.graph.domains import is_standard
-from relu_deploy.graph.relus import TORCH_NODE_KEY
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,71 +39,25 @@ def write_older_operators(model: ir.Model, opset: int) -> None:
     for node in list(model.graph.all_nodes()):
         decompose = DECOMPOSITIONS.get(node.op_type)
         if decompose is not None and is_standard(node) and (first_version(node.op_type) or 0) > opset:
-            parts = _Parts(node)
+            parts = NodeParts(node)
             result = decompose(parts, node)
             if result is not None:
                 parts.replace(result)
 
 
-class _Parts:
-    """The nodes that stand for one, named after it."""
-
-    def __init__(self, node: ir.Node) -> None:
-        self._node = node
-        self._nodes: list[ir.Node] = []
-
-    def add(self, operator: str, *operands: ir.Value, **attributes: Any) -> ir.Value:
-        """Return the result of a new node."""
-        import onnx_ir as ir
-
-        name = f"{self._node.name}/{operator}_{len(self._nodes)}"
-        made = ir.node(operator, list(operands), attributes or None, name=name)
-        made.outputs[0].name = name
-        made.metadata_props.update({k: v for k, v in self._node.metadata_props.items() if k != TORCH_NODE_KEY})
-        self._nodes.append(made)
-        return made.outputs[0]
-
-    def constant(self, array: Any) -> ir.Value:
-        """Return a new constant."""
-        import onnx_ir as ir
-
-        name = f"{self._node.name}/constant_{len(self._nodes)}"
-        tensor = ir.tensor(np.asarray(array), name=name)
-        made = ir.node("Constant", [], {"value": tensor}, name=name)
-        made.outputs[0].name, made.outputs[0].type = name, ir.TensorType(tensor.dtype)
-        made.outputs[0].shape = ir.Shape(np.shape(array))
-        self._nodes.append(made)
-        return made.outputs[0]
-
-    def replace(self, result: ir.Value) -> None:
-        """Put the new nodes in the place of the old one. result: The tensor that stands for its first output."""
-        old, graph = self._node.outputs[0], self._node.graph
-        assert graph is not None
-        graph.insert_before(self._node, self._nodes)
-        name = old.name
-        result.type, result.shape = old.type, old.shape
-        result.metadata_props.update(old.metadata_props)
-        last = result.producer()
-        assert last is not None
-        last.metadata_props.update(self._node.metadata_props)
-        old.replace_all_uses_with(result, replace_graph_outputs=True)
-        graph.remove(self._node, safe=True)
-        result.name = name
-
-
-def _hard_swish(parts: _Parts, node: ir.Node) -> ir.Value | None:
+def _hard_swish(parts: NodeParts, node: ir.Node) -> ir.Value | None:
     x = node.inputs[0]
     assert x is not None
     return parts.add("Mul", x, parts.add("HardSigmoid", x, alpha=1 / 6, beta=0.5))
 
 
-def _mish(parts: _Parts, node: ir.Node) -> ir.Value | None:
+def _mish(parts: NodeParts, node: ir.Node) -> ir.Value | None:
     x = node.inputs[0]
     assert x is not None
     return parts.add("Mul", x, parts.add("Tanh", parts.add("Softplus", x)))
 
 
-def _layer_normalization(parts: _Parts, node: ir.Node) -> ir.Value | None:
+def _layer_normalization(parts: NodeParts, node: ir.Node) -> ir.Value | None:
     """The mean is subtracted before the variance is computed: the mean of squares less the square of the mean would cancel."""
     import onnx_ir as ir
 
@@ -128,7 +82,7 @@ def _layer_normalization(parts: _Parts, node: ir.Node) -> ir.Value | None:
     return y if bias is None else parts.add("Add", y, bias)
 
 
-def _trilu(parts: _Parts, node: ir.Node) -> ir.Value | None:
+def _trilu(parts: NodeParts, node: ir.Node) -> ir.Value | None:
     """An element is kept where its column less its row is at most k, or at least k for the upper part."""
     x, k = (*node.inputs, None)[:2]
     if x is None or x.dtype is None:
@@ -147,7 +101,7 @@ def _attribute(node: ir.Node, name: str, default: Any) -> Any:
     return node.attributes[name].value if name in node.attributes else default
 
 
-DECOMPOSITIONS: Mapping[str, Callable[[_Parts, ir.Node], ir.Value | None]] = {
+DECOMPOSITIONS: Mapping[str, Callable[[NodeParts, ir.Node], ir.Value | None]] = {
     "HardSwish": _hard_swish,
     "LayerNormalization": _layer_normalization,
     "Mish": _mish,

@@ -69,14 +69,18 @@ def export_pytorch(loaded: Loaded, options: ExportOptions, folder: Path) -> Expo
     names = Names(traced.inputs, _output_names(loaded.recipe, options.decode), only_batch_varies=loaded.program is None)
     try:
         model = program_to_onnx(program, names, options.opset)
-    except InputError:
+    except InputError as refused:
         if traced.call is not None:
             refuse_inputs(*traced.call)
         if program is not loaded.program or loaded.module is None:
             raise
-        # Of sizes such as multiples of 4, torch writes those that it derived itself.
-        program = trace(loaded.module, program_examples(program, options.batch, None))
-        model = program_to_onnx(program, names, options.opset)
+        try:
+            # Of sizes such as multiples of 4, torch writes those that it derived itself.
+            program = trace(loaded.module, program_examples(program, options.batch, None))
+            model = program_to_onnx(program, names, options.opset)
+        except InputError:
+            # The program cannot be traced again: the first reason is the one that counts.
+            raise refused from None
     save_program(program, folder / SOURCE)
     notes = () if traced.call is None else traced.call[1].notes
     return ExportedProgram(program, model, {} if options.batch == "dynamic" else traced.batch_axes, notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -65,7 +66,18 @@ def trace(module: nn.Module, examples: ExampleInputs) -> torch.export.ExportedPr
             "if the model fixes its batch, export it with --batch 1; if an input has its batch elsewhere or none, say so "
             "with --batch-axis; if the model branches on data, use torch.where or torch.cond"
         )
-        raise InputError(f"torch cannot trace this model: {reason_of(error)}", hint) from error
+        raise InputError(f"torch cannot trace this model: {_trace_reason(error)}", hint) from error
+
+
+def _trace_reason(error: BaseException) -> str:
+    """Return why torch cannot trace a model, with the sizes that it does not accept."""
+    found = re.search(r"^ *- (.*specialized it to be a constant \((\d+)\)|Not all values of .*)", str(error), re.MULTILINE)
+    if found is None:
+        return reason_of(error)
+    if found[2]:
+        return f"an operation takes no other size than the one that it is traced with, {found[2]}, where the batch varies"
+    # L['x'].size()[0] is the first size of x.
+    return " ".join(re.sub(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]", r"\1.shape[\2]", found[1]).split())
 
 
 def refuse_inputs(module: nn.Module, examples: ExampleInputs) -> None:
@@ -144,7 +156,8 @@ def save_program(program: torch.export.ExportedProgram, file: Path) -> None:
     """
     torch = import_torch()
     try:
-        torch.export.save(program, str(file))
+        with _quiet_torch():
+            torch.export.save(program, str(file))
     except (OSError, RuntimeError) as error:  # RuntimeError for a full disk
         raise InputError(f"cannot write {file}: {reason_of(error)}", "choose a place with enough free space") from error
     except Exception as error:  # a damaged program makes PyTorch raise anything

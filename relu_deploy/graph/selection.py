@@ -24,7 +24,7 @@ from relu_deploy.graph.subgraph import outer_reads
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["INDEXING", "EnteringTensor", "Selection", "expose_entering", "find_selection", "measured_name"]
+__all__ = ["INDEXING", "EnteringTensor", "Selection", "expose_entering", "find_numbers", "find_selection", "measured_name"]
 
 #: operators whose integers are places in a tensor: the one beside a place is as wrong as any other
 INDEXING = frozenset(["ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "TopK", "Unique"])
@@ -96,6 +96,30 @@ def find_selection(model: ir.Model) -> Selection:
         entering.in_order(model),
         tuple(str(node.name) for node in model.graph if any(str(value.name) in search.behind for value in node.outputs)),
     )
+
+
+def find_numbers(model: ir.Model) -> Selection:
+    """Return the floating-point tensors that texts, maps and sequences are made of, where all outputs of `model` are such.
+
+    Args:
+        model: A graph whose types are inferred. It is not modified.
+
+    Returns:
+        They are the entering tensors; there is no output where one is a tensor of numbers.
+    """
+    names = frozenset(str(value.name) for value in model.graph.outputs)
+    if any(_has_numbers(value) for value in model.graph.outputs):
+        return Selection()
+    search = _Search()
+    for node in model.graph:
+        search.visit(node)
+    entering, operators = _Entering(search), []
+    for node in _needed(model, names):
+        makes_others = not all(_has_numbers(value) for value in node.outputs)
+        operators += [node.op_type] if makes_others else []
+        if makes_others or node in search.selecting or any(str(value.name) in search.behind for value, _, _ in _reads(node)):
+            entering.add_inputs(node)
+    return Selection(names, frozenset(), tuple(dict.fromkeys(operators)), entering.in_order(model))
 
 
 def measured_name(tensor: str) -> str:
@@ -265,6 +289,17 @@ def _is_float(value: ir.Value) -> bool:
     import onnx_ir as ir
 
     return isinstance(value.type, ir.TensorType) and value.dtype is not None and value.dtype.is_floating_point()
+
+
+def _has_numbers(value: ir.Value) -> bool:
+    """Return whether `value` is a tensor of numbers, or may be one."""
+    import onnx_ir as ir
+
+    maker = value.producer()
+    # The type of a map is not recorded.
+    if value.type is None:
+        return maker is None or maker.op_type != "ZipMap"
+    return isinstance(value.type, ir.TensorType) and value.dtype != ir.DataType.STRING
 
 
 def _may_be_float(value: ir.Value) -> bool:

@@ -1,6 +1,6 @@
 """The float32 graph that every precision starts from, and what its tensors look like on the calibration data.
 
-Branches whose condition is constant are inlined, batch norms are folded, means over space are pools, the operator set is as
+Branches whose condition is constant are inlined, transposed weights and batch norms are folded, means over space are pools, the operator set is as
 new as the precision needs. On request channels that never act are removed
 (`graph.pruning.prune`) and neighboring layers are equalized (`graph.quantization.equalization`). The answers must stay those of the model: where
 more than folding was done, every Relu and output is held against the original's float64 truth.
@@ -25,6 +25,7 @@ from relu_deploy.graph.quantization.cast_precision import range_reasons
 from relu_deploy.graph.quantization.equalization import EqualizationReport, equalize
 from relu_deploy.graph.quantization.qdq_placement import segments_of
 from relu_deploy.graph.quantization.retarget import RetargetReport, has_qdq, retarget_qdq
+from relu_deploy.graph.rewriting.computed_weights import fold_computed_weights
 from relu_deploy.graph.rewriting.constant_branches import inline_constant_branches
 from relu_deploy.graph.rewriting.opset import raise_opset
 from relu_deploy.graph.rewriting.simplify import fold_batch_norms, pool_spatial_means
@@ -118,7 +119,7 @@ def prepare(
     if precision != "float32":
         raise UsageError(f"{bundle.onnx} is in {precision} already", "optimize the float32 model that it was made from")
     raised = raise_opset(original, max(OPSETS.get(name, 0) for name in precisions))
-    model = pool_spatial_means(fold_batch_norms(inline_constant_branches(raised)))
+    model = pool_spatial_means(fold_batch_norms(fold_computed_weights(inline_constant_branches(raised))))
     check_patterns((original, model), options.exclude)
     pruning = equalization = None
     if options.compact:

@@ -281,3 +281,72 @@ def test_the_public_name_is_the_context_manager():
 
     assert relu_deploy.watch is watch
     assert callable(relu_deploy.census)
+
+
+def test_a_part_that_was_compiled_before_is_named_when_the_block_ends():
+    part = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), backend="eager")
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), part)
+    module(torch.ones(2, 4))
+
+    def train():
+        with watch(module) as watched:
+            for _ in range(3):
+                module(torch.randn(2, 4)).sum().backward()
+        return watched
+
+    with pytest.warns(UnobservedReluWarning, match=r"which channels of 2\.1 have fired: a part that was compiled") as caught:
+        watched = train()
+    assert len(caught) == 1
+    assert [(one.scope, one.batches) for one in watched.report()] == [("1", 3), ("2.1", 0)]
+
+
+def test_a_part_that_is_compiled_inside_the_block_or_never_run_is_not_named():
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    unused = nn.ReLU()
+    module.register_module("unused", nn.Identity())
+    module.unused.relu = unused
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnobservedReluWarning)
+        with watch(module) as watched:
+            module[2].compile(backend="eager")
+            for _ in range(3):
+                module(torch.randn(2, 4)).sum().backward()
+    assert [one.batches for one in watched.report()] == [3, 3, 0]
+
+
+def test_a_single_row_without_a_batch_has_the_features_of_its_linear_layer():
+    module = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
+    with torch.no_grad():
+        module[0].bias[:] = 1e3
+        module[0].bias[:2] = -1e3
+    with watch(module, patience=4, warn=False) as watched:
+        for _ in range(5):
+            module(torch.randn(3)).sum().backward()
+    assert [(one.channels, one.dead) for one in watched.report()] == [(5, 2)]
+
+
+def test_gradients_of_torch_func_are_computed_as_without_watching():
+    from torch.func import functional_call, grad, vmap
+
+    module = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1))
+    parameters = dict(module.named_parameters())
+
+    def gradients():
+        of_one = grad(lambda given, row: functional_call(module, given, (row.unsqueeze(0),)).sum())
+        return vmap(of_one, (None, 0))(parameters, torch.arange(12.0).reshape(4, 3))
+
+    expected = gradients()
+    with watch(module) as watched:
+        for _ in range(12):
+            found = gradients()
+    assert all(torch.equal(found[name], expected[name]) for name in parameters)
+    assert [one.batches for one in watched.report()] == [0]
+
+
+def test_the_names_of_checkpointed_parts_are_those_of_the_model():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    module = nn.Sequential(checkpoint_wrapper(nn.Sequential(nn.Linear(3, 5), nn.ReLU())), nn.Linear(5, 1))
+    with watch(module) as watched:
+        module(torch.randn(2, 3)).sum().backward()
+    assert [(one.scope, one.batches) for one in watched.report()] == [("0.1", 1)]

@@ -461,3 +461,24 @@ def test_keywords_that_no_parameter_names_have_a_varying_batch_and_reach_their_p
     feeds = {"x": x, "batch.low": low, "factor": np.array([[1], [10], [100]], np.float32)}
     expected = [[0, 0, 0, 0], [0, 0, 10, 20], [300, 400, 500, 600]]
     np.testing.assert_array_equal(bundle.session("onnxruntime-cpu").run(feeds)["y"], expected)
+
+
+def test_an_operation_that_takes_the_traced_size_only_is_said_and_a_fixed_batch_is_exported(tmp_path):
+    class Along(nn.Module):
+        def forward(self, x, index):
+            return torch.relu(torch.take_along_dim(x, index, 1))
+
+    inputs = {"x": (1, 6), "index": ((1, 3), "int64")}
+    with pytest.raises(InputError, match="an operation takes no other size than the one that it is traced with, 2") as refused:
+        exported(Along(), tmp_path, inputs=inputs)
+    assert "--batch 1" in refused.value.hint
+    assert [spec.shape for spec in exported(Along(), tmp_path, inputs=inputs, batch=1).inputs] == [(1, 6), (1, 3)]
+
+
+def test_a_size_that_is_not_accepted_is_named(tmp_path):
+    class Halved(nn.Module):
+        def forward(self, x):
+            return torch.relu(x.reshape(x.shape[0] // 2 * 2, -1))
+
+    with pytest.raises(InputError, match=r"Not all values of batch = x\.shape\[0\] in the specified range"):
+        exported(Halved(), tmp_path, inputs={"x": (1, 8)})

@@ -100,3 +100,20 @@ def test_a_pytorch_model_with_newer_operators_is_exported_at_opset_13_and_comput
     with torch.no_grad():
         expected = module(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(bundle.session("onnxruntime-cpu").run({"x": x})["y"], expected, atol=1e-5)
+
+
+def test_a_program_with_a_newer_operator_is_refused_for_that_although_it_cannot_be_traced_again(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'relu-deploy[torch]')")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip install 'relu-deploy[torch]')")
+
+    from relu_deploy.exporting.exporter import export
+
+    class Warped(torch.nn.Module):
+        def forward(self, x, grid):
+            offset = torch.tensor([0.5, 0.25]).reshape(1, 1, 1, 2)
+            return torch.relu(torch.nn.functional.grid_sample(x, grid + offset, align_corners=False))
+
+    arguments = torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 5, 2)
+    torch.export.save(torch.export.export(Warped(), arguments), tmp_path / "m.pt2")
+    with pytest.raises(InputError, match=r"cannot be written at opset 13: the node .* is a GridSample"):
+        export(tmp_path / "m.pt2", tmp_path / "m.rdb", opset=13)

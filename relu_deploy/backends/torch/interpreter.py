@@ -57,6 +57,17 @@ def interpreter(module: torch.fx.GraphModule, taps: Mapping[str, str], way: Eval
             else value
         )
 
+    def with_limits(n: torch.fx.Node, args: Any) -> Any:
+        """Return the operands of `n` with the limits of its own type where they are the default."""
+        kind = getattr(n.meta.get("val"), "dtype", None)
+        if getattr(n.target, "__name__", "").split(".")[0].rstrip("_") != "nan_to_num" or kind not in floats:
+            return args
+        limits = torch.finfo(kind)
+        given = (*args, None, None, None)[:4]
+        return tuple(
+            own if own is not None else limit for own, limit in zip(given, (None, 0.0, limits.max, limits.min), strict=True)
+        )
+
     class Stepping(torch.fx.Interpreter):  # type: ignore[misc]
         def run_node(self, n: torch.fx.Node) -> Any:
             if way.wide and n.target is torch.ops.aten._assert_tensor_metadata.default:
@@ -64,7 +75,7 @@ def interpreter(module: torch.fx.GraphModule, taps: Mapping[str, str], way: Eval
                 return None
             if n.op == "call_function" and way.wide:
                 args, kwargs = tree_map(widened, self.fetch_args_kwargs_from_env(n))
-                value = n.target(*self.stored(n, args), **kwargs)
+                value = n.target(*with_limits(n, self.stored(n, args)), **kwargs)
             else:
                 value = super().run_node(n)
             if way.wide:

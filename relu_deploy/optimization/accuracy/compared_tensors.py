@@ -1,7 +1,8 @@
 """The tensors on which a candidate is compared with the float32 model where no task's metric applies.
 
-These are the outputs, unless the graph selects them (see `graph.selection`): then they are the tensors that enter the selection, and
-the outputs that it does not select. Every graph that is measured shows them as additional outputs; the stored variant does not.
+These are the outputs, with two exceptions (see `graph.selection`). Where the graph selects its outputs they are the tensors that enter
+the selection, and the outputs that it does not select; where all outputs are texts, maps or sequences, the tensors that these are
+made of. Every graph that is measured shows them as additional outputs; the stored variant does not.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from relu_deploy.data.datasets import Dataset, spread_evenly
 from relu_deploy.errors import InputError, ReluDeployError
-from relu_deploy.graph.selection import EnteringTensor, Selection, expose_entering, find_selection, measured_name
+from relu_deploy.graph.selection import EnteringTensor, Selection, expose_entering, find_numbers, find_selection, measured_name
 from relu_deploy.tensors import Array, Feeds
 
 if TYPE_CHECKING:
@@ -37,12 +38,14 @@ class ComparedTensors:
         selection: The selection of the outputs.
         exposed: The tensors that enter it. Empty where the outputs are not selected, or a graph does not have such tensors.
         names: Names of the compared tensors among what a run returns; empty for all outputs.
+        has_numbers: Whether an output is a tensor of numbers. Else the tensors that texts, maps and sequences are made of are exposed.
     """
 
     rounded: Collection[str] = ()
     selection: Selection = field(default_factory=Selection)
     exposed: tuple[EnteringTensor, ...] = ()
     names: frozenset[str] = frozenset()
+    has_numbers: bool = True
 
     @classmethod
     def find(cls, original: ir.Model, prepared: ir.Model, rounded: Collection[str] = ()) -> ComparedTensors:
@@ -53,11 +56,12 @@ class ComparedTensors:
             prepared: The graph that candidates are made from.
             rounded: Outputs of integers that are rounded numbers.
         """
-        selection = find_selection(prepared)
+        numbers = find_numbers(prepared)
+        selection = numbers if numbers.entering else find_selection(prepared)
         if not selection.entering:
             return cls(rounded, selection)
         both = all(expose_entering(model, selection.entering) is not None for model in (original, prepared))
-        return cls(rounded, selection, selection.entering if both else ())
+        return cls(rounded, selection, selection.entering if both else (), has_numbers=not (both and numbers.entering))
 
     def expose(self, model: ir.Model) -> ir.Model:
         """Return `model` with the tensors that enter the selection as additional outputs; itself where there are none.

@@ -111,6 +111,8 @@ class AccuracyEvaluator:
         ):
             before = Metric("mIoU_agreement", 1.0, len(dataset))
             return cls(manifest, labeled_by_model, batch, before, {}, meter.with_reference(recording))
+        if not compared.has_numbers:
+            return cls._of_numbers(bundle, dataset, run, batch, compared)
         recording = meter.recording(plain)
         answers = answers_of(recording, dataset, batch)
         if not _are_finite(answers):
@@ -123,6 +125,17 @@ class AccuracyEvaluator:
         if kind == "AP_agreement" and not len(evaluator._true_boxes()["labels"]):
             evaluator = replace(evaluator, before=replace(before, name="signal"))
         return evaluator._before_selection(run)
+
+    @classmethod
+    def _of_numbers(cls, bundle: Bundle, dataset: Dataset, run: Run, batch: int, compared: ComparedTensors) -> AccuracyEvaluator:
+        """Return the evaluator that measures what texts, maps and sequences are made of. Arguments: as for `prepare`."""
+        names = compared.entering({})
+        rows = rows_that_fit(run, dataset, batch, names)
+        answers = answers_of(run, rows, batch, names)
+        if not _are_finite(answers):
+            raise InputError(f"{bundle.name} itself gives NaN or infinities on these data", "relu-deploy verify finds the node")
+        before = Metric(_kind({}, answers, (), len(rows)), 1.0, len(rows))
+        return cls(dict(bundle.manifest), rows, batch, before, answers, None, replace(compared, names=names))
 
     def _before_selection(self, run: Run) -> AccuracyEvaluator:
         """Return the evaluator that measures what enters the selection, where the outputs that it compares are selected.
@@ -149,6 +162,8 @@ class AccuracyEvaluator:
     @property
     def selected_by(self) -> tuple[str, ...]:
         """The operators that select the outputs which would be compared, () where none does."""
+        if not self.compared.has_numbers:
+            return self.compared.selection.operators
         metric = "signal" if self.compared.names else self.before.name
         is_selected = bool(self.compared.names) or self.compared.selects(metric, self.answers)
         return self.compared.selection.operators if is_selected else ()
