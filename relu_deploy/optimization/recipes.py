@@ -138,6 +138,6 @@ def calibrated_tensors(model: ir.Model, precision: str, placement: str) -> Seque
         placed = place_qdq(model, placement, PRECISIONS[precision])
         nodes = {str(node.name): node for node in model.graph}
         read = [str(nodes[name].inputs[position].name) for name, position in sorted(placed.reads)]  # type: ignore[union-attr]
-        return list(dict.fromkeys([*read, *sorted(placed.results), *sorted(name for tied in placed.tied for name in tied)]))
+        return list(dict.fromkeys([*read, *sorted(placed.results), *sorted(frozenset().union(*placed.moved, *placed.joined))]))
     made = [value for node in model.graph for value in node.outputs if isinstance(value.type, ir.TensorType)]
     return [str(value.name) for value in made if value.dtype == ir.DataType.FLOAT]
