@@ -19,9 +19,15 @@ SIGNS = {"passed": "✓", "check failed": "✗", "refused": "refused", "not usab
 #: what a refusal means, by a part of its message
 EXPLANATIONS = {
     "inside bodies of If, Loop and Scan stay float32": "Every layer is in a branch of an If whose condition depends on an input, "
-    "and 8-bit pairs are placed outside of branches only.",
+    "and what is inside of branches stays float32.",
     "graphScope.cpp": "TensorRT-RTX itself fails on an If whose condition depends on an input.",
-    "is in int8 already": "The file was quantized by ONNX Runtime; a float32 model can be optimized.",
+    "is in int8 already": "The file was quantized before; the float32 model that it was made from can be optimized.",
+    "is in float16 already": "The weights were stored in float16; the float32 model that they were made from can be optimized.",
+    "itself gives NaN or infinities": "Random numbers are no molecule: distances below 0 have no logarithm and no root.",
+    "there are NaN inside the model": "Random numbers are no molecule: distances below 0 have no logarithm and no root.",
+    "has no operator of the graph": "The whole graph is one operator of another domain, which only ONNX Runtime computes: there is nothing to compare it with.",
+    "Unsupported reduction type": "TensorRT-RTX's parser knows no ScatterElements that adds up.",
+    "Non-zero zero point is not supported": "TensorRT-RTX takes symmetric int8 only; the file was quantized for CPUs.",
     "this operator is not supported": "TensorRT-RTX has no such operators.",
     "is allowed)": "No choice of int8 layers keeps enough of the float32 model's answers on these rows.",
 }

@@ -118,6 +118,11 @@ class Casts:
     def segments(self) -> list[str]:
         return list(dict.fromkeys(segments_of(self.model).values()))
 
+    @property
+    def converts(self) -> bool:
+        """Whether any node is in 16 bits while no segment is in float32."""
+        return cast_model(self.model, PRECISIONS[self.precision], self._kept(())).report.converted > 0
+
     def _kept(self, off: Collection[str]) -> dict[str, str]:
         back = {name: "accuracy" for name, segment in segments_of(self.model).items() if segment in off}
         return back | dict(self.keep)
