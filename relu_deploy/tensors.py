@@ -227,7 +227,7 @@ def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: st
             else f"there is no input {next(iter(feeds.keys() - expected.keys()))!r}"
         )
         raise InputError(f"{model}: {wrong}", f"the model's inputs are {described}")
-    bound: dict[str, int] = {}
+    bound: dict[str, tuple[int, str]] = {}
     arrays = {}
     for name, spec in expected.items():
         array = np.asarray(feeds[name])
@@ -243,18 +243,36 @@ def check_feeds(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], model: st
                 f"{model}: input {name!r} must be {'texts' if texts else spec.dtype}, got {array.dtype.name}",
                 f"convert it, for instance array.astype({'str' if texts else repr(spec.dtype)})",
             )
-        sizes_agree = len(array.shape) == len(spec.shape) and all(
-            size == dim if isinstance(dim, int) else not by_name or bound.setdefault(dim, size) == size
-            for size, dim in zip(array.shape, spec.shape, strict=True)
-        )
-        if not sizes_agree:
+        if len(array.shape) != len(spec.shape) or any(
+            size != dim for size, dim in zip(array.shape, spec.shape, strict=True) if isinstance(dim, int)
+        ):
             raise InputError(
                 f"{model}: input {name!r} must have shape {'x'.join(map(str, spec.shape))}, "
                 f"got {'x'.join(map(str, array.shape)) or 'a scalar'}",
                 "resize or reshape the data; named dimensions may vary but must agree between inputs",
             )
+        if by_name:
+            _bind(bound, name, array.shape, spec, model)
         arrays[name] = array
     return arrays
+
+
+def _bind(bound: dict[str, tuple[int, str]], name: str, sizes: Sequence[int], spec: TensorSpec, model: str) -> None:
+    """Note the sizes of named dimensions. bound: size by dimension, with the input that gave it.
+
+    Raises:
+        InputError: If a dimension has another size already.
+    """
+    for size, dim in zip(sizes, spec.shape, strict=True):
+        if not isinstance(dim, str):
+            continue
+        known, other = bound.setdefault(dim, (size, name))
+        if known != size:
+            where = f"input {other!r}" if other != name else "another axis"
+            raise InputError(
+                f"{model}: dimension {dim!r} is {size} in input {name!r} and {known} in {where}",
+                "resize or reshape the data; named dimensions may vary but must agree between inputs",
+            )
 
 
 def shapes_of(specs: Sequence[TensorSpec], batch: int, fill: Mapping[str, int] | None = None) -> dict[str, list[Dim]]:

@@ -69,6 +69,24 @@ def test_temporary_folders_of_killed_processes_are_removed(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_temporary_folder_that_another_process_removed_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    import tempfile
+
+    made, make = [], tempfile.mkdtemp
+
+    def swept(**options):
+        made.append(Path(make(**options)))
+        if len(made) == 1:
+            made[0].rmdir()
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "mkdtemp", swept)
+    with temporary_folder() as folder:
+        assert folder.parent == made[1]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_was_half_written_is_removed_by_the_next_write_and_others_are_kept(tmp_path):
     target = tmp_path / "report.json"
     write_atomically(target, "old")

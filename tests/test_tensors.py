@@ -28,7 +28,7 @@ def test_feeds_that_fit_pass_unchanged():
         ({"x": np.zeros((2, 4), np.float32)}, "must have shape batchx3, got 2x4"),
         ({"x": np.zeros(3, np.float32)}, "must have shape batchx3, got 3"),
         ({"x": np.zeros((2, 3))}, "must be float32, got float64"),
-        ({"mask": np.zeros(5, np.int64)}, "must have shape batch, got 5"),
+        ({"mask": np.zeros(5, np.int64)}, "dimension 'batch' is 5 in input 'mask' and 2 in input 'x'"),
         ({"y": np.zeros(1)}, "there is no input 'y'"),
     ],
 )

@@ -144,6 +144,9 @@ def run(words: list[str], limit: float, folder: Path) -> tuple[int, float, str]:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return -1, time.perf_counter() - start, f"not finished after {limit:g} s"
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     seconds = time.perf_counter() - start
     if "Traceback (most recent call last)" in stderr:
         return -2, seconds, "traceback: " + stderr.strip().splitlines()[-1]

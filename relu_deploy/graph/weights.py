@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from relu_deploy.gc_pause import without_collecting
+from relu_deploy.graph.loading.traversal import bodies_of
 from relu_deploy.graph.shared_models import shared_by
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ __all__ = ["detach_weights", "to_proto_without_weights", "to_whole_proto"]
 
 #: weights above this many bytes are left out; the numbers that shapes depend on (scales, pads, axes) are smaller
 LARGEST_KEPT = 1024
+#: operators of ai.onnx.ml that keep their weights in attributes, and entries of such a table; those of longer ones are left out
+TABLES, LONGEST_TABLE = frozenset(["SVMClassifier", "SVMRegressor", "TreeEnsembleClassifier", "TreeEnsembleRegressor"]), 1024
 
 
 def detach_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -70,4 +73,19 @@ def _serialized(model: ir.Model) -> onnx.ModelProto:
     if _has_large_weights(model):
         light = model.clone()
         detach_weights(light)
-    return ir.to_proto(light)
+    proto = ir.to_proto(light)
+    _shorten_tables(proto)
+    return proto
+
+
+def _shorten_tables(proto: onnx.ModelProto) -> None:
+    """Leave of the long tables of each operator of `TABLES` the first entry, in place: shapes depend on the labels alone."""
+    waiting = list(proto.graph.node)
+    while waiting:
+        node = waiting.pop()
+        for body in bodies_of(node):
+            waiting += body.node
+        for attribute in node.attribute if node.op_type in TABLES else ():
+            for numbers in (attribute.ints, attribute.floats, attribute.strings):
+                if len(numbers) > LONGEST_TABLE and "label" not in attribute.name:
+                    del numbers[1:]

@@ -93,14 +93,15 @@ class VariantBuilder:
             progress(f"{precision}: {line}")
 
         recipe, first = self._recipe(precision, on_step)
-        if precision in ("int8", "fp8") and not recipe.segments and not self.prepared.is_quantized:
+        pairs = precision in ("int8", "fp8")
+        lowers = recipe.converts if isinstance(recipe, Casts) else bool(recipe.segments) or not pairs
+        if not lowers and not self.prepared.is_quantized:
             inside = any(path for _, path in iterate_nodes(self.prepared.model))
             raise InputError(
                 f"{self.bundle.name} has no node that {precision} could be used for"
                 + (": those inside bodies of If, Loop and Scan stay float32" if inside else ""),
-                f"use --precision {' or '.join(self._precisions_without_pairs())}",
+                f"use --precision {' or '.join(self._precisions_without_pairs() if pairs else ['fp32'])}",
             )
-
         return FoundVariant(precision, recipe, self._search(recipe, precision, on_step, first))
 
     def _without_clipping(

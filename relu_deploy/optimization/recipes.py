@@ -118,6 +118,11 @@ class Casts:
     def segments(self) -> list[str]:
         return list(dict.fromkeys(segments_of(self.model).values()))
 
+    @property
+    def converts(self) -> bool:
+        """Whether any node is in 16 bits while no segment is in float32."""
+        return cast_model(self.model, PRECISIONS[self.precision], self._kept(())).report.converted > 0
+
     def _kept(self, off: Collection[str]) -> dict[str, str]:
         back = {name: "accuracy" for name, segment in segments_of(self.model).items() if segment in off}
         return back | dict(self.keep)
@@ -138,6 +143,6 @@ def calibrated_tensors(model: ir.Model, precision: str, placement: str) -> Seque
         placed = place_qdq(model, placement, PRECISIONS[precision])
         nodes = {str(node.name): node for node in model.graph}
         read = [str(nodes[name].inputs[position].name) for name, position in sorted(placed.reads)]  # type: ignore[union-attr]
-        return list(dict.fromkeys([*read, *sorted(placed.results), *sorted(name for tied in placed.tied for name in tied)]))
+        return list(dict.fromkeys([*read, *sorted(placed.results), *sorted(frozenset().union(*placed.moved, *placed.joined))]))
     made = [value for node in model.graph for value in node.outputs if isinstance(value.type, ir.TensorType)]
     return [str(value.name) for value in made if value.dtype == ir.DataType.FLOAT]

@@ -134,10 +134,13 @@ def _locked_temporary(parent: Path, prefix: str, create: Callable[[Path, str], P
     """Return a new folder in `parent` and a handle that holds its lock."""
     while True:
         folder = create(parent, prefix)
-        # The umask may leave a folder that not even its owner can open.
-        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXU)
-        handle = os.open(folder, os.O_RDONLY)
-        # Another process may have swept the folder before it was locked.
+        # Another process may sweep the folder at any moment before it is locked.
+        try:
+            # The umask may leave a folder that not even its owner can open.
+            folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXU)
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         if try_lock(handle) and folder.exists():
             return folder, handle
         os.close(handle)

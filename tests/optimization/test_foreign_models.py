@@ -250,6 +250,31 @@ def test_a_graph_without_a_node_for_8_bits_is_refused_with_the_other_precisions_
     assert refused.value.hint == f"use --precision {others}"
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_graph_of_which_every_layer_is_in_a_branch_is_refused_in_16_bits_instead_of_stored_in_float32(tmp_path, precision):
+    draw = np.random.default_rng(0)
+    branches = {
+        side: helper.make_graph(
+            [node("Gemm", ["x", f"w_{side}"], [f"g_{side}"], "fc"), node("Relu", [f"g_{side}"], [f"y_{side}"], "relu")],
+            side,
+            [],
+            [helper.make_tensor_value_info(f"y_{side}", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(draw.standard_normal((8, 8)).astype(np.float32), f"w_{side}")],
+        )
+        for side in ("then", "else")
+    }
+    nodes = [
+        node("Shape", ["x"], ["shape"], "shape"),
+        node("Gather", ["shape", "zero"], ["rows"], "rows"),
+        node("Greater", ["rows", "one"], ["c"], "greater"),
+        node("If", ["c"], ["y"], "if", then_branch=branches["then"], else_branch=branches["else"]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, ["n", 8], ["n", 8], zero=np.int64(0), one=np.int64(1))
+    with pytest.raises(InputError, match=f"no node that {precision} could be used for: those inside bodies of If") as refused:
+        optimized(path, "tensorrt-rtx", precision)
+    assert refused.value.hint == "use --precision fp32"
+
+
 def test_an_infinite_cost_is_null_in_the_report():
     from relu_deploy.optimization.report import _finite
 

@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from relu_deploy.graph.quantization.qdq_placement import QdqPlacement
+from relu_deploy.graph.quantization.shared_scales import shared_ranges
 from relu_deploy.tensors import Array
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def quantize(
     """
     quantized = model.clone()
     nodes = {str(node.name): node for node in quantized.graph}
-    ranges = _shared(ranges, placement)
+    ranges = shared_ranges(ranges, placement.moved, placement.joined)
     for name in placement.nodes:
         node = nodes[name]
         if node.op_type in _OUTPUT_AXIS:
@@ -137,17 +138,6 @@ def quantize(
         elif name in readers:
             _quantize_tensor(quantized, values[name], readers[name], ranges[name], scheme)
     return quantized
-
-
-def _shared(ranges: Mapping[str, tuple[float, float]], placement: QdqPlacement) -> dict[str, tuple[float, float]]:
-    """Return `ranges` with the union of all for tensors that are tied together."""
-    shared = dict(ranges)
-    for names in placement.tied:
-        known = [ranges[name] for name in names if name in ranges]
-        if known:
-            both = min(low for low, _ in known), max(high for _, high in known)
-            shared |= {name: both for name in names if name in ranges}
-    return shared
 
 
 def _quantize_tensor(

@@ -19,8 +19,9 @@ Rules for `tensorrt` (after NVIDIA's explicit-quantization guide and ModelOpt's 
 6. At a residual Add the branch that is not computed by the Conv before it is quantized as well.
 7. Layers that 8 bits make slower keep their precision: few channels, a ConvTranspose, and for float8 grouped or very large kernels.
 
-For all: tensors that a pool, a Concat (not for `cpu`), a Resize or a Reshape links together have one scale, since these nodes
-only move numbers. A node belongs to the segment of the first Relu behind it; segments are the unit that is returned to float.
+For all: tensors that a pool, a Resize or a Reshape links together have one scale, since these nodes only move numbers, and except
+for `cpu` those that a Concat joins, where their ranges are alike. A node belongs to the segment of the first Relu behind it;
+segments are the unit that is returned to float.
 """
 
 from __future__ import annotations
@@ -54,14 +55,16 @@ FLOAT8_AREA, CHANNELS = 32, 16
 class QdqPlacement:
     """What is quantized. nodes: quantized node → its segment. reads: (node, input) pairs that are fed quantized numbers.
 
-    results: tensors of which every reader gets the quantized numbers. tied: sets of tensors that have one scale.
-    refused: weighted nodes that stay float, with the reason.
+    results: tensors of which every reader gets the quantized numbers. moved: sets of tensors that hold the same numbers, and
+    have one scale. joined: for each Concat the tensors that it reads and gives, which have one scale where their ranges are
+    alike (see `shared_scales`). refused: weighted nodes that stay float, with the reason.
     """
 
     nodes: Mapping[str, str]
     reads: frozenset[tuple[str, int]]
     results: frozenset[str]
-    tied: Sequence[frozenset[str]]
+    moved: Sequence[frozenset[str]]
+    joined: Sequence[frozenset[str]]
     refused: Mapping[str, str]
 
     @property
@@ -90,7 +93,7 @@ def place_qdq(
         results = set()
     refused = {name: why for name, why in refused.items() if name not in excluded}
     names = {str(node.name): segments[str(node.name)] for node in nodes}
-    return QdqPlacement(names, frozenset(reads), frozenset(results), _tied(model, target), refused)
+    return QdqPlacement(names, frozenset(reads), frozenset(results), _moved(model), _joined(model, target), refused)
 
 
 def segments_of(model: ir.Model) -> dict[str, str]:
@@ -292,15 +295,22 @@ def _no_weights(node: ir.Node) -> str:
     return "" if weights.const_value.dtype.name == "FLOAT" else "its weights are not float32"
 
 
-def _tied(model: ir.Model, target: str) -> list[frozenset[str]]:
+def _moved(model: ir.Model) -> list[frozenset[str]]:
     group: dict[str, set[str]] = {}
     for node in model.graph:
-        joins = node.op_type == "Concat" and target != "cpu"
-        if not joins and (node.op_type not in MOVING or not _only_moves_or_adds(node)):
+        if node.op_type not in MOVING or not _only_moves_or_adds(node):
             continue
-        sources = node.inputs if joins else node.inputs[:1]
-        names = {str(value.name) for value in (*sources, node.outputs[0]) if value is not None and constant_of(value) is None}
+        names = _computed([node.inputs[0], node.outputs[0]])
         merged = names.union(*(group[name] for name in names if name in group))
         for name in merged:
             group[name] = merged
     return list({id(names): frozenset(names) for names in group.values()}.values())
+
+
+def _joined(model: ir.Model, target: str) -> list[frozenset[str]]:
+    concats = [node for node in model.graph if node.op_type == "Concat"] if target != "cpu" else []
+    return [frozenset(_computed([*node.inputs, node.outputs[0]])) for node in concats]
+
+
+def _computed(values: Sequence[ir.Value | None]) -> set[str]:
+    return {str(value.name) for value in values if value is not None and constant_of(value) is None}

@@ -407,6 +407,14 @@ def test_an_operator_of_another_runtime_is_refused_in_words(tmp_path):
     assert "optimize FLOAT32_MODEL --for tensorrt-rtx --precision int8" in refused.value.hint
 
 
+def test_an_error_of_the_parser_without_a_node_names_the_operator(tmp_path):
+    constants = {"i": np.zeros((1, 4), np.int64), "u": np.ones((1, 4), np.float32)}
+    node = helper.make_node("ScatterElements", ["x", "i", "u"], ["y"], "scatter", axis=0, reduction="add")
+    with pytest.raises(Refused, match="ScatterElements: Unsupported reduction") as refused:
+        build("tensorrt-rtx", save(tmp_path / "m.onnx", [node], constants, {"x": [2, 4]}))
+    assert [each.operator for each in refused.value.refusals] == ["ScatterElements"]
+
+
 def test_symmetric_int8_with_a_float_bias_builds(tmp_path):
     built = build("tensorrt-rtx", quantized(tmp_path / "m.onnx"), compute_capabilities=["SM86", "SM89"])
     assert built.warnings == ()

@@ -132,15 +132,17 @@ def test_weights_that_are_computed_are_refused_with_the_reason():
     assert "computed" in placed.refused["product"]
 
 
-def test_what_a_pool_only_moves_has_one_scale_and_what_a_concat_joins_has_one_on_tensorrt():
+def test_what_a_pool_only_moves_belongs_together_and_what_a_concat_joins_does_on_tensorrt():
     nodes = [
         helper.make_node("MaxPool", ["x"], ["pooled"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
         helper.make_node("Relu", ["pooled"], ["a"], "relu"),
         helper.make_node("Concat", ["a", "pooled"], ["y"], "concat", axis=1),
     ]
     model = graph_of(nodes, [("x", [1, 16, 4, 4])], [("y", None)])
-    assert [sorted(names) for names in place_qdq(model, "cpu").tied] == [["pooled", "x"]]
-    assert [sorted(names) for names in place_qdq(model, "tensorrt").tied] == [["a", "pooled", "x", "y"]]
+    on_cpu, on_tensorrt = place_qdq(model, "cpu"), place_qdq(model, "tensorrt")
+    assert [sorted(names) for names in on_cpu.moved] == [sorted(names) for names in on_tensorrt.moved] == [["pooled", "x"]]
+    assert not on_cpu.joined
+    assert [sorted(names) for names in on_tensorrt.joined] == [["a", "pooled", "y"]]
 
 
 def test_a_result_that_a_body_reads_stays_float_and_the_graph_runs_on_onnx_runtime(tmp_path):

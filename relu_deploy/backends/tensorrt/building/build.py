@@ -282,7 +282,10 @@ def _refusal(error: Any) -> Refusal:
     reason = error.code().name if reason in ("", "false") else reason
     if reason == "UNSUPPORTED_NODE" or any(words in reason for words in _NO_PLUGIN):
         reason = "this operator is not supported"
-    return Refusal(error.node_name(), error.node_operator(), reason)
+    # An importer that gives up throws without its node; its own name says the operator.
+    importer = error.func()
+    operator = error.node_operator() or (importer.removeprefix("import") if importer.startswith("import") else "")
+    return Refusal(error.node_name(), operator, reason)
 
 
 def check_capabilities(trt: Any, name: str, requested: Sequence[str]) -> tuple[str, ...]:
