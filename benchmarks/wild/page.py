@@ -26,6 +26,7 @@ EXPLANATIONS = {
     "itself gives NaN or infinities": "The model marks what its mask leaves out with NaN, and accuracy is not measured there.",
     "there are NaN inside the model": "The model marks what its mask leaves out with NaN, and accuracy is not measured there.",
     "has no operator of the graph": "The whole graph is one operator of another domain, which only ONNX Runtime computes: there is nothing to compare it with.",
+    "unknown[] has a type": "The output is a sequence of maps, which ZipMap makes and the protocol has no type for.",
     "Unsupported reduction type": "TensorRT-RTX's parser knows no ScatterElements that adds up.",
     "Non-zero zero point is not supported": "TensorRT-RTX takes symmetric int8 only; the file was quantized for CPUs.",
     "this operator is not supported": "TensorRT-RTX has no such operators.",

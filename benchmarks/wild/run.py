@@ -181,7 +181,7 @@ def served(bundle: Path, limit: float, folder: Path) -> tuple[int, float, str]:
             if process.poll() is not None:
                 stderr = process.stderr.read() if process.stderr else ""
                 line = next((each for each in stderr.splitlines() if each.startswith("error: ")), stderr.strip()[-160:])
-                return process.returncode, time.perf_counter() - start, line.removeprefix("error: ")
+                return process.returncode, time.perf_counter() - start, line.removeprefix("error: ").replace(f"{folder}/", "")
             try:
                 with urllib.request.urlopen(f"{address}/health/ready", timeout=2) as answer:
                     if answer.status == 200:
