@@ -26,18 +26,29 @@ def max_pool(call: Call, x: Array) -> Any:
     geometry = Geometry.of(call, call.get("kernel_shape"))
     lowest = -np.inf if is_float(x) else np.iinfo(x.dtype).min
     padded = _with_overhang(x, geometry, lowest)
+    if not call.has_output(1):
+        return _largest(padded, geometry.unpadded())
     windows = patches(padded, geometry.unpadded())
     y = next(windows).copy()
-    if not call.has_output(1):
-        for window in windows:
-            np.maximum(y, window, out=y)
-        return y
     places = patches(_places(x, geometry, bool(call.get("storage_order", 0))), geometry.unpadded())
     found = np.array(np.broadcast_to(next(places), y.shape))
     for window, place in zip(windows, places, strict=True):
         better = (window > y) | ((found < 0) & (place >= 0)) | (np.isnan(window) & ~np.isnan(y) if is_float(x) else False)
         y, found = np.where(better, window, y), np.where(better, place, found)
     return y, found
+
+
+def _largest(padded: Array, geometry: Geometry) -> Array:
+    """Return the largest element of each window, one axis after the other: k + k comparisons an element instead of k · k."""
+    ones = (1,) * len(geometry.kernel)
+    for axis, (kernel, stride, dilation) in enumerate(zip(geometry.kernel, geometry.strides, geometry.dilations, strict=True)):
+        before, behind = ones[:axis], ones[axis + 1 :]
+        along = [(*before, size, *behind) for size in (kernel, stride, dilation)]
+        windows = patches(padded, Geometry(along[0], along[1], along[2], "VALID", (0,) * 2 * len(ones)))
+        padded = next(windows).copy()
+        for window in windows:
+            np.maximum(padded, window, out=padded)
+    return padded
 
 
 def _places(x: Array, geometry: Geometry, column_major: bool) -> Array:
