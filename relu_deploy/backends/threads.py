@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from relu_deploy.records import JsonRecord
 
-__all__ = ["VARIABLES", "ThreadCount", "allowed_cpus", "alternative_counts", "cpu_quota", "default_threads", "find_threads"]
+__all__ = [
+    "VARIABLES",
+    "ThreadCount",
+    "allowed_cpus",
+    "alternative_counts",
+    "cpu_quota",
+    "default_threads",
+    "find_threads",
+    "limited_blas",
+]
 
 #: environment variables that set the number of threads of every runtime in a process, in order of precedence
 VARIABLES = ("ORT_INTRA_OP_NUM_THREADS", "OMP_NUM_THREADS")
@@ -34,6 +44,19 @@ class ThreadCount(JsonRecord):
 def default_threads() -> int:
     """Return the number of CPU threads that a session gets if none is given."""
     return find_threads().count
+
+
+@contextmanager
+def limited_blas(threads: int) -> Iterator[None]:
+    """Let the BLAS library of NumPy use at most `threads` CPU threads in the whole process inside the block.
+
+    By default it takes every CPU and knows no quota, and its idle threads spin: beside other threads that compute, half of the
+    processor time is lost. Blocks must not overlap in several threads, because each restores what it found.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(threads, user_api="blas"):
+        yield
 
 
 def find_threads(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> ThreadCount:

@@ -15,6 +15,7 @@ import numpy as np
 
 from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding, Seen, TruthSession
+from relu_deploy.backends.threads import default_threads, limited_blas
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, UsageError
 from relu_deploy.graph import TORCH_NODE_KEY, Relu, clamped_tensors, find_relus
@@ -231,6 +232,14 @@ def find_truth(source: Source, feeds: Feeds, precision: str = "float32", quantiz
 
     precision: Of the graph under test, whose rounding makes the noise floor. quantized: As for `Rounding`.
     """
+    if source.against == "torch":
+        return _find_truth(source, feeds, precision, quantized)
+    # Two evaluations run at a time, and often a runtime beside them.
+    with limited_blas(max(1, default_threads() // 2)):
+        return _find_truth(source, feeds, precision, quantized)
+
+
+def _find_truth(source: Source, feeds: Feeds, precision: str, quantized: Quantized) -> Truth:
     started = time.perf_counter()
     torch_names = source.inner if source.against == "torch" else {}
     counted = SumOrder.of(source.model, torch_names, feeds, replace=False)

@@ -4,7 +4,7 @@ import pytest
 
 from relu_deploy.backends import threads
 from relu_deploy.backends.base import Options
-from relu_deploy.backends.threads import cpu_quota, find_threads
+from relu_deploy.backends.threads import cpu_quota, find_threads, limited_blas
 
 
 @pytest.fixture
@@ -103,3 +103,17 @@ def test_doctor_says_how_many_threads_and_why(command, monkeypatch):
     answer = command("doctor", "--json", "-")
     assert answer.json["system"]["threads"] == {"count": 3, "source": "set by OMP_NUM_THREADS"}
     assert "CPU threads of a session: 3 (set by OMP_NUM_THREADS)" in command("doctor").stdout
+
+
+def test_blas_is_limited_inside_the_block_and_as_before_behind_it():
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def counts():
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before = counts()
+        with limited_blas(1):
+            assert set(counts()) == {1}
+        assert counts() == before
+    assert before

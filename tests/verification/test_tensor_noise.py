@@ -8,9 +8,11 @@ import onnx_ir as ir
 import pytest
 from bundles import exported
 from onnx import TensorProto, helper
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding
+from relu_deploy.backends.threads import limited_blas
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.graph import find_relus, load_model
@@ -103,19 +105,40 @@ def test_indices_and_what_is_gathered_at_them_are_no_rounded_numbers():
     assert rounded_numbers(model) == {"cast", "relu"}
 
 
-def test_the_truth_is_that_of_whole_evaluations_one_after_the_other():
+def test_the_truth_is_that_of_whole_evaluations_one_after_the_other(monkeypatch):
+    monkeypatch.setattr("relu_deploy.verification.truth.default_threads", lambda: 2)
     bundle = exported("digits")
     feeds, _ = sample_feeds(bundle, 2, 0)
     relus = find_relus(load_model(bundle.onnx))
     truth = find_truth(open_source(bundle, "reference", relus), feeds)
     session = load(bundle, "reference", taps=tuple(relus))
-    values = session.evaluate(feeds)
-    others = [session.evaluate(feeds, wide=False), session.evaluate(feeds, rounding=Rounding("float32", 0))]
+    # The number of threads may decide on the last bit of a sum.
+    with limited_blas(1):
+        values = session.evaluate(feeds)
+        others = [session.evaluate(feeds, wide=False), session.evaluate(feeds, rounding=Rounding("float32", 0))]
     assert truth.values.keys() == values.keys()
     for name, value in values.items():
         assert np.array_equal(truth.values[name], value)
         least = rms(value.astype(np.float32) - value)
         assert truth.noise_floor[name] == pytest.approx(max(least, *(rms(one[name] - value) for one in others)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("processors", "allowed"), [(1, 1), (2, 1), (4, 2)])
+def test_the_evaluations_that_run_at_once_share_the_processors(monkeypatch, processors, allowed):
+    """Each would take all of them, and idle threads of OpenBLAS spin."""
+    monkeypatch.setattr("relu_deploy.verification.truth.default_threads", lambda: processors)
+    bundle, found = exported("digits"), set()
+    source = open_source(bundle, "reference", ())
+    evaluate = source.session.evaluate
+
+    def watched(*arguments, **options):
+        found.update(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(source.session, "evaluate", watched)
+    with threadpool_limits(4, user_api="blas"):
+        find_truth(source, sample_feeds(bundle, 1, 0)[0])
+    assert found == {allowed}
 
 
 def test_an_output_that_was_handed_over_is_freed_while_the_evaluation_goes_on(tmp_path):
