@@ -25,7 +25,7 @@ from relu_deploy.packaging.batching import choose_batching
 from relu_deploy.packaging.options import DeployedModel, PackageOptions, model_name
 from relu_deploy.packaging.output import copy_graph, write_text
 from relu_deploy.packaging.triton_config import PRECISION_MODES, TritonPlan, labels_of, precision_of, target_of, triton_config
-from relu_deploy.serving.protocol.tensors import DATATYPES
+from relu_deploy.serving.protocol.tensors import why_no_datatype
 
 __all__ = ["FLAVORS", "OPTIONS", "write"]
 
@@ -104,8 +104,8 @@ def _plan(bundle: Bundle, options: PackageOptions) -> TritonPlan:
 
 def _check_types(bundle: Bundle, flavor: str) -> None:
     for spec in (*bundle.inputs, *bundle.outputs):
-        if spec.dtype not in DATATYPES:
-            raise Unsupported(f"{bundle.title}: {spec} has a type that Triton does not support", "cast it in the graph")
+        if (why := why_no_datatype(spec)) is not None:
+            raise Unsupported(f"{bundle.title}: {why[0]}", why[1])
         if flavor == "python" and spec.dtype == "bfloat16":
             raise Unsupported(
                 f"{bundle.title}: {spec} cannot pass through Triton's Python backend, as NumPy has no bfloat16",

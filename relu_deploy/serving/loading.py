@@ -13,7 +13,7 @@ from relu_deploy.errors import InputError, ReluDeployError, Unsupported
 from relu_deploy.graph import read_model
 from relu_deploy.graph.shapes.input_ranges import integer_ranges
 from relu_deploy.serving.batcher import Limits
-from relu_deploy.serving.protocol.tensors import DATATYPES
+from relu_deploy.serving.protocol.tensors import why_no_datatype
 from relu_deploy.serving.row_trial import RowTrial, declared_reason
 from relu_deploy.signing.run import require_signature
 from relu_deploy.tensors import random_feeds
@@ -79,9 +79,9 @@ def load_warm(bundle: Bundle, options: ModelOptions) -> Loaded:
     """
     if options.signature_key is not None:
         require_signature(bundle, options.signature_key)
-    unnamed = [spec for spec in (*bundle.inputs, *bundle.outputs) if spec.dtype not in DATATYPES]
-    if unnamed:
-        raise InputError(f"{bundle.path}: {unnamed[0]} has a type that the protocol does not have", "serve a model without it")
+    for spec in (*bundle.inputs, *bundle.outputs):
+        if (why := why_no_datatype(spec)) is not None:
+            raise InputError(f"{bundle.path}: {why[0]}", why[1])
     for note in bundle.notes:
         log.warning("%s: %s", bundle.path, note)
     session = load(bundle, options.backend, threads=options.threads, device=options.device, spin=False)

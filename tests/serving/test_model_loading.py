@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
+from relu_deploy.bundle import Bundle
+from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.packaging.run import package
 from relu_deploy.serving.errors import InvalidArgument
-from relu_deploy.serving.loading import ModelOptions
+from relu_deploy.serving.loading import ModelOptions, load_warm
 from relu_deploy.serving.models import Models
 from relu_deploy.serving.protocol.tensors import InferRequest
 
@@ -177,3 +180,19 @@ def test_an_index_out_of_its_table_is_the_clients_mistake(tmp_path, wrong):
         return (await model.infer(InferRequest({"ids": np.int64([[0, -8]])})))["y"]
 
     np.testing.assert_array_equal(served(table(tmp_path / "m.onnx"), infer)[0], np.maximum(WEIGHT[[0, 0]], 0))
+
+
+def test_the_probabilities_of_a_zipmap_are_refused_with_the_option_of_the_converter_that_leaves_it_out(tmp_path):
+    """What scikit-learn's classifiers are converted to by default: a sequence of maps."""
+    kind = helper.make_sequence_type_proto(helper.make_map_type_proto(INT64, helper.make_tensor_type_proto(FLOAT, [])))
+    node = helper.make_node("ZipMap", ["x"], ["probabilities"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])
+    graph = helper.make_graph([node], "g", [tensor("x", ["n", 2])], [helper.make_value_info("probabilities", kind)])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "classifier.onnx")
+    bundle = Bundle.open(tmp_path / "classifier.onnx")
+    with pytest.raises(InputError, match="probabilities is a map or a sequence of maps") as served:
+        load_warm(bundle, ModelOptions())
+    with pytest.raises(Unsupported, match="probabilities is a map or a sequence of maps") as packaged:
+        package(bundle, "triton", tmp_path / "repository")
+    assert "zipmap=False" in served.value.hint
+    assert packaged.value.hint == served.value.hint

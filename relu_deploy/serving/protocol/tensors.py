@@ -36,6 +36,7 @@ __all__ = [
     "metadata_of",
     "numpy_dtype",
     "to_raw",
+    "why_no_datatype",
 ]
 
 #: a JSON or protobuf message above this many bytes is parsed in a thread, so that other requests go on meanwhile
@@ -62,6 +63,8 @@ MAX_RANK = 64
 #: strings of one tensor in raw bytes; Python takes about 100 bytes for each
 MAX_STRINGS = 2**20
 _KNOWN = frozenset(DATATYPES.values())
+#: kinds of values that are no tensors (see `graph.model.io_specs`), in words
+_NO_TENSORS = {"sequence": "a sequence", "optional": "an optional value", "unknown": "a map or a sequence of maps"}
 #: dtype kind of a tensor → the kinds of numbers that it may be given; an integer that was written as 1.5 is a mistake
 _ACCEPTED_KINDS = {"b": "b", "u": "ui", "i": "ui", "f": "fui"}
 _LENGTH = struct.Struct("<I")
@@ -115,6 +118,18 @@ class InferRequest:
 def datatype_of(spec: TensorSpec) -> str:
     """Return the protocol's name for the type of `spec`."""
     return DATATYPES[spec.dtype]
+
+
+def why_no_datatype(spec: TensorSpec) -> tuple[str, str] | None:
+    """Return why the protocol has no type for `spec` and what to do about it, None if it has one."""
+    if spec.dtype in DATATYPES:
+        return None
+    if spec.dtype == "unknown":
+        remedy = "convert a classifier with zipmap=False (skl2onnx, onnxmltools): then its probabilities are a tensor"
+    else:
+        remedy = "make it a tensor of another type in the graph, or leave it out"
+    what = _NO_TENSORS.get(spec.dtype, f"of type {spec.dtype}")
+    return f"{spec.name} is {what}, which the Open Inference Protocol has no type for", remedy
 
 
 def datatype_of_array(array: Array) -> str:
