@@ -6,7 +6,7 @@
     python benchmarks/hardening.py waits --seconds 3 --out waits.json
     python benchmarks/hardening.py origins --out origins.json
     python benchmarks/hardening.py stops --count 200 --seed 1 --out stops.json
-    python benchmarks/hardening.py table benchmarks/results/2026-11-29-cpu-hardening.json
+    python benchmarks/hardening.py table benchmarks/results/2026-11-30-cpu-hardening.json
 
 Each part can run in portions: with an --out that exists, the new results are added to it. `--limit SECONDS` ends a portion early, and
 `--first N` starts the next one where the last one ended. Results are written while a portion runs, so that one which is interrupted keeps
