@@ -106,17 +106,18 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
         arrays = check_feeds(feeds, self.inputs, self._bundle.name, by_name=False)
-        if self._repeats and loops_are_limited():
-            return self._run_limited(arrays)
+        limited = self._repeats and loops_are_limited()
         try:
-            results = self._session.run(self._names, arrays, self._quiet)
+            results = self._run_limited(arrays) if limited else self._session.run(self._names, arrays, self._quiet)
+        except InputError:
+            raise
         except Exception as error:  # the runtime's exception types share no base class
             raise run_error(error, self.name, self.title, arrays) from error
         self._runs += 1
         return dict(zip(self._names, results, strict=True))
 
-    def _run_limited(self, arrays: Feeds) -> Feeds:
-        """Run a graph with Loops, and end it after `LOOP_SECONDS`."""
+    def _run_limited(self, arrays: Feeds) -> Any:
+        """Return the results of a graph with Loops. Raises InputError if it has not ended after `LOOP_SECONDS`."""
         options, over = _quiet_run(), threading.Event()
 
         def end() -> None:
@@ -126,19 +127,17 @@ class OnnxRuntimeSession:
         timer = threading.Timer(LOOP_SECONDS, end)
         timer.start()
         try:
-            results = self._session.run(self._names, arrays, options)
-        except Exception as error:  # the runtime's exception types share no base class
+            return self._session.run(self._names, arrays, options)
+        except Exception:  # the runtime's exception types share no base class
             if over.is_set():
                 raise InputError(
                     f"{self.title} has Loops, and one run of it has taken longer than {LOOP_SECONDS:g} s on {self.name}",
                     "say how long the command may take with --timeout, or use smaller inputs",
                 ) from None
-            raise run_error(error, self.name, self.title, arrays) from error
+            raise
         finally:
             timer.cancel()
             timer.join()
-        self._runs += 1
-        return dict(zip(self._names, results, strict=True))
 
     def executed(self) -> Sequence[Executed]:
         kernels = {event["name"]: event for event in self._end_profiling()}

@@ -24,12 +24,7 @@ from relu_deploy.storage.folders import temporary_folder
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["has_undefined_order", "with_defined_order"]
-
-
-def has_undefined_order(model: ir.Model) -> bool:
-    """Return whether a TopK of `model` does not say in which order it returns its elements."""
-    return any(_is_unsorted(node) for node, _ in iterate_nodes(model))
+__all__ = ["with_defined_order"]
 
 
 @contextmanager

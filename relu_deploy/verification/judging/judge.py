@@ -114,8 +114,6 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
     many = stacked_verdicts(plan.relus, tapped.values, truth, nan_kept, accepts_lost_nan)
 
     def report_on(relu: Relu) -> ReluReport:
-        if relu.output in many:
-            return ReluReport(relu, *many[relu.output], relu.output in tapped.as_deployed)
         got, true = tapped.values.get(relu.output), truth.values.get(relu.output)
         if got is None or (relu.body and not got.size):
             return ReluReport(relu, None)
@@ -130,7 +128,11 @@ def _from_taps(plan: VerifyPlan, truth: Truth, tapped: TappedRelus, nan_kept: Ma
 
     # NumPy compares arrays without holding the interpreter's lock.
     with ThreadPoolExecutor(2) as pool:
-        reports = list(pool.map(report_on, plan.relus))
+        alone = pool.map(report_on, [relu for relu in plan.relus if relu.output not in many])
+        reports = [
+            ReluReport(relu, *many[relu.output], relu.output in tapped.as_deployed) if relu.output in many else next(alone)
+            for relu in plan.relus
+        ]
     idle = sum(report.relu.body != "" and report.comparison is None for report in reports)
     missing = sum(report.comparison is None for report in reports) - idle
     notes = []

@@ -109,7 +109,7 @@ class StackedNoise:
 
     def singles(self) -> dict[str, Array]:
         """Return how far off single elements may be of each tensor in `overflows`, by name; there is no such limit for others."""
-        floors = self.floors()
+        floors = self.floors() if self.overflows else {}
         return {name: np.where(codes > 0, np.inf, SINGLE * floors[name]) for name, codes in self.overflows.items()}
 
     def _add_overflow(self, values: Array) -> None:
