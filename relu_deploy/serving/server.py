@@ -31,7 +31,7 @@ from relu_deploy.serving.telemetry.traces import TraceOptions, tracing
 from relu_deploy.serving.transport.access import AccessOptions, AccessPolicy
 from relu_deploy.serving.transport.admission import AdmissionControl, AdmissionLimits
 from relu_deploy.serving.transport.limits import HttpLimits
-from relu_deploy.serving.transport.sockets import is_loopback, listening, stop_accepting
+from relu_deploy.serving.transport.sockets import is_loopback, listening, reserved, stop_accepting
 from relu_deploy.serving.transport.tls import TlsOptions
 
 __all__ = ["Ports", "ServeOptions", "serve"]
@@ -270,9 +270,8 @@ def _grpc(
         GrpcService(models, admission, observer, ready, options.limits.max_body, receiver),
         HealthService(models, ready, receiver),
     ]
-    with listening(options.host, port, "--grpc-port"):  # its error has the reason, which gRPC's does not
-        pass
-    return GrpcServer(services, options.host, port, options.limits.max_body, options.tls)
+    with reserved(options.host, port, "--grpc-port") as number:  # its error has the reason, which gRPC's does not
+        return GrpcServer(services, options.host, number, options.limits.max_body, options.tls)
 
 
 def _start_tasks(models: Models, options: ServeOptions) -> Callable[[], None]:

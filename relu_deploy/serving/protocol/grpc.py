@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,8 +27,10 @@ from relu_deploy.serving.protocol.routes import EXTENSIONS, RequestContext, Rout
 from relu_deploy.serving.protocol.tensors import THREADED_PARSE_BYTES, check_load_parameters
 from relu_deploy.serving.telemetry.observer import RequestObserver
 from relu_deploy.serving.transport.admission import AdmissionControl
+from relu_deploy.serving.transport.connection_surge import ConnectionSurge
 from relu_deploy.serving.transport.idle_connections import IdleConnections
 from relu_deploy.serving.transport.limits import HttpLimits
+from relu_deploy.serving.transport.relay import Relay
 from relu_deploy.serving.transport.sockets import descriptor_limit
 from relu_deploy.serving.transport.tls import TlsOptions
 from relu_deploy.version import __version__
@@ -72,24 +76,39 @@ class GrpcServer:
 
         self._services = [service for service in services if isinstance(service, GrpcService)]
         self._watched = [service for service in services if isinstance(service, HealthService)]
+        self._receivers = {service.receiver for service in services}
         self._server = grpc.aio.server(handlers=[service.handler() for service in services], options=_options(max_body))
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        credentials = None if tls is None else tls.grpc_credentials()
+        self.port = self._listen(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", credentials)
+        # Nobody can guess it, but all users of the machine can see it: what they may do is what they may do at the port.
+        name = f"relu-deploy-{secrets.token_hex(16)}"
+        self._relay = Relay(name)
+        if sys.platform == "linux":
+            self._listen(f"unix-abstract:{name}", credentials)
+        for service in self._services:
+            service.client_of = self._relay.client_of
+        self._surge: ConnectionSurge | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _listen(self, address: str, credentials: Any) -> int:
         try:
-            if tls is None:
-                self.port: int = self._server.add_insecure_port(address)
-            else:
-                self.port = self._server.add_secure_port(address, tls.grpc_credentials())
+            if credentials is None:
+                return int(self._server.add_insecure_port(address))
+            return int(self._server.add_secure_port(address, credentials))
         except RuntimeError as error:
             raise InputError(
                 f"cannot listen on {address} for gRPC", "choose another port with --grpc-port, 0 for any, -1 for no gRPC"
             ) from error
-        self._room: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Take calls from now on."""
         await self._server.start()
         idle = IdleConnections(self.port, most_connections(), self._is_calling)
-        self._room = asyncio.create_task(idle.keep_room())
+        self._tasks.append(asyncio.create_task(idle.keep_room()))
+        try:
+            self._surge = ConnectionSurge(self.port, self._relay, lambda: sum(each.abandoned for each in self._receivers))
+        except OSError as error:
+            log.debug("gRPC alone accepts its connections: %s", error.strerror)
 
     async def drain(self, seconds: float) -> None:
         """Refuse new calls, and return when the running ones are answered; those that take longer than `seconds` are cancelled."""
@@ -100,9 +119,12 @@ class GrpcServer:
             await asyncio.sleep(QUIET_SECONDS / 2)
         for watched in self._watched:
             watched.end_watches()
+        if self._surge is not None:
+            self._surge.close()
+            self._surge = None
         await self._server.stop(seconds)
-        if self._room is not None:
-            self._room.cancel()
+        for task in self._tasks:
+            task.cancel()
 
     def _is_calling(self, peer: str) -> bool:
         return any(peer in service.calling for service in self._services)
@@ -115,6 +137,8 @@ class GrpcService:
         closing: No more inference requests are taken.
         last_call: When the last call arrived, of time.monotonic().
         calling: How many calls run, by the name of the peer.
+        receiver: Waits for the messages.
+        client_of: Returns the name of the client behind a peer.
     """
 
     def __init__(
@@ -145,10 +169,11 @@ class GrpcService:
             raise missing_package(error.name or "grpcio", "serve") from error
         self._models, self._admission, self._observer, self._ready = models, admission, observer, ready
         self._max_body = max_body
-        self._receiver = receiver or MessageReceiver(HttpLimits().body_seconds)
+        self.receiver = receiver or MessageReceiver(HttpLimits().body_seconds)
         self._messages = messages()
         self.closing, self.last_call = False, 0.0
         self.calling: Counter[str] = Counter()
+        self.client_of: Callable[[str], str] = str
 
     def handler(self) -> Any:
         """Return the protocol's methods for grpc.aio.server."""
@@ -176,14 +201,14 @@ class GrpcService:
 
         async def method(_: Any, rpc: Any) -> bytes:
             self.last_call = started = time.monotonic()
-            headers, peer = rpc.invocation_metadata() or (), unquote(rpc.peer())
+            headers, peer = rpc.invocation_metadata() or (), self.client_of(unquote(rpc.peer()))
             context = RequestContext("gRPC", name, _address(peer), headers, timeout=rpc.time_remaining())
             context.route = Route(_ENDPOINTS.get(name, ""))
             status = 0  # as it stays when the client disconnects
             self.calling[peer] += 1
             try:
                 self._admission.access.check(context)
-                received = await self._receiver.receive(rpc)
+                received = await self.receiver.receive(rpc)
                 self._admission.hold_memory(context, len(received))
                 content = await decompress_message(received, self._max_body)
                 if content is not received:
@@ -318,8 +343,8 @@ def _options(max_body: int) -> list[tuple[str, int]]:
         # A client that connects and sends nothing holds a file descriptor, and the other ports need some as well.
         ("grpc.server_handshake_timeout_ms", 5_000),
         ("grpc.max_allowed_incoming_connections", most_connections()),
-        # Two processes must not share a port without knowing.
-        ("grpc.so_reuseport", 0),
+        # ConnectionSurge shares the port. `reserved` keeps other processes away: they must not share it without knowing.
+        ("grpc.so_reuseport", int(sys.platform == "linux")),
         # A client that vanished is noticed; clients may ping every 10 s, also between calls.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

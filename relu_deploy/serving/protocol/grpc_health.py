@@ -25,12 +25,16 @@ MOST_WATCHES = 1000
 
 
 class HealthService:
-    """The status of the server ("" and the name of the inference service) and of each model (its name)."""
+    """The status of the server ("" and the name of the inference service) and of each model (its name).
+
+    Attributes:
+        receiver: Waits for the messages.
+    """
 
     def __init__(self, models: Models, ready: Callable[[], bool], receiver: MessageReceiver | None = None) -> None:
         """ready: whether the server takes traffic, beside its models. receiver: waits for the messages."""
         self._models, self._ready, self._messages = models, ready, messages("health")
-        self._receiver = receiver or MessageReceiver(HttpLimits().body_seconds)
+        self.receiver = receiver or MessageReceiver(HttpLimits().body_seconds)
         #: what ends each watch, the oldest first
         self._watches: dict[asyncio.Event, None] = {}
         self._ending = False
@@ -81,7 +85,7 @@ class HealthService:
     async def _service(self, rpc: Any) -> str:
         """Return the service that a call names; no message, or a message that is not one of the protocol ends the call."""
         try:
-            received = await self._receiver.receive(rpc)
+            received = await self.receiver.receive(rpc)
             return str((await parse_message(self._messages.HealthCheckRequest, received, MAX_MESSAGE)).service)
         except ServeError as error:
             from grpc import StatusCode

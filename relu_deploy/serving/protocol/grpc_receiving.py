@@ -28,11 +28,16 @@ STREAM_OPTIONS = (
 
 
 class MessageReceiver:
-    """Receives the messages of a server's calls. For the event loop's thread."""
+    """Receives the messages of a server's calls. For the event loop's thread.
+
+    Attributes:
+        abandoned: How many calls have ended because their clients left before their message was there.
+    """
 
     def __init__(self, seconds: float, most: int = 2000) -> None:
         """seconds: that a message may take. most: calls that may wait for theirs."""
         self._seconds, self._most = seconds, most
+        self.abandoned = 0
         #: the time limits of the calls that wait, the oldest first
         self._waiting: dict[asyncio.Timeout, None] = {}
 
@@ -60,6 +65,9 @@ class MessageReceiver:
             if is_oldest:
                 raise Unavailable("too many calls wait for their messages", "send them at once", retry_after=1.0) from None
             raise DeadlineExceeded(f"the message did not arrive within {self._seconds:g} s") from None
+        except asyncio.CancelledError:
+            self.abandoned += 1
+            raise
         if message is grpc.aio.EOF:
             raise InvalidArgument("the call has no message")
         return bytes(message)

@@ -18,24 +18,23 @@ import math
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 
-from relu_deploy.serving.transport.arrivals import Arrivals
+from relu_deploy.serving.transport.arrivals import Arrivals, has_whole_request
 from relu_deploy.serving.transport.limits import SHARE_CLOSED
 
-__all__ = ["BACKLOG", "Acceptor"]
+__all__ = ["BACKLOG", "Acceptor", "Turn"]
 
 #: connections that wait to be accepted
 BACKLOG = 4096
-#: connections that get a protocol in one turn; each takes a third of a millisecond until its request waits for its body
-OPENED_PER_TURN = 16
 #: connections whose first bytes are looked at in one turn at least: more than a turn accepts
 LOOKED_AT_PER_TURN = 512
-#: seconds that a turn accepts, and seconds until the next attempt where the process has no file descriptor left: after connections
-#: were closed, which takes a turn, and where none could be
-TURN_SECONDS, CLOSING_SECONDS, RETRY_SECONDS = 0.001, 0.005, 0.1
+#: seconds until the next attempt where the process has no file descriptor left: after connections were closed, which takes a turn,
+#: and where none could be
+CLOSING_SECONDS, RETRY_SECONDS = 0.005, 0.1
 #: seconds that a TLS handshake may take
 HANDSHAKE_SECONDS = 10.0
 #: seconds that handshakes may still take when the server stops
@@ -46,42 +45,68 @@ EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 log = logging.getLogger("relu_deploy.serve")
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What is done in one turn of the event loop.
+
+    Attributes:
+        seconds: That each socket accepts.
+        opened: How many connections get a protocol; each takes a third of a millisecond until its request waits for its body.
+    """
+
+    seconds: float = 0.001
+    opened: int = 16
+
+
 class Acceptor:
-    """Gives each connection of a listening socket a protocol. It stands for asyncio's server in uvicorn."""
+    """Gives each connection of listening sockets a protocol. It stands for asyncio's server in uvicorn.
+
+    Attributes:
+        accepted: How many connections were accepted.
+    """
 
     def __init__(
         self,
-        bound: socket.socket,
+        bound: Sequence[socket.socket],
         protocol: Callable[[], asyncio.Protocol],
         tls: ssl.SSLContext | None,
         close_waiting: Callable[[], int] = lambda: 0,
+        arrivals: Arrivals | None = None,
+        turn: Turn = Turn(),  # it is frozen
     ) -> None:
         """Listen, and begin to accept in the running loop.
 
         Args:
-            bound: The socket, bound.
+            bound: The sockets, bound.
             protocol: Makes the protocol of one connection.
             tls: None for plain TCP.
             close_waiting: Closes some connections that wait for their clients, and returns how many.
+            arrivals: Empty queues, None for those of HTTP.
+            turn: How much is done in one turn.
         """
-        self._bound, self._protocol, self._close_waiting = bound, protocol, close_waiting
+        self._bound, self._protocol, self._close_waiting, self._limits = bound, protocol, close_waiting, turn
         self._tls = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
         self._loop = asyncio.get_running_loop()
-        self._arrivals = Arrivals(encrypted=tls is not None)
+        # What is encrypted tells nothing about requests.
+        self._arrivals = Arrivals(has_whole_request if tls is None else bool) if arrivals is None else arrivals
+        self.accepted = 0
         self._turn: asyncio.Handle | None = None
         #: connections that are getting a protocol, the oldest first
         self._opening: dict[asyncio.Task[None], None] = {}
-        self._retry: asyncio.TimerHandle | None = None
-        bound.setblocking(False)
-        bound.listen(BACKLOG)
-        self._loop.add_reader(bound, self._accept)
+        self._retries: dict[socket.socket, asyncio.TimerHandle] = {}
+        for each in bound:
+            each.setblocking(False)
+            each.listen(BACKLOG)
+            self._loop.add_reader(each, self._accept, each)
 
     def close(self) -> None:
         """Accept no more connections."""
-        if self._retry is not None:
-            self._retry.cancel()
-        self._loop.remove_reader(self._bound)
+        for retry in self._retries.values():
+            retry.cancel()
+        for each in self._bound:
+            self._loop.remove_reader(each)
         # They were accepted, and may hold requests.
+        self._arrivals.settle()
         self._open_arrivals(len(self._arrivals))
 
     async def wait_closed(self) -> None:
@@ -91,21 +116,22 @@ class Acceptor:
             for task in late:
                 task.cancel()
 
-    def _accept(self) -> None:
-        end = time.perf_counter() + TURN_SECONDS
+    def _accept(self, bound: socket.socket) -> None:
+        end = time.perf_counter() + self._limits.seconds
         while True:
             try:
-                connection, address = self._bound.accept()
+                connection, address = bound.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
                 if error.errno not in EXHAUSTED:
                     raise
                 log.warning("cannot accept connections for now: %s", error.strerror)
-                self._loop.remove_reader(self._bound)
+                self._loop.remove_reader(bound)
                 seconds = CLOSING_SECONDS if self._close_waiting() + self._close_handshakes() else RETRY_SECONDS
-                self._retry = self._loop.call_later(seconds, self._loop.add_reader, self._bound, self._accept)
+                self._retries[bound] = self._loop.call_later(seconds, self._loop.add_reader, bound, self._accept, bound)
                 return
+            self.accepted += 1
             connection.setblocking(False)
             self._arrivals.add(connection, address[0] if isinstance(address, tuple) else "")
             if self._turn is None:
@@ -115,8 +141,8 @@ class Acceptor:
                 return
 
     def _take_turn(self) -> None:
-        self._turn = self._loop.call_soon(self._take_turn) if len(self._arrivals) > OPENED_PER_TURN else None
-        self._open_arrivals(OPENED_PER_TURN)
+        self._open_arrivals(self._limits.opened)
+        self._turn = self._loop.call_later(self._arrivals.settling(), self._take_turn) if len(self._arrivals) else None
 
     def _open_arrivals(self, most: int) -> None:
         """Give up to `most` of the connections that wait for one a protocol."""

@@ -55,7 +55,7 @@ class HttpServer(uvicorn.Server):
         """Accept connections on `sockets`."""
         protocol = partial(self._protocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
         close_waiting = partial(close_longest_waiting, self.server_state.connections)
-        self.servers = [Acceptor(bound, protocol, self.config.ssl, close_waiting) for bound in sockets or ()]  # type: ignore[misc]
+        self.servers = [Acceptor(sockets or (), protocol, self.config.ssl, close_waiting)]  # type: ignore[list-item]
         self.started = True
 
     async def serve_on(self, bound: socket.socket) -> asyncio.Task[None]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import struct
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
-__all__ = ["IdleConnections", "peer_name"]
+from relu_deploy.serving.transport.descriptors import borrowed_socket, count_descriptors, descriptors
+from relu_deploy.serving.transport.relay import peer_name
+
+__all__ = ["IdleConnections"]
 
 #: share of the connections of the limit that stay open
 SHARE_KEPT = 1 / 2
@@ -28,18 +29,11 @@ INTERVAL, REST = 0.05, 5
 IDLE_MILLISECONDS = 200
 #: bytes that a client sends before its first call at most: preface, settings and a ping
 CALL_BYTES = 192
-DESCRIPTORS = Path("/proc/self/fd")
 #: of struct tcp_info (linux/tcp.h): its size, the offsets of the milliseconds since data was sent and received and of the bytes
 #: received, and the state of an open connection
 INFO_SIZE, SENT_AT, HEARD_AT, RECEIVED_AT, ESTABLISHED = 136, 44, 52, 128, 1
 
 log = logging.getLogger("relu_deploy.serve")
-
-
-def peer_name(address: tuple[object, ...]) -> str:
-    """Return gRPC's name of the peer with this address, such as ipv4:10.0.0.1:50000."""
-    host, port = str(address[0]).removeprefix("::ffff:"), address[1]
-    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 class IdleConnections:
@@ -61,11 +55,17 @@ class IdleConnections:
         while sys.platform == "linux":
             await asyncio.sleep(pause)
             pause = INTERVAL
-            if _open_descriptors() > self._kept:
+            if self._has_many():
                 began = time.perf_counter()
                 if closed := await asyncio.to_thread(self.close_excess):
                     log.warning("closed %d idle gRPC connections to make room for new ones", closed)
                 pause = max(INTERVAL, REST * (time.perf_counter() - began))
+
+    def _has_many(self) -> bool:
+        try:
+            return count_descriptors() > self._kept
+        except OSError:
+            return True
 
     def close_excess(self) -> int:
         """Close idle connections until as many are open as may stay, and return how many.
@@ -73,7 +73,7 @@ class IdleConnections:
         First those whose clients have never called, then those that have been silent longest.
         """
         try:
-            numbers = _descriptors()
+            numbers = descriptors()
         except OSError:  # no file descriptor is left for the list of them
             return 0
         found = [(number, *known) for number in numbers if (known := self._look(number)) is not None]
@@ -86,7 +86,7 @@ class IdleConnections:
 
     def _look(self, number: int) -> tuple[str, int, int] | None:
         """Return the peer, bytes received and milliseconds of silence of an open connection to the port, None for another file."""
-        with suppress(OSError), _borrowed(number) as connection:
+        with suppress(OSError), borrowed_socket(number) as connection:
             if not self._is_ours(connection):
                 return None
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_SIZE)
@@ -102,27 +102,8 @@ class IdleConnections:
 
     def _close(self, number: int, peer: str) -> bool:
         """End a connection, unless its file descriptor is another one's by now. Who holds it is notified as if the client had left."""
-        with suppress(OSError), _borrowed(number) as connection:
+        with suppress(OSError), borrowed_socket(number) as connection:
             if self._is_ours(connection) and peer_name(connection.getpeername()) == peer:
                 connection.shutdown(socket.SHUT_RDWR)
                 return True
         return False
-
-
-def _borrowed(number: int) -> socket.socket:
-    """Return a socket for a duplicate of a file descriptor. Raises OSError if it is not that of a socket."""
-    copy = os.dup(number)
-    try:
-        return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, copy)
-    except OSError:
-        os.close(copy)
-        raise
-
-
-def _descriptors() -> list[int]:
-    return [int(entry.name) for entry in DESCRIPTORS.iterdir()]
-
-
-def _open_descriptors() -> int:
-    """Return how many file descriptors are open; Linux 6.2 and later know without a search."""
-    return DESCRIPTORS.stat().st_size or len(_descriptors())

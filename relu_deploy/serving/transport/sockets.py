@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from relu_deploy.errors import InputError
 
-__all__ = ["descriptor_limit", "is_loopback", "listening", "raise_descriptor_limit", "stop_accepting"]
+__all__ = ["descriptor_limit", "is_loopback", "listening", "raise_descriptor_limit", "reserved", "stop_accepting"]
 
 #: more file descriptors than a server needs
 MOST_DESCRIPTORS = 2**16
@@ -55,6 +55,25 @@ def listening(host: str, port: int, option: str) -> Iterator[socket.socket]:
             hint = f"choose another port with {option}, 0 for any, or another address with --host"
             raise InputError(f"cannot listen on {host}:{port}: {error.strerror}", hint) from error
         yield bound
+
+
+@contextlib.contextmanager
+def reserved(host: str, port: int, option: str) -> Iterator[int]:
+    """Yield the number of a port that no other process has, and that sockets of this process can be bound to with SO_REUSEPORT.
+
+    A process that asks for the port in this way does not get it while such a socket is bound. Other systems than Linux let
+    sockets share a port in other ways: there the port is free when this yields.
+
+    Raises:
+        InputError: If the port cannot be bound; it names `option`.
+    """
+    with listening(host, port, option) as bound:
+        number = bound.getsockname()[1]
+        if sys.platform == "linux":
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # not before: it was bound alone
+            yield number
+            return
+    yield number
 
 
 def stop_accepting(bound: socket.socket) -> None:

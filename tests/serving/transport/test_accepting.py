@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from relu_deploy.serving.transport import accepting
-from relu_deploy.serving.transport.accepting import Acceptor
+from relu_deploy.serving.transport.accepting import Acceptor, Turn
 from relu_deploy.serving.transport.sockets import listening
 
 uvloop = pytest.importorskip("uvloop", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
@@ -55,7 +55,7 @@ def test_connections_that_were_reset_before_they_were_accepted_get_no_protocol_a
         for _ in range(100):
             with connected(bound, b"a request") as one:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        acceptor = Acceptor(bound, Echo, None)
+        acceptor = Acceptor([bound], Echo, None)
         with connected(bound, b"hello") as good:
             assert await echoed(good) == b"hello"
         acceptor.close()
@@ -84,15 +84,13 @@ class Full:
         return self._bound.accept()
 
 
-def test_many_connections_are_accepted_in_one_turn_and_a_few_of_them_get_a_protocol_in_each(bound, monkeypatch):
-    monkeypatch.setattr(accepting, "TURN_SECONDS", 60.0)
-
+def test_many_connections_are_accepted_in_one_turn_and_a_few_of_them_get_a_protocol_in_each(bound):
     async def run():
         clients = [connected(bound_and_listening(bound), b"%d" % at) for at in range(20)]
-        acceptor = Acceptor(bound, Echo, None)
+        acceptor = Acceptor([bound], Echo, None, turn=Turn(seconds=60.0))
         while not acceptor._opening:
             await asyncio.sleep(0)
-        assert len(acceptor._opening) == accepting.OPENED_PER_TURN
+        assert len(acceptor._opening) == Turn().opened
         assert len(acceptor._opening) + len(acceptor._arrivals) == len(clients)
         assert [await echoed(one) for one in clients] == [b"%d" % at for at in range(20)]
         acceptor.close()
@@ -109,7 +107,7 @@ def bound_and_listening(bound):
 
 def test_a_process_without_file_descriptors_left_says_so_and_accepts_when_it_has_some_again(bound, monkeypatch, caplog):
     async def run():
-        acceptor = Acceptor(Full(bound, errno.EMFILE, errno.ENFILE), Echo, None)
+        acceptor = Acceptor([Full(bound, errno.EMFILE, errno.ENFILE)], Echo, None)
         with connected(bound, b"hello") as one:
             assert await echoed(one) == b"hello"
         acceptor.close()
@@ -123,7 +121,7 @@ def test_idle_connections_make_room_for_new_ones_at_once(bound, monkeypatch):
     closed = []
 
     async def run():
-        acceptor = Acceptor(Full(bound, errno.EMFILE), Echo, None, lambda: closed.append(1) or 1)
+        acceptor = Acceptor([Full(bound, errno.EMFILE)], Echo, None, lambda: closed.append(1) or 1)
         with connected(bound, b"hello") as one:
             assert await echoed(one) == b"hello"
         acceptor.close()
@@ -140,7 +138,7 @@ def test_the_oldest_tls_handshakes_are_given_up_when_no_file_descriptor_is_left(
 
     async def run():
         clients = [connected(bound) for _ in range(8)]
-        acceptor = Acceptor(full, Echo, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        acceptor = Acceptor([full], Echo, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
         while len(acceptor._opening) < 8:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
@@ -167,7 +165,7 @@ def test_the_oldest_tls_handshakes_are_given_up_when_no_file_descriptor_is_left(
 
 def test_after_its_end_nothing_is_accepted(bound):
     async def run():
-        acceptor = Acceptor(bound, Echo, None)
+        acceptor = Acceptor([bound], Echo, None)
         acceptor.close()
         with connected(bound, b"hello") as one, pytest.raises(TimeoutError):
             one.settimeout(0.2)

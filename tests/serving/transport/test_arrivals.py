@@ -59,7 +59,7 @@ def taken(arrivals):
 
 
 def test_whole_requests_are_first_and_the_others_are_not_forgotten(pair):
-    arrivals = Arrivals(encrypted=False)
+    arrivals = Arrivals(has_whole_request)
     slow = [pair(HEAD) for _ in range(8)]
     whole = [pair(b"GET / HTTP/1.1\r\n\r\n") for _ in range(2 * PORTION)]
     large = pair(HEAD + b"Content-Length: 99999999\r\n\r\n" + bytes(LOOK))
@@ -75,7 +75,7 @@ def test_whole_requests_are_first_and_the_others_are_not_forgotten(pair):
 
 
 def test_each_client_address_has_its_turn(pair):
-    arrivals = Arrivals(encrypted=True)
+    arrivals = Arrivals(bool)
     many = [pair(b"\x16\x03") for _ in range(50)]
     for one in many:
         arrivals.add(one, "10.0.0.1")
@@ -91,12 +91,50 @@ def test_the_addresses_of_one_ipv6_network_are_one_client():
 
 
 def test_connections_that_have_ended_are_dropped(pair):
-    arrivals = Arrivals(encrypted=False)
+    arrivals = Arrivals(has_whole_request)
     ended, silent = pair(close=True), pair()
     for one in (ended, silent):
         arrivals.add(one, "")
     assert taken(arrivals) == [silent]
     assert ended.fileno() == -1
+
+
+@pytest.mark.parametrize("half_closed", [True, False])
+def test_a_client_that_sends_no_more_may_wait_for_a_response_or_not(pair, half_closed):
+    arrivals = Arrivals(has_whole_request, half_closed=half_closed)
+    ended, silent = pair(b"GET / HTTP/1.1\r\n\r\n", close=True), pair()
+    for one in (ended, silent):
+        arrivals.add(one, "")
+    assert taken(arrivals) == ([ended, silent] if half_closed else [silent])
+
+
+def test_a_client_that_ends_its_connection_while_it_waits_is_dropped():
+    arrivals = Arrivals(bool)
+    connections = [socket.socketpair() for _ in range(3)]
+    for ours, _ in connections:
+        ours.setblocking(False)
+        arrivals.add(ours, "")
+    arrivals.sort(100)
+    for _, client in connections[:2]:
+        client.close()
+    assert arrivals.take() is connections[2][0]
+    assert not len(arrivals)
+    assert [ours.fileno() for ours, _ in connections[:2]] == [-1, -1]
+    for ends in connections:
+        for end in ends:
+            end.close()
+
+
+def test_connections_are_looked_at_when_they_have_settled(pair):
+    arrivals = Arrivals(bool, settle_seconds=60)
+    assert arrivals.settling() == 0
+    arrivals.add(one := pair(b"x"), "")
+    arrivals.sort(100)
+    assert arrivals.take() is None
+    assert 50 < arrivals.settling() <= 60
+    arrivals.settle()
+    assert arrivals.settling() == 0
+    assert taken(arrivals) == [one]
 
 
 def test_full_collections_wait_until_they_are_due_and_python_s_own_rules_come_back():

@@ -17,7 +17,8 @@ from relu_deploy.serving.loading import ModelOptions
 from relu_deploy.serving.models import Models
 from relu_deploy.serving.protocol.grpc_health import HealthService
 from relu_deploy.serving.protocol.proto import messages
-from relu_deploy.serving.transport.idle_connections import IdleConnections, peer_name
+from relu_deploy.serving.transport.idle_connections import IdleConnections
+from relu_deploy.serving.transport.relay import peer_name
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how long a connection has been silent")
 
@@ -105,18 +106,6 @@ def test_connections_to_other_ports_are_left_alone(listener: Listener) -> None:
         assert IdleConnections(listener.port, 1, lambda _: False).close_excess() == 3
         assert all(is_open(client) for client in clients)
         assert not any(is_open(client) for client in ours)
-
-
-@pytest.mark.parametrize(
-    ("address", "name"),
-    [
-        (("10.0.0.1", 50000), "ipv4:10.0.0.1:50000"),
-        (("::ffff:10.0.0.1", 50000, 0, 0), "ipv4:10.0.0.1:50000"),
-        (("::1", 50000, 0, 0), "ipv6:[::1]:50000"),
-    ],
-)
-def test_peers_have_the_names_that_grpc_gives_them(address: tuple[object, ...], name: str) -> None:
-    assert peer_name(address) == name
 
 
 @pytest.mark.parametrize("sent", [b"", PREFACE], ids=["nothing", "settings"])

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from relu_deploy.errors import InputError
-from relu_deploy.serving.transport.sockets import listening, stop_accepting
+from relu_deploy.serving.transport.sockets import listening, reserved, stop_accepting
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a listening socket drops connections only on Linux: run it there")
@@ -45,3 +45,19 @@ def test_a_port_that_is_taken_is_named_with_its_option():
         ):
             pass
         assert "--grpc-port" in refused.value.hint
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the port is only tried: run it on Linux")
+def test_sockets_of_this_process_can_share_a_reserved_port_and_no_other_process_gets_it():
+    with reserved("127.0.0.1", 0, "--grpc-port") as port, socket.socket() as ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        ours.bind(("127.0.0.1", port))
+        ours.listen()
+        with pytest.raises(InputError, match=str(port)), reserved("127.0.0.1", port, "--grpc-port"):
+            pass
+    with socket.socket() as ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        ours.bind(("127.0.0.1", port))
+        ours.listen()
+        with pytest.raises(InputError, match=str(port)), reserved("127.0.0.1", port, "--grpc-port"):
+            pass
