@@ -10,18 +10,27 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
 from cross_origin import attempts, violation
 from hostile_calls import CALL_ATTACKS, attack_beside_calls
-from hostile_clients import ATTACKS, attack_beside_a_client
+from hostile_clients import ATTACKS, TLS_ATTACKS, attack_beside_a_client
 from pictures import encoded, gradient
 from request_cases import GRPC_ALLOWED, grpc_request, http_request
 from running import Running
+from security_cost import certificate as certificate_of
 from serve_kills import stop_under_load
 
 from relu_deploy.serving.protocol.proto import messages
+
+#: attacks that are tried on a server with TLS
+OVER_TLS = (
+    *TLS_ATTACKS,
+    *("slow headers", "slow body", "5,000 slow bodies", "large bodies", "idle connections", "resets", "valid requests"),
+    *("connections that are closed at once", "connections that are reset at once", "connections with one call"),
+)
 
 __all__ = ["origins", "requests", "stops", "waits"]
 
@@ -107,26 +116,46 @@ def _over_grpc(channel: grpc.Channel, draw: random.Random, message: bytes, resul
 
 
 def waits(bundle: Path, seconds: float, seed: int, only: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield, for no attack and for each attack, how long a good client's requests took beside it, and the server's memory."""
+    """Yield, for no attack and for each attack, how long a good client's requests took beside it, and the server's memory.
+
+    The attacks on TLS, and those that it may make worse, are on a server with TLS.
+    """
+    plain = [name for name in only or (*ATTACKS, *CALL_ATTACKS) if name in {*ATTACKS, *CALL_ATTACKS}]
+    if plain:
+        with Running(bundle, "--threads", "1", "--grpc-port", "0", forked=False) as server:
+            yield from _waits(server, seconds, seed, ["nothing", *plain])
+    over_tls = [name for name in OVER_TLS if only is None or name in only or f"{name} (TLS)" in only]
+    if over_tls:
+        with TemporaryDirectory() as folder:
+            certificate, key = certificate_of(Path(folder))
+            options = ("--threads", "1", "--grpc-port", "0", "--tls-cert", certificate, "--tls-key", key)
+            with Running(bundle, *options, forked=False) as server:
+                yield from _waits(server, seconds, seed, ["nothing", *over_tls], certificate.read_bytes())
+
+
+def _waits(
+    server: Running, seconds: float, seed: int, attacks: list[str], authority: bytes | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the results of some attacks. authority: that of a server with TLS, in PEM."""
     whole = messages().ModelInferRequest(model_name="digits", raw_input_contents=[bytes(784 * 4)])
     whole.inputs.add(name="x", datatype="FP32", shape=[1, 1, 28, 28])
-    with Running(bundle, "--threads", "1", "--grpc-port", "0", forked=False) as server:
-        for name in ("nothing", *(only or (*ATTACKS, *CALL_ATTACKS))):
-            result: dict[str, Any] = {"attack": name, "faults": []}
-            if name in CALL_ATTACKS:
-                calls = attack_beside_calls(server.reported["grpc"], name, seconds, whole.SerializeToString())
-                result |= {**calls, "failed": sum(calls["failed"].values()), "codes": calls["failed"]}
-            else:
-                result |= attack_beside_a_client(server.port, name, seconds, seed=seed)
-            if server.process.poll() is not None:
-                result["faults"].append(f"death: {server.process.returncode}")
-                yield result
-                return
-            time.sleep(1)
-            result["memory_mib"] = round(_memory_mib(server), 1)
-            if result["failed"]:
-                result["faults"].append(f"{result['failed']} of {result['requests']} requests failed")
+    for name in attacks:
+        result: dict[str, Any] = {"attack": name if authority is None else f"{name} (TLS)", "faults": []}
+        if name in CALL_ATTACKS:
+            port = server.reported["grpc"]
+            calls = attack_beside_calls(port, name, seconds, whole.SerializeToString(), authority=authority)
+            result |= {**calls, "failed": sum(calls["failed"].values()), "codes": calls["failed"]}
+        else:
+            result |= attack_beside_a_client(server.port, name, seconds, seed=seed, encrypted=authority is not None)
+        if server.process.poll() is not None:
+            result["faults"].append(f"death: {server.process.returncode}")
             yield result
+            return
+        time.sleep(1)
+        result["memory_mib"] = round(_memory_mib(server), 1)
+        if result["failed"]:
+            result["faults"].append(f"{result['failed']} of {result['requests']} requests failed")
+        yield result
 
 
 def origins(bundle: Path, folder: Path) -> Iterator[dict[str, Any]]:

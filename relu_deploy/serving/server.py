@@ -15,6 +15,7 @@ from typing import Any
 
 from relu_deploy.errors import UsageError, missing_package
 from relu_deploy.serving.garbage_collection import collect_garbage
+from relu_deploy.serving.heap_trimming import trim_heap
 from relu_deploy.serving.loading import ModelOptions
 from relu_deploy.serving.models import Model, Models
 from relu_deploy.serving.prediction.images import PictureLimits
@@ -276,7 +277,7 @@ def _grpc(
 
 def _start_tasks(models: Models, options: ServeOptions) -> Callable[[], None]:
     """Start what runs beside the requests, and return a function that stops it."""
-    tasks = [asyncio.create_task(work) for work in (collect_garbage(), *([_watch(models)] if options.watch else []))]
+    tasks = [asyncio.create_task(work) for work in (collect_garbage(), trim_heap(), *([_watch(models)] if options.watch else []))]
 
     def stop() -> None:
         for task in tasks:

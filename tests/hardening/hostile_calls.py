@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def _stream_of(make: Callable[[int], bytes]) -> Callable[[int, float], int]:
 
     def attack(port: int, until: float) -> int:
         sent = 0
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as one:
+        with _connected(port) as one:
             one.sendall(PREFACE)
             for stream in range(1, 2**30, 100):
                 if time.monotonic() > until:
@@ -66,7 +68,7 @@ def _stream_of(make: Callable[[int], bytes]) -> Callable[[int, float], int]:
                 one.sendall(b"".join(make(stream + at) for at in range(0, 100, 2)))
                 sent += 50
                 one.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
+                with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
                     while one.recv(2**16):
                         pass
                 one.settimeout(5)
@@ -75,9 +77,32 @@ def _stream_of(make: Callable[[int], bytes]) -> Callable[[int, float], int]:
     return attack
 
 
+#: whether connections are made over TLS
+_encrypted = False
+
+
+@cache
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _connected(port: int) -> socket.socket:
+    one = socket.create_connection(("127.0.0.1", port), timeout=5)
+    if not _encrypted:
+        return one
+    try:
+        return _context().wrap_socket(one)
+    except BaseException:
+        one.close()
+        raise
+
+
 def _reconnects(sent: bytes, resets: bool) -> Callable[[int, float], int]:
     def attack(port: int, _: float) -> int:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as one:
+        with _connected(port) as one:
             one.sendall(sent)
             if resets:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -98,34 +123,44 @@ CALL_ATTACKS: dict[str, Callable[[int, float], int]] = {
 }
 
 
-def attack_beside_calls(port: int, name: str, seconds: float, message: bytes, attackers: int = 2) -> dict[str, Any]:
+def attack_beside_calls(
+    port: int, name: str, seconds: float, message: bytes, attackers: int = 2, authority: bytes | None = None
+) -> dict[str, Any]:
     """Attack a gRPC port for some seconds and return how long a good client's calls took meanwhile, each half on a new connection.
+
+    authority: certificates of the port's authority, in PEM, None for plain TCP.
 
     Returns:
         `requests`: how many the client sent, `worst_seconds`: the longest, `failed`: those that failed, by their status code.
     """
     import grpc
 
-    words = [sys.executable, str(Path(__file__)), str(port), name, str(seconds), str(attackers)]
+    words = [sys.executable, str(Path(__file__)), str(port), name, str(seconds), str(attackers), str(int(authority is not None))]
     attack = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, stdout=subprocess.PIPE)
     assert attack.stdout is not None
     took: list[float] = []
     failed: Counter[str] = Counter()
 
-    def call(channel: grpc.Channel) -> None:
+    def call(on: grpc.Channel) -> None:
         began = time.perf_counter()
-        code = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer").future(message, timeout=30).code().name
+        code = on.unary_unary("/inference.GRPCInferenceService/ModelInfer").future(message, timeout=30).code().name
         took.append(time.perf_counter() - began)
         failed[code] += code != "OK"
 
+    def channel() -> grpc.Channel:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        if authority is None:
+            return grpc.insecure_channel(f"127.0.0.1:{port}", options)
+        return grpc.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(authority), options)
+
     try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as kept:
+        with channel() as kept:
             call(kept)
             attack.stdout.readline()
             until = time.monotonic() + seconds
             while time.monotonic() < until:
                 call(kept)
-                with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as new:
+                with channel() as new:
                     call(new)
                 time.sleep(0.02)
     finally:
@@ -136,7 +171,9 @@ def attack_beside_calls(port: int, name: str, seconds: float, message: bytes, at
 
 def main() -> None:
     """Attack: the process that `attack_beside_calls` starts."""
+    global _encrypted
     port, name, seconds, attackers = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+    _encrypted = sys.argv[5] == "1"
     until = time.monotonic() + seconds
 
     def work() -> None:

@@ -1,4 +1,7 @@
-"""Attacks on a running server, each for some seconds, while another client's requests are timed beside it."""
+"""Attacks on a running server, each for some seconds, while another client's requests are timed beside it.
+
+All but those of TLS_ATTACKS can be tried over TLS as well.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import json
 import os
 import random
 import socket
+import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -21,12 +26,44 @@ from request_cases import http_request
 
 from relu_deploy.serving.transport.sockets import raise_descriptor_limit
 
-__all__ = ["ATTACKS", "GOOD_REQUEST", "attack_beside_a_client", "post"]
+__all__ = ["ATTACKS", "GOOD_REQUEST", "TLS_ATTACKS", "attack_beside_a_client", "post"]
 
 INFER, PREDICT = "/v2/models/digits/infer", "/v2/models/digits/predict"
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 1, 28, 28], "data": [0] * 784}
 #: seconds after which an attacker gives up a connection
 PATIENCE = 5.0
+
+
+#: whether connections are made over TLS; without checking who answers, as attackers do
+_encrypted = False
+RESET = struct.pack("ii", 1, 0)
+
+
+@cache
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _connected(port: int, timeout: float = PATIENCE, encrypted: bool | None = None) -> socket.socket:
+    one = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+    if not (_encrypted if encrypted is None else encrypted):
+        return one
+    try:
+        return _context().wrap_socket(one)
+    except BaseException:
+        one.close()
+        raise
+
+
+@cache
+def _client_hello() -> bytes:
+    """Return the first message of a TLS client."""
+    sent = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        _context().wrap_bio(ssl.MemoryBIO(), sent).do_handshake()
+    return sent.read()
 
 
 def post(path: str, body: bytes, more: str = "") -> bytes:
@@ -36,16 +73,16 @@ def post(path: str, body: bytes, more: str = "") -> bytes:
 GOOD_REQUEST = post(INFER, json.dumps({"inputs": [TENSOR]}).encode())
 
 
-def _exchange(port: int, sent: bytes, read: bool = True) -> None:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as one:
+def _exchange(port: int, sent: bytes, encrypted: bool | None = None) -> None:
+    with contextlib.suppress(OSError), _connected(port, encrypted=encrypted) as one:
         one.sendall(sent)
-        while read and one.recv(2**16):
+        while one.recv(2**16):
             pass
 
 
 def _endless(head: bytes, block: bytes, pause: float = 0.0) -> Callable[[int, float, random.Random], None]:
     def attack(port: int, until: float, _: random.Random) -> None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as one:
+        with contextlib.suppress(OSError), _connected(port) as one:
             one.sendall(head)
             while time.monotonic() < until:
                 one.sendall(block)
@@ -66,7 +103,7 @@ def _many_connections(port: int, until: float, _: random.Random) -> None:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             for at in range(200):
-                one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE))
+                one = stack.enter_context(_connected(port))
                 one.sendall(b"" if at % 2 else b"POST /v2/mo")
         time.sleep(max(0.0, min(2.0, until - time.monotonic())))
 
@@ -77,7 +114,7 @@ def _slow_bodies(port: int, until: float, _: random.Random) -> None:
         connections = []
         while len(connections) < 1250 and time.monotonic() < until:
             with contextlib.suppress(OSError):
-                one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE))
+                one = stack.enter_context(_connected(port))
                 one.sendall(SLOW_BODY)
                 connections.append(one)
         while time.monotonic() < until:
@@ -94,14 +131,14 @@ def _nothing(_: int, until: float, __: random.Random) -> None:
 
 def _reset_at_once(port: int, _: float, __: random.Random) -> None:
     """Send a request and close with a reset."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    with contextlib.suppress(OSError), _connected(port) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         one.sendall(GOOD_REQUEST)
 
 
 def _unread_answers(port: int, until: float, _: random.Random) -> None:
     """Send requests and read none of the answers."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as one:
+    with contextlib.suppress(OSError), _connected(port, 1) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         while time.monotonic() < until:
             one.sendall(b"GET /v2/models/digits HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
@@ -151,13 +188,46 @@ ATTACKS: dict[str, Callable[[int, float, random.Random], None]] = {
 }  # fmt: skip
 
 
-def attack_beside_a_client(port: int, name: str, seconds: float, attackers: int = 4, seed: int = 0) -> dict[str, float]:
+def _hellos(port: int, until: float, _: random.Random) -> None:
+    """Begin 200 handshakes and end none."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            for _number in range(200):
+                stack.enter_context(_connected(port, encrypted=False)).sendall(_client_hello())
+        time.sleep(max(0.0, min(2.0, until - time.monotonic())))
+
+
+def _hello_and_leave(port: int, _: float, __: random.Random) -> None:
+    with contextlib.suppress(OSError), _connected(port, encrypted=False) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        one.sendall(_client_hello())
+
+
+def _handshake_and_leave(port: int, _: float, __: random.Random) -> None:
+    with contextlib.suppress(OSError), _connected(port, encrypted=True):
+        pass
+
+
+#: as ATTACKS, of a port with TLS
+TLS_ATTACKS: dict[str, Callable[[int, float, random.Random], None]] = {
+    "handshakes that are not ended": _hellos,
+    "handshakes whose clients leave": _hello_and_leave,
+    "handshakes without a request": _handshake_and_leave,
+    "requests that are not encrypted": lambda port, _, __: _exchange(port, GOOD_REQUEST, encrypted=False),
+}
+
+
+def attack_beside_a_client(
+    port: int, name: str, seconds: float, attackers: int = 4, seed: int = 0, encrypted: bool = False
+) -> dict[str, float]:
     """Attack a server for some seconds from another process and return how long a good client's requests took meanwhile.
+
+    encrypted: attackers and the client speak TLS.
 
     Returns:
         `requests`: how many the client sent, `worst_seconds`: the longest, `failed`: those without a good answer.
     """
-    words = [sys.executable, str(Path(__file__)), str(port), name, str(seconds), str(attackers), str(seed)]
+    words = [sys.executable, str(Path(__file__)), str(port), name, str(seconds), str(attackers), str(seed), str(int(encrypted))]
     attack = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, stdout=subprocess.PIPE)
     assert attack.stdout is not None
     try:
@@ -165,7 +235,7 @@ def attack_beside_a_client(port: int, name: str, seconds: float, attackers: int 
         until, took, failed = time.monotonic() + seconds, [], 0
         while time.monotonic() < until:
             began = time.perf_counter()
-            failed += not _is_answered(port)
+            failed += not _is_answered(port, encrypted)
             took.append(time.perf_counter() - began)
             time.sleep(0.02)
     finally:
@@ -174,9 +244,9 @@ def attack_beside_a_client(port: int, name: str, seconds: float, attackers: int 
     return {"requests": len(took), "worst_seconds": max(took), "failed": failed}
 
 
-def _is_answered(port: int) -> bool:
+def _is_answered(port: int, encrypted: bool) -> bool:
     received = b""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as one:
+    with contextlib.suppress(OSError), _connected(port, 60, encrypted) as one:
         one.sendall(GOOD_REQUEST.replace(b"\r\nHost", b"\r\nConnection: close\r\nHost", 1))
         while piece := one.recv(2**16):
             received += piece
@@ -185,7 +255,9 @@ def _is_answered(port: int) -> bool:
 
 def main() -> None:
     """Attack: the process that `attack_beside_a_client` starts."""
+    global _encrypted
     port, name, seconds, attackers, seed = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+    _encrypted = sys.argv[6] == "1"
     until = 0.0
 
     def work(number: int) -> None:
@@ -194,7 +266,7 @@ def main() -> None:
             attack(port, until, draw)
 
     raise_descriptor_limit()
-    attack = ATTACKS.get(name, _nothing)
+    attack = (ATTACKS | TLS_ATTACKS).get(name, _nothing)
     attack(port, 0.0, random.Random(seed))  # makes what is sent again and again
     print("attacking", flush=True)
     until = time.monotonic() + seconds

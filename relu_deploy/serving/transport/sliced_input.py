@@ -96,8 +96,9 @@ class SlicedInput:
             self._turn = self._loop.call_soon(self._take_turn)
 
     def end(self) -> None:
-        """Parse nothing more."""
+        """Parse nothing more, and let go of the functions that were given."""
         self._ended, self._waiting = True, bytearray()
+        self._feed, self._may_parse, self._drained = (lambda _: None), (lambda: False), (lambda: None)
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
