@@ -16,9 +16,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
+
+from untrusting import connected
 
 __all__ = ["CALL_ATTACKS", "attack_beside_calls"]
 
@@ -81,23 +82,8 @@ def _stream_of(make: Callable[[int], bytes]) -> Callable[[int, float], int]:
 _encrypted = False
 
 
-@cache
-def _context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    return context
-
-
 def _connected(port: int) -> socket.socket:
-    one = socket.create_connection(("127.0.0.1", port), timeout=5)
-    if not _encrypted:
-        return one
-    try:
-        return _context().wrap_socket(one)
-    except BaseException:
-        one.close()
-        raise
+    return connected(port, _encrypted, timeout=5, protocols=("h2",))
 
 
 def _reconnects(sent: bytes, resets: bool) -> Callable[[int, float], int]:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from media_mutations import png_of
 from request_cases import http_request
+from untrusting import connected, insecure_context
 
 from relu_deploy.serving.transport.sockets import raise_descriptor_limit
 
@@ -39,22 +40,8 @@ _encrypted = False
 RESET = struct.pack("ii", 1, 0)
 
 
-@cache
-def _context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
-
-
 def _connected(port: int, timeout: float = PATIENCE, encrypted: bool | None = None) -> socket.socket:
-    one = socket.create_connection(("127.0.0.1", port), timeout=timeout)
-    if not (_encrypted if encrypted is None else encrypted):
-        return one
-    try:
-        return _context().wrap_socket(one)
-    except BaseException:
-        one.close()
-        raise
+    return connected(port, _encrypted if encrypted is None else encrypted, timeout)
 
 
 @cache
@@ -62,7 +49,7 @@ def _client_hello() -> bytes:
     """Return the first message of a TLS client."""
     sent = ssl.MemoryBIO()
     with contextlib.suppress(ssl.SSLWantReadError):
-        _context().wrap_bio(ssl.MemoryBIO(), sent).do_handshake()
+        insecure_context().wrap_bio(ssl.MemoryBIO(), sent).do_handshake()
     return sent.read()
 
 

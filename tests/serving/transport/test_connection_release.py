@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import ssl
 import struct
 import subprocess
 import weakref
@@ -21,6 +20,7 @@ pytest.importorskip("uvicorn", reason="the server's libraries are not installed 
 uvloop = pytest.importorskip("uvloop", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 
 from running import until  # noqa: E402
+from untrusting import connected  # noqa: E402
 
 from relu_deploy.serving.transport.connection import Connection, ConnectionSettings  # noqa: E402
 from relu_deploy.serving.transport.http_server import HttpServer  # noqa: E402
@@ -69,15 +69,6 @@ async def answer(_: Any, receive: Callable[[], Any], send: Callable[[Any], Any])
     if message["type"] == "http.request":
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
-
-
-def connected(port: int, encrypted: bool) -> socket.socket:
-    one = socket.create_connection(("127.0.0.1", port), timeout=10)
-    if not encrypted:
-        return one
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context.wrap_socket(one)
 
 
 @pytest.mark.parametrize("resets", [False, True], ids=["closed", "reset"])
