@@ -106,9 +106,12 @@ class GrpcServer:
         idle = IdleConnections(self.port, most_connections(), self._is_calling)
         self._tasks.append(asyncio.create_task(idle.keep_room()))
         try:
-            self._surge = ConnectionSurge(self.port, self._relay, lambda: sum(each.abandoned for each in self._receivers))
+            self._surge = ConnectionSurge(self.port, self._relay)
         except OSError as error:
             log.debug("gRPC alone accepts its connections: %s", error.strerror)
+        else:
+            for each in self._receivers:
+                each.on_abandoned = self._surge.count_abandoned
 
     async def drain(self, seconds: float) -> None:
         """Refuse new calls, and return when the running ones are answered; those that take longer than `seconds` are cancelled."""

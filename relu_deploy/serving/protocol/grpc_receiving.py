@@ -8,6 +8,7 @@ waited longest are given up first: the messages of other clients come with their
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from relu_deploy.serving.errors import DeadlineExceeded, InvalidArgument, Unavailable
@@ -31,13 +32,13 @@ class MessageReceiver:
     """Receives the messages of a server's calls. For the event loop's thread.
 
     Attributes:
-        abandoned: How many calls have ended because their clients left before their message was there.
+        on_abandoned: Called with the peer when a call has ended because its client left before its message was there.
     """
 
     def __init__(self, seconds: float, most: int = 2000) -> None:
         """seconds: that a message may take. most: calls that may wait for theirs."""
         self._seconds, self._most = seconds, most
-        self.abandoned = 0
+        self.on_abandoned: Callable[[str], None] = lambda _: None
         #: the time limits of the calls that wait, the oldest first
         self._waiting: dict[asyncio.Timeout, None] = {}
 
@@ -66,9 +67,10 @@ class MessageReceiver:
                 raise Unavailable("too many calls wait for their messages", "send them at once", retry_after=1.0) from None
             raise DeadlineExceeded(f"the message did not arrive within {self._seconds:g} s") from None
         except asyncio.CancelledError:
-            self.abandoned += 1
+            self.on_abandoned(rpc.peer())
             raise
         if message is grpc.aio.EOF:
+            self.on_abandoned(rpc.peer())  # what gRPC tells of a client that has left as well
             raise InvalidArgument("the call has no message")
         return bytes(message)
 

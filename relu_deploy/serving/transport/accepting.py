@@ -99,6 +99,11 @@ class Acceptor:
             each.listen(BACKLOG)
             self._loop.add_reader(each, self._accept, each)
 
+    def pause(self, seconds: float) -> None:
+        """Accept no connections for some time. They wait meanwhile."""
+        for each in self._bound:
+            self._pause(each, seconds)
+
     def close(self) -> None:
         """Accept no more connections."""
         for retry in self._retries.values():
@@ -116,6 +121,12 @@ class Acceptor:
             for task in late:
                 task.cancel()
 
+    def _pause(self, bound: socket.socket, seconds: float) -> None:
+        self._loop.remove_reader(bound)
+        if (retry := self._retries.pop(bound, None)) is not None:
+            retry.cancel()
+        self._retries[bound] = self._loop.call_later(seconds, self._loop.add_reader, bound, self._accept, bound)
+
     def _accept(self, bound: socket.socket) -> None:
         end = time.perf_counter() + self._limits.seconds
         while True:
@@ -127,9 +138,7 @@ class Acceptor:
                 if error.errno not in EXHAUSTED:
                     raise
                 log.warning("cannot accept connections for now: %s", error.strerror)
-                self._loop.remove_reader(bound)
-                seconds = CLOSING_SECONDS if self._close_waiting() + self._close_handshakes() else RETRY_SECONDS
-                self._retries[bound] = self._loop.call_later(seconds, self._loop.add_reader, bound, self._accept, bound)
+                self._pause(bound, CLOSING_SECONDS if self._close_waiting() + self._close_handshakes() else RETRY_SECONDS)
                 return
             self.accepted += 1
             connection.setblocking(False)

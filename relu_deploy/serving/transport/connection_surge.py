@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 
 from relu_deploy.serving.transport.accepting import Acceptor, Turn
@@ -26,11 +25,13 @@ TURN = Turn(seconds=0.00005, opened=1)
 #: seconds until an accepted connection is looked at
 SETTLE_SECONDS = 0.005
 #: seconds between two looks at the accept queue
-INTERVAL = 0.01
+INTERVAL = 0.05
 #: queues of connections that wait to be accepted here: what comes while they are full waits for seconds
 QUEUES = 3
-#: connections in gRPC's accept queue, and calls that ended without a message in one interval, that begin a surge
+#: connections in gRPC's accept queue, and those whose clients left before a call's message was there in one interval, that begin a surge
 MOST_WAITING, MOST_ABANDONED = 16, 10
+#: seconds in which gRPC's calls have the event loop for themselves when a surge begins: it has taken hundreds by then, before others'
+HEAD_START_SECONDS = 0.1
 #: a surge is over when in so many seconds no more than so many connections were accepted
 CALM_SECONDS, CALM_CONNECTIONS = 1.0, 50
 
@@ -44,43 +45,47 @@ class ConnectionSurge:
         active: Whether connections are accepted here.
     """
 
-    def __init__(self, port: int, relay: Relay, abandoned: Callable[[], int]) -> None:
+    def __init__(self, port: int, relay: Relay) -> None:
         """Listen beside gRPC, in the running loop, without getting connections yet.
 
         Args:
             port: Where gRPC listens with SO_REUSEPORT.
             relay: Passes connections on to gRPC.
-            abandoned: Returns how many calls have ended until now because their clients left before their message was there.
 
         Raises:
             OSError: If the system cannot choose which socket gets connections.
         """
-        self._abandoned, self._counted = abandoned, abandoned()
+        self._loop = asyncio.get_running_loop()
         self._port = SharedPort(port, QUEUES)
         arrivals = Arrivals(bool, half_closed=False, settle_seconds=SETTLE_SECONDS)
         self._acceptor = Acceptor(self._port.sockets, relay.protocol, None, relay.close_oldest, arrivals, TURN)
         self.active = False
-        self._calm_at = self._accepted = 0.0
+        #: peers, since the last check
+        self._abandoned: set[str] = set()
+        self._calm_at, self._accepted = 0.0, 0
         self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL)
-            self.check(asyncio.get_running_loop().time())
+            self.check()
 
-    def check(self, now: float) -> None:
-        """Begin or end a surge if it is time. now: of the event loop."""
-        before, self._counted = self._counted, self._abandoned()
-        accepted = self._acceptor.accepted
+    def count_abandoned(self, peer: str) -> None:
+        """A call of this peer has ended because its client left before its message was there."""
+        self._abandoned.add(peer)
+        if len(self._abandoned) > MOST_ABANDONED:
+            self._begin()
+
+    def check(self) -> None:
+        """Begin or end a surge if it is time."""
+        self._abandoned.clear()
         if not self.active:
-            if self._port.waiting() > MOST_WAITING or self._counted - before > MOST_ABANDONED:
-                log.warning("more gRPC connections arrive than gRPC accepts: those whose clients leave at once are closed")
-                self._choose(ours=True)
-                self._calm_at, self._accepted = now + CALM_SECONDS, accepted
-        elif now >= self._calm_at:
-            if accepted - self._accepted <= CALM_CONNECTIONS:
+            if self._port.waiting() > MOST_WAITING:
+                self._begin()
+        elif self._loop.time() >= self._calm_at:
+            if self._acceptor.accepted - self._accepted <= CALM_CONNECTIONS:
                 self._choose(ours=False)
-            self._calm_at, self._accepted = now + CALM_SECONDS, accepted
+            self._count_until_calm()
 
     def close(self) -> None:
         """Accept no more connections. Those that were passed on stay open."""
@@ -89,6 +94,16 @@ class ConnectionSurge:
             self._choose(ours=False)
         self._acceptor.close()
         self._port.close()
+
+    def _begin(self) -> None:
+        if not self.active:
+            log.warning("more gRPC connections arrive than gRPC accepts: those whose clients leave at once are closed")
+            self._choose(ours=True)
+            self._acceptor.pause(HEAD_START_SECONDS)
+            self._count_until_calm()
+
+    def _count_until_calm(self) -> None:
+        self._calm_at, self._accepted = self._loop.time() + CALM_SECONDS, self._acceptor.accepted
 
     def _choose(self, ours: bool) -> None:
         with suppress(OSError):

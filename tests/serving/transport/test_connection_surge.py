@@ -96,18 +96,42 @@ def test_a_surge_begins_with_a_full_queue_and_ends_when_it_is_calm_and_calls_are
     run(work)
 
 
-def test_calls_whose_clients_have_left_begin_a_surge() -> None:
+def test_calls_whose_clients_have_left_begin_a_surge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_surge, "INTERVAL", 60.0)
+
     async def work() -> None:
         async with serving() as server:
             surge = surge_of(server)
-            receiver = next(iter(server._receivers))
-            receiver.abandoned += connection_surge.MOST_ABANDONED
-            await asyncio.sleep(5 * connection_surge.INTERVAL)
-            assert not surge.active
-            receiver.abandoned += connection_surge.MOST_ABANDONED + 1
-            await until(lambda: surge.active)
+            for each in range(1, connection_surge.MOST_ABANDONED + 2):
+                assert not surge.active
+                async with channel_to(server) as channel:
+                    for _ in range(2):  # connections count, not calls
+                        call = channel.stream_unary(CHECK)()
+                        await until(lambda: has_begun(server))
+                        call.cancel()
+                        await until(lambda each=each: len(surge._abandoned) == each and not has_begun(server))  # type: ignore[misc]
+            assert surge.active
 
     run(work)
+
+
+def test_a_few_clients_that_have_left_begin_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_surge, "INTERVAL", 0.01)
+
+    async def work() -> None:
+        async with serving() as server:
+            surge = surge_of(server)
+            for at in range(5):
+                for peer in range(connection_surge.MOST_ABANDONED):
+                    surge.count_abandoned(f"ipv4:10.0.{at}.1:{peer}")
+                await until(lambda: not surge._abandoned)
+            assert not surge.active
+
+    run(work)
+
+
+def has_begun(server: GrpcServer) -> bool:
+    return any(receiver._waiting for receiver in server._receivers)
 
 
 def test_in_a_surge_clients_that_have_left_reach_grpc_no_more() -> None:
