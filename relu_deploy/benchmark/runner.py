@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from relu_deploy.backends import capabilities, stored_settings
 from relu_deploy.backends.layer_times import LayerTime, LayerTimes
 from relu_deploy.benchmark.gpu_limits import GpuLimits, share_of_gpu_limit
@@ -17,6 +15,7 @@ from relu_deploy.benchmark.process import RowProcesses
 from relu_deploy.benchmark.result import Run
 from relu_deploy.benchmark.roofline import Machine, share_of_limit
 from relu_deploy.bundle import Bundle
+from relu_deploy.data.arrays import load_npz, save_npz
 from relu_deploy.data.datasets import sample_feeds
 from relu_deploy.errors import NothingToVerify, Unsupported
 from relu_deploy.graph import Cost, count_cost, precision_of, read_model
@@ -337,15 +336,16 @@ def _checked(process: WorkerProcess, bundle: Bundle, feeds: Mapping[str, Any], t
         return {"verified": None, "error_ratio": None, "checked_rows": 0}
     with temporary_folder("bench") as folder:
         given, results = Path(folder) / "feeds.npz", Path(folder) / "outputs.npz"
-        np.savez(given, **feeds)  # type: ignore[arg-type]
+        save_npz(given, feeds)
         reply = process.request("outputs", feeds=str(given), results=str(results))
         if "error" in reply:
             return {"verified": False, "error_ratio": None, "error": reply["error"], "checked_rows": 0}
-        with np.load(results) as archive:
-            outputs = {name: archive[name] for name in archive.files}
+        outputs = load_npz(results)
         if rows < count_rows(feeds, row_axes(bundle.inputs)):
             outputs = take_rows(outputs, row_axes(bundle.outputs), slice(rows))
         comparisons = compare_outputs(outputs, truth).values()
+    if not comparisons:
+        return {"verified": None, "error_ratio": None, "checked_rows": 0}
     ratios = [comparison.error_ratio for comparison in comparisons]
     passed = all(comparison.passed for comparison in comparisons)
     return {"verified": passed, "error_ratio": max(ratios, default=None), "checked_rows": rows}

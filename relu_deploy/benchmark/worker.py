@@ -19,9 +19,11 @@ import numpy as np
 
 from relu_deploy.backends import capabilities, load, probe
 from relu_deploy.bundle import Bundle
+from relu_deploy.data.arrays import load_npz, save_npz
 from relu_deploy.data.datasets import load_dataset, several_feeds
 from relu_deploy.tasks.metrics import score
 from relu_deploy.tensors import Feeds
+from relu_deploy.verification.tapping import arrays_of
 from relu_deploy.worker_process import serve
 
 if TYPE_CHECKING:
@@ -155,9 +157,8 @@ class Worker:
             yield from self.feeds
 
     def outputs(self, feeds: str, results: str) -> dict[str, Any]:
-        """Run on the arrays in the .npz file `feeds` and write the outputs to the .npz file `results`."""
-        with np.load(feeds) as archive:
-            np.savez(results, **self.session.run({name: archive[name] for name in archive.files}))  # type: ignore[arg-type]
+        """Run on the arrays in the .npz file `feeds` and write the arrays among the outputs to the .npz file `results`."""
+        save_npz(Path(results), arrays_of(self.session.run(load_npz(Path(feeds)))))
         return {}
 
     def memory(self) -> dict[str, Any]:

@@ -1,18 +1,20 @@
-"""Reads arrays from `.npz` files."""
+"""Reads and writes `.npz` files of arrays."""
 
 from __future__ import annotations
 
 import zipfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from relu_deploy.errors import InputError
 from relu_deploy.graph.loading.resources import memory_size
-from relu_deploy.tensors import Feeds
+from relu_deploy.tensors import Array, Feeds
 
-__all__ = ["load_npz"]
+__all__ = ["load_npz", "save_npz"]
 
 #: share of the memory that arrays may take: a model's inputs are copied at least once
 MOST_MEMORY = 0.5
@@ -47,3 +49,9 @@ def load_npz(path: Path) -> Feeds:
         raise InputError(
             f"{path} is not an .npz file of plain arrays: {error}", "save it with numpy.savez(FILE, x=array)"
         ) from error
+
+
+def save_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays to an `.npz` file that `load_npz` reads. Texts are stored as such: as Python's objects they would be pickles."""
+    stored: dict[str, Any] = {name: array.astype(str) if array.dtype == object else array for name, array in arrays.items()}
+    np.savez(path, **stored)

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from relu_deploy.backends.threads import default_threads
+from relu_deploy.data.arrays import save_npz
 from relu_deploy.errors import ReluDeployError
 from relu_deploy.graph import save_model
 from relu_deploy.optimization.auto.candidates import (
@@ -168,9 +167,7 @@ def _save_feeds(builder: VariantBuilder, rows: int, folder: Path) -> list[Path]:
     files = []
     for index, feeds in enumerate(builder.data.batches_of(rows, ROTATION)):
         files.append(folder / f"feeds-{index}.npz")
-        # Arrays of Python strings could only be stored as pickles.
-        arrays: dict[str, Any] = {name: array.astype(str) if array.dtype == object else array for name, array in feeds.items()}
-        np.savez(files[-1], **arrays)
+        save_npz(files[-1], feeds)
     return files
 
 

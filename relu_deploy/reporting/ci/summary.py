@@ -55,7 +55,7 @@ def bench_summary(result: Result) -> str:
                 number(run["throughput"]),
                 _change(change),
                 f"{metric['name']} {metric['value']:.4f}" if metric else "",
-                run["error"] or ("yes" if run["verified"] else "**no**"),
+                run["error"] or {True: "yes", False: "**no**", None: "not checked"}[run["verified"]],
             )
         )
     head = ("model", "backend", "batch", "mean ms", "images/s", "time, new / old", "accuracy", "verified")

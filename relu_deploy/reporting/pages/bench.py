@@ -19,21 +19,20 @@ __all__ = ["bench_page"]
 Result = Mapping[str, Any]
 
 
+#: by what a row says of its outputs
+VERIFIED = {True: '<span class="good">yes</span>', False: '<span class="bad">NO</span>', None: "not checked"}
+
+
 def bench_page(result: Result) -> str:
     """Return the HTML page for what `bench --json` writes."""
     environment = result["environment"]
     cpu = environment["cpu"]
     names = list(dict.fromkeys(_name(run) for run in result["runs"]))
-    verdict = (
-        '<span class="good">Every row gives the right answers.</span>'
-        if result["passed"]
-        else '<span class="bad">Not every row ran and gave the right answers.</span>'
-    )
     body = [
         "<h1>Benchmark</h1>",
         f'<p class="soft">{escape(cpu["model"])}, {count_of(environment["threads"], "thread")}, {escape(environment["time"])}, '
         f"relu_deploy {escape(environment['relu_deploy'])}</p>",
-        f"<p>{verdict} A timing is one call from arrays to arrays. Each backend ran in its own process, and the processes took turns; "
+        f"<p>{_verdict(result)} A timing is one call from arrays to arrays. Each backend ran in its own process, and the processes took turns; "
         "whiskers are 95% confidence intervals of the mean over the rounds. No measurement was removed. Right: the outputs agree with "
         "the float64 truth. Load: until the first output. Of limit: on a CPU, of its measured float32 matrix rate; on a GPU, of what "
         "its matrix rate in the row's precision and the bytes of weights, inputs and outputs allow for the GPU's own time.</p>",
@@ -58,6 +57,16 @@ def bench_page(result: Result) -> str:
         missing = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>" for name, reason in result["left_out"].items())
         body.append(f"<h2>Not run</h2><dl>{missing}</dl>")
     return page("relu_deploy: benchmark", "".join(body))
+
+
+def _verdict(result: Result) -> str:
+    if not result["passed"]:
+        return '<span class="bad">Not every row ran and gave the right answers.</span>'
+    unchecked = sum(run["verified"] is None for run in result["runs"])
+    if unchecked:
+        of_rows = count_of(len(result["runs"]), "row")
+        return f"No row is known to give wrong answers; {unchecked} of {of_rows} could not be checked."
+    return '<span class="good">Every row gives the right answers.</span>'
 
 
 def _by_batch(model: str, rows: Sequence[Result], names: Sequence[str]) -> str:
@@ -109,7 +118,7 @@ def _table(rows: Sequence[Result], ratios: Sequence[Result]) -> str:
         metric, roofline = row["accuracy"], row["roofline"]
         cells = (
             escape(_name(row)) + ("" if row["warmed_up"] else " *"),
-            '<span class="good">yes</span>' if row["verified"] else '<span class="bad">NO</span>',
+            VERIFIED[row["verified"]],
             f"{metric['name']} {metric['value']:.4f} <span class='soft'>({metric['samples']})</span>" if metric else "",
             escape(row["precision"]),
             *(f"{latency[name]:.3g}" for name in ("p50", "p90", "p99", "mean")),

@@ -67,7 +67,7 @@ def _cells(run: Result, ratio: Result | None) -> tuple[str, ...]:
         f"{run['peak_bytes'] / 1e6:.0f}" if run["peak_bytes"] else "",
         number((run["load_seconds"] or 0) + (run["first_run_seconds"] or 0)),
         markup(f"{metric['name']} {metric['value']:.4f} ({metric['samples']})") if metric else "",
-        GOOD if run["verified"] else "[bold red]NO[/]",
+        {True: GOOD, False: "[bold red]NO[/]", None: "not checked"}[run["verified"]],
     )
 
 
