@@ -24,8 +24,8 @@ from relu_deploy.errors import Unsupported, UsageError
 from relu_deploy.packaging.batching import choose_batching
 from relu_deploy.packaging.options import DeployedModel, PackageOptions, model_name
 from relu_deploy.packaging.output import copy_graph, write_text
+from relu_deploy.packaging.protocol_types import require_protocol_types
 from relu_deploy.packaging.triton_config import PRECISION_MODES, TritonPlan, labels_of, precision_of, target_of, triton_config
-from relu_deploy.serving.protocol.tensors import why_no_datatype
 
 __all__ = ["FLAVORS", "OPTIONS", "write"]
 
@@ -103,9 +103,8 @@ def _plan(bundle: Bundle, options: PackageOptions) -> TritonPlan:
 
 
 def _check_types(bundle: Bundle, flavor: str) -> None:
+    require_protocol_types(bundle)
     for spec in (*bundle.inputs, *bundle.outputs):
-        if (why := why_no_datatype(spec)) is not None:
-            raise Unsupported(f"{bundle.title}: {why[0]}", why[1])
         if flavor == "python" and spec.dtype == "bfloat16":
             raise Unsupported(
                 f"{bundle.title}: {spec} cannot pass through Triton's Python backend, as NumPy has no bfloat16",

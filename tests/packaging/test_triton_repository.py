@@ -208,8 +208,9 @@ def test_a_type_without_a_name_is_refused_and_bfloat16_cannot_pass_through_numpy
         tmp_path / "a.onnx", {"x": (TensorProto.FLOAT8E4M3FN, ["n", 2])}, {"y": (TensorProto.FLOAT8E4M3FN, ["n", 2])}
     )
     brain = onnx_file(tmp_path / "b.onnx", {"x": (TensorProto.BFLOAT16, ["n", 2])}, {"y": (TensorProto.BFLOAT16, ["n", 2])})
-    with pytest.raises(Unsupported, match=r"x is of type .*, which the Open Inference Protocol has no type for"):
-        package(strange, "triton", tmp_path / "repository")
+    for target in ("triton", "kserve", "docker"):  # each is served by this protocol
+        with pytest.raises(Unsupported, match=r"x is of type .*, which the Open Inference Protocol has no type for"):
+            package(strange, target, tmp_path / "repository")
     with pytest.raises(Unsupported, match="no bfloat16"):
         package(brain, "triton", tmp_path / "repository", flavor="python")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
