@@ -71,20 +71,20 @@ def _requests(results: Results) -> Rows:
     count = sum(block["requests"] for block in results)
     over_grpc = sum(number for status, number in statuses.items() if status.startswith("gRPC"))
     errors = sum("500" in fault or "gRPC" in fault for block in results for fault in block["faults"])
-    growth = max((block["growth_mib"] for block in results if "growth_mib" in block), default=0.0)
+    growth = [block["growth_mib"] for block in results if "growth_mib" in block] or [0.0]
     held = max((block["memory_mib"] for block in results if "memory_mib" in block), default=0.0)
     tracebacks = sum(block.get("tracebacks", 0) for block in results)
     yield (
         "hostile requests",
         f"{count:,}, {over_grpc:,} of them over gRPC",
         f"{errors} errors of the server, {_faults(results, 'death')} deaths, {tracebacks} tracebacks in the log; "
-        f"memory grows by at most {growth:.0f} MiB, to {held:.0f} MiB",
+        f"memory has grown by {growth[-1]:.0f} MiB at the end, and by at most {max(growth):.0f} MiB in between, to {held:.0f} MiB",
     )
 
 
 def _waits(results: Results) -> Rows:
-    idle = [result for result in results if result["attack"] == "nothing"]
-    attacks = [result for result in results if result["attack"] != "nothing"]
+    idle = [result for result in results if result["attack"].startswith("nothing")]
+    attacks = [result for result in results if not result["attack"].startswith("nothing")]
     worst = max(attacks, key=lambda result: result["worst_seconds"])
     above = [result for result in attacks if result["worst_seconds"] >= 1]
     yield (
