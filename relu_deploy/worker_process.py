@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from relu_deploy.errors import ReluDeployError, Unsupported
+from relu_deploy.parent_process import end_with_parent
 
 __all__ = ["WorkerProcess", "answer", "serve"]
 
@@ -28,6 +29,9 @@ PATIENCE = 5.0
 
 class WorkerProcess:
     """A worker process, seen from its parent."""
+
+    #: commands without a reply yet
+    _unanswered = 0
 
     def __init__(self, module: str, threads: int) -> None:
         """Start a worker.
@@ -94,6 +98,7 @@ class WorkerProcess:
 
     def send(self, command: str, **arguments: Any) -> None:
         """Send a command without waiting for its reply, which `receive` returns."""
+        self._unanswered += 1
         with contextlib.suppress(BrokenPipeError):  # `receive` reports that the process has ended
             self._commands.write(json.dumps({"do": command, **arguments}) + "\n")
             self._commands.flush()
@@ -104,6 +109,7 @@ class WorkerProcess:
             line = self._replies.readline()
         except ConnectionError:
             line = ""
+        self._unanswered -= 1
         if not line:
             return {"error": f"its process ended{self._exit_code()} during {command!r}", "hint": ""}
         reply: dict[str, Any] = json.loads(line)
@@ -113,13 +119,13 @@ class WorkerProcess:
         return f" with exit code {self._process.wait(10)}"
 
     def close(self) -> None:
-        """End the worker, and kill it if it does not end within `PATIENCE`."""
+        """End the worker. It is killed if it does not end within `PATIENCE`, or executes a command, which may take minutes."""
         for stream in (self._commands, self._replies):
             if not stream.closed:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
         try:
-            self._process.wait(PATIENCE)
+            self._process.wait(0 if self._unanswered else PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -137,11 +143,13 @@ class ForkedWorker(WorkerProcess):
         return ""
 
     def close(self) -> None:
-        """End the worker, and kill it if it does not end within `PATIENCE`."""
+        """End the worker, and kill it where `WorkerProcess.close` does."""
         if self._connection.fileno() < 0:
             return
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
+            if self._unanswered:
+                os.kill(self._pid, signal.SIGKILL)
             self._connection.settimeout(PATIENCE)
             try:
                 while self._connection.recv(4096):  # the other end is closed when the process has ended
@@ -176,7 +184,9 @@ def answer(worker: object, command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def serve(worker: object) -> None:
-    """Read commands for `worker` from stdin and write the replies to stdout until stdin is closed."""
+    """Read commands for `worker` from stdin and write the replies to stdout until stdin is closed or the parent has ended."""
+    # A killed parent closes stdin too, but a command that a worker executes may take minutes.
+    end_with_parent(os.getppid())
     # Replies use a copy of the descriptor, so that output of the runtime, redirected to stderr, does not mix with them.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -201,10 +211,12 @@ def _fork(worker: object, address: str, threads: int, replies: int) -> dict[str,
     if not hasattr(os, "fork") or _count_threads() != threads:
         return {"error": "this process cannot be forked", "hint": ""}
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system removes copies that have ended
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return {"pid": pid}
     try:
+        end_with_parent(parent)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.close(replies)

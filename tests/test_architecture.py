@@ -25,6 +25,7 @@ LAYERS = (
         "interrupts",
         "latency_stats",
         "loop_limit",
+        "parent_process",
         "worker_process",
     ),
     ("storage", "graph", "bundle", "preprocessing", "data", "tasks"),

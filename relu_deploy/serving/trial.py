@@ -6,7 +6,6 @@ At the start of a server its command line forks for this; see `cli.isolation`. L
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph.loading.resources import memory_limit, memory_size, set_memory_limit
+from relu_deploy.parent_process import end_with_parent
 from relu_deploy.serving.batcher import Limits
 from relu_deploy.serving.loading import ModelOptions, load_warm
 
@@ -24,7 +24,6 @@ __all__ = ["Trials", "load_and_close"]
 
 #: exit code of a process that has not enough memory for the model
 OUT_OF_MEMORY = 90
-PR_SET_PDEATHSIG = 1
 
 
 def load_and_close(path: str | os.PathLike[str], options: ModelOptions) -> None:
@@ -75,9 +74,7 @@ class Trials:
 
 def _main() -> int:
     parent, limit, path, backend, threads, device, max_batch, signature_key = json.loads(sys.argv[1])
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if not end_with_parent(parent):
         return 0
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource

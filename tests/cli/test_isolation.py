@@ -42,8 +42,10 @@ class Session:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         if act == "abort on request":
             signal.signal(signal.SIGTERM, lambda *_: os.abort())
-        # Whoever reads this may send a signal.
+        # Whoever reads this may send a signal. What a process that measures prints is dropped.
         print(os.getpid(), flush=True)
+        with open(os.path.join(os.path.dirname(__file__), "running"), "w") as file:
+            file.write(f"{os.getpid()}\\n")
         if act == "segfault":
             ctypes.string_at(0)
         if act == "abort":
@@ -180,7 +182,15 @@ def test_a_loop_without_end_is_ended(place):
     assert list((place / "temporary").iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def ends(process):
+    """Return whether the process with this number ends within half a minute."""
+    deadline = time.monotonic() + 30
+    while is_running(process) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_running(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_command_that_is_ended_takes_its_process_along(place, number):
     running = census(place, "sleep")
     child = int(running.stdout.readline())
@@ -189,26 +199,71 @@ def test_a_command_that_is_ended_takes_its_process_along(place, number):
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == (130 if number == signal.SIGINT else -number)
     assert stderr == ("interrupted\n" if number == signal.SIGINT else "")
-    deadline = time.monotonic() + 30
-    while is_running(child) and time.monotonic() < deadline:
+    assert ends(child)
+
+
+def test_a_command_that_was_started_to_outlive_its_terminal_does(place):
+    environment = {**os.environ, "PYTHONPATH": str(place), "ACT": "sleep"}
+    np.savez(place / "x.npz", x=np.zeros((4, 2), np.float32))
+    words = ["nohup", sys.executable, "-m", "relu_deploy", "census", "m.onnx", "--data", "x.npz", "--backend", "sick", "--quiet"]
+    running = subprocess.Popen(words, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = int(running.stdout.readline())
+    running.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert is_running(child)
+    running.terminate()
+    running.communicate(timeout=60)
+    assert running.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_no_process_that_measures_outlives_its_command(place, number):
+    running = start(place, "sleep", "bench", "m.onnx", "--backend", "sick", "--quiet")
+    deadline = time.monotonic() + 60
+    while not (place / "running").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not is_running(child)
+    # The file may exist for a moment before it has a content.
+    while not (text := (place / "running").read_text()).endswith("\n"):
+        time.sleep(0.02)
+    running.send_signal(number)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in stderr
+    assert ends(int(text))
+    if number == signal.SIGKILL:
+        # The next command removes what a killed one could not.
+        assert start(place, "", "inspect", "missing.onnx").wait(60) == 2
+        assert start(place, "", "prove", "--dtype", "int8", "--quiet").wait(60) == 0
+    assert list((place / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_without_a_model_file_leaves_no_temporary_folder(place, number):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
+    running = start(place, "", "prove", "--dtype", "float32", "--quiet")
+    deadline = time.monotonic() + 60
+    while not list((place / "temporary").iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(number)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == (130 if number == signal.SIGINT else -number)
+    assert stderr == ("interrupted\n" if number == signal.SIGINT else "")
+    assert list((place / "temporary").iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("act", "number"),
-    [("deaf", signal.SIGINT), ("abort on request", signal.SIGTERM)],
+    [("deaf", signal.SIGINT), ("deaf", signal.SIGHUP), ("abort on request", signal.SIGTERM)],
 )
 def test_a_command_whose_runtime_does_not_listen_ends_by_the_signal_that_it_got(place, act, number):
     running = census(place, act)
     child = int(running.stdout.readline())
+    began = time.monotonic()
     running.send_signal(number)
     _, stderr = running.communicate(timeout=60)
-    assert (running.returncode, stderr) == (-number, "")
-    deadline = time.monotonic() + 30
-    while is_running(child) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not is_running(child)
+    assert (running.returncode, stderr) == ((130, "interrupted\n") if number == signal.SIGINT else (-number, ""))
+    assert time.monotonic() - began < 20
+    assert ends(child)
 
 
 def test_what_is_written_by_a_command_in_a_process_of_its_own_comes_once_and_in_order(digits_bundle):
