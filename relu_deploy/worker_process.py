@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from relu_deploy.errors import ReluDeployError, Unsupported
+from relu_deploy.errors import ReluDeployError, TooLong, Unsupported
 from relu_deploy.parent_process import end_with_parent
+from relu_deploy.run_limit import end_overdue_runs, limited_runs, runs_are_limited
 
 __all__ = ["WorkerProcess", "answer", "serve"]
 
@@ -42,7 +43,7 @@ class WorkerProcess:
         """
         limited = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", module, *([LIMITED] if runs_are_limited() else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -104,7 +105,11 @@ class WorkerProcess:
             self._commands.flush()
 
     def receive(self, command: str) -> dict[str, Any]:
-        """Return the reply to the oldest command without one. `command` names it in errors."""
+        """Return the reply to the oldest command without one. `command` names it in errors.
+
+        Raises:
+            TooLong: If a graph has taken longer than it may. The reply to any other error has an `error`.
+        """
         try:
             line = self._replies.readline()
         except ConnectionError:
@@ -113,6 +118,8 @@ class WorkerProcess:
         if not line:
             return {"error": f"its process ended{self._exit_code()} during {command!r}", "hint": ""}
         reply: dict[str, Any] = json.loads(line)
+        if reply.get("kind") == TooLong.__name__:
+            raise TooLong(reply["error"], reply["hint"])
         return reply
 
     def _exit_code(self) -> str:
@@ -163,6 +170,8 @@ class ForkedWorker(WorkerProcess):
 
 #: the command that `serve` executes itself
 FORK = "fork"
+#: argument of a worker that limits its runs as its parent does
+LIMITED = "limited"
 
 
 def answer(worker: object, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,11 +185,30 @@ def answer(worker: object, command: Mapping[str, Any]) -> dict[str, Any]:
     try:
         reply: dict[str, Any] = getattr(worker, command["do"])(**arguments)
     except ReluDeployError as error:
-        return {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
+        return _error(error)
     except Exception as error:  # a runtime may raise anything, and the other workers should continue
         lines = str(error).strip().splitlines()
         return {"error": f"{type(error).__name__}: {lines[0] if lines else ''}", "hint": "", "kind": "Unsupported"}
     return reply
+
+
+def _error(error: ReluDeployError) -> dict[str, Any]:
+    return {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
+
+
+def _reply(replies: IO[str], reply: Mapping[str, Any]) -> None:
+    replies.write(json.dumps(reply) + "\n")
+    replies.flush()
+
+
+def _end_overdue_runs(replies: IO[str]) -> None:
+    """Let a run that takes too long be answered by its error, and end this process: the runtime cannot end the run."""
+
+    def end(error: TooLong) -> None:
+        _reply(replies, _error(error))
+        os._exit(1)
+
+    end_overdue_runs(end)
 
 
 def serve(worker: object) -> None:
@@ -188,14 +216,15 @@ def serve(worker: object) -> None:
     # A killed parent closes stdin too, but a command that a worker executes may take minutes.
     end_with_parent(os.getppid())
     # Replies use a copy of the descriptor, so that output of the runtime, redirected to stderr, does not mix with them.
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     threads = _count_threads()
-    for line in sys.stdin:
-        command = json.loads(line)
-        forks = command["do"] == FORK
-        reply = _fork(worker, command["address"], threads, replies.fileno()) if forks else answer(worker, command)
-        replies.write(json.dumps(reply) + "\n")
+    _end_overdue_runs(replies)
+    with limited_runs(LIMITED in sys.argv):
+        for line in sys.stdin:
+            command = json.loads(line)
+            forks = command["do"] == FORK
+            _reply(replies, _fork(worker, command["address"], threads, replies.fileno()) if forks else answer(worker, command))
 
 
 def _fork(worker: object, address: str, threads: int, replies: int) -> dict[str, Any]:
@@ -229,9 +258,9 @@ def _serve_socket(worker: object, address: str) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         with connection.makefile("r") as commands, connection.makefile("w") as replies:
+            _end_overdue_runs(replies)
             for line in commands:
-                replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
-                replies.flush()
+                _reply(replies, answer(worker, json.loads(line)))
 
 
 def _count_threads() -> int:

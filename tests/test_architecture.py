@@ -24,7 +24,7 @@ LAYERS = (
         "gc_pause",
         "interrupts",
         "latency_stats",
-        "loop_limit",
+        "run_limit",
         "parent_process",
         "worker_process",
     ),

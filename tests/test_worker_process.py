@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from processes import is_running
 
+from relu_deploy.errors import TooLong
+from relu_deploy.run_limit import limited_runs
 from relu_deploy.worker_process import WorkerProcess
 
 WORKER = """
 import os, sys, threading, time
+from relu_deploy import run_limit
 from relu_deploy.worker_process import serve
 
 class Worker:
@@ -33,6 +36,13 @@ class Worker:
     def sleep(self):
         time.sleep(60)
         return {}
+    def loop(self):
+        run_limit.LOOP_SECONDS = 0.2
+        with run_limit.ending_process("m", "some backend"):
+            time.sleep(60)
+        return {}
+    def limited(self):
+        return {"limited": run_limit.runs_are_limited()}
     def fail(self):
         print("noise of a runtime", flush=True)
         raise ValueError("no such thing")
@@ -83,6 +93,18 @@ def test_a_copy_that_dies_is_an_error_and_the_original_lives_on(worker, tmp_path
     with closing(worker.fork(tmp_path)) as again:
         assert "no such thing" in again.request("fail")["error"]
         assert again.get("add", number=1)["count"] == 1
+
+
+@needs_fork
+def test_runs_of_workers_and_their_copies_are_limited_as_those_of_their_parent(worker, tmp_path):
+    assert worker.get("limited") == {"limited": False}
+    with limited_runs(True), closing(WorkerProcess("counting_worker", 1)) as limited:
+        assert limited.get("limited") == {"limited": True}
+        with closing(limited.fork(tmp_path)) as copy, pytest.raises(TooLong, match=r"taken longer than 0\.2 s on some backend"):
+            copy.get("loop")
+        with pytest.raises(TooLong, match=r"m has Loops, and one run of it has taken longer than 0\.2 s") as caught:
+            limited.get("loop")
+        assert "--timeout" in caught.value.hint
 
 
 @needs_fork

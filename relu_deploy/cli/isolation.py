@@ -22,9 +22,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from relu_deploy.errors import InputError, ReluDeployError, Unsupported, UsageError
+from relu_deploy.errors import EXIT_BAD_INPUT, InputError, ReluDeployError, TooLong, Unsupported, UsageError
 from relu_deploy.interrupts import end_on_signals
 from relu_deploy.parent_process import end_with_parent
+from relu_deploy.run_limit import end_overdue_runs, limited_runs
 
 __all__ = ["check_timeout", "memory_of_command", "run_isolated", "try_in_child"]
 
@@ -32,8 +33,8 @@ __all__ = ["check_timeout", "memory_of_command", "run_isolated", "try_in_child"]
 GRACE = 3.0
 #: Seconds between a signal that ends this process and the kill of a child whose runtime blocks or handles that signal.
 ENDING_GRACE = 1.0
-#: Exit codes of a child whose parent has ended, and of a trial without enough memory.
-ORPHANED, OUT_OF_MEMORY = 128 + 15, 90
+#: Exit codes of a child whose parent has ended, and of a trial without enough memory or whose graph takes too long.
+ORPHANED, OUT_OF_MEMORY, OVERDUE = 128 + 15, 90, 91
 #: bytes that runtimes need by themselves
 LEAST_MEMORY = 4 * 10**9
 #: Signals that request the end of a process.
@@ -69,7 +70,8 @@ def run_isolated(options: argparse.Namespace) -> int | None:
     watch = _fork(timeout, core=options.debug, max_memory=getattr(options, "max_memory", None))
     if watch is None:
         return None
-    if watch.received or not watch.has_exited:
+    # A run that takes too long ends its process with the code of bad input, in another thread than the one that has files to remove.
+    if watch.received or not watch.has_exited or watch.code == EXIT_BAD_INPUT:
         _sweep(options)
     if watch.has_exited:
         return watch.code
@@ -96,13 +98,20 @@ def try_in_child(work: Callable[[], object], command: str, timeout: float | None
 
     Raises:
         InputError: If it took longer than `timeout`, or all memory.
+        TooLong: If there is no `timeout`, and a graph takes longer than one from elsewhere may.
         Unsupported: If it crashed.
     """
     if not _can_fork():
         return
     watch = _fork(timeout, core=False)
     if watch is None:
-        os._exit(_quiet(work))
+        end_overdue_runs(lambda _: os._exit(OVERDUE))
+        with limited_runs(timeout is None):
+            os._exit(_quiet(work))
+    if watch.code == OVERDUE:
+        raise TooLong(
+            f"{command} takes too long", "say how long it may take with --timeout, or use a smaller model or --max-batch"
+        )
     if watch.code == OUT_OF_MEMORY:
         raise InputError(f"there is not enough memory for {command}", "use a smaller model or --max-batch")
     if not watch.has_exited:
@@ -118,6 +127,8 @@ def _quiet(work: Callable[[], object]) -> int:
         work()
     except MemoryError:
         return OUT_OF_MEMORY
+    except TooLong:
+        return OVERDUE
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0
     except Exception:  # the same error comes again where the work is done in earnest

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from processes import is_running, python
 
 from relu_deploy.cli.main import create_parser
-from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.errors import InputError, TooLong, Unsupported
 from relu_deploy.serving.loading import ModelOptions
 from relu_deploy.serving.trial import Trials
 
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="com
 BACKEND = """
 import ctypes, os, signal, time
 import numpy as np
+from relu_deploy import run_limit
 from relu_deploy.backends.base import Probe
 
 def probe(name):
@@ -46,6 +47,10 @@ class Session:
         print(os.getpid(), flush=True)
         with open(os.path.join(os.path.dirname(__file__), "running"), "w") as file:
             file.write(f"{os.getpid()}\\n")
+        if act == "loop":
+            run_limit.LOOP_SECONDS = 0.3
+            with run_limit.ending_process("m", "sick"):
+                time.sleep(600)
         if act == "segfault":
             ctypes.string_at(0)
         if act == "abort":
@@ -97,6 +102,8 @@ def census(place, act, *words):
         ("segfault", (), 3, "error: census m.onnx crashed in the runtime that ran the model (segmentation fault)\n"),
         ("abort", (), 3, "error: census m.onnx crashed in the runtime that ran the model (abort)\n"),
         ("memory", (), 2, "error: there is not enough memory for this\n"),
+        ("loop", (), 2, "error: m has Loops, and one run of it has taken longer than 0.3 s on sick\n"),
+        ("loop", ("--timeout", "2"), 2, "error: census m.onnx took longer than 2 s\n"),
         ("sleep", ("--timeout", "2"), 2, "error: census m.onnx took longer than 2 s\n"),
         ("deaf", ("--timeout", "2"), 2, "error: census m.onnx took longer than 2 s\n"),
     ],
@@ -122,8 +129,10 @@ SERVE = ("serve", "m.onnx", "--backend", "sick", "--http-port", "0", "--grpc-por
         (("predict", "digits", "digits.npz", "--backend", "sick"), "segfault", 3, "crashed in the runtime that ran the model"),
         (SERVE, "segfault", 3, "loading m.onnx crashed in the runtime that ran the model (segmentation fault)"),
         ((*SERVE, "--timeout", "3"), "sleep", 2, "loading m.onnx took longer than 3 s"),
+        (SERVE, "loop", 2, "loading m.onnx takes too long"),
+        (("bench", "m.onnx", "--backend", "sick"), "loop", 2, "one run of it has taken longer than 0.3 s on sick"),
     ],
-    ids=["predict", "serve", "serve that never loads"],
+    ids=["predict", "serve", "serve that never loads", "serve that is limited", "bench"],
 )
 def test_predict_and_serve_meet_a_model_in_a_process_of_its_own(place, digits_bundle, words, act, code, sentence):
     np.savez(place / "digits.npz", x=np.zeros((2, 1, 28, 28), np.float32))
@@ -142,6 +151,9 @@ def test_a_running_server_tries_a_model_in_another_process_before_it_loads_it_ag
     monkeypatch.setenv("ACT", "sleep")
     with pytest.raises(InputError, match="took longer than 2 s"):
         trials.try_to_load(place / "m.onnx", ModelOptions("sick", load_seconds=2))
+    monkeypatch.setenv("ACT", "loop")
+    with pytest.raises(TooLong, match="takes too long"):
+        trials.try_to_load(place / "m.onnx", ModelOptions("sick"))
     # One that cannot be loaded is left to the server, which has the reason.
     trials.try_to_load(place / "missing.onnx", ModelOptions("sick"))
 
