@@ -27,6 +27,8 @@ __all__ = [
 
 #: seconds that one run of a graph with Loops may take
 LOOP_SECONDS = 30.0
+#: seconds that one of another graph may take: its sizes may depend on what is fed
+RUN_SECONDS = 3600.0
 #: seconds between two looks at the clock
 POLL_SECONDS = 0.25
 #: what to do about a graph that takes too long
@@ -65,14 +67,16 @@ def end_overdue_runs(end: End) -> None:
     _end[:] = [end]
 
 
-def overdue(title: str, backend: str) -> TooLong:
-    """Return the error for a run of a graph with Loops that has taken longer than it may.
+def overdue(title: str, backend: str, loops: bool = True) -> TooLong:
+    """Return the error for a run of a graph that has taken longer than it may.
 
     Args:
         title: Name of the model.
         backend: Name of the backend.
+        loops: Whether it has Loops or Scans.
     """
-    return TooLong(f"{title} has Loops, and one run of it has taken longer than {LOOP_SECONDS:g} s on {backend}", ALLOW_MORE)
+    has, seconds = (" has Loops, and", LOOP_SECONDS) if loops else (":", RUN_SECONDS)
+    return TooLong(f"{title}{has} one run of it has taken longer than {seconds:g} s on {backend}", ALLOW_MORE)
 
 
 @contextmanager
@@ -105,17 +109,19 @@ def _end_overdue() -> None:
 
 
 @contextmanager
-def ending_process(title: str, backend: str) -> Iterator[None]:
-    """End this process if the block, a run of a graph with Loops, takes longer than it may.
+def ending_process(title: str, backend: str, loops: bool = True, patience: float = 0.0) -> Iterator[None]:
+    """End this process if the block, a run of a graph, takes longer than it may.
 
     Does nothing where runs are not limited, or where nobody waits for this process and could say why it has ended.
 
     Args:
         title: Name of the model.
         backend: Name of the backend.
+        loops: Whether the graph has Loops or Scans.
+        patience: Further seconds, in which the runtime may end the run by itself.
     """
     if not runs_are_limited() or not _end:
         yield
         return
-    with ended_after(LOOP_SECONDS, lambda: _end[0](overdue(title, backend))):
+    with ended_after((LOOP_SECONDS if loops else RUN_SECONDS) + patience, lambda: _end[0](overdue(title, backend, loops))):
         yield

@@ -17,6 +17,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -176,6 +177,9 @@ def _fork(timeout: float | None, core: bool, max_memory: float | None = None) ->
         # Whoever started this process does not want to know how its children ended; this process does.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    with contextlib.suppress(OSError):
+        # To find the folder Python writes a file into it, which a signal could leave there.
+        tempfile.gettempdir()
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -256,7 +260,8 @@ class _Watch:
             ends = [end for end in (self._deadline, self._kill_at) if end is not None]
             remaining = max(0.0, min(ends) - time.monotonic()) if ends else 3600.0
             received = signal.sigtimedwait(self._signals, remaining)
-            if received is None:
+            # Where a signal that is not waited for arrives at the end of the wait, Python returns memory that it has not written.
+            if received is None or received.si_signo not in self._signals:
                 self._expire()
             elif received.si_signo != signal.SIGCHLD:
                 self.received.add(received.si_signo)

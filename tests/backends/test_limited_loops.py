@@ -1,5 +1,6 @@
 """A Loop that never ends, because of what is fed, is ended where Loops are limited, whatever runs it."""
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -68,6 +69,36 @@ def test_a_command_ends_and_names_the_option_that_allows_more(endless, command, 
     assert ended.code == 2, ended.stderr
     assert "Loops" in ended.stderr
     assert "--timeout" in ended.stderr
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """A graph that takes some seconds, and a node of which takes some milliseconds."""
+    names = [f"t{place}" for place in range(2000)]
+    nodes = [helper.make_node("MatMul", [one, "x"], [other]) for one, other in itertools.pairwise(["x", *names, "y"])]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "N"]) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+@pytest.mark.parametrize(
+    ("backend", "sentence"),
+    [
+        ("onnxruntime-cpu", r"m: one run of it has taken longer than 0\.1 s on onnxruntime-cpu"),
+        ("reference", r"m: the reference evaluation took longer than 0\.1 s, at node"),
+    ],
+)
+def test_a_graph_whose_sizes_are_known_only_when_it_runs_is_ended_too(slow, monkeypatch, backend, sentence):
+    monkeypatch.setattr(run_limit, "RUN_SECONDS", 0.1)
+    session = load(slow, backend, threads=1)
+    large, small = ({"x": np.eye(size, dtype=np.float32)} for size in (600, 2))
+    with limited_runs(True):
+        with pytest.raises(TooLong, match=sentence) as caught:
+            session.run(large)
+        assert "--timeout" in caught.value.hint
+        assert session.run(small)["y"].tolist() == [[1, 0], [0, 1]]
+    session.close()
 
 
 #: load the model and run it where a runtime that cannot end a run ends its process

@@ -22,12 +22,14 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="com
 
 #: A backend that does in `run` what the environment says.
 BACKEND = """
-import ctypes, os, signal, time
+import ctypes, os, signal, threading, time
 import numpy as np
 from relu_deploy import run_limit
 from relu_deploy.backends.base import Probe
 
 def probe(name):
+    # As OpenVINO does when it is imported.
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
     return Probe(name, True, version="1", device="CPU")
 
 def load(name, bundle, options):
@@ -308,3 +310,19 @@ def test_the_process_of_a_command_has_the_memory_that_it_may_take():
     answer = subprocess.run([python(), "-c", code], capture_output=True, text=True, check=True)
     limit, allowed = map(int, answer.stdout.split())
     assert limit == allowed <= 4.8e9
+
+
+def test_what_python_has_not_written_is_no_signal(monkeypatch):
+    # CPython returns uninitialized memory where a signal that is not waited for arrives as the wait ends.
+    from relu_deploy.cli.isolation import _Watch
+
+    def wait(signals, seconds):
+        time.sleep(0.05)
+        return argparse.Namespace(si_signo=123_456, si_code=0)
+
+    monkeypatch.setattr(signal, "sigtimedwait", wait)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
+    watch = _Watch(child.pid, {signal.SIGCHLD}, None)
+    watch.wait()
+    assert (watch.code, watch.received) == (0, set())
+    child.returncode = 0

@@ -26,7 +26,7 @@ from relu_deploy.backends.onnxruntime.probe import PROVIDERS
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph.model import read_model
-from relu_deploy.run_limit import ended_after, overdue, runs_are_limited
+from relu_deploy.run_limit import ended_after, ending_process, overdue, runs_are_limited
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
@@ -107,7 +107,8 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
         arrays = check_feeds(feeds, self.inputs, self._bundle.name, by_name=False)
-        limited = self._repeats and runs_are_limited()
+        # What one run takes the next ones take too, unless they have Loops: only the first is watched, which costs microseconds.
+        limited = (self._repeats or not self._runs) and runs_are_limited()
         try:
             results = self._run_limited(arrays) if limited else self._session.run(self._names, arrays, self._quiet)
         except InputError:
@@ -118,19 +119,21 @@ class OnnxRuntimeSession:
         return dict(zip(self._names, results, strict=True))
 
     def _run_limited(self, arrays: Feeds) -> Any:
-        """Return the results of a graph with Loops. Raises TooLong if it has not ended after `LOOP_SECONDS`."""
+        """Return the results of a run that is ended if it takes too long. Raises TooLong."""
         options, over = _quiet_run(), threading.Event()
+        seconds = run_limit.LOOP_SECONDS if self._repeats else run_limit.RUN_SECONDS
 
         def end() -> None:
             over.set()
             options.terminate = True
 
         try:
-            with ended_after(run_limit.LOOP_SECONDS, end):
+            # It is ended between two nodes; one that takes long by itself takes the process with it.
+            with ended_after(seconds, end), ending_process(self.title, self.name, self._repeats, seconds):
                 return self._session.run(self._names, arrays, options)
         except Exception:  # the runtime's exception types share no base class
             if over.is_set():
-                raise overdue(self.title, self.name) from None
+                raise overdue(self.title, self.name, self._repeats) from None
             raise
 
     def executed(self) -> Sequence[Executed]:

@@ -102,10 +102,11 @@ class OpenVinoSession:
             return dict(zip(self._names, values, strict=True))
 
     def _infer(self) -> Any:
-        if not self._repeats:
+        # What one run takes the next ones take too, unless they have Loops.
+        if self._runs and not self._repeats:
             return self._request.infer()
         # A request is cancelled between two nodes only, and a Loop is one node.
-        with ending_process(self.title, self.name):
+        with ending_process(self.title, self.name, self._repeats):
             return self._request.infer()
 
     def executed(self) -> Sequence[Executed]:
