@@ -97,6 +97,8 @@ def test_a_graph_whose_sizes_are_known_only_when_it_runs_is_ended_too(slow, monk
         with pytest.raises(TooLong, match=sentence) as caught:
             session.run(large)
         assert "--timeout" in caught.value.hint
+        # The session is as good as before.
+        monkeypatch.setattr(run_limit, "RUN_SECONDS", 600.0)
         assert session.run(small)["y"].tolist() == [[1, 0], [0, 1]]
     session.close()
 
