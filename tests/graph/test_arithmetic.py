@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relu_deploy.errors import TooLong
 from relu_deploy.graph import count_cost, load_model
-from relu_deploy.graph.loading.arithmetic import ELEMENT, MOST_MULTIPLY_ADDS, check_arithmetic, cost_of_run
+from relu_deploy.graph.loading.arithmetic import ELEMENT, MOST_MULTIPLY_ADDS, STEP, check_arithmetic, cost_of_run
 from relu_deploy.graph.loading.resources import check_resources
 from relu_deploy.run_limit import limited_runs
 
@@ -58,7 +58,7 @@ NODE = helper.make_node
         (
             NODE("LSTM", ["a", "b", "c"], ["y"], hidden_size=6),
             {"a": [9, 2, 5], "b": [1, 24, 5], "c": [1, 24, 6]},
-            18 * 24 * 11 + ELEMENT * 9 * 2 * 6,
+            9 * STEP + 18 * 24 * 11 + ELEMENT * 9 * 2 * 6,
         ),
         (NODE("Reshape", ["a", "b"], ["y"]), {"a": [9, 9], "b": [1]}, 0),
     ],
@@ -105,8 +105,9 @@ def test_matrix_products_that_take_hours_are_refused_where_runs_are_limited(limi
             {"x": [1, 10**7, 4], "s": [1, 1, 10**7]},
         ),
         ([NODE("RoiAlign", ["x", "r", "i"], ["y"], sampling_ratio=10**8)], {"x": [1, 1, 9, 9], "r": [9, 4], "i": [9]}),
+        ([NODE("RNN", ["x", "w", "w"], ["y"], hidden_size=1)], {"x": [3 * 10**8, 1, 1], "w": [1, 1, 1]}),
     ],
-    ids=["Conv", "MaxPool", "Einsum", "NonMaxSuppression", "RoiAlign"],
+    ids=["Conv", "MaxPool", "Einsum", "NonMaxSuppression", "RoiAlign", "RNN"],
 )
 def test_a_single_node_can_take_hours_too(nodes, inputs, limited):
     with pytest.raises(TooLong, match=f"most of all the {nodes[0].op_type}"):

@@ -26,6 +26,8 @@ __all__ = ["MOST_MULTIPLY_ADDS", "check_arithmetic", "cost_of_run"]
 MOST_MULTIPLY_ADDS = 10**14
 #: multiply-adds that take as long as one element of another operator (0.2e9 to 0.9e9 elements a second in float64)
 ELEMENT = 50
+#: multiply-adds that take as long as one step of a recurrent operator by itself, 20 microseconds
+STEP = 5 * 10**5
 #: operators that compute nothing, or sizes only
 FREE = frozenset(
     ["Constant", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Size", "If", "Loop", "Scan", "Dropout"]
@@ -153,9 +155,9 @@ def _normalization(node: _Node) -> int:
 
 
 def _recurrent(node: _Node) -> int:
-    """Each row of each step is multiplied with the weights of the inputs and of the state."""
-    rows = prod(node.input(0)[:2])
-    return rows * (prod(node.input(1)) + prod(node.input(2))) + ELEMENT * node.elements
+    """Each row of each step is multiplied with the weights of the inputs and of the state. The steps run one after the other."""
+    steps, rows = (node.input(0) or (1,))[0], prod(node.input(0)[:2])
+    return STEP * steps + rows * (prod(node.input(1)) + prod(node.input(2))) + ELEMENT * node.elements
 
 
 def _attention(node: _Node) -> int:
