@@ -3,7 +3,8 @@
     ReluDeployError            exit code, message, hint
     ├── UsageError        2    an option or argument that makes no sense
     ├── InputError        2    a file, model or array that is not what it should be
-    │   └── NothingToVerify    a graph of operators that no reference evaluates
+    │   ├── NothingToVerify    a graph of operators that no reference evaluates
+    │   └── TooLong            a graph that takes longer than one from elsewhere may without --timeout
     ├── Unsupported       3    the backend exists but cannot do what was requested by name
     │   └── InputsRejected     it runs the model, but not with these sizes or values of its inputs
     ├── BackendUnavailable 3   the backend or its hardware is not usable here
@@ -27,6 +28,7 @@ __all__ = [
     "InternalError",
     "NothingToVerify",
     "ReluDeployError",
+    "TooLong",
     "Unsupported",
     "UsageError",
     "missing_package",
@@ -62,6 +64,10 @@ class InputError(ReluDeployError):
 
 class NothingToVerify(InputError):
     """No output of a graph is computed by operators that the reference evaluator has."""
+
+
+class TooLong(InputError):
+    """A graph that takes, or would take, longer than one from elsewhere may where no `--timeout` is given."""
 
 
 class Unsupported(ReluDeployError):

@@ -13,15 +13,17 @@ def end_on_interrupt() -> None:
     While Python imports modules, and while it ends threads at exit, a KeyboardInterrupt is raised where nobody can catch it. Does
     nothing where Ctrl-C is ignored, as for a command that a shell runs in the background.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if callable(signal.getsignal(signal.SIGINT)):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end_on_signals() -> None:
-    """Let Ctrl-C and SIGTERM end this process at once. For the end of a command, whose own handler of SIGTERM raises SystemExit."""
+    """Let Ctrl-C, SIGTERM and SIGHUP end this process at once. For the end of a command, whose own handlers raise exceptions."""
     end_on_interrupt()
-    if callable(signal.getsignal(signal.SIGTERM)):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def raise_on_interrupt() -> None:

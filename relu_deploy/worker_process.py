@@ -18,7 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from relu_deploy.errors import ReluDeployError, Unsupported
+from relu_deploy.errors import ReluDeployError, TooLong, Unsupported
+from relu_deploy.parent_process import end_with_parent
+from relu_deploy.run_limit import end_overdue_runs, limited_runs, runs_are_limited
 
 __all__ = ["WorkerProcess", "answer", "serve"]
 
@@ -29,6 +31,9 @@ PATIENCE = 5.0
 class WorkerProcess:
     """A worker process, seen from its parent."""
 
+    #: commands without a reply yet
+    _unanswered = 0
+
     def __init__(self, module: str, threads: int) -> None:
         """Start a worker.
 
@@ -38,7 +43,7 @@ class WorkerProcess:
         """
         limited = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", module, *([LIMITED] if runs_are_limited() else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -94,32 +99,40 @@ class WorkerProcess:
 
     def send(self, command: str, **arguments: Any) -> None:
         """Send a command without waiting for its reply, which `receive` returns."""
+        self._unanswered += 1
         with contextlib.suppress(BrokenPipeError):  # `receive` reports that the process has ended
             self._commands.write(json.dumps({"do": command, **arguments}) + "\n")
             self._commands.flush()
 
     def receive(self, command: str) -> dict[str, Any]:
-        """Return the reply to the oldest command without one. `command` names it in errors."""
+        """Return the reply to the oldest command without one. `command` names it in errors.
+
+        Raises:
+            TooLong: If a graph has taken longer than it may. The reply to any other error has an `error`.
+        """
         try:
             line = self._replies.readline()
         except ConnectionError:
             line = ""
+        self._unanswered -= 1
         if not line:
             return {"error": f"its process ended{self._exit_code()} during {command!r}", "hint": ""}
         reply: dict[str, Any] = json.loads(line)
+        if reply.get("kind") == TooLong.__name__:
+            raise TooLong(reply["error"], reply["hint"])
         return reply
 
     def _exit_code(self) -> str:
         return f" with exit code {self._process.wait(10)}"
 
     def close(self) -> None:
-        """End the worker, and kill it if it does not end within `PATIENCE`."""
+        """End the worker. It is killed if it does not end within `PATIENCE`, or executes a command, which may take minutes."""
         for stream in (self._commands, self._replies):
             if not stream.closed:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
         try:
-            self._process.wait(PATIENCE)
+            self._process.wait(0 if self._unanswered else PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -137,11 +150,13 @@ class ForkedWorker(WorkerProcess):
         return ""
 
     def close(self) -> None:
-        """End the worker, and kill it if it does not end within `PATIENCE`."""
+        """End the worker, and kill it where `WorkerProcess.close` does."""
         if self._connection.fileno() < 0:
             return
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
+            if self._unanswered:
+                os.kill(self._pid, signal.SIGKILL)
             self._connection.settimeout(PATIENCE)
             try:
                 while self._connection.recv(4096):  # the other end is closed when the process has ended
@@ -155,6 +170,8 @@ class ForkedWorker(WorkerProcess):
 
 #: the command that `serve` executes itself
 FORK = "fork"
+#: argument of a worker that limits its runs as its parent does
+LIMITED = "limited"
 
 
 def answer(worker: object, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,24 +185,46 @@ def answer(worker: object, command: Mapping[str, Any]) -> dict[str, Any]:
     try:
         reply: dict[str, Any] = getattr(worker, command["do"])(**arguments)
     except ReluDeployError as error:
-        return {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
+        return _error(error)
     except Exception as error:  # a runtime may raise anything, and the other workers should continue
         lines = str(error).strip().splitlines()
         return {"error": f"{type(error).__name__}: {lines[0] if lines else ''}", "hint": "", "kind": "Unsupported"}
     return reply
 
 
+def _error(error: ReluDeployError) -> dict[str, Any]:
+    return {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
+
+
+def _reply(replies: IO[str], reply: Mapping[str, Any]) -> None:
+    replies.write(json.dumps(reply) + "\n")
+    replies.flush()
+
+
+def _end_overdue_runs(replies: IO[str]) -> None:
+    """Let a run that takes too long be answered by its error, and end this process: the runtime cannot end the run."""
+
+    def end(error: TooLong) -> None:
+        _reply(replies, _error(error))
+        os._exit(1)
+
+    end_overdue_runs(end)
+
+
 def serve(worker: object) -> None:
-    """Read commands for `worker` from stdin and write the replies to stdout until stdin is closed."""
+    """Read commands for `worker` from stdin and write the replies to stdout until stdin is closed or the parent has ended."""
+    # A killed parent closes stdin too, but a command that a worker executes may take minutes.
+    end_with_parent(os.getppid())
     # Replies use a copy of the descriptor, so that output of the runtime, redirected to stderr, does not mix with them.
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     threads = _count_threads()
-    for line in sys.stdin:
-        command = json.loads(line)
-        forks = command["do"] == FORK
-        reply = _fork(worker, command["address"], threads, replies.fileno()) if forks else answer(worker, command)
-        replies.write(json.dumps(reply) + "\n")
+    _end_overdue_runs(replies)
+    with limited_runs(LIMITED in sys.argv):
+        for line in sys.stdin:
+            command = json.loads(line)
+            forks = command["do"] == FORK
+            _reply(replies, _fork(worker, command["address"], threads, replies.fileno()) if forks else answer(worker, command))
 
 
 def _fork(worker: object, address: str, threads: int, replies: int) -> dict[str, Any]:
@@ -201,10 +240,12 @@ def _fork(worker: object, address: str, threads: int, replies: int) -> dict[str,
     if not hasattr(os, "fork") or _count_threads() != threads:
         return {"error": "this process cannot be forked", "hint": ""}
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system removes copies that have ended
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return {"pid": pid}
     try:
+        end_with_parent(parent)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.close(replies)
@@ -217,9 +258,9 @@ def _serve_socket(worker: object, address: str) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         with connection.makefile("r") as commands, connection.makefile("w") as replies:
+            _end_overdue_runs(replies)
             for line in commands:
-                replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
-                replies.flush()
+                _reply(replies, answer(worker, json.loads(line)))
 
 
 def _count_threads() -> int:

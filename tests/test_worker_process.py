@@ -1,6 +1,8 @@
 """Worker processes: a copy has what the original has imported, and nothing else of it."""
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from contextlib import closing
@@ -9,10 +11,13 @@ from pathlib import Path
 import pytest
 from processes import is_running
 
+from relu_deploy.errors import TooLong
+from relu_deploy.run_limit import limited_runs
 from relu_deploy.worker_process import WorkerProcess
 
 WORKER = """
 import os, sys, threading, time
+from relu_deploy import run_limit
 from relu_deploy.worker_process import serve
 
 class Worker:
@@ -31,6 +36,13 @@ class Worker:
     def sleep(self):
         time.sleep(60)
         return {}
+    def loop(self):
+        run_limit.LOOP_SECONDS = 0.2
+        with run_limit.ending_process("m", "some backend"):
+            time.sleep(60)
+        return {}
+    def limited(self):
+        return {"limited": run_limit.runs_are_limited()}
     def fail(self):
         print("noise of a runtime", flush=True)
         raise ValueError("no such thing")
@@ -84,16 +96,62 @@ def test_a_copy_that_dies_is_an_error_and_the_original_lives_on(worker, tmp_path
 
 
 @needs_fork
+def test_runs_of_workers_and_their_copies_are_limited_as_those_of_their_parent(worker, tmp_path):
+    assert worker.get("limited") == {"limited": False}
+    with limited_runs(True), closing(WorkerProcess("counting_worker", 1)) as limited:
+        assert limited.get("limited") == {"limited": True}
+        with closing(limited.fork(tmp_path)) as copy, pytest.raises(TooLong, match=r"taken longer than 0\.2 s on some backend"):
+            copy.get("loop")
+        with pytest.raises(TooLong, match=r"m has Loops, and one run of it has taken longer than 0\.2 s") as caught:
+            limited.get("loop")
+        assert "--timeout" in caught.value.hint
+
+
+@needs_fork
 def test_a_copy_that_is_busy_is_killed_when_it_is_closed(worker, tmp_path, monkeypatch):
-    monkeypatch.setattr("relu_deploy.worker_process.PATIENCE", 0.1)
+    monkeypatch.setattr("relu_deploy.worker_process.PATIENCE", 50.0)
     copy = worker.fork(tmp_path)
     pid = copy.get("add", number=0)["pid"]
     copy.send("sleep")
+    began = time.monotonic()
     copy.close()
+    assert time.monotonic() - began < 40
     deadline = time.monotonic() + 10
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not is_running(pid)
+
+
+def test_a_worker_that_is_busy_is_killed_when_it_is_closed(worker, monkeypatch):
+    monkeypatch.setattr("relu_deploy.worker_process.PATIENCE", 50.0)
+    pid = worker.get("add", number=0)["pid"]
+    worker.send("sleep")
+    began = time.monotonic()
+    worker.close()
+    assert time.monotonic() - began < 40
+    assert not is_running(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux: run it there")
+def test_a_busy_worker_and_its_copy_end_with_a_parent_that_is_killed(worker, tmp_path):
+    script = f"""
+import os, pathlib, signal
+from relu_deploy.worker_process import WorkerProcess
+one = WorkerProcess("counting_worker", 1)
+copy = one.fork(pathlib.Path({str(tmp_path)!r}))
+print(one.get("add", number=0)["pid"], copy.get("add", number=0)["pid"], flush=True)
+one.send("sleep")
+copy.send("sleep")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert made.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    numbers = [int(word) for word in made.stdout.split()]
+    while any(is_running(number) for number in numbers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(numbers) == 2
+    assert not any(is_running(number) for number in numbers)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the threads of a process are not known: run it on Linux")

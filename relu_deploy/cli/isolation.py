@@ -4,6 +4,10 @@ A model file from elsewhere can crash the runtime that runs it, keep it busy for
 therefore forked before anything heavy is imported, which takes about a millisecond: the child does all the work, and this
 process waits, forwards signals, ends the child after `--timeout` and turns its death into one sentence. The child has lower
 limits of memory, is the first that a system without memory ends, and dies with its parent.
+
+Signals end the child at once, without an exception: one that is raised inside a call of a runtime back into Python is lost, or ends
+the process with an abort, and nobody waits for threads of a runtime. Files of the child are whole at any moment; what is unfinished
+is removed by this process.
 """
 
 from __future__ import annotations
@@ -13,24 +17,27 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from relu_deploy.errors import EXIT_INTERRUPTED, InputError, ReluDeployError, Unsupported, UsageError
+from relu_deploy.errors import EXIT_BAD_INPUT, InputError, ReluDeployError, TooLong, Unsupported, UsageError
+from relu_deploy.interrupts import end_on_signals
+from relu_deploy.parent_process import end_with_parent
+from relu_deploy.run_limit import end_overdue_runs, limited_runs
 
 __all__ = ["check_timeout", "memory_of_command", "run_isolated", "try_in_child"]
 
 #: Seconds between the request to end and the kill.
 GRACE = 3.0
-#: Seconds between a signal that ends this process and the kill: the child may have files to remove on a busy machine.
-ENDING_GRACE = 10.0
-#: Exit codes of a child that ended on request, after Ctrl-C, and of a trial without enough memory.
-STOPPED, OUT_OF_MEMORY = 128 + 15, 90
+#: Seconds between a signal that ends this process and the kill of a child whose runtime blocks or handles that signal.
+ENDING_GRACE = 1.0
+#: Exit codes of a child whose parent has ended, and of a trial without enough memory or whose graph takes too long.
+ORPHANED, OUT_OF_MEMORY, OVERDUE = 128 + 15, 90, 91
 #: bytes that runtimes need by themselves
 LEAST_MEMORY = 4 * 10**9
-PR_SET_PDEATHSIG = 1
 #: Signals that request the end of a process.
 ENDING = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM), getattr(signal, "SIGQUIT", signal.SIGTERM))
 CRASHES = {
@@ -46,7 +53,7 @@ FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
 
 def run_isolated(options: argparse.Namespace) -> int | None:
-    """Fork this process if the command runs a model file.
+    """Fork this process, and wait in the parent.
 
     Returns:
         In the child, and where the command is not isolated, None: go on with the command. In the parent, the exit code of the
@@ -54,22 +61,22 @@ def run_isolated(options: argparse.Namespace) -> int | None:
 
     Raises:
         InputError: In the parent, if the child took longer than `--timeout` or was killed for want of memory.
+        KeyboardInterrupt: In the parent, if the child was killed after Ctrl-C.
         Unsupported: In the parent, if the child crashed.
         UsageError: If `--timeout` is not positive, or not supported on this system.
     """
     timeout = check_timeout(options)
     if not _can_fork():
         return None
-    models = _model_files(options)
-    if not models and timeout is None:
-        return None
     watch = _fork(timeout, core=options.debug, max_memory=getattr(options, "max_memory", None))
     if watch is None:
         return None
+    # A run that takes too long ends its process with the code of bad input, in another thread than the one that has files to remove.
+    if watch.received or not watch.has_exited or watch.code == EXIT_BAD_INPUT:
+        _sweep(options)
     if watch.has_exited:
         return watch.code
-    _sweep(options)
-    raise watch.error(" ".join([options.verb, *models[:1]]))
+    raise watch.error(" ".join([options.verb, *_model_files(options)[:1]]))
 
 
 def check_timeout(options: argparse.Namespace) -> float | None:
@@ -92,17 +99,22 @@ def try_in_child(work: Callable[[], object], command: str, timeout: float | None
 
     Raises:
         InputError: If it took longer than `timeout`, or all memory.
+        TooLong: If there is no `timeout`, and a graph takes longer than one from elsewhere may.
         Unsupported: If it crashed.
     """
     if not _can_fork():
         return
     watch = _fork(timeout, core=False)
     if watch is None:
-        os._exit(_quiet(work))
+        end_overdue_runs(lambda _: os._exit(OVERDUE))
+        with limited_runs(timeout is None):
+            os._exit(_quiet(work))
+    if watch.code == OVERDUE:
+        raise TooLong(
+            f"{command} takes too long", "say how long it may take with --timeout, or use a smaller model or --max-batch"
+        )
     if watch.code == OUT_OF_MEMORY:
         raise InputError(f"there is not enough memory for {command}", "use a smaller model or --max-batch")
-    if watch.code == EXIT_INTERRUPTED:
-        raise KeyboardInterrupt
     if not watch.has_exited:
         raise watch.error(command)
 
@@ -116,8 +128,8 @@ def _quiet(work: Callable[[], object]) -> int:
         work()
     except MemoryError:
         return OUT_OF_MEMORY
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except TooLong:
+        return OVERDUE
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0
     except Exception:  # the same error comes again where the work is done in earnest
@@ -165,6 +177,9 @@ def _fork(timeout: float | None, core: bool, max_memory: float | None = None) ->
         # Whoever started this process does not want to know how its children ended; this process does.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    with contextlib.suppress(OSError):
+        # To find the folder Python writes a file into it, which a signal could leave there.
+        tempfile.gettempdir()
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -197,8 +212,7 @@ class _Watch:
     Attributes:
         code: The exit code of the child, or minus the number of the signal that ended it.
         timed_out: The child was ended because it took too long.
-        forwarded: Signals that another process sent, and that were passed on.
-        received: Those, and signals of the terminal, which the child received as well.
+        received: Signals that another process sent, which were passed on, and those of the terminal, which the child got as well.
     """
 
     def __init__(self, child: int, signals: set[signal.Signals], timeout: float | None) -> None:
@@ -207,14 +221,13 @@ class _Watch:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self.code = 0
         self.timed_out = False
-        self.forwarded: set[int] = set()
         self.received: set[int] = set()
         self._kill_at: float | None = None
 
     @property
     def has_exited(self) -> bool:
         """Return whether the child ended by itself."""
-        return self.code >= 0 and not self.timed_out and not (self.code == STOPPED and signal.SIGTERM in self.forwarded)
+        return self.code >= 0 and not self.timed_out
 
     def error(self, command: str) -> ReluDeployError:
         """Return the error for a child that did not end by itself; end this process where a signal was meant for it.
@@ -226,9 +239,11 @@ class _Watch:
             return InputError(
                 f"{command} took longer than {self._timeout:g} s", "allow more with --timeout, or use smaller inputs"
             )
-        number = signal.SIGTERM if self.code == STOPPED else -self.code
+        number = -self.code
         # A runtime that is interrupted may end with an abort, and one that does not listen was killed.
-        ended_by = number if number in self.forwarded else next((one for one in ENDING if one in self.received), None)
+        ended_by = number if number in self.received else next((one for one in ENDING if one in self.received), None)
+        if ended_by == signal.SIGINT:
+            raise KeyboardInterrupt
         if ended_by is not None:
             # End as this process would have without a child.
             signal.signal(ended_by, signal.SIG_DFL)
@@ -245,7 +260,8 @@ class _Watch:
             ends = [end for end in (self._deadline, self._kill_at) if end is not None]
             remaining = max(0.0, min(ends) - time.monotonic()) if ends else 3600.0
             received = signal.sigtimedwait(self._signals, remaining)
-            if received is None:
+            # Where a signal that is not waited for arrives at the end of the wait, Python returns memory that it has not written.
+            if received is None or received.si_signo not in self._signals:
                 self._expire()
             elif received.si_signo != signal.SIGCHLD:
                 self.received.add(received.si_signo)
@@ -253,13 +269,11 @@ class _Watch:
                     self._kill_at = time.monotonic() + ENDING_GRACE
                 # The terminal sends Ctrl-C to the child as well; what a process sent, only this one received.
                 if received.si_code <= 0:
-                    self.forwarded.add(received.si_signo)
                     self._send(received.si_signo)
 
     def _expire(self) -> None:
         """Request the child to end, or kill it if that was requested before."""
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
-            # It is inside a call of a runtime, where Python handles no signal.
             self._send(signal.SIGKILL)
             self._kill_at = None
         if self._deadline is None or time.monotonic() < self._deadline:
@@ -274,15 +288,12 @@ class _Watch:
 
 
 def _become_child(parent: int, core: bool, max_memory: float | None) -> None:
-    """Make this process one that dies with its parent, cleans up when it is told to end, and cannot take all memory."""
-    import ctypes
+    """Make this process one that dies with its parent or by a signal, and cannot take all memory."""
     import resource
 
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(STOPPED)
-    signal.signal(signal.SIGTERM, _stop)
+    if not end_with_parent(parent):
+        os._exit(ORPHANED)
+    end_on_signals()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
     with contextlib.suppress(OSError, ValueError):
@@ -292,12 +303,6 @@ def _become_child(parent: int, core: bool, max_memory: float | None) -> None:
     if not core:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
-
-def _stop(*_: object) -> None:
-    # A second signal must not interrupt the removal of unfinished files.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(STOPPED)
 
 
 def _crash(number: int, command: str) -> ReluDeployError:
@@ -317,12 +322,15 @@ def _crash(number: int, command: str) -> ReluDeployError:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    """Remove the unfinished files and folders of a child that was killed."""
+    """Remove the unfinished files and folders of a child that was ended."""
+    from relu_deploy.cli.output_files import written_paths
+    from relu_deploy.storage.bundle_files import complete_unlocked
     from relu_deploy.storage.files import sweep, temporary_prefix
     from relu_deploy.storage.folders import sweep_temporary_folders
 
     sweep_temporary_folders()
-    out = getattr(options, "out", None)
-    if out is not None:
-        target = Path(os.path.realpath(out))
+    for path in written_paths(options).values():
+        target = Path(os.path.realpath(path))
         sweep(target.parent, temporary_prefix(target.name))
+    for name in _model_files(options):
+        complete_unlocked(Path(name))

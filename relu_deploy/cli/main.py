@@ -21,7 +21,7 @@ from relu_deploy.cli.options import add_output_options
 from relu_deploy.cli.output_files import check_output_files
 from relu_deploy.errors import EXIT_INTERRUPTED, EXIT_UNREAD, InputError, InternalError, ReluDeployError, UsageError
 from relu_deploy.interrupts import end_on_interrupt
-from relu_deploy.loop_limit import limited_loops
+from relu_deploy.run_limit import end_overdue_runs, limited_runs
 from relu_deploy.version import __version__
 
 __all__ = ["VERBS", "create_parser", "main"]
@@ -46,6 +46,8 @@ VERBS = (
     "schema",
 )
 
+#: verbs that run no model in this process, and one whose limits are those of loading a model, not of later requests
+UNLIMITED = ("inspect", "serve")
 #: what Python says when the system has no memory or number left for a thread
 NO_THREAD = "can't start new thread"
 EPILOG = """exit codes: 0 success · 1 a check failed · 2 bad usage or input · 3 backend or hardware not usable here · 70 a bug
@@ -131,10 +133,10 @@ def _run(arguments: Sequence[str] | None, isolated: bool) -> int:
 
             if (ended := run_isolated(options)) is not None:
                 return ended
+            end_overdue_runs(_report_and_end)
         _escape_library_output()
         _limit_memory(options)
-        # A server that limits loading limits nothing that runs later.
-        with limited_loops(getattr(options, "timeout", 1.0) is None and options.verb != "serve"):
+        with limited_runs(getattr(options, "timeout", 1.0) is None and options.verb not in UNLIMITED):
             code: int = options.run(options)
     except SystemExit:
         # --help and --version have printed, but not all of it may be written.
@@ -215,6 +217,12 @@ def _print_error(error: ReluDeployError) -> None:
     print(f"error: {printable(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)
+
+
+def _report_and_end(error: ReluDeployError) -> None:
+    """Print an error and end this process at once, because its main thread is inside a runtime."""
+    _print_error(error)
+    os._exit(error.exit_code)
 
 
 def _limit_memory(options: argparse.Namespace) -> None:

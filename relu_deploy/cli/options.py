@@ -43,7 +43,7 @@ def add_timeout_option(parser: argparse.ArgumentParser, models: str) -> None:
         "--timeout",
         type=float,
         metavar="SECONDS",
-        help="end with an error after this time (default: no limit, and graphs whose Loops may take minutes are refused)",
+        help="end with an error after this time (default: no limit, and graphs that may run for hours are refused)",
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from relu_deploy.errors import UsageError
 
-__all__ = ["check_output_files"]
+__all__ = ["check_output_files", "written_paths"]
 
 #: options that name a file or folder to write
 OUTPUTS = ("out", "json", "html", "junit", "summary", "draw", "sensitivity")
@@ -35,7 +35,7 @@ def check_output_files(options: argparse.Namespace) -> None:
         UsageError: Names both options.
         InputError: If an output cannot be written.
     """
-    written = {name: path for name in OUTPUTS if (path := _written(options, name)) is not None}
+    written = written_paths(options)
     if not written:
         return
     inputs = {
@@ -60,6 +60,15 @@ def check_output_files(options: argparse.Namespace) -> None:
         if (options.verb, name) in WHOLE_FOLDERS:
             _check_folder(options, name, written)
         _check_place(options, name, path)
+
+
+def written_paths(options: argparse.Namespace) -> dict[str, str]:
+    """Return the paths that the options of the command name for writing, by the name of the option.
+
+    Raises:
+        UsageError: If one is empty.
+    """
+    return {name: path for name in OUTPUTS if (path := _written(options, name)) is not None}
 
 
 def _written(options: argparse.Namespace, name: str) -> str | None:

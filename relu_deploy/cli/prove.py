@@ -21,6 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strict", action="store_true", help="fail for a zero of the other sign too, which ONNX leaves open")
     add_shared_options(parser, "threads", "device")
+    # No file is opened, but the command runs in a process of its own, as others that load a runtime.
+    parser.set_defaults(models="")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -129,14 +129,15 @@ def run(options: argparse.Namespace) -> int:
 
     timeout = check_timeout(options)
     settings = serve_options(options)
-    if options.backend:
-        require(options.backend)
     if settings.settings.signature_key is None:
         # Imported once for the processes below and the server. Unlike a runtime it starts no threads, which a fork would lose.
         import onnx_ir  # noqa: F401
     for path in options.paths if settings.settings.signature_key is None else ():
         # A model that crashes the runtime, or is never loaded, ends another process than the server. A signed one is trusted.
         try_in_child(partial(load_and_close, path, settings.settings), f"loading {path}", timeout)
+    if options.backend:
+        # Some runtimes start threads when they are imported, after which this process cannot be forked.
+        require(options.backend)
 
     def started(addresses: dict[str, Any]) -> None:
         result = {"schema": "relu-deploy/serve/1", **addresses}

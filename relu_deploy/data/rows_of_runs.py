@@ -9,7 +9,7 @@ import numpy as np
 
 from relu_deploy.bundle import Bundle
 from relu_deploy.data.datasets import Dataset
-from relu_deploy.errors import ReluDeployError
+from relu_deploy.errors import ReluDeployError, TooLong
 from relu_deploy.tensors import Feeds
 
 __all__ = ["rows_that_run"]
@@ -32,6 +32,8 @@ def rows_that_run(bundle: Bundle, dataset: Dataset, run: Callable[[Feeds], Any],
     two = next(dataset.picked(np.arange(2)).batches(2))
     try:
         run(two)
+    except TooLong:
+        raise
     except ReluDeployError:
         return 1
     return rows

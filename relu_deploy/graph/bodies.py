@@ -15,7 +15,17 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["BodyStep", "bodies_of", "dependents", "expose", "inner_nodes", "is_exposable", "iterate_nodes", "name_bodies"]
+__all__ = [
+    "BodyStep",
+    "bodies_of",
+    "dependents",
+    "expose",
+    "has_loops",
+    "inner_nodes",
+    "is_exposable",
+    "iterate_nodes",
+    "name_bodies",
+]
 
 _ITERATING = ("Loop", "Scan")
 
@@ -49,6 +59,11 @@ def iterate_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, Path]]:
         if function is not None:
             inner.append((iter(function), (*path, BodyStep(node, ""))))
         waiting += inner[::-1]
+
+
+def has_loops(model: ir.Model) -> bool:
+    """Return whether a node of `model` runs a graph again and again."""
+    return any(node.op_type in _ITERATING for node, _ in iterate_nodes(model))
 
 
 def bodies_of(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:

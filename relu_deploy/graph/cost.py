@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from relu_deploy.graph.bodies import bodies_of, iterate_nodes
 from relu_deploy.graph.intervals.operands import constant_of
+from relu_deploy.graph.multiply_adds import multiply_adds
 from relu_deploy.graph.shapes.batching import input_batch_axes
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
 
@@ -238,14 +239,9 @@ def _flops(node: ir.Node, elements: int, sizes: Sequence[tuple[int, ...]]) -> in
     """Return the operations of one node. elements: of its first output. sizes: shapes of its inputs."""
     if node.op_type in FREE:
         return 0
-    if node.op_type == "Conv":
-        return 2 * elements * prod(sizes[1][1:])
-    if node.op_type == "ConvTranspose":
-        return 2 * prod(sizes[0]) * prod(sizes[1][1:])
-    if node.op_type in ("Gemm", "MatMul"):
-        left = sizes[0] or (1,)
-        transposed = node.op_type == "Gemm" and "transA" in node.attributes and node.attributes["transA"].as_int() == 1
-        return 2 * elements * (left[0] if transposed else left[-1])
+    transposed = node.op_type == "Gemm" and "transA" in node.attributes and node.attributes["transA"].as_int() == 1
+    if (products := multiply_adds(node.op_type, elements, sizes, transposed)) is not None:
+        return 2 * products
     if node.op_type in ("MaxPool", "AveragePool") and "kernel_shape" in node.attributes:
         return int(elements * prod(node.attributes["kernel_shape"].as_ints()))
     if node.op_type.startswith(("Reduce", "Global")):

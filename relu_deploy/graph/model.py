@@ -22,7 +22,7 @@ from relu_deploy.graph.shapes.input_ranks import settle_input_ranks
 from relu_deploy.graph.shapes.shape_inference import infer_shapes
 from relu_deploy.graph.shared_models import shared_model
 from relu_deploy.graph.weights import to_proto_without_weights, to_whole_proto
-from relu_deploy.loop_limit import loops_are_limited
+from relu_deploy.run_limit import runs_are_limited
 from relu_deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _read(path: Path) -> onnx.ModelProto:
 def _check_resources_once(proto: onnx.ModelProto, path: Path) -> None:
     """Check the sizes of the tensors of `proto`, which infers its shapes, the first time that the file is loaded."""
     status = path.stat()
-    key = str(path.resolve()), status.st_mtime_ns, status.st_size, memory_limit(), loops_are_limited()
+    key = str(path.resolve()), status.st_mtime_ns, status.st_size, memory_limit(), runs_are_limited()
     if key not in _affordable:
         check_resources(proto, str(path))
         _affordable.add(key)

@@ -9,7 +9,7 @@ from typing import Any
 
 from relu_deploy.backends import load, usable
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError, ReluDeployError, UsageError
+from relu_deploy.errors import InputError, ReluDeployError, TooLong, UsageError
 from relu_deploy.graph import integer_ranges, read_model
 from relu_deploy.serving.row_trial import RowTrial, declared_reason
 from relu_deploy.storage.json_files import read_report
@@ -63,6 +63,8 @@ def _trial_reason(bundle: Bundle) -> str | None:
             trial = RowTrial(session, integer_ranges(read_model(bundle.onnx)))
             reason = trial.reason()
             return reason if trial.has_run else None
+    except TooLong:
+        raise
     except ReluDeployError:
         return None
 

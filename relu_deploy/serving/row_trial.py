@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from relu_deploy.backends import Session
+from relu_deploy.errors import TooLong
 from relu_deploy.tensors import Array, Feeds, TensorSpec, random_feeds
 
 __all__ = ["RowTrial", "declared_reason"]
@@ -50,7 +51,7 @@ class RowTrial:
         return self._outputs(self._feeds(rows)) if self.has_run and rows else None
 
     def reason(self) -> str:
-        """Return why rows cannot share a run, "" where they can, or where no trial is possible."""
+        """Return why rows cannot share a run, "" where they can, or where no trial is possible. Raises TooLong."""
         for size in TRIAL_SIZES:
             self._size = size
             two = self._feeds(2)
@@ -67,6 +68,8 @@ class RowTrial:
     def _outputs(self, feeds: Feeds) -> Feeds | None:
         try:
             return self._session.run(feeds)
+        except TooLong:
+            raise
         except Exception:  # a backend may raise anything
             return None
 

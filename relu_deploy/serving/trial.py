@@ -6,7 +6,6 @@ At the start of a server its command line forks for this; see `cli.isolation`. L
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -15,16 +14,17 @@ import sys
 from pathlib import Path
 
 from relu_deploy.bundle import Bundle
-from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.errors import InputError, TooLong, Unsupported
 from relu_deploy.graph.loading.resources import memory_limit, memory_size, set_memory_limit
+from relu_deploy.parent_process import end_with_parent
+from relu_deploy.run_limit import end_overdue_runs, limited_runs
 from relu_deploy.serving.batcher import Limits
 from relu_deploy.serving.loading import ModelOptions, load_warm
 
 __all__ = ["Trials", "load_and_close"]
 
-#: exit code of a process that has not enough memory for the model
-OUT_OF_MEMORY = 90
-PR_SET_PDEATHSIG = 1
+#: exit codes of a process that has not enough memory for the model, and of one whose graph takes too long
+OUT_OF_MEMORY, OVERDUE = 90, 91
 
 
 def load_and_close(path: str | os.PathLike[str], options: ModelOptions) -> None:
@@ -43,11 +43,13 @@ class Trials:
 
         Raises:
             InputError: If it takes longer than `options.load_seconds`, or all memory.
+            TooLong: If there is no such limit, and its graph takes longer than one from elsewhere may.
             Unsupported: If it crashes its process.
         """
         signature_key = None if options.signature_key is None else str(options.signature_key)
         request = [str(path), options.backend, options.threads, options.device, options.limits.max_batch, signature_key]
-        words = [sys.executable, "-m", "relu_deploy.serving.trial", json.dumps([os.getpid(), memory_limit(), *request])]
+        own = [os.getpid(), memory_limit(), options.load_seconds is None]
+        words = [sys.executable, "-m", "relu_deploy.serving.trial", json.dumps([*own, *request])]
         nowhere = subprocess.DEVNULL
         process = subprocess.Popen(words, stdin=nowhere, stdout=nowhere, stderr=nowhere)
         self._running.add(process)
@@ -59,6 +61,8 @@ class Trials:
             process.kill()
             process.wait()
             self._running.discard(process)
+        if code == OVERDUE:
+            raise TooLong(f"loading {path} takes too long", "start the server with --timeout, which says how long it may take")
         if code in (OUT_OF_MEMORY, -signal.SIGKILL):
             raise InputError(f"there is not enough memory for {path}", "use a smaller model or --max-batch")
         if code < 0:
@@ -74,10 +78,8 @@ class Trials:
 
 
 def _main() -> int:
-    parent, limit, path, backend, threads, device, max_batch, signature_key = json.loads(sys.argv[1])
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    parent, limit, limited, path, backend, threads, device, max_batch, signature_key = json.loads(sys.argv[1])
+    if not end_with_parent(parent):
         return 0
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
@@ -88,10 +90,14 @@ def _main() -> int:
     set_memory_limit(limit)
     key = None if signature_key is None else Path(signature_key)
     options = ModelOptions(backend, threads, device, Limits(max_batch, 0.0, 1), signature_key=key)
+    end_overdue_runs(lambda _: os._exit(OVERDUE))
     try:
-        load_and_close(path, options)
+        with limited_runs(limited):
+            load_and_close(path, options)
     except MemoryError:
         return OUT_OF_MEMORY
+    except TooLong:
+        return OVERDUE
     except Exception:  # the server meets and reports it
         return 0
     return 0

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_deploy.errors import InputError
-from relu_deploy.storage.files import CHOOSE, fsync_folder, is_temporary_name, reason, write_atomically, write_synced
-from relu_deploy.storage.manifest import MANIFEST, dump_manifest, inside, matches, staged_path, validate
+from relu_deploy.errors import InputError, ReluDeployError
+from relu_deploy.storage.files import CHOOSE, fsync_folder, is_temporary_name, reason, try_lock, write_atomically, write_synced
+from relu_deploy.storage.manifest import MANIFEST, dump_manifest, inside, matches, read_manifest, staged_path, validate
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check_file", "complete_interrupted", "external_locations", "replace_files"]
+__all__ = ["check_file", "complete_interrupted", "complete_unlocked", "external_locations", "replace_files"]
 
 
 def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> list[str]:
@@ -101,13 +101,30 @@ def complete_interrupted(folder: Path, manifest: Mapping[str, Any]) -> None:
                 if file in listed and matches(file, listed[file][1]):
                     os.replace(file, listed[file][0])
                     fsync_folder(file.parent)
-                elif is_temporary_name(name) or (name.startswith(".") and name.endswith(".staged")):
+                elif is_temporary_name(name) or _is_staged(name):
                     file.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"writing {folder} was interrupted, and it cannot be completed: {reason(error)}",
             "open it once as a user who may write to it, with enough free space",
         ) from error
+
+
+def complete_unlocked(folder: Path) -> None:
+    """Do what `complete_interrupted` does, unless `folder` is no bundle, is whole or is being written by another process."""
+    if not any(is_temporary_name(name) or _is_staged(name) for _, _, names in os.walk(folder) for name in names):
+        return
+    with contextlib.suppress(OSError, ReluDeployError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            if try_lock(handle, without_locks=False):
+                complete_interrupted(folder, read_manifest(folder / MANIFEST))
+        finally:
+            os.close(handle)
+
+
+def _is_staged(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".staged")
 
 
 def external_locations(file: Path) -> list[str]:

@@ -32,21 +32,23 @@ def test_ctrl_c_raises_only_where_the_command_line_can_answer_it(before, handled
     assert json.loads(made.stdout) == handled
 
 
-def test_sigterm_after_the_end_of_a_command_prints_no_traceback():
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_after_the_end_of_a_command_prints_no_traceback(name):
     script = """
 import os, signal, sys, time, weakref
 import relu_deploy.__main__ as entry
-from relu_deploy.cli.isolation import _stop
-signal.signal(signal.SIGTERM, _stop)
+def stop(*_):
+    raise SystemExit(1)
+signal.signal(signal.{name}, stop)
 entry.run = lambda isolated: 0
 class Late:
     pass
 late = Late()
-weakref.finalize(late, lambda: os.kill(os.getpid(), signal.SIGTERM))
+weakref.finalize(late, lambda: os.kill(os.getpid(), signal.{name}))
 sys.exit(entry.main())
 """
-    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (made.returncode, made.stderr) == (-signal.SIGTERM, "")
+    made = subprocess.run([sys.executable, "-c", script.replace("{name}", name)], capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stderr) == (-getattr(signal, name), "")
 
 
 def test_a_second_ctrl_c_ends_the_process_without_a_traceback(tmp_path):

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from processes import is_running, python
 
 from relu_deploy.cli.main import create_parser
-from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.errors import InputError, TooLong, Unsupported
 from relu_deploy.serving.loading import ModelOptions
 from relu_deploy.serving.trial import Trials
 
@@ -22,11 +22,14 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="com
 
 #: A backend that does in `run` what the environment says.
 BACKEND = """
-import ctypes, os, signal, time
+import ctypes, os, signal, threading, time
 import numpy as np
+from relu_deploy import run_limit
 from relu_deploy.backends.base import Probe
 
 def probe(name):
+    # As OpenVINO does when it is imported.
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
     return Probe(name, True, version="1", device="CPU")
 
 def load(name, bundle, options):
@@ -42,8 +45,14 @@ class Session:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         if act == "abort on request":
             signal.signal(signal.SIGTERM, lambda *_: os.abort())
-        # Whoever reads this may send a signal.
+        # Whoever reads this may send a signal. What a process that measures prints is dropped.
         print(os.getpid(), flush=True)
+        with open(os.path.join(os.path.dirname(__file__), "running"), "w") as file:
+            file.write(f"{os.getpid()}\\n")
+        if act == "loop":
+            run_limit.LOOP_SECONDS = 0.3
+            with run_limit.ending_process("m", "sick"):
+                time.sleep(600)
         if act == "segfault":
             ctypes.string_at(0)
         if act == "abort":
@@ -95,6 +104,8 @@ def census(place, act, *words):
         ("segfault", (), 3, "error: census m.onnx crashed in the runtime that ran the model (segmentation fault)\n"),
         ("abort", (), 3, "error: census m.onnx crashed in the runtime that ran the model (abort)\n"),
         ("memory", (), 2, "error: there is not enough memory for this\n"),
+        ("loop", (), 2, "error: m has Loops, and one run of it has taken longer than 0.3 s on sick\n"),
+        ("loop", ("--timeout", "2"), 2, "error: census m.onnx took longer than 2 s\n"),
         ("sleep", ("--timeout", "2"), 2, "error: census m.onnx took longer than 2 s\n"),
         ("deaf", ("--timeout", "2"), 2, "error: census m.onnx took longer than 2 s\n"),
     ],
@@ -120,8 +131,10 @@ SERVE = ("serve", "m.onnx", "--backend", "sick", "--http-port", "0", "--grpc-por
         (("predict", "digits", "digits.npz", "--backend", "sick"), "segfault", 3, "crashed in the runtime that ran the model"),
         (SERVE, "segfault", 3, "loading m.onnx crashed in the runtime that ran the model (segmentation fault)"),
         ((*SERVE, "--timeout", "3"), "sleep", 2, "loading m.onnx took longer than 3 s"),
+        (SERVE, "loop", 2, "loading m.onnx takes too long"),
+        (("bench", "m.onnx", "--backend", "sick"), "loop", 2, "one run of it has taken longer than 0.3 s on sick"),
     ],
-    ids=["predict", "serve", "serve that never loads"],
+    ids=["predict", "serve", "serve that never loads", "serve that is limited", "bench"],
 )
 def test_predict_and_serve_meet_a_model_in_a_process_of_its_own(place, digits_bundle, words, act, code, sentence):
     np.savez(place / "digits.npz", x=np.zeros((2, 1, 28, 28), np.float32))
@@ -140,6 +153,9 @@ def test_a_running_server_tries_a_model_in_another_process_before_it_loads_it_ag
     monkeypatch.setenv("ACT", "sleep")
     with pytest.raises(InputError, match="took longer than 2 s"):
         trials.try_to_load(place / "m.onnx", ModelOptions("sick", load_seconds=2))
+    monkeypatch.setenv("ACT", "loop")
+    with pytest.raises(TooLong, match="takes too long"):
+        trials.try_to_load(place / "m.onnx", ModelOptions("sick"))
     # One that cannot be loaded is left to the server, which has the reason.
     trials.try_to_load(place / "missing.onnx", ModelOptions("sick"))
 
@@ -180,7 +196,15 @@ def test_a_loop_without_end_is_ended(place):
     assert list((place / "temporary").iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def ends(process):
+    """Return whether the process with this number ends within half a minute."""
+    deadline = time.monotonic() + 30
+    while is_running(process) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_running(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_command_that_is_ended_takes_its_process_along(place, number):
     running = census(place, "sleep")
     child = int(running.stdout.readline())
@@ -189,26 +213,71 @@ def test_a_command_that_is_ended_takes_its_process_along(place, number):
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == (130 if number == signal.SIGINT else -number)
     assert stderr == ("interrupted\n" if number == signal.SIGINT else "")
-    deadline = time.monotonic() + 30
-    while is_running(child) and time.monotonic() < deadline:
+    assert ends(child)
+
+
+def test_a_command_that_was_started_to_outlive_its_terminal_does(place):
+    environment = {**os.environ, "PYTHONPATH": str(place), "ACT": "sleep"}
+    np.savez(place / "x.npz", x=np.zeros((4, 2), np.float32))
+    words = ["nohup", sys.executable, "-m", "relu_deploy", "census", "m.onnx", "--data", "x.npz", "--backend", "sick", "--quiet"]
+    running = subprocess.Popen(words, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = int(running.stdout.readline())
+    running.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert is_running(child)
+    running.terminate()
+    running.communicate(timeout=60)
+    assert running.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_no_process_that_measures_outlives_its_command(place, number):
+    running = start(place, "sleep", "bench", "m.onnx", "--backend", "sick", "--quiet")
+    deadline = time.monotonic() + 60
+    while not (place / "running").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not is_running(child)
+    # The file may exist for a moment before it has a content.
+    while not (text := (place / "running").read_text()).endswith("\n"):
+        time.sleep(0.02)
+    running.send_signal(number)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in stderr
+    assert ends(int(text))
+    if number == signal.SIGKILL:
+        # The next command removes what a killed one could not.
+        assert start(place, "", "inspect", "missing.onnx").wait(60) == 2
+        assert start(place, "", "prove", "--dtype", "int8", "--quiet").wait(60) == 0
+    assert list((place / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_without_a_model_file_leaves_no_temporary_folder(place, number):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'relu-deploy[cpu]')")
+    running = start(place, "", "prove", "--dtype", "float32", "--quiet")
+    deadline = time.monotonic() + 60
+    while not list((place / "temporary").iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(number)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == (130 if number == signal.SIGINT else -number)
+    assert stderr == ("interrupted\n" if number == signal.SIGINT else "")
+    assert list((place / "temporary").iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("act", "number"),
-    [("deaf", signal.SIGINT), ("abort on request", signal.SIGTERM)],
+    [("deaf", signal.SIGINT), ("deaf", signal.SIGHUP), ("abort on request", signal.SIGTERM)],
 )
 def test_a_command_whose_runtime_does_not_listen_ends_by_the_signal_that_it_got(place, act, number):
     running = census(place, act)
     child = int(running.stdout.readline())
+    began = time.monotonic()
     running.send_signal(number)
     _, stderr = running.communicate(timeout=60)
-    assert (running.returncode, stderr) == (-number, "")
-    deadline = time.monotonic() + 30
-    while is_running(child) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not is_running(child)
+    assert (running.returncode, stderr) == ((130, "interrupted\n") if number == signal.SIGINT else (-number, ""))
+    assert time.monotonic() - began < 20
+    assert ends(child)
 
 
 def test_what_is_written_by_a_command_in_a_process_of_its_own_comes_once_and_in_order(digits_bundle):
@@ -241,3 +310,19 @@ def test_the_process_of_a_command_has_the_memory_that_it_may_take():
     answer = subprocess.run([python(), "-c", code], capture_output=True, text=True, check=True)
     limit, allowed = map(int, answer.stdout.split())
     assert limit == allowed <= 4.8e9
+
+
+def test_what_python_has_not_written_is_no_signal(monkeypatch):
+    # CPython returns uninitialized memory where a signal that is not waited for arrives as the wait ends.
+    from relu_deploy.cli.isolation import _Watch
+
+    def wait(signals, seconds):
+        time.sleep(0.05)
+        return argparse.Namespace(si_signo=123_456, si_code=0)
+
+    monkeypatch.setattr(signal, "sigtimedwait", wait)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
+    watch = _Watch(child.pid, {signal.SIGCHLD}, None)
+    watch.wait()
+    assert (watch.code, watch.received) == (0, set())
+    child.returncode = 0

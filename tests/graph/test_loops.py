@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from relu_deploy.errors import InputError
 from relu_deploy.graph.loading.loops import check_loops
 from relu_deploy.graph.loading.resources import check_resources, set_memory_limit
-from relu_deploy.loop_limit import limited_loops
+from relu_deploy.run_limit import limited_runs
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 value = helper.make_tensor_value_info
@@ -75,7 +75,7 @@ def test_loops_that_end_and_loops_that_depend_on_what_is_fed_are_not_refused(arg
 
 @pytest.fixture
 def limited():
-    with limited_loops(True):
+    with limited_runs(True):
         yield
 
 
@@ -91,14 +91,14 @@ def test_turns_of_loops_inside_loops_multiply():
         check_loops(nested(100_000), "m.onnx")
 
 
-def test_a_loop_that_takes_minutes_is_refused_where_loops_are_limited(limited):
+def test_a_loop_that_takes_minutes_is_refused_where_runs_are_limited(limited):
     long = model(50_000_000)
     with pytest.raises(
         InputError, match=r"the Loop 'loop' runs its body 50,000,000 times, and running 100,000,000 nodes"
     ) as caught:
         check_loops(long, "m.onnx")
     assert "--timeout" in caught.value.hint
-    with limited_loops(False):
+    with limited_runs(False):
         check_loops(long, "m.onnx")
 
 
@@ -114,7 +114,7 @@ def test_many_loops_that_take_minutes_together_are_refused_as_well(limited):
     check_loops(several(4), "m.onnx")
     with pytest.raises(InputError, match="running 20,000,000 nodes may take minutes"):
         check_loops(several(10), "m.onnx")
-    with limited_loops(False):
+    with limited_runs(False):
         check_loops(several(10), "m.onnx")
 
 
@@ -138,7 +138,7 @@ def test_a_scan_over_as_many_elements_is_refused_as_well(axis, limited):
     check_resources(scan(100_000, axis), "m.onnx")
     with pytest.raises(InputError, match="the Scan 'scan' runs its body 20,000,000 times"):
         check_resources(scan(20_000_000, axis), "m.onnx")
-    with limited_loops(False):
+    with limited_runs(False):
         check_resources(scan(20_000_000, axis), "m.onnx")
 
 

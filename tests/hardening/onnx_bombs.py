@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -231,6 +232,32 @@ def long_repetition(draw: random.Random) -> bytes:
     return model_of(nodes, [value("x", (1, 1))], [value("y", (1,))], constants).SerializeToString()
 
 
+def long_arithmetic(draw: random.Random) -> bytes:
+    """Matrix products, a pool or a recurrent node that take hours, without a large tensor."""
+    kind = draw.randrange(3)
+    if kind == 0:
+        names = ["x", *(f"t{at}" for at in range(400)), "y"]
+        products = [h.make_node("MatMul", [one, "x"], [other]) for one, other in itertools.pairwise(names)]
+        return model_of(products, [value("x", (8000, 8000))], [value("y", (8000, 8000))]).SerializeToString()
+    if kind == 1:
+        pool = h.make_node("MaxPool", ["x"], ["y"], kernel_shape=[4000, 4000], pads=[2000] * 4)
+        return model_of([pool], [value("x", (1, 1, 4000, 4000))], [value("y", None)]).SerializeToString()
+    weights = [constant("w", np.ones((1, 1, 1), np.float32))]
+    nodes = [h.make_node("Expand", ["x", "n"], ["long"]), h.make_node("RNN", ["long", "w", "w"], ["", "y"], hidden_size=1)]
+    constants = [*weights, constant("n", np.array([250_000_000, 1, 1]))]
+    return model_of(nodes, [value("x", (1, 1, 1))], [value("y", None)], constants).SerializeToString()
+
+
+def slow_pattern(draw: random.Random) -> bytes:
+    """A RegexFullMatch whose pattern takes years where one way after the other is tried."""
+    pattern = draw.choice(("(a+)+", "(a|aa)+", "(a*)*(a*)*b", "(?:a{0,1000}){0,1000}"))
+    texts = constant("t", np.array(["a" * 60 + "c"], object))
+    nodes = [h.make_node("RegexFullMatch", ["t"], ["m"], pattern=pattern), h.make_node("Cast", ["m"], ["f"], to=T.FLOAT)]
+    return model_of(
+        [*nodes, h.make_node("Add", ["x", "f"], ["y"])], [value("x")], [value("y", None)], [texts]
+    ).SerializeToString()
+
+
 def fed_repetition(draw: random.Random) -> bytes:
     """A Loop that goes on until a number which is computed from the input is reached, or for ever."""
     step = draw.choice((0.0, 1e-6, 1.0))
@@ -332,6 +359,8 @@ BOMBS: dict[str, Callable[[random.Random], bytes]] = {
         malformed_equation,
         long_repetition,
         fed_repetition,
+        long_arithmetic,
+        slow_pattern,
         many_readers,
         many_constants,
         many_functions,

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from relu_deploy import run_limit
 from relu_deploy.backends.base import Executed, Options
 from relu_deploy.backends.layer_times import LayerTime, LayerTimes, run_in_turn
 from relu_deploy.backends.onnxruntime.errors import run_error
@@ -25,7 +26,7 @@ from relu_deploy.backends.onnxruntime.probe import PROVIDERS
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph.model import read_model
-from relu_deploy.loop_limit import loops_are_limited
+from relu_deploy.run_limit import ended_after, ending_process, overdue, runs_are_limited
 from relu_deploy.storage.folders import temporary_folder
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
@@ -58,8 +59,8 @@ def settings_for(options: Options) -> Any:
     return settings
 
 
-#: operators that run a graph again and again, and seconds that one run of a graph with them may take where Loops are limited
-LOOPS, LOOP_SECONDS = ("Loop", "Scan"), 30.0
+#: operators that run a graph again and again
+LOOPS = ("Loop", "Scan")
 #: kernels that only change a precision or a memory layout
 CONVERTING = ("Cast", "DequantizeLinear", "QuantizeLinear", "ReorderInput", "ReorderOutput")
 
@@ -106,7 +107,8 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
         arrays = check_feeds(feeds, self.inputs, self._bundle.name, by_name=False)
-        limited = self._repeats and loops_are_limited()
+        # What one run takes the next ones take too, unless they have Loops: only the first is watched, which costs microseconds.
+        limited = (self._repeats or not self._runs) and runs_are_limited()
         try:
             results = self._run_limited(arrays) if limited else self._session.run(self._names, arrays, self._quiet)
         except InputError:
@@ -117,27 +119,22 @@ class OnnxRuntimeSession:
         return dict(zip(self._names, results, strict=True))
 
     def _run_limited(self, arrays: Feeds) -> Any:
-        """Return the results of a graph with Loops. Raises InputError if it has not ended after `LOOP_SECONDS`."""
+        """Return the results of a run that is ended if it takes too long. Raises TooLong."""
         options, over = _quiet_run(), threading.Event()
+        seconds = run_limit.LOOP_SECONDS if self._repeats else run_limit.RUN_SECONDS
 
         def end() -> None:
             over.set()
             options.terminate = True
 
-        timer = threading.Timer(LOOP_SECONDS, end)
-        timer.start()
         try:
-            return self._session.run(self._names, arrays, options)
+            # It is ended between two nodes; one that takes long by itself takes the process with it.
+            with ended_after(seconds, end), ending_process(self.title, self.name, self._repeats, seconds):
+                return self._session.run(self._names, arrays, options)
         except Exception:  # the runtime's exception types share no base class
             if over.is_set():
-                raise InputError(
-                    f"{self.title} has Loops, and one run of it has taken longer than {LOOP_SECONDS:g} s on {self.name}",
-                    "say how long the command may take with --timeout, or use smaller inputs",
-                ) from None
+                raise overdue(self.title, self.name, self._repeats) from None
             raise
-        finally:
-            timer.cancel()
-            timer.join()
 
     def executed(self) -> Sequence[Executed]:
         kernels = {event["name"]: event for event in self._end_profiling()}

@@ -16,6 +16,8 @@ from relu_deploy.backends.openvino.errors import message_of
 from relu_deploy.backends.openvino.probe import DEVICE
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, Unsupported
+from relu_deploy.graph.bodies import has_loops
+from relu_deploy.run_limit import ending_process
 from relu_deploy.tensors import Array, Feeds, TensorSpec, check_feeds
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class OpenVinoSession:
         #: index of each input in the compiled model
         self._positions = {spec.name: _position(compiled.inputs, spec.name) for spec in self.inputs}
         self._lock = threading.Lock()
-        self._runs = 0
+        self._runs, self._repeats = 0, has_loops(graph)
         # With a single thread OpenVINO 2026.4 does not raise on a shape mismatch inside a dynamic graph: it returns the outputs
         # of the previous run, or terminates the process. Inferring the shapes of the uncompiled model raises.
         self._dynamic = model if model.is_dynamic() else None
@@ -88,7 +90,7 @@ class OpenVinoSession:
                 # Given one by one, inputs skip the dispatch of `infer`, which takes a tenth of a millisecond.
                 for name, array in arrays.items():
                     self._request.set_input_tensor(self._positions[name], _tensor(array))
-                results = self._request.infer()
+                results = self._infer()
             except Exception as error:  # the bindings raise RuntimeError and others
                 shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in arrays.items())
                 raise Unsupported(
@@ -98,6 +100,14 @@ class OpenVinoSession:
             self._runs += 1
             values = map(_array, results.values(), self._bfloat16)
             return dict(zip(self._names, values, strict=True))
+
+    def _infer(self) -> Any:
+        # What one run takes the next ones take too, unless they have Loops.
+        if self._runs and not self._repeats:
+            return self._request.infer()
+        # A request is cancelled between two nodes only, and a Loop is one node.
+        with ending_process(self.title, self.name, self._repeats):
+            return self._request.infer()
 
     def executed(self) -> Sequence[Executed]:
         """Return the layers of the compiled model with the precision of each; empty on later calls."""

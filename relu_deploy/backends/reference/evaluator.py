@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relu_deploy import run_limit
 from relu_deploy.backends.base import Consume, Rounding, Seen
 from relu_deploy.backends.reference.delegate import Delegate
 from relu_deploy.backends.reference.loop_turns import LoopTurns
 from relu_deploy.backends.reference.program import Node, Program, Scope, attribute_value, compile_graph, opsets_of, schema_of
 from relu_deploy.backends.reference.registry import Call
 from relu_deploy.backends.reference.types import HALF, element_type, narrowed, widened
-from relu_deploy.errors import InputError, ReluDeployError
+from relu_deploy.errors import InputError, ReluDeployError, TooLong
 from relu_deploy.gc_pause import without_collecting
+from relu_deploy.run_limit import ALLOW_MORE, runs_are_limited
 
 if TYPE_CHECKING:
     import onnx
@@ -72,10 +74,12 @@ class Evaluation:
         return self.generators[node]
 
     def check_time(self, node: str) -> None:
-        """Raise InputError when the evaluation has taken longer than its limit."""
+        """Raise InputError when the evaluation has taken longer than its limit, TooLong when runs are limited and it took an hour."""
         limit = self.limits.seconds
         if limit is not None and time.monotonic() - self.started > limit:
             raise InputError(f"the reference evaluation took longer than {limit:g} s, at node {node!r}", "use smaller inputs")
+        if runs_are_limited() and time.monotonic() - self.started > run_limit.RUN_SECONDS:
+            raise TooLong(f"the reference evaluation took longer than {run_limit.RUN_SECONDS:g} s, at node {node!r}", ALLOW_MORE)
 
 
 @dataclass

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 
-from relu_deploy.errors import InputError
-from relu_deploy.loop_limit import loops_are_limited
+from relu_deploy.errors import InputError, TooLong
+from relu_deploy.run_limit import ALLOW_MORE, runs_are_limited
 
 __all__ = ["LoopTurns"]
 
@@ -16,8 +16,8 @@ __all__ = ["LoopTurns"]
 FREE_TURNS = 10_000
 #: seconds of processor time that all turns of an evaluation may take: `verify` evaluates a graph about eight times
 MOST_SECONDS = 5.0
-#: turns between two looks at the clock
-STRIDE = 256
+#: seconds that fewer turns may take: nobody waits for longer without having said so
+MOST_SECONDS_OF_FEW = 600.0
 
 
 class LoopTurns:
@@ -41,19 +41,20 @@ class LoopTurns:
             turn: How many turns of this run of the node came before.
 
         Raises:
-            InputError: If the node has taken as many turns as it may, or all together have taken too long.
+            InputError: If the node has taken as many turns as it may.
+            TooLong: If all together have taken too long, and runs are limited.
         """
         if self._most is not None and turn >= self._most:
             raise InputError(f"{operator} {name!r} has not ended after {turn} iterations", "check its condition and trip count")
         if self._count == 0:
             self._started = time.thread_time()
         self._count += 1
-        if self._count % STRIDE or self._count < FREE_TURNS or not loops_are_limited():
+        if not runs_are_limited():
             return
         seconds = time.thread_time() - self._started
-        if seconds > self._seconds:
-            raise InputError(
+        if seconds > (self._seconds if self._count >= FREE_TURNS else MOST_SECONDS_OF_FEW):
+            raise TooLong(
                 f"the reference evaluator has run the bodies of Loops {self._count:,} times in {seconds:.1f} s, the last that of "
                 f"{name!r}, and they have not ended",
-                "say how long the command may take with --timeout, or use smaller inputs",
+                ALLOW_MORE,
             )

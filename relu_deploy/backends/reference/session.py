@@ -11,12 +11,16 @@ from relu_deploy.backends.reference.evaluator import Evaluator
 from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, ReluDeployError, Unsupported
+from relu_deploy.run_limit import ending_process
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = ["ReferenceSession"]
+
+#: seconds that the node may take which is evaluated when the time of an evaluation is over
+NODE_SECONDS = 600.0
 
 
 class ReferenceSession:
@@ -63,10 +67,12 @@ class ReferenceSession:
         evaluator = self._evaluator(wide)
         arrays = check_feeds(feeds, self.inputs, self._bundle.name, by_name=False)
         try:
-            if wide and self._delegate is not None and not self._delegate.types:
-                # The types of operands are those of the graph, which a float64 evaluation has lost.
-                self._evaluator(wide=False).run(arrays)
-            return evaluator.run(arrays, rounding, seen, consume=consume)
+            # The evaluator looks at the clock between two nodes; one that takes long by itself takes the process with it.
+            with ending_process(self._bundle.title, "the reference evaluator", loops=False, patience=NODE_SECONDS):
+                if wide and self._delegate is not None and not self._delegate.types:
+                    # The types of operands are those of the graph, which a float64 evaluation has lost.
+                    self._evaluator(wide=False).run(arrays)
+                return evaluator.run(arrays, rounding, seen, consume=consume)
         except ReluDeployError as error:
             raise type(error)(f"{self._bundle.name}: {error.message}", error.hint) from error
         except Exception as error:

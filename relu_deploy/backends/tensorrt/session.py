@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from math import log
@@ -29,6 +30,8 @@ from relu_deploy.backends.tensorrt.probe import MODULES, compiles_ahead
 from relu_deploy.bundle import Bundle, write_atomically
 from relu_deploy.errors import InputError, Unsupported
 from relu_deploy.graph import precision_of, read_model
+from relu_deploy.graph.bodies import has_loops
+from relu_deploy.run_limit import ending_process
 from relu_deploy.storage.engine_files import is_trusted, trust
 from relu_deploy.tensors import Feeds, TensorSpec, check_feeds
 
@@ -147,7 +150,8 @@ class TensorRtSession:
         self._lent: weakref.WeakSet[TensorRtIoBinding] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._device = str(find_gpu(gpu.index))
-        self._precision = precision_of(read_model(bundle.onnx))
+        graph = read_model(bundle.onnx)
+        self._precision, self._repeats = precision_of(graph), has_loops(graph)
         self._cuda_graph = "by the library" if self._config is not None else "captured after the first run of a shape"
 
     @property
@@ -168,7 +172,7 @@ class TensorRtSession:
         }
 
     def run(self, feeds: Mapping[str, Any]) -> Feeds:
-        with self._lock:
+        with self._lock, ending_process(self.title, self.name) if self._repeats else nullcontext():
             arrays, rows = self._batches.pad(check_feeds(feeds, self.inputs, self.title))
             bound = self._bound_for(arrays)
             bound.upload(arrays)

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from relu_deploy.errors import InputError
+from relu_deploy.errors import InputError, TooLong
 from relu_deploy.graph.domains import is_standard
 from relu_deploy.graph.loading.traversal import bodies_of, outer_reads
-from relu_deploy.loop_limit import loops_are_limited
+from relu_deploy.run_limit import runs_are_limited
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import onnx
 
-__all__ = ["check_loops", "growing_states"]
+__all__ = ["GraphRuns", "check_loops", "graph_runs", "growing_states"]
 
 #: most times that a Loop or Scan may run the nodes in its body, those of Loops inside it included: a runtime takes half an hour for these
 MOST_RUNS = 10**9
@@ -60,8 +60,8 @@ def check_loops(proto: onnx.ModelProto, where: str) -> None:
         where: The file's name for error messages.
 
     Raises:
-        InputError: If a Loop never ends, one runs its nodes more than `MOST_RUNS` times, or all together run theirs more than
-            `MOST_LIMITED_RUNS` times and this process limits Loops.
+        InputError: If a Loop never ends, or one runs its nodes more than `MOST_RUNS` times.
+        TooLong: If all together run theirs more than `MOST_LIMITED_RUNS` times, and runs are limited.
     """
     groups = (proto.graph.node, *(function.node for function in proto.functions))
     if all(next(bodies_of(node), None) is None for nodes in groups for node in nodes):
@@ -73,31 +73,75 @@ def check_loops(proto: onnx.ModelProto, where: str) -> None:
     if longest.runs > MOST_RUNS:
         raise InputError(f"{where}: {longest}", "give the Loop a condition that becomes false, or fewer turns")
     total = sum(each.runs for each in found)
-    if total > MOST_LIMITED_RUNS and loops_are_limited():
-        raise InputError(
+    if total > MOST_LIMITED_RUNS and runs_are_limited():
+        raise TooLong(
             f"{where}: {longest}, and running {total:,} nodes may take minutes", "say how long it may take with --timeout"
         )
 
 
-def _repetitions(proto: onnx.ModelProto) -> Iterator[_Repetition]:
+class GraphRuns(NamedTuple):
+    """A graph, or one inside it, and how often it runs.
+
+    Attributes:
+        nodes: Its nodes.
+        known: Its constants of one number, and those around it.
+        types: The types of its tensors, and of those around it, as far as they are recorded.
+        dims: The shapes of its initializers, and of those around it.
+        turns: How often it runs in one run of the model, as far as that is known.
+        version: Version of the standard operators.
+    """
+
+    nodes: Iterable[onnx.NodeProto]
+    known: Constants
+    types: Types
+    dims: ChainMap[str, tuple[int, ...]]
+    turns: int
+    version: int
+
+    def times(self, node: onnx.NodeProto) -> int | None:
+        """Return how often `node` runs its body, None where that is not known, or for another node than a Loop or Scan."""
+        times = _times(node, self.known)
+        return _scan_length(node, self.types, self.version) if times is None else times
+
+    def inside(self, body: onnx.GraphProto, turns: int) -> GraphRuns:
+        """Return the same for a graph inside this one."""
+        constants = _constants_of_nodes(body.node)
+        return self._replace(
+            nodes=body.node,
+            known=self.known.new_child(_constants(body)).new_child(constants),
+            types=self.types.new_child(_types(body)),
+            dims=self.dims.new_child(_dims(body)),
+            turns=turns,
+        )
+
+
+def graph_runs(proto: onnx.ModelProto) -> Iterator[GraphRuns]:
+    """Yield the graph of `proto`, its functions, and all graphs inside these."""
     version = next((opset.version for opset in proto.opset_import if is_standard(opset)), 0)
-    waiting: list[tuple[Iterable[onnx.NodeProto], Constants, Types, int]] = [
-        (proto.graph.node, _constants(proto.graph), ChainMap(_types(proto.graph)), 1)
+    empty = GraphRuns((), ChainMap(), ChainMap(), ChainMap(), 1, version)
+    waiting = [empty.inside(proto.graph, 1)]
+    waiting += [
+        empty._replace(nodes=function.node, known=ChainMap(_constants_of_nodes(function.node))) for function in proto.functions
     ]
-    waiting += [(function.node, ChainMap(), ChainMap(), 1) for function in proto.functions]
     while waiting:
-        nodes, known, types, turns = waiting.pop()
-        known = known.new_child(_constants_of_nodes(nodes))
-        for node in nodes:
+        runs = waiting.pop()
+        yield runs
+        for node in runs.nodes:
             bodies = list(bodies_of(node))
-            if not bodies:
-                continue
-            times = _times(node, known)
-            times = _scan_length(node, types, version) if times is None else times
-            inside = turns if times is None else turns * times
-            if times is not None:
-                yield _Repetition(node, times, inside * max(1, len(bodies[0].node)))
-            waiting += [(body.node, known.new_child(_constants(body)), types.new_child(_types(body)), inside) for body in bodies]
+            times = runs.times(node) if bodies else None
+            waiting += [runs.inside(body, runs.turns if times is None else runs.turns * times) for body in bodies]
+
+
+def _repetitions(proto: onnx.ModelProto) -> Iterator[_Repetition]:
+    for runs in graph_runs(proto):
+        for node in runs.nodes:
+            body = next(bodies_of(node), None)
+            if body is not None and (times := runs.times(node)) is not None:
+                yield _Repetition(node, times, runs.turns * times * max(1, len(body.node)))
+
+
+def _dims(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    return {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
 
 
 def _types(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:

@@ -11,6 +11,7 @@ from collections import ChainMap
 from typing import TYPE_CHECKING
 
 from relu_deploy.errors import InputError
+from relu_deploy.graph.loading.arithmetic import check_arithmetic
 from relu_deploy.graph.loading.loops import check_loops, growing_states
 from relu_deploy.graph.loading.traversal import bodies_of, outer_reads
 from relu_deploy.graph.propagation import infer_with_values
@@ -63,6 +64,7 @@ def check_resources(proto: onnx.ModelProto, where: str) -> None:
     Raises:
         InputError: If a tensor needs more than `memory_limit` bytes, or has more dimensions than runtimes support, or if a Loop
             never ends or runs too long (see `check_loops`).
+        TooLong: If runs are limited, and one would take hours (see `check_arithmetic`).
     """
     check_loops(proto, where)
     _check_values(proto.graph, where)
@@ -76,6 +78,7 @@ def check_resources(proto: onnx.ModelProto, where: str) -> None:
     _check_values(inferred.graph, where)
     # The shapes of more inputs of Scans are known now.
     check_loops(inferred, where)
+    check_arithmetic(inferred, where)
     _check_growth(inferred, where)
 
 

@@ -14,10 +14,10 @@ from relu_deploy.backends import load
 from relu_deploy.backends.base import Rounding
 from relu_deploy.backends.reference import loop_turns
 from relu_deploy.backends.reference.evaluator import Evaluator, Limits
-from relu_deploy.backends.reference.loop_turns import FREE_TURNS, STRIDE, LoopTurns
+from relu_deploy.backends.reference.loop_turns import FREE_TURNS, LoopTurns
 from relu_deploy.backends.reference.program import unsupported_nodes
 from relu_deploy.errors import InputError, Unsupported
-from relu_deploy.loop_limit import limited_loops
+from relu_deploy.run_limit import limited_runs
 
 FLOAT = TensorProto.FLOAT
 
@@ -85,15 +85,15 @@ def test_a_loop_that_does_not_end_is_stopped_with_its_name():
 def patience(monkeypatch):
     """Let Loops run for a tenth of a second."""
     monkeypatch.setattr(loop_turns, "MOST_SECONDS", 0.1)
-    with limited_loops(True):
+    with limited_runs(True):
         yield
 
 
-def test_a_loop_that_takes_minutes_is_stopped_where_loops_are_limited(patience):
+def test_a_loop_that_takes_minutes_is_stopped_where_runs_are_limited(patience):
     with pytest.raises(InputError, match=r"run the bodies of Loops [0-9,]+ times .* the last that of 'loop'") as caught:
         run(loop_model(np.array(2**62), np.array(True)), {"x": X})
     assert "--timeout" in caught.value.hint
-    with limited_loops(False), pytest.raises(InputError, match=r"took longer than 0\.4 s"):
+    with limited_runs(False), pytest.raises(InputError, match=r"took longer than 0\.4 s"):
         run(loop_model(None, np.array(True)), {"x": X}, limits=Limits(seconds=0.4))
 
 
@@ -102,7 +102,7 @@ def test_turns_that_take_long_by_themselves_are_the_models_own_work(patience):
     for turn in range(FREE_TURNS - 1):
         turns.begin("Loop", "loop", turn)
     with pytest.raises(InputError, match="have not ended"):
-        for turn in range(FREE_TURNS, FREE_TURNS + 2 * STRIDE):
+        for turn in range(FREE_TURNS, FREE_TURNS + 2):
             turns.begin("Loop", "loop", turn)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 
+from relu_deploy.backends.reference.full_match import FullMatch
 from relu_deploy.backends.reference.registry import Call, operator
 from relu_deploy.backends.reference.types import as_text
 from relu_deploy.tensors import Array
@@ -50,8 +50,8 @@ def string_normalizer(call: Call, x: Array) -> Array:
 
 @operator("RegexFullMatch", keeps_types=True)
 def regex_full_match(call: Call, x: Array) -> Array:
-    pattern = re.compile(call.get("pattern"))
-    return np.array([pattern.fullmatch(text) is not None for text in as_text(x).ravel()], bool).reshape(x.shape)
+    pattern = FullMatch(call.get("pattern"))
+    return np.array([pattern.matches(text) for text in as_text(x).ravel()], bool).reshape(x.shape)
 
 
 @operator("TfIdfVectorizer", keeps_types=True)
