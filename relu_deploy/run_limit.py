@@ -6,6 +6,7 @@ it; whoever gives that option has said how long the graph may take. The function
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -97,6 +98,16 @@ def ended_after(seconds: float, end: Callable[[], None]) -> Iterator[None]:
 @cache
 def _watch() -> None:
     threading.Thread(target=_end_overdue, name="run limit", daemon=True).start()
+
+
+def _begin_anew() -> None:
+    _watch.cache_clear()
+    _watched.clear()
+
+
+# A process that is forked from this one has its objects, but not its threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _end_overdue() -> None:
