@@ -4,7 +4,8 @@ gRPC sets up each connection that it accepts, and begins each call that a connec
 client that connects and leaves thousands of times a second keeps it busy: its accept queue fills, the system drops what comes next,
 and every other client waits for seconds until its system tries again. While that lasts, connections are accepted here (`Acceptor`):
 those whose clients have left are closed, which costs little, and the others are passed on, as many as the event loop can take.
-Passing on costs a tenth of the calls a second, and a third with messages of 600 KB, so it ends when fewer arrive. Only for Linux.
+Passing on costs up to a tenth of the calls a second, and half of those with messages of 600 KB, so it ends when fewer arrive. Only for
+Linux.
 """
 
 from __future__ import annotations
