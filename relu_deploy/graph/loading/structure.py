@@ -81,6 +81,18 @@ def _check_text(*texts: object) -> None:
         raise _Broken("it holds a name or text that is not UTF-8")
 
 
+def _texts_of(entries: Iterable[onnx.StringStringEntryProto]) -> list[str]:
+    return [text for entry in entries for text in (entry.key, entry.value)]
+
+
+def _check_values(values: Iterable[onnx.ValueInfoProto]) -> None:
+    """Raise an error for a text of a tensor's description that is not UTF-8, or a name that is too long."""
+    for value in values:
+        dims = value.type.tensor_type.shape.dim
+        _check_names(value.name, *(dim.dim_param for dim in dims))
+        _check_text(value.doc_string, value.type.denotation, *(dim.denotation for dim in dims), *_texts_of(value.metadata_props))
+
+
 def _check_names(*names: object) -> None:
     """Raise an error for a name that is not UTF-8 or is too long."""
     _check_text(*names)
@@ -91,8 +103,7 @@ def _check_names(*names: object) -> None:
 
 def _check_model(proto: onnx.ModelProto) -> None:
     _check_text(proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
-    _check_text(*(text for entry in proto.metadata_props for text in (entry.key, entry.value)))
-    _check_text(*(opset.domain for opset in proto.opset_import))
+    _check_text(*_texts_of(proto.metadata_props), *(opset.domain for opset in proto.opset_import))
     if not proto.graph.output:
         raise _Broken("its graph has no outputs" if proto.graph.node else "it has no graph, or is cut short")
     versions = _versions(proto.opset_import)
@@ -141,10 +152,10 @@ class _Scope(NamedTuple):
 
 
 def _check_graph(graph: onnx.GraphProto, outer: _Scope | None) -> _Scope:
-    _check_text(graph.name, graph.doc_string)
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        _check_names(value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))
-        _check_text(value.doc_string)
+    _check_text(graph.name, graph.doc_string, *_texts_of(graph.metadata_props))
+    for tensor in graph.quantization_annotation:
+        _check_text(tensor.tensor_name, *_texts_of(tensor.quant_parameter_tensor_names))
+    _check_values((*graph.input, *graph.output, *graph.value_info))
     for value in graph.value_info:
         _check_type(value, required=False)
     given = set()
@@ -208,6 +219,9 @@ def _check_order(graph: onnx.GraphProto, scope: _Scope, made: set[str]) -> None:
 
 def _check_function(function: onnx.FunctionProto, versions: dict[str, int], functions: _Functions) -> None:
     _check_text(function.name, function.domain, function.overload, function.doc_string, *function.input, *function.output)
+    _check_text(*(opset.domain for opset in function.opset_import), *function.attribute, *_texts_of(function.metadata_props))
+    _check_text(*(text for each in function.attribute_proto for text in (each.name, each.ref_attr_name, each.doc_string)))
+    _check_values(function.value_info)
     if not function.name or not function.output:
         raise _Broken("a local function has no name or no outputs")
     names = [*function.input, *(name for node in function.node for name in node.output if name)]
@@ -236,8 +250,7 @@ class _Arity(NamedTuple):
 
 def _check_node(node: onnx.NodeProto, versions: dict[str, int], functions: _Functions) -> None:
     _check_names(node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
-    _check_text(node.doc_string)
-    _check_text(*(text for entry in node.metadata_props for text in (entry.key, entry.value)))
+    _check_text(node.doc_string, *_texts_of(node.metadata_props))
     if not node.op_type:
         raise _Broken(f"the node {node.name!r} has no operator type")
     if not any(node.output):
@@ -317,7 +330,7 @@ def check_tensor(tensor: onnx.TensorProto) -> None:
     import onnx
 
     _check_names(tensor.name)
-    _check_text(tensor.doc_string, *(text for entry in tensor.external_data for text in (entry.key, entry.value)))
+    _check_text(tensor.doc_string, *_texts_of(tensor.external_data), *_texts_of(tensor.metadata_props))
     name = f"the tensor {tensor.name!r}"
     if tensor.data_type not in _item_bits():
         raise _Broken(f"{name} has the unknown type {tensor.data_type}")
