@@ -11,12 +11,12 @@ from relu_deploy.graph.intervals.operands import constant_of
 from relu_deploy.graph.rewriting.qlinear_operators import (
     CONTRIB,
     STATIC,
-    Rewriter,
     ended,
     kept_attributes,
     operand,
     rank_of,
 )
+from relu_deploy.graph.rewriting.qlinear_rewriter import Rewriter
 from relu_deploy.tensors import Array
 
 if TYPE_CHECKING:

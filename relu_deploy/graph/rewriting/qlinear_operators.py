@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relu_deploy.graph.intervals.operands import constant_of
 from relu_deploy.graph.model import opset_of
+from relu_deploy.graph.rewriting.qlinear_rewriter import Rewriter
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["CONTRIB", "MOVING", "STATIC", "Rewriter", "ended", "kept_attributes", "operand", "rank_of", "results_of"]
+__all__ = ["CONTRIB", "MOVING", "STATIC", "ended", "kept_attributes", "operand", "rank_of"]
 
 CONTRIB = "com.microsoft"
 #: operators that only move numbers, with how many of their results have the numbers' scale; the order of numbers is the same before
@@ -37,47 +38,6 @@ MOVING = {
     "Transpose": 1,
     "Unsqueeze": 1,
 }
-#: places of the scale and zero point of the result among the inputs
-RESULTS = {
-    "QGemm": (7, 8),
-    "QLinearAdd": (6, 7),
-    "QLinearConcat": (0, 1),
-    "QLinearConv": (6, 7),
-    "QLinearMatMul": (6, 7),
-    "QLinearMul": (6, 7),
-    "QLinearWhere": (7, 8),
-}
-UNARY = ("AveragePool", "GlobalAveragePool", "LeakyRelu", "ReduceMean", "Sigmoid", "Softmax")
-RESULTS |= {f"QLinear{name}": (3, 4) for name in UNARY}
-
-
-class Rewriter(Protocol):
-    """What rewrites the graph: see `qlinear.Expansion`."""
-
-    @property
-    def model(self) -> ir.Model: ...
-    def constant(self, name: str, array: Any) -> ir.Value: ...
-    def load(self, node: ir.Node, place: int, axis: int = 1) -> ir.Value: ...
-    def dequantized(
-        self, node: ir.Node, numbers: ir.Value, scale: ir.Value, zero: ir.Value | None, axis: int = 1
-    ) -> ir.Value: ...
-    def insert(
-        self,
-        node: ir.Node,
-        operator: str,
-        operands: Sequence[ir.Value | None],
-        attributes: Mapping[str, Any] | None = None,
-        *,
-        name: str = "",
-        outputs: int = 1,
-    ) -> ir.Value: ...
-    def store(self, node: ir.Node, result: ir.Value, axis: int = 1, output: int = 0) -> None: ...
-    def finish(self, node: ir.Node, computing: ir.Value) -> None: ...
-
-
-def results_of(node: ir.Node) -> tuple[int, int] | None:
-    """Return the places of the scale and the zero point of the result among the inputs of `node`, None for other operators."""
-    return RESULTS.get(node.op_type)
 
 
 def _number(node: ir.Node, name: str, default: int) -> int:
