@@ -26,6 +26,7 @@ LAYERS = (
         "latency_stats",
         "run_limit",
         "parent_process",
+        "trial_outcome",
         "worker_process",
     ),
     ("storage", "graph", "bundle", "preprocessing", "data", "tasks"),

@@ -26,7 +26,7 @@ from pathlib import Path
 from relu_deploy.errors import EXIT_BAD_INPUT, InputError, ReluDeployError, TooLong, Unsupported, UsageError
 from relu_deploy.interrupts import end_on_signals
 from relu_deploy.parent_process import end_with_parent
-from relu_deploy.run_limit import end_overdue_runs, limited_runs
+from relu_deploy.trial_outcome import OUT_OF_MEMORY, OVERDUE, outcome_of
 
 __all__ = ["check_timeout", "memory_of_command", "run_isolated", "try_in_child"]
 
@@ -34,8 +34,8 @@ __all__ = ["check_timeout", "memory_of_command", "run_isolated", "try_in_child"]
 GRACE = 3.0
 #: Seconds between a signal that ends this process and the kill of a child whose runtime blocks or handles that signal.
 ENDING_GRACE = 1.0
-#: Exit codes of a child whose parent has ended, and of a trial without enough memory or whose graph takes too long.
-ORPHANED, OUT_OF_MEMORY, OVERDUE = 128 + 15, 90, 91
+#: Exit code of a child whose parent has ended.
+ORPHANED = 128 + 15
 #: bytes that runtimes need by themselves
 LEAST_MEMORY = 4 * 10**9
 #: Signals that request the end of a process.
@@ -106,9 +106,7 @@ def try_in_child(work: Callable[[], object], command: str, timeout: float | None
         return
     watch = _fork(timeout, core=False)
     if watch is None:
-        end_overdue_runs(lambda _: os._exit(OVERDUE))
-        with limited_runs(timeout is None):
-            os._exit(_quiet(work))
+        os._exit(_quiet(work, limited=timeout is None))
     if watch.code == OVERDUE:
         raise TooLong(
             f"{command} takes too long", "say how long it may take with --timeout, or use a smaller model or --max-batch"
@@ -119,22 +117,17 @@ def try_in_child(work: Callable[[], object], command: str, timeout: float | None
         raise watch.error(command)
 
 
-def _quiet(work: Callable[[], object]) -> int:
-    """Do `work` without output, and return the exit code of this process."""
+def _quiet(work: Callable[[], object], limited: bool) -> int:
+    """Do `work` without output, and return the exit code of this process. limited: as for `outcome_of`."""
     try:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(nowhere, number)
-        work()
-    except MemoryError:
-        return OUT_OF_MEMORY
-    except TooLong:
-        return OVERDUE
+        return outcome_of(work, limited)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0
-    except Exception:  # the same error comes again where the work is done in earnest
+    except OSError:  # without a file descriptor the work fails as well, and that is reported
         return 0
-    return 0
 
 
 def memory_of_command(max_memory: float | None) -> int:

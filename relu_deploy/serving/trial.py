@@ -17,14 +17,11 @@ from relu_deploy.bundle import Bundle
 from relu_deploy.errors import InputError, TooLong, Unsupported
 from relu_deploy.graph.loading.resources import memory_limit, memory_size, set_memory_limit
 from relu_deploy.parent_process import end_with_parent
-from relu_deploy.run_limit import end_overdue_runs, limited_runs
 from relu_deploy.serving.batcher import Limits
 from relu_deploy.serving.loading import ModelOptions, load_warm
+from relu_deploy.trial_outcome import OUT_OF_MEMORY, OVERDUE, outcome_of
 
 __all__ = ["Trials", "load_and_close"]
-
-#: exit codes of a process that has not enough memory for the model, and of one whose graph takes too long
-OUT_OF_MEMORY, OVERDUE = 90, 91
 
 
 def load_and_close(path: str | os.PathLike[str], options: ModelOptions) -> None:
@@ -90,17 +87,7 @@ def _main() -> int:
     set_memory_limit(limit)
     key = None if signature_key is None else Path(signature_key)
     options = ModelOptions(backend, threads, device, Limits(max_batch, 0.0, 1), signature_key=key)
-    end_overdue_runs(lambda _: os._exit(OVERDUE))
-    try:
-        with limited_runs(limited):
-            load_and_close(path, options)
-    except MemoryError:
-        return OUT_OF_MEMORY
-    except TooLong:
-        return OVERDUE
-    except Exception:  # the server meets and reports it
-        return 0
-    return 0
+    return outcome_of(lambda: load_and_close(path, options), limited)
 
 
 if __name__ == "__main__":
