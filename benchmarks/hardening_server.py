@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
+from certificates import certificate as certificate_of
 from cross_origin import attempts, violation
 from hostile_calls import CALL_ATTACKS, attack_beside_calls
 from hostile_clients import ATTACKS, TLS_ATTACKS, attack_beside_a_client
 from pictures import encoded, gradient
 from request_cases import GRPC_ALLOWED, grpc_request, http_request
 from running import Running
-from security_cost import certificate as certificate_of
 from serve_kills import stop_under_load
 
 from relu_deploy.serving.protocol.proto import messages

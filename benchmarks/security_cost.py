@@ -14,13 +14,17 @@ import asyncio
 import json
 import re
 import ssl
-import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
+
+from certificates import certificate
 from monitor_cost import CONNECTIONS, end, ratio_of, request_for, started
 
 from relu_deploy.backends.threads import ThreadCount
@@ -30,14 +34,6 @@ from relu_deploy.exporting.exporter import export_source
 
 FORMS = ("plain", "keys", "tls", "tls and keys")
 KEY = "a-key-for-the-benchmark"
-
-
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """Return a certificate and its key."""
-    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    words += ["-keyout", "server.key", "-out", "server.pem", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(words, cwd=folder, check=True, capture_output=True)
-    return folder / "server.pem", folder / "server.key"
 
 
 async def client(port: int, context: ssl.SSLContext | None, requests: list[bytes], until: float) -> int:

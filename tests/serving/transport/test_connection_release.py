@@ -6,11 +6,9 @@ import asyncio
 import gc
 import socket
 import struct
-import subprocess
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from shutil import which
 from typing import Any
 
@@ -19,6 +17,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 uvloop = pytest.importorskip("uvloop", reason="the server's libraries are not installed (pip install 'relu-deploy[serve]')")
 
+from certificates import certificate  # noqa: E402
 from running import until  # noqa: E402
 from untrusting import connected  # noqa: E402
 
@@ -48,10 +47,7 @@ CLIENTS = {
 def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsOptions:
     if which("openssl") is None:
         pytest.skip("openssl is not installed (apt-get install openssl)")
-    folder: Path = tmp_path_factory.mktemp("certificate")
-    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    subprocess.run([*words, "-keyout", "key", "-out", "pem", "-subj", "/CN=h"], cwd=folder, check=True, capture_output=True)
-    return TlsOptions(folder / "pem", folder / "key")
+    return TlsOptions(*certificate(tmp_path_factory.mktemp("certificate")))
 
 
 @pytest.fixture
